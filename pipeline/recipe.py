@@ -1,6 +1,7 @@
 """Recipes: one YAML file is one runnable, complete description of a job, checked here once.
 
-A recipe is read, overridden by dotted `key=value` words, and validated as a whole; after that the code trusts it.
+A recipe is read, overridden by dotted `key=value` words, and validated as a whole; after that the code
+trusts it.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class RegNetParameters(Section):
 
 
 class Trunk(Section):
-    """The network that is kept. `regnet_y` takes explicit `regnet` parameters; the other names are published sizes."""
+    """The network that is kept. `regnet_y` takes explicit `regnet` parameters; other names are published sizes."""
 
     name: Literal[
         "regnet_y",
@@ -145,9 +146,8 @@ class SwAV(Section):
 
 
 class Optim(Section):
-    """The optimizer and its schedule: linear warm-up from `warmup_lr` to `lr`, then cosine to `final_lr`, or constant.
-
-    `lr` is the peak, not scaled by the batch size.
+    """The optimizer and its schedule: linear warm-up from `warmup_lr` to `lr`, then cosine to `final_lr`, or
+    constant. `lr` is the peak, not scaled by the batch size.
     """
 
     name: Literal["sgd", "larc", "lars", "adamw"]
@@ -195,7 +195,7 @@ class Probe(Section):
 
 
 class Run(Section):
-    """Where and how: nothing here changes a number, so nothing here is part of a stage's key."""
+    """Where and how: nothing here changes a number, so none of it is part of a stage's key."""
 
     folder: str = "runs"
     name: str | None = None
@@ -231,7 +231,7 @@ class KnnRecipe(Section):
 
 
 class LinearRecipe(Section):
-    """Logistic regression on frozen features; the regularisation is chosen on a validation split of the training set."""
+    """Logistic regression on frozen features; regularisation is chosen on a split of the training set."""
 
     solver: Literal["lbfgs", "sgd"] = "lbfgs"
     regularisation: tuple[NonNegativeFloat, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -253,7 +253,7 @@ def load_recipe(model: type[R], name: str, overrides: list[str] | None = None, *
         kind: the folder of `configs/` to look in: "pretrain", "transfer" or "dag".
 
     Raises:
-        UserError: if there is no such recipe, or a key or value is wrong: names the file, the key and the choices.
+        UserError: if there is no such recipe, or a key or value is wrong: names file, key and choices.
     """
     path = find_recipe(name, kind=kind)
     values = read_yaml(path)
