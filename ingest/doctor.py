@@ -1,0 +1,100 @@
+"""What decodes and stores images on this machine: the rows that `ingest doctor` adds to the shared ones."""
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+from cluster.doctor import Check, load, package_check
+
+# The one pair that is built from the same source; any other version of Pillow beside it is another codec.
+SIMD_VERSION = "12.1.1.post0"
+INSTALL_SIMD = (
+    "apt-get install gcc libjpeg-dev zlib1g-dev libwebp-dev, then make install "
+    "(Pillow is used until then: same results up to rounding, about half as fast)"
+)
+# 256-bit integer instructions of the VEX 0F38 map. A build with -mavx2 has about a thousand, one without has none.
+AVX2_OPCODE = b"\xc4\xe2\x7d"
+AVX2_BUILD_COUNT = 100
+
+
+def image_checks() -> list[Check]:
+    """The decoder that is active, the codecs it was built with, and the packages of the dataset's format."""
+    pil, found = load("PIL")
+    if pil is None:
+        remedy = "pip install 'pillow>=11'"
+        decoder = [Check(name="decoder", status="missing", detail=found, remedy=remedy, required=True)]
+    else:
+        decoder = [decoder_check(pil), *codec_checks()]
+    simplejpeg = package_check(
+        "simplejpeg", remedy="nothing to do: Pillow decodes instead", purpose="faster JPEG decoding"
+    )
+    return [
+        *decoder,
+        simplejpeg,
+        package_check("pyarrow", remedy="pip install 'pyarrow>=20'", purpose="metadata", required=True),
+        package_check(
+            "webdataset", remedy="pip install 'webdataset>=1.0'", purpose="reading shards elsewhere"
+        ),
+    ]
+
+
+def decoder_check(pil: Any, cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
+    """Which of Pillow and pillow-simd owns the module PIL, and whether it was built for this processor."""
+    version = str(pil.__version__)
+    processor_has_avx2 = " avx2 " in _text(cpuinfo).replace("\n", " ")
+    if ".post" not in version:
+        try:
+            overwritten = importlib.metadata.version("pillow-simd")
+        except importlib.metadata.PackageNotFoundError:
+            status = "warning" if processor_has_avx2 else "ok"
+            remedy = INSTALL_SIMD if processor_has_avx2 else ""
+            return Check(
+                name="decoder", status=status, detail=f"Pillow {version}", remedy=remedy, required=True
+            )
+        detail = f"Pillow {version} has overwritten pillow-simd {overwritten}: both own the module PIL"
+        remedy = f"make install, or: pip install --no-deps --force-reinstall pillow-simd=={SIMD_VERSION}"
+        return Check(name="decoder", status="warning", detail=detail, remedy=remedy, required=True)
+    if not processor_has_avx2:
+        return Check(name="decoder", status="ok", detail=f"pillow-simd {version}, SSE4", required=True)
+    if not built_with_avx2():
+        detail = f"pillow-simd {version}, built without AVX2, which this processor has"
+        remedy = f'CC="cc -mavx2" pip install --no-deps --force-reinstall --no-cache-dir pillow-simd=={SIMD_VERSION}'
+        return Check(name="decoder", status="warning", detail=detail, remedy=remedy, required=True)
+    return Check(name="decoder", status="ok", detail=f"pillow-simd {version}, AVX2", required=True)
+
+
+def built_with_avx2() -> bool:
+    """pillow-simd chooses its instructions when it is compiled and does not say which: look into the build."""
+    from PIL import _imaging
+
+    return Path(_imaging.__file__).read_bytes().count(AVX2_OPCODE) >= AVX2_BUILD_COUNT
+
+
+def codec_checks() -> list[Check]:
+    """JPEG through libjpeg-turbo, PNG and WebP."""
+    from PIL import features
+
+    rebuild = "apt-get install libjpeg-dev zlib1g-dev libwebp-dev, then make install"
+    turbo = features.version("libjpeg_turbo")
+    if turbo:
+        checks = [Check(name="JPEG", status="ok", detail=f"libjpeg-turbo {turbo}", required=True)]
+    elif features.check("jpg"):
+        detail = f"libjpeg {features.version('jpg')}, not libjpeg-turbo: decodes several times slower"
+        checks = [Check(name="JPEG", status="warning", detail=detail, remedy=rebuild, required=True)]
+    else:
+        detail = "PIL was built without JPEG"
+        checks = [Check(name="JPEG", status="missing", detail=detail, remedy=rebuild, required=True)]
+    for name, feature in (("PNG", "zlib"), ("WebP", "webp")):
+        if features.check(feature):
+            checks.append(Check(name=name, status="ok", detail=f"{feature} {features.version(feature)}"))
+        else:
+            detail = f"PIL was built without {feature}: {name} files would be rejected as undecodable"
+            checks.append(Check(name=name, status="warning", detail=detail, remedy=rebuild))
+    return checks
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
