@@ -12,7 +12,7 @@ INSTALL_SIMD = (
     "apt-get install gcc libjpeg-dev zlib1g-dev libwebp-dev, then make install "
     "(Pillow is used until then: same results up to rounding, about half as fast)"
 )
-# 256-bit integer instructions of the VEX 0F38 map. A build with -mavx2 has about a thousand, one without has none.
+# 256-bit integer instructions (VEX map 0F38): a build with -mavx2 has about a thousand, one without has none.
 AVX2_OPCODE = b"\xc4\xe2\x7d"
 AVX2_BUILD_COUNT = 100
 
@@ -46,11 +46,10 @@ def decoder_check(pil: Any, cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
         try:
             overwritten = importlib.metadata.version("pillow-simd")
         except importlib.metadata.PackageNotFoundError:
-            status = "warning" if processor_has_avx2 else "ok"
-            remedy = INSTALL_SIMD if processor_has_avx2 else ""
-            return Check(
-                name="decoder", status=status, detail=f"Pillow {version}", remedy=remedy, required=True
-            )
+            detail = f"Pillow {version}"
+            if not processor_has_avx2:
+                return Check(name="decoder", status="ok", detail=detail, required=True)
+            return Check(name="decoder", status="warning", detail=detail, remedy=INSTALL_SIMD, required=True)
         detail = f"Pillow {version} has overwritten pillow-simd {overwritten}: both own the module PIL"
         remedy = f"make install, or: pip install --no-deps --force-reinstall pillow-simd=={SIMD_VERSION}"
         return Check(name="decoder", status="warning", detail=detail, remedy=remedy, required=True)
@@ -58,13 +57,14 @@ def decoder_check(pil: Any, cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
         return Check(name="decoder", status="ok", detail=f"pillow-simd {version}, SSE4", required=True)
     if not built_with_avx2():
         detail = f"pillow-simd {version}, built without AVX2, which this processor has"
-        remedy = f'CC="cc -mavx2" pip install --no-deps --force-reinstall --no-cache-dir pillow-simd=={SIMD_VERSION}'
+        reinstall = "pip install --no-deps --force-reinstall --no-cache-dir"
+        remedy = f'CC="cc -mavx2" {reinstall} pillow-simd=={SIMD_VERSION}'
         return Check(name="decoder", status="warning", detail=detail, remedy=remedy, required=True)
     return Check(name="decoder", status="ok", detail=f"pillow-simd {version}, AVX2", required=True)
 
 
 def built_with_avx2() -> bool:
-    """pillow-simd chooses its instructions when it is compiled and does not say which: look into the build."""
+    """pillow-simd chooses its instructions when compiled and does not say which: look into the build."""
     from PIL import _imaging
 
     return Path(_imaging.__file__).read_bytes().count(AVX2_OPCODE) >= AVX2_BUILD_COUNT

@@ -1,0 +1,164 @@
+"""Views: named subsets of a sealed dataset that never rewrite its shards.
+
+`views/{name}.parquet` has one row per unit: unit, slots (samples in the shard), kept (how many of them the
+view keeps), bitmap (one bit per slot, the first slot in the lowest bit of the first byte). The file's schema
+names the root it was made for. Runs pin views by name, so a published view is never replaced.
+"""
+
+import hashlib
+import io
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cluster.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+SCHEMA = pa.schema(
+    [
+        pa.field("unit", pa.uint32(), nullable=False),
+        pa.field("slots", pa.uint32(), nullable=False),
+        pa.field("kept", pa.uint32(), nullable=False),
+        pa.field("bitmap", pa.binary(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ViewBitmaps:
+    """Which samples of each unit a view keeps. Bits stay packed: 125 MB for a billion samples.
+
+    Attributes:
+        name: the view's name.
+        root: Merkle root of the dataset it was made for, hex.
+        digest: sha256 of the view's file, hex: the view's identity.
+        units: unit numbers, ascending, (u,) uint32.
+        slots: samples in each unit's shard, (u,) int64.
+        kept: samples of each unit that the view keeps, (u,) int64.
+        packed: for each unit its bits, 8 slots to a byte.
+    """
+
+    name: str
+    root: str
+    digest: str
+    units: NDArray[np.uint32]
+    slots: NDArray[np.int64]
+    kept: NDArray[np.int64]
+    packed: tuple[bytes, ...]
+
+    def keeps(self, unit: int) -> NDArray[np.bool_]:
+        """Whether each slot of the unit is in the view, (slots,) bool.
+
+        Raises:
+            KeyError: the view has no row for this unit.
+        """
+        index = int(np.searchsorted(self.units, unit))
+        if index == len(self.units) or self.units[index] != unit:
+            raise KeyError(unit)
+        return _unpack(self.packed[index], int(self.slots[index]))
+
+
+def view_path(dataset_path: str | Path, name: str) -> Path:
+    """Where the view lies; a UserError if the name could leave the folder."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"{name!r} is no name for a view: use letters, digits, dots, dashes and underscores")
+    return Path(dataset_path) / "views" / f"{name}.parquet"
+
+
+def read_view(dataset_path: str | Path, name: str, *, root: str) -> ViewBitmaps:
+    """Open a view of the dataset sealed as `root`.
+
+    Raises:
+        UserError: there is no such view, it is damaged, or it was made for another root.
+    """
+    path = view_path(dataset_path, name)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        there = sorted(p.stem for p in path.parent.glob("*.parquet"))
+        known = f"it has {', '.join(there)}" if there else "it has no views"
+        raise UserError(f"{dataset_path} has no view named {name}: {known}") from None
+    try:
+        table = pq.read_table(io.BytesIO(data))
+        made_for = (table.schema.metadata or {})[b"root"].decode()
+        columns = {field.name: table.column(field.name) for field in SCHEMA}
+    except (pa.ArrowInvalid, OSError, KeyError, UnicodeDecodeError):
+        raise UserError(f"{path} is not a readable view: make it again under another name") from None
+    if made_for != root:
+        raise UserError(
+            f"view {name} was made for root {made_for[:12]} and this is root {root[:12]}: "
+            f"open the dataset with that root, or make the view again under another name"
+        )
+    view = ViewBitmaps(
+        name=name,
+        root=made_for,
+        digest=hashlib.sha256(data).hexdigest(),
+        units=columns["unit"].to_numpy().astype(np.uint32),
+        slots=columns["slots"].to_numpy().astype(np.int64),
+        kept=columns["kept"].to_numpy().astype(np.int64),
+        packed=tuple(columns["bitmap"].to_pylist()),
+    )
+    for unit, slots, kept, packed in zip(view.units, view.slots, view.kept, view.packed, strict=True):
+        if len(packed) != (slots + 7) // 8 or int(_unpack(packed, int(slots)).sum()) != kept:
+            raise UserError(f"{path} is damaged at unit {unit}: make it again under another name")
+    if np.any(np.diff(view.units.astype(np.int64)) <= 0):
+        raise UserError(f"{path} is damaged (its units are not ascending): make it again under another name")
+    return view
+
+
+def write_view(
+    dataset_path: str | Path, name: str, *, root: str, keeps: Mapping[int, NDArray[np.bool_]]
+) -> Path:
+    """Publish a view at once and for good; writing the same view again changes nothing.
+
+    Args:
+        dataset_path: the dataset's folder.
+        name: the view's name.
+        root: the sealed root that the slots belong to, hex.
+        keeps: for each unit, whether each slot stays, (slots,) bool.
+
+    Raises:
+        UserError: another view of this name exists, or the name is not one.
+    """
+    path = view_path(dataset_path, name)
+    units = sorted(keeps)
+    table = pa.table(
+        {
+            "unit": pa.array(units, pa.uint32()),
+            "slots": pa.array([len(keeps[unit]) for unit in units], pa.uint32()),
+            "kept": pa.array([int(keeps[unit].sum()) for unit in units], pa.uint32()),
+            "bitmap": pa.array(
+                [np.packbits(keeps[unit], bitorder="little").tobytes() for unit in units], pa.binary()
+            ),
+        },
+        schema=SCHEMA.with_metadata({"root": root}),
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{name}-{secrets.token_hex(8)}")
+    try:
+        with draft.open("xb") as file:
+            file.write(buffer.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        path.hardlink_to(draft)
+    except FileExistsError:
+        if path.read_bytes() != buffer.getvalue():
+            raise UserError(f"{path} exists and runs may use it: write the view under another name") from None
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def _unpack(packed: bytes, slots: int) -> NDArray[np.bool_]:
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=slots, bitorder="little")
+    return bits.astype(np.bool_)
