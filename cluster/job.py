@@ -1,0 +1,132 @@
+"""What can be run, and what a thing that runs things must offer: the one interface of all executors."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from cluster.errors import UserError
+
+PREEMPTED_EXIT_CODE = 85  # "asked to stop, saved, start me again": the same code on every executor
+
+
+class State(StrEnum):
+    """Where a job is in its life; the last four are ends."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen without a new submission."""
+        return self not in (State.PENDING, State.RUNNING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a job runs on.
+
+    Args:
+        nodes: machines.
+        ranks_per_node: processes per machine.
+        gpus_per_rank: 0 means CPU.
+        cpus_per_rank: compute threads of each rank; None shares the machine's cores between its ranks.
+    """
+
+    nodes: int = 1
+    ranks_per_node: int = 1
+    gpus_per_rank: int = 0
+    cpus_per_rank: int | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.ranks_per_node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """An importable function and its JSON arguments, called once on every rank. Nothing is pickled (S1).
+
+    Args:
+        name: for people: letters, digits, dot, dash and underscore.
+        function: "package.module:function", importable where the ranks run.
+        arguments: keyword arguments; JSON values only.
+        resources: how many ranks, with what.
+        folder: the run folder: status, logs and errors go there, and whatever the function writes.
+    """
+
+    name: str
+    function: str
+    arguments: Mapping[str, Any]
+    resources: Resources
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise UserError(f"{self.name!r} cannot be a job's name: use letters, digits, '.', '-' and '_'")
+        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.function):
+            raise ValueError(f"a job's function is written 'package.module:function', not {self.function!r}")
+
+    def to_json(self) -> str:
+        """The job as text that `from_json` reads back."""
+        values = asdict(self) | {"arguments": dict(self.arguments), "folder": str(self.folder)}
+        return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The job that `to_json` wrote."""
+        values = json.loads(text)
+        resources, folder = Resources(**values.pop("resources")), Path(values.pop("folder"))
+        return cls(resources=resources, folder=folder, **values)
+
+    def resolve(self) -> Callable[..., object]:
+        """Import the function."""
+        module, _, name = self.function.partition(":")
+        function: Callable[..., object] = getattr(importlib.import_module(module), name)
+        return function
+
+
+class Handle(Protocol):
+    """A submitted job."""
+
+    @property
+    def id(self) -> str:
+        """The executor's own name of the job."""
+
+    def state(self) -> State:
+        """Where the job is now; does not block."""
+
+    def wait(self) -> State:
+        """Block until the job has ended; its final state."""
+
+    def cancel(self) -> None:
+        """Ask the job to end; returns at once."""
+
+
+class Executor(Protocol):
+    """Starts jobs somewhere."""
+
+    def submit(self, job: Job) -> Handle:
+        """Start a job; a UserError says what makes it impossible."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small text file so that a reader, or a crash at any instant, sees the old or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,80 @@
+"""One rank of a job: `python -m cluster.rank FOLDER/job.json [--end-with-stdin]`, started by an executor.
+
+Exit status: 0 done, 85 stopped on request and saved, 2 a mistake of the user, 1 anything else. The exception
+goes to `FOLDER/errors/rank-N.json`, where the executor finds it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from cluster.errors import UserError
+from cluster.job import PREEMPTED_EXIT_CODE, Job, write_atomically
+from cluster.preempt import Preempted
+from cluster.runs import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Run the job's function and end the process with its status."""
+    job = Job.from_json(Path(sys.argv[1]).read_text())
+    rank = int(os.environ["RANK"])
+    if "--end-with-stdin" in sys.argv[2:]:
+        threading.Thread(target=_die_with_the_launcher, daemon=True).start()
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {job.name} [{rank}] %(message)s"
+    )
+    sys.exit(run(job, rank))
+
+
+def run(job: Job, rank: int) -> int:
+    """Call the function; what it raises is written down, and told by the exit status."""
+    try:
+        job.resolve()(**job.arguments)
+    except Preempted as stop:
+        logger.info("%s", stop)
+        return PREEMPTED_EXIT_CODE
+    except UserError as error:
+        _report(job, rank, error)
+        logger.error("%s", error)
+        return 2
+    except Exception as error:
+        _report(job, rank, error)  # before the log: what follows in it may be no more than a peer's death
+        logger.exception("failed")
+        return 1
+    return 0
+
+
+def _report(job: Job, rank: int, error: Exception) -> None:
+    values = {
+        "rank": rank,
+        "type": type(error).__name__,
+        "message": str(error),
+        "user_error": isinstance(error, UserError),
+        "traceback": "".join(traceback.format_exception(error)),
+        "time": time.time(),
+    }
+    write_atomically(RunFolder(job.folder).error(rank), json.dumps(values, indent=2) + "\n")
+
+
+def _die_with_the_launcher() -> None:
+    """Standard input is a pipe whose other end only the launcher holds: end of file means that it is gone.
+
+    The whole process group goes, loader workers included: orphans would write into a run that is resumed.
+    """
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

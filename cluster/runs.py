@@ -1,0 +1,303 @@
+"""Run folders: everything known about a run lies in one folder, readable by people and by scripts.
+
+job.json            what is run
+status.json         state, launcher, attempt, the first error; written atomically
+logs/rank-N.log     stdout and stderr of every rank, over all attempts
+errors/rank-N.json  the exception that ended a rank in the last attempt
+cancelled           somebody asked for the end: no executor starts this run again by itself
+lock                held by the launcher and its ranks while any of them lives
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Self
+
+from cluster.errors import UserError
+from cluster.job import Job, State, write_atomically
+
+LOCK_PATIENCE = 10.0  # seconds that the ranks of a killed launcher may take to notice and die
+TAIL_LINES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """One process of one machine, safe against reused process ids.
+
+    Args:
+        host: the machine's name.
+        pid: process id.
+        started: start time in clock ticks since boot, and the boot's id.
+    """
+
+    host: str
+    pid: int
+    started: str
+
+    @classmethod
+    def current(cls) -> Self:
+        """This process."""
+        started = _start_time(os.getpid())
+        if started is None:
+            raise OSError("/proc does not list this process")
+        return cls(host=socket.gethostname(), pid=os.getpid(), started=started)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it belongs to this machine, so that it can be looked up and signalled."""
+        return self.host == socket.gethostname()
+
+    def alive(self) -> bool:
+        """Whether it still runs; only the machine it belongs to can tell."""
+        return _start_time(self.pid) == self.started
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a run failed: the first rank that did.
+
+    Args:
+        rank: None when no rank is to blame (the launcher was killed).
+        type: the exception's name, or "Killed" / "Exit".
+        message: the exception's text.
+        user_error: the message is a complete sentence for the user; no traceback is wanted.
+        traceback: empty when there was none.
+        log_tail: the last lines of the rank's log.
+    """
+
+    rank: int | None
+    type: str
+    message: str
+    user_error: bool = False
+    traceback: str = ""
+    log_tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """A run's state and how it came to it. Times are seconds since the epoch."""
+
+    state: State
+    name: str
+    executor: str
+    id: str
+    ranks: int
+    attempt: int
+    submitted: float
+    ended: float | None = None
+    launcher: Process | None = None
+    failure: Failure | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for status.json and `--json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The status that `to_json` wrote."""
+        launcher, failure = values.pop("launcher"), values.pop("failure")
+        return cls(
+            state=State(values.pop("state")),
+            launcher=None if launcher is None else Process(**launcher),
+            failure=None
+            if failure is None
+            else Failure(**failure | {"log_tail": tuple(failure["log_tail"])}),
+            **values,
+        )
+
+
+class RunFolder:
+    """One run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path) -> Self:
+        """Make the folder, or open it if it is there already."""
+        for name in ("logs", "errors"):
+            (path / name).mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a run that was submitted before.
+
+        Raises:
+            UserError: if there is none.
+        """
+        if not (path / "status.json").is_file():
+            raise UserError(f"there is no run in {path}; `submit status` lists the runs")
+        return cls(path)
+
+    def lock(self) -> IO[str]:
+        """Take the run for this launcher. The lock lasts as long as any process holds the file open.
+
+        Raises:
+            UserError: if another launcher, or a rank of one, still lives.
+        """
+        file = (self.path / "lock").open("a")
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                launcher = self.read_status().launcher if (self.path / "status.json").is_file() else None
+                if (launcher is not None and launcher.is_here and launcher.alive()) or (
+                    time.monotonic() > deadline
+                ):
+                    file.close()
+                    raise UserError(
+                        f"the run in {self.path} is going on already; `submit cancel {self.path}` ends it"
+                    ) from None
+                time.sleep(0.1)
+            else:
+                return file
+
+    def write_job(self, job: Job) -> None:
+        """Write down what is run."""
+        write_atomically(self.path / "job.json", job.to_json())
+
+    def read_job(self) -> Job:
+        """What is run."""
+        return Job.from_json((self.path / "job.json").read_text())
+
+    def write_status(self, status: Status) -> None:
+        """Replace status.json."""
+        write_atomically(self.path / "status.json", json.dumps(status.to_json(), indent=2) + "\n")
+
+    def read_status(self) -> Status:
+        """status.json as it was last written."""
+        return Status.from_json(json.loads((self.path / "status.json").read_text()))
+
+    def status(self) -> Status:
+        """The truth as far as this machine can see it: a run whose launcher is gone does not run."""
+        status = self.read_status()
+        launcher = status.launcher
+        if status.state.ended or launcher is None or not launcher.is_here or launcher.alive():
+            return status
+        status = self.read_status()  # it may have ended properly between the two looks
+        if status.state.ended:
+            return status
+        if self.cancel_requested():
+            return replace(status, state=State.CANCELLED)
+        message = (
+            "the launcher is gone without having written how it ended: it was killed, or the machine "
+            "restarted; give the same command again to go on from the last checkpoint"
+        )
+        return replace(status, state=State.FAILED, failure=Failure(rank=None, type="Killed", message=message))
+
+    def request_cancel(self) -> None:
+        """Write down the wish before anything is signalled: whoever sees the ranks end can tell why."""
+        write_atomically(self.path / "cancelled", f"{time.time()}\n")
+
+    def clear_cancel(self) -> None:
+        """Forget an earlier wish: somebody submits the run anew."""
+        (self.path / "cancelled").unlink(missing_ok=True)
+
+    def cancel_requested(self) -> bool:
+        """Whether somebody asked for the end of this attempt."""
+        return (self.path / "cancelled").exists()
+
+    def cancel(self) -> None:
+        """Ask a run of this machine to end; it saves a checkpoint first.
+
+        Raises:
+            UserError: if it has ended already, or runs elsewhere.
+        """
+        status = self.status()
+        if status.state.ended:
+            raise UserError(f"the run in {self.path} is not running: it is {status.state}")
+        if status.launcher is None or not status.launcher.is_here:
+            host = "another machine" if status.launcher is None else status.launcher.host
+            raise UserError(f"the run in {self.path} was started on {host}: cancel it there")
+        self.request_cancel()
+        os.kill(status.launcher.pid, signal.SIGTERM)
+
+    def log(self, rank: int) -> Path:
+        """The log of one rank."""
+        return self.path / "logs" / f"rank-{rank}.log"
+
+    def error(self, rank: int) -> Path:
+        """Where a rank writes the exception that ends it."""
+        return self.path / "errors" / f"rank-{rank}.json"
+
+    def tail(self, rank: int, *, lines: int = TAIL_LINES, start: int = 0) -> list[str]:
+        """The last lines of a rank's log, from byte `start` on."""
+        if not self.log(rank).exists():
+            return []
+        with self.log(rank).open("rb") as file:
+            file.seek(max(start, file.seek(0, os.SEEK_END) - 500 * lines))
+            return file.read().decode(errors="replace").splitlines()[-lines:]
+
+    def follow(self, rank: int) -> Iterator[str]:
+        """A rank's log from its start, piece by piece, until the run has ended."""
+        with self.log(rank).open(errors="replace") as file:
+            while True:
+                ended = self.status().state.ended  # asked before reading: what is written last is shown too
+                if text := file.read():
+                    yield text
+                elif ended:
+                    return
+                else:
+                    time.sleep(0.2)
+
+    def raise_unless_completed(self) -> None:
+        """Turn an end that is not completion into the exception that tells the user why.
+
+        Raises:
+            UserError: if the run was stopped, or failed for a reason that the user can mend.
+            RuntimeError: if it failed for another reason.
+        """
+        status = self.status()
+        if status.state is State.COMPLETED:
+            return
+        if status.failure is not None and status.failure.user_error:
+            raise UserError(status.failure.message)
+        if status.state is State.FAILED:
+            raise RuntimeError(explain(status))
+        raise UserError(explain(status))
+
+
+def explain(status: Status) -> str:
+    """Why a run is where it is, in a sentence; for a crash, followed by the end of the rank's log."""
+    if status.failure is None:
+        return {
+            State.PREEMPTED: f"{status.name} was stopped and has saved where it was; "
+            "give the same command again to go on",
+            State.CANCELLED: f"{status.name} was cancelled; give the same command again to go on",
+        }.get(status.state, f"{status.name} is {status.state}")
+    failure = status.failure
+    if failure.rank is None or failure.user_error:
+        return failure.message
+    sentence = f"rank {failure.rank} of {status.ranks} failed first: {failure.type}: {failure.message}"
+    return "\n".join([sentence, *(f"    {line}" for line in failure.log_tail)])
+
+
+def list_runs(folder: Path) -> list[RunFolder]:
+    """The runs directly inside a folder, by name."""
+    if not folder.is_dir():
+        return []
+    return [RunFolder(path.parent) for path in sorted(folder.glob("*/status.json"))]
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process started, as text that no later process with its number shares; None if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The command's name, in parentheses, may hold spaces and parentheses itself.
+    state, *fields = stat.rpartition(")")[2].split()
+    if state in "ZX":
+        return None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{fields[18]}@{boot}"

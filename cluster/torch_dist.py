@@ -1,0 +1,114 @@
+"""From an executor's environment variables to torch.distributed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from cluster.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This rank's place among all ranks.
+
+    Args:
+        rank, size: place and number.
+        local_rank: place on this machine.
+        device: where this rank computes.
+        group: all ranks, for tensors on `device`; None when there is one process.
+        control: all ranks, for host-side messages that wait for no GPU; None when there is one process.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    group: dist.ProcessGroup | None
+    control: dist.ProcessGroup | None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank speaks and writes for all."""
+        return self.rank == 0
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set on any rank: one small all-reduce, equal on every rank."""
+        if self.control is None:
+            return list(flags)
+        votes = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
+        return [bool(vote) for vote in votes]
+
+    def gather(self, value: Any) -> list[Any]:
+        """One small value of every rank, in rank order, on every rank; pickled between ranks of one job."""
+        if self.control is None:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return list(values)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.control is not None:
+            dist.barrier(group=self.control)
+
+
+def choose_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """Resolve "auto", and refuse a GPU that is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "run.device is cuda, but torch finds no GPU here; use run.device=auto or cpu, "
+            "and `submit doctor` to see why"
+        )
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+@contextlib.contextmanager
+def distributed(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:
+    """Join the other ranks named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+
+    gloo on the CPU, NCCL on GPUs with a gloo group beside it. A world of one has no group.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    kind = choose_device(device)
+    place = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(place)
+    if size == 1:
+        yield World(rank=0, size=1, local_rank=0, device=place, group=None, control=None)
+        return
+    group, control = init_process_group(place, rank=rank, size=size)
+    try:
+        yield World(rank=rank, size=size, local_rank=local_rank, device=place, group=group, control=control)
+    finally:
+        dist.destroy_process_group()
+
+
+def init_process_group(
+    device: torch.device, *, rank: int, size: int
+) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+    """The group for tensors on `device` and the one for host-side messages; the same one on the CPU."""
+    if device.type == "cpu":
+        dist.init_process_group("gloo", rank=rank, world_size=size)
+        world = _world()
+        return world, world
+    dist.init_process_group("nccl", rank=rank, world_size=size, device_id=device)
+    control = dist.new_group(backend="gloo")
+    if not isinstance(control, dist.ProcessGroup):
+        raise RuntimeError("this rank is not in the group of all ranks")
+    return _world(), control
+
+
+def _world() -> dist.ProcessGroup:
+    world = dist.group.WORLD
+    if world is None:
+        raise RuntimeError("torch.distributed was not initialised")
+    return world
