@@ -233,7 +233,6 @@ class KnnRecipe(Section):
 class LinearRecipe(Section):
     """Logistic regression on frozen features; regularisation is chosen on a split of the training set."""
 
-    solver: Literal["lbfgs", "sgd"] = "lbfgs"
     regularisation: tuple[NonNegativeFloat, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     max_iterations: PositiveInt = 200

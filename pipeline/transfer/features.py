@@ -1,0 +1,245 @@
+"""Frozen features of a sealed dataset: deterministic preprocessing, batched, in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset as TorchDataset
+
+from cluster.errors import UserError
+from ingest.dataset import Dataset
+from ingest.image import ImageLimits, decode
+from pipeline.data.reader import Reader
+from pipeline.recipe import Section
+
+
+class Preprocessing(Section):
+    """How an image becomes a trunk's input: short side to `resize`, centre crop of `image_size`, normalise."""
+
+    image_size: int
+    resize: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features of N samples, in dataset order.
+
+    `x` float32 (N, D); `y` int64 (N,), an index into `classes` (sorted names); `keys` int64 (N,) sample keys.
+    """
+
+    x: Tensor
+    y: Tensor
+    keys: Tensor
+    classes: tuple[str, ...]
+
+
+class Preprocessed(Protocol):
+    """A trunk that knows its preprocessing, as `pipeline.export.load_trunk` returns it."""
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+
+
+def extract_features(
+    trunk: nn.Module,
+    dataset: Dataset,
+    *,
+    preprocessing: Preprocessing,
+    workers: int,
+    device: torch.device,
+    limit: int | None = None,
+    batch_size: int = 256,
+) -> Features:
+    """Run a trunk over a labelled dataset.
+
+    The trunk is put into evaluation mode and given back in the mode it came in.
+
+    Args:
+        trunk: (n, 3, image_size, image_size) normalised images → (n, D) features.
+        limit: at most so many samples, evenly spaced over the dataset; None for all.
+
+    Raises:
+        UserError: if a sample has no label.
+    """
+    positions = _evenly_spaced(len(dataset), limit)
+    loader = image_batches(
+        dataset, positions, preprocessing=preprocessing, workers=workers, batch_size=batch_size
+    )
+    was_training = trunk.training
+    trunk.eval()
+    parts, keys, labels = [], [], []
+    with torch.inference_mode():
+        for batch in loader:
+            parts.append(trunk(normalise(batch.images, preprocessing, device)).float().cpu())
+            keys.append(batch.keys)
+            labels.extend(batch.labels)
+    trunk.train(was_training)
+    classes = tuple(sorted(set(labels)))
+    number = {name: index for index, name in enumerate(classes)}
+    # clone(): tensors made in inference mode cannot take part in autograd, which the linear probe needs.
+    return Features(
+        x=torch.cat(parts).clone(),
+        y=torch.tensor([number[label] for label in labels]),
+        keys=torch.cat(keys),
+        classes=classes,
+    )
+
+
+def extract_from_files(
+    trunk_path: Path, train: Dataset, test: Dataset, *, workers: int, device: torch.device
+) -> tuple[Features, Features]:
+    """Features of a training and a test set with an exported trunk."""
+    from pipeline.export import load_trunk
+
+    trunk = load_trunk(trunk_path).to(device)
+    return (
+        extract_features(trunk, train, preprocessing=trunk.preprocessing, workers=workers, device=device),
+        extract_features(trunk, test, preprocessing=trunk.preprocessing, workers=workers, device=device),
+    )
+
+
+def shared_labels(train: Features, test: Features) -> tuple[tuple[str, ...], Tensor, Tensor]:
+    """Number the labels of two sets alike.
+
+    Returns:
+        Names of all classes, and the int64 class of each training and test sample.
+
+    Raises:
+        UserError: if a set is empty, or there are fewer than two classes in training.
+    """
+    if len(train.y) == 0 or len(test.y) == 0:
+        raise UserError("an evaluation needs training and test samples; one of the two datasets is empty")
+    if len(train.classes) < 2:
+        raise UserError(
+            f"an evaluation needs at least two labels, the training set has only {', '.join(train.classes)!r}; "
+            "labels are the names of the first folders under the crawled source"
+        )
+    if not set(train.classes) & set(test.classes):
+        raise UserError(
+            "the training and the test set share no label; were both crawled from the same folders?"
+        )
+    names = tuple(sorted({*train.classes, *test.classes}))
+    number = {name: index for index, name in enumerate(names)}
+    to_shared = [torch.tensor([number[name] for name in part.classes]) for part in (train, test)]
+    return names, to_shared[0][train.y], to_shared[1][test.y]
+
+
+def save_features(features: Features, path: Path) -> None:
+    """Write features as safetensors: no pickle."""
+    tensors = {"x": features.x.contiguous(), "y": features.y, "keys": features.keys}
+    save_file(tensors, path, metadata={str(index): name for index, name in enumerate(features.classes)})
+
+
+def load_features(path: Path) -> Features:
+    """Read what `save_features` wrote."""
+    with safe_open(path, framework="pt") as file:
+        names = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in ("x", "y", "keys")}
+    return Features(classes=tuple(names[str(index)] for index in range(len(names))), **tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBatch:
+    """uint8 images (n, 3, S, S), int64 keys (n,), and one label per image."""
+
+    images: Tensor
+    keys: Tensor
+    labels: list[str]
+
+
+def image_batches(
+    dataset: Dataset,
+    positions: NDArray[np.int64],
+    *,
+    preprocessing: Preprocessing,
+    workers: int,
+    batch_size: int = 256,
+) -> Iterator[ImageBatch]:
+    """Preprocessed images at the given positions of the dataset's global axis, in that order."""
+    samples = _Samples(dataset, positions, preprocessing)
+    return iter(
+        DataLoader(
+            samples,
+            batch_size=batch_size,
+            shuffle=False,
+            num_workers=workers,
+            collate_fn=_collate,
+            prefetch_factor=4 if workers else None,
+        )
+    )
+
+
+def fit_image(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Short side to `resize`, then the centre square of `image_size`. Bicubic, antialiased."""
+    size, crop = preprocessing.resize, preprocessing.image_size
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    left, top = (width - crop) / 2 / width, (height - crop) / 2 / height
+    box = (
+        left * image.width,
+        top * image.height,
+        (left + crop / width) * image.width,
+        (top + crop / height) * image.height,
+    )
+    # One resampling of the centre box equals resize-then-crop, without computing what is cut away.
+    return image.resize((crop, crop), Image.Resampling.BICUBIC, box=box)
+
+
+def normalise(images: Tensor, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """uint8 (n, 3, S, S) → float32 on the device, channels_last, zero mean and unit variance per channel."""
+    moved = images.to(device=device, memory_format=torch.channels_last).float()
+    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255
+    return (moved - mean) / std
+
+
+class _Samples(TorchDataset[tuple[Any, int, str]]):
+    """Positions of a sealed dataset → (uint8 array, key, label); runs in the loader's workers."""
+
+    def __init__(self, dataset: Dataset, positions: NDArray[np.int64], preprocessing: Preprocessing) -> None:
+        self._dataset, self._positions, self._preprocessing = dataset, positions, preprocessing
+        self._ends = np.cumsum(dataset.counts)
+        self._limits = ImageLimits()
+        self._reader = Reader(dataset)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> tuple[Any, int, str]:
+        position = int(self._positions[index])
+        unit = int(np.searchsorted(self._ends, position, side="right"))
+        row = position - int(self._ends[unit] - self._dataset.counts[unit])
+        rows = self._reader.rows(unit)
+        label = rows.labels[row]
+        if label is None:
+            raise UserError(
+                f"a sample of {self._dataset.path} has no label; an evaluation needs a dataset crawled from "
+                "a folder or tar whose first folders are the labels"
+            )
+        image = decode(self._reader.read(unit, row), limits=self._limits)
+        pixels = np.asarray(fit_image(image, self._preprocessing))
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1), int(rows.keys[row]), label
+
+
+def _collate(samples: list[tuple[Tensor, int, str]]) -> ImageBatch:
+    images, keys, labels = zip(*samples, strict=True)
+    return ImageBatch(images=torch.stack(images), keys=torch.tensor(keys), labels=list(labels))
+
+
+def _evenly_spaced(total: int, limit: int | None) -> NDArray[np.int64]:
+    """At most `limit` positions out of `total`, evenly spaced, ascending."""
+    if limit is None or limit >= total:
+        return np.arange(total, dtype=np.int64)
+    return np.arange(limit, dtype=np.int64) * total // limit

@@ -1,0 +1,108 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import UserError
+from pipeline.recipe import KnnRecipe
+from pipeline.transfer import knn as module
+from pipeline.transfer.features import Features
+from pipeline.transfer.knn import knn, knn_votes, nearest
+
+
+def reference_votes(train_x, train_y, test_x, classes, k, temperature):
+    """Wu et al., 2018, section 3.4, one query at a time in NumPy float64."""
+    unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)
+    train_x, test_x = unit(train_x.astype(np.float64)), unit(test_x.astype(np.float64))
+    votes = np.zeros((len(test_x), classes))
+    for row, query in enumerate(test_x):
+        similarity = train_x @ query
+        for neighbour in np.argsort(-similarity)[:k]:
+            votes[row, train_y[neighbour]] += math.exp(similarity[neighbour] / temperature)
+    return votes
+
+
+def features(x, y, names):
+    return Features(
+        x=torch.as_tensor(x), y=torch.as_tensor(y), keys=torch.arange(len(y)), classes=tuple(names)
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    train=st.integers(3, 60),
+    test=st.integers(1, 20),
+    dim=st.integers(1, 9),
+    rows=st.integers(1, 17),
+)
+def test_votes_equal_the_papers_in_numpy_for_any_chunking(seed, train, test, dim, rows):
+    rng = np.random.default_rng(seed)
+    train_x, test_x = rng.normal(size=(train, dim)), rng.normal(size=(test, dim))
+    if dim == 1:
+        train_x, test_x = np.abs(train_x) + 0.1, np.abs(test_x) + 0.1
+    classes, temperature, k = 4, 0.2, min(train, 5) if dim > 1 else train
+    train_y = rng.integers(0, classes, train)
+    saved = module._QUERY_ROWS, module._BANK_ROWS
+    module._QUERY_ROWS, module._BANK_ROWS = 3, rows
+    try:
+        votes = knn_votes(
+            torch.tensor(train_x, dtype=torch.float32),
+            torch.tensor(train_y),
+            torch.tensor(test_x, dtype=torch.float32),
+            classes=classes,
+            k=(k,),
+            temperature=temperature,
+        )[k].double()
+    finally:
+        module._QUERY_ROWS, module._BANK_ROWS = saved
+    expected = reference_votes(train_x, train_y, test_x, classes, k, temperature) / math.exp(1 / temperature)
+    # fp32 similarities (1e-7) divided by the temperature, inside an exponential.
+    torch.testing.assert_close(votes, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_nearest_is_exact_and_sorted_over_many_chunks(monkeypatch):
+    monkeypatch.setattr(module, "_BANK_ROWS", 7)
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(100, 8, generator=generator), torch.randn(13, 8, generator=generator)
+    value, index = nearest(bank, queries, k=20)
+    expected = (queries @ bank.T).topk(20, dim=1)
+    torch.testing.assert_close(value, expected.values)
+    assert torch.equal(index, expected.indices)
+
+
+def test_accuracies_and_labels_matched_by_name():
+    # The test set lacks class "a", so its numbering differs from the training set's.
+    train = features([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]], [0, 0, 1, 1], ["a", "b"])
+    test = features([[0.0, 2.0], [3.0, 0.1]], [0, 0], ["b"])
+    scores = knn(train, test, KnnRecipe(k=(2, 4)))
+    assert scores.top1[2] == 0.5
+    assert scores.top5[4] == 1.0
+    assert scores.metrics()["top1"] == scores.top1[2]
+    assert scores.metrics()["standard_error"] == pytest.approx(math.sqrt(0.25 / 2))
+
+
+def test_close_neighbours_outweigh_many_far_ones():
+    train = features([[1.0, 0.0]] + [[0.0, 1.0]] * 5, [0] + [1] * 5, ["near", "far"])
+    test = features([[1.0, 0.01]], [0], ["near"])
+    assert knn(train, test, KnnRecipe(k=(6,), temperature=0.1)).top1[6] == 1.0
+
+
+def test_no_overflow_at_small_temperature():
+    train = features([[1.0, 0.0], [0.0, 1.0]], [0, 1], ["a", "b"])
+    assert knn(train, train, KnnRecipe(k=(2,), temperature=0.001)).top1[2] == 1.0
+
+
+def test_k_above_the_training_set_is_a_clear_error():
+    train = features([[1.0, 0.0], [0.0, 1.0]], [0, 1], ["a", "b"])
+    with pytest.raises(UserError, match=r"k=20 .* there are 2"):
+        knn(train, train, KnnRecipe(k=(20,)))
+
+
+def test_no_shared_labels_is_a_clear_error():
+    train = features([[1.0, 0.0], [0.0, 1.0]], [0, 1], ["a", "b"])
+    with pytest.raises(UserError, match="share no label"):
+        knn(train, features([[1.0, 0.0]], [0], ["c"]), KnnRecipe(k=(1,)))

@@ -1,0 +1,109 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from cluster.errors import UserError
+from pipeline.recipe import LinearRecipe
+from pipeline.transfer.features import Features
+from pipeline.transfer.linear import Standardiser, fit, linear_probe, split_validation
+
+
+def blobs(samples, classes=3, dim=5, spread=1.0, seed=0, noise=0.0):
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(classes, dim))
+    y = rng.integers(0, classes, samples)
+    x = centres[y] + spread * rng.normal(size=(samples, dim))
+    flipped = rng.random(samples) < noise
+    y = np.where(flipped, rng.integers(0, classes, samples), y)
+    return Features(
+        x=torch.tensor(x, dtype=torch.float32),
+        y=torch.tensor(y),
+        keys=torch.arange(samples),
+        classes=tuple("abcdefgh"[:classes]),
+    )
+
+
+@pytest.mark.parametrize("value", [1e-3, 1e-1])
+def test_fit_equals_scikit_learn(value):
+    data = blobs(300)
+    x = data.x.double()
+    weights, converged = fit(x, data.y, 3, value, 500)
+    # scikit-learn minimises C * sum of losses + |W|^2 / 2, bias not regularised.
+    other = LogisticRegression(C=1 / (value * len(x)), tol=1e-8, max_iter=5000).fit(x.numpy(), data.y.numpy())
+    ours = torch.softmax(x @ weights[:-1] + weights[-1], dim=1).numpy()
+    assert converged
+    # Both stop at a gradient of about 1e-5; the probabilities agree to that over the smallest curvature.
+    np.testing.assert_allclose(ours, other.predict_proba(x.numpy()), atol=2e-3)
+
+
+def test_fit_reaches_a_zero_gradient():
+    data = blobs(200)
+    x = data.x.double()
+    weights, _ = fit(x, data.y, 3, 1e-2, 500)
+    weights.requires_grad_()
+    loss = torch.nn.functional.cross_entropy(x @ weights[:-1] + weights[-1], data.y)
+    (loss + 0.5e-2 * weights[:-1].square().sum()).backward()
+    assert weights.grad.abs().max() < 1e-4
+
+
+def test_regularisation_is_chosen_on_the_validation_split_not_on_the_test_set():
+    train, test = blobs(120, dim=60, spread=2.0, noise=0.2), blobs(400, dim=60, spread=2.0, seed=1)
+    recipe = LinearRecipe(regularisation=(1e-6, 1e-3, 1e-1, 1.0, 100.0), validation_fraction=0.3)
+    scores = linear_probe(train, test, recipe)
+    assert set(scores.validation) == {1e-6, 1e-3, 1e-1, 1.0, 100.0}
+    assert scores.validation[scores.regularisation] == max(scores.validation.values())
+    # Relabelling the test set changes the score and nothing else.
+    permuted = Features(x=test.x, y=(test.y + 1) % 3, keys=test.keys, classes=test.classes)
+    other = linear_probe(train, permuted, recipe)
+    assert other.validation == scores.validation
+    assert other.regularisation == scores.regularisation
+    assert other.top1 != scores.top1
+    assert scores.metrics()["top1"] == scores.top1
+
+
+def test_a_best_value_at_the_edge_is_warned_about(caplog):
+    train = blobs(200, dim=60, spread=3.0)
+    with caplog.at_level(logging.WARNING):
+        scores = linear_probe(train, train, LinearRecipe(regularisation=(1e-9, 1e-8), max_iterations=50))
+    assert scores.at_edge
+    assert "at the edge of the grid" in caplog.text
+
+
+def test_scale_and_offset_of_features_do_not_matter():
+    train, test = blobs(200), blobs(100, seed=1)
+    stretch = torch.tensor([1e-3, 1.0, 1e3, 10.0, 0.1])
+    moved = [
+        Features(x=part.x * stretch + 7 * stretch, y=part.y, keys=part.keys, classes=part.classes)
+        for part in (train, test)
+    ]
+    recipe = LinearRecipe(regularisation=(1e-2,))
+    assert linear_probe(*moved, recipe).top1 == pytest.approx(
+        linear_probe(train, test, recipe).top1, abs=0.011
+    )
+
+
+def test_a_constant_feature_becomes_zero():
+    x = torch.tensor([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]])
+    scaled = Standardiser.of(x)(x)
+    assert torch.equal(scaled[:, 1], torch.zeros(3))
+    torch.testing.assert_close(scaled[:, 0].square().mean(), torch.tensor(1.0))
+
+
+def test_split_is_stratified_disjoint_and_reproducible():
+    y = torch.tensor([0] * 50 + [1] * 10 + [2])
+    recipe = LinearRecipe(validation_fraction=0.2)
+    fitted, held_out = split_validation(y, recipe)
+    assert sorted(torch.cat([fitted, held_out]).tolist()) == list(range(61))
+    assert y[held_out].bincount(minlength=3).tolist() == [10, 2, 0]
+    again = split_validation(y, recipe)
+    assert torch.equal(again[0], fitted)
+    assert torch.equal(again[1], held_out)
+    assert not torch.equal(split_validation(y, LinearRecipe(validation_fraction=0.2, seed=1))[1], held_out)
+
+
+def test_one_sample_per_class_is_a_clear_error():
+    with pytest.raises(UserError, match="at least two training samples"):
+        split_validation(torch.tensor([0, 1, 2]), LinearRecipe())
