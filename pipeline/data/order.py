@@ -1,0 +1,143 @@
+"""Which sample is where in which batch: a pure function of (counts, seed, epoch, step, B, L, W); nothing is stored.
+
+The shards are permuted and laid out on one axis, which is turned by a keyed offset and cut into L equal lanes. In a
+lane, windows of W rows are shuffled. Batch t takes rows [t·B/L, (t+1)·B/L) of every lane, lane by lane. What is left
+over, fewer than B + L samples, is another part of the dataset in every epoch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cluster.errors import UserError
+from pipeline.data.feistel import derive_key, permute
+
+_MAX_LANES = 1024
+# Which of the independent keyed choices a key is for.
+_SHARDS, _TURN, _WINDOW = 1, 2, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """The numbers that fix the order of a run; `plan_order` makes it."""
+
+    samples: int
+    batch_size: int
+    lanes: int
+    window: int
+    seed: int
+
+    @property
+    def lane_length(self) -> int:
+        """Rows of one lane."""
+        return self.samples // self.lanes
+
+    @property
+    def lane_rows(self) -> int:
+        """Rows that one batch takes from each lane."""
+        return self.batch_size // self.lanes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch, the same on every rank."""
+        return self.lane_length // self.lane_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochIndex:
+    """One epoch's axis: the permuted shards and where each of them ends."""
+
+    shards: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+
+def plan_order(*, samples: int, batch_size: int, window: int, seed: int) -> Order:
+    """Choose the lanes: the largest power of two that divides B and is at most min(1024, samples // W), at least 1.
+
+    Raises:
+        UserError: if the dataset is smaller than one batch.
+    """
+    if samples < batch_size:
+        raise UserError(
+            f"data.batch_size is {batch_size} but the dataset has {samples} samples: "
+            f"use a batch size of at most {samples}, or a larger dataset"
+        )
+    most = min(_MAX_LANES, samples // window)
+    lanes = 1
+    while batch_size % (2 * lanes) == 0 and 2 * lanes <= most:
+        lanes *= 2
+    return Order(samples=samples, batch_size=batch_size, lanes=lanes, window=window, seed=seed)
+
+
+def rank_rows(batch_size: int, *, rank: int, world_size: int) -> slice:
+    """The contiguous rows of every global batch that a rank takes.
+
+    Raises:
+        UserError: if the world size does not divide the batch; names the nearest that do.
+    """
+    if batch_size % world_size:
+        legal = [size for size in range(1, batch_size + 1) if batch_size % size == 0]
+        near = sorted(sorted(legal, key=lambda size: abs(size - world_size))[:4])
+        raise UserError(
+            f"{world_size} ranks cannot share data.batch_size {batch_size} evenly: use a number of ranks that "
+            f"divides it, such as {', '.join(map(str, near))}, or another batch size"
+        )
+    rows = batch_size // world_size
+    return slice(rank * rows, (rank + 1) * rows)
+
+
+def global_batch(
+    order: Order,
+    *,
+    epoch: int,
+    step: int,
+    rows: slice = slice(None),
+    ahead: ArrayLike = 0,
+) -> NDArray[np.int64]:
+    """Positions on the epoch's axis of one global batch: a pure function, no state, O(rows) time.
+
+    Args:
+        step: of the epoch, below `order.steps_per_epoch`.
+        rows: of the global batch; all of them by default.
+        ahead: how many rows further in the window to look, wrapping: the substitutes of bad samples. A number, or
+            one for each of `rows`.
+
+    Returns:
+        (rows,) int64, each below `order.samples`.
+    """
+    numbers = np.arange(order.batch_size, dtype=np.int64)[rows]
+    lane = numbers // order.lane_rows
+    row = step * order.lane_rows + numbers % order.lane_rows
+    # The remainder of a lane joins its last window: a window of a few rows would neither mix nor offer substitutes.
+    window = np.minimum(row // order.window, max(order.lane_length // order.window, 1) - 1)
+    start = window * order.window
+    is_last = start + 2 * order.window > order.lane_length
+    size = np.where(is_last, order.lane_length - start, order.window)
+    keys = derive_key(_WINDOW, order.seed, epoch, lane, window)
+    inside = permute((row - start + np.asarray(ahead, np.int64)) % size, size, keys)
+    turn = int(derive_key(_TURN, order.seed, epoch)[0] % np.uint64(order.samples))
+    return (lane * order.lane_length + start + inside + turn) % order.samples
+
+
+def window_rows(order: Order) -> int:
+    """Rows of the smallest window: how many candidates stand in for a bad sample, itself included."""
+    return min(order.window, order.lane_length)
+
+
+def epoch_index(order: Order, counts: NDArray[np.int64], *, epoch: int) -> EpochIndex:
+    """The axis of an epoch: O(shards) time and memory.
+
+    Args:
+        counts: (shards,) samples of each shard; they sum to `order.samples`.
+    """
+    shards = permute(np.arange(len(counts)), len(counts), derive_key(_SHARDS, order.seed, epoch))
+    return EpochIndex(shards=shards, ends=np.cumsum(counts[shards], dtype=np.int64))
+
+
+def locate(index: EpochIndex, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The shard (its index in the dataset) and the row in it of each position on the axis."""
+    place = np.searchsorted(index.ends, positions, side="right")
+    shard = index.shards[place]
+    before = np.where(place > 0, index.ends[place - 1], 0)
+    return shard, positions - before
