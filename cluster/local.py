@@ -108,7 +108,7 @@ class LocalHandle:
         return self._status.state
 
     def wait(self) -> State:
-        """Supervise until the end: repeat rank 0's output, pass signals on, end the peers of a failed rank."""
+        """Supervise to the end: repeat rank 0's output, pass signals on, end the peers of a failed rank."""
         with self._signals_passed_on():
             while not self.state().ended:
                 self._show_output()

@@ -1,0 +1,233 @@
+"""The local executor: ranks as processes, their errors, signals and deaths."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.errors import UserError
+from cluster.job import Job, Resources, State
+from cluster.local import LocalExecutor
+from cluster.runs import RunFolder, explain
+
+RANK_FUNCTIONS = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+from cluster.errors import UserError
+from cluster.preempt import Preempted, PreemptionFlag
+
+RANK = int(os.environ["RANK"])
+
+def save_environment(folder):
+    Path(folder, f"env-{RANK}.json").write_text(json.dumps(dict(os.environ)))
+    print(f"hello from {RANK}")
+
+def fail_on_rank_1(how):
+    if RANK == 1:
+        if how == "user_error":
+            raise UserError("data.root is empty: crawl something into it")
+        if how == "exception":
+            raise ValueError("boom")
+        if how == "exit":
+            os._exit(7)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+def work_until_asked_to_stop(folder):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    with PreemptionFlag() as flag:
+        Path(folder, f"ready-{RANK}").write_text(f"{os.getpid()} {child.pid}")
+        while not flag.requested:
+            time.sleep(0.01)
+    raise Preempted("saved")
+
+def never_stop(folder):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path(folder, f"ready-{RANK}").write_text(f"{os.getpid()}")
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def rank_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rank_functions.py").write_text(RANK_FUNCTIONS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def make_job(run: Path, function: str, *, ranks: int = 2, nodes: int = 1, **arguments: Any) -> Job:
+    return Job(
+        name="test",
+        function=f"rank_functions:{function}",
+        arguments=arguments,
+        resources=Resources(nodes=nodes, ranks_per_node=ranks),
+        folder=run,
+    )
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def launch(job: Job) -> subprocess.Popen[bytes]:
+    """A launcher of its own process, as on the command line."""
+    code = (
+        "import sys; from pathlib import Path; from cluster.job import Job;"
+        "from cluster.local import LocalExecutor;"
+        "job = Job.from_json(Path(sys.argv[1]).read_text());"
+        "print(LocalExecutor(stream=sys.stdout).submit(job).wait())"
+    )
+    job.folder.mkdir(parents=True, exist_ok=True)
+    described = job.folder.parent / "submitted.json"
+    described.write_text(job.to_json())
+    return subprocess.Popen([sys.executable, "-c", code, str(described)], stdout=subprocess.PIPE)
+
+
+def pids_of(folder: Path, ranks: int = 2) -> list[int]:
+    files = [folder / f"ready-{rank}" for rank in range(ranks)]
+    wait_until(lambda: all(file.exists() and file.read_text() for file in files))
+    return [int(pid) for file in files for pid in file.read_text().split()]
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_C1_a_job_survives_its_trip_through_json(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "save_environment", folder="x", nested={"a": [1, 2.5, None]})
+    assert Job.from_json(job.to_json()) == job
+
+
+def test_every_rank_knows_its_place_and_rank_0_is_heard(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    job = make_job(tmp_path / "run", "save_environment", folder=str(tmp_path))
+    assert LocalExecutor(stream=stream).submit(job).wait() is State.COMPLETED
+    environments = [json.loads((tmp_path / f"env-{rank}.json").read_text()) for rank in range(2)]
+    assert [e["RANK"] for e in environments] == ["0", "1"]
+    assert {e["WORLD_SIZE"] for e in environments} == {"2"}
+    assert len({e["MASTER_PORT"] for e in environments}) == 1
+    cores = len(os.sched_getaffinity(0))
+    assert environments[0]["OMP_NUM_THREADS"] == os.environ.get("OMP_NUM_THREADS", str(max(1, cores // 2)))
+    assert environments[0]["MALLOC_MMAP_THRESHOLD_"] == "1073741824"
+    assert stream.getvalue() == "hello from 0\n"
+    run = RunFolder.open(job.folder)
+    assert run.tail(1) == ["hello from 1"]
+    assert run.status().state is State.COMPLETED
+    assert run.status().attempt == 1
+
+
+@pytest.mark.parametrize(
+    ("how", "told", "raised"),
+    [
+        ("exception", "rank 1 of 2 failed first: ValueError: boom", RuntimeError),
+        ("killed", "rank 1 of 2 failed first: Killed: killed by SIGKILL (out of memory?)", RuntimeError),
+        ("exit", "rank 1 of 2 failed first: Exit: ended with status 7 without a word", RuntimeError),
+        ("user_error", "data.root is empty: crawl something into it", UserError),
+    ],
+)
+def test_the_first_failing_rank_is_reported_and_the_others_end(
+    tmp_path: Path, how: str, told: str, raised: type[Exception]
+) -> None:
+    started = time.monotonic()
+    job = make_job(tmp_path / "run", "fail_on_rank_1", how=how)
+    assert LocalExecutor().submit(job).wait() is State.FAILED
+    assert time.monotonic() - started < 20  # rank 0 would have slept for 60
+    run = RunFolder.open(job.folder)
+    assert explain(run.status()).splitlines()[0] == told
+    with pytest.raises(raised, match=re.escape(told)):
+        run.raise_unless_completed()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])
+def test_signals_to_the_launcher_become_a_request_to_save(tmp_path: Path, number: signal.Signals) -> None:
+    job = make_job(tmp_path / "run", "work_until_asked_to_stop", folder=str(tmp_path))
+    launcher = launch(job)
+    pids = pids_of(tmp_path)
+    launcher.send_signal(number)
+    output, _ = launcher.communicate(timeout=20)
+    assert output.decode().splitlines()[-1] == "preempted"
+    status = RunFolder.open(job.folder).status()
+    assert status.state is State.PREEMPTED
+    assert "give the same command again" in explain(status)
+    assert all(gone(pid) for pid in pids)  # the ranks' own children too
+
+
+def test_a_killed_launcher_leaves_no_orphan_and_no_false_status(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "work_until_asked_to_stop", folder=str(tmp_path))
+    launcher = launch(job)
+    pids = pids_of(tmp_path)
+    run = RunFolder.open(job.folder)
+    assert run.status().state is State.RUNNING
+    launcher.kill()
+    launcher.wait()
+    assert run.read_status().state is State.RUNNING  # what the file still says
+    assert run.status().state is State.FAILED
+    assert "the launcher is gone" in explain(run.status())
+    wait_until(lambda: all(gone(pid) for pid in pids), seconds=5)
+    again = LocalExecutor().submit(make_job(job.folder, "save_environment", folder=str(tmp_path)))
+    assert again.wait() is State.COMPLETED
+    assert run.status().attempt == 2
+
+
+def test_a_second_ctrl_c_ends_ranks_that_do_not_listen(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "never_stop", folder=str(tmp_path))
+    launcher = launch(job)
+    pids = pids_of(tmp_path)
+    launcher.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    launcher.send_signal(signal.SIGINT)
+    launcher.communicate(timeout=20)
+    assert RunFolder.open(job.folder).status().state is State.PREEMPTED
+    assert all(gone(pid) for pid in pids)
+
+
+def test_cancel_ends_a_run_and_says_so(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "work_until_asked_to_stop", folder=str(tmp_path))
+    launcher = launch(job)
+    pids_of(tmp_path)
+    run = RunFolder.open(job.folder)
+    run.cancel()
+    launcher.communicate(timeout=20)
+    assert run.status().state is State.CANCELLED
+    with pytest.raises(UserError, match="is not running: it is cancelled"):
+        run.cancel()
+
+
+def test_one_run_has_one_launcher(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "work_until_asked_to_stop", folder=str(tmp_path))
+    handle = LocalExecutor().submit(job)
+    pids_of(tmp_path)
+    with pytest.raises(UserError, match="is going on already"):
+        LocalExecutor().submit(job)
+    handle.cancel()
+    assert handle.wait() is State.CANCELLED
+
+
+def test_jobs_can_be_waited_for_in_a_thread(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "save_environment", ranks=1, folder=str(tmp_path))
+    states: list[State] = []
+    thread = threading.Thread(target=lambda: states.append(LocalExecutor().submit(job).wait()))
+    thread.start()
+    thread.join()
+    assert states == [State.COMPLETED]
+
+
+def test_more_nodes_than_one_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--executor slurm or ray"):
+        LocalExecutor().submit(make_job(tmp_path / "run", "save_environment", nodes=2))
+    assert not (tmp_path / "run").exists()
