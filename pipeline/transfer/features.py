@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,13 +17,13 @@ from torch.utils.data import DataLoader, Dataset as TorchDataset
 
 from cluster.errors import UserError
 from ingest.dataset import Dataset
-from ingest.image import ImageLimits, decode
+from ingest.image import decode
 from pipeline.data.reader import Reader
 from pipeline.recipe import Section
 
 
 class Preprocessing(Section):
-    """How an image becomes a trunk's input: short side to `resize`, centre crop of `image_size`, normalise."""
+    """How an image becomes a trunk's input: short side to `resize`, the centre `image_size`, normalised."""
 
     image_size: int
     resize: int
@@ -43,13 +42,6 @@ class Features:
     y: Tensor
     keys: Tensor
     classes: tuple[str, ...]
-
-
-class Preprocessed(Protocol):
-    """A trunk that knows its preprocessing, as `pipeline.export.load_trunk` returns it."""
-
-    @property
-    def preprocessing(self) -> Preprocessing: ...
 
 
 def extract_features(
@@ -79,12 +71,14 @@ def extract_features(
     )
     was_training = trunk.training
     trunk.eval()
-    parts, keys, labels = [], [], []
+    parts: list[Tensor] = []
+    keys: list[Tensor] = []
+    labels: list[str] = []
     with torch.inference_mode():
         for batch in loader:
             parts.append(trunk(normalise(batch.images, preprocessing, device)).float().cpu())
             keys.append(batch.keys)
-            labels.extend(batch.labels)
+            labels += batch.labels
     trunk.train(was_training)
     classes = tuple(sorted(set(labels)))
     number = {name: index for index, name in enumerate(classes)}
@@ -123,7 +117,7 @@ def shared_labels(train: Features, test: Features) -> tuple[tuple[str, ...], Ten
         raise UserError("an evaluation needs training and test samples; one of the two datasets is empty")
     if len(train.classes) < 2:
         raise UserError(
-            f"an evaluation needs at least two labels, the training set has only {', '.join(train.classes)!r}; "
+            f"an evaluation needs at least two labels, the training set has only {train.classes}; "
             "labels are the names of the first folders under the crawled source"
         )
     if not set(train.classes) & set(test.classes):
@@ -176,7 +170,7 @@ def image_batches(
             shuffle=False,
             num_workers=workers,
             collate_fn=_collate,
-            prefetch_factor=4 if workers else None,
+            multiprocessing_context="forkserver" if workers else None,
         )
     )
 
@@ -205,32 +199,40 @@ def normalise(images: Tensor, preprocessing: Preprocessing, device: torch.device
     return (moved - mean) / std
 
 
-class _Samples(TorchDataset[tuple[Any, int, str]]):
+class _Samples(TorchDataset[tuple[Tensor, int, str]]):
     """Positions of a sealed dataset → (uint8 array, key, label); runs in the loader's workers."""
 
     def __init__(self, dataset: Dataset, positions: NDArray[np.int64], preprocessing: Preprocessing) -> None:
         self._dataset, self._positions, self._preprocessing = dataset, positions, preprocessing
         self._ends = np.cumsum(dataset.counts)
-        self._limits = ImageLimits()
-        self._reader = Reader(dataset)
+        # Opened in the worker that reads: file descriptors do not travel.
+        self._reader: Reader | None = None
+        self._labels: tuple[int, list[str | None]] | None = None
 
     def __len__(self) -> int:
         return len(self._positions)
 
-    def __getitem__(self, index: int) -> tuple[Any, int, str]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
+        if self._reader is None:
+            self._reader = Reader(self._dataset, units=64)
         position = int(self._positions[index])
         unit = int(np.searchsorted(self._ends, position, side="right"))
         row = position - int(self._ends[unit] - self._dataset.counts[unit])
-        rows = self._reader.rows(unit)
-        label = rows.labels[row]
+        label = self._label(unit, row)
+        image = decode(self._reader.read(unit, row))
+        pixels = np.array(fit_image(image, self._preprocessing))
+        return torch.from_numpy(pixels).permute(2, 0, 1), self._reader.key(unit, row), label
+
+    def _label(self, unit: int, row: int) -> str:
+        if self._labels is None or self._labels[0] != unit:
+            self._labels = (unit, self._dataset.unit_rows(unit).labels)
+        label = self._labels[1][row]
         if label is None:
             raise UserError(
                 f"a sample of {self._dataset.path} has no label; an evaluation needs a dataset crawled from "
                 "a folder or tar whose first folders are the labels"
             )
-        image = decode(self._reader.read(unit, row), limits=self._limits)
-        pixels = np.asarray(fit_image(image, self._preprocessing))
-        return torch.from_numpy(pixels.copy()).permute(2, 0, 1), int(rows.keys[row]), label
+        return label
 
 
 def _collate(samples: list[tuple[Tensor, int, str]]) -> ImageBatch:

@@ -1,7 +1,8 @@
-"""Linear probe: multinomial logistic regression on frozen features, its regularisation chosen on held-out training data.
+"""Linear probe: multinomial logistic regression on frozen features, its regularisation chosen on held-out
+training data.
 
-Features are standardised with the training set's mean and deviation. That makes one grid of regularisations fit
-trunks of any scale (a random trunk, raw pixels) and conditions the problem well for L-BFGS.
+Features are standardised with the training set's mean and deviation. That makes one grid of regularisations
+fit trunks of any scale (a random trunk, raw pixels) and conditions the problem well for L-BFGS.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ logger = logging.getLogger(__name__)
 class LinearScores:
     """Test accuracies as fractions, and how the regularisation was chosen.
 
-    `validation` maps every regularisation tried to its accuracy on the validation split. `at_edge` says that the best
-    one is the smallest or largest tried, so that a wider grid might do better; `converged` is about the final fit.
+    `validation` maps every regularisation tried to its accuracy on the validation split. `at_edge` says
+    that the best one is the smallest or largest tried, so that a wider grid might do better; `converged` is
+    about the final fit.
     """
 
     top1: float
@@ -60,7 +62,8 @@ class LinearScores:
 def linear_probe(
     train: Features, test: Features, recipe: LinearRecipe, *, device: torch.device | None = None
 ) -> LinearScores:
-    """Choose the regularisation on a stratified validation split, refit on all training samples, score the test set.
+    """Choose the regularisation on a stratified validation split, refit on all training samples, score the
+    test set.
 
     Raises:
         UserError: if the two sets share no labels, or the training set is too small to split.
@@ -83,9 +86,11 @@ def linear_probe(
     at_edge = len(grid) > 1 and best in (grid[0], grid[-1])
     if at_edge:
         logger.warning(
-            "linear probe: the best regularisation %g is at the edge of the grid %g to %g; widen `regularisation`",
-            best, grid[-1], grid[0],
-        )  # fmt: skip
+            "linear probe: the best regularisation %g is at the edge of the grid %g to %g; widen the grid",
+            best,
+            grid[-1],
+            grid[0],
+        )
     scaler = Standardiser.of(x)
     weights, converged = fit(scaler(x), y, len(names), best, recipe.max_iterations, start=weights)
     if not converged:
