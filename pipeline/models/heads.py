@@ -1,0 +1,61 @@
+"""What stands on a trunk during pretraining and is thrown away after it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline import recipe
+
+
+class ProjectionHead(nn.Module):
+    """An MLP from features (N, in_dim) to embeddings (N, section.output).
+
+    Between layers: BatchNorm if `section.batch_norm`, then ReLU. The last layer is plain. SEER's largest heads
+    have no BatchNorm.
+    """
+
+    def __init__(self, in_dim: int, section: recipe.Head) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in section.hidden:
+            layers.append(nn.Linear(in_dim, width))
+            if section.batch_norm:
+                layers.append(nn.BatchNorm1d(width))
+            layers.append(nn.ReLU(inplace=True))
+            in_dim = width
+        layers.append(nn.Linear(in_dim, section.output))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        embeddings: Tensor = self.layers(features)
+        return embeddings
+
+
+class Prototypes(nn.Module):
+    """Unit vectors that embeddings are scored against: (N, dim) to cosine scores (N, prototypes).
+
+    The rows of `weight` have length 1 after `normalize()`, which the method calls after every optimizer step.
+    """
+
+    def __init__(self, dim: int, prototypes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(prototypes, dim))
+        self.normalize()
+
+    def forward(self, embeddings: Tensor, *, frozen: bool = False) -> Tensor:
+        """Scores of unit embeddings.
+
+        Args:
+            frozen: the prototypes get a gradient of zero. Zero and not none: every rank, engine and optimizer
+                state then sees the same set of parameters at every step, frozen or not.
+        """
+        weight = self.weight
+        if frozen:
+            weight = weight.detach() + 0 * weight
+        return F.linear(embeddings, weight)
+
+    @torch.no_grad()
+    def normalize(self) -> None:
+        self.weight.copy_(F.normalize(self.weight, dim=1))

@@ -1,0 +1,70 @@
+"""Reproducible weights: each parameter is drawn whole from a generator keyed by (seed, its name).
+
+Nothing depends on the order of construction, on the global random state or on the rank, so a trunk built on
+`meta` and filled piece by piece equals one built at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.heads import Prototypes
+
+
+def initialize(module: nn.Module, *, seed: int) -> None:
+    """Fill every parameter and every BatchNorm buffer of `module`, in place.
+
+    Convolutions are drawn from He et al.'s normal by fan-out (as RegNet's authors do), linear layers from torch's
+    uniform by fan-in, prototypes uniformly on the sphere. BatchNorm starts as the identity: the last gamma of a
+    block is 1 and not 0, because LARC and LARS have no trust ratio for a weight of length 0.
+
+    Raises:
+        TypeError: if a module holds parameters of a kind that has no rule here.
+    """
+    for name, child in module.named_modules():
+        if next(child.parameters(recurse=False), None) is not None:
+            _fill(child, _Draw(seed, name))
+
+
+class _Draw:
+    """Draws keyed by (seed, module, parameter), in float32 on the CPU whatever the parameter's type."""
+
+    def __init__(self, seed: int, module: str) -> None:
+        self.key = f"{seed}/{module}"
+
+    def normal(self, parameter: str, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self._generator(parameter))
+
+    def uniform(self, parameter: str, like: Tensor, bound: float) -> Tensor:
+        return (2 * torch.rand(like.shape, generator=self._generator(parameter)) - 1) * bound
+
+    def _generator(self, parameter: str) -> torch.Generator:
+        digest = hashlib.blake2b(f"{self.key}.{parameter}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, draw: _Draw) -> None:
+    match module:
+        case nn.Conv2d():
+            height, width = module.kernel_size
+            deviation = math.sqrt(2 / (height * width * module.out_channels))
+            module.weight.copy_(draw.normal("weight", module.weight) * deviation)
+            if module.bias is not None:
+                module.bias.zero_()
+        case nn.Linear():
+            bound = 1 / math.sqrt(module.in_features)
+            module.weight.copy_(draw.uniform("weight", module.weight, bound))
+            if module.bias is not None:
+                module.bias.copy_(draw.uniform("bias", module.bias, bound))
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
+            module.reset_parameters()
+        case Prototypes():
+            module.weight.copy_(draw.normal("weight", module.weight))
+            module.normalize()
+        case _:
+            raise TypeError(f"no rule to initialise a {type(module).__name__}")

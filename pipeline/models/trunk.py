@@ -1,0 +1,23 @@
+"""From a recipe's `trunk` section to the network."""
+
+from __future__ import annotations
+
+from pipeline import recipe
+from pipeline.models.regnet import PRESETS, RegNet
+from pipeline.models.resnet import ResNet
+
+
+def build_trunk(section: recipe.Trunk) -> RegNet | ResNet:
+    """The trunk of a recipe, with torch's default weights; see `pipeline.models.initialize` for reproducible ones.
+
+    Returns:
+        A module from images (N, 3, H, W) to pooled float features (N, feature_dim), with the attribute
+        `feature_dim`. Built under `torch.device("meta")` it takes no memory.
+    """
+    if section.regnet is not None:
+        return RegNet(section.regnet, stem=section.stem)
+    if section.name == "resnet18":
+        return ResNet(18, stem=section.stem)
+    if section.name == "resnet50":
+        return ResNet(50, stem=section.stem)
+    return RegNet(PRESETS[section.name], stem=section.stem)

@@ -1,0 +1,167 @@
+"""Optimizers. LARC and LARS keep each layer's step in proportion to its weights, as large batches need.
+
+Both use the gradients as scratch: after a step they hold what was added to the momentum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pipeline import recipe
+
+LARC_EPSILON = 1e-8  # as in apex, which SwAV and SEER were trained with
+
+
+class HasParamGroups(Protocol):
+    """What a method tells about its parameters."""
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups of {"params": [...], "bias_and_norm": bool}."""
+        ...
+
+
+def build_optimizer(method: HasParamGroups, section: recipe.Optim) -> Optimizer:
+    """The recipe's optimizer over a method's parameters.
+
+    With `decay_bias_and_norm` false, biases and norms are not decayed, and LARS does not scale their steps either
+    (as BYOL and Barlow Twins have it). LARC scales every parameter, as SwAV and SEER have it. AdamW takes `momentum`
+    as its first beta.
+    """
+    groups: list[dict[str, Any]] = []
+    for group in method.param_groups():
+        plain = group["bias_and_norm"] and not section.decay_bias_and_norm
+        settings: dict[str, Any] = {"weight_decay": 0.0 if plain else section.weight_decay}
+        if section.name == "lars":
+            settings["adapt"] = not plain
+        groups.append({"params": group["params"], **settings})
+    match section.name:
+        case "larc":
+            return LARC(groups, lr=section.lr, momentum=section.momentum, trust=section.trust)
+        case "lars":
+            return LARS(groups, lr=section.lr, momentum=section.momentum, trust=section.trust)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum, foreach=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=section.lr, betas=(section.momentum, 0.999), foreach=True)
+
+
+class LARC(Optimizer):
+    """Layer-wise adaptive rates with the decay inside (You et al., 2017, https://arxiv.org/abs/1708.03888, eq. 6, as
+    in apex with `clip=False`, which SwAV and SEER were trained with).
+
+    For each parameter w with gradient g:
+        u = trust |w| / (|g| + weight_decay |w| + 1e-8) * (g + weight_decay w)
+        m = momentum m + u
+        w = w - lr m
+    A parameter of length 0 takes u = g; a gradient of length 0 gives u = 0, without decay.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = _evaluate(closure)
+        for group in self.param_groups:
+            weights, gradients = _with_gradients(group)
+            if not weights:
+                continue
+            decay = group["weight_decay"]
+            length, slope = _norms(weights), _norms(gradients)
+            scale = group["trust"] * length / (slope + decay * length + LARC_EPSILON)
+            scale = torch.where(length == 0, 1.0, scale)
+            scale = torch.where(slope == 0, 0.0, scale)
+            torch._foreach_add_(gradients, weights, alpha=decay)
+            torch._foreach_mul_(gradients, list(scale.unbind()))
+            _momentum_step(self, group, weights, gradients)
+        return loss
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rates (You et al., 2017, https://arxiv.org/abs/1708.03888), as BYOL and Barlow Twins use them.
+
+    For each parameter w with gradient g:
+        d = g + weight_decay w
+        m = momentum m + trust |w| / |d| * d
+        w = w - lr m
+    A group with `adapt` false, and a parameter with |w| = 0 or |d| = 0, takes m = momentum m + d.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+        adapt: bool = True,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust": trust,
+            "adapt": adapt,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = _evaluate(closure)
+        for group in self.param_groups:
+            weights, gradients = _with_gradients(group)
+            if not weights:
+                continue
+            if group["weight_decay"]:
+                torch._foreach_add_(gradients, weights, alpha=group["weight_decay"])
+            if group["adapt"]:
+                length, slope = _norms(weights), _norms(gradients)
+                scale = torch.where((length == 0) | (slope == 0), 1.0, group["trust"] * length / slope)
+                torch._foreach_mul_(gradients, list(scale.unbind()))
+            _momentum_step(self, group, weights, gradients)
+        return loss
+
+
+def _evaluate(closure: Callable[[], float] | None) -> float | None:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def _with_gradients(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    weights = [weight for weight in group["params"] if weight.grad is not None]
+    return weights, [weight.grad for weight in weights]
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(list(torch._foreach_norm(tensors)))
+
+
+def _momentum_step(
+    optimizer: Optimizer, group: dict[str, Any], weights: list[Tensor], updates: list[Tensor]
+) -> None:
+    buffers = []
+    for weight in weights:
+        state = optimizer.state[weight]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        buffers.append(state["momentum_buffer"])
+    torch._foreach_mul_(buffers, group["momentum"])
+    torch._foreach_add_(buffers, updates)
+    torch._foreach_add_(weights, buffers, alpha=-group["lr"])
