@@ -1,7 +1,7 @@
-"""Collectives that autograd may pass through; without a group there is one process, and they are the identity.
+"""Collectives that autograd may pass through. Without a group there is one process: they are the identity.
 
-The gradient rule: every rank holds the same loss, that of the coupled batch, and the engine averages gradients over
-ranks. The backward of a sum over ranks is then the sum over ranks of the gradient.
+The gradient rule: every rank holds the same loss, that of the coupled batch, and the engine averages
+gradients over ranks. The backward of a sum over ranks is then the sum over ranks of the gradient.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def all_reduce_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     """Sum over the ranks, equal on each; differentiable. Without a group, the tensor itself."""
     if group is None:
         return tensor
-    return cast(Tensor, _AllReduceSum.apply(tensor, group))
+    return cast(Tensor, _AllReduceSum.apply(tensor, group))  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ class _AllReduceSum(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         result = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(result, group=ctx.group)
         return result, None

@@ -29,7 +29,7 @@ def build_method(recipe: PretrainRecipe, *, group: ProcessGroup | None) -> SwAVM
         )
     if sum(crops.count for crops in recipe.data.crops) < 2:
         raise UserError(
-            f"method {recipe.method.name} compares views, and data.crops gives one per image: set a count of 2"
+            f"method {recipe.method.name} compares crops of an image, and data.crops gives one: set count: 2"
         )
     trunk = build_trunk(recipe.trunk)
     method = SwAVMethod(

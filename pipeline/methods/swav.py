@@ -64,8 +64,8 @@ class SwAVMethod(nn.Module):
         """The loss of the coupled batch.
 
         Args:
-            crops: one tensor per crop group, (views * rank_rows, 3, size, size), view-major. The first group's
-                views get the assignments; every other view of a sample predicts them.
+            crops: one tensor per crop group, (views * rank_rows, 3, size, size), view-major. The views of
+                the first group get the assignments; every other view of a sample predicts them.
             step: the optimizer step, which decides on the prototypes' freeze and on the queue.
 
         Returns:
@@ -81,8 +81,8 @@ class SwAVMethod(nn.Module):
             wide = projected.to(torch.promote_types(projected.dtype, torch.float32))
             embeddings = F.normalize(wide, dim=1)
             scores = self.prototypes(embeddings, frozen=step < self.section.freeze_prototypes_steps)
-            scores = scores.unflatten(0, (-1, self.rank_rows))
-            views = embeddings.detach().unflatten(0, (-1, self.rank_rows))[: self.assignment_views]
+            scores = scores.view(-1, self.rank_rows, scores.shape[1])
+            views = embeddings.detach().view(-1, self.rank_rows, embeddings.shape[1])[: self.assignment_views]
             assignments = self._assign(scores.detach()[: self.assignment_views], step)
             self._remember(views, step)
             loss = swav_loss(scores, assignments, temperature=self.section.temperature, group=self.group)
@@ -109,7 +109,7 @@ class SwAVMethod(nn.Module):
             self.queue_filled.add_(rows.shape[1]).clamp_(max=length)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Weights, and apart from them biases and norms, which some optimizers leave undecayed and unscaled."""
+        """Weights, and apart from them biases and norms, which some recipes leave undecayed."""
         parameters = list(self.parameters())
         return [
             {"params": [p for p in parameters if p.ndim > 1], "bias_and_norm": False},
@@ -159,12 +159,12 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, group: ProcessG
     """Assignments that spread the samples of the coupled batch equally over the prototypes.
 
     Equations 3 to 5 of Caron et al., 2020 (https://arxiv.org/abs/2006.09882): the matrix Diag(u) exp(scores /
-    epsilon) Diag(v) with equal mass per prototype and per sample, by iterations of Sinkhorn and Knopp, of which the
-    last scales the samples.
+    epsilon) Diag(v) with equal mass per prototype and per sample, by iterations of Sinkhorn and Knopp, of
+    which the last scales the samples.
 
-    The first iteration is done on logarithms. After it every sample's row sums to 1 and every prototype holds at least
-    1 / (samples * prototypes) of a sample, so the others are done on the matrix itself: any epsilon, any number of
-    prototypes and any batch stay within float32.
+    The first iteration is done on logarithms. After it every sample's row sums to 1 and every prototype holds
+    at least 1 / (samples * prototypes) of a sample, so the others are done on the matrix itself: any epsilon,
+    any number of prototypes and any batch stay within float32.
 
     Args:
         scores: cosines of this rank's samples, (..., samples, prototypes), float32 or wider; ranks may hold

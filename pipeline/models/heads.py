@@ -12,8 +12,8 @@ from pipeline import recipe
 class ProjectionHead(nn.Module):
     """An MLP from features (N, in_dim) to embeddings (N, section.output).
 
-    Between layers: BatchNorm if `section.batch_norm`, then ReLU. The last layer is plain. SEER's largest heads
-    have no BatchNorm.
+    Between layers: BatchNorm if `section.batch_norm`, then ReLU. The last layer is plain. SEER's largest
+    heads have no BatchNorm.
     """
 
     def __init__(self, in_dim: int, section: recipe.Head) -> None:
@@ -51,9 +51,7 @@ class Prototypes(nn.Module):
             frozen: the prototypes get a gradient of zero. Zero and not none: every rank, engine and optimizer
                 state then sees the same set of parameters at every step, frozen or not.
         """
-        weight = self.weight
-        if frozen:
-            weight = weight.detach() + 0 * weight
+        weight = self.weight.detach() + 0 * self.weight if frozen else self.weight
         return F.linear(embeddings, weight)
 
     @torch.no_grad()

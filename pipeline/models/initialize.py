@@ -18,9 +18,9 @@ from pipeline.models.heads import Prototypes
 def initialize(module: nn.Module, *, seed: int) -> None:
     """Fill every parameter and every BatchNorm buffer of `module`, in place.
 
-    Convolutions are drawn from He et al.'s normal by fan-out (as RegNet's authors do), linear layers from torch's
-    uniform by fan-in, prototypes uniformly on the sphere. BatchNorm starts as the identity: the last gamma of a
-    block is 1 and not 0, because LARC and LARS have no trust ratio for a weight of length 0.
+    Convolutions are drawn from He et al.'s normal by fan-out (as RegNet's authors do), linear layers from
+    torch's uniform by fan-in, prototypes uniformly on the sphere. BatchNorm starts as the identity: the last
+    gamma of a block is 1 and not 0, because LARC and LARS have no trust ratio for a weight of length 0.
 
     Raises:
         TypeError: if a module holds parameters of a kind that has no rule here.

@@ -1,4 +1,4 @@
-"""RegNetY trunks (Radosavovic et al., 2020, https://arxiv.org/abs/2003.13678), from 200 MF to SEER's 10 billion.
+"""RegNetY trunks (Radosavovic et al., 2020, https://arxiv.org/abs/2003.13678), up to SEER's 10 billion.
 
 Modules carry timm's names (`stem`, `s1.b1.conv1.conv`, ...), so that weights pass in and out without a map.
 """
@@ -47,8 +47,8 @@ PRESETS: dict[str, RegNetParameters] = {
 def widths_and_depths(parameters: RegNetParameters) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Stage widths and depths of the quantised line (section 3.3 of the paper).
 
-    Block j's width u_j = w_0 + w_a j is rounded to w_0 w_m^s for a whole s, then to a multiple of 8; blocks of
-    one width are a stage; each stage's width is then rounded to a multiple of the group width.
+    Block j's width u_j = w_0 + w_a j is rounded to w_0 w_m^s for a whole s, then to a multiple of 8; blocks
+    of one width are a stage; each stage's width is then rounded to a multiple of the group width.
 
     Returns:
         Widths and depths (blocks), one of each per stage, narrowest first.
@@ -70,7 +70,7 @@ class RegNet(nn.Module):
 
     Args:
         parameters: the five numbers of the design space.
-        stem: "imagenet" halves the resolution at once; "low_resolution" keeps it, for images of 64 px or less.
+        stem: "imagenet" halves the resolution; "low_resolution" keeps it, for images of 64 px or less.
     """
 
     feature_dim: int
@@ -128,12 +128,13 @@ class _SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(squeezed, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        gates = F.relu(self.fc1(x.mean((2, 3), keepdim=True)), inplace=True)
-        return x * self.fc2(gates).sigmoid()
+        squeezed = F.relu(self.fc1(x.mean((2, 3), keepdim=True)), inplace=True)
+        gates: Tensor = self.fc2(squeezed).sigmoid()
+        return x * gates
 
 
 class _Block(nn.Module):
-    """The paper's Y block with bottleneck ratio 1: 1x1, grouped 3x3, squeeze-excitation, 1x1, and a shortcut."""
+    """The paper's Y block, bottleneck ratio 1: 1x1, grouped 3x3, squeeze-excitation, 1x1, and a shortcut."""
 
     def __init__(self, in_width: int, width: int, group_width: int, *, stride: int) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ class ResNet(nn.Module):
         self.feature_dim = before
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.pool(F.relu(self.bn1(self.conv1(images)), inplace=True))
+        x: Tensor = self.pool(F.relu(self.bn1(self.conv1(images)), inplace=True))
         for number in range(1, len(STAGE_WIDTHS) + 1):
             x = self.get_submodule(f"layer{number}")(x)
         return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))

@@ -8,7 +8,7 @@ from pipeline.models.resnet import ResNet
 
 
 def build_trunk(section: recipe.Trunk) -> RegNet | ResNet:
-    """The trunk of a recipe, with torch's default weights; see `pipeline.models.initialize` for reproducible ones.
+    """The trunk of a recipe, with torch's default weights; `initialize` draws reproducible ones.
 
     Returns:
         A module from images (N, 3, H, W) to pooled float features (N, feature_dim), with the attribute

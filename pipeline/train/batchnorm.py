@@ -1,7 +1,7 @@
 """BatchNorm over contiguous rows of the coupled batch, the same for every number of ranks, on CPU and GPU.
 
-Ioffe & Szegedy, 2015 (https://arxiv.org/abs/1502.03167). torch's SyncBatchNorm runs on GPUs only, and its groups are
-ranks; here a group is a number of samples, so that a run may change its number of ranks.
+Ioffe & Szegedy, 2015 (https://arxiv.org/abs/1502.03167). torch's SyncBatchNorm runs on GPUs only, and its
+groups are ranks; here a group is a number of samples, so that a run may change its number of ranks.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def convert_batchnorm(
 
     Args:
         module: not itself a BatchNorm.
-        rank_rows: samples of the coupled batch on each rank. What reaches a layer is (views * rank_rows, ...),
-            view-major.
-        sync_samples: contiguous samples of the coupled batch that share statistics, over all their views in one
-            pass; None for the whole batch.
+        rank_rows: samples of the coupled batch on each rank. What reaches a layer in training is
+            (views * rank_rows, ...), view-major.
+        sync_samples: contiguous samples of the coupled batch that share statistics, over all their views
+            in one pass; None for the whole batch.
         group: ranks that share the coupled batch; None for one process.
 
     Raises:
@@ -40,8 +40,8 @@ def convert_batchnorm(
     samples = rank_rows * ranks if sync_samples is None else sync_samples
     if (rank_rows * ranks) % samples or (samples % rank_rows and rank_rows % samples):
         raise UserError(
-            f"train.sync_bn_samples {samples} does not fit {ranks} ranks of {rank_rows} samples: use a divisor of the "
-            f"batch of {rank_rows * ranks} that divides {rank_rows} or is a multiple of it"
+            f"train.sync_bn_samples {samples} does not fit {ranks} ranks of {rank_rows} samples: use a "
+            f"divisor of the batch of {rank_rows * ranks} that divides {rank_rows} or is a multiple of it"
         )
     sharing = _sharing_ranks(group, max(1, samples // rank_rows))
     groups_per_rank = max(1, rank_rows // samples)
@@ -62,8 +62,8 @@ def convert_batchnorm(
 class CoupledBatchNorm(nn.Module):
     """One layer; made by `convert_batchnorm`.
 
-    Statistics are in float32, or in float64 for float64 input. The running statistics follow the mean over all
-    groups of the coupled batch, and are equal on every rank.
+    Statistics are in float32, or in float64 for float64 input. The running statistics follow the mean over
+    all groups of the coupled batch, and are equal on every rank.
 
     Args:
         source: the layer whose parameters and buffers are taken over.
@@ -116,20 +116,23 @@ class CoupledBatchNorm(nn.Module):
         return F.batch_norm(x, mean, variance, self.weight, self.bias, self.training, momentum, self.eps)
 
     def _groups_of_this_rank(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows = x.unflatten(0, (-1, self.groups_per_rank, self.rank_rows // self.groups_per_rank))
-        groups = [self._group(part.flatten(0, 1)) for part in rows.unbind(1)]
-        normalized = [y.unflatten(0, (rows.shape[0], -1)) for y, _, _ in groups]
+        count = self.groups_per_rank
+        samples = self.rank_rows // count
+        # View-major: the pieces of group g are every count-th from the g-th on.
+        pieces = torch.split(x, samples)
+        groups = [self._group(torch.cat(pieces[number::count])) for number in range(count)]
+        normalized = [torch.split(y, samples) for y, _, _ in groups]
         mean = torch.stack([mean for _, mean, _ in groups]).mean(0)
         variance = torch.stack([variance for _, _, variance in groups]).mean(0)
-        return torch.stack(normalized, dim=1).flatten(0, 2), mean, variance
+        return torch.cat([piece for view in zip(*normalized, strict=True) for piece in view]), mean, variance
 
     def _group(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised rows of one group, with its mean and its unbiased variance."""
         if self.sharing is not None:
-            return cast(
-                tuple[Tensor, Tensor, Tensor],
-                _NormalizeOverRanks.apply(x, self.weight, self.bias, self.eps, self.sharing),
+            result = _NormalizeOverRanks.apply(  # type: ignore[no-untyped-call]
+                x, self.weight, self.bias, self.eps, self.sharing
             )
+            return cast(tuple[Tensor, Tensor, Tensor], result)
         # With a momentum of 1 the "running" statistics are this group's own.
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         return self._native(x, mean, variance, momentum=1.0), mean, variance
@@ -148,11 +151,11 @@ class CoupledBatchNorm(nn.Module):
 class _NormalizeOverRanks(torch.autograd.Function):
     """Normalise by the statistics of all ranks' rows; every rank holds equally many.
 
-    torch's fused kernels do the passes over the rows; between them the ranks exchange two numbers per channel.
+    torch's fused kernels pass over the rows; between them the ranks exchange two numbers per channel.
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 -- autograd passes by position
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: ProcessGroup
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -177,13 +180,13 @@ class _NormalizeOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance = ctx.saved_tensors
-        # As if the statistics were constants, which also gives the sums of gradient and gradient * normalised x.
+        # As if the statistics were constants; the sums of gradient and of gradient * normalised x come along.
         plain, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
             gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
         )
         sums = torch.stack([bias_gradient, weight_gradient])
         dist.all_reduce(sums, group=ctx.group)
-        # Then what flows through them: - weight / std * (mean of gradient + normalised x * mean of their product).
+        # What flows through them is - weight / std * (mean gradient + normalised x * mean of their product).
         inverse = (variance + ctx.eps).rsqrt()
         share = weight * inverse / ctx.count
         slope = -share * inverse * sums[1]

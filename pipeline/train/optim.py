@@ -28,9 +28,9 @@ class HasParamGroups(Protocol):
 def build_optimizer(method: HasParamGroups, section: recipe.Optim) -> Optimizer:
     """The recipe's optimizer over a method's parameters.
 
-    With `decay_bias_and_norm` false, biases and norms are not decayed, and LARS does not scale their steps either
-    (as BYOL and Barlow Twins have it). LARC scales every parameter, as SwAV and SEER have it. AdamW takes `momentum`
-    as its first beta.
+    With `decay_bias_and_norm` false, biases and norms are not decayed, and LARS does not scale their steps
+    either (as BYOL and Barlow Twins have it). LARC scales every parameter, as SwAV and SEER have it. AdamW
+    takes `momentum` as its first beta.
     """
     groups: list[dict[str, Any]] = []
     for group in method.param_groups():
@@ -51,8 +51,8 @@ def build_optimizer(method: HasParamGroups, section: recipe.Optim) -> Optimizer:
 
 
 class LARC(Optimizer):
-    """Layer-wise adaptive rates with the decay inside (You et al., 2017, https://arxiv.org/abs/1708.03888, eq. 6, as
-    in apex with `clip=False`, which SwAV and SEER were trained with).
+    """Layer-wise adaptive rates with the decay inside (You et al., 2017, https://arxiv.org/abs/1708.03888,
+    eq. 6, as in apex with `clip=False`, which SwAV and SEER were trained with).
 
     For each parameter w with gradient g:
         u = trust |w| / (|g| + weight_decay |w| + 1e-8) * (g + weight_decay w)
@@ -92,7 +92,8 @@ class LARC(Optimizer):
 
 
 class LARS(Optimizer):
-    """Layer-wise adaptive rates (You et al., 2017, https://arxiv.org/abs/1708.03888), as BYOL and Barlow Twins use them.
+    """Layer-wise adaptive rates (You et al., 2017, https://arxiv.org/abs/1708.03888), as BYOL and Barlow
+    Twins use them.
 
     For each parameter w with gradient g:
         d = g + weight_decay w
