@@ -257,7 +257,7 @@ def load_recipe(model: type[R], name: str, overrides: list[str] | None = None, *
     path = find_recipe(name, kind=kind)
     values = read_yaml(path)
     for override in overrides or []:
-        _apply_override(values, override)
+        apply_override(values, override)
     return check_recipe(model, values, where=str(path))
 
 
@@ -312,7 +312,8 @@ def _shipped(kind: str) -> list[str]:
     return sorted(Path(str(entry)).stem for entry in (resources.files("configs") / kind).iterdir())
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one dotted `key=value` word in plain values, in place; the value is read as YAML."""
     key, separator, text = override.partition("=")
     if not separator or not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", key):
         raise UserError(

@@ -65,7 +65,7 @@ def extract_features(
     Raises:
         UserError: if a sample has no label.
     """
-    positions = _evenly_spaced(len(dataset), limit)
+    positions = evenly_spaced(len(dataset), limit)
     loader = image_batches(
         dataset, positions, preprocessing=preprocessing, workers=workers, batch_size=batch_size
     )
@@ -240,7 +240,7 @@ def _collate(samples: list[tuple[Tensor, int, str]]) -> ImageBatch:
     return ImageBatch(images=torch.stack(images), keys=torch.tensor(keys), labels=list(labels))
 
 
-def _evenly_spaced(total: int, limit: int | None) -> NDArray[np.int64]:
+def evenly_spaced(total: int, limit: int | None) -> NDArray[np.int64]:
     """At most `limit` positions out of `total`, evenly spaced, ascending."""
     if limit is None or limit >= total:
         return np.arange(total, dtype=np.int64)

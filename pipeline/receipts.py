@@ -1,0 +1,266 @@
+"""A stage runs once for its key, and leaves a receipt.
+
+The key is a digest of the stage's kind, its recipe without the `run` section, its inputs' keys, and the
+kind's version: keys are known before anything has run. `ensure` is the one way to run a stage; it returns
+the receipt of an earlier run if there is one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cluster.errors import UserError
+from cluster.job import Executor
+from pipeline.recipe import Section
+
+logger = logging.getLogger(__name__)
+
+
+class StopRequested(UserError):  # noqa: N818 -- nothing went wrong
+    """Somebody asked a stage to stop: nothing after it is to be tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What a finished stage leaves in `receipt.json`, created once and never changed.
+
+    Attributes:
+        inputs: role → key of the stage that filled it, and the path in its folder.
+        outputs: path relative to the folder → sha256 of the file, or of the folder's names and contents.
+        metrics: what the stage found out; JSON values.
+        started: seconds since 1970.
+        gpu_hours: of devices held, busy or not.
+    """
+
+    key: str
+    stage: str
+    kind: str
+    version: int
+    recipe: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    metrics: dict[str, Any]
+    started: float
+    seconds: float
+    gpu_hours: float
+    host: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """What fills a role: the path, and the receipt of the stage that made it."""
+
+    path: Path
+    receipt: Receipt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a stage's function gets. It writes into `folder` only.
+
+    The folder may hold what a killed attempt left behind: the function overwrites that, or goes on from it.
+    """
+
+    recipe: Any  # the Section that the kind names
+    inputs: Mapping[str, Input]
+    folder: Path
+    executor: Executor
+
+
+class Result(NamedTuple):
+    """What a stage's function returns; outputs are files and folders, relative to the stage's folder."""
+
+    metrics: dict[str, Any]
+    outputs: list[str]
+    gpus: int = 0
+
+
+def _nothing_outside(recipe: Any) -> str:
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of stage.
+
+    Attributes:
+        recipe: the type of its recipe.
+        run: does the work.
+        inputs: roles that must be filled.
+        optional: roles that may be filled.
+        version: raised whenever the same recipe and inputs come to give another output.
+        outside: the identity of what the recipe points to outside of the graph, such as a folder of pictures.
+    """
+
+    recipe: type[Section]
+    run: Callable[[Work], Result]
+    inputs: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
+    version: int = 1
+    outside: Callable[[Any], str] = _nothing_outside
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a role is filled from: a stage's folder, or a path in it."""
+
+    stage: Stage
+    path: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Work to be done once. Stages with equal keys share a folder, whatever they are called."""
+
+    name: str
+    kind_name: str
+    kind: Kind
+    recipe: Section
+    inputs: Mapping[str, Source]
+    root: Path
+
+    @cached_property
+    def key(self) -> str:
+        """64 hexadecimal digits."""
+        return stage_key(
+            kind=self.kind_name,
+            version=self.kind.version,
+            recipe=self.recipe,
+            inputs=self.input_keys,
+            outside=self.kind.outside(self.recipe),
+        )
+
+    @property
+    def input_keys(self) -> dict[str, str]:
+        """Role → key of the stage and the path in its folder."""
+        return {role: f"{source.stage.key}/{source.path}" for role, source in self.inputs.items()}
+
+    @property
+    def folder(self) -> Path:
+        """Where the output goes."""
+        return self.root / f"{self.kind_name}-{self.key[:12]}"
+
+
+class Ensured(NamedTuple):
+    """A stage's receipt, and whether it had to run for it."""
+
+    receipt: Receipt
+    ran: bool
+
+
+def stage_key(*, kind: str, version: int, recipe: Section, inputs: Mapping[str, str], outside: str) -> str:
+    """The digest that names a piece of work; where and how it runs (`run`) is no part of it."""
+    parts = [kind, version, _without_run(recipe), dict(inputs), outside]
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def ensure(stage: Stage, executor: Executor) -> Ensured:
+    """The stage's receipt; if there is none, its inputs are ensured and it runs, in one process at a time.
+
+    Others that want the same stage wait for it. A killed attempt leaves no receipt, and the next one goes on.
+    """
+    if receipt := find_receipt(stage):
+        return Ensured(receipt, ran=False)
+    inputs = {
+        role: Input(path=source.stage.folder / source.path, receipt=ensure(source.stage, executor).receipt)
+        for role, source in stage.inputs.items()
+    }
+    with _locked(stage):
+        if receipt := find_receipt(stage):
+            return Ensured(receipt, ran=False)
+        # What is left is a receipt whose outputs are gone.
+        (stage.folder / "receipt.json").unlink(missing_ok=True)
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        started, clock = time.time(), time.monotonic()
+        result = stage.kind.run(
+            Work(recipe=stage.recipe, inputs=inputs, folder=stage.folder, executor=executor)
+        )
+        seconds = time.monotonic() - clock
+        receipt = Receipt(
+            key=stage.key,
+            stage=stage.name,
+            kind=stage.kind_name,
+            version=stage.kind.version,
+            recipe=stage.recipe.model_dump(mode="json"),
+            inputs=stage.input_keys,
+            outputs={path: content_digest(stage.folder / path) for path in result.outputs},
+            metrics=result.metrics,
+            started=started,
+            seconds=round(seconds, 3),
+            gpu_hours=round(result.gpus * seconds / 3600, 6),
+            host=socket.gethostname(),
+        )
+        return Ensured(_publish(receipt, stage.folder / "receipt.json"), ran=True)
+
+
+def find_receipt(stage: Stage) -> Receipt | None:
+    """The receipt of an earlier run whose outputs are still there."""
+    path = stage.folder / "receipt.json"
+    if not path.is_file():
+        return None
+    receipt = Receipt(**json.loads(path.read_text()))
+    missing = [name for name in receipt.outputs if not (stage.folder / name).exists()]
+    if missing:
+        logger.warning("%s has a receipt but %s is gone: it runs again", stage.folder, ", ".join(missing))
+        return None
+    return receipt
+
+
+def content_digest(path: Path) -> str:
+    """sha256 of a file; of a folder, of its files' names and digests."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        raise FileNotFoundError(f"a stage promised {path} and did not write it")
+    lines = [
+        f"{file.relative_to(path).as_posix()} {content_digest(file)}\n"
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    ]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _without_run(recipe: Section) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude={"run"})
+
+
+def _publish(receipt: Receipt, path: Path) -> Receipt:
+    """Create the file whole or not at all; if somebody else was first, theirs counts."""
+    temporary = path.with_name(f".receipt.{os.getpid()}")
+    with temporary.open("w") as file:
+        json.dump(asdict(receipt), file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    with suppress(FileExistsError):
+        path.hardlink_to(temporary)
+    temporary.unlink()
+    return Receipt(**json.loads(path.read_text()))
+
+
+@contextmanager
+def _locked(stage: Stage) -> Iterator[None]:
+    """Hold the stage's lock; the kernel gives it back when its holder dies, however it dies."""
+    path = stage.root / ".locks" / stage.folder.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("%s is being made by another process: waiting for it", stage.name)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
