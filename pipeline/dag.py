@@ -93,8 +93,9 @@ def load_dag(name: str, overrides: list[str]) -> DagRecipe:
     """
     path = find_recipe(name, kind="dag")
     values = read_yaml(path)
+    check_recipe(DagRecipe, values, where=str(path))
     _expand_recipes(values)
-    stages = set(values.get("stages", {}))
+    stages = set(values["stages"])
     for override in overrides:
         apply_override(values, override)
         unknown = set(values["stages"]) - stages

@@ -7,7 +7,6 @@ too, so that one code path serves them all.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
