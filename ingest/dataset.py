@@ -1,0 +1,173 @@
+"""Opening a sealed dataset: the only way the pipeline sees data. Nothing that is not sealed is ever looked at."""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cluster.errors import UserError
+from ingest import layout
+from ingest.view import ViewBitmaps, read_view
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UnitRows:
+    """The samples of one unit in slot order: those that are kept and, with a view, in the view.
+
+    Attributes:
+        offsets, sizes: where each image lies in the unit's tar, bytes, (n,) int64.
+        sha256: of each image's bytes, (n, 32) uint8.
+        keys: unit * 100,000 + slot, (n,) uint64.
+        labels: the first label of each, None without one.
+    """
+
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    sha256: NDArray[np.uint8]
+    keys: NDArray[np.uint64]
+    labels: list[str | None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """A sealed dataset, or a view of it. Units without a sample are left out.
+
+    Attributes:
+        path: the dataset's folder.
+        root: Merkle root, hex: the dataset's identity.
+        view: the view's bitmaps; None for the whole dataset.
+        units: unit numbers, ascending, (u,) uint32.
+        counts: samples per unit, (u,) int64.
+        shards, metas: names of each unit's files below `path`.
+    """
+
+    path: str
+    root: str
+    view: ViewBitmaps | None
+    units: NDArray[np.uint32]
+    counts: NDArray[np.int64]
+    shards: Sequence[str]
+    metas: Sequence[str]
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def shard_path(self, unit_index: int) -> str:
+        return f"{self.path}/{self.shards[unit_index]}"
+
+    def meta_path(self, unit_index: int) -> str:
+        return f"{self.path}/{self.metas[unit_index]}"
+
+    def unit_rows(self, unit_index: int) -> UnitRows:
+        """Read one unit's rows; the caller keeps them as long as it needs them."""
+        table = self._kept(unit_index, ["slot", "offset", "size", "sha256", "labels", "status"])
+        slots = table["slot"].to_numpy()
+        return UnitRows(
+            offsets=table["offset"].to_numpy().astype(np.int64),
+            sizes=table["size"].to_numpy().astype(np.int64),
+            sha256=np.frombuffer(b"".join(table["sha256"].to_pylist()), np.uint8).reshape(-1, 32),
+            keys=np.uint64(self.units[unit_index]) * np.uint64(layout.KEY_SLOTS) + slots.astype(np.uint64),
+            labels=[labels[0] if labels else None for labels in table["labels"].to_pylist()],
+        )
+
+    def classes(self) -> tuple[str, ...]:
+        """Distinct first labels, sorted. Reads the labels of every unit."""
+        found: set[str] = set()
+        for unit_index in range(len(self.units)):
+            labels = self._kept(unit_index, ["slot", "labels", "status"])["labels"]
+            found.update(pc.unique(pc.list_flatten(pc.list_slice(labels, 0, 1))).to_pylist())
+        return tuple(sorted(found))
+
+    def _kept(self, unit_index: int, columns: list[str]) -> pa.Table:
+        table = pq.read_table(self.meta_path(unit_index), columns=columns, partitioning=None)
+        table = table.filter(pc.equal(table["status"], "kept"))
+        if self.view is not None:
+            table = table.filter(self.view.keeps(int(self.units[unit_index]))[table["slot"].to_numpy()])
+        return table
+
+
+def open_dataset(path: str | Path, *, sealed: str | None = None, view: str | None = None) -> Dataset:
+    """Open a sealed dataset.
+
+    Args:
+        path: its folder.
+        sealed: a root to pin, hex; None opens the latest.
+        view: name of a view to see it through.
+
+    Raises:
+        UserError: it is no dataset, is not sealed, has no such root or view, or is damaged.
+    """
+    root = _latest(Path(path)) if sealed is None else sealed
+    table = sealed_units(path, root)
+    units = table["unit"].to_numpy().astype(np.uint32)
+    counts = table["kept"].to_numpy().astype(np.int64)
+    bitmaps = None if view is None else read_view(path, view, root=root)
+    if bitmaps is not None:
+        kept = dict(zip(bitmaps.units.tolist(), bitmaps.kept.tolist(), strict=True))
+        counts = np.array([kept.get(unit, 0) for unit in units.tolist()], np.int64)
+    used = np.flatnonzero(counts)
+    return Dataset(
+        path=str(path),
+        root=root,
+        view=bitmaps,
+        units=units[used],
+        counts=counts[used],
+        shards=table["shard"].take(used).to_pylist(),
+        metas=table["meta"].take(used).to_pylist(),
+    )
+
+
+def sealed_head(path: str | Path, root: str) -> dict[str, Any]:
+    """What was sealed as this root: counts by status and reason, bytes, units.
+
+    Raises:
+        UserError: there is no such root.
+    """
+    try:
+        head: dict[str, Any] = json.loads((Path(path) / layout.sealed_name(root, "json")).read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} has no sealed root {root[:12]}: see {Path(path) / 'sealed'} for those it has"
+        ) from None
+    return head
+
+
+def sealed_units(path: str | Path, root: str) -> pa.Table:
+    """Every unit that was sealed as this root, empty ones too, ascending; columns as `ingest.commit.UNITS_SCHEMA`.
+
+    Raises:
+        UserError: there is no such root, or its list of units is damaged.
+    """
+    head = sealed_head(path, root)
+    try:
+        data = (Path(path) / layout.sealed_name(root, "parquet")).read_bytes()
+    except FileNotFoundError:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != head["units_sha256"]:
+        raise UserError(
+            f"{path}: the list of units of root {root[:12]} is damaged; restore the file from a copy"
+        )
+    return pq.read_table(io.BytesIO(data))
+
+
+def _latest(path: Path) -> str:
+    try:
+        root: str = json.loads((path / layout.DATASET).read_bytes())["sealed"]
+    except FileNotFoundError:
+        if (path / layout.plan_folder(0)).exists():
+            raise UserError(
+                f"{path} is not sealed yet: run the same `ingest crawl-shards` command again to finish it"
+            ) from None
+        raise UserError(
+            f"{path} is not a dataset: make one with `ingest crawl-shards SOURCE --output {path}`"
+        ) from None
+    return root

@@ -1,0 +1,109 @@
+"""What an image file's first bytes say: its format and its size in pixels, read without any decoder.
+
+Decoders allocate by the size that the header claims, so the claim is judged here first. Every function takes
+hostile bytes, reads in bounds and in bounded time, and answers None for what it cannot tell.
+"""
+
+import struct
+
+# Sizes of the BITMAPINFOHEADER family; "BM" alone also begins ordinary words.
+_BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
+_TIFF_MAGIC = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}
+# Start-of-frame markers: C0 to CF without DHT (C4), JPG (C8) and DAC (CC).
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+
+
+def sniff(data: bytes) -> str | None:
+    """The format that the content shows: jpeg, png, webp, gif, bmp, tiff, or None. Names are never consulted."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "webp"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
+        return "bmp"
+    if data[:4] in _TIFF_MAGIC:
+        return "tiff"
+    return None
+
+
+def claimed_size(data: bytes, kind: str) -> tuple[int, int] | None:
+    """Width and height in pixels as the header claims them, before orientation; None if it does not say."""
+    try:
+        match kind:
+            case "jpeg":
+                return _jpeg_size(data)
+            case "png":
+                return struct.unpack_from(">II", data, 16)
+            case "webp":
+                return _webp_size(data)
+            case "gif":
+                return struct.unpack_from("<HH", data, 6)
+            case "bmp":
+                return _bmp_size(data)
+            case "tiff":
+                return _tiff_size(data)
+    except (struct.error, IndexError):
+        return None
+    raise ValueError(f"not a format: {kind}")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    at = 2
+    while True:
+        # Between segments decoders skip anything up to the next FF, and any number of FFs.
+        at = data.find(b"\xff", at)
+        if at < 0:
+            return None
+        while data[at] == 0xFF:
+            at += 1
+        marker = data[at]
+        at += 1
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", data, at + 3)
+            return width, height
+        if marker == 0 or marker in _JPEG_WITHOUT_LENGTH:
+            continue
+        at += max(2, int.from_bytes(data[at : at + 2], "big"))
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    match data[12:16]:
+        case b"VP8X":
+            extents = data[24:30]
+            if len(extents) < 6:
+                return None
+            return 1 + int.from_bytes(extents[:3], "little"), 1 + int.from_bytes(extents[3:], "little")
+        case b"VP8L":
+            (bits,) = struct.unpack_from("<I", data, 21)
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        case b"VP8 ":
+            width, height = struct.unpack_from("<HH", data, 26)
+            return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+def _bmp_size(data: bytes) -> tuple[int, int]:
+    if int.from_bytes(data[14:18], "little") in (12, 16):
+        return struct.unpack_from("<HH", data, 18)
+    width, height = struct.unpack_from("<ii", data, 18)
+    return abs(width), abs(height)
+
+
+def _tiff_size(data: bytes) -> tuple[int, int] | None:
+    order = _TIFF_MAGIC[data[:4]]
+    big = data[2:4] in (b"+\0", b"\0+")
+    (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (entries,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
+    first, step, value_at = (start + 8, 20, 12) if big else (start + 2, 12, 8)
+    sizes: dict[int, int] = {}
+    for entry in range(min(entries, 4096)):
+        tag, kind = struct.unpack_from(order + "HH", data, first + entry * step)
+        if tag in (256, 257) and kind in (3, 4, 16):
+            code = {3: "H", 4: "I", 16: "Q"}[kind]
+            (sizes[tag],) = struct.unpack_from(order + code, data, first + entry * step + value_at)
+    return (sizes[256], sizes[257]) if len(sizes) == 2 else None

@@ -1,0 +1,300 @@
+"""One image, safely: sniff, bound, decode, turn upright, hash, and make what is stored.
+
+Bytes come from strangers. Format and size are judged from the header (`ingest.header`) before a decoder sees them,
+only six decoders can be reached, and every way to fail is an `ImageError` with a status and a reason. Time and
+memory are bounded by the process that calls (`ingest.worker`), not here.
+
+What a picture is, decided once for the crawler and for training:
+- the first frame of an animation, turned upright by its EXIF orientation, 8-bit RGB;
+- transparent parts show white: the colour hidden under them is arbitrary, and pages are mostly white;
+- 16-bit grey keeps its upper 8 bits; 32-bit and float grey, which have no agreed range, are stretched from their
+  smallest to their largest value; colour profiles are ignored.
+"""
+
+import hashlib
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The plugins register themselves; without this the first WebP or TIFF would import all forty of Pillow's formats.
+from PIL import ExifTags, Image, TiffImagePlugin, WebPImagePlugin
+
+from ingest.header import claimed_size, sniff
+
+__all__ = ["Checked", "ImageError", "ImageLimits", "Treatment", "check", "decode", "perceptual_hash", "sniff"]
+
+Status = Literal["kept", "rejected", "failed"]
+
+_DECODERS = {
+    "jpeg": "JPEG",
+    "png": "PNG",
+    "webp": WebPImagePlugin.WebPImageFile.format,
+    "gif": "GIF",
+    "bmp": "BMP",
+    "tiff": TiffImagePlugin.TiffImageFile.format,
+}
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_JPEG_LONGEST = 65_500
+_HASH_SIDE = 32
+# Orientations from 5 on exchange width and height.
+_SIDEWAYS = 5
+
+
+class ImageError(Exception):
+    """Why an image is not usable.
+
+    Attributes:
+        status: "rejected", we do not want it; or "failed", it could not be read.
+        reason: one word for the row and the statistics.
+    """
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLimits:
+    """What is refused before decoding: files over `max_bytes`, pictures that claim over `max_pixels`."""
+
+    max_bytes: int = 32 << 20
+    max_pixels: int = 64_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Treatment:
+    """What a crawl makes of an image.
+
+    Attributes:
+        limits: what is refused.
+        resize: the shorter side in pixels after a keep-ratio resize and JPEG encoding, never enlarged; None keeps the
+            original bytes.
+        quality: of the JPEG encoder, used with `resize`.
+    """
+
+    limits: ImageLimits = ImageLimits()
+    resize: int | None = None
+    quality: int = 95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """The verdict on one image. Sizes are upright pixels; all but status and reason are empty if it is not kept.
+
+    Attributes:
+        data: the bytes to store; None means the original bytes.
+        sha256: of the bytes to store, hex.
+    """
+
+    status: Status
+    reason: str = ""
+    format: str | None = None
+    width: int | None = None
+    height: int | None = None
+    original_width: int | None = None
+    original_height: int | None = None
+    sha256: str | None = None
+    phash: int | None = None
+    data: bytes | None = None
+
+
+def decode(
+    data: bytes,
+    *,
+    limits: ImageLimits = ImageLimits(),
+    at_least: Callable[[int, int], tuple[int, int]] | None = None,
+) -> Image.Image:
+    """The upright RGB picture in these bytes.
+
+    Args:
+        data: a whole image file.
+        limits: what is refused before decoding.
+        at_least: called with a JPEG's upright width and height, answers the least (width, height) that will do: the
+            picture is decoded at the smallest DCT scale, 1/2, 1/4 or 1/8, that is not smaller in either direction.
+
+    Raises:
+        ImageError: it is refused, or cannot be decoded completely.
+    """
+    try:
+        image, kind = _open(data, limits)
+        if kind == "jpeg" and at_least is not None:
+            turned = _orientation(image, kind) >= _SIDEWAYS
+            size = at_least(*(image.size[::-1] if turned else image.size))
+            image.draft("RGB", size[::-1] if turned else size)
+        image.load()
+        return _upright(_rgb(image), _orientation(image, kind))
+    except Exception as error:
+        raise _as_image_error(error) from error
+
+
+def check(data: bytes, treatment: Treatment) -> Checked:
+    """Judge one image and make the bytes to store. Every coefficient is read: what is kept can be trained on."""
+    try:
+        image, kind = _open(data, treatment.limits)
+        size = image.size
+        if kind == "jpeg" and treatment.resize is not None:
+            image.draft("RGB", _keep_ratio(size, treatment.resize))
+        elif kind == "jpeg":
+            # Grey at 1/8 scale finds truncation as the full decode does, and saves most of its work.
+            image.draft("L", (2 * _HASH_SIDE, 2 * _HASH_SIDE))
+        image.load()
+        # Of a TIFF on its side, Pillow knows the upright size only now.
+        size = size if kind == "jpeg" else image.size
+        turn = _orientation(image, kind)
+        plain_grey = image.mode == "L" and "transparency" not in image.info
+        picture = image if plain_grey and treatment.resize is None else _rgb(image)
+        stored_size, stored = size, None
+        if treatment.resize is not None:
+            stored_size = _keep_ratio(size, treatment.resize)
+            if picture.size != stored_size:
+                picture = picture.resize(stored_size, Image.Resampling.LANCZOS)
+            stored = _encode(_upright(picture, turn), treatment.quality)
+        phash = perceptual_hash(picture, orientation=turn)
+    except Exception as error:
+        verdict = _as_image_error(error)
+        return Checked(status=verdict.status, reason=verdict.reason, format=sniff(data))
+    (width, height), (original_width, original_height) = stored_size, size
+    if turn >= _SIDEWAYS:
+        width, height, original_width, original_height = height, width, original_height, original_width
+    return Checked(
+        status="kept",
+        format=kind if stored is None else "jpeg",
+        width=width,
+        height=height,
+        original_width=original_width,
+        original_height=original_height,
+        sha256=hashlib.sha256(data if stored is None else stored).hexdigest(),
+        phash=phash,
+        data=stored,
+    )
+
+
+def perceptual_hash(picture: Image.Image, *, orientation: int = 1) -> int:
+    """64 bits that stay nearly the same under scaling and re-encoding: the sign pattern of the lowest frequencies.
+
+    The picture is resized to 32 x 32 (Lanczos, aspect ignored), turned upright, made grey, and transformed by the
+    two-dimensional DCT-II. Bit k, from the highest, says whether coefficient k of the 8 x 8 lowest, row by row, lies
+    above the median of these 64. Integers throughout, so that no library's rounding can change a bit.
+    """
+    small = picture.resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    grey = np.asarray(_upright(small, orientation).convert("L"), np.int64)
+    coefficients = (_COSINES @ grey @ _COSINES.T).ravel()
+    ordered = np.sort(coefficients)
+    above = 2 * coefficients > ordered[31] + ordered[32]
+    return int.from_bytes(np.packbits(above).tobytes(), "big")
+
+
+def _open(data: bytes, limits: ImageLimits) -> tuple[Image.Image, str]:
+    """The image with only its header read, and its format. Nothing proportional to the claimed size is allocated."""
+    if not data:
+        raise ImageError("rejected", "empty")
+    if len(data) > limits.max_bytes:
+        raise ImageError("rejected", "too_many_bytes")
+    kind = sniff(data)
+    if kind is None:
+        raise ImageError("rejected", "not_an_image")
+    claimed = claimed_size(data, kind)
+    if claimed is not None and claimed[0] * claimed[1] > limits.max_pixels:
+        raise ImageError("rejected", "too_many_pixels")
+    image = Image.open(io.BytesIO(data), formats=(_DECODERS[kind],))
+    # Once more: a GIF's frame may be larger than its screen, and decoders may read another header than we did.
+    if image.width * image.height > limits.max_pixels:
+        raise ImageError("rejected", "too_many_pixels")
+    return image, kind
+
+
+def _as_image_error(error: Exception) -> ImageError:
+    """Pillow's plugins raise nearly every kind of exception on damaged input; here each becomes a verdict."""
+    if isinstance(error, ImageError):
+        return error
+    if isinstance(error, MemoryError):
+        return ImageError("failed", "memory_limit")
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageError("rejected", "too_many_pixels")
+    text = str(error).lower()
+    if isinstance(error, EOFError) or "truncated" in text or "unexpected end" in text:
+        return ImageError("failed", "truncated")
+    if text.startswith("decoder ") and text.endswith(" not available"):
+        return ImageError("failed", "no_decoder")
+    return ImageError("failed", "undecodable")
+
+
+def _orientation(image: Image.Image, kind: str) -> int:
+    """EXIF orientation, 1 to 8. Pillow turns TIFFs by itself while loading, and reads a PNG's EXIF only then."""
+    if kind == "tiff":
+        return 1
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return orientation if orientation in _TRANSPOSE else 1
+    except Exception:
+        # Damaged EXIF says nothing about the pixels: the picture is kept as it lies.
+        return 1
+
+
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    return picture.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else picture
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; see the module's docstring for transparency and deep greys."""
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        flat = Image.new("RGB", image.size, "white")
+        flat.paste(layered, mask=layered.getchannel("A"))
+        return flat
+    # Converting RGB to RGB would copy every pixel, for half of the whole decode's time.
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        return Image.fromarray(_stretched(np.asarray(image, np.float64))).convert("RGB")
+    return image.convert("RGB")
+
+
+def _stretched(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = values.min(), values.max()
+    return np.rint((values - low) * (255 / (high - low) if high > low else 0.0)).astype(np.uint8)
+
+
+def _keep_ratio(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """The size with this shorter side, never enlarged, and within what a JPEG can hold."""
+    scale = min(1.0, shorter / min(size), _JPEG_LONGEST / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _encode(picture: Image.Image, quality: int) -> bytes:
+    # Pillow would carry comments over from the original.
+    picture.info = {}
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _cosines() -> NDArray[np.int64]:
+    """The 8 lowest rows of the 32-point DCT-II, in 14-bit fixed point, (8, 32)."""
+    return np.array(
+        [
+            [round(16384 * math.cos(math.pi * k * (2 * n + 1) / (2 * _HASH_SIDE))) for n in range(_HASH_SIDE)]
+            for k in range(8)
+        ],
+        np.int64,
+    )
+
+
+_COSINES = _cosines()

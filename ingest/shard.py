@@ -1,0 +1,160 @@
+"""One unit's tar and Parquet: written as drafts, published under content names, described by a commit record.
+
+The tar is USTAR with every volatile field fixed, so that its bytes depend on the images and their order alone. The
+Parquet has one row per attempt in the plan's order, one row group, and no volatile column.
+"""
+
+import hashlib
+import io
+import tarfile
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ingest import layout
+from ingest.commit import draft, make_durable, make_folder, publish
+from ingest.image import Checked
+
+META_SCHEMA = pa.schema(
+    [
+        pa.field("unit", pa.uint32(), nullable=False),
+        pa.field("slot", pa.uint32()),
+        pa.field("offset", pa.uint64()),
+        pa.field("size", pa.uint64()),
+        pa.field("width", pa.uint32()),
+        pa.field("height", pa.uint32()),
+        pa.field("original_width", pa.uint32()),
+        pa.field("original_height", pa.uint32()),
+        pa.field("format", pa.string()),
+        pa.field("sha256", pa.binary(32)),
+        pa.field("phash", pa.uint64()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("retryable", pa.bool_(), nullable=False),
+        pa.field("http_status", pa.uint16()),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("caption", pa.string()),
+        pa.field("labels", pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
+    ]
+)
+_BLOCK = 512
+
+
+class ShardWriter:
+    """Collects one unit, in the plan's order. Used as a context manager: drafts vanish unless `publish` was called.
+
+    Args:
+        output: the dataset's folder.
+        unit: its number.
+    """
+
+    def __init__(self, output: Path, unit: int) -> None:
+        self._output = output
+        self._unit = unit
+        self._columns: dict[str, list[Any]] = {name: [] for name in META_SCHEMA.names}
+        self._counts: dict[str, Counter[str]] = {"rejected": Counter(), "failed": Counter()}
+        self._kept = 0
+        self._stored = 0
+        self._offset = 0
+        self._sha256 = hashlib.sha256()
+        self._drafts = ExitStack()
+
+    def __enter__(self) -> Self:
+        folder = (self._output / layout.shard_name(self._unit, "")).parent
+        self._path, self._tar = self._drafts.enter_context(draft(folder, f"{self._unit:08d}"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drafts.close()
+
+    def add(
+        self, verdict: Checked, data: bytes, *, url: str, labels: list[str], retryable: bool = False
+    ) -> None:
+        """Append one attempt: its row, and its image if it is kept.
+
+        Args:
+            verdict: the check's result.
+            data: the bytes to store; not used unless the verdict is kept.
+            url: where it came from.
+            labels: of the attempt, may be empty.
+            retryable: whether trying again may succeed.
+        """
+        row: dict[str, Any] = {name: getattr(verdict, name, None) for name in META_SCHEMA.names}
+        row |= {"unit": self._unit, "url": url, "labels": labels, "retryable": retryable}
+        row["reason"] = verdict.reason or None
+        if verdict.status == "kept" and verdict.format is not None and verdict.sha256 is not None:
+            member = f"{layout.sample_key(self._unit, self._kept)}.{layout.EXTENSIONS[verdict.format]}"
+            self._write(_header(member, len(data)))
+            row |= {"slot": self._kept, "offset": self._offset, "size": len(data)}
+            row["sha256"] = bytes.fromhex(verdict.sha256)
+            self._write(data)
+            self._write(b"\0" * (-len(data) % _BLOCK))
+            self._kept += 1
+            self._stored += len(data)
+        else:
+            self._counts[verdict.status][verdict.reason] += 1
+        for name, value in row.items():
+            self._columns[name].append(value)
+
+    def publish(self, *, generation: int, fingerprint: str) -> dict[str, Any]:
+        """Make tar and Parquet durable under their content names; returns the record to commit."""
+        self._write(b"\0" * (2 * _BLOCK))
+        make_durable(self._tar)
+        shard_sha256 = self._sha256.hexdigest()
+        shard = layout.shard_name(self._unit, shard_sha256)
+        publish(self._path, self._output / shard, shard_sha256)
+        table = _meta_bytes(pa.table(self._columns, schema=META_SCHEMA))
+        meta_sha256 = hashlib.sha256(table).hexdigest()
+        meta = layout.meta_name(self._unit, meta_sha256)
+        make_folder((self._output / meta).parent)
+        with draft((self._output / meta).parent, f"{self._unit:08d}") as (path, file):
+            file.write(table)
+            make_durable(file)
+            publish(path, self._output / meta, meta_sha256)
+        return {
+            "unit": self._unit,
+            "generation": generation,
+            "fingerprint": fingerprint,
+            "rows": len(self._columns["unit"]),
+            "bytes": self._stored,
+            "kept": self._kept,
+            "rejected": dict(self._counts["rejected"]),
+            "failed": dict(self._counts["failed"]),
+            "shard": {"name": shard, "bytes": self._offset, "sha256": shard_sha256},
+            "meta": {"name": meta, "bytes": len(table), "sha256": meta_sha256},
+        }
+
+    def _write(self, data: bytes) -> None:
+        self._tar.write(data)
+        self._sha256.update(data)
+        self._offset += len(data)
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _meta_bytes(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        row_group_size=max(1, table.num_rows),
+        use_dictionary=["format", "status", "reason", "labels.list.element"],
+        column_encoding={
+            "offset": "DELTA_BINARY_PACKED",
+            "slot": "DELTA_BINARY_PACKED",
+            "url": "DELTA_BYTE_ARRAY",
+        },
+    )
+    return buffer.getvalue()

@@ -1,0 +1,100 @@
+"""A folder of images: every file below it, in the order of its path's bytes.
+
+Hidden names (those beginning with a dot) are not planned. Everything else is: what a file is, its content says. A link
+is followed if it ends inside the folder at a file; one that leads out, or to a folder, gets a row that says so.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ingest.sources.source import PROBLEMS, Item, Problem
+
+
+class FolderSource:
+    """Images below a folder; see the module's docstring."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = os.fsencode(path.resolve().name).decode("utf-8", "backslashreplace")
+        self._root = os.fsencode(path.resolve())
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "folder", "name": self.name}
+
+    def items(self) -> Iterator[Item]:
+        yield from self._below(b"")
+
+    def _below(self, folder: bytes) -> Iterator[Item]:
+        """Items below `folder` ("" or ending in a slash). A folder sorts as if its name ended in a slash: then going
+        down depth first is the order of whole paths, and only one folder's names are in memory per level.
+        """
+        try:
+            with os.scandir(self._root + b"/" + folder) as entries:
+                names = sorted(
+                    (entry.name + b"/" if entry.is_dir(follow_symlinks=False) else entry.name, entry)
+                    for entry in entries
+                    if not entry.name.startswith(b".")
+                )
+        except OSError:
+            yield Item(folder.rstrip(b"/"), problem="io_error")
+            return
+        for name, entry in names:
+            if name.endswith(b"/"):
+                yield from self._below(folder + name)
+            else:
+                yield self._item(folder + name, entry)
+
+    def _item(self, path: bytes, entry: os.DirEntry[bytes]) -> Item:
+        try:
+            if entry.is_symlink() and not self._ends_inside(path):
+                return Item(path, problem="link_outside")
+            status = entry.stat()
+        except OSError:
+            return Item(path, problem="io_error")
+        if not stat.S_ISREG(status.st_mode):
+            return Item(path, problem="not_a_file")
+        return Item(path, size=status.st_size)
+
+    def _ends_inside(self, path: bytes) -> bool:
+        return os.path.realpath(self._root + b"/" + path).startswith(self._root.rstrip(b"/") + b"/")
+
+    def read(self, items: Iterable[Item], *, max_bytes: int) -> Iterator[bytes | Problem]:
+        for item in items:
+            if item.problem:
+                yield PROBLEMS[item.problem]
+            else:
+                yield self._bytes(item.path, max_bytes)
+
+    def _bytes(self, path: bytes, max_bytes: int) -> bytes | Problem:
+        try:
+            with open(self._open(path), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    return PROBLEMS["not_a_file"]
+                if status.st_size > max_bytes:
+                    return PROBLEMS["too_many_bytes"]
+                # A file that grows while it is read ends where it ended when it was opened.
+                return file.read(status.st_size)
+        except _LinkOutsideError:
+            return PROBLEMS["link_outside"]
+        except OSError:
+            return PROBLEMS["io_error"]
+
+    def _open(self, path: bytes) -> int:
+        # Without NONBLOCK, opening what has become a pipe since planning would wait for ever.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            return os.open(self._root + b"/" + path, flags | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+        if not self._ends_inside(path):
+            raise _LinkOutsideError
+        return os.open(self._root + b"/" + path, flags)
+
+
+class _LinkOutsideError(Exception):
+    pass

@@ -1,0 +1,62 @@
+"""What a source of images is: a list of items to plan, and their bytes when a unit is worked on."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One planned attempt.
+
+    Attributes:
+        path: where it lies within the source, as the raw bytes of its name.
+        offset: of its data, for sources that are one long file.
+        size: in bytes, as the source claims it.
+        problem: why it can have no bytes, known while planning: a key of PROBLEMS, or "".
+    """
+
+    path: bytes
+    offset: int = 0
+    size: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is said of an item that has no bytes to check."""
+
+    status: Literal["rejected", "failed"]
+    reason: str
+    retryable: bool = False
+
+
+PROBLEMS = {
+    problem.reason: problem
+    for problem in (
+        Problem("rejected", "link_outside"),
+        Problem("rejected", "not_a_file"),
+        Problem("rejected", "sparse_member"),
+        Problem("rejected", "too_many_bytes"),
+        Problem("failed", "io_error", retryable=True),
+        Problem("failed", "tar_damaged"),
+        Problem("failed", "tar_truncated"),
+        Problem("failed", "tar_bomb"),
+    )
+}
+
+
+class Source(Protocol):
+    """Images in their place of origin.
+
+    `name` begins every path that is reported. `items` yields the same items in the same order as long as nothing in
+    the source changes. `read` gives each item's bytes, or its problem, in the order asked.
+    """
+
+    name: str
+
+    def items(self) -> Iterator[Item]: ...
+
+    def read(self, items: Iterable[Item], *, max_bytes: int) -> Iterator[bytes | Problem]: ...
+
+    def describe(self) -> dict[str, Any]: ...

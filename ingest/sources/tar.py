@@ -1,0 +1,221 @@
+"""A local tar, plain or compressed by gzip, bzip2 or xz: its regular members, in the order of the archive.
+
+Headers are read here and not by `tarfile.TarFile`, which keeps every member in memory, reads extended headers of any
+size, and takes a damaged header for the end of the archive. Nothing is ever extracted: a member's name is a label.
+"""
+
+import bz2
+import gzip
+import lzma
+import os
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ingest.sources.source import PROBLEMS, Item, Problem
+
+_BLOCK = 512
+# Long names and PAX records; real ones are a few hundred bytes.
+_LARGEST_EXTENSION = 1 << 20
+# A tar of images hardly shrinks: one that unpacks to more than this is a bomb.
+_LARGEST_EXPANSION = 100
+_EXPANSION_FREE = 1 << 30
+
+
+class TarError(Exception):
+    """The archive cannot be read on from here; `problem` is a key of PROBLEMS."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+class TarSource:
+    """Images in a tar; see the module's docstring."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = os.fsencode(path.name).decode("utf-8", "backslashreplace")
+        self._path = path
+        self._unpacked: _Unpacked | None = None
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "tar", "name": self.name, "bytes": self._path.stat().st_size}
+
+    def items(self) -> Iterator[Item]:
+        """Regular members without hidden names. The list of a damaged archive ends with an item that says so."""
+        unpacked = _Unpacked(self._path)
+        try:
+            for item in _members(unpacked):
+                if not any(part.startswith(b".") for part in item.path.split(b"/")):
+                    yield item
+        except TarError as error:
+            yield Item(b"", problem=error.problem)
+        finally:
+            unpacked.close()
+
+    def read(self, items: Iterable[Item], *, max_bytes: int) -> Iterator[bytes | Problem]:
+        for item in items:
+            if item.problem:
+                yield PROBLEMS[item.problem]
+            elif item.size > max_bytes:
+                yield PROBLEMS["too_many_bytes"]
+            else:
+                yield self._bytes(item)
+
+    def _bytes(self, item: Item) -> bytes | Problem:
+        try:
+            # Kept open from unit to unit: a compressed archive is unpacked once, not once per unit.
+            if self._unpacked is None:
+                self._unpacked = _Unpacked(self._path)
+            return self._unpacked.exactly(item.offset, item.size)
+        except TarError as error:
+            self.close()
+            return PROBLEMS[error.problem]
+
+    def close(self) -> None:
+        if self._unpacked is not None:
+            self._unpacked.close()
+            self._unpacked = None
+
+
+class _Unpacked:
+    """The archive's bytes by offset. Going back in a compressed archive is correct, and slow."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            magic = file.read(6)
+        if magic.startswith(b"\x1f\x8b"):
+            self._file = cast(BinaryIO, gzip.open(path))
+        elif magic.startswith(b"BZh"):
+            self._file = cast(BinaryIO, bz2.open(path))
+        elif magic.startswith(b"\xfd7zXZ\0"):
+            self._file = cast(BinaryIO, lzma.open(path))
+        else:
+            self._file = path.open("rb")
+        self._end = _EXPANSION_FREE + _LARGEST_EXPANSION * path.stat().st_size
+
+    def at_most(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset`; fewer at the end of the archive."""
+        if offset + size > self._end:
+            raise TarError("tar_bomb")
+        try:
+            self._file.seek(offset)
+            return self._file.read(size)
+        except EOFError:
+            raise TarError("tar_truncated") from None
+        except OSError as error:
+            # The decompressors, too, raise OSError: then it carries no number.
+            raise TarError("tar_damaged" if error.errno is None else "io_error") from error
+        except (zlib.error, lzma.LZMAError) as error:
+            raise TarError("tar_damaged") from error
+
+    def exactly(self, offset: int, size: int) -> bytes:
+        data = self.at_most(offset, size)
+        if len(data) < size:
+            raise TarError("tar_truncated")
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def is_tar(path: Path) -> bool:
+    """Whether this is an archive that can be read from its first block on."""
+    unpacked = _Unpacked(path)
+    try:
+        block = unpacked.exactly(0, _BLOCK)
+        return not block.strip(b"\0") or bool(tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape"))
+    except (TarError, tarfile.HeaderError):
+        return False
+    finally:
+        unpacked.close()
+
+
+def _members(archive: _Unpacked) -> Iterator[Item]:
+    """The regular files of a USTAR, PAX, GNU or V7 archive, their names without ".", ".." and a leading slash."""
+    at = 0
+    name: bytes | None = None
+    size: int | None = None
+    while header := archive.at_most(at, _BLOCK):
+        if len(header) < _BLOCK:
+            raise TarError("tar_truncated")
+        if not header.strip(b"\0"):
+            return
+        try:
+            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise TarError("tar_damaged") from error
+        if info.size < 0:
+            raise TarError("tar_damaged")
+        at += _BLOCK
+        if info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            if info.size > _LARGEST_EXTENSION:
+                raise TarError("tar_damaged")
+            body = archive.exactly(at, info.size)
+            if info.type == tarfile.GNUTYPE_LONGNAME:
+                name = body.partition(b"\0")[0]
+            else:
+                records = _pax_records(body)
+                name = records.get(b"path", name)
+                size = _number(records[b"size"]) if b"size" in records else size
+            at += _padded(info.size)
+            continue
+        if info.type == tarfile.GNUTYPE_SPARSE:
+            at = _after_sparse_map(archive, header, at)
+        stored = info.size if size is None else size
+        path = _clean(name if name is not None else info.name.encode("utf-8", "surrogateescape"))
+        if info.type == tarfile.GNUTYPE_SPARSE:
+            yield Item(path, size=stored, problem="sparse_member")
+        elif info.isreg():
+            yield Item(path, offset=at, size=stored)
+        if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES or info.type in _EXTENSIONS_SKIPPED:
+            at += _padded(stored)
+        if info.type not in _EXTENSIONS_SKIPPED:
+            name = size = None
+
+
+# A long link target belongs to the next member as a long name does; a global header to all: neither is of use here.
+_EXTENSIONS_SKIPPED = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _number(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 18:
+        raise TarError("tar_damaged")
+    return int(text)
+
+
+def _pax_records(body: bytes) -> dict[bytes, bytes]:
+    """Records of the form "length key=value\\n"."""
+    records: dict[bytes, bytes] = {}
+    at = 0
+    while at < len(body) and body[at] != 0:
+        space = body.find(b" ", at, at + 20)
+        if space < 0:
+            raise TarError("tar_damaged")
+        end = at + _number(body[at:space])
+        if end <= space or end > len(body):
+            raise TarError("tar_damaged")
+        key, _, value = body[space + 1 : end - 1].partition(b"=")
+        records[key] = value
+        at = end
+    return records
+
+
+def _after_sparse_map(archive: _Unpacked, header: bytes, at: int) -> int:
+    """Where the data of an old GNU sparse member begins: behind the blocks that continue its map."""
+    more = header[482]
+    while more:
+        block = archive.exactly(at, _BLOCK)
+        more = block[504]
+        at += _BLOCK
+    return at
+
+
+def _clean(name: bytes) -> bytes:
+    return b"/".join(part for part in name.split(b"/") if part not in (b"", b".", b".."))
