@@ -1,0 +1,283 @@
+"""Checkpoints: complete or absent, verified before they are read, and readable by any number of ranks.
+
+    RUN/checkpoints/step-00000123/   *.distcp, .metadata   every tensor (torch.distributed.checkpoint)
+                                     state.json            the rest: step, loader, recipe digest
+                                     manifest.json         bytes and sha256 of every other file
+    RUN/checkpoints/latest           the name of the newest
+
+Written under a temporary name, fsynced, and renamed: a folder `step-…` is whole unless a disk broke it, and
+then its manifest tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+from torch.optim import Optimizer
+
+from cluster.errors import UserError
+from cluster.job import write_atomically
+from cluster.torch_dist import World
+
+logger = logging.getLogger(__name__)
+
+_METHOD, _OPTIMIZER = "method.", "optimizer."
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+class Checkpoints:
+    """The checkpoints of one run, as one rank sees them; all ranks call `save` and `load` together.
+
+    Args:
+        folder: the run folder.
+        method, optimizer: what is saved, and loaded in place.
+        minutes, every_steps: how often to save; either makes a checkpoint due.
+        keep_last, keep_every_steps: what to keep.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        world: World,
+        method: nn.Module,
+        optimizer: Optimizer,
+        minutes: float,
+        every_steps: int | None,
+        keep_last: int,
+        keep_every_steps: int | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = folder / "checkpoints"
+        self._world, self._method, self._optimizer = world, method, optimizer
+        self._seconds, self._every_steps = 60 * minutes, every_steps
+        self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
+        self._clock, self._saved_at = clock, clock()
+
+    def due(self, step: int) -> bool:
+        """Whether this rank wants a checkpoint now. Clocks differ: the ranks agree before they save."""
+        on_time = self._world.is_first and self._clock() - self._saved_at >= self._seconds
+        return on_time or (self._every_steps is not None and step % self._every_steps == 0)
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Publish a checkpoint; when it returns, it is on the disk.
+
+        Args:
+            state: JSON values, the same on every rank; given back by `load`.
+        """
+        name = f"step-{step:08d}"
+        temporary = self._folder / f".saving-{name}"
+        if self._world.is_first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self._world.barrier()
+        tensors = collect(self._method, self._optimizer)
+        group = self._world.control
+        with _alone_on_purpose():
+            save_tensors(
+                tensors,
+                storage_writer=FileSystemWriter(temporary),
+                process_group=group,
+                no_dist=group is None,
+            )
+        # Each rank hashes what it wrote: the work is shared, and the pages are still in its memory.
+        own = sorted(temporary.glob(f"__{self._world.rank}_*"))
+        digests = self._world.gather({path.name: _digest(path) for path in own})
+        if self._world.is_first:
+            write_atomically(temporary / "state.json", json.dumps(state | {"step": step}, indent=2) + "\n")
+            rest = {path.name: _digest(path) for path in (temporary / ".metadata", temporary / "state.json")}
+            files = {name: digest for part in [*digests, rest] for name, digest in sorted(part.items())}
+            write_atomically(temporary / "manifest.json", json.dumps({"files": files}, indent=2) + "\n")
+            self._publish(temporary, name)
+        self._world.barrier()
+        self._saved_at = self._clock()
+        return self._folder / name
+
+    def load(self) -> dict[str, Any] | None:
+        """Load the newest checkpoint that is whole, in place; a broken one is set aside, with a word.
+
+        Returns:
+            The state given to `save`, and "step"; None if there is no checkpoint.
+        """
+        if self._world.is_first:
+            for leftover in self._folder.glob(".*"):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+        self._world.barrier()
+        for checkpoint in newest_first(self._folder):
+            broken = [part for part in self._world.gather(self._broken_file(checkpoint)) if part is not None]
+            if not broken:
+                self._read(checkpoint)
+                state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+                return state
+            if self._world.is_first:
+                logger.warning(
+                    "checkpoint %s is broken (%s): going back to an older one", checkpoint, broken[0]
+                )
+                checkpoint.rename(checkpoint.with_name(f"broken-{checkpoint.name}-{time.time_ns()}"))
+            self._world.barrier()
+        return None
+
+    def _read(self, checkpoint: Path) -> None:
+        # The metadata is a pickle: ours, and as we wrote it, which the manifest has just shown (S1).
+        reader = FileSystemReader(checkpoint)
+        wanted = collect(self._method, None)
+        saved = reader.read_metadata().state_dict_metadata
+        parameters = dict(self._method.named_parameters())
+        for name, entry in saved.items():
+            if name.startswith(_OPTIMIZER) and isinstance(entry, TensorStorageMetadata):
+                parameter = parameters[name.removeprefix(_OPTIMIZER).rpartition("/")[0]]
+                wanted[name] = _like(parameter, entry)
+        if missing := sorted(wanted.keys() ^ saved.keys()):
+            raise UserError(
+                f"{checkpoint} was saved by another model: {missing[0]} is not in both; start a new run"
+            )
+        group = self._world.control
+        with _alone_on_purpose():
+            load_tensors(wanted, storage_reader=reader, process_group=group, no_dist=group is None)
+        for name, tensor in wanted.items():
+            if name.startswith(_OPTIMIZER):
+                parameter_name, _, key = name.removeprefix(_OPTIMIZER).rpartition("/")
+                self._optimizer.state[parameters[parameter_name]][key] = tensor
+
+    def _broken_file(self, checkpoint: Path) -> str | None:
+        """The first file of this rank's share that is not what the manifest says."""
+        try:
+            return broken_file(checkpoint, share=(self._world.rank, self._world.size))
+        except (OSError, ValueError, KeyError) as error:
+            return f"its manifest cannot be read: {error}"
+
+    def _publish(self, temporary: Path, name: str) -> None:
+        _sync_folder(temporary)
+        temporary.rename(self._folder / name)
+        _sync_folder(self._folder)
+        write_atomically(self._folder / "latest", f"{name}\n")
+        for old in newest_first(self._folder)[self._keep_last :]:
+            if self._keep_every_steps is None or step_of(old) % self._keep_every_steps:
+                # Renamed first: a half-deleted checkpoint must not look like a broken one.
+                shutil.rmtree(old.rename(old.with_name(f".deleting-{old.name}")))
+
+
+def collect(method: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:
+    """Every tensor of a training, by name; the optimizer's are called after the parameter they belong to.
+
+    Raises:
+        TypeError: if the optimizer keeps something else than tensors: it would be lost.
+    """
+    tensors = {f"{_METHOD}{name}": value for name, value in method.state_dict().items()}
+    if optimizer is None:
+        return tensors
+    for name, parameter in method.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{_OPTIMIZER}{name}/{key}"] = value
+            elif value is not None:
+                raise TypeError(f"the optimizer keeps a {type(value).__name__} as {key!r}, not a tensor")
+    return tensors
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The published checkpoints of a `checkpoints` folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        (path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of, reverse=True
+    )
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of optimizer steps behind a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def latest(run_folder: Path) -> Path | None:
+    """The newest published checkpoint of a run."""
+    return next(iter(newest_first(run_folder / "checkpoints")), None)
+
+
+def broken_file(checkpoint: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
+    """The first file that differs from the manifest, with what is wrong; None if there is none.
+
+    Args:
+        share: (i, n) looks at every n-th file from the i-th on.
+    """
+    files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    for name in sorted(files)[share[0] :: share[1]]:
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _digest(path) != files[name]:
+            return f"{name} is not as it was written"
+    return None
+
+
+def read_tensors(checkpoint: Path, *, prefix: str) -> dict[str, Tensor]:
+    """Some of the method's tensors, on the CPU, in one process; for example with prefix "trunk.".
+
+    Args:
+        checkpoint: of a run of one's own: its metadata is a pickle, read once the manifest matches.
+        prefix: of the names in the method's state; left out of the names returned.
+
+    Raises:
+        UserError: if there is no whole checkpoint.
+    """
+    if not (checkpoint / "manifest.json").is_file():
+        raise UserError(f"{checkpoint} is not a checkpoint: it has no manifest.json")
+    if broken := broken_file(checkpoint):
+        raise UserError(f"checkpoint {checkpoint} is broken: {broken}; use an older one")
+    reader = FileSystemReader(checkpoint)
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith(_METHOD + prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+    with _alone_on_purpose():
+        load_tensors(tensors, storage_reader=reader, no_dist=True)
+    return {name.removeprefix(_METHOD + prefix): tensor for name, tensor in tensors.items()}
+
+
+def _like(parameter: Tensor, entry: TensorStorageMetadata) -> Tensor:
+    """Room for a tensor of the optimizer: laid out as its parameter is, for sums in the same order."""
+    if parameter.shape == entry.size:
+        return torch.empty_like(parameter, dtype=entry.properties.dtype, requires_grad=False)
+    return torch.empty(entry.size, dtype=entry.properties.dtype)
+
+
+@contextlib.contextmanager
+def _alone_on_purpose() -> Iterator[None]:
+    """torch warns of every checkpoint that one process saves or loads."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

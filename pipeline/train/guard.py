@@ -1,0 +1,125 @@
+"""Numbers that are not finite: found on every rank alike, blamed on samples, kept out of the weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cluster.errors import UserError
+from cluster.torch_dist import World
+
+logger = logging.getLogger(__name__)
+
+_SAMPLES_NAMED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """Samples of one rank that a number which is not finite may come from."""
+
+    rank: int
+    keys: tuple[int, ...]
+    what: str
+
+    def __str__(self) -> str:
+        names = ", ".join(f"{key // 100_000:08d}{key % 100_000:05d}" for key in self.keys[:_SAMPLES_NAMED])
+        more = f" and {len(self.keys) - _SAMPLES_NAMED} more" if len(self.keys) > _SAMPLES_NAMED else ""
+        return f"rank {self.rank}: {self.what} of samples {names}{more}"
+
+
+class Guard:
+    """Lets a step into the weights only if its loss and gradient are finite.
+
+    Args:
+        method: its buffers (running statistics, queues) are put back when a step is skipped; its parameters
+            have not been touched by then.
+        max_skipped: after so many steps in a row the run stops.
+        in_a_row: steps skipped so far, from the checkpoint.
+    """
+
+    def __init__(self, method: nn.Module, *, world: World, max_skipped: int, in_a_row: int) -> None:
+        self._world, self._max_skipped, self.in_a_row = world, max_skipped, in_a_row
+        self._buffers = list(method.buffers())
+        self._copies = [torch.empty_like(buffer) for buffer in self._buffers]
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keep the buffers as they are before the step's first forward pass."""
+        _copy(self._buffers, self._copies)
+
+    def accepts(self, loss: Tensor, gradient_norm: Tensor) -> bool:
+        """Whether the step may be taken: the same answer on every rank, without a collective.
+
+        The loss is the coupled batch's and the gradient is averaged already: a number that is not finite on
+        one rank has reached them all.
+        """
+        finite = bool(torch.isfinite(loss + gradient_norm))
+        if finite:
+            self.in_a_row = 0
+        return finite
+
+    @torch.no_grad()
+    def skip(self, step: int, suspects: Sequence[Suspect]) -> list[Suspect]:
+        """Undo what the forward passes left behind, and name who may be to blame; all ranks call it together.
+
+        Args:
+            step: the number of the step, from 1.
+            suspects: this rank's.
+
+        Returns:
+            The suspects of all ranks.
+
+        Raises:
+            UserError: after `max_skipped` steps in a row.
+        """
+        _copy(self._copies, self._buffers)
+        self.in_a_row += 1
+        everyone = [suspect for part in self._world.gather(list(suspects)) for suspect in part]
+        named = "; ".join(map(str, everyone)) or "every sample's embedding is finite"
+        if self._world.is_first:
+            logger.warning("step %d skipped: the loss or gradient is not finite (%s)", step, named)
+        if self.in_a_row >= self._max_skipped:
+            raise UserError(
+                f"the loss or gradient was not finite in {self.in_a_row} steps in a row, up to step {step} "
+                f"({named}): lower optim.lr, set optim.clip_norm, or use train.precision=fp32"
+            )
+        return everyone
+
+
+def find_suspects(rank: int, *, keys: Tensor, crops: Sequence[Tensor], embedding: Tensor) -> list[Suspect]:
+    """Narrow a number that is not finite down to samples of one micro-batch.
+
+    Args:
+        keys: (b,) sample keys.
+        crops: augmented crops, (count * b, 3, S, S) each, view-major.
+        embedding: (n * b, d), view-major.
+
+    Returns:
+        The samples whose crops are not finite; failing that, those whose embedding is not, which BatchNorm
+        may have spread to all of them. Nothing if crops and embeddings are finite.
+    """
+    rows = len(keys)
+    bad_crops = torch.zeros(rows, dtype=torch.bool)
+    for group in crops:
+        bad_crops |= _not_finite_rows(group, rows)
+    bad_embeddings = _not_finite_rows(embedding, rows)
+    if bad_crops.any():
+        return [Suspect(rank=rank, keys=tuple(keys[bad_crops].tolist()), what="the augmented crops")]
+    if bad_embeddings.any():
+        return [Suspect(rank=rank, keys=tuple(keys[bad_embeddings].tolist()), what="the embeddings")]
+    return []
+
+
+def _not_finite_rows(values: Tensor, rows: int) -> Tensor:
+    """(views * rows, …) → (rows,): whether any view of a row holds a number that is not finite."""
+    finite = torch.isfinite(values).flatten(1).all(1)
+    return ~finite.view(-1, rows).all(0).cpu()
+
+
+def _copy(source: list[Tensor], target: list[Tensor]) -> None:
+    for one, other in zip(source, target, strict=True):
+        other.copy_(one)

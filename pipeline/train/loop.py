@@ -1,0 +1,268 @@
+"""Pretraining: batch → forward → backward → clip → step → after_step → log → checkpoint → stop?"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from cluster.errors import UserError
+from cluster.preempt import Preempted, PreemptionFlag
+from cluster.torch_dist import World, distributed
+from pipeline.collectives import all_gather_rows
+from pipeline.data.loader import Batch, Loader
+from pipeline.methods.build import build_method
+from pipeline.methods.swav import SwAVMethod
+from pipeline.recipe import PretrainRecipe, check_recipe
+from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.guard import Guard, Suspect, find_suspects
+from pipeline.train.metrics import Metrics, Stopwatch, embedding_std, rankme
+from pipeline.train.optim import build_optimizer
+from pipeline.train.parallel import DTYPES, arithmetic, parallelize, without_averaging
+from pipeline.train.probe import KnnProbe
+from pipeline.train.provenance import adopt, record_attempt
+from pipeline.train.schedule import learning_rate
+
+logger = logging.getLogger(__name__)
+
+
+def run_pretrain(recipe: dict[str, Any], folder: str) -> None:
+    """The function of a pretraining job: every rank calls it with the same JSON values."""
+    pretrain(check_recipe(PretrainRecipe, recipe, where=folder), Path(folder))
+
+
+def pretrain(recipe: PretrainRecipe, folder: Path) -> None:
+    """Train from the run folder's newest checkpoint, or from the start, to the end.
+
+    Raises:
+        UserError: if the recipe does not fit the data, the ranks or the folder, or training diverges.
+        Preempted: if a signal asked to stop; everything is saved.
+    """
+    with distributed(recipe.run.device) as world, PreemptionFlag() as preemption, ExitStack() as stack:
+        training = set_up(recipe, folder, world)
+        if training.metrics is not None:
+            stack.callback(training.metrics.close)
+        train(training, preemption)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Everything that takes part. `engine` is the method as it is called; `step` is where to go on from."""
+
+    recipe: PretrainRecipe
+    world: World
+    loader: Loader
+    method: SwAVMethod
+    engine: nn.Module
+    optimizer: Optimizer
+    guard: Guard
+    checkpoints: Checkpoints
+    metrics: Metrics | None  # on the first rank
+    probe: KnnProbe | None  # on the first rank, if the recipe has one
+    step: int
+    total_steps: int
+
+
+def train(t: Training, preemption: PreemptionFlag) -> None:
+    """The loop. `step` counts optimizer steps that are done; the schedule and the method see it from 0."""
+    watch = Stopwatch()
+    for step, batches in steps(t, watch):
+        lr = learning_rate(t.recipe.optim, step=step, total_steps=t.total_steps)
+        for group in t.optimizer.param_groups:
+            group["lr"] = lr
+        t.guard.remember()
+        terms, embeddings = forward_backward(t, batches, step)
+        norm = gradient_norm(t.method)
+        accepted = t.guard.accepts(terms["loss"], norm)
+        if accepted:
+            if t.recipe.optim.clip_norm is not None:
+                clip_grads_with_norm_(t.method.parameters(), t.recipe.optim.clip_norm, norm)
+            t.optimizer.step()
+            t.method.after_step(step)
+        t.optimizer.zero_grad(set_to_none=True)
+        done = step + 1
+        watch.step()
+        if accepted:
+            log(t, done, terms | {"grad_norm": norm}, embeddings[-1], lr=lr, watch=watch)
+        else:
+            report_skip(t, done, batches, embeddings)
+        due = t.checkpoints.due(done) or done == t.total_steps
+        due, stop = t.world.any(due, preemption.requested)
+        if due or stop:
+            save(t, done)
+        if stop and done < t.total_steps:
+            raise Preempted(f"stopped as asked, saved at step {done} of {t.total_steps}")
+
+
+def set_up(recipe: PretrainRecipe, folder: Path, world: World) -> Training:
+    """Build every part, and load the newest checkpoint."""
+    if world.is_first:
+        adopt(recipe, folder)
+        record_attempt(folder, ranks=world.size, device=str(world.device))
+    loader = Loader(
+        recipe.data,
+        seed=recipe.seed,
+        rank=world.rank,
+        world_size=world.size,
+        workers=recipe.run.workers,
+        device=world.device,
+    )
+    total_steps = count_steps(recipe, loader.steps_per_epoch)
+    method = build_method(recipe, group=world.group)
+    rank_rows = recipe.data.batch_size // world.size
+    engine = parallelize(method, train=recipe.train, rank_rows=rank_rows, world=world)
+    optimizer = build_optimizer(method, recipe.optim)
+    checkpoints = Checkpoints(
+        folder,
+        world=world,
+        method=method,
+        optimizer=optimizer,
+        minutes=recipe.run.checkpoint_minutes,
+        every_steps=recipe.run.checkpoint_every_steps,
+        keep_last=recipe.run.keep_last,
+        keep_every_steps=recipe.run.keep_every_steps,
+    )
+    state = checkpoints.load()
+    if state is not None:
+        loader.check_state(state["loader"])
+        logger.info("going on from step %d of %d", state["step"], total_steps)
+    step = 0 if state is None else state["step"]
+    in_a_row = 0 if state is None else state["skipped_in_a_row"]
+    return Training(
+        recipe=recipe,
+        world=world,
+        loader=loader,
+        method=method,
+        engine=engine,
+        optimizer=optimizer,
+        guard=Guard(method, world=world, max_skipped=recipe.train.max_skipped_steps, in_a_row=in_a_row),
+        checkpoints=checkpoints,
+        metrics=Metrics(folder, step=step, total_steps=total_steps) if world.is_first else None,
+        probe=KnnProbe(recipe, device=world.device) if recipe.probe and world.is_first else None,
+        step=step,
+        total_steps=total_steps,
+    )
+
+
+def count_steps(recipe: PretrainRecipe, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run.
+
+    Raises:
+        UserError: if the epochs hold fewer batches than one step accumulates.
+    """
+    if recipe.train.steps is not None:
+        return recipe.train.steps
+    epochs, accumulate = recipe.train.epochs or 0, recipe.train.accumulate
+    total = epochs * steps_per_epoch // accumulate
+    if total == 0:
+        raise UserError(
+            f"{epochs} epochs of {steps_per_epoch} batches are fewer than the {accumulate} batches of one "
+            "step: raise train.epochs, or lower train.accumulate or data.batch_size"
+        )
+    return total
+
+
+def steps(t: Training, watch: Stopwatch) -> Iterator[tuple[int, list[Batch]]]:
+    """The steps that are left, each with its micro-batches."""
+    accumulate = t.recipe.train.accumulate
+    batches = t.loader.from_step(t.step * accumulate)
+    for step in range(t.step, t.total_steps):
+        before = time.perf_counter()
+        ready = [next(batches)[1] for _ in range(accumulate)]
+        watch.waited(time.perf_counter() - before)
+        yield step, ready
+
+
+def forward_backward(t: Training, batches: list[Batch], step: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Gradients of the mean loss over the micro-batches, averaged over the ranks.
+
+    Returns:
+        The method's scalars, averaged over the micro-batches, and the embeddings of each; all detached.
+    """
+    scalars: dict[str, Tensor] = {}
+    embeddings = []
+    for number, batch in enumerate(batches, start=1):
+        with without_averaging(t.engine, unless=number == len(batches)):
+            crops = t.loader.augment(batch, dtype=DTYPES[t.recipe.train.precision])
+            with arithmetic(t.recipe.train, t.world.device):
+                terms = t.engine(crops, step)
+            (terms["loss"] / len(batches)).backward()
+        embeddings.append(terms.pop("embedding"))
+        for name, value in terms.items():
+            scalars[name] = scalars.get(name, 0) + value.detach() / len(batches)
+    return scalars, embeddings
+
+
+def gradient_norm(method: nn.Module) -> Tensor:
+    """Length of the whole gradient."""
+    return get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
+
+
+def log(
+    t: Training, done: int, terms: dict[str, Tensor], embedding: Tensor, *, lr: float, watch: Stopwatch
+) -> None:
+    """Now and then: one row of numbers. Called on all ranks together: some numbers are the global batch's."""
+    run, last = t.recipe.run, done == t.total_steps
+    probed = t.recipe.probe is not None and (done % t.recipe.probe.every_steps == 0 or last)
+    if not (done % run.log_every == 0 or last or probed):
+        return
+    embeddings = all_gather_rows(embedding, t.world.group)
+    if t.metrics is not None:
+        scalars = {name: float(value) for name, value in terms.items()}
+        values = {
+            "epoch": _epoch(t, done),
+            **scalars,
+            "lr": lr,
+            "embedding_std": embedding_std(embeddings),
+            "rankme": rankme(embeddings),
+        }
+        images = t.recipe.data.batch_size * t.recipe.train.accumulate
+        timing = watch.lap(images_per_step=images, device=t.world.device)
+        if t.probe is not None and probed:
+            values["knn"] = t.probe.accuracy(t.method.trunk)
+        t.metrics.log(done, values)
+        t.metrics.time(done, timing)
+        t.metrics.progress(
+            done,
+            loss=scalars["loss"],
+            lr=lr,
+            images_per_second=timing["images_per_second"],
+            seconds=timing["seconds"],
+        )
+    if probed:
+        t.world.barrier()  # on the host: nothing of the next step may time out while the first rank probes
+
+
+def report_skip(t: Training, done: int, batches: list[Batch], embeddings: list[Tensor]) -> None:
+    """Name the samples behind a number that is not finite; the guard stops the run if it goes on."""
+    suspects: list[Suspect] = []
+    for batch, embedding in zip(batches, embeddings, strict=True):
+        crops = t.loader.augment(batch, dtype=DTYPES[t.recipe.train.precision])
+        suspects += find_suspects(t.world.rank, keys=batch.keys, crops=crops, embedding=embedding)
+    everyone = t.guard.skip(done, suspects)
+    if t.metrics is not None:
+        skipped = [{"rank": s.rank, "what": s.what, "keys": list(s.keys)} for s in everyone]
+        t.metrics.log(done, {"epoch": _epoch(t, done), "skipped": skipped})
+
+
+def save(t: Training, done: int) -> None:
+    """Publish a checkpoint, the metrics up to it first."""
+    before = time.perf_counter()
+    if t.metrics is not None:
+        t.metrics.sync()
+    t.checkpoints.save(done, {"loader": t.loader.state(), "skipped_in_a_row": t.guard.in_a_row})
+    if t.world.is_first:
+        logger.info("checkpoint of step %d saved in %.2f s", done, time.perf_counter() - before)
+
+
+def _epoch(t: Training, done: int) -> int:
+    """The epoch that the last batch of a step belongs to."""
+    return (done * t.recipe.train.accumulate - 1) // t.loader.steps_per_epoch

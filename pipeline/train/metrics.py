@@ -1,0 +1,176 @@
+"""What a run tells about itself while it trains.
+
+`metrics.jsonl` holds deterministic values only: an interrupted run's file equals an uninterrupted one's.
+Times and memory go to `timing.jsonl`; TensorBoard shows both.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import resource
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from cluster.job import write_atomically
+
+logger = logging.getLogger(__name__)
+
+_RANKME_EPSILON = 1e-7
+
+
+def embedding_std(embeddings: Tensor) -> float:
+    """Spread of the directions of embeddings, (n, d): 1 when they fill the sphere, 0 when all are one.
+
+    The standard deviation over the rows of each dimension of the L2-normalised embeddings, averaged over the
+    dimensions, times sqrt(d): section 4.1 of Chen & He, 2021 (https://arxiv.org/abs/2011.10566).
+    """
+    directions = F.normalize(embeddings.double(), dim=1)
+    return float(directions.std(dim=0, correction=0).mean() * math.sqrt(embeddings.shape[1]))
+
+
+def rankme(embeddings: Tensor) -> float:
+    """Effective rank of embeddings, (n, d): between 1 and min(n, d); low means dimensional collapse.
+
+    RankMe of Garrido et al., 2023 (https://arxiv.org/abs/2210.02885), equation 1: exp(-sum_k p_k log p_k)
+    with p_k = sigma_k / sum_j sigma_j + 1e-7, where sigma are the singular values.
+    """
+    singular = torch.linalg.svdvals(embeddings.double())
+    total = singular.sum()
+    if total == 0:
+        return 1.0
+    shares = singular / total + _RANKME_EPSILON
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+class Metrics:
+    """The files of one run; only one rank has them.
+
+    Args:
+        folder: the run folder.
+        step: the step of the checkpoint that the run goes on from: what was logged after it never happened.
+        total_steps: for the progress line.
+    """
+
+    def __init__(self, folder: Path, *, step: int, total_steps: int) -> None:
+        self._folder, self._total_steps = folder, total_steps
+        self._metrics = _open_truncated(folder / "metrics.jsonl", step)
+        self._timing = _open_truncated(folder / "timing.jsonl", step)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """One row of metrics.jsonl. Values that are not finite become null: JSON has no name for them."""
+        self._write(self._metrics, step, values)
+
+    def time(self, step: int, values: Mapping[str, Any]) -> None:
+        """One row of timing.jsonl."""
+        self._write(self._timing, step, values)
+
+    def progress(
+        self, step: int, *, loss: float, lr: float, images_per_second: float, seconds: float
+    ) -> None:
+        """One line for people, and progress.json for `submit status`.
+
+        Args:
+            seconds: per step, lately.
+        """
+        left = timedelta(seconds=round((self._total_steps - step) * seconds))
+        logger.info(
+            "step %d/%d  loss %.4f  lr %.4g  %.0f images/s  %s left",
+            step,
+            self._total_steps,
+            loss,
+            lr,
+            images_per_second,
+            left,
+        )
+        values = {
+            "step": step,
+            "total_steps": self._total_steps,
+            "loss": loss if math.isfinite(loss) else None,
+            "images_per_second": images_per_second,
+            "seconds_left": left.total_seconds(),
+        }
+        write_atomically(self._folder / "progress.json", json.dumps(values) + "\n")
+
+    def sync(self) -> None:
+        """Bring everything to the disk: a checkpoint must not know of steps that the metrics do not."""
+        for file in (self._metrics, self._timing):
+            file.flush()
+            os.fsync(file.fileno())
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._metrics.close()
+        self._timing.close()
+        self._tensorboard.close()
+
+    def _write(self, file: IO[str], step: int, values: Mapping[str, Any]) -> None:
+        row = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
+        file.flush()
+        for key, value in row.items():
+            if isinstance(value, int | float):
+                self._tensorboard.add_scalar(key, value, step)
+
+
+class Stopwatch:
+    """Where the time between two log lines went."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._steps, self._waited = 0, 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Count time in which the loop had no data."""
+        self._waited += seconds
+
+    def step(self) -> None:
+        """Count one optimizer step."""
+        self._steps += 1
+
+    def lap(self, *, images_per_step: int, device: torch.device) -> dict[str, float]:
+        """Seconds per step, images per second, share of time without data, memory in MB; starts anew."""
+        elapsed = time.perf_counter() - self._since
+        values = {
+            "seconds": elapsed / self._steps,
+            "images_per_second": images_per_step * self._steps / elapsed,
+            "data_wait_share": self._waited / elapsed,
+            "memory_mb": _memory_mb(device),
+            "time": time.time(),
+        }
+        self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
+        return values
+
+
+def _memory_mb(device: torch.device) -> float:
+    """The most that this rank has used: of the GPU, or of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def _open_truncated(path: Path, step: int) -> IO[str]:
+    """Open a file of rows for more, without those after `step` and without a last line that was cut short."""
+    kept = []
+    if path.is_file():
+        for line in path.read_text().splitlines(keepends=True):
+            if not line.endswith("\n") or json.loads(line)["step"] > step:
+                break
+            kept.append(line)
+    write_atomically(path, "".join(kept))
+    return path.open("a")

@@ -1,0 +1,58 @@
+"""How good the trunk is while it trains: weighted kNN on labelled datasets. Training does not notice."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ingest.dataset import open_dataset
+from pipeline.export import evaluation_preprocessing
+from pipeline.recipe import KnnRecipe, PretrainRecipe
+from pipeline.transfer.features import extract_features
+from pipeline.transfer.knn import knn
+
+
+class KnnProbe:
+    """The recipe's `probe`; one rank has it, the others wait.
+
+    Raises:
+        UserError: at once, if a dataset cannot be opened.
+    """
+
+    def __init__(self, recipe: PretrainRecipe, *, device: torch.device) -> None:
+        if recipe.probe is None:
+            raise ValueError("the recipe has no probe")
+        self._section, self._device, self._workers = recipe.probe, device, recipe.run.workers
+        self._preprocessing = evaluation_preprocessing(recipe)
+        self._train, self._test = open_dataset(recipe.probe.train), open_dataset(recipe.probe.test)
+
+    def accuracy(self, trunk: nn.Module) -> float:
+        """Top-1 accuracy in percent of the test set's samples by their neighbours in the training set."""
+        network = _Widened(trunk)
+        train, test = (
+            extract_features(
+                network,
+                dataset,
+                preprocessing=self._preprocessing,
+                workers=self._workers,
+                device=self._device,
+                limit=self._section.max_samples,
+            )
+            for dataset in (self._train, self._test)
+        )
+        recipe = KnnRecipe(k=(self._section.k,), temperature=self._section.temperature)
+        return 100 * knn(train, test, recipe, device=self._device).top1[self._section.k]
+
+
+class _Widened(nn.Module):
+    """A trunk that takes float32 images whatever its weights are, and keeps the mode of its parts."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, images: Tensor) -> Tensor:
+        dtype = next(self.trunk.parameters()).dtype
+        return cast(Tensor, self.trunk(images.to(dtype)))

@@ -1,0 +1,94 @@
+"""What a run folder was made of: the resolved recipe, the code, the machine."""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from cluster.errors import UserError
+from cluster.job import write_atomically
+from pipeline.recipe import PretrainRecipe, read_yaml
+
+
+def adopt(recipe: PretrainRecipe, folder: Path) -> None:
+    """Write recipe.yaml into a new run folder, or make sure that the one there means the same training.
+
+    Raises:
+        UserError: naming every key that differs. The `run` section may differ: it changes no number.
+    """
+    check_same_recipe(recipe, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "recipe.yaml", to_yaml(recipe))
+
+
+def check_same_recipe(recipe: PretrainRecipe, folder: Path) -> None:
+    """Refuse to go on in a folder that holds another recipe; a folder without one is new."""
+    if not (folder / "recipe.yaml").is_file():
+        return
+    there, here = read_yaml(folder / "recipe.yaml"), recipe.model_dump(mode="json")
+    different = differences(there | {"run": None}, here | {"run": None})
+    if different:
+        raise UserError(
+            f"{folder} holds a run with another recipe ({'; '.join(different)}): "
+            "give the same recipe to go on with it, or another --run"
+        )
+
+
+def differences(there: Any, here: Any, key: str = "") -> list[str]:
+    """What differs between two trees of plain values, as "optim.lr is 0.3 there, 0.6 here"."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        pairs = [(name, there.get(name), here.get(name)) for name in sorted(there.keys() | here.keys())]
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        pairs = [(str(index), *pair) for index, pair in enumerate(zip(there, here, strict=True))]
+    else:
+        return [] if there == here else [f"{key} is {there!r} there, {here!r} here"]
+    found = []
+    for name, one, other in pairs:
+        found += differences(one, other, f"{key}.{name}" if key else name)
+    return found
+
+
+def to_yaml(recipe: PretrainRecipe) -> str:
+    """The resolved recipe, every default written out, as a file that can be run again."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=110)
+
+
+def record_attempt(folder: Path, *, ranks: int, device: str) -> None:
+    """Add a line to attempts.jsonl: which code ran, where, on what."""
+    values = {
+        "time": time.time(),
+        "host": socket.gethostname(),
+        "ranks": ranks,
+        "device": device,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **source_version(),
+    }
+    with (folder / "attempts.jsonl").open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def source_version() -> dict[str, Any]:
+    """The package's version and, in a git checkout, the commit and whether files differ from it."""
+    version: dict[str, Any] = {"version": metadata.version("seer-pipeline"), "commit": None, "dirty": None}
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return version
+    try:
+        commit, status = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain")
+    except (OSError, subprocess.CalledProcessError):  # no git here, or a repository it does not trust
+        return version
+    return version | {"commit": commit.strip(), "dirty": bool(status.strip())}
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True, text=True).stdout

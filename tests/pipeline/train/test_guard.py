@@ -1,0 +1,100 @@
+"""Numbers that are not finite."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from cluster.errors import UserError
+from cluster.torch_dist import World
+from pipeline.train.guard import Guard, Suspect, find_suspects
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
+
+
+def make_guard(method: nn.Module | None = None, *, max_skipped: int = 3, in_a_row: int = 0) -> Guard:
+    return Guard(method or nn.BatchNorm1d(2), world=ALONE, max_skipped=max_skipped, in_a_row=in_a_row)
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "accepted"),
+    [
+        (1.0, 2.0, True),
+        (math.nan, 2.0, False),
+        (1.0, math.inf, False),
+        (-math.inf, math.inf, False),
+        (1.0, math.nan, False),
+    ],
+)
+def test_a_step_needs_a_finite_loss_and_gradient(loss: float, norm: float, accepted: bool) -> None:
+    assert make_guard().accepts(torch.tensor(loss), torch.tensor(norm)) is accepted
+
+
+def test_a_skipped_step_leaves_no_trace_in_the_buffers() -> None:
+    norm = nn.BatchNorm1d(2)
+    norm(torch.randn(4, 2))
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    guard = make_guard(norm)
+    guard.remember()
+    norm(torch.full((4, 2), math.nan))
+    assert norm.running_mean is not None and norm.running_mean.isnan().all()
+    guard.skip(1, [])
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+def test_the_run_stops_after_some_skips_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
+    guard = make_guard(max_skipped=2)
+    suspect = Suspect(rank=0, keys=(300_005,), what="the augmented crops")
+    good = torch.tensor(1.0)
+    guard.remember()
+    with caplog.at_level(logging.WARNING):
+        guard.skip(7, [suspect])
+    assert "step 7 skipped" in caplog.text
+    assert "rank 0: the augmented crops of samples 0000000300005" in caplog.text
+    assert guard.accepts(good, good)
+    guard.skip(9, [suspect])
+    with pytest.raises(UserError, match=r"not finite in 2 steps in a row, up to step 10 .*0000000300005"):
+        guard.skip(10, [suspect])
+
+
+def test_skips_are_counted_across_a_resume() -> None:
+    with pytest.raises(UserError, match="every sample's embedding is finite"):
+        make_guard(max_skipped=3, in_a_row=2).skip(5, [])
+
+
+def test_suspects_are_the_samples_with_broken_crops_first() -> None:
+    keys = torch.tensor([10, 11, 12])
+    crops = [torch.zeros(6, 3, 2, 2), torch.zeros(3, 3, 1, 1)]
+    crops[0][4, 0, 1, 1] = math.nan  # the second view of sample 11
+    embedding = torch.full((3, 4), math.nan)  # BatchNorm has spread it
+    found = find_suspects(3, keys=keys, crops=crops, embedding=embedding)
+    assert found == [Suspect(rank=3, keys=(11,), what="the augmented crops")]
+    crops[0].zero_()
+    found = find_suspects(3, keys=keys, crops=crops, embedding=embedding)
+    assert found == [Suspect(rank=3, keys=(10, 11, 12), what="the embeddings")]
+    assert find_suspects(3, keys=keys, crops=crops, embedding=torch.zeros(3, 4)) == []
+
+
+def test_many_suspects_are_told_briefly() -> None:
+    text = str(Suspect(rank=1, keys=tuple(range(20)), what="the embeddings"))
+    assert text.endswith("0000000000007 and 12 more")
+
+
+def _skip_on_rank_1(group: dist.ProcessGroup) -> list[int]:
+    rank = dist.get_rank(group)
+    world = World(rank=rank, size=2, local_rank=rank, device=torch.device("cpu"), group=group, control=group)
+    guard = Guard(nn.BatchNorm1d(2), world=world, max_skipped=3, in_a_row=0)
+    guard.remember()
+    mine = [Suspect(rank=1, keys=(5,), what="the embeddings")] if rank == 1 else []
+    return [suspect.rank for suspect in guard.skip(1, mine)]
+
+
+def test_every_rank_learns_whose_samples_they_are(run_on_ranks: Callable[..., list[Any]]) -> None:
+    assert run_on_ranks(2, _skip_on_rank_1) == [[1], [1]]

@@ -1,0 +1,112 @@
+"""Numbers about a run, and the files they go to."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.train.metrics import Metrics, Stopwatch, embedding_std, rankme
+
+
+def gaussian(rows: int, columns: int, *, rank: int | None = None) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    if rank is None:
+        return values
+    return values[:, :rank] @ torch.randn(rank, columns, generator=generator, dtype=torch.float64)
+
+
+def test_embedding_std_is_1_on_the_whole_sphere_and_0_at_a_point() -> None:
+    assert embedding_std(gaussian(4096, 64)) == pytest.approx(1.0, abs=0.01)
+    assert embedding_std(torch.ones(100, 64)) == pytest.approx(0.0, abs=1e-12)
+    assert embedding_std(gaussian(4096, 64, rank=1)) <= 1.0
+    half = torch.cat([torch.eye(64)[:1].repeat(50, 1), torch.eye(64)[1:2].repeat(50, 1)])
+    assert embedding_std(half) == pytest.approx(2 * 0.5 / 64 * math.sqrt(64))
+
+
+@pytest.mark.parametrize("rank", [1, 3, 16])
+def test_rankme_counts_the_dimensions_that_are_used(rank: int) -> None:
+    values = gaussian(200, 16, rank=rank)
+    orthogonal, _ = np.linalg.qr(values.numpy() if rank == 16 else np.eye(200, rank))
+    assert rankme(torch.from_numpy(orthogonal)) == pytest.approx(rank, rel=1e-4)
+    assert 1.0 <= rankme(values) <= rank + 0.01
+
+
+def test_rankme_is_the_papers_formula() -> None:
+    values = gaussian(50, 8).numpy()
+    singular = np.linalg.svd(values, compute_uv=False)
+    shares = singular / np.abs(singular).sum() + 1e-7
+    expected = np.exp(-np.sum(shares * np.log(shares)))
+    assert rankme(torch.from_numpy(values)) == pytest.approx(expected, rel=1e-12)
+    assert rankme(torch.zeros(4, 4)) == 1.0
+
+
+def test_a_resumed_run_forgets_what_its_checkpoint_does_not_know(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, step=0, total_steps=10)
+    for step in (2, 4, 6):
+        metrics.log(step, {"loss": 1 / step})
+        metrics.time(step, {"seconds": 0.1})
+    metrics.close()
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # the process died while it wrote
+
+    metrics = Metrics(tmp_path, step=4, total_steps=10)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(whole.splitlines(keepends=True)[:2])
+    assert len((tmp_path / "timing.jsonl").read_text().splitlines()) == 2
+    metrics.log(6, {"loss": 1 / 6})
+    metrics.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == whole
+
+    Metrics(tmp_path, step=0, total_steps=10).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_torn_line_alone_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "lo')
+    Metrics(tmp_path, step=5, total_steps=10).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_every_row_is_json_even_when_the_loss_is_not_a_number(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, step=0, total_steps=10)
+    metrics.log(1, {"loss": math.nan, "grad_norm": math.inf, "skipped": [{"rank": 0}]})
+    metrics.progress(1, loss=math.nan, lr=0.1, images_per_second=3.0, seconds=2.0)
+    metrics.close()
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert row == {"step": 1, "loss": None, "grad_norm": None, "skipped": [{"rank": 0}]}
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert progress["seconds_left"] == 18.0
+
+
+def test_tensorboard_has_the_numbers_once(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    metrics = Metrics(tmp_path, step=0, total_steps=10)
+    for step in (1, 2, 3):
+        metrics.log(step, {"loss": float(step)})
+    metrics.close()
+    metrics = Metrics(tmp_path, step=1, total_steps=10)
+    metrics.log(2, {"loss": 20.0})
+    metrics.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 20.0)]
+
+
+def test_the_stopwatch_starts_anew_with_every_lap() -> None:
+    watch = Stopwatch()
+    watch.step()
+    watch.step()
+    watch.waited(0.0)
+    first = watch.lap(images_per_step=10, device=torch.device("cpu"))
+    assert first["images_per_second"] == pytest.approx(10 / first["seconds"])
+    assert first["data_wait_share"] == 0.0
+    assert first["memory_mb"] > 1
+    watch.step()
+    assert watch.lap(images_per_step=10, device=torch.device("cpu"))["seconds"] < first["seconds"] * 100
