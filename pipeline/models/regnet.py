@@ -23,7 +23,7 @@ def _preset(depth: int, w_0: int, w_a: float, w_m: float, group_width: int) -> R
 
 
 PRESETS: dict[str, RegNetParameters] = {
-    "regnety_tiny": _preset(4, 16, 12.0, 1.75, 8),  # for tests: four stages of one block
+    "regnety_tiny": _preset(4, 16, 12.0, 1.50, 8),  # for tests: four stages of one block
     "regnety_200mf": _preset(13, 24, 36.44, 2.49, 8),
     "regnety_400mf": _preset(16, 48, 27.89, 2.09, 8),
     "regnety_600mf": _preset(15, 48, 32.54, 2.32, 16),

@@ -1,0 +1,71 @@
+"""Functions on real gloo processes, for the tests of what ranks compute together."""
+
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# The server imports torch once; each rank is then a cheap fork of a process that has run nothing.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "torch.distributed", "hypothesis", "numpy", "pytest"])
+
+TIMEOUT_SECONDS = 120
+
+
+def run(world: int, function: Callable[..., Any], arguments: tuple[Any, ...], *, folder: Path) -> list[Any]:
+    """The result of `function(group, *arguments)` on every rank; with one rank the group is None.
+
+    `function` is a module's own function; arguments and results are plain values or NumPy arrays.
+    """
+    if world == 1:
+        return [function(None, *arguments)]
+    store = Path(tempfile.mkdtemp(dir=folder)) / "store"
+    pipes = [_context.Pipe(duplex=False) for _ in range(world)]
+    processes = [
+        _context.Process(target=_rank, args=(rank, world, store, pipes[rank][1], function, arguments))
+        for rank in range(world)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        for _, sender in pipes:
+            sender.close()
+        answers = [_receive(receiver, rank) for rank, (receiver, _) in enumerate(pipes)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    errors = [f"rank {rank}:\n{value}" for rank, (ok, value) in enumerate(answers) if not ok]
+    if errors:
+        raise AssertionError("\n".join(errors))
+    return [value for _, value in answers]
+
+
+def _receive(receiver: Any, rank: int) -> tuple[bool, Any]:
+    if not receiver.poll(TIMEOUT_SECONDS):
+        return False, f"no answer in {TIMEOUT_SECONDS} s"
+    try:
+        answer: tuple[bool, Any] = receiver.recv()
+    except EOFError:
+        return False, f"rank {rank} died"
+    return answer
+
+
+def _rank(
+    rank: int, world: int, store: Path, sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+        result = function(dist.group.WORLD, *arguments)
+        dist.barrier()
+        dist.destroy_process_group()
+    except Exception:
+        sender.send((False, traceback.format_exc()))
+    else:
+        sender.send((True, result))

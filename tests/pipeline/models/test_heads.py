@@ -1,0 +1,41 @@
+"""The projection head's layers, and prototypes that stay on the sphere."""
+
+import torch
+from torch import nn
+
+from pipeline.models.heads import ProjectionHead, Prototypes
+from pipeline.recipe import Head
+
+
+def test_batch_norm_and_relu_stand_between_layers_only() -> None:
+    with_norm = ProjectionHead(6, Head(hidden=(5, 4), output=3))
+    kinds = [type(layer) for layer in with_norm.layers]
+    between = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
+    assert kinds == [*between, *between, nn.Linear]
+    without = ProjectionHead(6, Head(hidden=(5, 4), output=3, batch_norm=False))
+    assert [type(layer) for layer in without.layers] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
+    assert without(torch.randn(2, 6)).shape == (2, 3)
+
+
+def test_no_hidden_layer_is_one_linear_map() -> None:
+    head = ProjectionHead(6, Head(hidden=(), output=3))
+    assert [type(layer) for layer in head.layers] == [nn.Linear]
+
+
+def test_prototypes_are_unit_vectors_from_the_start_and_again_after_normalize() -> None:
+    prototypes = Prototypes(8, 20)
+    torch.testing.assert_close(prototypes.weight.norm(dim=1), torch.ones(20))
+    with torch.no_grad():
+        prototypes.weight.mul_(3)
+    prototypes.normalize()
+    torch.testing.assert_close(prototypes.weight.norm(dim=1), torch.ones(20))
+
+
+def test_frozen_prototypes_score_alike_with_a_gradient_of_zero() -> None:
+    prototypes = Prototypes(8, 20)
+    embeddings = torch.randn(4, 8, requires_grad=True)
+    frozen = prototypes(embeddings, frozen=True)
+    torch.testing.assert_close(frozen, prototypes(embeddings), rtol=0, atol=0)
+    frozen.square().sum().backward()
+    assert prototypes.weight.grad is not None and not prototypes.weight.grad.any()
+    assert embeddings.grad is not None and bool(embeddings.grad.any())
