@@ -1,6 +1,9 @@
 """The `ingest` command: images in the wild become sealed datasets, and datasets are looked at and checked."""
 
 import json
+import logging
+import os
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -8,11 +11,22 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from cluster.doctor import doctor_report, doctor_table
 from cluster.errors import UserError
+from ingest import stats as counting
+from ingest.commit import replace
+from ingest.crawl import CrawlReport, CrawlSettings, crawl_shards
+from ingest.dataset import open_dataset, sealed_head
 from ingest.doctor import image_checks
+from ingest.image import ImageLimits, Treatment
+from ingest.layout import KEY_SLOTS
+from ingest.progress import CrawlProgress, Meter
+from ingest.verify import Damage, Level, read_seal, verify_root, verify_units
+from ingest.wording import duration, in_bytes, several, visible
 
 
 class Commands(TyperGroup):
@@ -24,10 +38,13 @@ class Commands(TyperGroup):
         except UserError as error:
             if ctx.params["debug"]:
                 raise
-            typer.echo(f"ingest: {error}", err=True)
+            typer.echo(f"ingest: {visible(str(error))}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            typer.echo("ingest: interrupted", err=True)
+            go_on = "; run the same command again to go on where it stopped"
+            typer.echo(
+                f"ingest: interrupted{go_on if ctx.invoked_subcommand == 'crawl-shards' else ''}", err=True
+            )
             raise typer.Exit(130) from None
 
 
@@ -36,10 +53,16 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+LISTED = 20
+DEFAULTS = CrawlSettings()
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+Workers = Annotated[int, typer.Option(min=1, help="How many at a time; never changes the result.")]
+DatasetFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="The folder of a sealed dataset.")]
 
 
 @app.callback()
@@ -47,6 +70,226 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Turn images nobody curated into sealed, checkable datasets."""
+    logging.basicConfig(level=logging.INFO, format="ingest: %(message)s")
+
+
+@app.command("crawl-shards")
+def crawl_command(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Folders and local tars.")],
+    *,
+    output: Annotated[Path, typer.Option(help="The dataset's folder; a crawl that stopped goes on there.")],
+    resize: Annotated[
+        int | None, typer.Option(min=1, help="Shorter side in pixels, as JPEG; without it, bytes are kept.")
+    ] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Of the JPEG encoder, with --resize. [default: 95]")
+    ] = None,
+    unit_rows: Annotated[
+        int, typer.Option(min=1, max=KEY_SLOTS, help="Files per work unit and shard.")
+    ] = DEFAULTS.unit_rows,
+    max_bytes: Annotated[
+        int, typer.Option(min=1, help="Larger files are rejected unread.")
+    ] = DEFAULTS.treatment.limits.max_bytes,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Images that claim more are rejected undecoded.")
+    ] = DEFAULTS.treatment.limits.max_pixels,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Time that checking one image may take.")
+    ] = DEFAULTS.seconds,
+    memory_mb: Annotated[
+        int, typer.Option(min=64, help="Memory that checking one image may take, MiB.")
+    ] = DEFAULTS.memory_mb,
+    workers: Workers = CORES,
+    as_json: Json = False,
+) -> None:
+    """Check images, shard them, and seal the dataset. Run again, it goes on where it stopped."""
+    if quality is not None and resize is None:
+        raise UserError(
+            "--quality is of the encoder that only --resize uses: add --resize, or leave --quality out"
+        )
+    treatment = Treatment(
+        limits=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels),
+        resize=resize,
+        quality=DEFAULTS.treatment.quality if quality is None else quality,
+    )
+    settings = CrawlSettings(unit_rows=unit_rows, treatment=treatment, seconds=seconds, memory_mb=memory_mb)
+    with Meter(Console(stderr=True)) as meter:
+        progress = CrawlProgress(meter)
+        report = crawl_shards(sources, output, settings, workers=workers, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(_crawl_json(report, progress.seconds), indent=2))
+    else:
+        _print_crawl(report, progress.seconds)
+
+
+def _crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
+    return {"output": str(report.output), "root": report.root, "seconds": round(seconds, 3)} | asdict(
+        report.counts
+    )
+
+
+def _print_crawl(report: CrawlReport, seconds: float) -> None:
+    counts = report.counts
+    again = f", {counts.resumed:,} of them by an earlier run" if counts.resumed else ""
+    rows = [
+        ("dataset", visible(str(report.output))),
+        ("root", report.root),
+        ("planned", f"{several(counts.planned, 'file')}{again}, {duration(seconds)}"),
+        ("kept", f"{several(counts.kept, 'image')}, {in_bytes(counts.bytes_stored)}"),
+        ("rejected", _reasons(counts.rejected)),
+        ("failed", _reasons(counts.failed)),
+    ]
+    for name, value in rows:
+        typer.echo(f"{name:<9} {value}")
+    if not counts.kept:
+        typer.echo("Nothing was kept: the dataset is sealed, and empty.")
+    typer.echo(f"Look at it:  ingest show {shlex.quote(str(report.output))}")
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    total = sum(counts.values())
+    reasons = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return f"{total:,}" + (
+        ": " + ", ".join(f"{n:,} {visible(reason)}" for reason, n in reasons) if total else ""
+    )
+
+
+@app.command()
+def verify(
+    dataset: DatasetFolder,
+    level: Annotated[
+        str, typer.Option(help="names, sizes, sha or decode: each also checks what the ones before it do.")
+    ] = "sha",
+    workers: Workers = CORES,
+    as_json: Json = False,
+) -> None:
+    """Check that a dataset is whole, and name everything that is damaged. Exits with 1 if anything is."""
+    if level.upper() not in Level.__members__:
+        raise UserError(f"--level {level} is not a level: use names, sizes, sha or decode")
+    chosen = Level[level.upper()]
+    seal, damages = read_seal(dataset)
+    images = 0
+    if seal is not None:
+        if chosen >= Level.SHA:
+            damages += verify_root(dataset, seal)
+        with Meter(Console(stderr=True)) as meter:
+            for done, report in enumerate(verify_units(dataset, seal, chosen, workers=workers), 1):
+                damages += report.damages
+                images += report.images
+                figures = [several(images, "image"), f"{len(damages):,} damaged"]
+                meter.tell("verifying units", done=done, total=len(seal.units), figures=figures)
+    if as_json:
+        answer = {
+            "path": str(dataset),
+            "root": seal.root if seal else None,
+            "level": level,
+            "units": len(seal.units) if seal else 0,
+            "images": images,
+            "whole": not damages,
+            "damages": [asdict(damage) for damage in damages],
+        }
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        _print_verdict(dataset, damages, chosen, images)
+    if damages:
+        raise typer.Exit(1)
+
+
+def _print_verdict(dataset: Path, damages: list[Damage], level: Level, images: int) -> None:
+    for damage in damages:
+        typer.echo(visible(damage.sentence))
+    looked = f" ({several(images, 'image')} read)" if level >= Level.SHA else ""
+    verdict = f"damaged: {several(len(damages), 'thing')}" if damages else "whole"
+    typer.echo(f"{visible(str(dataset))} is {verdict}, at level {level.name.lower()}{looked}")
+
+
+@app.command()
+def stats(dataset: DatasetFolder, as_json: Json = False) -> None:
+    """Count what is in a dataset: statuses and reasons, bytes, formats, sizes, labels."""
+    found = _count(dataset)
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        _print_stats(found)
+
+
+def _count(dataset: Path) -> counting.Stats:
+    with Meter(Console(stderr=True)) as meter:
+        return counting.count(
+            dataset, progress=lambda done, total: meter.tell("counting units", done=done, total=total)
+        )
+
+
+def _print_stats(found: counting.Stats) -> None:
+    share = 100 / max(1, found.planned)
+    typer.echo(f"{visible(found.path)}\nroot {found.root}\n")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column()
+    units = f"in {several(found.units, 'unit')}"
+    table.add_row("planned", f"{found.planned:,}", units)
+    for status in ("kept", "rejected", "failed"):
+        total = getattr(found, status)
+        table.add_row(status, f"{total:,}", f"{total * share:.1f} %")
+        for loss in found.losses:
+            if loss.status == status:
+                table.add_row("", f"{loss.count:,}", Text("  " + visible(loss.reason)))
+    for name, size in (
+        ("images", found.image_bytes),
+        ("shards", found.shard_bytes),
+        ("meta", found.meta_bytes),
+    ):
+        table.add_row(name, in_bytes(size), "")
+    for name, counts in (("format", found.formats), ("label", found.labels)):
+        for row, (value, count) in enumerate(list(counts.items())[:LISTED]):
+            table.add_row("" if row else name, f"{count:,}", Text(visible(value)))
+        if len(counts) > LISTED:
+            table.add_row("", f"{sum(list(counts.values())[LISTED:]):,}", f"{len(counts) - LISTED:,} others")
+    Console().print(table)
+    if found.kept:
+        Console().print("\n", _size_table(found), sep="")
+
+
+def _size_table(found: counting.Stats) -> Table:
+    sizes = {
+        "width": found.widths.summary(),
+        "height": found.heights.summary(),
+        "shorter side": found.short_sides.summary(),
+        "longer side": found.long_sides.summary(),
+        "bytes": found.sizes.summary(),
+    }
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", style="bold")
+    for column in sizes["width"]:
+        table.add_column(column, justify="right")
+    for name, summary in sizes.items():
+        table.add_row(name, *(f"{value:,}" for value in summary.values()))
+    return table
+
+
+@app.command()
+def show(
+    dataset: DatasetFolder,
+    output: Annotated[
+        Path | None, typer.Option(help="The page. [default: the dataset's name + .html]")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, max=2000, help="How many images to show.")] = 60,
+    seed: Annotated[int, typer.Option(help="Which images to show.")] = 0,
+) -> None:
+    """Make one self-contained HTML page of a dataset: images, sizes, formats, and what was not kept."""
+    from ingest import gallery
+
+    found = _count(dataset)
+    opened = open_dataset(dataset, sealed=found.root)
+    photos = list(gallery.sample_photos(opened, samples=samples, seed=seed))
+    made = gallery.settings_of(dataset, sealed_head(dataset, found.root)["generations"])
+    page = Path(f"{dataset.resolve().name}.html") if output is None else output
+    if not page.parent.is_dir():
+        raise UserError(f"--output {page}: there is no folder {page.parent}; make it, or choose another")
+    text = gallery.render(found, photos, made)
+    replace(page, text.encode())
+    typer.echo(f"{page} shows {several(len(photos), 'image')} of {found.kept:,} ({in_bytes(len(text))})")
 
 
 @app.command()

@@ -1,119 +1,113 @@
-"""How far a crawl is: a bar on a terminal, a plain line every ten seconds in a log."""
+"""How far a long command is: a bar on a terminal, a plain line every ten seconds in a log."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ingest.crawl import Counts
+from ingest.wording import duration
 
 LINE_EVERY_S = 10.0
+BAR_WIDTH = 40
 
 
-class CrawlProgress:
-    """Counts attempts as they are decided and shows them.
+class Meter:
+    """Shows what it was last told. Use as a context manager: the last state is always shown.
 
-    Rates are those of this process: attempts that an earlier, interrupted crawl decided move the bar,
-    not the rate. Use as a context manager; the last state is always shown.
+    Args:
+        console: where to show it; a bar if it is a terminal, else lines.
+        clock: seconds, monotonic.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._started = clock()
-        self._line_due = self._started + LINE_EVERY_S
-        self._before = 0
-        self.planned = 0
-        self.kept = 0
-        self.rejected = 0
-        self.failed = 0
-        self.bytes_read = 0
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rates]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("planning", total=None, rates="")
+        self._line_due = clock() + LINE_EVERY_S
+        self._doing = ""
+        self._done = 0
+        self._total = 0
+        self._figures: Sequence[str] = ()
+        self._last_line = ""
+        # The bar is drawn four times a second from the last state, so that telling costs nothing.
+        self._live = Live(console=console, get_renderable=self._bar) if console.is_terminal else None
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._show()
-        self._bar.stop()
-        if not self._console.is_terminal and self.planned:
-            self._line()
+        if self._live:
+            self._live.stop()
+        elif self._doing:
+            self._print_line()
 
-    def start(self, *, planned: int, kept: int = 0, rejected: int = 0, failed: int = 0) -> None:
-        """The plan is known: how many attempts it has, and what an earlier crawl has decided already."""
-        self.planned, self.kept, self.rejected, self.failed = planned, kept, rejected, failed
-        self._before = self.done
-        self._started = self._clock()
-        self._line_due = self._started + LINE_EVERY_S
-        self._show()
+    def tell(self, doing: str, *, done: int, total: int, figures: Sequence[str] = ()) -> None:
+        """Say how far it is, as often as one likes; `total` is 0 while it is not known."""
+        self._doing, self._done, self._total, self._figures = doing, done, total, figures
+        if self._live is None and self._clock() >= self._line_due:
+            self._print_line()
+            self._line_due = self._clock() + LINE_EVERY_S
 
-    def add(self, *, kept: int = 0, rejected: int = 0, failed: int = 0, bytes_read: int = 0) -> None:
-        """More attempts have been decided."""
-        self.kept += kept
-        self.rejected += rejected
-        self.failed += failed
-        self.bytes_read += bytes_read
-        self._show()
+    def _bar(self) -> Group:
+        row = Table.grid(padding=(0, 1))
+        share = f"{self._done:,}/{self._total:,}" if self._total else f"{self._done:,}"
+        bar = ProgressBar(self._total or None, self._done, width=BAR_WIDTH, pulse=not self._total)
+        row.add_row(self._doing, bar, share)
+        return Group(row, Text("  " + " · ".join(self._figures), style="dim"))
 
-    @property
-    def done(self) -> int:
-        return self.kept + self.rejected + self.failed
+    def _print_line(self) -> None:
+        share = f"{self._done:,}"
+        if self._total:
+            share += f"/{self._total:,} ({100 * self._done / self._total:.0f} %)"
+        line = ", ".join([f"{self._doing}: {share}", *self._figures])
+        if line != self._last_line:
+            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+        self._last_line = line
+
+
+class CrawlProgress:
+    """Tells a meter about a crawl. What an earlier run had done moves the bar, not the rates."""
+
+    def __init__(self, meter: Meter, clock: Callable[[], float] = time.monotonic) -> None:
+        self._meter = meter
+        self._clock = clock
+        self._planned_at: float | None = None
+
+    def __call__(self, counts: Counts) -> None:
+        if not counts.units:
+            self._meter.tell("planning, files found", done=counts.planned, total=0)
+            return
+        if self._planned_at is None:
+            self._planned_at = self._clock()
+        self._meter.tell("crawling", done=counts.done, total=counts.planned, figures=self.figures(counts))
+
+    def figures(self, counts: Counts) -> list[str]:
+        """The rates of this run, the counts, and the time that is left at this rate."""
+        seconds = self.seconds
+        decided = counts.done - counts.resumed
+        rate = decided / seconds if seconds > 0 else 0.0
+        figures = [
+            f"{rate:,.0f} images/s",
+            f"{counts.bytes_read / 1e6 / seconds if seconds > 0 else 0:,.1f} MB/s",
+            f"{counts.kept:,} kept",
+            f"{counts.rejected.total():,} rejected",
+            f"{counts.failed.total():,} failed",
+        ]
+        if rate and counts.done < counts.planned:
+            figures.append(f"about {duration((counts.planned - counts.done) / rate)} left")
+        return figures
 
     @property
     def seconds(self) -> float:
-        """Since the plan was known."""
-        return self._clock() - self._started
-
-    @property
-    def images_per_second(self) -> float:
-        return (self.done - self._before) / self.seconds if self.seconds > 0 else 0.0
-
-    def rates(self) -> str:
-        megabytes = self.bytes_read / 1e6 / self.seconds if self.seconds > 0 else 0.0
-        return (
-            f"{self.images_per_second:,.0f} images/s, {megabytes:,.1f} MB/s, "
-            f"{self.kept:,} kept, {self.rejected:,} rejected, {self.failed:,} failed"
-        )
-
-    def _show(self) -> None:
-        self._bar.update(
-            self._task,
-            description="crawling" if self.planned else "planning",
-            total=self.planned or None,
-            completed=self.done,
-            rates=self.rates() if self.planned else "",
-        )
-        if not self._console.is_terminal and self.planned and self._clock() >= self._line_due:
-            self._line()
-            self._line_due = self._clock() + LINE_EVERY_S
-
-    def _line(self) -> None:
-        share = 100 * self.done / self.planned
-        line = f"{self.done:,}/{self.planned:,} ({share:.0f} %), {self.rates()}"
-        rate = self.images_per_second
-        if rate and self.done < self.planned:
-            line += f", about {duration((self.planned - self.done) / rate)} left"
-        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 42 s, 3 min 5 s, 2 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+        """Since the plan was made; 0 before."""
+        return 0.0 if self._planned_at is None else self._clock() - self._planned_at

@@ -1,0 +1,216 @@
+"""One self-contained HTML page that shows what is in a dataset: `ingest show`.
+
+Paths and labels come from the wild. The template escapes them, what is unprintable is shown as an escape, and
+the page's own policy forbids scripts and anything from elsewhere.
+"""
+
+import base64
+import io
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ingest import layout
+from ingest.dataset import Dataset
+from ingest.image import ImageError, ImageLimits, decode
+from ingest.stats import Histogram, Stats
+from ingest.wording import in_bytes, visible
+
+THUMBNAIL = (480, 240)
+THUMBNAIL_QUALITY = 80
+# Below this a picture is shown in whole pixels, not smoothed.
+TINY = 100
+COLUMNS = ["status", "slot", "offset", "size", "width", "height", "url", "labels"]
+BINS = 36
+LABELS_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """One sampled image; jpeg is base64, empty if the sample is damaged."""
+
+    key: str
+    label: str
+    url: str
+    width: int
+    height: int
+    bytes: str
+    ratio: float
+    tiny: bool
+    jpeg: str
+    damage: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One bar; height is a percentage."""
+
+    label: str
+    count: int
+    height: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    title: str
+    bars: tuple[Bar, ...]
+    ticks: tuple[str, ...]
+    quantiles: str
+
+
+def chart(title: str, histogram: Histogram, *, unit: str) -> Chart:
+    """Bars of equal width on a logarithmic axis from the smallest to the largest value."""
+
+    def show(value: float) -> str:
+        return in_bytes(value) if unit == "B" else f"{value:,.0f} {unit}"
+
+    cells = np.unique(
+        np.geomspace(max(1, histogram.smallest), histogram.largest + 1, BINS + 1).astype(np.int64)
+    )
+    edges = np.unique(cells // histogram.cell)
+    edges[0] = 0
+    edges[-1] = len(histogram.counts)
+    counts = np.add.reduceat(histogram.counts, edges[:-1]) if len(edges) > 1 else histogram.counts.sum()[None]
+    tallest = max(1, int(counts.max()))
+    starts = [max(histogram.smallest, int(edge) * histogram.cell) for edge in edges[: len(counts)]]
+    bars = tuple(
+        Bar(label=f"from {show(start)}", count=int(count), height=100 * int(count) / tallest)
+        for start, count in zip(starts, counts, strict=True)
+    )
+    middle = starts[len(starts) // 2]
+    ticks = (
+        [histogram.smallest, middle, histogram.largest] if len(starts) > 2 else [starts[0], histogram.largest]
+    )
+    quantiles = ", ".join(
+        f"{name} {show(value)}" for name, value in histogram.summary().items() if name[0] == "p"
+    )
+    return Chart(
+        title=title,
+        bars=bars,
+        ticks=tuple(show(tick) for tick in dict.fromkeys(ticks)),
+        quantiles=f"Percentiles: {quantiles}",
+    )
+
+
+def share_bars(counts: Sequence[tuple[str, int]]) -> tuple[Bar, ...]:
+    """Bars as shares of the largest."""
+    largest = max((count for _, count in counts), default=0) or 1
+    return tuple(
+        Bar(label=visible(label), count=count, height=100 * count / largest) for label, count in counts
+    )
+
+
+def thumbnail(image: Image.Image) -> str:
+    """A small JPEG of the picture, base64; pictures smaller than a thumbnail keep their pixels."""
+    image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    quality = 95 if max(image.size) < TINY else THUMBNAIL_QUALITY
+    image.save(buffer, "JPEG", quality=quality)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _fit(width: int, height: int) -> tuple[int, int]:
+    """The size of a picture's thumbnail."""
+    scale = min(1.0, THUMBNAIL[0] / width, THUMBNAIL[1] / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def draw_positions(total: int, samples: int, seed: int) -> list[int]:
+    """Distinct positions among all kept samples, ascending; memory does not grow with the dataset."""
+    return sorted(random.Random(seed).sample(range(total), min(samples, total)))
+
+
+def sample_photos(dataset: Dataset, *, samples: int, seed: int) -> Iterator[Photo]:
+    """Images drawn without regard to anything but the seed, in the dataset's order."""
+    ends = np.cumsum(dataset.counts)
+    positions = draw_positions(len(dataset), samples, seed)
+    placed = [(int(np.searchsorted(ends, position, side="right")), position) for position in positions]
+    for unit_index, group in groupby(placed, key=lambda pair: pair[0]):
+        first = int(ends[unit_index] - dataset.counts[unit_index])
+        table = pq.read_table(dataset.meta_path(unit_index), columns=COLUMNS, partitioning=None)
+        kept = table.filter(pc.equal(table["status"], "kept"))
+        rows = kept.take([position - first for _, position in group]).to_pylist()
+        with Path(dataset.shard_path(unit_index)).open("rb") as shard:
+            for row in rows:
+                key = layout.sample_key(int(dataset.units[unit_index]), row["slot"])
+                yield _photo(key, row, os.pread(shard.fileno(), row["size"], row["offset"]))
+
+
+def _photo(key: str, row: dict[str, Any], data: bytes) -> Photo:
+    jpeg = damage = ""
+    limits = ImageLimits(max_bytes=row["size"], max_pixels=row["width"] * row["height"])
+    try:
+        jpeg = thumbnail(decode(data, limits=limits, at_least=_fit))
+    except ImageError as error:
+        damage = f"damaged: {error.reason}"
+    return Photo(
+        key=key,
+        label=visible(", ".join(row["labels"])),
+        url=visible(row["url"]),
+        width=row["width"],
+        height=row["height"],
+        bytes=in_bytes(row["size"]),
+        ratio=min(max(row["width"] / row["height"], 0.45), 3.2),
+        tiny=max(row["width"], row["height"]) < TINY,
+        jpeg=jpeg,
+        damage=damage,
+    )
+
+
+def settings_of(folder: Path, generations: Sequence[int]) -> list[tuple[str, str]]:
+    """How the dataset was made, from its frozen plans, as names and values."""
+    rows: list[tuple[str, str]] = []
+    for generation in generations:
+        plan = json.loads((folder / layout.plan_folder(generation) / "plan.json").read_bytes())
+        rows += [("source", ", ".join(f"{k} {v}" for k, v in source.items())) for source in plan["sources"]]
+        rows += [(name, str(value)) for name, value in (plan["settings"] | plan["builds"]).items() if value]
+    return [(visible(name), visible(value)) for name, value in rows]
+
+
+def render(stats: Stats, photos: Sequence[Photo], settings: Sequence[tuple[str, str]]) -> str:
+    """The page."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ingest", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    labels = list(stats.labels.items())
+    return environment.get_template("gallery.html").render(
+        name=visible(Path(stats.path).resolve().name),
+        stats=stats,
+        image_bytes=in_bytes(stats.image_bytes),
+        shares=[
+            Bar(label=name, count=count, height=100 * count / max(1, stats.planned))
+            for name, count in (("kept", stats.kept), ("rejected", stats.rejected), ("failed", stats.failed))
+        ],
+        photos=photos,
+        histograms=[
+            chart("Shorter side", stats.short_sides, unit="px"),
+            chart("Longer side", stats.long_sides, unit="px"),
+            chart("File size", stats.sizes, unit="B"),
+        ],
+        formats=share_bars(list(stats.formats.items())),
+        labels=share_bars(labels[:LABELS_SHOWN]),
+        labels_left_out=max(0, len(labels) - LABELS_SHOWN),
+        losses=[
+            {
+                "tone": loss.status,
+                "status": loss.status,
+                "reason": visible(loss.reason),
+                "count": loss.count,
+                "urls": [visible(url) for url in loss.first_urls],
+                "left_out": loss.count - len(loss.first_urls),
+            }
+            for loss in stats.losses
+        ],
+        settings=settings,
+    )
