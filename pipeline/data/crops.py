@@ -1,6 +1,11 @@
-"""One image's bytes → its crops: RandomResizedCrop boxes and flips from given draws, as uint8."""
+"""One image's bytes → its crops: RandomResizedCrop boxes and flips from given draws, as uint8.
 
-import io
+An image is decoded once, a JPEG at the smallest DCT scale that still has a pixel for every pixel of every crop, and
+each crop is cut and resized in one pass by PIL's antialiased bilinear filter. Against decoding at full size, then
+crop, then resize, a crop differs by rounding inside, by the filter seeing past the box's border at its edge (where
+`crop` would have repeated the border), and by the scaled decode, which averages blocks before the filter does.
+"""
+
 import math
 from collections.abc import Sequence
 
@@ -8,39 +13,45 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ingest.image import ImageError, decode
+from pipeline.data.reader import BadSampleError
 from pipeline.recipe import CropGroup
 
 _TRIES = 10
+_FLIP, _LEFT, _TOP, _BOXES = range(4)
 # The draws of one crop that are geometry: flip, position, and two for every try of a box.
-GEOMETRY_DRAWS = 3 + 2 * _TRIES
+GEOMETRY_DRAWS = _BOXES + 2 * _TRIES
+
+Box = tuple[int, int, int, int]
 
 
-def crop_box(width: int, height: int, draws: Sequence[float], group: CropGroup) -> tuple[int, int, int, int]:
-    """The box of a RandomResizedCrop, as torchvision defines it (Szegedy et al., 2015, for the idea).
+def crop_box(width: int, height: int, draws: Sequence[float], group: CropGroup) -> Box:
+    """The box of a RandomResizedCrop with torchvision's meaning of scale and ratio.
 
-    Up to ten times an area in `group.scale` of the image's, and an aspect ratio whose logarithm is uniform in
-    `group.ratio`, are tried; if none fits, the largest central box within the ratio.
+    Up to ten times, an area in `group.scale` of the image's and an aspect ratio whose logarithm is uniform in
+    `group.ratio` are tried; if none fits, the largest central box within the ratio.
 
     Args:
-        draws: GEOMETRY_DRAWS uniform numbers; the first, the flip, is not used here.
+        width, height: of the image.
+        draws: GEOMETRY_DRAWS uniform numbers.
 
     Returns:
-        left, top, width, height in pixels.
+        left, top, width, height in pixels, inside the image.
     """
     area = width * height
-    (low, high), (narrow, wide) = group.scale, (math.log(group.ratio[0]), math.log(group.ratio[1]))
-    for number in range(3, GEOMETRY_DRAWS, 2):
-        target = area * (low + (high - low) * draws[number])
+    smallest, largest = group.scale
+    narrow, wide = math.log(group.ratio[0]), math.log(group.ratio[1])
+    for number in range(_BOXES, GEOMETRY_DRAWS, 2):
+        target = area * (smallest + (largest - smallest) * draws[number])
         ratio = math.exp(narrow + (wide - narrow) * draws[number + 1])
         w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return int(draws[1] * (width - w + 1)), int(draws[2] * (height - h + 1)), w, h
+            return int(draws[_LEFT] * (width - w + 1)), int(draws[_TOP] * (height - h + 1)), w, h
     w, h = width, height
-    if width / height < group.ratio[0]:
-        h = round(width / group.ratio[0])
-    elif width / height > group.ratio[1]:
-        w = round(height * group.ratio[1])
-    w, h = max(w, 1), max(h, 1)
+    if width < height * group.ratio[0]:
+        h = max(1, round(width / group.ratio[0]))
+    elif width > height * group.ratio[1]:
+        w = max(1, round(height * group.ratio[1]))
     return (width - w) // 2, (height - h) // 2, w, h
 
 
@@ -50,20 +61,52 @@ def cut(
     """Decode once, and write every crop of every group.
 
     Args:
+        data: an image file.
         draws: (crops, GEOMETRY_DRAWS) uniform numbers, the groups' crops one after another.
-        out: for each group (count, size, size, 3).
+        out: for each group (count, 3, size, size).
+
+    Raises:
+        BadSampleError: if it is no image, or too large.
     """
-    image = Image.open(io.BytesIO(data))
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    number = 0
-    for group, crops in zip(groups, out, strict=True):
-        for view in range(group.count):
-            drawn = draws[number].tolist()
-            left, top, w, h = crop_box(image.width, image.height, drawn, group)
-            crop = image.resize(
-                (group.size, group.size), Image.Resampling.BILINEAR, box=(left, top, left + w, top + h)
-            )
-            pixels = np.asarray(crop)
-            crops[view] = pixels[:, ::-1] if drawn[0] < group.flip_probability else pixels
-            number += 1
+    drawn = draws.tolist()
+    owners = [group for group in groups for _ in range(group.count)]
+    boxes: list[Box] = []
+    width = height = 0
+
+    def place(image_width: int, image_height: int) -> tuple[int, int]:
+        """Choose the boxes; answers the image size at which no crop has fewer pixels than it needs."""
+        nonlocal width, height
+        width, height = image_width, image_height
+        boxes[:] = [
+            crop_box(width, height, numbers, group) for numbers, group in zip(drawn, owners, strict=True)
+        ]
+        scale = max(
+            max(group.size / w, group.size / h) for group, (_, _, w, h) in zip(owners, boxes, strict=True)
+        )
+        return math.ceil(width * scale), math.ceil(height * scale)
+
+    try:
+        image = decode(data, at_least=place)
+    except ImageError as error:
+        raise BadSampleError(f"{error.status}: {error.reason}") from error
+    if not boxes:
+        place(image.width, image.height)
+    across, down = image.width / width, image.height / height
+    targets = (target for group in out for target in group)
+    for numbers, group, (left, top, w, h), target in zip(drawn, owners, boxes, targets, strict=True):
+        crop = image.resize(
+            (group.size, group.size),
+            Image.Resampling.BILINEAR,
+            # PIL refuses a box that rounding puts outside.
+            box=(
+                left * across,
+                top * down,
+                min((left + w) * across, image.width),
+                min((top + h) * down, image.height),
+            ),
+        )
+        if numbers[_FLIP] < group.flip_probability:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        # PIL packs each line as its red, green and blue parts: from there to planes, only whole lines move.
+        lines = np.frombuffer(crop.tobytes("raw", "RGB;L"), np.uint8)
+        target[...] = lines.reshape(group.size, 3, group.size).transpose(1, 0, 2)

@@ -120,7 +120,7 @@ def global_batch(
     return (lane * order.lane_length + start + inside + turn) % order.samples
 
 
-def window_rows(order: Order) -> int:
+def smallest_window(order: Order) -> int:
     """Rows of the smallest window: how many candidates stand in for a bad sample, itself included."""
     return min(order.window, order.lane_length)
 

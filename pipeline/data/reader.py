@@ -17,7 +17,7 @@ _READ_ATTEMPTS = 5
 _FIRST_PAUSE_SECONDS = 0.1
 
 
-class BadSample(Exception):
+class BadSampleError(Exception):
     """A sample that cannot be used, whoever reads it and when: its bytes are not what was sealed, or no image."""
 
 
@@ -56,7 +56,7 @@ class Reader:
         """The bytes of a sample, checked.
 
         Raises:
-            BadSample: if they are not the sealed ones, twice.
+            BadSampleError: if they are not the sealed ones, twice.
             UserError: if the shard is missing.
             OSError: if reading fails again and again; never a reason to substitute the sample.
         """
@@ -68,7 +68,7 @@ class Reader:
         data = self.fetch(unit_index, row)
         if self._is_sealed(unit_index, row, data):
             return data
-        raise BadSample(f"{len(data)} bytes whose sha256 is not the sealed one")
+        raise BadSampleError(f"{len(data)} bytes whose sha256 is not the sealed one")
 
     def fetch(self, unit_index: int, row: int) -> bytes:
         """The bytes of a sample, unchecked; failed reads are repeated with growing pauses.

@@ -1,0 +1,158 @@
+"""One rank's rows of any global batch, by its number: read, crop, and draw what the device will do."""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from cluster.errors import UserError
+from ingest.dataset import Dataset
+from pipeline.data import order as orders
+from pipeline.data.augment import PHOTOMETRIC_DRAWS, draw_parameters
+from pipeline.data.crops import GEOMETRY_DRAWS, cut
+from pipeline.data.philox import uniforms
+from pipeline.data.reader import BadSampleError, Reader
+from pipeline.recipe import Data
+
+_log = logging.getLogger(__name__)
+# Bad samples are rare and windows are shuffled: so many in a row mean that the dataset is broken.
+_MOST_SUBSTITUTES = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One rank's rows of a global batch.
+
+    Attributes:
+        crops: for each crop group uint8 (count·b, 3, S, S), view-major: view 0 of all rows, then view 1, …
+        photometric: for each crop group float32 (count·b, K), the colour parameters that `augment` takes.
+        keys: int64 (b,), the samples' keys.
+    """
+
+    crops: list[Tensor]
+    photometric: list[Tensor]
+    keys: Tensor
+
+    def pin_memory(self) -> "Batch":
+        """The same, ready for asynchronous copies to a GPU; the parameters stay, the CPU reads them."""
+        return Batch(
+            crops=[crops.pin_memory() for crops in self.crops], photometric=self.photometric, keys=self.keys
+        )
+
+
+class RankBatches:
+    """Makes one rank's batches, each a pure function of its number. Opens nothing before the first.
+
+    Args:
+        rows: the rank's rows of every global batch.
+    """
+
+    def __init__(self, dataset: Dataset, data: Data, order: orders.Order, rows: slice) -> None:
+        self._dataset, self._data, self._order, self._rows = dataset, data, order, rows
+        self._count = rows.stop - rows.start
+        self._reader: Reader | None = None
+        self._index: tuple[int, orders.EpochIndex] | None = None
+
+    @property
+    def crop_bytes(self) -> int:
+        """Size of one batch's crops."""
+        return self._count * sum(group.count * 3 * group.size**2 for group in self._data.crops)
+
+    def __call__(self, step: int) -> Batch:
+        """The rank's rows of micro-batch `step`, counted over all epochs.
+
+        Raises:
+            UserError: if a shard is missing, or hardly any sample of a window can be used.
+            OSError: if reading fails again and again.
+        """
+        epoch, step_of_epoch = divmod(step, self._order.steps_per_epoch)
+        reader = self._open_reader()
+        places = self._places(epoch, step_of_epoch, self._rows, 0)
+        keys = np.array([reader.key(*place) for place in places], np.int64)
+        draws = self._draws(epoch, keys, np.zeros(self._count, np.int64))
+        crops = [_empty((group.count, self._count, 3, group.size, group.size)) for group in self._data.crops]
+        arrays = [tensor.numpy() for tensor in crops]
+        for number, place in enumerate(places):
+            out = [array[:, number] for array in arrays]
+            ahead = 0
+            candidate = place
+            while not self._cut(candidate, draws[number], out):
+                ahead += 1
+                candidate = self._substitute(epoch, step_of_epoch, number, ahead)
+                keys[number] = reader.key(*candidate)
+                draws[number] = self._draws(epoch, keys[number : number + 1], np.array([ahead]))[0]
+        return Batch(
+            crops=[tensor.flatten(0, 1) for tensor in crops],
+            photometric=self._photometric(draws),
+            keys=torch.from_numpy(keys),
+        )
+
+    def _places(self, epoch: int, step: int, rows: slice, ahead: int) -> list[tuple[int, int]]:
+        """The (unit index, row) of some rows of a global batch."""
+        if self._index is None or self._index[0] != epoch:
+            self._index = (epoch, orders.epoch_index(self._order, self._dataset.counts, epoch=epoch))
+        positions = orders.global_batch(self._order, epoch=epoch, step=step, rows=rows, ahead=ahead)
+        units, unit_rows = orders.locate(self._index[1], positions)
+        return list(zip(units.tolist(), unit_rows.tolist(), strict=True))
+
+    def _substitute(self, epoch: int, step: int, number: int, ahead: int) -> tuple[int, int]:
+        """The place `ahead` rows after the batch's row `number`, in its window."""
+        if ahead >= min(orders.smallest_window(self._order), _MOST_SUBSTITUTES):
+            raise UserError(
+                f"{ahead} samples in a row of {self._dataset.path} cannot be used: see which and why with "
+                f"`ingest verify --level decode {self._dataset.path}`"
+            )
+        row = self._rows.start + number
+        return self._places(epoch, step, slice(row, row + 1), ahead)[0]
+
+    def _cut(self, place: tuple[int, int], draws: NDArray[np.float64], out: list[NDArray[np.uint8]]) -> bool:
+        """Write a sample's crops; False, and a line in the log, if it is a bad one."""
+        reader = self._open_reader()
+        try:
+            cut(reader.read(*place), self._data.crops, draws[:, PHOTOMETRIC_DRAWS:], out)
+        except BadSampleError as error:
+            _log.warning(
+                "%s is bad: %s; the next row of its window takes its place", reader.name(*place), error
+            )
+            return False
+        return True
+
+    def _draws(self, epoch: int, keys: NDArray[np.int64], attempts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(samples, crops, draws): colour first, then geometry."""
+        return uniforms(
+            seed=self._order.seed,
+            epoch=epoch,
+            keys=keys,
+            attempts=attempts,
+            crops=sum(group.count for group in self._data.crops),
+            draws=PHOTOMETRIC_DRAWS + GEOMETRY_DRAWS,
+        )
+
+    def _photometric(self, draws: NDArray[np.float64]) -> list[Tensor]:
+        parameters, first = [], 0
+        for group in self._data.crops:
+            of_group = draws[:, first : first + group.count, :PHOTOMETRIC_DRAWS].swapaxes(0, 1)
+            drawn = draw_parameters(of_group, group.photometric)
+            parameters.append(torch.from_numpy(drawn.reshape(group.count * self._count, -1)))
+            first += group.count
+        return parameters
+
+    def _open_reader(self) -> Reader:
+        if self._reader is None:
+            per_window = math.ceil(self._order.window * len(self._dataset.counts) / self._order.samples) + 2
+            lanes = math.ceil(self._count / self._order.lane_rows)
+            self._reader = Reader(self._dataset, units=lanes * per_window)
+        return self._reader
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """Bytes to fill; in a worker they are shared memory from the start, so that sending them copies nothing."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
