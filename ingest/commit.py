@@ -1,7 +1,8 @@
 """Publishing exactly once, and sealing. The only writes that another process can see are in this file.
 
-A file becomes visible whole or not at all; a commit and a seal are created only if absent. Whoever comes second, or
-comes again after a kill, finds the first one's result and goes on from there.
+A file becomes visible whole or not at all; a commit and a seal are created only if absent. Whoever comes
+second, or comes again after a kill, finds the first one's result and goes on from there. A kill may leave
+hidden drafts.
 """
 
 import contextlib
@@ -62,11 +63,11 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def draft(folder: Path, stem: str) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file beside its final place, under a hidden name of its own, removed at the end if it is still there."""
+    """A new file beside its final place, under a hidden name; removed at the end unless it was moved."""
     make_folder(folder)
     path = folder / f".{stem}-{secrets.token_hex(8)}.tmp"
     try:
-        with path.open("xb") as file:
+        with path.open("xb", buffering=1 << 20) as file:
             yield path, file
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -116,7 +117,7 @@ def publish(temporary: Path, final: Path, sha256: str) -> None:
 
 
 def commit(output: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Make one unit's result final, with one create-if-absent; returns the record that won, this or another's."""
+    """Make one unit's result final by one create-if-absent; returns the record that won, ours or another."""
     winner = create_if_absent(output / layout.commit_name(record["unit"]), canonical(record))
     return _record(winner)
 
@@ -136,7 +137,8 @@ def _record(data: bytes) -> dict[str, Any]:
 def merkle_root(leaves: Sequence[bytes]) -> str:
     """Root of the binary hash tree over these byte strings, hex.
 
-    A leaf is sha256(0x00 + bytes), a node sha256(0x01 + left + right), a node without a sibling moves up as it is.
+    A leaf is sha256(0x00 + bytes), a node sha256(0x01 + left + right); one without a sibling moves up as it
+    is.
     """
     level = [hashlib.sha256(b"\0" + leaf).digest() for leaf in leaves]
     if not level:

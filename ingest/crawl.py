@@ -1,4 +1,4 @@
-"""The crawl: plan, read, check, shard, commit, seal. Running it again finishes what is missing, and changes nothing else."""
+"""The crawl: plan, read, check, shard, commit, seal. Running it again finishes what is missing."""
 
 import logging
 from collections import Counter
@@ -119,12 +119,14 @@ def crawl_shards(
 
     plan = freeze(output, opened, settings, listed=listed)
     counts.units, counts.planned = len(plan.units), plan.rows
+    crawl = _Crawl(plan=plan, sources=opened, settings=settings, counts=counts, progress=progress)
     with Checker[_Attempt](
         settings.treatment, workers=workers, seconds=settings.seconds, memory_mb=settings.memory_mb
     ) as checker:
-        rows = _rows(plan, opened, settings, counts)
-        for unit, results in groupby(checker.run(rows), key=lambda result: result[0].unit):
-            _crawl_unit(plan, unit, results, opened, counts, progress)
+        for unit, results in groupby(checker.run(crawl.rows()), key=lambda result: result[0].unit):
+            crawl.make_unit(unit, results)
+    for source in opened:
+        source.close()
     root = seal(output, dict.fromkeys(plan.units, plan.fingerprint))
     progress(counts)
     return CrawlReport(output=output, root=root, counts=counts)
@@ -136,59 +138,59 @@ def _refuse_output_inside(sources: Sequence[str], output: Path) -> None:
             raise UserError(f"--output {output} lies inside the source {text}: choose a folder outside it")
 
 
-def _rows(
-    plan: Plan, sources: Sequence[Source], settings: CrawlSettings, counts: Counts
-) -> Iterator[tuple[_Attempt, bytes | Problem]]:
-    """Every attempt of the units that nobody has committed yet, with its bytes, in order."""
-    max_bytes = settings.treatment.limits.max_bytes
-    for unit in plan.units:
-        record = read_commit(plan.output, unit)
-        if record is not None:
-            counts.add_committed(record)
-            continue
-        for number, group in groupby(plan.items(unit), key=lambda pair: pair[0]):
-            items = [item for _, item in group]
-            for item, data in zip(items, sources[number].read(items, max_bytes=max_bytes), strict=True):
-                counts.bytes_read += len(data) if isinstance(data, bytes) else 0
-                yield _Attempt(unit, number, item), data
+@dataclass(frozen=True, kw_only=True)
+class _Crawl:
+    """One run over a plan's units."""
 
+    plan: Plan
+    sources: Sequence[Source]
+    settings: CrawlSettings
+    counts: Counts
+    progress: Progress
 
-def _crawl_unit(
-    plan: Plan,
-    unit: int,
-    results: Iterator[Result[_Attempt]],
-    sources: Sequence[Source],
-    counts: Counts,
-    progress: Progress,
-) -> None:
-    """Write one unit and commit it; when another worker was first, its result stands and ours is garbage."""
-    with ShardWriter(plan.output, unit) as writer:
-        for attempt, data, verdict in results:
-            stored = verdict.data if verdict.data is not None else data
-            retryable = isinstance(data, Problem) and data.retryable
-            writer.add(
-                verdict,
-                stored if isinstance(stored, bytes) else b"",
-                url=_url(sources[attempt.source].name, attempt.item.path),
-                labels=_labels(attempt.item.path),
-                retryable=retryable,
-            )
-            _count(counts, verdict, len(stored) if isinstance(stored, bytes) else 0)
-            progress(counts)
-        ours = writer.publish(generation=plan.generation, fingerprint=plan.fingerprint)
-    winner = commit(plan.output, ours)
-    if winner != ours:
-        logger.info("unit %d was committed by another worker first, with another result", unit)
-    counts.units_done += 1
-    progress(counts)
+    def rows(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
+        """Every attempt of the units that nobody has committed yet, with its bytes, in order."""
+        max_bytes = self.settings.treatment.limits.max_bytes
+        for unit in self.plan.units:
+            record = read_commit(self.plan.output, unit)
+            if record is not None:
+                self.counts.add_committed(record)
+                continue
+            for number, group in groupby(self.plan.items(unit), key=lambda pair: pair[0]):
+                items = [item for _, item in group]
+                read = self.sources[number].read(items, max_bytes=max_bytes)
+                for item, data in zip(items, read, strict=True):
+                    self.counts.bytes_read += len(data) if isinstance(data, bytes) else 0
+                    yield _Attempt(unit, number, item), data
 
+    def make_unit(self, unit: int, results: Iterator[Result[_Attempt]]) -> None:
+        """Write one unit and commit it. If another worker was first, its result stands and ours is garbage."""
+        with ShardWriter(self.plan.output, unit) as writer:
+            for attempt, data, verdict in results:
+                self._add(writer, attempt, data, verdict)
+                self.progress(self.counts)
+            ours = writer.publish(generation=self.plan.generation, fingerprint=self.plan.fingerprint)
+        if commit(self.plan.output, ours) != ours:
+            logger.info("unit %d was committed by another worker first, with another result", unit)
+        self.counts.units_done += 1
+        self.progress(self.counts)
 
-def _count(counts: Counts, verdict: Checked, size: int) -> None:
-    if verdict.status == "kept":
-        counts.kept += 1
-        counts.bytes_stored += size
-    else:
-        (counts.rejected if verdict.status == "rejected" else counts.failed)[verdict.reason] += 1
+    def _add(self, writer: ShardWriter, attempt: _Attempt, data: bytes | Problem, verdict: Checked) -> None:
+        original = data if isinstance(data, bytes) else b""
+        stored = original if verdict.data is None else verdict.data
+        writer.add(
+            verdict,
+            stored,
+            url=_url(self.sources[attempt.source].name, attempt.item.path),
+            labels=_labels(attempt.item.path),
+            retryable=isinstance(data, Problem) and data.retryable,
+        )
+        if verdict.status == "kept":
+            self.counts.kept += 1
+            self.counts.bytes_stored += len(stored)
+        else:
+            reasons = self.counts.rejected if verdict.status == "rejected" else self.counts.failed
+            reasons[verdict.reason] += 1
 
 
 def _url(source: str, path: bytes) -> str:

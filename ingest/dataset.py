@@ -1,4 +1,4 @@
-"""Opening a sealed dataset: the only way the pipeline sees data. Nothing that is not sealed is ever looked at."""
+"""Opening a sealed dataset: the only way the pipeline sees data. What is not sealed is never looked at."""
 
 import hashlib
 import io
@@ -88,7 +88,9 @@ class Dataset:
         return tuple(sorted(found))
 
     def _kept(self, unit_index: int, columns: list[str]) -> pa.Table:
-        table = pq.read_table(self.meta_path(unit_index), columns=columns, partitioning=None)
+        # One thread: loader workers are forked, and threads do not survive that.
+        with pq.ParquetFile(self.meta_path(unit_index)) as file:
+            table = file.read(columns=columns, use_threads=False)
         table = table.filter(pc.equal(table["status"], "kept"))
         if self.view is not None:
             table = table.filter(self.view.keeps(int(self.units[unit_index]))[table["slot"].to_numpy()])
@@ -142,7 +144,7 @@ def sealed_head(path: str | Path, root: str) -> dict[str, Any]:
 
 
 def sealed_units(path: str | Path, root: str) -> pa.Table:
-    """Every unit that was sealed as this root, empty ones too, ascending; columns as `ingest.commit.UNITS_SCHEMA`.
+    """Every unit sealed as this root, empty ones too, ascending; columns as in `ingest.commit.UNITS_SCHEMA`.
 
     Raises:
         UserError: there is no such root, or its list of units is damaged.
@@ -169,5 +171,9 @@ def _latest(path: Path) -> str:
             ) from None
         raise UserError(
             f"{path} is not a dataset: make one with `ingest crawl-shards SOURCE --output {path}`"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path / layout.DATASET} is damaged: run the crawl again, which writes it anew"
         ) from None
     return root

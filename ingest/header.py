@@ -6,50 +6,46 @@ hostile bytes, reads in bounds and in bounded time, and answers None for what it
 
 import struct
 
+_TIFF_ORDER = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}
+_MAGIC: dict[str, tuple[bytes, ...]] = {
+    "jpeg": (b"\xff\xd8\xff",),
+    "png": (b"\x89PNG\r\n\x1a\n",),
+    "webp": (b"RIFF",),
+    "gif": (b"GIF87a", b"GIF89a"),
+    "bmp": (b"BM",),
+    "tiff": tuple(_TIFF_ORDER),
+}
 # Sizes of the BITMAPINFOHEADER family; "BM" alone also begins ordinary words.
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
-_TIFF_MAGIC = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}
 # Start-of-frame markers: C0 to CF without DHT (C4), JPG (C8) and DAC (CC).
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
 def sniff(data: bytes) -> str | None:
-    """The format that the content shows: jpeg, png, webp, gif, bmp, tiff, or None. Names are never consulted."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "webp"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
-    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
-        return "bmp"
-    if data[:4] in _TIFF_MAGIC:
-        return "tiff"
-    return None
+    """The format that the content shows: jpeg, png, webp, gif, bmp, tiff, or None. Names do not matter."""
+    kind = next((kind for kind, magic in _MAGIC.items() if data.startswith(magic)), None)
+    if kind == "webp" and data[8:12] != b"WEBP":
+        return None
+    if kind == "bmp" and int.from_bytes(data[14:18], "little") not in _BMP_HEADERS:
+        return None
+    return kind
 
 
 def claimed_size(data: bytes, kind: str) -> tuple[int, int] | None:
     """Width and height in pixels as the header claims them, before orientation; None if it does not say."""
     try:
-        match kind:
-            case "jpeg":
-                return _jpeg_size(data)
-            case "png":
-                return struct.unpack_from(">II", data, 16)
-            case "webp":
-                return _webp_size(data)
-            case "gif":
-                return struct.unpack_from("<HH", data, 6)
-            case "bmp":
-                return _bmp_size(data)
-            case "tiff":
-                return _tiff_size(data)
+        return _SIZES[kind](data)
     except (struct.error, IndexError):
         return None
-    raise ValueError(f"not a format: {kind}")
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    return struct.unpack_from(">II", data, 16)
+
+
+def _gif_size(data: bytes) -> tuple[int, int]:
+    return struct.unpack_from("<HH", data, 6)
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -95,7 +91,7 @@ def _bmp_size(data: bytes) -> tuple[int, int]:
 
 
 def _tiff_size(data: bytes) -> tuple[int, int] | None:
-    order = _TIFF_MAGIC[data[:4]]
+    order = _TIFF_ORDER[data[:4]]
     big = data[2:4] in (b"+\0", b"\0+")
     (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     (entries,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
@@ -107,3 +103,13 @@ def _tiff_size(data: bytes) -> tuple[int, int] | None:
             code = {3: "H", 4: "I", 16: "Q"}[kind]
             (sizes[tag],) = struct.unpack_from(order + code, data, first + entry * step + value_at)
     return (sizes[256], sizes[257]) if len(sizes) == 2 else None
+
+
+_SIZES = {
+    "jpeg": _jpeg_size,
+    "png": _png_size,
+    "webp": _webp_size,
+    "gif": _gif_size,
+    "bmp": _bmp_size,
+    "tiff": _tiff_size,
+}

@@ -1,14 +1,14 @@
 """One image, safely: sniff, bound, decode, turn upright, hash, and make what is stored.
 
-Bytes come from strangers. Format and size are judged from the header (`ingest.header`) before a decoder sees them,
-only six decoders can be reached, and every way to fail is an `ImageError` with a status and a reason. Time and
-memory are bounded by the process that calls (`ingest.worker`), not here.
+Bytes come from strangers. Format and size are judged from the header (`ingest.header`) before a decoder sees
+them, only six decoders can be reached, and every way to fail is an `ImageError` with a status and a reason.
+Time and memory are bounded by the process that calls (`ingest.worker`), not here.
 
 What a picture is, decided once for the crawler and for training:
 - the first frame of an animation, turned upright by its EXIF orientation, 8-bit RGB;
 - transparent parts show white: the colour hidden under them is arbitrary, and pages are mostly white;
-- 16-bit grey keeps its upper 8 bits; 32-bit and float grey, which have no agreed range, are stretched from their
-  smallest to their largest value; colour profiles are ignored.
+- 16-bit grey keeps its upper 8 bits; 32-bit and float grey, which have no agreed range, are stretched from
+  their smallest to their largest value; colour profiles are ignored.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# The plugins register themselves; without this the first WebP or TIFF would import all forty of Pillow's formats.
+# The plugins register themselves; without this the first WebP or TIFF would import all forty of Pillow's
+# formats.
 from PIL import ExifTags, Image, TiffImagePlugin, WebPImagePlugin
 
 from ingest.header import claimed_size, sniff
@@ -81,8 +82,8 @@ class Treatment:
 
     Attributes:
         limits: what is refused.
-        resize: the shorter side in pixels after a keep-ratio resize and JPEG encoding, never enlarged; None keeps the
-            original bytes.
+        resize: the shorter side in pixels after a keep-ratio resize and JPEG encoding, never enlarged; None
+            keeps the original bytes.
         quality: of the JPEG encoder, used with `resize`.
     """
 
@@ -93,7 +94,7 @@ class Treatment:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """The verdict on one image. Sizes are upright pixels; all but status and reason are empty if it is not kept.
+    """The verdict on one image. Sizes are upright pixels; only status and reason are sure to be there.
 
     Attributes:
         data: the bytes to store; None means the original bytes.
@@ -123,8 +124,9 @@ def decode(
     Args:
         data: a whole image file.
         limits: what is refused before decoding.
-        at_least: called with a JPEG's upright width and height, answers the least (width, height) that will do: the
-            picture is decoded at the smallest DCT scale, 1/2, 1/4 or 1/8, that is not smaller in either direction.
+        at_least: called with a JPEG's upright width and height, answers the least (width, height) that will
+            do: the picture is decoded at the smallest DCT scale, 1/2, 1/4 or 1/8, that is not smaller in
+                either direction.
 
     Raises:
         ImageError: it is refused, or cannot be decoded completely.
@@ -137,12 +139,14 @@ def decode(
             image.draft("RGB", size[::-1] if turned else size)
         image.load()
         return _upright(_rgb(image), _orientation(image, kind))
+    except ImageError:
+        raise
     except Exception as error:
         raise _as_image_error(error) from error
 
 
 def check(data: bytes, treatment: Treatment) -> Checked:
-    """Judge one image and make the bytes to store. Every coefficient is read: what is kept can be trained on."""
+    """Judge one image and make the bytes to store. All of it is decoded: what is kept can be trained on."""
     try:
         image, kind = _open(data, treatment.limits)
         size = image.size
@@ -184,11 +188,12 @@ def check(data: bytes, treatment: Treatment) -> Checked:
 
 
 def perceptual_hash(picture: Image.Image, *, orientation: int = 1) -> int:
-    """64 bits that stay nearly the same under scaling and re-encoding: the sign pattern of the lowest frequencies.
+    """64 bits that hardly change under scaling and re-encoding: the sign pattern of the lowest frequencies.
 
-    The picture is resized to 32 x 32 (Lanczos, aspect ignored), turned upright, made grey, and transformed by the
-    two-dimensional DCT-II. Bit k, from the highest, says whether coefficient k of the 8 x 8 lowest, row by row, lies
-    above the median of these 64. Integers throughout, so that no library's rounding can change a bit.
+    The picture is resized to 32 x 32 (Lanczos, aspect ignored), turned upright, made grey, and transformed by
+    the two-dimensional DCT-II. Bit k, from the highest, says whether coefficient k of the 8 x 8 lowest, row
+    by row, lies above the median of these 64. Integers throughout, so that no library's rounding can change a
+    bit.
     """
     small = picture.resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
     grey = np.asarray(_upright(small, orientation).convert("L"), np.int64)
@@ -199,7 +204,7 @@ def perceptual_hash(picture: Image.Image, *, orientation: int = 1) -> int:
 
 
 def _open(data: bytes, limits: ImageLimits) -> tuple[Image.Image, str]:
-    """The image with only its header read, and its format. Nothing proportional to the claimed size is allocated."""
+    """The image with only its header read, and its format; nothing of the claimed size is allocated."""
     if not data:
         raise ImageError("rejected", "empty")
     if len(data) > limits.max_bytes:
@@ -207,11 +212,15 @@ def _open(data: bytes, limits: ImageLimits) -> tuple[Image.Image, str]:
     kind = sniff(data)
     if kind is None:
         raise ImageError("rejected", "not_an_image")
+    if kind == "webp" and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        # Its decoder would only say that it failed.
+        raise ImageError("failed", "truncated")
     claimed = claimed_size(data, kind)
     if claimed is not None and claimed[0] * claimed[1] > limits.max_pixels:
         raise ImageError("rejected", "too_many_pixels")
     image = Image.open(io.BytesIO(data), formats=(_DECODERS[kind],))
-    # Once more: a GIF's frame may be larger than its screen, and decoders may read another header than we did.
+    # Once more: a GIF's frame may be larger than its screen, and decoders may read another header than we
+    # did.
     if image.width * image.height > limits.max_pixels:
         raise ImageError("rejected", "too_many_pixels")
     return image, kind
@@ -234,7 +243,7 @@ def _as_image_error(error: Exception) -> ImageError:
 
 
 def _orientation(image: Image.Image, kind: str) -> int:
-    """EXIF orientation, 1 to 8. Pillow turns TIFFs by itself while loading, and reads a PNG's EXIF only then."""
+    """EXIF orientation, 1 to 8. Pillow itself turns TIFFs while loading, and reads a PNG's EXIF only then."""
     if kind == "tiff":
         return 1
     try:
@@ -268,8 +277,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _stretched(values: NDArray[np.float64]) -> NDArray[np.uint8]:
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = values.min(), values.max()
-    return np.rint((values - low) * (255 / (high - low) if high > low else 0.0)).astype(np.uint8)
+    low, high = float(values.min()), float(values.max())
+    grey: NDArray[np.uint8] = ((values - low) * (255 / (high - low) if high > low else 0.0)).astype(np.uint8)
+    return grey
 
 
 def _keep_ratio(size: tuple[int, int], shorter: int) -> tuple[int, int]:

@@ -1,7 +1,9 @@
 """Sources become immutable units of work, frozen with everything that decides the output.
 
-A plan is published once, as a folder that appears whole. Whoever comes to the same output later lists the sources
-again and compares: the same inputs, settings and builds go on with it, anything else is refused in one sentence.
+A plan is published once, as a folder that appears whole. Whoever comes to the same output later lists the
+sources
+again and compares: the same inputs, settings and builds go on with it, anything else is refused in one
+    sentence.
 """
 
 import errno
@@ -12,7 +14,7 @@ import secrets
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,9 +58,19 @@ class CrawlSettings:
     """
 
     unit_rows: int = 16_384
-    treatment: Treatment = Treatment()
+    treatment: Treatment = field(default_factory=Treatment)
     seconds: float = 10.0
     memory_mb: int = 768
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.unit_rows <= layout.KEY_SLOTS:
+            raise UserError(f"--unit-rows must be from 1 to {layout.KEY_SLOTS:,}, not {self.unit_rows}")
+        if self.treatment.resize is not None and self.treatment.resize < 1:
+            raise UserError(f"--resize must be at least 1 pixel, not {self.treatment.resize}")
+        if not 1 <= self.treatment.quality <= 100:
+            raise UserError(f"--quality must be from 1 to 100, not {self.treatment.quality}")
+        if self.seconds <= 0 or self.memory_mb < 1:
+            raise UserError("--seconds and --memory-mb must be greater than 0")
 
     def flags(self) -> dict[str, Any]:
         """The settings by the command's option that sets them."""
@@ -149,7 +161,7 @@ def freeze(
 
 
 def builds() -> dict[str, str | None]:
-    """Versions of what turns bytes into other bytes. Pillow and pillow-simd resize differently, by a version's tail."""
+    """Versions of what makes bytes. pillow-simd resizes differently from Pillow: its version has .post."""
     codecs = {name: features.version(name) for name in ("libjpeg_turbo", "zlib", "webp", "libtiff")}
     return {"pillow": PIL.__version__, **codecs, "pyarrow": pa.__version__}
 
@@ -157,7 +169,7 @@ def builds() -> dict[str, str | None]:
 def _publish(
     folder: Path, sources: Sequence[Source], settings: CrawlSettings, listed: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Write the plan under a name of its own, then move the whole folder; of several at once, the first wins."""
+    """Write the plan under a hidden name, then move the whole folder; of several at once, the first wins."""
     draft = folder.parent / f".{secrets.token_hex(8)}.tmp"
     make_folder(draft)
     try:

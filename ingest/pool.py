@@ -67,6 +67,7 @@ class Checker(Generic[Token]):
             process.kill()
         self._threads.shutdown(cancel_futures=True)
         for process in list(self._alive):
+            process.kill()
             process.close()
 
     def run(self, rows: Iterable[Row[Token]]) -> Iterator[Result[Token]]:
@@ -157,13 +158,13 @@ class _Process:
     """One checking process and its pipes."""
 
     def __init__(self, order: dict[str, object]) -> None:
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         with tempfile.TemporaryFile() as file:
             file.write(struct.pack("<I", NO_IMAGE))
             file.flush()
             self._current = mmap.mmap(file.fileno(), 4)
             self._process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "ingest.worker"],
+                [sys.executable, "-P", "-W", "ignore", "-m", "ingest.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -172,7 +173,9 @@ class _Process:
             )
             self._input = cast(BinaryIO, self._process.stdin)
             self._output = cast(BinaryIO, self._process.stdout)
-            write_frame(self._input, order | {"current": file.fileno()}, [])
+            # If it is dead already, the first batch will find out, and why.
+            with contextlib.suppress(BrokenPipeError):
+                write_frame(self._input, order | {"current": file.fileno()}, [])
 
     def check(self, images: Sequence[bytes]) -> list[Checked]:
         try:
@@ -182,7 +185,8 @@ class _Process:
             raise self._death() from None
 
     def _death(self) -> _ProcessDied:
-        # It has closed its pipes, so it is gone or about to be; its own exit status is wanted, not that of our kill.
+        # It has closed its pipes, so it is gone or about to be; its own exit status is wanted, not that of
+        # our kill.
         self._process.wait(timeout=60)
         (image,) = struct.unpack("<I", self._current[:])
         self._errors.seek(0)

@@ -1,7 +1,7 @@
 """One unit's tar and Parquet: written as drafts, published under content names, described by a commit record.
 
-The tar is USTAR with every volatile field fixed, so that its bytes depend on the images and their order alone. The
-Parquet has one row per attempt in the plan's order, one row group, and no volatile column.
+The tar is USTAR with every volatile field fixed, so that its bytes depend on the images and their order
+alone. The Parquet has one row per attempt in the plan's order, one row group, and no volatile column.
 """
 
 import hashlib
@@ -46,7 +46,8 @@ _BLOCK = 512
 
 
 class ShardWriter:
-    """Collects one unit, in the plan's order. Used as a context manager: drafts vanish unless `publish` was called.
+    """Collects one unit, in the plan's order. Used as a context manager: drafts vanish unless `publish` was
+    called.
 
     Args:
         output: the dataset's folder.

@@ -1,10 +1,11 @@
 """A process that checks images sent through its standard input: `python -m ingest.worker`.
 
-The parent (`ingest.pool`) sends the treatment once, then batches; for each batch one answer comes back. Before each
-image its number is written where the parent can read it after this process has died. The kernel ends the process
-when an image takes longer than the limit, and refuses it memory beyond the limit: both hold while a decoder written
-in C runs, and when the parent is gone. Only plain numbers and bytes cross, no pickles: this is where hostile bytes
-are parsed, so what it answers is not trusted to be code.
+The parent (`ingest.pool`) sends the treatment once, then batches; for each batch one answer comes back.
+Before each image its number is written where the parent can read it after this process has died. The kernel
+ends the
+process when an image takes longer than the limit, and refuses it memory beyond the limit: both hold while a
+decoder written in C runs, and when the parent is gone. Only numbers and bytes cross, no pickles: hostile
+bytes are parsed here, so what comes out is not trusted to be code.
 """
 
 import json
@@ -13,7 +14,6 @@ import resource
 import signal
 import struct
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +23,7 @@ NO_IMAGE = 0xFFFFFFFF
 
 
 def write_frame(file: BinaryIO, head: Any, parts: list[bytes]) -> None:
-    """A JSON head and then the parts; the head's last word must let the reader know the parts' sizes."""
+    """A JSON head, which must tell the reader the sizes of the parts, and then the parts."""
     text = json.dumps(head, separators=(",", ":")).encode()
     file.write(b"".join([struct.pack("<I", len(text)), text, *parts]))
     file.flush()
@@ -43,9 +43,8 @@ def read_head(file: BinaryIO) -> Any:
 
 def to_row(checked: Checked) -> list[Any]:
     """A verdict as JSON values, the stored bytes replaced by their number; -1 for the original ones."""
-    row = asdict(checked)
-    row["data"] = -1 if checked.data is None else len(checked.data)
-    return list(row.values())
+    *fields, data = vars(checked).values()
+    return [*fields, -1 if data is None else len(data)]
 
 
 def from_row(row: list[Any], file: BinaryIO) -> Checked:
@@ -83,7 +82,8 @@ def main() -> None:
 
 
 def _limit_memory(extra: int) -> None:
-    """Bound the address space to what is mapped now and `extra` bytes."""
+    """Bound the address space to what is mapped now and `extra` bytes; no core dumps of hostile images."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + extra
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

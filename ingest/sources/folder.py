@@ -1,7 +1,8 @@
 """A folder of images: every file below it, in the order of its path's bytes.
 
-Hidden names (those beginning with a dot) are not planned. Everything else is: what a file is, its content says. A link
-is followed if it ends inside the folder at a file; one that leads out, or to a folder, gets a row that says so.
+Hidden names (those beginning with a dot) are not planned. Everything else is: what a file is, its content
+says. A link is followed if it ends inside the folder at a file; one that leads out, or to a folder, gets a
+row that says so.
 """
 
 import errno
@@ -24,12 +25,16 @@ class FolderSource:
     def describe(self) -> dict[str, Any]:
         return {"kind": "folder", "name": self.name}
 
+    def close(self) -> None:
+        """Nothing stays open between files."""
+
     def items(self) -> Iterator[Item]:
         yield from self._below(b"")
 
     def _below(self, folder: bytes) -> Iterator[Item]:
-        """Items below `folder` ("" or ending in a slash). A folder sorts as if its name ended in a slash: then going
-        down depth first is the order of whole paths, and only one folder's names are in memory per level.
+        """Items below `folder` ("" or ending in a slash). A folder sorts as if its name ended in a slash:
+        then going down depth first is the order of whole paths, and only one folder's names are in memory per
+        level.
         """
         try:
             with os.scandir(self._root + b"/" + folder) as entries:
@@ -70,7 +75,7 @@ class FolderSource:
 
     def _bytes(self, path: bytes, max_bytes: int) -> bytes | Problem:
         try:
-            with open(self._open(path), "rb") as file:
+            with os.fdopen(self._open(path), "rb") as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     return PROBLEMS["not_a_file"]

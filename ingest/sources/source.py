@@ -49,13 +49,15 @@ PROBLEMS = {
 class Source(Protocol):
     """Images in their place of origin.
 
-    `name` begins every path that is reported. `items` yields the same items in the same order as long as nothing in
-    the source changes. `read` gives each item's bytes, or its problem, in the order asked.
+    `name` begins every path that is reported. `items` yields the same items in the same order as long as
+    nothing in the source changes. `read` gives each item's bytes, or its problem, in the order asked.
     """
 
     name: str
 
     def items(self) -> Iterator[Item]: ...
+
+    def close(self) -> None: ...
 
     def read(self, items: Iterable[Item], *, max_bytes: int) -> Iterator[bytes | Problem]: ...
 

@@ -1,7 +1,8 @@
 """A local tar, plain or compressed by gzip, bzip2 or xz: its regular members, in the order of the archive.
 
-Headers are read here and not by `tarfile.TarFile`, which keeps every member in memory, reads extended headers of any
-size, and takes a damaged header for the end of the archive. Nothing is ever extracted: a member's name is a label.
+Headers are read here and not by `tarfile.TarFile`, which keeps every member in memory, reads extended headers
+of any size, and takes a damaged header for the end of the archive. Nothing is ever extracted: a member's name
+is a label.
 """
 
 import bz2
@@ -10,7 +11,8 @@ import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,6 +24,23 @@ _LARGEST_EXTENSION = 1 << 20
 # A tar of images hardly shrinks: one that unpacks to more than this is a bomb.
 _LARGEST_EXPANSION = 100
 _EXPANSION_FREE = 1 << 30
+
+
+# Headers about the next member. Long link targets and global headers are of no use here, and skipped.
+_EXTENSIONS = (
+    tarfile.XHDTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+
+_DECOMPRESSORS: dict[bytes, Callable[[Path, Any], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
 
 
 class TarError(Exception):
@@ -44,7 +63,7 @@ class TarSource:
         return {"kind": "tar", "name": self.name, "bytes": self._path.stat().st_size}
 
     def items(self) -> Iterator[Item]:
-        """Regular members without hidden names. The list of a damaged archive ends with an item that says so."""
+        """Regular members without hidden names. A damaged archive ends in an item that says so."""
         unpacked = _Unpacked(self._path)
         try:
             for item in _members(unpacked):
@@ -86,14 +105,8 @@ class _Unpacked:
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(6)
-        if magic.startswith(b"\x1f\x8b"):
-            self._file = cast(BinaryIO, gzip.open(path))
-        elif magic.startswith(b"BZh"):
-            self._file = cast(BinaryIO, bz2.open(path))
-        elif magic.startswith(b"\xfd7zXZ\0"):
-            self._file = cast(BinaryIO, lzma.open(path))
-        else:
-            self._file = path.open("rb")
+        opener = next((opener for start, opener in _DECOMPRESSORS.items() if magic.startswith(start)), open)
+        self._file = cast(BinaryIO, opener(path, "rb"))
         self._end = _EXPANSION_FREE + _LARGEST_EXPANSION * path.stat().st_size
 
     def at_most(self, offset: int, size: int) -> bytes:
@@ -121,6 +134,14 @@ class _Unpacked:
         self._file.close()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Extension:
+    """What extended headers say of the next member, instead of its own header."""
+
+    path: bytes = b""
+    size: int | None = None
+
+
 def is_tar(path: Path) -> bool:
     """Whether this is an archive that can be read from its first block on."""
     unpacked = _Unpacked(path)
@@ -134,10 +155,9 @@ def is_tar(path: Path) -> bool:
 
 
 def _members(archive: _Unpacked) -> Iterator[Item]:
-    """The regular files of a USTAR, PAX, GNU or V7 archive, their names without ".", ".." and a leading slash."""
+    """The regular files of a USTAR, PAX, GNU or V7 archive; names without ".", ".." and a first slash."""
     at = 0
-    name: bytes | None = None
-    size: int | None = None
+    extension = _Extension()
     while header := archive.at_most(at, _BLOCK):
         if len(header) < _BLOCK:
             raise TarError("tar_truncated")
@@ -150,34 +170,35 @@ def _members(archive: _Unpacked) -> Iterator[Item]:
         if info.size < 0:
             raise TarError("tar_damaged")
         at += _BLOCK
-        if info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME):
-            if info.size > _LARGEST_EXTENSION:
-                raise TarError("tar_damaged")
-            body = archive.exactly(at, info.size)
-            if info.type == tarfile.GNUTYPE_LONGNAME:
-                name = body.partition(b"\0")[0]
-            else:
-                records = _pax_records(body)
-                name = records.get(b"path", name)
-                size = _number(records[b"size"]) if b"size" in records else size
+        if info.type in _EXTENSIONS:
+            extension = _extended(extension, info, archive, at)
             at += _padded(info.size)
             continue
+        size = info.size if extension.size is None else extension.size
+        path = _clean(extension.path or info.name.encode("utf-8", "surrogateescape"))
+        extension = _Extension()
         if info.type == tarfile.GNUTYPE_SPARSE:
             at = _after_sparse_map(archive, header, at)
-        stored = info.size if size is None else size
-        path = _clean(name if name is not None else info.name.encode("utf-8", "surrogateescape"))
-        if info.type == tarfile.GNUTYPE_SPARSE:
-            yield Item(path, size=stored, problem="sparse_member")
+            yield Item(path, size=size, problem="sparse_member")
         elif info.isreg():
-            yield Item(path, offset=at, size=stored)
-        if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES or info.type in _EXTENSIONS_SKIPPED:
-            at += _padded(stored)
-        if info.type not in _EXTENSIONS_SKIPPED:
-            name = size = None
+            yield Item(path, offset=at, size=size)
+        # As tarfile does: links, folders and devices have no data whatever their size field says.
+        if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
+            at += _padded(size)
 
 
-# A long link target belongs to the next member as a long name does; a global header to all: neither is of use here.
-_EXTENSIONS_SKIPPED = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)
+def _extended(extension: _Extension, info: tarfile.TarInfo, archive: _Unpacked, at: int) -> _Extension:
+    """What is known of the next member after one more extended header."""
+    if info.type not in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+        return extension
+    if info.size > _LARGEST_EXTENSION:
+        raise TarError("tar_damaged")
+    body = archive.exactly(at, info.size)
+    if info.type == tarfile.GNUTYPE_LONGNAME:
+        return replace(extension, path=body.partition(b"\0")[0])
+    records = _pax_records(body)
+    size = _number(records[b"size"]) if b"size" in records else extension.size
+    return _Extension(path=records.get(b"path", extension.path), size=size)
 
 
 def _padded(size: int) -> int:
