@@ -7,6 +7,7 @@ too, so that one code path serves them all.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +24,10 @@ from cluster.job import write_atomically
 from ingest.dataset import Dataset
 from pipeline.models.initialize import initialize
 from pipeline.models.trunk import build_trunk
-from pipeline.recipe import PretrainRecipe, Section, Trunk
+from pipeline.recipe import PretrainRecipe, Section, Trunk, load_recipe
+from pipeline.train.checkpoint import latest, read_tensors
 from pipeline.transfer.features import Preprocessing, evenly_spaced, fit_image, image_batches, normalise
 
-FORMAT = 1
 _CALIBRATION_IMAGES = 10_000  # at most, evenly spaced
 
 
@@ -39,7 +40,7 @@ class Pixels(Section):
 class TrunkSpec(Section):
     """What `trunk.json` holds. `provenance` is for people: data, recipe, commit, steps, metrics."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     architecture: Trunk | Pixels
     preprocessing: Preprocessing
     feature_dim: PositiveInt
@@ -124,6 +125,51 @@ def save_trunk(network: nn.Module, spec: TrunkSpec, out: Path) -> None:
     write_atomically(out / "README.md", model_card(spec, sum(t.numel() for t in network.parameters())))
 
 
+def export_trunk(run: Path, out: Path) -> TrunkSpec:
+    """Export the trunk of a run's newest checkpoint, or of the checkpoint given.
+
+    Args:
+        run: a run folder, or one of its `checkpoints/step-…`.
+
+    Raises:
+        UserError: if there is no whole checkpoint there.
+    """
+    checkpoint = run if (run / "manifest.json").is_file() else latest(run)
+    if checkpoint is None:
+        raise UserError(f"{run} holds no checkpoint; give the folder of a run that has saved one")
+    run = checkpoint.absolute().parent.parent
+    recipe = load_recipe(PretrainRecipe, str(run / "recipe.yaml"), kind="pretrain")
+    network = build_trunk(recipe.trunk)
+    network.load_state_dict(read_tensors(checkpoint, prefix="trunk."), strict=True)
+    spec = TrunkSpec(
+        architecture=recipe.trunk,
+        preprocessing=evaluation_preprocessing(recipe),
+        feature_dim=network.feature_dim,
+        provenance=_provenance(run, checkpoint, recipe),
+    )
+    save_trunk(network, spec, out)
+    return spec
+
+
+def _provenance(run: Path, checkpoint: Path, recipe: PretrainRecipe) -> dict[str, Any]:
+    state = json.loads((checkpoint / "state.json").read_text())
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["step"] <= state["step"]][-1:]
+    attempt = json.loads((run / "attempts.jsonl").read_text().splitlines()[-1])
+    return {
+        "what": "pretrained on images without labels",
+        "method": recipe.method.name,
+        "data": state["loader"]["root"],
+        "samples": state["loader"]["samples"],
+        "steps": state["step"],
+        "version": attempt["version"],
+        "commit": attempt["commit"],
+        "uncommitted_changes": attempt["dirty"],
+        "metrics": {k: v for row in last for k, v in row.items() if isinstance(v, int | float)},
+        "recipe": recipe.model_dump(mode="json", exclude={"run"}),
+    }
+
+
 def random_trunk(
     spec: TrunkSpec, dataset: Dataset, *, seed: int, out: Path, workers: int, device: torch.device
 ) -> None:
@@ -163,7 +209,7 @@ def calibrate_batchnorm(
         norm.momentum = momentum
 
 
-def pixels_trunk(spec: TrunkSpec, *, size: int, out: Path) -> None:
+def pixels_trunk(spec: TrunkSpec, *, size: int, out: Path) -> TrunkSpec:
     """Raw pixels of `size` x `size` as a trunk, normalised like `spec`."""
     preprocessing = Preprocessing(
         image_size=size, resize=size, mean=spec.preprocessing.mean, std=spec.preprocessing.std
@@ -175,6 +221,7 @@ def pixels_trunk(spec: TrunkSpec, *, size: int, out: Path) -> None:
         provenance={"what": "raw pixels"},
     )
     save_trunk(nn.Flatten(), pixels, out)
+    return pixels
 
 
 def evaluation_preprocessing(recipe: PretrainRecipe) -> Preprocessing:

@@ -26,6 +26,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model
 from cluster.errors import UserError
 from cluster.job import write_atomically
 from ingest.image import ImageError, ImageLimits, decode
+from pipeline.receipts import folder_identity, list_files
 from pipeline.recipe import Fraction, Section
 
 # Photographs and textures of scikit-image >= 0.25 that are in the wheel itself; the drawings, the texts and
@@ -145,20 +146,12 @@ def cut_tiles(recipe: PhotographsRecipe, folder: Path) -> dict[str, Any]:
 
 
 def identity(recipe: PhotographsRecipe) -> str:
-    """What the tiles depend on besides the recipe: changed pictures have another identity.
-
-    A user's folder is known by the names, sizes and modification times of its files: reading thousands of
-    pictures twice would cost more than a needless new cut after a `touch`.
-    """
+    """What the tiles depend on besides the recipe: changed pictures have another identity."""
+    if recipe.images is not None:
+        return folder_identity(Path(recipe.images))
     digest = hashlib.sha256()
-    if recipe.images is None:
-        for path in _shipped_paths():
-            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    else:
-        root = Path(recipe.images)
-        for name in _files(root):
-            status = (root / name).lstat()
-            digest.update(os.fsencode(name) + f"\0{status.st_size} {status.st_mtime_ns}\n".encode())
+    for path in _shipped_paths():
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
@@ -181,7 +174,7 @@ def read_folder(root: Path, recipe: PhotographsRecipe) -> Album:
     First-level sub-folders are the labels if at least two of them hold files; pictures beside them are then
     skipped.
     """
-    names = _files(root)
+    names = list_files(root)
     groups = defaultdict(list)
     for name in names:
         groups[name.split("/")[0] if "/" in name else ""].append(name)
@@ -336,20 +329,6 @@ def _shipped_paths() -> list[Path]:
             "pip install 'scikit-image>=0.25', or give a folder with your own pictures"
         )
     return paths
-
-
-def _files(root: Path) -> list[str]:
-    """Relative names of the regular files under a folder, sorted; links and hidden ones are left out."""
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder; give a folder with pictures")
-    names = []
-    for place, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for file in files:
-            path = Path(place) / file
-            if not file.startswith(".") and path.is_file() and not path.is_symlink():
-                names.append(path.relative_to(root).as_posix())
-    return sorted(names)
 
 
 def _bounded_bytes(path: Path) -> bytes:

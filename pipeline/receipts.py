@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -55,7 +56,7 @@ class Receipt:
     started: float
     seconds: float
     gpu_hours: float
-    host: str
+    machine: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +202,7 @@ def ensure(stage: Stage, executor: Executor) -> Ensured:
             started=started,
             seconds=round(seconds, 3),
             gpu_hours=round(result.gpus * seconds / 3600, 6),
-            host=socket.gethostname(),
+            machine=_machine(),
         )
         return Ensured(_publish(receipt, stage.folder / "receipt.json"), ran=True)
 
@@ -232,6 +233,44 @@ def content_digest(path: Path) -> str:
         if file.is_file()
     ]
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def folder_identity(folder: Path) -> str:
+    """A digest of what a user's folder (or file) holds, by names, sizes and modification times.
+
+    Reading every picture to be sure would cost more than working again after a `touch`.
+    """
+    digest = hashlib.sha256()
+    for name in list_files(folder) if folder.is_dir() else [""]:
+        status = (folder / name).stat()
+        digest.update(os.fsencode(name) + f"\0{status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def list_files(folder: Path) -> list[str]:
+    """Relative names of the regular files under a folder, sorted; links and hidden ones are left out.
+
+    Raises:
+        UserError: if there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give one that exists")
+    names = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in files:
+            path = Path(place) / file
+            if not file.startswith(".") and path.is_file() and not path.is_symlink():
+                names.append(path.relative_to(folder).as_posix())
+    return sorted(names)
+
+
+def _machine() -> str:
+    """Name, processor and cores of this machine, for people."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = models[0] if models else platform.machine()
+    return f"{socket.gethostname()}, {processor}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _without_run(recipe: Section) -> dict[str, Any]:

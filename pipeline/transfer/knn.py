@@ -102,7 +102,8 @@ def knn_votes(
     train_x = F.normalize(train_x.float(), dim=1)
     test_x = F.normalize(test_x.float(), dim=1)
     votes: dict[int, list[Tensor]] = {size: [] for size in k}
-    for queries in test_x.split(_QUERY_ROWS):
+    for start in range(0, len(test_x), _QUERY_ROWS):
+        queries = test_x[start : start + _QUERY_ROWS]
         similarity, index = nearest(train_x, queries, k=max(k))
         # exp((s - 1) / T): the constant factor cancels in the comparison, and nothing overflows at small T.
         weight = torch.exp((similarity - 1) / temperature)
@@ -126,14 +127,13 @@ def nearest(bank: Tensor, queries: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
         queries.new_empty(len(queries), 0),
         torch.empty(len(queries), 0, dtype=torch.long, device=queries.device),
     )
-    start = 0
-    for rows in bank.split(_BANK_ROWS):
+    for start in range(0, len(bank), _BANK_ROWS):
+        rows = bank[start : start + _BANK_ROWS]
         products = queries @ rows.T
         value, column = products.topk(min(k, len(rows)), dim=1)
         best, index = torch.cat([best, value], dim=1), torch.cat([index, column + start], dim=1)
         best, position = best.topk(min(k, best.shape[1]), dim=1)
         index = index.gather(1, position)
-        start += len(rows)
     return best, index
 
 

@@ -147,10 +147,10 @@ def split_validation(y: Tensor, recipe: LinearRecipe) -> tuple[Tensor, Tensor]:
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     fitted, held_out = [], []
-    for label in y.unique():
+    for label in range(int(y.max()) + 1):
         members = (y == label).nonzero().squeeze(1)
         members = members[torch.randperm(len(members), generator=generator)]
-        count = min(len(members) - 1, max(1, round(len(members) * recipe.validation_fraction)))
+        count = min(max(0, len(members) - 1), max(1, round(len(members) * recipe.validation_fraction)))
         held_out.append(members[:count])
         fitted.append(members[count:])
     if sum(map(len, held_out)) == 0:
@@ -194,7 +194,7 @@ def fit(
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     iterations = optimizer.state[weights]["n_iter"]
     return weights.detach(), bool(iterations < max_iterations)
 

@@ -1,0 +1,187 @@
+"""Charts as inline SVG: no library, no script, and the page's own colours, so that dark mode works too.
+
+Every chart is drawn at 360 units of width, the width of a phone, and scales with its column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 360, 216
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 14, 34
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line: its name in the legend, points in order of x, and a colour class of the page (t1 to t3)."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    tone: str = "t1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A bar from 0 to `value`, with a whisker of plus and minus `error`; both are shares of 1."""
+
+    name: str
+    value: float
+    error: float
+    tone: str
+
+
+def line_chart(series: Sequence[Series], *, title: str, x_label: str, unit: str = "") -> Markup:
+    """Lines over a shared axis; the description for screen readers gives each one's first and last value.
+
+    Points that are not finite are left out.
+    """
+    clean = [
+        (line, [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]) for line in series
+    ]
+    points = [point for _, kept in clean for point in kept]
+    if not points:
+        return Markup("<p class='quiet'>No numbers were recorded for {}.</p>").format(title)
+    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), 4)
+    y_ticks = ticks(min(y for _, y in points), max(y for _, y in points), 4)
+    across = _Scale(x_ticks[0], x_ticks[-1], _LEFT, WIDTH - _RIGHT)
+    up = _Scale(y_ticks[0], y_ticks[-1], HEIGHT - _BOTTOM, _TOP)
+    parts = [_horizontal(up(y), y, unit) for y in y_ticks]
+    parts += [
+        Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+            across(x), HEIGHT - _BOTTOM + 15, _number(x)
+        )
+        for x in x_ticks
+    ]
+    parts.append(
+        Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+            (_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 4, x_label
+        )
+    )
+    for line, kept in clean:
+        if kept:
+            parts.append(_polyline(line.tone, [(across(x), up(y)) for x, y in kept]))
+    description = "; ".join(
+        f"{line.name}: from {_number(kept[0][1])} to {_number(kept[-1][1])}{unit}"
+        for line, kept in clean
+        if kept
+    )
+    legend = _legend([line for line, kept in clean if kept]) if len(series) > 1 else Markup("")
+    return _svg(title, description, parts, HEIGHT) + legend
+
+
+def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) -> Markup:
+    """Horizontal bars in titled groups on one axis from 0 to 100 %."""
+    row, gap, left = 22, 30, 104
+    height = sum(gap + row * len(bars) for _, bars in groups) + 24
+    across = _Scale(0, 1, left, WIDTH - 44)
+    parts = [
+        Markup(
+            '<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{end}"/>'
+            '<text class="tick" x="{x:.1f}" y="{text}" text-anchor="middle">{percent:.0f} %</text>'
+        ).format(x=across(share), end=height - 20, text=height - 6, percent=100 * share)
+        for share in (0, 0.25, 0.5, 0.75, 1)
+    ]
+    y = 0
+    for name, bars in groups:
+        parts.append(Markup('<text class="group" x="0" y="{}">{}</text>').format(y + 20, name))
+        y += gap
+        for bar in bars:
+            parts.append(_bar(bar, y, row, left, across))
+            y += row
+    description = "; ".join(
+        f"{name}, {bar.name}: {100 * bar.value:.1f} % ± {100 * bar.error:.1f}"
+        for name, bars in groups
+        for bar in bars
+    )
+    return _svg(title, description, parts, height)
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers, evenly spaced, that include [low, high]."""
+    if high <= low:
+        margin = abs(low) * 0.1 or 1.0
+        low, high = low - margin, high + margin
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _bar(bar: Bar, y: float, row: float, left: float, across: _Scale) -> Markup:
+    middle = y + row / 2
+    low, high = across(max(0.0, bar.value - bar.error)), across(min(1.0, bar.value + bar.error))
+    return Markup(
+        '<text class="tick" x="{left}" y="{text:.1f}" text-anchor="end">{name}</text>'
+        '<rect class="{tone}" x="{x0:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" rx="2"/>'
+        '<path class="whisker" d="M{low:.1f} {middle:.1f}H{high:.1f}"/>'
+        '<text class="value" x="{after:.1f}" y="{text:.1f}">{percent:.1f} %</text>'
+    ).format(
+        left=left - 6,
+        text=middle + 4,
+        name=bar.name,
+        tone=bar.tone,
+        x0=left,
+        top=y + 3,
+        width=max(1.0, across(bar.value) - left),
+        height=row - 6,
+        low=low,
+        high=high,
+        middle=middle,
+        after=high + 5,
+        percent=100 * bar.value,
+    )
+
+
+class _Scale:
+    """A linear map from numbers to places."""
+
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        self._low, self._start = low, start
+        self._factor = (end - start) / (high - low)
+
+    def __call__(self, value: float) -> float:
+        return self._start + (value - self._low) * self._factor
+
+
+def _svg(title: str, description: str, parts: Sequence[Markup], height: float) -> Markup:
+    return Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}. {}">{}</svg>').format(
+        WIDTH, height, title, description, Markup("").join(parts)
+    )
+
+
+def _polyline(tone: str, points: Sequence[tuple[float, float]]) -> Markup:
+    if len(points) == 1:
+        return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(tone, *points[0])
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    return Markup('<path class="line {}" d="{}"/>').format(tone, path)
+
+
+def _horizontal(place: float, value: float, unit: str) -> Markup:
+    return Markup(
+        '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>'
+        '<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}{}</text>'
+    ).format(_LEFT, WIDTH - _RIGHT, place, place, _LEFT - 6, place + 4, _number(value), unit)
+
+
+def _legend(series: Sequence[Series]) -> Markup:
+    items = Markup("").join(
+        Markup('<span><i class="{}"></i>{}</span>').format(line.tone, escape(line.name)) for line in series
+    )
+    return Markup('<p class="legend">{}</p>').format(items)
+
+
+def _number(value: float) -> str:
+    """Short for an axis: 1,500 → 1.5k, 0.0003 → 3e-4."""
+    size = abs(value)
+    if size >= 10_000:
+        return f"{value / 1000:g}k"
+    if 0 < size < 0.001:
+        digits, _, power = f"{value:.1e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
+    return f"{round(value, 6):g}" if size < 100 else f"{value:,.0f}"

@@ -1,0 +1,195 @@
+"""Pictures for the report: samples of the data, the crops the model sees, nearest neighbours."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ingest.dataset import Dataset, UnitRows
+from ingest.image import decode
+from pipeline.data.loader import Loader
+from pipeline.data.reader import Reader
+from pipeline.recipe import PretrainRecipe
+from pipeline.transfer.features import Features
+from pipeline.transfer.knn import nearest
+
+KEY_SLOTS = 100_000
+
+
+class Samples:
+    """The images of a dataset by sample key; keeps the rows of one unit at a time."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._reader = Reader(dataset, units=4)
+        self._rows: tuple[int, UnitRows] | None = None
+
+    def image(self, key: int) -> Image.Image:
+        """The picture of a sample."""
+        unit_index = int(np.searchsorted(self._dataset.units, key // KEY_SLOTS))
+        if self._rows is None or self._rows[0] != unit_index:
+            self._rows = (unit_index, self._dataset.unit_rows(unit_index))
+        row = int(np.searchsorted(self._rows[1].keys, np.uint64(key)))
+        return decode(self._reader.read(unit_index, row))
+
+    def close(self) -> None:
+        """Close the shards."""
+        self._reader.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRow:
+    """Samples of one label, as data URIs."""
+
+    label: str
+    train: list[str]
+    test: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropRow:
+    """An image and what the model is shown of it, per crop size."""
+
+    original: str
+    groups: list[tuple[int, list[str]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbour:
+    """A training image near a query; `right` if they share the label."""
+
+    picture: str
+    label: str
+    right: bool
+    similarity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """A test image and its nearest training images, by trunk."""
+
+    picture: str
+    label: str
+    answers: dict[str, list[Neighbour]]
+
+
+def label_rows(
+    train: Features, test: Features, train_samples: Samples, test_samples: Samples, *, labels: int, each: int
+) -> list[LabelRow]:
+    """The first samples of the first labels: training beside test."""
+    return [
+        LabelRow(
+            label=label,
+            train=_first_of(label, train, train_samples, each),
+            test=_first_of(label, test, test_samples, each),
+        )
+        for label in train.classes[:labels]
+    ]
+
+
+def crops_seen(recipe: PretrainRecipe, samples: Samples, *, count: int) -> list[CropRow]:
+    """The crops of the first samples of step 0, as the loader makes them, and de-normalised for the eye."""
+    loader = Loader(
+        recipe.data, seed=recipe.seed, rank=0, world_size=1, workers=0, device=torch.device("cpu")
+    )
+    _, batch = next(loader.from_step(0))
+    rows = len(batch.keys)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (recipe.data.mean, recipe.data.std))
+    groups = [
+        ((crops * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).reshape(-1, rows, *crops.shape[1:])
+        for crops in loader.augment(batch)
+    ]
+    return [
+        CropRow(
+            original=data_uri(samples.image(int(batch.keys[index]))),
+            groups=[
+                (crops.shape[-1], [data_uri(_to_image(view[index])) for view in crops]) for crops in groups
+            ],
+        )
+        for index in range(min(count, rows))
+    ]
+
+
+def nearest_rows(
+    trunks: dict[str, tuple[Features, Features]],
+    train_samples: Samples,
+    test_samples: Samples,
+    *,
+    queries: int,
+    neighbours: int,
+    seed: int,
+) -> list[Query]:
+    """Test images drawn by the seed, one per label as far as possible, and what lies nearest in training.
+
+    Args:
+        trunks: name → features of the training and the test set, of the same samples in the same order.
+    """
+    _, test = next(iter(trunks.values()))
+    chosen = _draw_queries(test, queries, seed)
+    answers: dict[str, list[list[Neighbour]]] = {}
+    for name, (bank, probe) in trunks.items():
+        similarity, index = nearest(
+            F.normalize(bank.x, dim=1), F.normalize(probe.x[chosen], dim=1), k=min(neighbours, len(bank.y))
+        )
+        answers[name] = [
+            [
+                _neighbour(bank, int(row), float(value), test.classes[test.y[query]], train_samples)
+                for row, value in zip(rows, values, strict=True)
+            ]
+            for query, rows, values in zip(chosen, index, similarity, strict=True)
+        ]
+    return [
+        Query(
+            picture=data_uri(test_samples.image(int(test.keys[query]))),
+            label=test.classes[test.y[query]],
+            answers={name: rows[number] for name, rows in answers.items()},
+        )
+        for number, query in enumerate(chosen)
+    ]
+
+
+def data_uri(image: Image.Image, *, longest: int = 160) -> str:
+    """An image inside the page: as JPEG, at most `longest` pixels long."""
+    image = image.convert("RGB")
+    image.thumbnail((longest, longest))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _first_of(label: str, features: Features, samples: Samples, count: int) -> list[str]:
+    if label not in features.classes:
+        return []
+    rows = (features.y == features.classes.index(label)).nonzero().squeeze(1)[:count]
+    return [data_uri(samples.image(int(features.keys[row]))) for row in rows]
+
+
+def _draw_queries(test: Features, count: int, seed: int) -> list[int]:
+    order = torch.randperm(len(test.y), generator=torch.Generator().manual_seed(seed)).tolist()
+    seen: dict[int, int] = {}
+    for index in order:
+        seen.setdefault(int(test.y[index]), index)
+    first = list(seen.values())[:count]
+    rest = [index for index in order if index not in set(first)]
+    return first + rest[: count - len(first)]
+
+
+def _neighbour(bank: Features, row: int, similarity: float, label: str, samples: Samples) -> Neighbour:
+    own = bank.classes[bank.y[row]]
+    return Neighbour(
+        picture=data_uri(samples.image(int(bank.keys[row]))),
+        label=own,
+        right=own == label,
+        similarity=similarity,
+    )
+
+
+def _to_image(crop: Tensor) -> Image.Image:
+    return Image.fromarray(crop.permute(1, 2, 0).contiguous().numpy())

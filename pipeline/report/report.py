@@ -1,0 +1,204 @@
+"""The report: one HTML page that needs nothing else, from the receipts and files of a graph's stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from pydantic import NonNegativeInt, PositiveInt
+
+from cluster.job import write_atomically
+from ingest.dataset import open_dataset
+from pipeline.receipts import Input
+from pipeline.recipe import PretrainRecipe, Section, load_recipe
+from pipeline.report.figures import Bar, Series, bar_chart, line_chart
+from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, nearest_rows
+from pipeline.transfer.features import Features, load_features
+
+TRUNKS = {"trained": "trained trunk", "random": "random trunk", "pixels": "raw pixels"}
+TONES = {"trained": "t1", "random": "t2", "pixels": "t3"}
+
+
+class ReportRecipe(Section):
+    """What is shown, and how much of it."""
+
+    title: str = "SEER pipeline"
+    labels: PositiveInt = 14
+    samples_per_label: PositiveInt = 4
+    crop_rows: PositiveInt = 6
+    queries: PositiveInt = 6
+    neighbours: PositiveInt = 8
+    seed: NonNegativeInt = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """The stages that a report is made from."""
+
+    photographs: Input
+    train: Input
+    test: Input
+    run: Input
+    trunk: Input
+    features: Input
+    features_random: Input
+    knn: Input
+    knn_random: Input
+    knn_pixels: Input
+    linear: Input
+    linear_random: Input
+    linear_pixels: Input
+
+    def scores(self, probe: str) -> dict[str, dict[str, Any]]:
+        """Trunk → metrics of a probe, "knn" or "linear"."""
+        roles = {"trained": probe, "random": f"{probe}_random", "pixels": f"{probe}_pixels"}
+        return {name: getattr(self, role).receipt.metrics for name, role in roles.items()}
+
+
+def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path) -> None:
+    """Write the page."""
+    run = evidence.run.path
+    pretrain = load_recipe(PretrainRecipe, str(run / "recipe.yaml"), kind="pretrain")
+    provenance = json.loads((evidence.trunk.path / "trunk.json").read_text())["provenance"]
+    trained, random = (_features(source) for source in (evidence.features, evidence.features_random))
+    train_samples = Samples(open_dataset(evidence.train.path))
+    test_samples = Samples(open_dataset(evidence.test.path))
+    photographs = json.loads((evidence.photographs.path / "photographs.json").read_text())
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=recipe.title,
+            trunks=TRUNKS,
+            tones=TONES,
+            knn=evidence.scores("knn"),
+            linear=evidence.scores("linear"),
+            accuracy_chart=accuracy_chart(evidence),
+            chance=1 / len(trained[0].classes),
+            photographs=photographs,
+            cut=evidence.photographs.receipt.recipe,
+            overview=_overview(evidence.photographs.path, photographs),
+            data={"train": evidence.train.receipt.metrics, "test": evidence.test.receipt.metrics},
+            labels=label_rows(
+                *trained, train_samples, test_samples, labels=recipe.labels, each=recipe.samples_per_label
+            ),
+            label_count=len(trained[0].classes),
+            pretrain=pretrain,
+            provenance=provenance,
+            feature_dim=trained[0].x.shape[1],
+            hardware=hardware(run),
+            machine=evidence.run.receipt.machine,
+            wall=evidence.run.receipt.seconds,
+            stages=_stages(evidence),
+            curves=curves(run),
+            crops=crops_seen(pretrain, train_samples, count=recipe.crop_rows),
+            queries=nearest_rows(
+                {"trained": trained, "random": random},
+                train_samples,
+                test_samples,
+                queries=recipe.queries,
+                neighbours=recipe.neighbours,
+                seed=recipe.seed,
+            ),
+            recipe_text=yaml.safe_dump(
+                pretrain.model_dump(mode="json", exclude={"run"}), sort_keys=False, width=80
+            ),
+        )
+    )
+    train_samples.close()
+    test_samples.close()
+    write_atomically(out, page)
+
+
+def accuracy_chart(evidence: Evidence) -> str:
+    """kNN and linear accuracy of the three trunks, with a standard error."""
+    groups = [
+        (
+            title,
+            [
+                Bar(
+                    name=TRUNKS[trunk],
+                    value=scores["top1"],
+                    error=scores["standard_error"],
+                    tone=TONES[trunk],
+                )
+                for trunk, scores in evidence.scores(probe).items()
+            ],
+        )
+        for probe, title in (("knn", "Nearest neighbours"), ("linear", "Linear probe"))
+    ]
+    return bar_chart(groups, title="Accuracy on the test tiles")
+
+
+def curves(run: Path) -> list[dict[str, Any]]:
+    """Chart, title and meaning of each thing that a run records and that people look at."""
+    metrics, timing = (read_rows(run / name) for name in ("metrics.jsonl", "timing.jsonl"))
+    wanted = [
+        (metrics, "loss", "Loss", "swapped prediction; it starts at the logarithm of the prototypes"),
+        (metrics, "knn", "Nearest-neighbour accuracy", "percent, measured while training; it steers nothing"),
+        (metrics, "lr", "Learning rate", "warm-up, then the schedule"),
+        (metrics, "prototype_entropy", "Prototype entropy", "a fall to 0 would be a collapse"),
+        (metrics, "rankme", "RankMe", "effective number of dimensions that the embedding uses"),
+        (timing, "images_per_second", "Images per second", "source images, all crops of each"),
+    ]
+    charts = []
+    for rows, key, title, meaning in wanted:
+        found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        if found:
+            steps, values = zip(*found, strict=True)
+            chart = line_chart([Series(name=title, x=steps, y=values)], title=title, x_label="step")
+            charts.append({"title": title, "meaning": meaning, "chart": chart})
+    return charts
+
+
+def hardware(run: Path) -> dict[str, Any]:
+    """Where the newest attempt of a run ran."""
+    attempts = read_rows(run / "attempts.jsonl")
+    return {**attempts[-1], "attempts": len(attempts)}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _features(source: Input) -> tuple[Features, Features]:
+    return load_features(source.path / "train.safetensors"), load_features(source.path / "test.safetensors")
+
+
+def _overview(folder: Path, photographs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for row in photographs["overview"]:
+        with Image.open(folder / row["file"]) as image:
+            rows.append({**row, "picture": data_uri(image, longest=320), "ratio": image.width / image.height})
+    return rows
+
+
+def _stages(evidence: Evidence) -> list[dict[str, Any]]:
+    inputs: list[Input] = [getattr(evidence, field.name) for field in fields(evidence)]
+    receipts = {source.receipt.key: source.receipt for source in inputs}
+    return [
+        {"name": receipt.stage, "seconds": receipt.seconds, "key": receipt.key[:12]}
+        for receipt in sorted(receipts.values(), key=lambda receipt: receipt.started)
+    ]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f}"
+    environment.filters["thousands"] = lambda value: f"{value:,}"
+    environment.filters["duration"] = lambda seconds: str(timedelta(seconds=round(seconds)))
+    return environment

@@ -1,0 +1,268 @@
+"""The kinds of stages: plain functions from recipe and inputs to files and numbers, and the table of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+
+from cluster.errors import UserError
+from cluster.job import Job, Resources, State
+from cluster.runs import RunFolder, explain
+from ingest.crawl import Counts, CrawlSettings, Progress, crawl_shards
+from ingest.dataset import open_dataset
+from ingest.image import Treatment
+from pipeline.export import export_trunk, pixels_trunk, random_trunk, read_spec
+from pipeline.photographs import PhotographsRecipe, cut_tiles, identity
+from pipeline.receipts import Kind, Result, StopRequested, Work, folder_identity
+from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe, Run, Section
+from pipeline.report.report import Evidence, ReportRecipe, build_report
+from pipeline.transfer.features import extract_from_files, load_features, save_features
+from pipeline.transfer.knn import knn
+from pipeline.transfer.linear import linear_probe
+
+logger = logging.getLogger(__name__)
+
+
+class Machine(Section):
+    """Where a stage runs; changes no number."""
+
+    workers: NonNegativeInt = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class ShardsRecipe(Section):
+    """A crawl: of the input `source`, or of a folder or tar at `source`."""
+
+    source: str | None = None
+    resize: PositiveInt | None = None
+    unit_rows: PositiveInt = 16_384
+    run: Machine = Machine()
+
+
+class ExportRecipe(Section):
+    """The newest checkpoint of a run is exported as it is."""
+
+
+class RandomTrunkRecipe(Section):
+    """A trunk like the input `like`, with weights drawn from the seed."""
+
+    seed: NonNegativeInt = 0
+    run: Machine = Machine()
+
+
+class PixelsRecipe(Section):
+    """Raw pixels of a square of `size`."""
+
+    size: PositiveInt = 16
+
+
+class FeaturesRecipe(Section):
+    """Features of the inputs `train` and `test`, with the trunk's own preprocessing."""
+
+    run: Machine = Machine()
+
+
+def photographs(work: Work) -> Result:
+    """Tiles from photographs: train.tar and test.tar."""
+    metrics = cut_tiles(work.recipe, work.folder)
+    return Result(metrics, ["train.tar", "test.tar", "photographs.json", "overview"])
+
+
+def shards(work: Work) -> Result:
+    """A sealed dataset, in the stage's folder itself."""
+    source, recipe = work.inputs.get("source"), work.recipe
+    if (source is None) == (recipe.source is None):
+        raise UserError(
+            "a shards stage takes its images from the input `source`, or from recipe.source: give one"
+        )
+    report = crawl_shards(
+        [str(source.path) if source is not None else recipe.source],
+        work.folder,
+        CrawlSettings(unit_rows=recipe.unit_rows, treatment=Treatment(resize=recipe.resize)),
+        workers=max(1, recipe.run.workers),
+        progress=_now_and_then(work.folder.name),
+    )
+    counts = report.counts
+    metrics = {
+        "root": report.root,
+        "planned": counts.planned,
+        "kept": counts.kept,
+        "rejected": counts.rejected.total(),
+        "failed": counts.failed.total(),
+        "bytes": counts.bytes_stored,
+    }
+    # The root is the digest of everything that was crawled; hashing terabytes again would say nothing more.
+    return Result(metrics, ["DATASET.json", f"sealed/{report.root}.json", f"sealed/{report.root}.parquet"])
+
+
+def pretrain(work: Work) -> Result:
+    """A run folder; the stage waits for the job, and goes on with what an interrupted one has saved."""
+    recipe: PretrainRecipe = work.recipe
+    data = {"root": str(work.inputs["data"].path), "sealed": work.inputs["data"].receipt.metrics["root"]}
+    changes: dict[str, Any] = {"data": recipe.data.model_copy(update=data)}
+    if recipe.probe is not None:
+        if not {"probe_train", "probe_test"} <= work.inputs.keys():
+            raise UserError("the recipe has a probe: give the stage the inputs probe_train and probe_test")
+        paths = {name: str(work.inputs[f"probe_{name}"].path) for name in ("train", "test")}
+        changes["probe"] = recipe.probe.model_copy(update=paths)
+    recipe = recipe.model_copy(update=changes)
+    resources = resources_for(recipe.run)
+    run_job(work, pretrain_job(recipe, work.folder, resources))
+    rows = (work.folder / "metrics.jsonl").read_text().splitlines()
+    metrics = {name: value for name, value in json.loads(rows[-1]).items() if isinstance(value, int | float)}
+    gpus = resources.ranks * resources.gpus_per_rank
+    return Result(metrics, ["checkpoints", "recipe.yaml", "metrics.jsonl", "timing.jsonl"], gpus)
+
+
+def export(work: Work) -> Result:
+    """An exported trunk, from the run's newest checkpoint."""
+    spec = export_trunk(work.inputs["run"].path, work.folder)
+    return Result({"feature_dim": spec.feature_dim, "steps": spec.provenance["steps"]}, TRUNK_FILES)
+
+
+def random(work: Work) -> Result:
+    """The same architecture with drawn weights, calibrated on the training images."""
+    device = pick_device(work.recipe.run.device)
+    spec = read_spec(work.inputs["like"].path)
+    random_trunk(
+        spec,
+        open_dataset(work.inputs["data"].path),
+        seed=work.recipe.seed,
+        out=work.folder,
+        workers=work.recipe.run.workers,
+        device=device,
+    )
+    return Result({"feature_dim": spec.feature_dim}, TRUNK_FILES, _gpus(device))
+
+
+def pixels(work: Work) -> Result:
+    """Raw pixels as a trunk."""
+    spec = pixels_trunk(read_spec(work.inputs["like"].path), size=work.recipe.size, out=work.folder)
+    return Result({"feature_dim": spec.feature_dim}, TRUNK_FILES)
+
+
+def features(work: Work) -> Result:
+    """train.safetensors and test.safetensors."""
+    device = pick_device(work.recipe.run.device)
+    train, test = extract_from_files(
+        work.inputs["trunk"].path,
+        open_dataset(work.inputs["train"].path),
+        open_dataset(work.inputs["test"].path),
+        workers=work.recipe.run.workers,
+        device=device,
+    )
+    save_features(train, work.folder / "train.safetensors")
+    save_features(test, work.folder / "test.safetensors")
+    metrics = {"train_samples": len(train.y), "test_samples": len(test.y), "feature_dim": train.x.shape[1]}
+    return Result(metrics, ["train.safetensors", "test.safetensors"], _gpus(device))
+
+
+def score_knn(work: Work) -> Result:
+    """Weighted kNN on extracted features."""
+    folder, device = work.inputs["features"].path, pick_device("auto")
+    train, test = (load_features(folder / f"{name}.safetensors") for name in ("train", "test"))
+    return Result(knn(train, test, work.recipe, device=device).metrics(), [], _gpus(device))
+
+
+def score_linear(work: Work) -> Result:
+    """Linear probe on extracted features."""
+    folder, device = work.inputs["features"].path, pick_device("auto")
+    train, test = (load_features(folder / f"{name}.safetensors") for name in ("train", "test"))
+    return Result(linear_probe(train, test, work.recipe, device=device).metrics(), [], _gpus(device))
+
+
+def report(work: Work) -> Result:
+    """report.html, and the headline numbers."""
+    evidence = Evidence(**{role: work.inputs[role] for role in REPORT_ROLES})
+    build_report(evidence, work.recipe, work.folder / "report.html")
+    return Result({}, ["report.html"])
+
+
+TRUNK_FILES = ["trunk.safetensors", "trunk.json", "README.md"]
+REPORT_ROLES = frozenset(Evidence.__dataclass_fields__)
+
+KINDS: dict[str, Kind] = {
+    "photographs": Kind(recipe=PhotographsRecipe, run=photographs, outside=identity),
+    "shards": Kind(
+        recipe=ShardsRecipe,
+        run=shards,
+        optional=frozenset({"source"}),
+        outside=lambda recipe: folder_identity(Path(recipe.source)) if recipe.source else "",
+    ),
+    "pretrain": Kind(
+        recipe=PretrainRecipe,
+        run=pretrain,
+        inputs=frozenset({"data"}),
+        optional=frozenset({"probe_train", "probe_test"}),
+    ),
+    "export": Kind(recipe=ExportRecipe, run=export, inputs=frozenset({"run"})),
+    "random_trunk": Kind(recipe=RandomTrunkRecipe, run=random, inputs=frozenset({"like", "data"})),
+    "pixels": Kind(recipe=PixelsRecipe, run=pixels, inputs=frozenset({"like"})),
+    "features": Kind(recipe=FeaturesRecipe, run=features, inputs=frozenset({"trunk", "train", "test"})),
+    "knn": Kind(recipe=KnnRecipe, run=score_knn, inputs=frozenset({"features"})),
+    "linear": Kind(recipe=LinearRecipe, run=score_linear, inputs=frozenset({"features"})),
+    "report": Kind(recipe=ReportRecipe, run=report, inputs=REPORT_ROLES),
+}
+
+
+def pretrain_job(recipe: PretrainRecipe, folder: Path, resources: Resources) -> Job:
+    """The job that trains this recipe in a run folder."""
+    return Job(
+        name=recipe.run.name or folder.name,
+        function="pipeline.train.loop:run_pretrain",
+        arguments={"recipe": recipe.model_dump(mode="json"), "folder": str(folder)},
+        resources=resources,
+        folder=folder,
+    )
+
+
+def resources_for(run: Run) -> Resources:
+    """What a recipe's `run` section asks for: by default one rank per GPU, or one on the CPU."""
+    gpus = 0 if run.device == "cpu" else torch.cuda.device_count()
+    ranks = run.ranks_per_node or max(1, gpus)
+    return Resources(nodes=run.nodes, ranks_per_node=ranks, gpus_per_rank=1 if gpus else 0)
+
+
+def run_job(work: Work, job: Job) -> None:
+    """Submit a job and wait for its end.
+
+    Raises:
+        StopRequested: if it was asked to stop.
+        UserError: if it failed for a reason that the user can mend.
+        RuntimeError: if it failed otherwise.
+    """
+    state = work.executor.submit(job).wait()
+    run = RunFolder(job.folder)
+    if state in (State.PREEMPTED, State.CANCELLED):
+        raise StopRequested(explain(run.status()))
+    run.raise_unless_completed()
+
+
+def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """`auto` is the GPU if there is one."""
+    return torch.device(
+        "cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu")
+    )
+
+
+def _gpus(device: torch.device) -> int:
+    return int(device.type == "cuda")
+
+
+def _now_and_then(name: str, seconds: float = 10.0) -> Progress:
+    """A crawl's progress as lines of the log."""
+    due = time.monotonic() + seconds
+
+    def progress(counts: Counts) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + seconds
+            logger.info("%s: %d of %d images", name, counts.done, counts.planned)
+
+    return progress
