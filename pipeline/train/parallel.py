@@ -3,13 +3,15 @@
 The order is fixed: placement, BatchNorm over the coupled batch, compile, then the strategy.
 """
 
-from __future__ import annotations
-
 import contextlib
+import warnings
 from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import GradBucket, ProcessGroup  # type: ignore[attr-defined]
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.torch_dist import World
@@ -39,15 +41,37 @@ def parallelize(method: nn.Module, *, train: Train, rank_rows: int, world: World
         method.compile()
     if world.group is None:
         return method
-    return DistributedDataParallel(
-        method,
-        process_group=world.group,
-        broadcast_buffers=False,  # running statistics are equal already
-        gradient_as_bucket_view=True,
-        # DDP regroups its buckets after the first step, and a sum over ranks is rounded by its place in a
-        # bucket: a resumed run would differ in the last bit. Looking for unused parameters, it does not.
-        find_unused_parameters=world.device.type == "cpu",
-    )
+    with warnings.catch_warnings():
+        # The argument has a new name from torch 2.13 on, which 2.8 does not know.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        engine = DistributedDataParallel(
+            method,
+            process_group=world.group,
+            broadcast_buffers=False,  # running statistics are equal already
+            gradient_as_bucket_view=True,
+        )
+    if world.device.type == "cpu":
+        engine.register_comm_hook(world.group, mean_in_rank_order)
+    return engine
+
+
+def mean_in_rank_order(group: ProcessGroup, bucket: GradBucket) -> Future[Tensor]:
+    """Average a bucket of gradients over the ranks, with rounding that depends on the values alone.
+
+    gloo's all-reduce of three ranks or more adds in an order that depends on the place in the buffer, and DDP
+    regroups its buckets after the first step: a resumed run would differ in the last bit (T3).
+    """
+    own = bucket.buffer()
+    pieces = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    work = dist.all_gather(pieces, own, group=group, async_op=True)
+
+    def add(_: Future[list[Tensor]]) -> Tensor:
+        for piece in pieces[1:]:
+            pieces[0].add_(piece)
+        return pieces[0].div_(len(pieces))
+
+    future: Future[Tensor] = work.get_future().then(add)
+    return future
 
 
 def without_averaging(engine: nn.Module, *, unless: bool) -> AbstractContextManager[None]:
