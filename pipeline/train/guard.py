@@ -14,6 +14,7 @@ from cluster.torch_dist import World
 
 logger = logging.getLogger(__name__)
 
+CROPS, EMBEDDINGS = "the augmented crops", "the embeddings"
 _SAMPLES_NAMED = 8
 
 
@@ -71,7 +72,8 @@ class Guard:
             suspects: this rank's.
 
         Returns:
-            The suspects of all ranks.
+            The suspects of all ranks: those with broken crops alone if there are any, for their embeddings
+            spoil everyone's through BatchNorm and the coupled loss.
 
         Raises:
             UserError: after `max_skipped` steps in a row.
@@ -79,6 +81,7 @@ class Guard:
         _copy(self._copies, self._buffers)
         self.in_a_row += 1
         everyone = [suspect for part in self._world.gather(list(suspects)) for suspect in part]
+        everyone = [suspect for suspect in everyone if suspect.what == CROPS] or everyone
         named = "; ".join(map(str, everyone)) or "every sample's embedding is finite"
         if self._world.is_first:
             logger.warning("step %d skipped: the loss or gradient is not finite (%s)", step, named)
@@ -108,9 +111,9 @@ def find_suspects(rank: int, *, keys: Tensor, crops: Sequence[Tensor], embedding
         bad_crops |= _not_finite_rows(group, rows)
     bad_embeddings = _not_finite_rows(embedding, rows)
     if bad_crops.any():
-        return [Suspect(rank=rank, keys=tuple(keys[bad_crops].tolist()), what="the augmented crops")]
+        return [Suspect(rank=rank, keys=tuple(keys[bad_crops].tolist()), what=CROPS)]
     if bad_embeddings.any():
-        return [Suspect(rank=rank, keys=tuple(keys[bad_embeddings].tolist()), what="the embeddings")]
+        return [Suspect(rank=rank, keys=tuple(keys[bad_embeddings].tolist()), what=EMBEDDINGS)]
     return []
 
 

@@ -20,7 +20,6 @@ from typing import IO, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from cluster.job import write_atomically
 
@@ -66,6 +65,9 @@ class Metrics:
         self._folder, self._total_steps = folder, total_steps
         self._metrics = _open_truncated(folder / "metrics.jsonl", step)
         self._timing = _open_truncated(folder / "timing.jsonl", step)
+        # Imported by the one rank that writes: it takes as long as a tenth of the rest together.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
