@@ -1,0 +1,184 @@
+"""Recipes: checked once, at the edge, with an error that shows the way out."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_training import make_values
+
+from cluster.errors import UserError
+from pipeline.recipe import (
+    KnnRecipe,
+    LinearRecipe,
+    PretrainRecipe,
+    apply_override,
+    check_recipe,
+    find_recipe,
+    load_recipe,
+)
+
+SHIPPED = sorted(
+    (kind, Path(str(file)).stem)
+    for kind in ("pretrain", "transfer")
+    for file in (resources.files("configs") / kind).iterdir()
+    if str(file).endswith(".yaml")
+)
+MODELS: dict[str, Any] = {"knn": KnnRecipe, "linear": LinearRecipe}
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(make_values(Path("somewhere"))))
+    return path
+
+
+def load(path: Path, *overrides: str) -> PretrainRecipe:
+    return load_recipe(PretrainRecipe, str(path), list(overrides), kind="pretrain")
+
+
+@pytest.mark.parametrize(("kind", "name"), SHIPPED)
+def test_every_shipped_recipe_is_complete_and_right(kind: str, name: str) -> None:
+    load_recipe(MODELS.get(name, PretrainRecipe), name, kind=kind)
+
+
+def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Path) -> None:
+    with pytest.raises(UserError) as error:
+        load(mine, "optim.learning_rate=1", "optim.lr=2")
+    assert str(error.value).startswith(f"recipe {mine}: 'optim.learning_rate' is not a key of optim")
+    assert "Allowed: clip_norm, decay_bias_and_norm, final_lr, lr, momentum, name" in str(error.value)
+    with pytest.raises(
+        UserError, match=r"'optim\.warmup_step' .*; did you mean 'optim\.warmup_steps'\? Allowed"
+    ):
+        load(mine, "optim.warmup_step=1")
+    with pytest.raises(UserError, match=r"'sead' is not a key of the recipe; did you mean 'seed'\?"):
+        load(mine, "sead=1")
+    with pytest.raises(
+        UserError, match=r"'data\.crops\.1\.photometric\.hues' .* 'data\.crops\.1\.photometric\.hue'"
+    ):
+        load(mine, "data.crops.1.photometric.hues=0.1")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optim.lr=fast", r"optim\.lr: Input should be a valid number.*\(got 'fast'\)"),
+        ("optim.lr=-1", r"optim\.lr: Input should be greater than 0 \(got -1\)"),
+        ("optim.name=sgdd", r"optim\.name: Input should be 'sgd', 'larc', 'lars' or 'adamw' \(got 'sgdd'\)"),
+        ("data.crops=[]", r"data\.crops: Tuple should have at least 1 item"),
+        ("data.crops.0.scale=[0.5]", r"data\.crops\.0\.scale\.1: Field required"),
+        ("data=null", r"data: "),
+        ("train.epochs=3", r"train: give exactly one of train\.steps and train\.epochs"),
+        ("trunk.name=regnet_y", r"trunk: `regnet` parameters go with name: regnet_y"),
+        ("seed=1.5", r"seed: Input should be a valid integer"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_key(mine: Path, override: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        load(mine, override)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    values = make_values(Path("somewhere"))
+    del values["data"]["batch_size"]
+    with pytest.raises(UserError, match=r"recipe here: data\.batch_size: Field required"):
+        check_recipe(PretrainRecipe, values, where="here")
+
+
+def test_overrides_reach_sections_lists_and_what_the_file_leaves_out(mine: Path) -> None:
+    recipe = load(
+        mine,
+        "optim.lr=1e-4",
+        "data.crops.0.size=20",
+        "data.crops.1.photometric.blur_probability=0",
+        "run.keep_last=7",
+        "data.view=null",
+        "trunk={name: regnet_y, regnet: {depth: 4, w_0: 16, w_a: 12, w_m: 1.75, group_width: 8}}",
+    )
+    assert recipe.optim.lr == 1e-4
+    assert recipe.data.crops[0].size == 20
+    assert recipe.data.crops[1].photometric.blur_probability == 0
+    assert recipe.run.keep_last == 7
+    assert recipe.trunk.regnet is not None and recipe.trunk.regnet.depth == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optim.lr", "is not an override; write key=value with a dotted key"),
+        ("optim..lr=1", "is not an override"),
+        ("=1", "is not an override"),
+        ("optim.lr=[1", "is not valid YAML"),
+        ("optim.lr.x=1", r"'optim\.lr' is a value, not a section"),
+        ("data.crops.5.size=1", r"'data\.crops\.5': the list has 2 entries; use an index from 0 to 1"),
+        ("data.crops.last=1", "the list has 2 entries"),
+    ],
+)
+def test_a_malformed_override_is_told(mine: Path, override: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        load(mine, override)
+
+
+@given(value=st.floats(min_value=1e-30, max_value=1e30))
+def test_a_number_survives_being_written_as_an_override(value: float) -> None:
+    values: dict[str, Any] = {}
+    apply_override(values, f"optim.lr={value!r}")
+    assert values == {"optim": {"lr": value}}
+
+
+@given(
+    key=st.lists(st.sampled_from(["a", "b", "c9", "d_e"]), min_size=1, max_size=4, unique=True),
+    value=st.one_of(st.integers(), st.booleans(), st.none(), st.text("xyz", min_size=1)),
+)
+def test_an_override_sets_one_key_and_no_other(key: list[str], value: Any) -> None:
+    values: dict[str, Any] = {"other": {"kept": 1}}
+    text = yaml.safe_dump(value).removesuffix("...\n").strip()
+    apply_override(values, f"{'.'.join(key)}={text}")
+    node: Any = values
+    for part in key:
+        node = node[part]
+    assert node == value
+    assert values["other"] == {"kept": 1}
+    assert values.keys() == {"other", key[0]}
+
+
+def test_a_recipe_is_found_by_name_or_by_path(mine: Path, tmp_path: Path) -> None:
+    assert find_recipe(str(mine), kind="pretrain") == mine
+    assert find_recipe("cifar10", kind="pretrain").name == "cifar10.yaml"
+    with pytest.raises(
+        UserError, match=r"there is no recipe 'cifar'; did you mean 'cifar10'\? shipped: cifar10,"
+    ):
+        find_recipe("cifar", kind="pretrain")
+    with pytest.raises(UserError, match="there is no recipe file "):
+        find_recipe(str(tmp_path / "not.yaml"), kind="pretrain")
+    with pytest.raises(UserError, match="there is no recipe"):
+        find_recipe("../pretrain/cifar10", kind="pretrain")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("a: [1", "is not valid YAML"), ("- 1", "must hold a mapping"), ("", "must hold a mapping")],
+)
+def test_a_file_that_is_no_recipe_is_told(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=told):
+        load(path)
+
+
+def test_S1_yaml_cannot_build_objects(tmp_path: Path) -> None:
+    path = tmp_path / "hostile.yaml"
+    path.write_text("seed: !!python/object/apply:os.system ['touch hacked']\n")
+    with pytest.raises(UserError, match="is not valid YAML"):
+        load(path)
+
+
+def test_a_recipe_cannot_be_changed_after_it_was_checked(mine: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load(mine).optim.lr = 3  # type: ignore[misc]
