@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from types import FrameType
-from typing import IO, Any, TextIO
+from typing import IO, Any, Protocol
 
 from cluster.doctor import MALLOC_SETTINGS
 from cluster.errors import UserError
@@ -25,6 +25,16 @@ POLL_SECONDS = 0.05
 SECONDS_TO_END = 3.0  # for the other ranks, once one has failed
 
 
+class Stream(Protocol):
+    """Somewhere to repeat a log: a file, or what draws it on a terminal."""
+
+    def write(self, text: str, /) -> object:
+        """Take some text, cut anywhere."""
+
+    def flush(self) -> object:
+        """Show it now."""
+
+
 class LocalExecutor:
     """Starts every rank on this machine.
 
@@ -32,7 +42,7 @@ class LocalExecutor:
         stream: where rank 0's output is repeated while somebody waits; None keeps it in the log only.
     """
 
-    def __init__(self, *, stream: TextIO | None = None) -> None:
+    def __init__(self, *, stream: Stream | None = None) -> None:
         self._stream = stream
 
     def submit(self, job: Job) -> LocalHandle:
@@ -71,7 +81,7 @@ class LocalHandle:
     """The supervisor of one job's ranks."""
 
     def __init__(
-        self, job: Job, run: RunFolder, status: Status, lock: IO[str], stream: TextIO | None
+        self, job: Job, run: RunFolder, status: Status, lock: IO[str], stream: Stream | None
     ) -> None:
         self._run = run
         self._status = status

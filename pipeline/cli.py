@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import sys
 import time
 from dataclasses import asdict
@@ -20,6 +22,7 @@ from cluster.job import PREEMPTED_EXIT_CODE, State
 from cluster.local import LocalExecutor
 from cluster.runs import RunFolder, Status, explain, list_runs
 from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe, load_recipe
+from pipeline.terminal import ProgressLine
 
 DEFAULT_RECIPE = "seer_regnety_256gf"
 CANCEL_PATIENCE = 60.0  # seconds
@@ -119,7 +122,8 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
     if dry_run:
         return
     typer.echo(f"to stop: Ctrl-C; to go on: the same command with --run {name}")
-    state = LocalExecutor(stream=sys.stdout).submit(job).wait()
+    with contextlib.closing(ProgressLine(sys.stdout)) as progress:
+        state = LocalExecutor(stream=progress).submit(job).wait()
     _close(RunFolder(folder), state)
 
 
@@ -248,7 +252,13 @@ def dag(
     from pipeline.dag import run_dag
     from pipeline.stages import KINDS
 
-    run_dag(name, overrides or [], LocalExecutor(stream=sys.stdout), kinds=KINDS, say=typer.echo)
+    with contextlib.closing(ProgressLine(sys.stdout)) as progress:
+
+        def say(text: str) -> None:
+            progress.write(f"{text}\n")
+            progress.flush()
+
+        run_dag(name, overrides or [], LocalExecutor(stream=progress), kinds=KINDS, say=say)
 
 
 @app.command()
@@ -313,6 +323,9 @@ def _print_scores(scores: dict[str, float], *, as_json: bool) -> None:
 
 def main() -> None:
     """The console script. `--debug` may stand anywhere on the line."""
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    for floor in ("cluster", "ingest", "pipeline"):
+        logging.getLogger(floor).setLevel(logging.INFO)
     arguments = sys.argv[1:]
     if "--debug" in arguments:
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]

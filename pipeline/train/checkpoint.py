@@ -86,7 +86,6 @@ class Checkpoints:
         name = f"step-{step:08d}"
         temporary = self._folder / f".saving-{name}"
         if self._world.is_first:
-            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         self._world.barrier()
         tensors = collect(self._method, self._optimizer)

@@ -1,0 +1,54 @@
+"""A run's log on a terminal: progress stays on one line, everything else scrolls by."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import TextIO
+
+_STEP = re.compile(r" step (?P<done>\d+)/(?P<total>\d+)  (?P<rest>.*)")
+_BAR = 24
+
+
+class ProgressLine:
+    """Stands between a log and a terminal; on anything else than a terminal it changes nothing."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._terminal = stream, stream.isatty()
+        self._cut = ""  # the beginning of a line whose end has not come yet
+        self._drawn = False
+
+    def write(self, text: str) -> None:
+        """Some text of the log, cut anywhere."""
+        if not self._terminal:
+            self._stream.write(text)
+            return
+        *lines, self._cut = (self._cut + text).split("\n")
+        for line in lines:
+            self._line(line)
+
+    def flush(self) -> None:
+        """Show it now."""
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Leave the last progress where it is and go on below."""
+        if self._cut:
+            self._line(self._cut)
+        if self._drawn:
+            self._stream.write("\n")
+        self._cut, self._drawn = "", False
+        self._stream.flush()
+
+    def _line(self, line: str) -> None:
+        found = _STEP.search(line)
+        clear = "\r\x1b[K" if self._drawn else ""
+        if found is None:
+            self._stream.write(f"{clear}{line}\n")
+        else:
+            done, total = int(found["done"]), int(found["total"])
+            filled = _BAR * done // total
+            drawn = f"{'━' * filled}{'·' * (_BAR - filled)} {done}/{total}  {found['rest']}"
+            # A line that wraps cannot be drawn over.
+            self._stream.write(clear + drawn[: shutil.get_terminal_size().columns - 1])
+        self._drawn = found is not None

@@ -1,0 +1,58 @@
+"""What a run folder was made of."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny_training import make_recipe
+
+from cluster.errors import UserError
+from pipeline.recipe import PretrainRecipe, load_recipe
+from pipeline.train.provenance import adopt, differences, record_attempt, source_version
+
+
+def test_a_saved_recipe_is_the_recipe(tmp_path: Path) -> None:
+    recipe = make_recipe(Path("somewhere"))
+    adopt(recipe, tmp_path / "run")
+    assert load_recipe(PretrainRecipe, str(tmp_path / "run" / "recipe.yaml"), kind="pretrain") == recipe
+    adopt(recipe, tmp_path / "run")
+
+
+def test_only_the_run_section_may_change(tmp_path: Path) -> None:
+    adopt(make_recipe(Path("somewhere")), tmp_path)
+    adopt(make_recipe(Path("somewhere"), run__log_every=7, run__workers=3), tmp_path)
+    probe = {"train": "a", "test": "b", "every_steps": 4, "image_size": 16}
+    with pytest.raises(UserError, match=r"\(probe is None there, \{'train': 'a'"):
+        adopt(make_recipe(Path("somewhere"), probe=probe), tmp_path)
+    with pytest.raises(
+        UserError, match=r"\(data\.root is 'somewhere' there, 'elsewhere' here; seed is 1 there, 2"
+    ):
+        adopt(make_recipe(Path("elsewhere"), seed=2), tmp_path)
+
+
+def test_differences_are_found_at_any_depth() -> None:
+    there = {"a": {"b": [1, {"c": 2}], "same": 0}, "gone": 1}
+    here = {"a": {"b": [1, {"c": 3}], "same": 0}, "new": 1}
+    assert differences(there, here) == [
+        "a.b.1.c is 2 there, 3 here",
+        "gone is 1 there, None here",
+        "new is None there, 1 here",
+    ]
+    assert differences({"a": [1]}, {"a": [1, 2]}) == ["a is [1] there, [1, 2] here"]
+
+
+def test_every_attempt_is_recorded_with_its_code(tmp_path: Path) -> None:
+    for ranks in (1, 2):
+        record_attempt(tmp_path, ranks=ranks, device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "attempts.jsonl").read_text().splitlines()]
+    assert [line["ranks"] for line in lines] == [1, 2]
+    root = Path(__file__).parents[3]
+    if (root / ".git").exists():
+        head = subprocess.run(
+            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        assert source_version()["commit"] == head.stdout.strip()
+        assert isinstance(source_version()["dirty"], bool)
