@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from typer.core import TyperGroup
 from cluster.doctor import doctor_report, doctor_table
 from cluster.errors import UserError
 from cluster.job import PREEMPTED_EXIT_CODE, State
-from cluster.local import LocalExecutor
+from cluster.local import OPENMP_SETTINGS, LocalExecutor
 from cluster.runs import RunFolder, Status, explain, list_runs
 from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe, load_recipe
 from pipeline.terminal import ProgressLine
@@ -323,6 +324,8 @@ def _print_scores(scores: dict[str, float], *, as_json: bool) -> None:
 
 def main() -> None:
     """The console script. `--debug` may stand anywhere on the line."""
+    for name, value in OPENMP_SETTINGS.items():
+        os.environ.setdefault(name, value)  # read when torch is imported, which no command has done yet
     logging.basicConfig(format="%(asctime)s %(message)s")
     for floor in ("cluster", "ingest", "pipeline"):
         logging.getLogger(floor).setLevel(logging.INFO)

@@ -124,6 +124,7 @@ def test_every_rank_knows_its_place_and_rank_0_is_heard(tmp_path: Path) -> None:
     cores = len(os.sched_getaffinity(0))
     assert environments[0]["OMP_NUM_THREADS"] == os.environ.get("OMP_NUM_THREADS", str(max(1, cores // 2)))
     assert environments[0]["MALLOC_MMAP_THRESHOLD_"] == "1073741824"
+    assert environments[0]["GOMP_SPINCOUNT"] == os.environ.get("GOMP_SPINCOUNT", "1000")
     assert stream.getvalue() == "hello from 0\n"
     run = RunFolder.open(job.folder)
     assert run.tail(1) == ["hello from 1"]
