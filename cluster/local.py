@@ -24,7 +24,7 @@ from cluster.runs import Failure, Process, RunFolder, Status
 POLL_SECONDS = 0.05
 SECONDS_TO_END = 3.0  # for the other ranks, once one has failed
 
-# libgomp's threads spin for milliseconds at every barrier: with one other busy process on two cores a training
+# libgomp's threads spin for milliseconds at a barrier: with one other busy process on two cores a training
 # step took 14.9 s instead of 0.5. Spinning briefly it takes 1.0, and costs 3 % on a quiet machine.
 OPENMP_SETTINGS = {"GOMP_SPINCOUNT": "1000"}
 
