@@ -38,7 +38,7 @@ def parallelize(method: nn.Module, *, train: Train, rank_rows: int, world: World
     method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=train.sync_bn_samples, group=world.group)
     if train.compile:
-        method.compile()
+        compile_blocks(method)
     if world.group is None:
         return method
     with warnings.catch_warnings():
@@ -53,6 +53,15 @@ def parallelize(method: nn.Module, *, train: Train, rank_rows: int, world: World
     if world.device.type == "cpu":
         engine.register_comm_hook(world.group, mean_in_rank_order)
     return engine
+
+
+def compile_blocks(method: nn.Module) -> None:
+    """torch.compile of every residual block: blocks of one stage share their code, so it is compiled once."""
+    for stage in method.modules():
+        if isinstance(stage, nn.Sequential):
+            for block in stage:
+                if next(block.children(), None) is not None:
+                    block.compile()
 
 
 def mean_in_rank_order(group: ProcessGroup, bucket: GradBucket) -> Future[Tensor]:
