@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,6 +72,8 @@ def options(
 ) -> None:
     """Turn images nobody curated into sealed, checkable datasets."""
     logging.basicConfig(level=logging.INFO, format="ingest: %(message)s")
+    # What Pillow warns of in a damaged file stands in that file's row, with its name.
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 @app.command("crawl-shards")
@@ -134,7 +137,7 @@ def _print_crawl(report: CrawlReport, seconds: float) -> None:
     rows = [
         ("dataset", visible(str(report.output))),
         ("root", report.root),
-        ("planned", f"{several(counts.planned, 'file')}{again}, {duration(seconds)}"),
+        ("planned", f"{several(counts.planned, 'file')}{again}"),
         ("kept", f"{several(counts.kept, 'image')}, {in_bytes(counts.bytes_stored)}"),
         ("rejected", _reasons(counts.rejected)),
         ("failed", _reasons(counts.failed)),
@@ -143,6 +146,9 @@ def _print_crawl(report: CrawlReport, seconds: float) -> None:
         typer.echo(f"{name:<9} {value}")
     if not counts.kept:
         typer.echo("Nothing was kept: the dataset is sealed, and empty.")
+    decided = counts.done - counts.resumed
+    speed = f"{decided / seconds:,.0f} images/s, {counts.bytes_read / 1e6 / seconds:,.1f} MB/s"
+    typer.echo(f"took      {duration(seconds)}: {speed}")
     typer.echo(f"Look at it:  ingest show {shlex.quote(str(report.output))}")
 
 
@@ -248,7 +254,8 @@ def _print_stats(found: counting.Stats) -> None:
             table.add_row("", f"{sum(list(counts.values())[LISTED:]):,}", f"{len(counts) - LISTED:,} others")
     Console().print(table)
     if found.kept:
-        Console().print("\n", _size_table(found), sep="")
+        typer.echo()
+        Console().print(_size_table(found))
 
 
 def _size_table(found: counting.Stats) -> Table:

@@ -5,6 +5,7 @@ the page's own policy forbids scripts and anything from elsewhere.
 """
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -25,13 +26,13 @@ from ingest import layout
 from ingest.dataset import Dataset
 from ingest.image import ImageError, ImageLimits, decode
 from ingest.stats import Histogram, Stats
-from ingest.wording import in_bytes, visible
+from ingest.wording import in_bytes, several, visible
 
 THUMBNAIL = (480, 240)
 THUMBNAIL_QUALITY = 80
 # Below this a picture is shown in whole pixels, not smoothed.
 TINY = 100
-COLUMNS = ["status", "slot", "offset", "size", "width", "height", "url", "labels"]
+COLUMNS = ["status", "slot", "offset", "size", "sha256", "width", "height", "url", "labels"]
 BINS = 36
 LABELS_SHOWN = 20
 
@@ -70,36 +71,34 @@ class Chart:
 
 
 def chart(title: str, histogram: Histogram, *, unit: str) -> Chart:
-    """Bars of equal width on a logarithmic axis from the smallest to the largest value."""
+    """Bars of equal width on a logarithmic axis, from the smallest to the largest of at least one value."""
 
     def show(value: float) -> str:
         return in_bytes(value) if unit == "B" else f"{value:,.0f} {unit}"
 
-    cells = np.unique(
-        np.geomspace(max(1, histogram.smallest), histogram.largest + 1, BINS + 1).astype(np.int64)
-    )
-    edges = np.unique(cells // histogram.cell)
-    edges[0] = 0
-    edges[-1] = len(histogram.counts)
-    counts = np.add.reduceat(histogram.counts, edges[:-1]) if len(edges) > 1 else histogram.counts.sum()[None]
-    tallest = max(1, int(counts.max()))
-    starts = [max(histogram.smallest, int(edge) * histogram.cell) for edge in edges[: len(counts)]]
+    first, last = histogram.smallest // histogram.cell, histogram.largest // histogram.cell
+    if last - first < BINS:
+        edges = np.arange(first, last + 2)
+    else:
+        # At least three cells to a bar, or bars of one cell and bars of two would make a comb.
+        bins = min(BINS, (last - first) // 3)
+        steps = np.geomspace(max(1, first), last + 1, bins + 1).astype(np.int64)
+        edges = np.unique(np.concatenate([[first], steps.clip(first, last + 1), [last + 1]]))
+    counts = np.add.reduceat(histogram.counts[: last + 1], edges[:-1])
+    tallest = int(counts.max())
+    starts = [max(histogram.smallest, int(edge) * histogram.cell) for edge in edges[:-1]]
     bars = tuple(
         Bar(label=f"from {show(start)}", count=int(count), height=100 * int(count) / tallest)
         for start, count in zip(starts, counts, strict=True)
     )
-    middle = starts[len(starts) // 2]
-    ticks = (
-        [histogram.smallest, middle, histogram.largest] if len(starts) > 2 else [starts[0], histogram.largest]
-    )
-    quantiles = ", ".join(
-        f"{name} {show(value)}" for name, value in histogram.summary().items() if name[0] == "p"
-    )
+    ticks = dict.fromkeys([histogram.smallest, starts[len(starts) // 2], histogram.largest])
+    low, half, high = (show(histogram.percentile(percent)) for percent in (5, 50, 95))
+    spread = f"5 % up to {low}, half up to {half}, 95 % up to {high}"
     return Chart(
         title=title,
         bars=bars,
-        ticks=tuple(show(tick) for tick in dict.fromkeys(ticks)),
-        quantiles=f"Percentiles: {quantiles}",
+        ticks=tuple(show(tick) for tick in ticks),
+        quantiles=spread if histogram.smallest < histogram.largest else "all of them",
     )
 
 
@@ -141,17 +140,28 @@ def sample_photos(dataset: Dataset, *, samples: int, seed: int) -> Iterator[Phot
         table = pq.read_table(dataset.meta_path(unit_index), columns=COLUMNS, partitioning=None)
         kept = table.filter(pc.equal(table["status"], "kept"))
         rows = kept.take([position - first for _, position in group]).to_pylist()
-        with Path(dataset.shard_path(unit_index)).open("rb") as shard:
-            for row in rows:
-                key = layout.sample_key(int(dataset.units[unit_index]), row["slot"])
-                yield _photo(key, row, os.pread(shard.fileno(), row["size"], row["offset"]))
+        shard = Path(dataset.shard_path(unit_index))
+        for row in rows:
+            key = layout.sample_key(int(dataset.units[unit_index]), row["slot"])
+            yield _photo(key, row, _read(shard, row["offset"], row["size"]))
+
+
+def _read(shard: Path, offset: int, size: int) -> bytes:
+    """An image's bytes; fewer where the shard is damaged, which the page then shows in the image's place."""
+    try:
+        with shard.open("rb") as file:
+            return os.pread(file.fileno(), size, offset)
+    except OSError:
+        return b""
 
 
 def _photo(key: str, row: dict[str, Any], data: bytes) -> Photo:
     jpeg = damage = ""
+    if hashlib.sha256(data).digest() != row["sha256"]:
+        damage = "damaged: not the bytes that were kept"
     limits = ImageLimits(max_bytes=row["size"], max_pixels=row["width"] * row["height"])
     try:
-        jpeg = thumbnail(decode(data, limits=limits, at_least=_fit))
+        jpeg = "" if damage else thumbnail(decode(data, limits=limits, at_least=_fit))
     except ImageError as error:
         damage = f"damaged: {error.reason}"
     return Photo(
@@ -172,8 +182,16 @@ def settings_of(folder: Path, generations: Sequence[int]) -> list[tuple[str, str
     """How the dataset was made, from its frozen plans, as names and values."""
     rows: list[tuple[str, str]] = []
     for generation in generations:
-        plan = json.loads((folder / layout.plan_folder(generation) / "plan.json").read_bytes())
-        rows += [("source", ", ".join(f"{k} {v}" for k, v in source.items())) for source in plan["sources"]]
+        name = f"{layout.plan_folder(generation)}/plan.json"
+        try:
+            plan = json.loads((folder / name).read_bytes())
+        except FileNotFoundError:
+            # Nothing but the crawl needs the plan: a dataset may be copied without it.
+            rows.append((name, "is not here"))
+            continue
+        for source in plan["sources"]:
+            files = f"{several(source['items'], 'file')}, sha256 of their list {source['sha256']}"
+            rows.append(("source", f"{source['kind']} {source['name']}: {files}"))
         rows += [(name, str(value)) for name, value in (plan["settings"] | plan["builds"]).items() if value]
     return [(visible(name), visible(value)) for name, value in rows]
 
@@ -197,7 +215,9 @@ def render(stats: Stats, photos: Sequence[Photo], settings: Sequence[tuple[str, 
             chart("Shorter side", stats.short_sides, unit="px"),
             chart("Longer side", stats.long_sides, unit="px"),
             chart("File size", stats.sizes, unit="B"),
-        ],
+        ]
+        if stats.kept
+        else [],
         formats=share_bars(list(stats.formats.items())),
         labels=share_bars(labels[:LABELS_SHOWN]),
         labels_left_out=max(0, len(labels) - LABELS_SHOWN),

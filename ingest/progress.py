@@ -19,7 +19,8 @@ BAR_WIDTH = 40
 
 
 class Meter:
-    """Shows what it was last told. Use as a context manager: the last state is always shown.
+    """Shows what it was last told. Use as a context manager: the last state is always shown, but what
+    ends before a first line was due leaves a log as it is.
 
     Args:
         console: where to show it; a bar if it is a terminal, else lines.
@@ -48,7 +49,7 @@ class Meter:
     ) -> None:
         if self._live:
             self._live.stop()
-        elif self._doing:
+        elif self._last_line:
             self._print_line()
 
     def tell(self, doing: str, *, done: int, total: int, figures: Sequence[str] = ()) -> None:
@@ -81,14 +82,13 @@ class CrawlProgress:
     def __init__(self, meter: Meter, clock: Callable[[], float] = time.monotonic) -> None:
         self._meter = meter
         self._clock = clock
-        self._planned_at: float | None = None
+        self._started = clock()
 
     def __call__(self, counts: Counts) -> None:
         if not counts.units:
             self._meter.tell("planning, files found", done=counts.planned, total=0)
+            self._started = self._clock()
             return
-        if self._planned_at is None:
-            self._planned_at = self._clock()
         self._meter.tell("crawling", done=counts.done, total=counts.planned, figures=self.figures(counts))
 
     def figures(self, counts: Counts) -> list[str]:
@@ -109,5 +109,5 @@ class CrawlProgress:
 
     @property
     def seconds(self) -> float:
-        """Since the plan was made; 0 before."""
-        return 0.0 if self._planned_at is None else self._clock() - self._planned_at
+        """Since the last file was planned."""
+        return self._clock() - self._started

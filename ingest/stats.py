@@ -17,7 +17,7 @@ from ingest.dataset import open_dataset, sealed_units
 
 PERCENTILES = (5, 25, 50, 75, 95)
 # Bytes are counted in cells of this many; percentiles of file sizes are exact to one cell.
-BYTES_CELL = 64
+BYTES_CELL = 8
 URLS_KEPT_PER_REASON = 50
 COLUMNS = ["status", "reason", "url", "format", "width", "height", "size", "labels"]
 
@@ -36,12 +36,13 @@ class Histogram:
         if not len(values):
             return
         low, high = int(values.min()), int(values.max())
-        self.smallest = low if not self.counts.any() else min(self.smallest, low)
+        self.smallest = min(self.smallest, low) if len(self.counts) else low
         self.largest = max(self.largest, high)
         self.total += int(values.sum())
-        added = np.bincount(values // self.cell, minlength=len(self.counts))
-        added[: len(self.counts)] += self.counts
-        self.counts = added
+        cells, counts = np.unique(values // self.cell, return_counts=True)
+        if cells[-1] >= len(self.counts):
+            self.counts = np.pad(self.counts, (0, int(cells[-1]) + 1 - len(self.counts)))
+        self.counts[cells] += counts
 
     def percentile(self, percent: float) -> int:
         """The smallest value that at least `percent` of all do not exceed, to the width of a cell."""

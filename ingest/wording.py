@@ -4,7 +4,7 @@
 def visible(text: str) -> str:
     """The text with every unprintable character as an escape: controls, bidirectional marks, lone surrogates.
 
-    Paths and labels come from the wild; raw, they could move a terminal's cursor or turn a page's lines around.
+    Paths and labels come from the wild: raw, they could move a terminal's cursor or reverse a page's lines.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
@@ -19,7 +19,9 @@ def in_bytes(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time: 42 s, 3 min 5 s, 2 h 10 min."""
+    """A time: 0.4 s, 42 s, 3 min 5 s, 2 h 10 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
