@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import warnings
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from cluster.doctor import doctor_report, doctor_table
+from cluster.doctor import Check, doctor_report, doctor_table
 from cluster.errors import UserError
 from ingest import stats as counting
 from ingest.commit import replace
@@ -126,9 +127,9 @@ def crawl_command(
 
 
 def _crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
-    return {"output": str(report.output), "root": report.root, "seconds": round(seconds, 3)} | asdict(
-        report.counts
-    )
+    # Not asdict, which does not know how a Counter is made.
+    counts = {k: dict(v) if isinstance(v, Counter) else v for k, v in vars(report.counts).items()}
+    return {"output": str(report.output), "root": report.root, "seconds": round(seconds, 3)} | counts
 
 
 def _print_crawl(report: CrawlReport, seconds: float) -> None:
@@ -287,13 +288,14 @@ def show(
     """Make one self-contained HTML page of a dataset: images, sizes, formats, and what was not kept."""
     from ingest import gallery
 
+    page = Path(f"{dataset.resolve().name}.html") if output is None else output
+    if page.is_dir() or not page.parent.is_dir():
+        wrong = "is a folder" if page.is_dir() else f"would lie in {page.parent}, and there is no such folder"
+        raise UserError(f"--output {page} {wrong}: name a file in a folder that exists")
     found = _count(dataset)
     opened = open_dataset(dataset, sealed=found.root)
     photos = list(gallery.sample_photos(opened, samples=samples, seed=seed))
     made = gallery.settings_of(dataset, sealed_head(dataset, found.root)["generations"])
-    page = Path(f"{dataset.resolve().name}.html") if output is None else output
-    if not page.parent.is_dir():
-        raise UserError(f"--output {page}: there is no folder {page.parent}; make it, or choose another")
     text = gallery.render(found, photos, made)
     replace(page, text.encode())
     typer.echo(f"{page} shows {several(len(photos), 'image')} of {found.kept:,} ({in_bytes(len(text))})")
@@ -305,7 +307,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what is installed and active, and how to mend what is not."""
-    checks = [*image_checks(), *doctor_report(folder)]
+    checks: list[Check] = [*image_checks(), *doctor_report(folder)]
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:
