@@ -16,6 +16,7 @@ from ingest.wording import duration
 
 LINE_EVERY_S = 10.0
 BAR_WIDTH = 40
+SHORTEST_LEFT_S = 10.0
 
 
 class Meter:
@@ -103,8 +104,9 @@ class CrawlProgress:
             f"{counts.rejected.total():,} rejected",
             f"{counts.failed.total():,} failed",
         ]
-        if rate and counts.done < counts.planned:
-            figures.append(f"about {duration((counts.planned - counts.done) / rate)} left")
+        left = (counts.planned - counts.done) / rate if rate else 0.0
+        if left >= SHORTEST_LEFT_S:
+            figures.append(f"about {duration(left)} left")
         return figures
 
     @property
