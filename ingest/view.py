@@ -7,9 +7,7 @@ names the root it was made for. Runs pin views by name, so a published view is n
 
 import hashlib
 import io
-import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
+from ingest.commit import create_if_absent
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SCHEMA = pa.schema(
@@ -143,19 +142,9 @@ def write_view(
     )
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{name}-{secrets.token_hex(8)}")
-    try:
-        with draft.open("xb") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        path.hardlink_to(draft)
-    except FileExistsError:
-        if path.read_bytes() != buffer.getvalue():
-            raise UserError(f"{path} exists and runs may use it: write the view under another name") from None
-    finally:
-        draft.unlink(missing_ok=True)
+    data = buffer.getvalue()
+    if create_if_absent(path, data) != data:
+        raise UserError(f"{path} exists and runs may use it: write the view under another name")
     return path
 
 
