@@ -164,7 +164,7 @@ class _Crawl:
                     yield _Attempt(unit, number, item), data
 
     def make_unit(self, unit: int, results: Iterator[Result[_Attempt]]) -> None:
-        """Write one unit and commit it. If another worker was first, its result stands and ours is garbage."""
+        """Write and commit one unit. If another worker was first, its result stands and ours is garbage."""
         with ShardWriter(self.plan.output, unit) as writer:
             for attempt, data, verdict in results:
                 self._add(writer, attempt, data, verdict)

@@ -36,7 +36,7 @@ def claimed_size(data: bytes, kind: str) -> tuple[int, int] | None:
     """Width and height in pixels as the header claims them, before orientation; None if it does not say."""
     try:
         return _SIZES[kind](data)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):
         return None
 
 

@@ -125,8 +125,8 @@ def decode(
         data: a whole image file.
         limits: what is refused before decoding.
         at_least: called with a JPEG's upright width and height, answers the least (width, height) that will
-            do: the picture is decoded at the smallest DCT scale, 1/2, 1/4 or 1/8, that is not smaller in
-                either direction.
+            do: the picture is decoded at the smallest DCT scale, 1, 1/2, 1/4 or 1/8, that is not smaller in
+            either direction.
 
     Raises:
         ImageError: it is refused, or cannot be decoded completely.
@@ -134,9 +134,8 @@ def decode(
     try:
         image, kind = _open(data, limits)
         if kind == "jpeg" and at_least is not None:
-            turned = _orientation(image, kind) >= _SIDEWAYS
-            size = at_least(*(image.size[::-1] if turned else image.size))
-            image.draft("RGB", size[::-1] if turned else size)
+            turn = _orientation(image, kind)
+            image.draft("RGB", _turned(at_least(*_turned(image.size, turn)), turn))
         image.load()
         return _upright(_rgb(image), _orientation(image, kind))
     except ImageError:
@@ -149,40 +148,59 @@ def check(data: bytes, treatment: Treatment) -> Checked:
     """Judge one image and make the bytes to store. All of it is decoded: what is kept can be trained on."""
     try:
         image, kind = _open(data, treatment.limits)
-        size = image.size
-        if kind == "jpeg" and treatment.resize is not None:
-            image.draft("RGB", _keep_ratio(size, treatment.resize))
-        elif kind == "jpeg":
-            # Grey at 1/8 scale finds truncation as the full decode does, and saves most of its work.
-            image.draft("L", (2 * _HASH_SIDE, 2 * _HASH_SIDE))
-        image.load()
-        # Of a TIFF on its side, Pillow knows the upright size only now.
-        size = size if kind == "jpeg" else image.size
-        turn = _orientation(image, kind)
-        plain_grey = image.mode == "L" and "transparency" not in image.info
-        picture = image if plain_grey and treatment.resize is None else _rgb(image)
-        stored_size, stored = size, None
-        if treatment.resize is not None:
-            stored_size = _keep_ratio(size, treatment.resize)
-            if picture.size != stored_size:
-                picture = picture.resize(stored_size, Image.Resampling.LANCZOS)
-            stored = _encode(_upright(picture, turn), treatment.quality)
-        phash = perceptual_hash(picture, orientation=turn)
+        if treatment.resize is None:
+            return _kept_as_it_is(data, image, kind)
+        return _made_smaller(image, kind, treatment.resize, treatment.quality)
     except Exception as error:
         verdict = _as_image_error(error)
         return Checked(status=verdict.status, reason=verdict.reason, format=sniff(data))
-    (width, height), (original_width, original_height) = stored_size, size
-    if turn >= _SIDEWAYS:
-        width, height, original_width, original_height = height, width, original_height, original_width
+
+
+def _kept_as_it_is(data: bytes, image: Image.Image, kind: str) -> Checked:
+    size = image.size
+    if kind == "jpeg":
+        # Grey at 1/8 scale finds truncation as the full decode does, and saves most of its work.
+        image.draft("L", (2 * _HASH_SIDE, 2 * _HASH_SIDE))
+    image.load()
+    # Of a TIFF on its side, Pillow knows the upright size only now.
+    size = size if kind == "jpeg" else image.size
+    turn = _orientation(image, kind)
+    grey = image.mode == "L" and "transparency" not in image.info
+    width, height = _turned(size, turn)
     return Checked(
         status="kept",
-        format=kind if stored is None else "jpeg",
+        format=kind,
         width=width,
         height=height,
+        original_width=width,
+        original_height=height,
+        sha256=hashlib.sha256(data).hexdigest(),
+        phash=perceptual_hash(image if grey else _rgb(image), orientation=turn),
+    )
+
+
+def _made_smaller(image: Image.Image, kind: str, shorter: int, quality: int) -> Checked:
+    size = image.size
+    if kind == "jpeg":
+        image.draft("RGB", _keep_ratio(size, shorter))
+    image.load()
+    size = size if kind == "jpeg" else image.size
+    turn = _orientation(image, kind)
+    picture, target = _rgb(image), _keep_ratio(size, shorter)
+    if picture.size != target:
+        picture = picture.resize(target, Image.Resampling.LANCZOS)
+    picture = _upright(picture, turn)
+    stored = _encode(picture, quality)
+    original_width, original_height = _turned(size, turn)
+    return Checked(
+        status="kept",
+        format="jpeg",
+        width=picture.width,
+        height=picture.height,
         original_width=original_width,
         original_height=original_height,
-        sha256=hashlib.sha256(data if stored is None else stored).hexdigest(),
-        phash=phash,
+        sha256=hashlib.sha256(stored).hexdigest(),
+        phash=perceptual_hash(picture),
         data=stored,
     )
 
@@ -212,12 +230,12 @@ def _open(data: bytes, limits: ImageLimits) -> tuple[Image.Image, str]:
     kind = sniff(data)
     if kind is None:
         raise ImageError("rejected", "not_an_image")
-    if kind == "webp" and int.from_bytes(data[4:8], "little") + 8 > len(data):
-        # Its decoder would only say that it failed.
-        raise ImageError("failed", "truncated")
     claimed = claimed_size(data, kind)
     if claimed is not None and claimed[0] * claimed[1] > limits.max_pixels:
         raise ImageError("rejected", "too_many_pixels")
+    if kind == "webp" and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        # Its decoder would only say that it failed.
+        raise ImageError("failed", "truncated")
     image = Image.open(io.BytesIO(data), formats=(_DECODERS[kind],))
     # Once more: a GIF's frame may be larger than its screen, and decoders may read another header than we
     # did.
@@ -254,6 +272,10 @@ def _orientation(image: Image.Image, kind: str) -> int:
         return 1
 
 
+def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return size[::-1] if orientation >= _SIDEWAYS else size
+
+
 def _upright(picture: Image.Image, orientation: int) -> Image.Image:
     return picture.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else picture
 
@@ -278,8 +300,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _stretched(values: NDArray[np.float64]) -> NDArray[np.uint8]:
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
-    grey: NDArray[np.uint8] = ((values - low) * (255 / (high - low) if high > low else 0.0)).astype(np.uint8)
-    return grey
+    grey: NDArray[np.float64] = np.rint((values - low) * (255 / (high - low) if high > low else 0.0))
+    return grey.astype(np.uint8)
 
 
 def _keep_ratio(size: tuple[int, int], shorter: int) -> tuple[int, int]:

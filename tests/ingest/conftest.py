@@ -1,0 +1,68 @@
+"""Small pictures, and crawls of them."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ingest.crawl import CrawlReport, CrawlSettings, crawl_shards
+
+Encode = Callable[..., bytes]
+
+
+@pytest.fixture(scope="session")
+def encode() -> Encode:
+    """encode(picture, "PNG", **options) -> bytes"""
+
+    def encode(picture: Image.Image, kind: str, **options: object) -> bytes:
+        buffer = io.BytesIO()
+        picture.save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def scene() -> Callable[..., Image.Image]:
+    """scene(seed, width, height): a smooth picture without symmetry, different for each seed."""
+
+    def scene(seed: int = 0, width: int = 48, height: int = 32) -> Image.Image:
+        rough = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)
+        return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
+
+    return scene
+
+
+@pytest.fixture
+def folder(tmp_path: Path, scene: Callable[..., Image.Image]) -> Callable[..., Path]:
+    """folder(name, count): a folder of small pictures in two classes, and a text that claims to be one."""
+
+    def folder(name: str = "pictures", count: int = 10) -> Path:
+        root = tmp_path / name
+        for number in range(count):
+            path = root / ("cat", "dog")[number % 2] / f"{number:03}.{('jpg', 'png', 'webp')[number % 3]}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scene(number, 24, 16).save(path)
+        (root / "dog" / "note.jpg").write_text("no picture")
+        return root
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def crawl() -> Callable[..., CrawlReport]:
+    """crawl([source, ...], output, workers=1, **settings) without progress."""
+
+    def crawl(sources: list[Path], output: Path, *, workers: int = 1, **settings: object) -> CrawlReport:
+        return crawl_shards(
+            [str(source) for source in sources],
+            output,
+            CrawlSettings(**settings),
+            workers=workers,
+            progress=lambda counts: None,
+        )
+
+    return crawl
