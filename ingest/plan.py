@@ -255,10 +255,13 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     old, new = theirs["settings"], ours["settings"]
     flags = [flag for flag in new if old.get(flag) != new[flag]]
     if flags:
-        wanted = " ".join(_flag(flag, old.get(flag)) for flag in flags)
-        alone = len(flags) == 1 and new[flags[0]] is not None and old.get(flags[0]) is not None
-        given = str(new[flags[0]]) if alone else " ".join(_flag(flag, new[flag]) for flag in flags)
-        return f"with {wanted}, not {given}: use {wanted} to go on with it"
+        values = [settings.get(flags[0]) for settings in (old, new)]
+        brief = len(flags) == 1 and None not in values
+        given = str(values[1]) if brief else _options(flags, new, "with", "without")
+        return (
+            f"{_options(flags, old, 'with', 'without')}, not {given}: "
+            f"{_options(flags, old, 'use', 'leave out')} to go on with it"
+        )
     if theirs["sources"] != ours["sources"]:
         before, now = (", ".join(_source(source) for source in plan["sources"]) for plan in (theirs, ours))
         if before == now:
@@ -272,8 +275,10 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     return f"in format {theirs.get('format')}, not {FORMAT}: use the version that made it to go on with it"
 
 
-def _flag(flag: str, value: Any) -> str:
-    return f"no {flag}" if value is None else f"{flag} {value}"
+def _options(flags: Sequence[str], settings: dict[str, Any], present: str, absent: str) -> str:
+    there = " ".join(f"{flag} {settings[flag]}" for flag in flags if settings.get(flag) is not None)
+    missing = " ".join(flag for flag in flags if settings.get(flag) is None)
+    return " and ".join(f"{word} {names}" for word, names in ((present, there), (absent, missing)) if names)
 
 
 def _source(source: dict[str, Any]) -> str:

@@ -185,6 +185,9 @@ def _members(archive: _Unpacked) -> Iterator[Item]:
         # As tarfile does: links, folders and devices have no data whatever their size field says.
         if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
             at += _padded(size)
+    # Many writers leave out the end mark; but the last member must be there to its last byte.
+    if at > 0:
+        archive.exactly(at - 1, 1)
 
 
 def _extended(extension: _Extension, info: tarfile.TarInfo, archive: _Unpacked, at: int) -> _Extension:

@@ -1,0 +1,270 @@
+"""Folders and tars from strangers: every item listed once, in order, in bounds."""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import subprocess
+import tarfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import UserError
+from ingest.plan import open_source
+from ingest.sources import tar
+from ingest.sources.folder import FolderSource
+from ingest.sources.source import PROBLEMS, Problem
+from ingest.sources.tar import TarSource
+
+MAX = 1 << 20
+
+
+def read(source, max_bytes=MAX):
+    items = list(source.items())
+    return {
+        item.path: data for item, data in zip(items, source.read(items, max_bytes=max_bytes), strict=True)
+    }
+
+
+def archive(path, members, *, kind=tarfile.USTAR_FORMAT, opener=open):
+    with opener(path, "wb") as file, tarfile.open(fileobj=file, mode="w|", format=kind) as out:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_folder_is_listed_in_the_order_of_path_bytes(tmp_path):
+    odd = ["é/ü.jpg".encode(), b"caf\xe9/\xff.jpg"]
+    names = [b"b/z.jpg", b"b.jpg", b"b-c/1", b"a/b/c.png", b"a/b.png", b"a-1", *odd]
+    for name in names:
+        path = os.fsencode(tmp_path) + b"/" + name
+        os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
+        with open(path, "wb") as file:  # noqa: PTH123
+            file.write(name)
+    assert list(read(FolderSource(tmp_path)).items()) == [(name, name) for name in sorted(names)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.text("ab-./ \n0é", min_size=1, max_size=8), max_size=12))
+def test_folder_order_is_that_of_whole_paths(tmp_path_factory, names):
+    root = tmp_path_factory.mktemp("f")
+    for name in names:
+        path = root / ("x" + name.replace("/", "/x").replace("/x/", "/"))
+        if not path.exists() and not any(parent.is_file() for parent in path.parents):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+    paths = [item.path for item in FolderSource(root).items()]
+    assert paths == sorted(paths)
+    visible = {
+        os.fsencode(path.relative_to(root))
+        for path in root.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    }
+    assert set(paths) == visible
+
+
+def test_D4_links_pipes_and_hidden_files(tmp_path):
+    root = tmp_path / "in"
+    (root / "deep").mkdir(parents=True)
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    (root / "real.jpg").write_bytes(b"real")
+    (root / ".hidden.jpg").write_bytes(b"hidden")
+    (root / ".git").mkdir()
+    (root / ".git" / "x.jpg").write_bytes(b"hidden")
+    (root / "deep" / "inside.jpg").symlink_to("../real.jpg")
+    (root / "outside.jpg").symlink_to(tmp_path / "secret.jpg")
+    (root / "loop").symlink_to(root)
+    (root / "dangling").symlink_to(root / "nothing")
+    os.mkfifo(root / "pipe.jpg")
+    got = read(FolderSource(root))
+    assert got == {
+        b"dangling": PROBLEMS["io_error"],
+        b"deep/inside.jpg": b"real",
+        b"loop": PROBLEMS["link_outside"],
+        b"outside.jpg": PROBLEMS["link_outside"],
+        b"pipe.jpg": PROBLEMS["not_a_file"],
+        b"real.jpg": b"real",
+    }
+
+
+def test_D4_a_file_that_changes_after_planning_is_judged_again(tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    for name in ("gone", "linked", "piped"):
+        (root / name).write_bytes(b"data")
+    source = FolderSource(root)
+    items = list(source.items())
+    for name in ("gone", "linked", "piped"):
+        (root / name).unlink()
+    (root / "linked").symlink_to(tmp_path / "secret.jpg")
+    os.mkfifo(root / "piped")
+    reasons = [got.reason for got in source.read(items, max_bytes=MAX) if isinstance(got, Problem)]
+    assert reasons == ["io_error", "link_outside", "not_a_file"]
+
+
+def test_D4_huge_file_is_rejected_unread(tmp_path):
+    with (tmp_path / "endless.jpg").open("wb") as file:
+        file.truncate(1 << 42)
+    assert read(FolderSource(tmp_path)) == {b"endless.jpg": PROBLEMS["too_many_bytes"]}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_unreadable_folder_has_a_row(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    assert read(FolderSource(tmp_path)) == {b"closed": PROBLEMS["io_error"]}
+
+
+names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=120)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    members=st.lists(st.tuples(names, st.binary(max_size=1500)), max_size=5),
+    kind=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+)
+def test_tar_members_are_those_that_tarfile_wrote(tmp_path_factory, members, kind):
+    path = archive(tmp_path_factory.mktemp("t") / "x.tar", members, kind=kind)
+    # A member whose name ends in a slash is a folder to every reader.
+    expected = [(tar._clean(name.encode()), data) for name, data in members if not name.endswith("/")]
+    expected = [(name, data) for name, data in expected if not name.startswith(b".") and b"/." not in name]
+    source = TarSource(path)
+    items = list(source.items())
+    got = list(source.read(items, max_bytes=MAX))
+    with tarfile.open(path) as reference:
+        kept = {member.offset_data for member in reference if member.isreg()}
+    assert {item.offset for item in items} <= kept
+    assert [(item.path, data) for item, data in zip(items, got, strict=True)] == expected
+
+
+@pytest.mark.parametrize("opener", [open, gzip.open, bz2.open, lzma.open])
+def test_compressed_tars_are_known_by_content(tmp_path, opener):
+    members = [(f"cat/{n}.jpg", bytes([n]) * 700) for n in range(5)]
+    source = open_source(str(archive(tmp_path / "any.name", members, opener=opener)))
+    assert list(read(source).items()) == [(name.encode(), data) for name, data in members]
+    items = list(source.items())
+    backwards = list(source.read(reversed(items), max_bytes=MAX))
+    assert backwards == [data for _, data in reversed(members)]
+    source.close()
+
+
+def test_D4_names_are_labels_and_only_regular_members_count(tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as out:
+        for name in ("/abs/a.jpg", "../../etc/b.jpg", "./c/./d.jpg", "c/._d.jpg", ".hidden/e.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            out.addfile(info, io.BytesIO(b"x"))
+        kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)
+        for number, kind in enumerate(kinds):
+            info = tarfile.TarInfo(f"special{number}")
+            info.type, info.linkname, info.size = kind, "/etc/passwd" * 20, 0
+            out.addfile(info)
+        out.addfile(tarfile.TarInfo("last"), None)
+    assert list(read(TarSource(path))) == [b"abs/a.jpg", b"etc/b.jpg", b"c/d.jpg", b"last"]
+
+
+def test_sparse_members_have_a_row_and_the_next_is_found(tmp_path):
+    with (tmp_path / "holes").open("wb") as file:
+        for block in range(40):
+            file.seek(block * 65_536)
+            file.write(b"x" * 4096)
+    (tmp_path / "next").write_bytes(b"next")
+    status = subprocess.run(
+        ["tar", "--sparse", "--format=gnu", "-cf", "x.tar", "holes", "next"], cwd=tmp_path, check=False
+    ).returncode
+    if status:
+        pytest.skip("needs GNU tar")
+    assert read(TarSource(tmp_path / "x.tar")) == {b"holes": PROBLEMS["sparse_member"], b"next": b"next"}
+
+
+@pytest.mark.parametrize("opener", [open, gzip.open])
+@pytest.mark.parametrize("cut", [1700, 2100, 2700, 3073])
+def test_truncated_tar_keeps_what_could_be_read(tmp_path, opener, cut):
+    whole = archive(tmp_path / "whole.tar", [(str(n), bytes([65 + n]) * 600) for n in range(3)]).read_bytes()
+    path = tmp_path / "cut.tar"
+    with opener(path, "wb") as file:
+        file.write(whole[:cut])
+    if opener is gzip.open:
+        path.write_bytes(path.read_bytes()[:-9])
+    got = list(read(TarSource(path)).values())
+    good = [data for data in got if isinstance(data, bytes)]
+    assert good == [b"A" * 600, b"B" * 600][: len(good)]
+    assert len(good) >= 1 or opener is gzip.open
+    assert {data.reason for data in got[len(good) :] if isinstance(data, Problem)} == {"tar_truncated"}
+
+
+def test_damaged_tar_says_so_after_what_could_be_read(tmp_path):
+    whole = bytearray(archive(tmp_path / "x.tar", [(str(n), b"data") for n in range(3)]).read_bytes())
+    whole[1024 + 148] ^= 1
+    (tmp_path / "x.tar").write_bytes(whole)
+    assert list(read(TarSource(tmp_path / "x.tar")).values()) == [b"data", PROBLEMS["tar_damaged"]]
+
+
+def test_D4_compressed_tar_that_unpacks_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar, "_EXPANSION_FREE", 1 << 20)
+    info = tarfile.TarInfo("zeros")
+    info.size = 1 << 40
+    with gzip.open(tmp_path / "x.tgz", "wb") as file:
+        file.write(info.tobuf() + b"\0" * (4 << 20))
+    assert list(read(TarSource(tmp_path / "x.tgz")).values()) == [
+        PROBLEMS["too_many_bytes"],
+        PROBLEMS["tar_bomb"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param({"type": tarfile.XHDTYPE, "size": 1 << 33}, id="endless extended header"),
+        pytest.param({"type": tarfile.GNUTYPE_LONGNAME, "size": 1 << 33}, id="endless name"),
+        pytest.param({"type": tarfile.REGTYPE, "size": -512}, id="negative size"),
+    ],
+)
+def test_D4_hostile_headers_end_the_archive(tmp_path, header):
+    info = tarfile.TarInfo("x")
+    for name, value in header.items():
+        setattr(info, name, value)
+    bad = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    good = archive(tmp_path / "good.tar", [("good", b"data")]).read_bytes()[:1024]
+    (tmp_path / "x.tar").write_bytes(good + bad + b"\0" * 2048)
+    assert list(read(TarSource(tmp_path / "x.tar")).values()) == [b"data", PROBLEMS["tar_damaged"]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=60))
+def test_D4_pax_records_of_any_bytes_end_in_bounds(body):
+    try:
+        tar._pax_records(body)
+    except tar.TarError as error:
+        assert error.problem == "tar_damaged"
+
+
+@settings(max_examples=60, deadline=None)
+@given(edits=st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 255)), min_size=1, max_size=12))
+def test_D4_any_damage_to_a_tar_ends_in_a_finite_list(tmp_path_factory, edits):
+    path = tmp_path_factory.mktemp("t") / "x.tar"
+    members = [("a" * 150, b"1" * 700), ("ü/b", b"2" * 300), ("c", b"3")]
+    data = bytearray(archive(path, members, kind=tarfile.PAX_FORMAT).read_bytes())
+    for place, value in edits:
+        data[place % len(data)] = value
+    path.write_bytes(data)
+    source = TarSource(path)
+    items = list(source.items())
+    assert len(items) <= len(data) // 512
+    assert len(list(source.read(items, max_bytes=MAX))) == len(items)
+
+
+def test_what_is_no_source_is_refused(tmp_path):
+    (tmp_path / "x.zip").write_bytes(b"PK\3\4" + b"\1" * 2000)
+    (tmp_path / "empty").write_bytes(b"")
+    for name in ("x.zip", "empty"):
+        with pytest.raises(UserError, match="neither a folder nor a readable tar"):
+            open_source(str(tmp_path / name))
+    with pytest.raises(UserError, match="does not exist"):
+        open_source(str(tmp_path / "nothing"))
