@@ -1,6 +1,6 @@
 """Charts as inline SVG: no library, no script, and the page's own colours, so that dark mode works too.
 
-Every chart is drawn at 360 units of width, the width of a phone, and scales with its column.
+Every chart is drawn at about the width of its column on a phone, and scales with it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 360, 216
+WIDTH, HEIGHT = 300, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 14, 34
 
 
@@ -71,14 +71,14 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, unit: str 
         if kept
     )
     legend = _legend([line for line, kept in clean if kept]) if len(series) > 1 else Markup("")
-    return _svg(title, description, parts, HEIGHT) + legend
+    return _svg(title, description, parts, WIDTH, HEIGHT) + legend
 
 
 def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) -> Markup:
     """Horizontal bars in titled groups on one axis from 0 to 100 %."""
-    row, gap, left = 22, 30, 104
+    width, row, gap, left = 360, 22, 30, 104
     height = sum(gap + row * len(bars) for _, bars in groups) + 24
-    across = _Scale(0, 1, left, WIDTH - 44)
+    across = _Scale(0, 1, left, width - 44)
     parts = [
         Markup(
             '<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{end}"/>'
@@ -98,7 +98,7 @@ def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) -> Mar
         for name, bars in groups
         for bar in bars
     )
-    return _svg(title, description, parts, height)
+    return _svg(title, description, parts, width, height)
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -149,9 +149,9 @@ class _Scale:
         return self._start + (value - self._low) * self._factor
 
 
-def _svg(title: str, description: str, parts: Sequence[Markup], height: float) -> Markup:
+def _svg(title: str, description: str, parts: Sequence[Markup], width: float, height: float) -> Markup:
     return Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}. {}">{}</svg>').format(
-        WIDTH, height, title, description, Markup("").join(parts)
+        width, height, title, description, Markup("").join(parts)
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +88,7 @@ def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path) -> None:
             labels=label_rows(
                 *trained, train_samples, test_samples, labels=recipe.labels, each=recipe.samples_per_label
             ),
+            each=recipe.samples_per_label,
             label_count=len(trained[0].classes),
             pretrain=pretrain,
             provenance=provenance,
@@ -164,6 +164,16 @@ def hardware(run: Path) -> dict[str, Any]:
     return {**attempts[-1], "attempts": len(attempts)}
 
 
+def duration(seconds: float) -> str:
+    """Seconds for people: 7 s, 4 min 5 s, 2 h 10 min, 3 d 4 h."""
+    rest, parts = round(seconds), list[str]()
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
+        count, rest = divmod(rest, size)
+        if count or (parts and len(parts) < 2) or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -200,5 +210,5 @@ def _environment() -> Environment:
     )
     environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f}"
     environment.filters["thousands"] = lambda value: f"{value:,}"
-    environment.filters["duration"] = lambda seconds: str(timedelta(seconds=round(seconds)))
+    environment.filters["duration"] = duration
     return environment

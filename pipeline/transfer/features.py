@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from cluster.errors import UserError
 from ingest.dataset import Dataset
 from ingest.image import decode
 from pipeline.data.reader import Reader
+from pipeline.data.workers import numbered
 from pipeline.recipe import Section
 
 
@@ -67,8 +67,13 @@ def extract_features(
         UserError: if a sample has no label.
     """
     positions = evenly_spaced(len(dataset), limit)
-    loader = image_batches(
-        dataset, positions, preprocessing=preprocessing, workers=workers, batch_size=batch_size
+    batches = image_batches(
+        dataset,
+        positions,
+        preprocessing=preprocessing,
+        workers=workers,
+        pin_memory=device.type == "cuda",
+        batch_size=batch_size,
     )
     was_training = trunk.training
     trunk.eval()
@@ -76,7 +81,7 @@ def extract_features(
     keys: list[Tensor] = []
     labels: list[str] = []
     with torch.inference_mode():
-        for batch in loader:
+        for batch in batches:
             parts.append(trunk(normalise(batch.images, preprocessing, device)).float().cpu())
             keys.append(batch.keys)
             labels += batch.labels
@@ -153,6 +158,10 @@ class ImageBatch:
     keys: Tensor
     labels: list[str]
 
+    def pin_memory(self) -> ImageBatch:
+        """The same, ready for an asynchronous copy to a GPU."""
+        return ImageBatch(images=self.images.pin_memory(), keys=self.keys, labels=self.labels)
+
 
 def image_batches(
     dataset: Dataset,
@@ -160,20 +169,15 @@ def image_batches(
     *,
     preprocessing: Preprocessing,
     workers: int,
+    pin_memory: bool = False,
     batch_size: int = 256,
 ) -> Iterator[ImageBatch]:
     """Preprocessed images at the given positions of the dataset's global axis, in that order."""
-    samples = _Samples(dataset, positions, preprocessing)
-    return iter(
-        DataLoader(
-            samples,
-            batch_size=batch_size,
-            shuffle=False,
-            num_workers=workers,
-            collate_fn=_collate,
-            multiprocessing_context="forkserver" if workers else None,
-        )
-    )
+    make = _Batches(dataset, positions, preprocessing, batch_size)
+    count = -(-len(positions) // batch_size)
+    workers = min(workers, count)
+    size = 3 * preprocessing.image_size**2 * batch_size
+    return islice(numbered(make, 0, workers=workers, pin_memory=pin_memory, shared_bytes=size), count)
 
 
 def fit_image(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
@@ -194,35 +198,43 @@ def fit_image(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
 
 def normalise(images: Tensor, preprocessing: Preprocessing, device: torch.device) -> Tensor:
     """uint8 (n, 3, S, S) → float32 on the device, channels_last, zero mean and unit variance per channel."""
-    moved = images.to(device=device, memory_format=torch.channels_last).float()
+    moved = images.to(device=device, memory_format=torch.channels_last, non_blocking=True).float()
     mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255
     std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255
     return (moved - mean) / std
 
 
-class _Samples(TorchDataset[tuple[Tensor, int, str]]):
-    """Positions of a sealed dataset → (uint8 array, key, label); runs in the loader's workers."""
+class _Batches:
+    """Makes batches by number, in whichever process it is called; empty ones behind the last."""
 
-    def __init__(self, dataset: Dataset, positions: NDArray[np.int64], preprocessing: Preprocessing) -> None:
-        self._dataset, self._positions, self._preprocessing = dataset, positions, preprocessing
+    def __init__(
+        self, dataset: Dataset, positions: NDArray[np.int64], preprocessing: Preprocessing, size: int
+    ) -> None:
+        self._dataset, self._positions = dataset, positions
+        self._preprocessing, self._size = preprocessing, size
         self._ends = np.cumsum(dataset.counts)
-        # Opened in the worker that reads: file descriptors do not travel.
+        # Opened in the process that reads: file descriptors do not travel.
         self._reader: Reader | None = None
         self._labels: tuple[int, list[str | None]] | None = None
 
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
+    def __call__(self, number: int) -> ImageBatch:
         if self._reader is None:
             self._reader = Reader(self._dataset, units=64)
-        position = int(self._positions[index])
-        unit = int(np.searchsorted(self._ends, position, side="right"))
-        row = position - int(self._ends[unit] - self._dataset.counts[unit])
-        label = self._label(unit, row)
-        image = decode(self._reader.read(unit, row))
-        pixels = np.array(fit_image(image, self._preprocessing))
-        return torch.from_numpy(pixels).permute(2, 0, 1), self._reader.key(unit, row), label
+        positions = self._positions[number * self._size : (number + 1) * self._size]
+        side = self._preprocessing.image_size
+        images, keys, labels = np.empty((len(positions), side, side, 3), np.uint8), [], []
+        for index, position in enumerate(positions):
+            unit = int(np.searchsorted(self._ends, position, side="right"))
+            row = int(position - self._ends[unit] + self._dataset.counts[unit])
+            image = decode(self._reader.read(unit, row))
+            images[index] = np.asarray(fit_image(image, self._preprocessing))
+            keys.append(self._reader.key(unit, row))
+            labels.append(self._label(unit, row))
+        return ImageBatch(
+            images=torch.from_numpy(images).permute(0, 3, 1, 2),
+            keys=torch.tensor(keys, dtype=torch.int64),
+            labels=labels,
+        )
 
     def _label(self, unit: int, row: int) -> str:
         if self._labels is None or self._labels[0] != unit:
@@ -234,11 +246,6 @@ class _Samples(TorchDataset[tuple[Tensor, int, str]]):
                 "a folder or tar whose first folders are the labels"
             )
         return label
-
-
-def _collate(samples: list[tuple[Tensor, int, str]]) -> ImageBatch:
-    images, keys, labels = zip(*samples, strict=True)
-    return ImageBatch(images=torch.stack(images), keys=torch.tensor(keys), labels=list(labels))
 
 
 def evenly_spaced(total: int, limit: int | None) -> NDArray[np.int64]:

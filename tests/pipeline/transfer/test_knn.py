@@ -15,7 +15,10 @@ from pipeline.transfer.knn import knn, knn_votes, nearest
 
 def reference_votes(train_x, train_y, test_x, classes, k, temperature):
     """Wu et al., 2018, section 3.4, one query at a time in NumPy float64."""
-    unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)
+
+    def unit(a):
+        return a / np.linalg.norm(a, axis=1, keepdims=True)
+
     train_x, test_x = unit(train_x.astype(np.float64)), unit(test_x.astype(np.float64))
     votes = np.zeros((len(test_x), classes))
     for row, query in enumerate(test_x):

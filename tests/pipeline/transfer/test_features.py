@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_training import make_dataset
+from torch import nn
+
+from cluster.errors import UserError
+from ingest.crawl import CrawlSettings, crawl_shards
+from ingest.dataset import open_dataset
+from pipeline.transfer.features import (
+    Features,
+    Preprocessing,
+    evenly_spaced,
+    extract_features,
+    fit_image,
+    load_features,
+    normalise,
+    save_features,
+    shared_labels,
+)
+
+CPU = torch.device("cpu")
+VIEW = Preprocessing(image_size=16, resize=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return open_dataset(make_dataset(tmp_path_factory.mktemp("data")))
+
+
+def flat(dataset, **values):
+    return extract_features(
+        nn.Flatten(), dataset, preprocessing=VIEW, **{"workers": 0, "device": CPU, **values}
+    )
+
+
+def test_features_are_in_dataset_order_with_keys_and_labels(dataset):
+    features = flat(dataset)
+    rows = [dataset.unit_rows(index) for index in range(len(dataset.units))]
+    assert features.keys.tolist() == [int(key) for unit in rows for key in unit.keys]
+    labels = [label for unit in rows for label in unit.labels]
+    assert [features.classes[index] for index in features.y] == labels
+    assert features.classes == ("class0", "class1", "class2", "class3")
+    assert features.x.shape == (96, 3 * 16 * 16)
+    assert not features.x.is_inference()
+
+
+@pytest.mark.parametrize("batch_size", [7, 96])
+def test_batches_and_workers_change_nothing(dataset, batch_size):
+    expected = flat(dataset)
+    other = flat(dataset, batch_size=batch_size, workers=2 if batch_size == 7 else 0)
+    assert torch.equal(other.x, expected.x)
+    assert torch.equal(other.keys, expected.keys)
+    assert torch.equal(other.y, expected.y)
+
+
+def test_a_trunk_is_evaluated_and_given_back_in_its_mode(dataset):
+    trunk = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()).train()
+    first = extract_features(trunk, dataset, preprocessing=VIEW, workers=0, device=CPU)
+    assert trunk.training
+    assert int(trunk[0].num_batches_tracked) == 0
+    torch.testing.assert_close(first.x, flat(dataset).x, rtol=1e-4, atol=1e-4)
+
+
+def test_a_limit_takes_samples_evenly(dataset):
+    assert len(flat(dataset, limit=10).y) == 10
+    assert evenly_spaced(10, 4).tolist() == [0, 2, 5, 7]
+    assert evenly_spaced(3, 4).tolist() == [0, 1, 2]
+    assert evenly_spaced(3, None).tolist() == [0, 1, 2]
+
+
+def test_preprocessing_resizes_the_short_side_and_cuts_the_centre():
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, 20:60] = 255  # the centre square is white
+    view = Preprocessing(image_size=10, resize=20, mean=(0.0,) * 3, std=(1.0,) * 3)
+    fitted = fit_image(Image.fromarray(pixels), view)
+    assert fitted.size == (10, 10)
+    assert np.asarray(fitted).min() == 255
+    whole = Preprocessing(image_size=20, resize=20, mean=(0.0,) * 3, std=(1.0,) * 3)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (33, 47, 3), dtype=np.uint8))
+    step = picture.resize((28, 20), Image.Resampling.BICUBIC).crop((4, 0, 24, 20))
+    # Rounding the long side first moves the centre by less than half a pixel.
+    assert np.abs(np.asarray(fit_image(picture, whole)).astype(int) - np.asarray(step)).mean() < 8
+
+
+def test_normalise_is_the_textbooks():
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    expected = (images / 255 - torch.tensor(VIEW.mean).view(3, 1, 1)) / torch.tensor(VIEW.std).view(3, 1, 1)
+    torch.testing.assert_close(normalise(images, VIEW, CPU), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_saved_features_come_back(dataset, tmp_path):
+    features = flat(dataset)
+    save_features(features, tmp_path / "f.safetensors")
+    again = load_features(tmp_path / "f.safetensors")
+    assert torch.equal(again.x, features.x)
+    assert torch.equal(again.y, features.y)
+    assert torch.equal(again.keys, features.keys)
+    assert again.classes == features.classes
+
+
+def test_a_dataset_without_labels_is_a_clear_error(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "in" / "a.png")
+    crawl_shards(
+        [str(tmp_path / "in")], tmp_path / "out", CrawlSettings(), workers=1, progress=lambda counts: None
+    )
+    with pytest.raises(UserError, match="has no label"):
+        flat(open_dataset(tmp_path / "out"))
+
+
+def test_one_label_or_none_is_a_clear_error():
+    def features(labels):
+        names = tuple(sorted(set(labels)))
+        y = torch.tensor([names.index(label) for label in labels], dtype=torch.int64)
+        return Features(x=torch.zeros(len(labels), 2), y=y, keys=y, classes=names)
+
+    with pytest.raises(UserError, match="at least two labels"):
+        shared_labels(features(["a", "a"]), features(["a"]))
+    with pytest.raises(UserError, match="is empty"):
+        shared_labels(features(["a", "b"]), features([]))
