@@ -1,6 +1,7 @@
 # make demo                 the whole job on photographs that scikit-image ships
 # make demo IMAGES=folder   the same on your own pictures (sub-folder names become labels)
 # make test                 lint, types, import contracts, tests
+# make install              what the demo needs, in .venv
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,10 +13,10 @@ AVX2 := $(shell grep -q -w avx2 /proc/cpuinfo 2>/dev/null && echo -mavx2)
 .PHONY: demo test lint install clean
 
 demo: $(VENV)/.demo
-	$(BIN)/submit dag demo $(if $(IMAGES),stages.photographs.recipe.images="$(abspath $(IMAGES))")
+	$(BIN)/submit dag demo $(if $(IMAGES),"stages.photographs.recipe.images=$$(realpath -e -- '$(IMAGES)')")
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest
+	GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
