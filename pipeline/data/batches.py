@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from cluster.errors import UserError
 from ingest.dataset import Dataset
@@ -54,14 +53,14 @@ class RankBatches:
 
     def __init__(self, dataset: Dataset, data: Data, order: orders.Order, rows: slice) -> None:
         self._dataset, self._data, self._order, self._rows = dataset, data, order, rows
-        self._count = rows.stop - rows.start
+        self._count: int = rows.stop - rows.start
         self._reader: Reader | None = None
         self._index: tuple[int, orders.EpochIndex] | None = None
 
     @property
     def crop_bytes(self) -> int:
         """Size of one batch's crops."""
-        return self._count * sum(group.count * 3 * group.size**2 for group in self._data.crops)
+        return self._count * sum(group.count * 3 * group.size * group.size for group in self._data.crops)
 
     def __call__(self, step: int) -> Batch:
         """The rank's rows of micro-batch `step`, counted over all epochs.
@@ -75,10 +74,12 @@ class RankBatches:
         places = self._places(epoch, step_of_epoch, self._rows, 0)
         keys = np.array([reader.key(*place) for place in places], np.int64)
         draws = self._draws(epoch, keys, np.zeros(self._count, np.int64))
-        crops = [_empty((group.count, self._count, 3, group.size, group.size)) for group in self._data.crops]
-        arrays = [tensor.numpy() for tensor in crops]
+        crops = [
+            np.empty((group.count, self._count, 3, group.size, group.size), np.uint8)
+            for group in self._data.crops
+        ]
         for number, place in enumerate(places):
-            out = [array[:, number] for array in arrays]
+            out = [of_group[:, number] for of_group in crops]
             ahead = 0
             candidate = place
             while not self._cut(candidate, draws[number], out):
@@ -87,7 +88,7 @@ class RankBatches:
                 keys[number] = reader.key(*candidate)
                 draws[number] = self._draws(epoch, keys[number : number + 1], np.array([ahead]))[0]
         return Batch(
-            crops=[tensor.flatten(0, 1) for tensor in crops],
+            crops=[torch.from_numpy(of_group).flatten(0, 1) for of_group in crops],
             photometric=self._photometric(draws),
             keys=torch.from_numpy(keys),
         )
@@ -148,11 +149,3 @@ class RankBatches:
             lanes = math.ceil(self._count / self._order.lane_rows)
             self._reader = Reader(self._dataset, units=lanes * per_window)
         return self._reader
-
-
-def _empty(shape: tuple[int, ...]) -> Tensor:
-    """Bytes to fill; in a worker they are shared memory from the start, so that sending them copies nothing."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)

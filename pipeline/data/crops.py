@@ -1,9 +1,7 @@
 """One image's bytes → its crops: RandomResizedCrop boxes and flips from given draws, as uint8.
 
-An image is decoded once, a JPEG at the smallest DCT scale that still has a pixel for every pixel of every crop, and
-each crop is cut and resized in one pass by PIL's antialiased bilinear filter. Against decoding at full size, then
-crop, then resize, a crop differs by rounding inside, by the filter seeing past the box's border at its edge (where
-`crop` would have repeated the border), and by the scaled decode, which averages blocks before the filter does.
+An image is decoded once, a JPEG at the smallest DCT scale that has a pixel for every pixel of every crop, and
+each crop is cut and resized in one pass by PIL's antialiased bilinear filter.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Keyed bijections on {0 … n−1}, element by element: a shuffle that needs no list.
 
-A Feistel network over Z_a × Z_b with a·b just above n (Black and Rogaway, 2002, "Ciphers with arbitrary finite
-domains"): the few values that land in n … a·b − 1 walk on along their cycle until they are inside.
+A Feistel network over Z_a × Z_b with a·b just above n (Black and Rogaway, 2002, "Ciphers with arbitrary
+finite domains"): the few values that land in n … a·b − 1 walk on along their cycle until they are inside.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def derive_key(*parts: ArrayLike) -> NDArray[np.uint64]:
-    """One 64-bit key from several integers, each taken modulo 2^64; arrays broadcast. At least one dimension."""
+    """One 64-bit key from several integers, each modulo 2^64; arrays broadcast, to at least one dimension."""
     key = np.zeros(1, np.uint64)
     for part in parts:
         word = (
@@ -36,7 +36,7 @@ def permute(index: ArrayLike, size: ArrayLike, key: NDArray[np.uint64]) -> NDArr
     """Where a keyed permutation of {0 … size−1} sends `index`.
 
     Args:
-        index, size, key: broadcast together; 0 ≤ index < size, and for one (size, key) the map is a bijection.
+        index, size, key: broadcast together; 0 ≤ index < size.
 
     Returns:
         int64, at least one dimension, in [0, size).

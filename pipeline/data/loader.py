@@ -11,7 +11,7 @@ from ingest.dataset import open_dataset
 from pipeline.data.augment import augment
 from pipeline.data.batches import Batch, RankBatches
 from pipeline.data.order import plan_order, rank_rows
-from pipeline.data.workers import numbered
+from pipeline.data.workers import numbered, start_fork_server
 from pipeline.recipe import Data
 
 __all__ = ["Batch", "Loader"]
@@ -51,6 +51,8 @@ class Loader:
             "window": order.window,
         }
         self._step = 0
+        if workers:
+            start_fork_server()
         self.steps_per_epoch = order.steps_per_epoch
 
     def from_step(self, step: int) -> Iterator[tuple[int, Batch]]:
@@ -83,8 +85,8 @@ class Loader:
         for key, value in self._identity.items():
             if saved.get(key) != value:
                 raise UserError(
-                    f"the checkpoint's batches have {key} {saved.get(key)!r}, these have {value!r}: go on with "
-                    f"the same data, seed, batch size and window, or start a new run"
+                    f"the checkpoint's batches have {key} {saved.get(key)!r}, these have {value!r}: "
+                    "go on with the same data, seed, batch size and window, or start a new run"
                 )
 
     def augment(self, batch: Batch, *, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -1,8 +1,8 @@
-"""Which sample is where in which batch: a pure function of (counts, seed, epoch, step, B, L, W); nothing is stored.
+"""Which sample is where in which batch: a pure function of (counts, seed, epoch, step, B, L, W).
 
-The shards are permuted and laid out on one axis, which is turned by a keyed offset and cut into L equal lanes. In a
-lane, windows of W rows are shuffled. Batch t takes rows [t·B/L, (t+1)·B/L) of every lane, lane by lane. What is left
-over, fewer than B + L samples, is another part of the dataset in every epoch.
+The shards are permuted and laid out on one axis, which is turned by a keyed offset and cut into L equal
+lanes. In a lane, windows of W rows are shuffled. Batch t takes rows [t·B/L, (t+1)·B/L) of every lane, lane by
+lane. What is left over, fewer than B + L samples, is another part of the dataset in every epoch.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class EpochIndex:
 
 
 def plan_order(*, samples: int, batch_size: int, window: int, seed: int) -> Order:
-    """Choose the lanes: the largest power of two that divides B and is at most min(1024, samples // W), at least 1.
+    """Choose the lanes: the largest power of two that divides B and is at most min(1024, samples // W).
 
     Raises:
         UserError: if the dataset is smaller than one batch.
@@ -80,8 +80,8 @@ def rank_rows(batch_size: int, *, rank: int, world_size: int) -> slice:
         legal = [size for size in range(1, batch_size + 1) if batch_size % size == 0]
         near = sorted(sorted(legal, key=lambda size: abs(size - world_size))[:4])
         raise UserError(
-            f"{world_size} ranks cannot share data.batch_size {batch_size} evenly: use a number of ranks that "
-            f"divides it, such as {', '.join(map(str, near))}, or another batch size"
+            f"{world_size} ranks cannot share data.batch_size {batch_size} evenly: use a number of ranks "
+            f"that divides it, such as {', '.join(map(str, near))}, or another batch size"
         )
     rows = batch_size // world_size
     return slice(rank * rows, (rank + 1) * rows)
@@ -100,8 +100,7 @@ def global_batch(
     Args:
         step: of the epoch, below `order.steps_per_epoch`.
         rows: of the global batch; all of them by default.
-        ahead: how many rows further in the window to look, wrapping: the substitutes of bad samples. A number, or
-            one for each of `rows`.
+        ahead: how many rows further in the window to look, wrapping: the substitutes of bad samples.
 
     Returns:
         (rows,) int64, each below `order.samples`.
@@ -109,7 +108,7 @@ def global_batch(
     numbers = np.arange(order.batch_size, dtype=np.int64)[rows]
     lane = numbers // order.lane_rows
     row = step * order.lane_rows + numbers % order.lane_rows
-    # The remainder of a lane joins its last window: a window of a few rows would neither mix nor offer substitutes.
+    # The remainder of a lane joins its last window: a few rows would neither mix nor offer substitutes.
     window = np.minimum(row // order.window, max(order.lane_length // order.window, 1) - 1)
     start = window * order.window
     is_last = start + 2 * order.window > order.lane_length
@@ -117,7 +116,8 @@ def global_batch(
     keys = derive_key(_WINDOW, order.seed, epoch, lane, window)
     inside = permute((row - start + np.asarray(ahead, np.int64)) % size, size, keys)
     turn = int(derive_key(_TURN, order.seed, epoch)[0] % np.uint64(order.samples))
-    return (lane * order.lane_length + start + inside + turn) % order.samples
+    positions: NDArray[np.int64] = (lane * order.lane_length + start + inside + turn) % order.samples
+    return positions
 
 
 def smallest_window(order: Order) -> int:

@@ -1,4 +1,4 @@
-"""Samples by (shard, row): ranged reads at offsets known from the metadata, each checked against its sha256."""
+"""Samples by (shard, row): ranged reads at offsets known from the metadata, checked against their sha256."""
 
 import hashlib
 import logging
@@ -18,7 +18,7 @@ _FIRST_PAUSE_SECONDS = 0.1
 
 
 class BadSampleError(Exception):
-    """A sample that cannot be used, whoever reads it and when: its bytes are not what was sealed, or no image."""
+    """A sample that nobody can use: its bytes are not the sealed ones, or they are no image."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ class Reader:
             self._close(unit_index)
 
     def _is_sealed(self, unit_index: int, row: int, data: bytes) -> bool:
-        return hashlib.sha256(data).digest() == self._unit(unit_index).rows.sha256[row].tobytes()
+        sealed: bytes = self._unit(unit_index).rows.sha256[row].tobytes()
+        return hashlib.sha256(data).digest() == sealed
 
     def _unit(self, unit_index: int) -> _OpenUnit:
         unit = self._open.get(unit_index)

@@ -9,7 +9,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Protocol, Self, TypeVar
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -18,7 +21,8 @@ from cluster.errors import UserError
 
 # Batches that torch lets each worker run ahead.
 _PREFETCH = 2
-_SHARED_MEMORY = "/dev/shm"  # noqa: S108 -- where torch puts what workers share; not a name of ours
+# Where torch puts what workers share.
+_SHARED_MEMORY = Path("/dev/shm")
 # glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -44,31 +48,39 @@ def numbered(
         shared_bytes: size of one value's tensors.
 
     Raises:
-        UserError: from `make`, in whichever process; or if the shared memory cannot hold what the workers make.
+        UserError: from `make`, in whichever process; or if shared memory cannot hold what the workers make.
     """
     if workers == 0:
         for number in itertools.count(first):
             yield make(number).pin_memory() if pin_memory else make(number)
     _refuse_little_shared_memory(shared_bytes * (_PREFETCH * workers + 1), workers)
-    # A clean server process forks the workers: forking this one could copy a lock that a thread of ours holds, and
-    # spawning would import torch once per worker. The server imports it once, while the model is being built.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, make.__class__.__module__])
     loaded: Any = DataLoader(
-        _Numbered(make),  # type: ignore[arg-type] -- duck-typed, and without a length: it has no end
+        cast(Any, _Numbered(make)),
         batch_size=None,
         sampler=itertools.count(first),
         num_workers=workers,
         prefetch_factor=_PREFETCH,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
-        multiprocessing_context=context,
+        multiprocessing_context=start_fork_server(),
         worker_init_fn=_prepare_worker,
     )
     for value in loaded:
         if isinstance(value, _Refusal):
             raise UserError(value.sentence)
         yield value
+
+
+def start_fork_server() -> ForkServerContext:
+    """Start the process that will fork the workers, unless it runs; call early, its imports take seconds.
+
+    Forking this process could copy a lock that a thread of ours holds, and spawning would import torch once per
+    worker.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.data.loader"])
+    forkserver.ensure_running()
+    return context
 
 
 class _Refusal:
@@ -106,7 +118,7 @@ def _prepare_worker(_: int) -> None:
 
 
 def _die_with_parent() -> None:
-    # The fork server outlives a killed trainer as long as workers live, so that torch's own check sees no change.
+    # The fork server outlives a killed trainer while workers live, so that torch's own check sees no change.
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -126,12 +138,12 @@ def keep_freed_memory() -> None:
 
 def _refuse_little_shared_memory(needed: int, workers: int) -> None:
     """Too little of it would kill a worker with a bus error, later and without a word."""
-    if not os.path.isdir(_SHARED_MEMORY):
+    if not _SHARED_MEMORY.is_dir():
         return
     free = shutil.disk_usage(_SHARED_MEMORY).free
     if needed > free:
         raise UserError(
-            f"{workers} workers need {needed >> 20} MiB of shared memory and {_SHARED_MEMORY} has {free >> 20} MiB: "
-            "use fewer run.workers (0 needs none), smaller batches per rank, or more shared memory "
-            "(docker run --shm-size)"
+            f"{workers} workers need {needed >> 20} MiB of shared memory and {_SHARED_MEMORY} has "
+            f"{free >> 20} MiB: use fewer run.workers (0 needs none), smaller batches per rank, or more "
+            "shared memory (docker run --shm-size)"
         )
