@@ -16,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 from pydantic import Field, PositiveInt, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -96,7 +97,7 @@ def load_trunk(path: str | Path) -> ExportedTrunk:
     network = _build(spec.architecture)
     try:
         network.load_state_dict(load_file(folder / "trunk.safetensors"), strict=True)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, SafetensorError) as error:
         name = spec.architecture.name
         raise UserError(
             f"{folder}/trunk.safetensors does not hold the tensors of {name}: {' '.join(str(error).split())}"

@@ -183,7 +183,7 @@ def fit(
         max_iter=max_iterations,
         max_eval=4 * max_iterations,
         history_size=20,
-        tolerance_grad=1e-5,
+        tolerance_grad=1e-4,
         tolerance_change=1e-7,
         line_search_fn="strong_wolfe",
     )
