@@ -139,7 +139,8 @@ def _contrast(x: Tensor, factor: Tensor) -> None:
 
 def _saturation(x: Tensor, factor: Tensor) -> None:
     """Away from each pixel's luma."""
-    x.mul_(factor).add_(_luma(x).mul_((1 - factor) / factor)).clamp_(0, 1)
+    grey = _luma(x).mul_(1 - factor)
+    x.mul_(factor).add_(grey).clamp_(0, 1)
 
 
 def _hue(x: Tensor, turns: Tensor) -> None:

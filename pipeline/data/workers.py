@@ -74,8 +74,8 @@ def numbered(
 def start_fork_server() -> ForkServerContext:
     """Start the process that will fork the workers, unless it runs; call early, its imports take seconds.
 
-    Forking this process could copy a lock that a thread of ours holds, and spawning would import torch once per
-    worker.
+    Forking this process could copy a lock that a thread of ours holds, and spawning would import torch once
+    per worker.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline.data.loader"])
