@@ -192,7 +192,7 @@ def test_parameters_have_the_asked_ranges_and_chances() -> None:
     jittered = drawn[drawn[:, ORDER] >= 0, ORDER]
     assert set(jittered.tolist()) == set(range(24))
     sigma = drawn[drawn[:, SIGMA] > 0, SIGMA]
-    assert 0.3 <= sigma.min() + 1e-6
+    assert sigma.min() + 1e-6 >= 0.3
     assert sigma.max() <= 1.2 + 1e-6
     shares = [len(jittered) / 20_000, drawn[:, GREY].mean(), len(sigma) / 20_000, drawn[:, SOLARIZE].mean()]
     assert np.abs(np.array(shares) - [0.7, 0.25, 0.6, 0.1]).max() < 0.015

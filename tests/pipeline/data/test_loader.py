@@ -178,7 +178,7 @@ def test_a_window_without_a_usable_sample_is_the_users_to_mend(own_dataset: Call
     damage(root, list(range(12)))
     for workers in (0, 1):
         with pytest.raises(
-            UserError, match="8 samples in a row of .* `ingest verify --level decode"
+            UserError, match=r"8 samples in a row of .* `ingest verify --level decode"
         ) as caught:
             take(make_loader(root, workers=workers), 0, 1)
         assert "Traceback" not in str(caught.value)

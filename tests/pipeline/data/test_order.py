@@ -163,6 +163,6 @@ def test_a_dataset_smaller_than_a_batch_is_refused() -> None:
 
 
 def test_a_world_size_that_does_not_divide_is_refused_with_those_near() -> None:
-    with pytest.raises(UserError, match="7 ranks cannot share data.batch_size 96 .*: use .* 3, 4, 6, 8,"):
+    with pytest.raises(UserError, match=r"7 ranks cannot share data.batch_size 96 .*: use .* 3, 4, 6, 8,"):
         rank_rows(96, rank=0, world_size=7)
     assert rank_rows(96, rank=2, world_size=3) == slice(64, 96)

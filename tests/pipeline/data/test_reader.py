@@ -121,12 +121,16 @@ def test_a_missing_shard_is_the_users_to_mend(own_dataset: Callable[..., Path], 
     assert pauses == []
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def test_no_more_units_than_asked_stay_open(small_dataset: Path) -> None:
     dataset = open_dataset(small_dataset)
     reader = Reader(dataset, units=3)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     for unit_index in [0, 1, 2, 3, 4, 5, 6, 0, 3]:
         reader.read(unit_index, 0)
-        assert len(os.listdir("/proc/self/fd")) <= before + 3
+        assert open_files() <= before + 3
     reader.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
