@@ -89,7 +89,7 @@ class RegNetParameters(Section):
 
 
 class Trunk(Section):
-    """The network that is kept. `regnet_y` takes explicit `regnet` parameters; other names are published sizes."""
+    """The network that is kept: a published size by name, or `regnet_y` with `regnet` parameters."""
 
     name: Literal[
         "regnet_y",
@@ -183,7 +183,7 @@ class Train(Section):
 
 
 class Probe(Section):
-    """An online weighted kNN on labelled datasets, every so many steps; it changes nothing in the training."""
+    """A weighted kNN on labelled datasets, every so many steps; it changes nothing in the training."""
 
     train: str
     test: str

@@ -133,7 +133,10 @@ def test_a_circle_is_refused_and_named(tmp_path):
     ("stages", "sentence"),
     [
         ({"a": {"kind": "toi"}}, "stage a: there is no kind 'toi'; did you mean 'toy'?"),
-        ({"a": {"kind": "toy", "inputs": {"r99": "a"}}}, "stage a: toy has no input 'r99'; there are: r0, r1"),
+        (
+            {"a": {"kind": "toy", "inputs": {"r99": "a"}}},
+            "stage a: toy has no input 'r99'; there are: r0, r1",
+        ),
         ({"fir": {"kind": "toy"}, "b": {"kind": "toy", "inputs": {"r0": "fit"}}}, "did you mean 'fir'?"),
         ({"a": {"kind": "needy"}}, "stage a: needy needs the input 'data'"),
         ({"a": {"kind": "toy", "recipe": {"numbr": 1}}}, "stage a: 'numbr' is not a key .* 'number'"),
