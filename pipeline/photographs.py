@@ -13,6 +13,7 @@ import io
 import json
 import os
 import tarfile
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -195,7 +196,10 @@ def read_folder(root: Path, recipe: PhotographsRecipe) -> Album:
         if len(pictures) == recipe.max_pictures or sum(broken.values()) > 10 * recipe.max_pictures:
             break
         try:
-            image = _reduced(decode(_bounded_bytes(root / name), limits=ImageLimits()))
+            with warnings.catch_warnings():
+                # Pillow's remarks on damaged files: they are counted instead.
+                warnings.simplefilter("ignore")
+                image = _reduced(decode(_bounded_bytes(root / name)))
         except ImageError as error:
             broken[error.reason] += 1
             continue

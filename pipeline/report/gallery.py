@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,8 +95,14 @@ def label_rows(
     ]
 
 
-def crops_seen(recipe: PretrainRecipe, samples: Samples, *, count: int) -> list[CropRow]:
-    """The crops of the first samples of step 0, as the loader makes them, and de-normalised for the eye."""
+def crops_seen(
+    recipe: PretrainRecipe, samples: Samples, labels: dict[int, str], *, count: int
+) -> list[CropRow]:
+    """Crops of step 0 as the loader makes them, de-normalised for the eye; each of another label if possible.
+
+    Args:
+        labels: sample key → label.
+    """
     loader = Loader(
         recipe.data, seed=recipe.seed, rank=0, world_size=1, workers=0, device=torch.device("cpu")
     )
@@ -113,7 +120,7 @@ def crops_seen(recipe: PretrainRecipe, samples: Samples, *, count: int) -> list[
                 (crops.shape[-1], [data_uri(_to_image(view[index])) for view in crops]) for crops in groups
             ],
         )
-        for index in range(min(count, rows))
+        for index in _of_different_labels([labels[int(key)] for key in batch.keys], count)
     ]
 
 
@@ -173,12 +180,17 @@ def _first_of(label: str, features: Features, samples: Samples, count: int) -> l
 
 def _draw_queries(test: Features, count: int, seed: int) -> list[int]:
     order = torch.randperm(len(test.y), generator=torch.Generator().manual_seed(seed)).tolist()
-    seen: dict[int, int] = {}
-    for index in order:
-        seen.setdefault(int(test.y[index]), index)
-    first = list(seen.values())[:count]
-    rest = [index for index in order if index not in set(first)]
-    return first + rest[: count - len(first)]
+    return [order[place] for place in _of_different_labels(test.y[order].tolist(), count)]
+
+
+def _of_different_labels(labels: Sequence[object], count: int) -> list[int]:
+    """Places of `count` labels: the first of each kind, then, if these are too few, the first others."""
+    first: dict[object, int] = {}
+    for place, label in enumerate(labels):
+        first.setdefault(label, place)
+    chosen = list(first.values())
+    rest = [place for place in range(len(labels)) if place not in first.values()]
+    return (chosen + rest)[:count]
 
 
 def _neighbour(bank: Features, row: int, similarity: float, label: str, samples: Samples) -> Neighbour:

@@ -98,7 +98,7 @@ def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path) -> None:
             wall=evidence.run.receipt.seconds,
             stages=_stages(evidence),
             curves=curves(run),
-            crops=crops_seen(pretrain, train_samples, count=recipe.crop_rows),
+            crops=crops_seen(pretrain, train_samples, _labels(trained[0]), count=recipe.crop_rows),
             queries=nearest_rows(
                 {"trained": trained, "random": random},
                 train_samples,
@@ -181,6 +181,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _features(source: Input) -> tuple[Features, Features]:
     return load_features(source.path / "train.safetensors"), load_features(source.path / "test.safetensors")
+
+
+def _labels(features: Features) -> dict[int, str]:
+    pairs = zip(features.keys.tolist(), features.y.tolist(), strict=True)
+    return {key: features.classes[label] for key, label in pairs}
 
 
 def _overview(folder: Path, photographs: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from PIL import Image
 from cluster.local import LocalExecutor
 from pipeline.dag import build_graph, closing_lines, load_dag, run_graph
 from pipeline.receipts import Receipt
+from pipeline.recipe import read_yaml
 from pipeline.report.figures import Bar, Series, bar_chart, line_chart, ticks
 from pipeline.report.report import curves, duration
 from pipeline.stages import KINDS
@@ -90,6 +91,9 @@ def test_receipts_hold_what_happened(demo):
     assert results["train"].metrics["kept"] == 240
     assert results["pretrain"].metrics["step"] == 4
     assert set(results["pretrain"].outputs) == {"checkpoints", "recipe.yaml", "metrics.jsonl", "timing.jsonl"}
+    assert results["pretrain"].recipe["data"]["sealed"] is None
+    resolved = read_yaml(demo[1] / "latest" / "pretrain" / "recipe.yaml")
+    assert resolved["data"]["sealed"] == results["train"].metrics["root"]  # pinned for life
     assert results["random_trunk"].metrics["feature_dim"] == results["trunk"].metrics["feature_dim"]
     assert results["pixels"].metrics["feature_dim"] == 3 * 4 * 4
     assert results["knn"].metrics["test_samples"] == 40
