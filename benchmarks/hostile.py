@@ -91,7 +91,8 @@ def main() -> None:
     bound = largest[0] + arguments.workers * largest[1]
     print(f"peak of the process tree: {memory.peak / 2**20:.0f} MiB proportional, sampled every 10 ms;")
     print(
-        f"  at most {bound:.0f} MiB: crawler {largest[0]:.0f} + {arguments.workers} x largest checker {largest[1]:.0f}"
+        f"  at most {bound:.0f} MiB: crawler {largest[0]:.0f}"
+        f" + {arguments.workers} x largest checker {largest[1]:.0f}"
     )
     slowest, name = slowest_file(arguments.source, settings)
     print(f"slowest file alone: {slowest:.3f} s, {name}")
