@@ -24,7 +24,7 @@ class SwAVMethod(nn.Module):
     authors' code, so a head with BatchNorm takes its statistics over all sizes.
 
     Args:
-        trunk: images to (N, feature_dim), with the attribute `feature_dim`.
+        trunk: images to float features (N, feature_dim).
         section: the recipe's `method`.
         batch_size: samples of the coupled batch, over all ranks; a multiple of the number of ranks.
         assignment_views: crops per sample of the first crop group; these are the views that get assignments.

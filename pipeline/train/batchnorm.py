@@ -129,9 +129,7 @@ class CoupledBatchNorm(nn.Module):
     def _group(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised rows of one group, with its mean and its unbiased variance."""
         if self.sharing is not None:
-            result = _NormalizeOverRanks.apply(  # type: ignore[no-untyped-call]
-                x, self.weight, self.bias, self.eps, self.sharing
-            )
+            result = _normalize_over_ranks(x, self.weight, self.bias, self.eps, self.sharing)
             return cast(tuple[Tensor, Tensor, Tensor], result)
         # With a momentum of 1 the "running" statistics are this group's own.
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
@@ -146,6 +144,17 @@ class CoupledBatchNorm(nn.Module):
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
         self.num_batches_tracked.add_(1)
+
+
+# torch.compile does not follow collectives through an autograd function: it stops before, and goes on after.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _normalize_over_ranks(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: ProcessGroup
+) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor] = _NormalizeOverRanks.apply(  # type: ignore[no-untyped-call]
+        x, weight, bias, eps, group
+    )
+    return result
 
 
 class _NormalizeOverRanks(torch.autograd.Function):

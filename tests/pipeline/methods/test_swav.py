@@ -1,4 +1,4 @@
-"""SwAV's loss and assignments: equal to the paper's equations, stable, and equal on any number of ranks."""
+"""The SwAV method: equal on any number of ranks, its queue, its freeze, its diagnostics."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
+from swav_reference import loss_of_the_paper, sinkhorn_of_the_paper
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
@@ -109,75 +108,6 @@ def test_T1_swav_gradients_on_n_ranks_equal_one_rank(
                 np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-10, err_msg=name)
 
 
-def sinkhorn_of_the_paper(scores: NDArray[Any], epsilon: float, iterations: int) -> NDArray[Any]:
-    """Equation 5: Diag(u) exp(C^T Z / epsilon) Diag(v), prototypes by samples, marginals 1/K and 1/B."""
-    kernel = np.exp(scores.T / epsilon)
-    prototypes, samples = kernel.shape
-    u, v = np.ones(prototypes), np.ones(samples)
-    for _ in range(iterations):
-        u = 1 / prototypes / (kernel @ v)
-        v = 1 / samples / (kernel.T @ u)
-    plan: NDArray[Any] = np.diag(u) @ kernel @ np.diag(v)
-    return samples * plan.T
-
-
-def loss_of_the_paper(scores: NDArray[Any], assignments: NDArray[Any], temperature: float) -> float:
-    """Equations 1, 2 and 6, term by term."""
-    views, samples, _ = scores.shape
-    terms = []
-    for i in range(len(assignments)):
-        for v in range(views):
-            for n in range(samples):
-                if v != i:
-                    power = np.exp(scores[v, n] / temperature)
-                    terms.append(-np.sum(assignments[i, n] * np.log(power / power.sum())))
-    return float(np.mean(terms))
-
-
-def random_cosines(seed: int, *shape: int, dim: int = 8) -> NDArray[Any]:
-    random = np.random.default_rng(seed)
-    rows = random.standard_normal((*shape[:-1], dim))
-    columns = random.standard_normal((shape[-1], dim))
-    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
-    columns /= np.linalg.norm(columns, axis=-1, keepdims=True)
-    cosines: NDArray[Any] = rows @ columns.T
-    return cosines
-
-
-@given(
-    samples=st.integers(1, 40),
-    prototypes=st.integers(1, 60),
-    epsilon=st.sampled_from([0.03, 0.05, 0.2, 1.0]),
-    iterations=st.integers(1, 10),
-    seed=st.integers(0, 10_000),
-)
-@settings(deadline=None, max_examples=60)
-def test_T5_sinkhorn_equals_the_paper(
-    samples: int, prototypes: int, epsilon: float, iterations: int, seed: int
-) -> None:
-    scores = random_cosines(seed, samples, prototypes)
-    found = sinkhorn(torch.from_numpy(scores.copy()), epsilon=epsilon, iterations=iterations)
-    expected = sinkhorn_of_the_paper(scores, epsilon, iterations)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
-
-
-@given(
-    assigned=st.integers(1, 2),
-    others=st.integers(1, 4),
-    samples=st.integers(1, 6),
-    prototypes=st.integers(2, 9),
-    seed=st.integers(0, 10_000),
-)
-@settings(deadline=None, max_examples=40)
-def test_T5_loss_equals_the_paper(
-    assigned: int, others: int, samples: int, prototypes: int, seed: int
-) -> None:
-    scores = random_cosines(seed, assigned + others, samples, prototypes)
-    assignments = np.stack([sinkhorn_of_the_paper(view, 0.05, 3) for view in scores[:assigned]])
-    found = swav_loss(torch.from_numpy(scores), torch.from_numpy(assignments), temperature=0.1)
-    assert float(found) == pytest.approx(loss_of_the_paper(scores, assignments, 0.1), rel=1e-12)
-
-
 def test_T5_method_equals_the_paper_with_its_queue() -> None:
     """The whole forward: the third step's assignments come from the batch and the two before it."""
     method = build_method(make_recipe(queue_length=2 * BATCH), group=None).double()
@@ -196,59 +126,6 @@ def test_T5_method_equals_the_paper_with_its_queue() -> None:
         method.after_step(step)
         newest = method.queue[:, :BATCH].numpy()
         np.testing.assert_allclose(newest, z.reshape(5, BATCH, -1)[:2], rtol=0, atol=1e-12)
-
-
-@given(
-    samples=st.integers(1, 64),
-    prototypes=st.integers(1, 96),
-    epsilon=st.floats(0.005, 1.0),
-    iterations=st.integers(1, 12),
-    seed=st.integers(0, 10_000),
-)
-@settings(deadline=None, max_examples=60)
-def test_sinkhorn_marginals_in_float32(
-    samples: int, prototypes: int, epsilon: float, iterations: int, seed: int
-) -> None:
-    """Every sample has mass 1 at once; the prototypes' masses near B / K with every iteration."""
-    scores = torch.from_numpy(random_cosines(seed, samples, prototypes, dim=2)).float()
-    few = sinkhorn(scores, epsilon=epsilon, iterations=iterations)
-    more = sinkhorn(scores, epsilon=epsilon, iterations=iterations + 10)
-    assert bool((few >= 0).all()) and bool(few.isfinite().all())
-    torch.testing.assert_close(few.sum(1), torch.ones(samples), rtol=0, atol=1e-5)
-    share = samples / prototypes
-
-    def worst(assignments: Tensor) -> float:
-        return float((assignments.sum(0) / share - 1).abs().max())
-
-    assert worst(more) <= worst(few) + 1e-3
-
-
-def test_sinkhorn_reaches_equal_shares() -> None:
-    scores = torch.from_numpy(random_cosines(0, 96, 24))
-    assignments = sinkhorn(scores, epsilon=0.1, iterations=200)
-    torch.testing.assert_close(
-        assignments.sum(0), torch.full((24,), 96 / 24, dtype=torch.float64), rtol=1e-6, atol=0
-    )
-
-
-@pytest.mark.parametrize("kind", ["random", "extreme", "collapsed"])
-def test_sinkhorn_is_stable_with_16k_prototypes_in_float32(kind: str) -> None:
-    """SEER's setting, with a batch far smaller than the number of prototypes."""
-    samples, prototypes = 256, 16_000
-    if kind == "random":
-        scores = torch.from_numpy(random_cosines(1, samples, prototypes, dim=256))
-    elif kind == "extreme":
-        # Cosines of -1 and 1 only: a spread of e^67 at epsilon 0.03, and prototypes that nobody likes.
-        random = np.random.default_rng(1)
-        scores = torch.from_numpy(np.where(random.random((samples, prototypes)) < 1e-3, 1.0, -1.0))
-    else:
-        scores = torch.full((samples, prototypes), 0.3, dtype=torch.float64)
-    found = sinkhorn(scores.float(), epsilon=0.03, iterations=10)
-    expected = sinkhorn(scores, epsilon=0.03, iterations=10)
-    assert bool(found.isfinite().all())
-    torch.testing.assert_close(found.sum(1), torch.ones(samples), rtol=0, atol=1e-4)
-    # Cosines of float32 divided by 0.03 are off by 33 * 6e-8; ten iterations of sums over 16,000 add to that.
-    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-9)
 
 
 def test_frozen_prototypes_stay_and_have_no_momentum_when_they_thaw() -> None:
