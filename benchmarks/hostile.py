@@ -103,14 +103,13 @@ def main() -> None:
 def slowest_file(source: str, settings: CrawlSettings) -> tuple[float, str]:
     opened = open_source(source)
     items = list(opened.items())
+    read = opened.read(items, max_bytes=settings.treatment.limits.max_bytes)
     times = []
     with Checker[str](
         settings.treatment, workers=1, seconds=settings.seconds, memory_mb=settings.memory_mb
     ) as checker:
         list(checker.run([("warm-up", b"")]))
-        for item, data in zip(
-            items, opened.read(items, max_bytes=settings.treatment.limits.max_bytes), strict=True
-        ):
+        for item, data in zip(items, read, strict=True):
             started = time.monotonic()
             list(checker.run([("", data)]))
             times.append((time.monotonic() - started, item.path.decode(errors="backslashreplace")))

@@ -66,3 +66,20 @@ def crawl() -> Callable[..., CrawlReport]:
         )
 
     return crawl
+
+
+@pytest.fixture(scope="session")
+def scan_bomb() -> bytes:
+    """A progressive JPEG of 4 megapixels whose last scan comes 3,000 times: minutes of decoding."""
+    buffer = io.BytesIO()
+    Image.new("L", (2000, 2000)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    table = data.rindex(b"\xff\xc4", 0, last)
+    return data[:-2] + data[table:-2] * 3000 + data[-2:]
+
+
+@pytest.fixture(scope="session")
+def huge(encode: Encode) -> bytes:
+    """A small file that is a picture of 16 megapixels."""
+    return encode(Image.new("RGB", (4000, 4000)), "PNG")

@@ -102,6 +102,7 @@ def bombs(encode):
     return {name: bytes(data) for name, data in (parts | {"jpeg": jpeg, "bmp": bmp, "tiff": tiff}).items()}
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_D4_bombs_are_rejected_before_any_decoder(encode, monkeypatch):
     for name, data in bombs(encode).items():
         if name != "gif_frame":
