@@ -1,5 +1,6 @@
 """The crawl: plan, read, check, shard, commit, seal. Running it again finishes what is missing."""
 
+import errno
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from ingest.shard import ShardWriter
 from ingest.sources.source import Item, Problem, Source
 
 __all__ = ["Counts", "CrawlReport", "CrawlSettings", "Progress", "crawl_shards"]
+
+_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 logger = logging.getLogger(__name__)
 
@@ -103,13 +106,31 @@ def crawl_shards(
         progress: is told how far the crawl is.
 
     Raises:
-        UserError: a source cannot be used, or the output was planned for other work.
+        UserError: a source cannot be used, the output was planned for other work, or cannot be written.
     """
     output = Path(output)
     if not sources:
         raise UserError("a crawl needs at least one source: a folder or a tar")
     opened = [open_source(text) for text in sources]
     _refuse_output_inside(sources, output)
+    try:
+        return _crawled(opened, output, settings, workers=workers, progress=progress)
+    except OSError as error:
+        # Trouble with reading a source is a row; what is left is the output's.
+        if error.errno not in _MENDABLE:
+            raise
+        reason = (error.strerror or "").lower()
+        raise UserError(
+            f"cannot write {output}: {reason}; mend that, then run the same command again"
+        ) from error
+    finally:
+        for source in opened:
+            source.close()
+
+
+def _crawled(
+    sources: Sequence[Source], output: Path, settings: CrawlSettings, *, workers: int, progress: Progress
+) -> CrawlReport:
     make_folder(output)
     counts = Counts()
 
@@ -117,16 +138,14 @@ def crawl_shards(
         counts.planned = items
         progress(counts)
 
-    plan = freeze(output, opened, settings, listed=listed)
+    plan = freeze(output, sources, settings, listed=listed)
     counts.units, counts.planned = len(plan.units), plan.rows
-    crawl = _Crawl(plan=plan, sources=opened, settings=settings, counts=counts, progress=progress)
+    crawl = _Crawl(plan=plan, sources=sources, settings=settings, counts=counts, progress=progress)
     with Checker[_Attempt](
         settings.treatment, workers=workers, seconds=settings.seconds, memory_mb=settings.memory_mb
     ) as checker:
         for unit, results in groupby(checker.run(crawl.rows()), key=lambda result: result[0].unit):
             crawl.make_unit(unit, results)
-    for source in opened:
-        source.close()
     root = seal(output, dict.fromkeys(plan.units, plan.fingerprint))
     progress(counts)
     return CrawlReport(output=output, root=root, counts=counts)

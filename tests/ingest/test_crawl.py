@@ -1,5 +1,6 @@
 """The crawl as a whole: same bytes whatever happens on the way, every attempt accounted for."""
 
+import errno
 import hashlib
 import json
 import os
@@ -135,6 +136,19 @@ def test_output_inside_a_source_is_refused(tmp_path, folder, crawl):
         crawl([source], source / "out")
     with pytest.raises(UserError, match="at least one source"):
         crawl([], tmp_path / "out")
+
+
+def test_output_that_cannot_be_written_is_told_and_gone_on_with(tmp_path, folder, crawl, monkeypatch):
+    source = folder()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot write .*file/out: not a directory; mend that, then run"):
+        crawl([source], tmp_path / "file" / "out")
+    with monkeypatch.context() as patch:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        patch.setattr(committing, "create_if_absent", lambda *_: (_ for _ in ()).throw(full))
+        with pytest.raises(UserError, match=r"cannot write .*out: no space left on device"):
+            crawl([source], tmp_path / "out")
+    assert crawl([source], tmp_path / "out").counts.kept == 10
 
 
 def crawl_with_death_at(step, source, output):
