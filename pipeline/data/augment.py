@@ -70,7 +70,7 @@ def augment(
     kernel spans four sigmas to either side, but at most a tenth of the crop.
 
     Args:
-        crops: (n, 3, S, S) uint8.
+        crops: (n, 3, S, S) uint8, best in channels_last.
         parameters: (n, PARAMETERS) of `draw_parameters`, on the CPU: what to do is decided there, without
             waiting for a GPU.
         mean, std: of the channels, where 1 is white.
@@ -82,7 +82,7 @@ def augment(
     compute = torch.float64 if dtype == torch.float64 else torch.float32
 
     def jitter(values: Tensor, order: int, parameters: Tensor) -> Tensor:
-        values = values.to(compute).mul_(1 / 255)
+        values = values.to(compute).mul_(1 / 255).permute(0, 3, 1, 2).contiguous()
         for operation in _ORDERS[order] if order >= 0 else ():
             _JITTER[operation](values, parameters[:, operation].to(values).view(-1, 1, 1, 1))
         grey = parameters[:, GREY].to(values)
@@ -96,7 +96,8 @@ def augment(
 
     widest = max(1, round(crops.shape[-1] / 20))
     radius = torch.ceil(parameters[:, SIGMA] * _BLUR_SIGMAS).clamp(max=widest)
-    x = _each(crops, parameters, parameters[:, ORDER], jitter)
+    pixels = crops.permute(0, 2, 3, 1).contiguous()
+    x = _each(pixels, parameters, parameters[:, ORDER], jitter)
     if radius.any():
         x = _each(x, parameters, radius, blur)
     if parameters[:, SOLARIZE].any():

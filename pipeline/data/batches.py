@@ -28,7 +28,8 @@ class Batch:
     """One rank's rows of a global batch.
 
     Attributes:
-        crops: for each crop group uint8 (count·b, 3, S, S), view-major: view 0 of all rows, then view 1, …
+        crops: for each crop group uint8 (count·b, 3, S, S) in channels_last, view-major: view 0 of all rows,
+            then view 1, …
         photometric: for each crop group float32 (count·b, K), the colour parameters that `augment` takes.
         keys: int64 (b,), the samples' keys.
     """
@@ -75,7 +76,7 @@ class RankBatches:
         keys = np.array([reader.key(*place) for place in places], np.int64)
         draws = self._draws(epoch, keys, np.zeros(self._count, np.int64))
         crops = [
-            np.empty((group.count, self._count, 3, group.size, group.size), np.uint8)
+            np.empty((group.count, self._count, group.size, group.size, 3), np.uint8)
             for group in self._data.crops
         ]
         for number, place in enumerate(places):
@@ -88,7 +89,7 @@ class RankBatches:
                 keys[number] = reader.key(*candidate)
                 draws[number] = self._draws(epoch, keys[number : number + 1], np.array([ahead]))[0]
         return Batch(
-            crops=[torch.from_numpy(of_group).flatten(0, 1) for of_group in crops],
+            crops=[torch.from_numpy(of_group).flatten(0, 1).permute(0, 3, 1, 2) for of_group in crops],
             photometric=self._photometric(draws),
             keys=torch.from_numpy(keys),
         )
