@@ -4,6 +4,7 @@
 # make install              what the demo needs, in .venv
 
 PYTHON ?= python3
+export IMAGES
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -13,7 +14,8 @@ AVX2 := $(shell grep -q -w avx2 /proc/cpuinfo 2>/dev/null && echo -mavx2)
 .PHONY: demo test lint install clean
 
 demo: $(VENV)/.demo
-	$(BIN)/submit dag demo $(if $(IMAGES),"stages.photographs.recipe.images=$$(realpath -e -- '$(IMAGES)')")
+	@images=; [ -z "$$IMAGES" ] || images=$$(realpath -e -- "$$IMAGES") || exit 1; \
+	  set -x; $(BIN)/submit dag demo $${images:+"stages.photographs.recipe.images='$$images'"}
 
 test: $(VENV)/.test lint
 	GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
@@ -51,4 +53,4 @@ pillow-simd:
 	@$(BIN)/python -c 'import PIL; assert ".post" in PIL.__version__' 2>/dev/null \
 	  || CC="$${CC:-cc} $(AVX2)" $(PIP) install --quiet --no-deps --force-reinstall pillow-simd==$(PILLOW).post0 >$(VENV)/pillow-simd.log 2>&1 \
 	  || { $(PIP) install --quiet --no-deps --force-reinstall pillow==$(PILLOW); \
-	       echo "pillow-simd did not build (log: $(VENV)/pillow-simd.log): going on with Pillow; for the faster build: apt-get install gcc python3-dev libjpeg-dev zlib1g-dev libwebp-dev, then make clean install"; }
+	       echo "pillow-simd did not build (log: $(VENV)/pillow-simd.log): going on with Pillow; for the faster build: apt-get install gcc python3-dev libjpeg-dev zlib1g-dev libwebp-dev libtiff-dev, then make clean install"; }

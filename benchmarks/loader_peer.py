@@ -1,7 +1,8 @@
-"""The peer of benchmarks/loader.py: what people write over `webdataset` and PIL. Imports nothing of this project.
+"""The peer of benchmarks/loader.py: what people write over `webdataset` and PIL.
 
-Runs under any Python that has webdataset, numpy and a Pillow, so that stock Pillow can be measured from its own
-environment. Prints one JSON line: samples per second of CPU time, or of wall time for `raw`.
+It imports nothing of this project and runs under any Python that has webdataset, numpy and a Pillow, so that
+stock Pillow can be measured from its own environment. Prints one JSON line: samples per second of CPU time,
+or of wall time for `raw`.
 """
 
 import argparse

@@ -274,7 +274,9 @@ class LocalHandle:
             if number == signal.SIGKILL:
                 self._end_group(process)
             else:
-                process.send_signal(number)
+                # Not Popen.send_signal: it reaps a rank that has just ended, behind _observe's back.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
 
     def _end_group(self, process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -100,20 +100,20 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def publish(temporary: Path, final: Path, sha256: str) -> None:
-    """Give a durable draft its content name, and reread it.
+    """Reread a durable draft, and give it its content name.
 
     Two workers that made the same bytes use the same name: either's file serves both.
 
     Raises:
         OSError: what comes back is not what was written.
     """
-    temporary.replace(final)
-    sync_folder(final.parent)
-    with final.open("rb") as file:
+    with temporary.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             raise OSError(
                 f"{final} does not read back as it was written: the disk or file system is at fault"
             )
+    temporary.replace(final)
+    sync_folder(final.parent)
 
 
 def commit(output: Path, record: dict[str, Any]) -> dict[str, Any]:

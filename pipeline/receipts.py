@@ -239,7 +239,12 @@ def folder_identity(folder: Path) -> str:
     """A digest of what a user's folder (or file) holds, by names, sizes and modification times.
 
     Reading every picture to be sure would cost more than working again after a `touch`.
+
+    Raises:
+        UserError: if there is nothing at the path.
     """
+    if not folder.exists():
+        raise UserError(f"{folder} does not exist; give a folder of pictures that does")
     digest = hashlib.sha256()
     for name in list_files(folder) if folder.is_dir() else [""]:
         status = (folder / name).stat()

@@ -223,9 +223,17 @@ def pretrain_job(recipe: PretrainRecipe, folder: Path, resources: Resources) -> 
 
 
 def resources_for(run: Run) -> Resources:
-    """What a recipe's `run` section asks for: by default one rank per GPU, or one on the CPU."""
+    """What a recipe's `run` section asks for: by default one rank per GPU, or one on the CPU.
+
+    Raises:
+        UserError: if there are fewer GPUs than ranks.
+    """
     gpus = 0 if run.device == "cpu" else torch.cuda.device_count()
     ranks = run.ranks_per_node or max(1, gpus)
+    if gpus and ranks > gpus:
+        raise UserError(
+            f"{ranks} ranks need {ranks} GPUs, there are {gpus}: use --ranks {gpus} or run.device=cpu"
+        )
     return Resources(nodes=run.nodes, ranks_per_node=ranks, gpus_per_rank=1 if gpus else 0)
 
 

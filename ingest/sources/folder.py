@@ -29,13 +29,23 @@ class FolderSource:
         """Nothing stays open between files."""
 
     def items(self) -> Iterator[Item]:
-        yield from self._below(b"")
+        """All files, in the order of whole paths, with one folder's names per level in memory.
 
-    def _below(self, folder: bytes) -> Iterator[Item]:
-        """Items below `folder` ("" or ending in a slash). A folder sorts as if its name ended in a slash:
-        then going down depth first is the order of whole paths, and only one folder's names are in memory per
-        level.
+        A folder sorts as if its name ended in a slash: then going down depth first is the order of paths. The
+        levels are a stack of our own, for a hostile tree may be deeper than Python's.
         """
+        levels = [self._within(b"")]
+        while levels:
+            below = next(levels[-1], None)
+            if below is None:
+                levels.pop()
+            elif isinstance(below, Item):
+                yield below
+            else:
+                levels.append(self._within(below))
+
+    def _within(self, folder: bytes) -> Iterator[Item | bytes]:
+        """The items, and the paths of the folders, of one `folder` ("" or ending in a slash), sorted."""
         try:
             with os.scandir(self._root + b"/" + folder) as entries:
                 names = sorted(
@@ -48,7 +58,7 @@ class FolderSource:
             return
         for name, entry in names:
             if name.endswith(b"/"):
-                yield from self._below(folder + name)
+                yield folder + name
             else:
                 yield self._item(folder + name, entry)
 

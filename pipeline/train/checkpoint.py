@@ -219,6 +219,9 @@ def broken_file(checkpoint: Path, *, share: tuple[int, int] = (0, 1)) -> str | N
         share: (i, n) looks at every n-th file from the i-th on.
     """
     files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    for name in (".metadata", "state.json"):
+        if name not in files:  # what is read must be what the manifest vouches for
+            return f"{name} is not in the manifest"
     for name in sorted(files)[share[0] :: share[1]]:
         path = checkpoint / name
         if not path.is_file():

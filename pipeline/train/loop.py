@@ -104,9 +104,6 @@ def train(t: Training, preemption: PreemptionFlag) -> None:
 
 def set_up(recipe: PretrainRecipe, folder: Path, world: World) -> Training:
     """Build every part, and load the newest checkpoint."""
-    if world.is_first:
-        adopt(recipe, folder)
-        record_attempt(folder, ranks=world.size, device=str(world.device))
     loader = Loader(
         recipe.data,
         seed=recipe.seed,
@@ -120,6 +117,9 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World) -> Training:
     rank_rows = recipe.data.batch_size // world.size
     engine = parallelize(method, train=recipe.train, rank_rows=rank_rows, world=world)
     optimizer = build_optimizer(method, recipe.optim)
+    if world.is_first:  # only now: a recipe that does not fit must not claim the folder
+        adopt(recipe, folder)
+        record_attempt(folder, ranks=world.size, device=str(world.device))
     checkpoints = Checkpoints(
         folder,
         world=world,

@@ -73,6 +73,7 @@ def test_file_that_does_not_read_back_is_not_published(tmp_path):
     (tmp_path / "draft").write_bytes(b"other")
     with pytest.raises(OSError, match="does not read back"):
         publish(tmp_path / "draft", tmp_path / "final", hashlib.sha256(b"meant").hexdigest())
+    assert not (tmp_path / "final").exists()
 
 
 def test_lost_reply_and_lost_race_are_told_apart_by_reading(tmp_path):

@@ -7,6 +7,7 @@ import lzma
 import os
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -47,6 +48,20 @@ def test_folder_is_listed_in_the_order_of_path_bytes(tmp_path):
         with open(path, "wb") as file:  # noqa: PTH123
             file.write(name)
     assert list(read(FolderSource(tmp_path)).items()) == [(name, name) for name in sorted(names)]
+
+
+def test_D4_a_tree_deeper_than_the_stack_is_listed(tmp_path):
+    folders = [f"{tmp_path}{'/d' * depth}" for depth in range(1, 1501)]
+    for folder in folders:
+        os.mkdir(folder)  # noqa: PTH102 -- pathlib recurses, as makedirs and rmtree do
+    picture = Path(folders[-1], "last.jpg")
+    picture.write_bytes(b"last")
+    try:
+        assert list(read(FolderSource(tmp_path)).values()) == [b"last"]
+    finally:
+        picture.unlink()
+        for folder in reversed(folders):
+            os.rmdir(folder)  # noqa: PTH106
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from cluster.errors import UserError
 from pipeline import photographs as module
 from pipeline.photographs import SHIPPED, PhotographsRecipe, cut_tiles, identity, read_folder
+from pipeline.receipts import folder_identity
 from pipeline.recipe import check_recipe
 
 
@@ -182,6 +184,11 @@ def test_odd_folder_names_become_plain_labels(tmp_path):
     cut_tiles(small(images=str(tmp_path)), tmp_path.parent / "odd")
     names = {name.split("/")[0] for name, _ in members(tmp_path.parent / "odd" / "train.tar")}
     assert names == {"a_b", "ü_2", "plain"}
+
+
+def test_a_folder_that_is_not_there_has_no_identity():
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        folder_identity(Path("nowhere"))
 
 
 def test_regions_that_leave_nothing_for_testing_are_refused():

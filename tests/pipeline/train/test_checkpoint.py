@@ -148,6 +148,12 @@ def damage_edit_the_state(checkpoint: Path) -> None:
     (checkpoint / "state.json").write_text(json.dumps(state | {"step": 1}))
 
 
+def damage_keep_the_pickle_from_the_manifest(checkpoint: Path) -> None:
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    del manifest["files"][".metadata"]
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize("damage", [v for k, v in sorted(globals().items()) if k.startswith("damage_")])
 def test_a_broken_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
