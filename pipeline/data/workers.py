@@ -8,8 +8,11 @@ import shutil
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar, cast
@@ -18,9 +21,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from cluster.errors import UserError
+from pipeline.data.parcels import Buffers, Parcel
 
 # Batches that torch lets each worker run ahead.
 _PREFETCH = 2
+# Keys and parameters travel beside the pixels.
+_ROOM_FOR_SMALL_TENSORS = 1 << 20
+# Preemption and interruption are the trainer's to handle: it needs batches until it stops. The fork server and
+# the workers inherit the mask, so that there is no moment without it.
+_TRAINERS_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
 # Where torch puts what workers share.
 _SHARED_MEMORY = Path("/dev/shm")
 # glibc's mallopt.
@@ -53,22 +62,50 @@ def numbered(
     if workers == 0:
         for number in itertools.count(first):
             yield make(number).pin_memory() if pin_memory else make(number)
-    _refuse_little_shared_memory(shared_bytes * (_PREFETCH * workers + 1), workers)
+    # As many as can be on their way, and three for this side: one in use, one next, one being pinned.
+    count = _PREFETCH * workers + 3
+    _refuse_little_shared_memory(count * shared_bytes, workers)
+    buffers = Buffers(count=count, size=shared_bytes + _ROOM_FOR_SMALL_TENSORS)
+    free = deque(range(count))
     loaded: Any = DataLoader(
-        cast(Any, _Numbered(make)),
+        cast(Any, _Numbered(make, buffers)),
         batch_size=None,
-        sampler=itertools.count(first),
+        sampler=_tickets(first, free),
         num_workers=workers,
         prefetch_factor=_PREFETCH,
         collate_fn=_unchanged,
-        pin_memory=pin_memory,
         multiprocessing_context=start_fork_server(),
         worker_init_fn=_prepare_worker,
     )
-    for value in loaded:
-        if isinstance(value, _Refusal):
-            raise UserError(value.sentence)
-        yield value
+    values = _opened(iter(loaded), buffers, free)
+    yield from _pinned(values) if pin_memory else values
+
+
+def _tickets(first: int, free: deque[int]) -> Iterator[tuple[int, int | None]]:
+    """Numbers, each with the buffer that its value shall come in, if one is free."""
+    for number in itertools.count(first):
+        yield number, free.popleft() if free else None
+
+
+def _opened(answers: Iterator[Any], buffers: Buffers, free: deque[int]) -> Iterator[Any]:
+    for answer in answers:
+        if isinstance(answer, _Refusal):
+            raise UserError(answer.sentence)
+        yield buffers.unpack(answer, free) if isinstance(answer, Parcel) else answer
+
+
+def _pinned(values: Iterator[T]) -> Iterator[T]:
+    """The values in page-locked memory; a thread copies the next one meanwhile."""
+
+    def pin_next() -> T:
+        return next(values).pin_memory()
+
+    with ThreadPoolExecutor(1) as thread:
+        pinned = thread.submit(pin_next)
+        while True:
+            value = pinned.result()
+            pinned = thread.submit(pin_next)
+            yield value
 
 
 def start_fork_server() -> ForkServerContext:
@@ -79,50 +116,62 @@ def start_fork_server() -> ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline.data.loader"])
-    forkserver.ensure_running()
+    # Its own helper first, for that unblocks signals.
+    resource_tracker.ensure_running()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return context
 
 
+@dataclass(frozen=True)
 class _Refusal:
     """A UserError on its way out of a worker; torch would bury the sentence in a traceback."""
 
-    def __init__(self, sentence: str) -> None:
-        self.sentence = sentence
-
-    def pin_memory(self) -> Self:
-        return self
+    sentence: str
 
 
 class _Numbered(Generic[T]):
-    def __init__(self, make: Callable[[int], T]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[int], T], buffers: Buffers) -> None:
+        self._make, self._buffers = make, buffers
 
-    def __getitem__(self, number: int) -> T | _Refusal:
+    def __getitem__(self, ticket: tuple[int, int | None]) -> T | Parcel | _Refusal:
+        number, slot = ticket
         try:
-            return self._make(number)
+            value = self._make(number)
         except UserError as error:
             return _Refusal(str(error))
+        return value if slot is None else self._buffers.pack(value, slot)
 
 
-def _unchanged(value: T) -> T:
+def _unchanged(value: Any) -> Any:
     return value
 
 
 def _prepare_worker(_: int) -> None:
-    # Preemption and interruption are the trainer's to handle; it still needs batches until it stops.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS_SIGNALS)
     torch.set_num_threads(1)
     keep_freed_memory()
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    for wait in (_die_with_trainer, _obey_trainer):
+        threading.Thread(target=wait, daemon=True).start()
 
 
-def _die_with_parent() -> None:
+def _die_with_trainer() -> None:
     # The fork server outlives a killed trainer while workers live, so that torch's own check sees no change.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        trainer.join()
         os._exit(1)
+
+
+def _obey_trainer() -> None:
+    """End on a SIGTERM of the trainer, who sends one when it exits, but on no one else's."""
+    trainer = multiprocessing.parent_process()
+    while trainer is not None:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == trainer.pid:
+            os._exit(0)
 
 
 def keep_freed_memory() -> None:

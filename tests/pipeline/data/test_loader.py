@@ -247,7 +247,7 @@ def test_the_reader_keeps_open_what_the_windows_of_its_lanes_need(
 def test_workers_die_with_a_killed_trainer_and_ignore_its_signals(small_dataset: Path) -> None:
     script = Path(__file__).with_name("killed_trainer.py")
     trainer = subprocess.Popen(
-        [sys.executable, str(script), str(small_dataset)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(script), str(small_dataset), "wait"], stdout=subprocess.PIPE, text=True
     )
     try:
         assert trainer.stdout is not None
@@ -263,6 +263,49 @@ def test_workers_die_with_a_killed_trainer_and_ignore_its_signals(small_dataset:
         trainer.wait()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
+
+
+def test_a_trainer_exits_with_its_workers_though_they_ignore_others(small_dataset: Path) -> None:
+    script = Path(__file__).with_name("killed_trainer.py")
+    command = [sys.executable, str(script), str(small_dataset), "exit"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    workers = [int(pid) for pid in done.stdout.split()]
+    assert len(workers) == 2
+    assert not any(psutil.pid_exists(pid) for pid in workers)
+
+
+def test_L1_batches_stay_as_they_were_while_they_are_kept(small_dataset: Path) -> None:
+    """Keeping more batches than there are shared buffers, in any pattern, spoils none."""
+    expected = take(make_loader(small_dataset), 0, 30)
+    kept: list[Batch] = []
+    for (_, theirs), (step, ours) in zip(
+        expected, make_loader(small_dataset, workers=1).from_step(0), strict=False
+    ):
+        if step % 3 or step < 12:
+            kept.append(ours)
+        else:
+            assert_same(ours, theirs)
+    numbers = [step for step in range(30) if step % 3 or step < 12]
+    for step, batch in zip(numbers, kept, strict=True):
+        assert_same(batch, expected[step][1])
+
+
+def test_pinned_values_come_in_order(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[int] = []
+
+    def pin(batch: Batch) -> Batch:
+        pinned.append(int(batch.keys[0]))
+        return batch
+
+    monkeypatch.setattr(Batch, "pin_memory", pin)
+    expected = [int(batch.keys[0]) for _, batch in take(make_loader(small_dataset), 0, 6)]
+    for workers in (0, 1):
+        loader = make_loader(small_dataset, workers=workers)
+        loader._device = torch.device("cuda")
+        got = [int(batch.keys[0]) for _, batch in take(loader, 0, 6)]
+        assert got == expected
+        assert pinned[:6] == expected
+        pinned.clear()
 
 
 def test_an_abandoned_iterator_takes_its_workers_along(small_dataset: Path) -> None:
