@@ -27,8 +27,8 @@ from pipeline.data.parcels import Buffers, Parcel
 _PREFETCH = 2
 # Keys and parameters travel beside the pixels.
 _ROOM_FOR_SMALL_TENSORS = 1 << 20
-# Preemption and interruption are the trainer's to handle: it needs batches until it stops. The fork server and
-# the workers inherit the mask, so that there is no moment without it.
+# Preemption and interruption are the trainer's to handle: it needs batches until it stops. The fork server
+# and the workers inherit the mask, so that there is no moment without it.
 _TRAINERS_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
 # Where torch puts what workers share.
 _SHARED_MEMORY = Path("/dev/shm")
