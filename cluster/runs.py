@@ -271,8 +271,8 @@ def explain(status: Status) -> str:
     """Why a run is where it is, in a sentence; for a crash, followed by the end of the rank's log."""
     if status.failure is None:
         return {
-            State.PREEMPTED: f"{status.name} was stopped and has saved where it was; "
-            "give the same command again to go on",
+            State.PREEMPTED: f"{status.name} was stopped; "
+            "give the same command again to go on from where it last saved",
             State.CANCELLED: f"{status.name} was cancelled; give the same command again to go on",
         }.get(status.state, f"{status.name} is {status.state}")
     failure = status.failure

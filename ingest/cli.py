@@ -98,7 +98,7 @@ def crawl_command(
         int, typer.Option(min=1, help="Images that claim more are rejected undecoded.")
     ] = DEFAULTS.treatment.limits.max_pixels,
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="Time that checking one image may take.")
+        float, typer.Option(min=0.1, help="CPU time that checking one image may take.")
     ] = DEFAULTS.seconds,
     memory_mb: Annotated[
         int, typer.Option(min=64, help="Memory that checking one image may take, MiB.")

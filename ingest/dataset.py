@@ -47,7 +47,7 @@ class Dataset:
         view: the view's bitmaps; None for the whole dataset.
         units: unit numbers, ascending, (u,) uint32.
         counts: samples per unit, (u,) int64.
-        shards, metas: names of each unit's files below `path`.
+        shards, metas: names of each unit's files below `path`; in Arrow's memory, for there can be a million.
     """
 
     path: str
@@ -55,17 +55,17 @@ class Dataset:
     view: ViewBitmaps | None
     units: NDArray[np.uint32]
     counts: NDArray[np.int64]
-    shards: Sequence[str]
-    metas: Sequence[str]
+    shards: pa.ChunkedArray
+    metas: pa.ChunkedArray
 
     def __len__(self) -> int:
         return int(self.counts.sum())
 
     def shard_path(self, unit_index: int) -> str:
-        return f"{self.path}/{self.shards[unit_index]}"
+        return f"{self.path}/{self.shards[unit_index].as_py()}"
 
     def meta_path(self, unit_index: int) -> str:
-        return f"{self.path}/{self.metas[unit_index]}"
+        return f"{self.path}/{self.metas[unit_index].as_py()}"
 
     def unit_rows(self, unit_index: int) -> UnitRows:
         """Read one unit's rows; the caller keeps them as long as it needs them."""
@@ -109,7 +109,7 @@ def open_dataset(path: str | Path, *, sealed: str | None = None, view: str | Non
         UserError: it is no dataset, is not sealed, has no such root or view, or is damaged.
     """
     root = _latest(Path(path)) if sealed is None else sealed
-    table = sealed_units(path, root)
+    table = sealed_units(path, root, columns=["unit", "kept", "shard", "meta"])
     units = table["unit"].to_numpy().astype(np.uint32)
     counts = table["kept"].to_numpy().astype(np.int64)
     bitmaps = None if view is None else read_view(path, view, root=root)
@@ -123,8 +123,8 @@ def open_dataset(path: str | Path, *, sealed: str | None = None, view: str | Non
         view=bitmaps,
         units=units[used],
         counts=counts[used],
-        shards=table["shard"].take(used).to_pylist(),
-        metas=table["meta"].take(used).to_pylist(),
+        shards=table["shard"].take(used),
+        metas=table["meta"].take(used),
     )
 
 
@@ -143,8 +143,8 @@ def sealed_head(path: str | Path, root: str) -> dict[str, Any]:
     return head
 
 
-def sealed_units(path: str | Path, root: str) -> pa.Table:
-    """Every unit sealed as this root, empty ones too, ascending; columns as in `ingest.commit.UNITS_SCHEMA`.
+def sealed_units(path: str | Path, root: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Every unit sealed as this root, empty ones too, ascending; columns of `ingest.commit.UNITS_SCHEMA`.
 
     Raises:
         UserError: there is no such root, or its list of units is damaged.
@@ -158,7 +158,7 @@ def sealed_units(path: str | Path, root: str) -> pa.Table:
         raise UserError(
             f"{path}: the list of units of root {root[:12]} is damaged; restore the file from a copy"
         )
-    return pq.read_table(io.BytesIO(data))
+    return pq.read_table(io.BytesIO(data), columns=columns, use_threads=False)
 
 
 def _latest(path: Path) -> str:

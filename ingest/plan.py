@@ -53,7 +53,7 @@ class CrawlSettings:
     Attributes:
         unit_rows: attempts per unit.
         treatment: of each image: limits, resize, quality.
-        seconds: wall time one image may take.
+        seconds: CPU time one image may take.
         memory_mb: memory that checking one image may take, MiB.
     """
 

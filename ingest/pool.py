@@ -43,7 +43,7 @@ class Checker(Generic[Token]):
     Args:
         treatment: what is made of each image.
         workers: number of processes.
-        seconds: wall time that one image may take.
+        seconds: CPU time that one image may take.
         memory_mb: address space that one process may add to what it has at its start, MiB.
     """
 
@@ -151,7 +151,7 @@ class _ProcessDied(Exception):  # noqa: N818
     def __init__(self, image: int | None, code: int, words: str) -> None:
         super().__init__(f"exit status {code}{': ' if words else ''}{words}")
         self.image = image
-        self.timed_out = code == -signal.SIGALRM
+        self.timed_out = code == -signal.SIGPROF
 
 
 class _Process:

@@ -96,10 +96,15 @@ def read_seal(folder: Path) -> tuple[Seal | None, list[Damage]]:
     head = json.loads(head_bytes)
     rows = pq.read_table(io.BytesIO(list_bytes), schema=UNITS_SCHEMA).to_pylist()
     counted = {"units": len(rows), "planned": _total(rows, "rows"), "kept": _total(rows, "kept")}
+    said = {name: head.get(name) for name in counted}
+    for status in ("rejected", "failed"):
+        counted[status] = _total(rows, status)
+        reasons = head.get(status)
+        said[status] = sum(reasons.values()) if isinstance(reasons, dict) else reasons
     damages = [
-        _damage(head_name, f"says {name} = {head.get(name)}, and its list of units gives {count}")
+        _damage(head_name, f"says {name} = {said[name]}, and its list of units gives {count}")
         for name, count in counted.items()
-        if head.get(name) != count
+        if said[name] != count
     ]
     return Seal(root=root, head=head, units=tuple(rows)), damages
 
@@ -118,12 +123,14 @@ def verify_root(folder: Path, seal: Seal) -> list[Damage]:
         name = layout.commit_name(row["unit"])
         data = _bytes_of(folder / name)
         if data is None:
-            return damages  # told by its unit
+            continue  # told by its unit
         leaves.append(data)
         if not _agrees(data, row):
             damages.append(_damage(name, "is not the commit that was sealed"))
+    if len(leaves) < len(seal.units) or damages:
+        return damages
     root = merkle_root(leaves)
-    if root != seal.root and not damages:
+    if root != seal.root:
         damages.append(_damage("commits", f"give root {root[:12]}, not the sealed {seal.root[:12]}"))
     return damages
 

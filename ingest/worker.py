@@ -2,10 +2,9 @@
 
 The parent (`ingest.pool`) sends the treatment once, then batches; for each batch one answer comes back.
 Before each image its number is written where the parent can read it after this process has died. The kernel
-ends the
-process when an image takes longer than the limit, and refuses it memory beyond the limit: both hold while a
-decoder written in C runs, and when the parent is gone. Only numbers and bytes cross, no pickles: hostile
-bytes are parsed here, so what comes out is not trusted to be code.
+ends the process when an image takes more CPU time than the limit, and refuses it memory beyond the limit:
+both hold while a decoder written in C runs, and when the parent is gone. Only numbers and bytes cross, no
+pickles: hostile bytes are parsed here, so what comes out is not trusted to be code.
 """
 
 import json
@@ -55,7 +54,7 @@ def from_row(row: list[Any], file: BinaryIO) -> Checked:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     source, answers = sys.stdin.buffer, sys.stdout.buffer
     order = read_head(source)
     treatment = Treatment(**order["treatment"] | {"limits": ImageLimits(**order["treatment"]["limits"])})
@@ -70,9 +69,10 @@ def main() -> None:
         verdicts = []
         for number, image in enumerate(images):
             current[:] = struct.pack("<I", number)
-            signal.setitimer(signal.ITIMER_REAL, order["seconds"])
+            # CPU time: a machine that is busy, or stopped for a while, must not fail a good image (D1).
+            signal.setitimer(signal.ITIMER_PROF, order["seconds"])
             verdicts.append(check(image, treatment))
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         current[:] = struct.pack("<I", NO_IMAGE)
         write_frame(
             answers,

@@ -92,7 +92,7 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
     """Pretrain a trunk. The same command with the same --run goes on where the run was stopped."""
     from pipeline.stages import pretrain_job, resources_for
     from pipeline.train.checkpoint import latest, step_of
-    from pipeline.train.provenance import check_same_recipe, to_yaml
+    from pipeline.train.provenance import check_same_recipe, pin_dataset, to_yaml
 
     if recipe_name is None:
         recipe_name = DEFAULT_RECIPE
@@ -105,20 +105,23 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
     name = recipe.run.name or f"{Path(recipe_name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": name})})
     folder = Path(recipe.run.folder) / name
-    job = pretrain_job(recipe, folder, resources_for(recipe.run))
-    if job.resources.nodes > 1:
+    resources = resources_for(recipe.run)
+    if resources.nodes > 1:
         raise UserError(
-            f"{job.resources.nodes} nodes need SLURM or Ray, which --executor slurm or ray will choose once "
+            f"{resources.nodes} nodes need SLURM or Ray, which --executor slurm or ray will choose once "
             "they are there: on this machine use --nodes 1, and --ranks for several processes"
         )
+    if not dry_run or (folder / "recipe.yaml").is_file():  # a dry run needs no data
+        recipe = pin_dataset(recipe, folder)
     check_same_recipe(recipe, folder)
+    job = pretrain_job(recipe, folder, resources)
     checkpoint = latest(folder)
     start = "from the start" if checkpoint is None else f"from step {step_of(checkpoint)}"
-    per_rank = "1 GPU" if job.resources.gpus_per_rank else "the CPU"
+    per_rank = "1 GPU" if resources.gpus_per_rank else "the CPU"
     typer.echo(to_yaml(recipe))
     typer.echo(
         f"{'would run' if dry_run else 'run'} {folder} {start}, on this machine: "
-        f"{job.resources.ranks} ranks, each on {per_rank}"
+        f"{resources.ranks} ranks, each on {per_rank}"
     )
     if dry_run:
         return

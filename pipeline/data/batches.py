@@ -72,7 +72,7 @@ class RankBatches:
         """
         epoch, step_of_epoch = divmod(step, self._order.steps_per_epoch)
         reader = self._open_reader()
-        places = self._places(epoch, step_of_epoch, self._rows, 0)
+        places = self.places(step)
         keys = np.array([reader.key(*place) for place in places], np.int64)
         draws = self._draws(epoch, keys, np.zeros(self._count, np.int64))
         crops = [
@@ -93,6 +93,10 @@ class RankBatches:
             photometric=self._photometric(draws),
             keys=torch.from_numpy(keys),
         )
+
+    def places(self, step: int) -> list[tuple[int, int]]:
+        """The (unit index, row) of the rank's rows of micro-batch `step`, before any substitution."""
+        return self._places(*divmod(step, self._order.steps_per_epoch), self._rows, 0)
 
     def _places(self, epoch: int, step: int, rows: slice, ahead: int) -> list[tuple[int, int]]:
         """The (unit index, row) of some rows of a global batch."""

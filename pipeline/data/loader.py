@@ -72,6 +72,10 @@ class Loader:
             self._step = number + 1
             yield number, batch
 
+    def locate(self, step: int) -> list[tuple[int, int]]:
+        """Where this rank's samples of micro-batch `step` are, as (unit index, row); nothing is read."""
+        return self._batches.places(step)
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: the identity of the order, and the next step."""
         return {**self._identity, "step": self._step}

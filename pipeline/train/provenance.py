@@ -16,7 +16,20 @@ import yaml
 
 from cluster.errors import UserError
 from cluster.job import write_atomically
+from ingest.dataset import open_dataset
 from pipeline.recipe import PretrainRecipe, read_yaml
+
+
+def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
+    """The recipe with the dataset root that this run reads for life, whatever is sealed later.
+
+    A recipe that names no root gets the one that the run began with; a new run gets the latest.
+    """
+    if recipe.data.sealed is not None:
+        return recipe
+    saved = folder / "recipe.yaml"
+    there = read_yaml(saved)["data"]["sealed"] if saved.is_file() else open_dataset(recipe.data.root).root
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sealed": there})})
 
 
 def adopt(recipe: PretrainRecipe, folder: Path) -> None:

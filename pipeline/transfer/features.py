@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from ingest.dataset import Dataset
-from ingest.image import decode
-from pipeline.data.reader import Reader
+from ingest.image import ImageError, decode
+from pipeline.data.reader import BadSampleError, Reader
 from pipeline.data.workers import numbered
 from pipeline.recipe import Section
 
@@ -64,8 +64,10 @@ def extract_features(
         limit: at most so many samples, evenly spaced over the dataset; None for all.
 
     Raises:
-        UserError: if a sample has no label.
+        UserError: if there is no sample, or one has no label or cannot be read.
     """
+    if len(dataset) == 0:
+        raise UserError(f"{dataset.path} has no image to evaluate with: see `ingest stats {dataset.path}`")
     positions = evenly_spaced(len(dataset), limit)
     batches = image_batches(
         dataset,
@@ -218,23 +220,36 @@ class _Batches:
         self._labels: tuple[int, list[str | None]] | None = None
 
     def __call__(self, number: int) -> ImageBatch:
-        if self._reader is None:
-            self._reader = Reader(self._dataset, units=64)
         positions = self._positions[number * self._size : (number + 1) * self._size]
         side = self._preprocessing.image_size
         images, keys, labels = np.empty((len(positions), side, side, 3), np.uint8), [], []
         for index, position in enumerate(positions):
             unit = int(np.searchsorted(self._ends, position, side="right"))
             row = int(position - self._ends[unit] + self._dataset.counts[unit])
-            image = decode(self._reader.read(unit, row))
-            images[index] = np.asarray(fit_image(image, self._preprocessing))
-            keys.append(self._reader.key(unit, row))
+            images[index] = np.asarray(fit_image(self._image(unit, row), self._preprocessing))
+            keys.append(self._open_reader().key(unit, row))
             labels.append(self._label(unit, row))
         return ImageBatch(
             images=torch.from_numpy(images).permute(0, 3, 1, 2),
             keys=torch.tensor(keys, dtype=torch.int64),
             labels=labels,
         )
+
+    def _image(self, unit: int, row: int) -> Image.Image:
+        """A decoded sample; unlike training, an evaluation takes no substitutes."""
+        reader = self._open_reader()
+        try:
+            return decode(reader.read(unit, row))
+        except (BadSampleError, ImageError) as error:
+            raise UserError(
+                f"{reader.name(unit, row)} cannot be evaluated ({error}): see what is damaged with "
+                f"`ingest verify --level decode {self._dataset.path}`, and restore it"
+            ) from error
+
+    def _open_reader(self) -> Reader:
+        if self._reader is None:
+            self._reader = Reader(self._dataset, units=64)
+        return self._reader
 
     def _label(self, unit: int, row: int) -> str:
         if self._labels is None or self._labels[0] != unit:

@@ -80,6 +80,20 @@ def test_D1_checkers_killed_from_outside_change_nothing(scene, encode):
     assert killed == 4
 
 
+def test_D1_a_machine_that_stands_still_fails_no_image(scene, encode):
+    images = [encode(scene(number, 200, 150), "PNG") for number in range(160)]
+    verdicts = []
+    with Checker(Treatment(resize=100), workers=1, seconds=0.2, memory_mb=768) as checker:
+        for token, _, verdict in checker.run(enumerate(images)):
+            verdicts.append((verdict.status, verdict.reason))
+            if token % 20 == 10:
+                (child,) = psutil.Process().children()
+                child.suspend()
+                time.sleep(0.4)  # longer than an image may take
+                child.resume()
+    assert verdicts == [("kept", "")] * 160
+
+
 def test_checkers_that_cannot_start_are_an_error(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text("raise SystemExit('no room')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

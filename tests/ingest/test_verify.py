@@ -133,6 +133,15 @@ def test_swapped_shards_are_found_by_sha(dataset):
     }
 
 
+def test_a_missing_commit_does_not_hide_the_rest(dataset):
+    gone, other = sorted(dataset.glob("commits/*.json"))[:2]
+    gone.unlink()
+    other.write_bytes(b"{}")
+    found = found_from(dataset, Level.SHA)
+    assert found[str(gone.relative_to(dataset))].endswith("is missing")
+    assert found[str(other.relative_to(dataset))].endswith("is not the commit that was sealed")
+
+
 def test_swapped_commits_are_found_by_sha(dataset):
     first, second = (dataset / layout.commit_name(unit) for unit in (0, 1))
     one, other = first.read_bytes(), second.read_bytes()
@@ -197,6 +206,15 @@ def test_head_that_miscounts_is_found_by_name(dataset, name):
     path.write_bytes(canonical(head | {name: head[name] + 1}))
     sentence = found_from(dataset, Level.NAMES)[str(path.relative_to(dataset))]
     assert f"says {name} = {head[name] + 1}" in sentence
+
+
+@pytest.mark.parametrize("status", ["rejected", "failed"])
+def test_head_that_miscounts_by_reason_is_found_by_name(dataset, status):
+    path = next((dataset / "sealed").glob("*.json"))
+    head = json.loads(path.read_bytes())
+    said = sum(head[status].values()) + 2
+    path.write_bytes(canonical(head | {status: head[status] | {"another": 2}}))
+    assert f"says {status} = {said}" in found_from(dataset, Level.NAMES)[str(path.relative_to(dataset))]
 
 
 @pytest.mark.parametrize(

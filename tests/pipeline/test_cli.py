@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from cluster.job import State
 from cluster.runs import Failure, Process, RunFolder, Status
+from ingest.dataset import open_dataset
 from pipeline.cli import app
 
 SUBMIT = [sys.executable, "-c", "from pipeline.cli import main; main()"]
@@ -63,6 +64,7 @@ def test_a_run_from_the_first_step_to_the_last_and_back_again(recipe: Path) -> N
     assert "step 6/6" in done.output
     assert "completed: runs/first" in done.output
     saved = yaml.safe_load(Path("runs/first/recipe.yaml").read_text())
+    assert saved["data"]["sealed"] == open_dataset(saved["data"]["root"]).root
     assert saved["optim"]["lr"] == 0.3 and saved["run"]["name"] == "first"
     attempt = json.loads(Path("runs/first/attempts.jsonl").read_text())
     assert attempt["ranks"] == 2
@@ -97,7 +99,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(recipe: Path) -> None:
     output, error = launcher.communicate(timeout=30)
     assert launcher.returncode == 85
     assert "SIGINT: saving and stopping at the next step" in output
-    assert "stopped was stopped and has saved where it was; give the same command again to go on" in error
+    assert "stopped was stopped; give the same command again to go on from where it last saved" in error
     assert "Traceback" not in output + error
     assert re.search(r"from step \d+", submit(*words[3:], "--dry-run").output)
 

@@ -7,11 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tiny_training import make_recipe
+from tiny_training import make_dataset, make_recipe
 
 from cluster.errors import UserError
+from ingest.dataset import open_dataset
 from pipeline.recipe import PretrainRecipe, load_recipe
-from pipeline.train.provenance import adopt, differences, record_attempt, source_version
+from pipeline.train.provenance import adopt, differences, pin_dataset, record_attempt, source_version
 
 
 def test_a_saved_recipe_is_the_recipe(tmp_path: Path) -> None:
@@ -31,6 +32,26 @@ def test_only_the_run_section_may_change(tmp_path: Path) -> None:
         UserError, match=r"\(data\.root is 'somewhere' there, 'elsewhere' here; seed is 1 there, 2"
     ):
         adopt(make_recipe(Path("elsewhere"), seed=2), tmp_path)
+
+
+def test_a_run_keeps_the_dataset_that_it_began_with(tmp_path: Path) -> None:
+    data, run = make_dataset(tmp_path), tmp_path / "run"
+    recipe = make_recipe(data)
+    pinned = pin_dataset(recipe, run)
+    root = open_dataset(data).root
+    assert pinned.data.sealed == root
+    adopt(pinned, run)
+    # Another root is sealed later: a new run takes it, this one does not.
+    other = "0" * 64
+    for kind in ("json", "parquet"):
+        (data / "sealed" / f"{other}.{kind}").write_bytes((data / "sealed" / f"{root}.{kind}").read_bytes())
+    (data / "DATASET.json").write_text(json.dumps({"format": 1, "sealed": other}))
+    assert pin_dataset(recipe, tmp_path / "new").data.sealed == other
+    assert pin_dataset(recipe, run) == pinned
+    adopt(pin_dataset(recipe, run), run)
+    asked = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sealed": other})})
+    with pytest.raises(UserError, match=r"data\.sealed is "):
+        adopt(pin_dataset(asked, run), run)
 
 
 def test_differences_are_found_at_any_depth() -> None:

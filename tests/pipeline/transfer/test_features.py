@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,26 @@ def test_batches_and_workers_change_nothing(dataset, batch_size):
     assert torch.equal(other.x, expected.x)
     assert torch.equal(other.keys, expected.keys)
     assert torch.equal(other.y, expected.y)
+
+
+def test_a_damaged_sample_is_a_sentence_that_names_it(tmp_path):
+    damaged = open_dataset(make_dataset(tmp_path))
+    shard = Path(damaged.shard_path(0))
+    data = bytearray(shard.read_bytes())
+    data[int(damaged.unit_rows(0).offsets[1]) + 5] ^= 0xFF
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=rf"{shard.name}:0000000000001 cannot be evaluated .*ingest verify"):
+        flat(damaged)
+
+
+def test_a_dataset_without_images_is_a_sentence(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "text.jpg").write_text("no image")
+    crawl_shards(
+        [str(tmp_path / "source")], tmp_path / "out", CrawlSettings(), workers=1, progress=lambda counts: None
+    )
+    with pytest.raises(UserError, match="has no image to evaluate with"):
+        flat(open_dataset(tmp_path / "out"))
 
 
 def test_a_trunk_is_evaluated_and_given_back_in_its_mode(dataset):
