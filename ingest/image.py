@@ -67,6 +67,9 @@ class ImageError(Exception):
         self.status = status
         self.reason = reason
 
+    def __str__(self) -> str:
+        return f"{self.status}: {self.reason}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:

@@ -96,11 +96,8 @@ def read_seal(folder: Path) -> tuple[Seal | None, list[Damage]]:
     head = json.loads(head_bytes)
     rows = pq.read_table(io.BytesIO(list_bytes), schema=UNITS_SCHEMA).to_pylist()
     counted = {"units": len(rows), "planned": _total(rows, "rows"), "kept": _total(rows, "kept")}
-    said = {name: head.get(name) for name in counted}
-    for status in ("rejected", "failed"):
-        counted[status] = _total(rows, status)
-        reasons = head.get(status)
-        said[status] = sum(reasons.values()) if isinstance(reasons, dict) else reasons
+    counted |= {status: _total(rows, status) for status in ("rejected", "failed")}
+    said = {name: _number_said(head.get(name)) for name in counted}
     damages = [
         _damage(head_name, f"says {name} = {said[name]}, and its list of units gives {count}")
         for name, count in counted.items()
@@ -254,6 +251,13 @@ def _text_at(data: bytes, key: str) -> str | None:
     except (ValueError, KeyError, TypeError):
         return None
     return value if isinstance(value, str) else None
+
+
+def _number_said(value: Any) -> Any:
+    """A count of a seal's head, summed over its reasons if it has them; damaged ones as they are."""
+    if isinstance(value, dict) and all(isinstance(count, int) for count in value.values()):
+        return sum(value.values())
+    return value
 
 
 def _total(rows: list[dict[str, Any]], name: str) -> int:

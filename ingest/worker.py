@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 from ingest.image import Checked, ImageLimits, Treatment, check
 
 NO_IMAGE = 0xFFFFFFFF
+# Wall time that an image may take, in multiples of its CPU time.
+_PATIENCE = 30
 
 
 def write_frame(file: BinaryIO, head: Any, parts: list[bytes]) -> None:
@@ -55,6 +57,7 @@ def from_row(row: list[Any], file: BinaryIO) -> Checked:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     source, answers = sys.stdin.buffer, sys.stdout.buffer
     order = read_head(source)
     treatment = Treatment(**order["treatment"] | {"limits": ImageLimits(**order["treatment"]["limits"])})
@@ -71,8 +74,11 @@ def main() -> None:
             current[:] = struct.pack("<I", number)
             # CPU time: a machine that is busy, or stopped for a while, must not fail a good image (D1).
             signal.setitimer(signal.ITIMER_PROF, order["seconds"])
+            # And an end to waiting that takes none; the parent tries such an image once more.
+            signal.setitimer(signal.ITIMER_REAL, _PATIENCE * order["seconds"])
             verdicts.append(check(image, treatment))
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         current[:] = struct.pack("<I", NO_IMAGE)
         write_frame(
             answers,

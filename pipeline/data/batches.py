@@ -39,9 +39,11 @@ class Batch:
     keys: Tensor
 
     def pin_memory(self) -> "Batch":
-        """The same, ready for asynchronous copies to a GPU; the parameters stay, the CPU reads them."""
+        """A copy, ready for asynchronous copies to a GPU; the CPU reads the parameters."""
         return Batch(
-            crops=[crops.pin_memory() for crops in self.crops], photometric=self.photometric, keys=self.keys
+            crops=[crops.pin_memory() for crops in self.crops],
+            photometric=[parameters.clone() for parameters in self.photometric],
+            keys=self.keys.clone(),
         )
 
 

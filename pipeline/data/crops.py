@@ -87,7 +87,7 @@ def cut(
     try:
         image = decode(data, at_least=place)
     except ImageError as error:
-        raise BadSampleError(f"{error.status}: {error.reason}") from error
+        raise BadSampleError(str(error)) from error
     if not boxes:
         place(image.width, image.height)
     across, down = image.width / width, image.height / height

@@ -55,8 +55,11 @@ class Loader:
             start_fork_server()
         self.steps_per_epoch = order.steps_per_epoch
 
-    def from_step(self, step: int) -> Iterator[tuple[int, Batch]]:
+    def from_step(self, step: int, *, held: int = 1) -> Iterator[tuple[int, Batch]]:
         """Batches with their global micro-batch counter, from `step` on, epoch after epoch, without end.
+
+        Args:
+            held: batches that the caller keeps while it asks for another.
 
         Raises:
             UserError: see `RankBatches` and `numbered`.
@@ -67,6 +70,7 @@ class Loader:
             workers=self._workers,
             pin_memory=self._device.type == "cuda",
             shared_bytes=self._batches.crop_bytes,
+            held=held,
         )
         for number, batch in enumerate(batches, step):
             self._step = number + 1

@@ -35,9 +35,6 @@ class Buffers:
         for tensor in self._tensors:
             tensor.share_memory_()  # type: ignore[no-untyped-call]
 
-    def __len__(self) -> int:
-        return len(self._tensors)
-
     def pack(self, value: object, slot: int) -> Parcel:
         """Copy the value's tensors into a buffer; those that do not fit are pickled with the rest."""
         data = io.BytesIO()
@@ -64,8 +61,8 @@ class _Packer(pickle.Pickler):
         size, start = value.numel() * value.element_size(), self._used
         if start + size > len(self._buffer):
             return None
-        if value.untyped_storage().nbytes() != size:
-            value = value.contiguous()
+        if value.storage_offset() or value.untyped_storage().nbytes() != size:
+            value = value.clone(memory_format=torch.contiguous_format)
         # The memory of a dense tensor is copied as it lies, whatever the strides.
         flat = value.as_strided((value.numel(),), (1,), 0)
         self._buffer[start : start + size] = flat.view(torch.uint8)

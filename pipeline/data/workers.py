@@ -10,7 +10,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
@@ -46,7 +45,13 @@ T = TypeVar("T", bound=Pinnable)
 
 
 def numbered(
-    make: Callable[[int], T], first: int, *, workers: int, pin_memory: bool, shared_bytes: int
+    make: Callable[[int], T],
+    first: int,
+    *,
+    workers: int,
+    pin_memory: bool,
+    shared_bytes: int,
+    held: int = 1,
 ) -> Iterator[T]:
     """make(first), make(first + 1), … without end.
 
@@ -55,6 +60,7 @@ def numbered(
         workers: processes; each makes every workers-th value. 0 makes them here, when they are asked for.
         pin_memory: move the values to page-locked memory, for copies to a GPU.
         shared_bytes: size of one value's tensors.
+        held: values that the caller keeps while it asks for another; more are right too, and slower.
 
     Raises:
         UserError: from `make`, in whichever process; or if shared memory cannot hold what the workers make.
@@ -62,10 +68,10 @@ def numbered(
     if workers == 0:
         for number in itertools.count(first):
             yield make(number).pin_memory() if pin_memory else make(number)
-    # As many as can be on their way, and three for this side: one in use, one next, one being pinned.
-    count = _PREFETCH * workers + 3
-    _refuse_little_shared_memory(count * shared_bytes, workers)
-    buffers = Buffers(count=count, size=shared_bytes + _ROOM_FOR_SMALL_TENSORS)
+    # As many as can be on their way, those that are held, and the one that is handed over.
+    count, size = _PREFETCH * workers + held + 1, shared_bytes + _ROOM_FOR_SMALL_TENSORS
+    _refuse_little_shared_memory(count * size, workers)
+    buffers = Buffers(count=count, size=size)
     free = deque(range(count))
     loaded: Any = DataLoader(
         cast(Any, _Numbered(make, buffers)),
@@ -77,35 +83,18 @@ def numbered(
         multiprocessing_context=start_fork_server(),
         worker_init_fn=_prepare_worker,
     )
-    values = _opened(iter(loaded), buffers, free)
-    yield from _pinned(values) if pin_memory else values
+    for answer in loaded:
+        if isinstance(answer, _Refusal):
+            raise UserError(answer.sentence)
+        value: T = buffers.unpack(answer, free) if isinstance(answer, Parcel) else answer
+        yield value.pin_memory() if pin_memory else value
+        del answer, value  # the buffer goes back as soon as the caller has done with it
 
 
 def _tickets(first: int, free: deque[int]) -> Iterator[tuple[int, int | None]]:
     """Numbers, each with the buffer that its value shall come in, if one is free."""
     for number in itertools.count(first):
         yield number, free.popleft() if free else None
-
-
-def _opened(answers: Iterator[Any], buffers: Buffers, free: deque[int]) -> Iterator[Any]:
-    for answer in answers:
-        if isinstance(answer, _Refusal):
-            raise UserError(answer.sentence)
-        yield buffers.unpack(answer, free) if isinstance(answer, Parcel) else answer
-
-
-def _pinned(values: Iterator[T]) -> Iterator[T]:
-    """The values in page-locked memory; a thread copies the next one meanwhile."""
-
-    def pin_next() -> T:
-        return next(values).pin_memory()
-
-    with ThreadPoolExecutor(1) as thread:
-        pinned = thread.submit(pin_next)
-        while True:
-            value = pinned.result()
-            pinned = thread.submit(pin_next)
-            yield value
 
 
 def start_fork_server() -> ForkServerContext:

@@ -173,7 +173,8 @@ def count_steps(recipe: PretrainRecipe, steps_per_epoch: int) -> int:
 def steps(t: Training, watch: Stopwatch) -> Iterator[tuple[int, list[Batch]]]:
     """The steps that are left, each with its micro-batches."""
     accumulate = t.recipe.train.accumulate
-    batches = t.loader.from_step(t.step * accumulate)
+    # The last step's batches live until those of the next are there.
+    batches = t.loader.from_step(t.step * accumulate, held=2 * accumulate)
     for step in range(t.step, t.total_steps):
         before = time.perf_counter()
         ready = [next(batches)[1] for _ in range(accumulate)]

@@ -24,6 +24,9 @@ def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
     """The recipe with the dataset root that this run reads for life, whatever is sealed later.
 
     A recipe that names no root gets the one that the run began with; a new run gets the latest.
+
+    Raises:
+        UserError: if a new run's dataset cannot be opened.
     """
     if recipe.data.sealed is not None:
         return recipe

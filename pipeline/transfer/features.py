@@ -85,7 +85,7 @@ def extract_features(
     with torch.inference_mode():
         for batch in batches:
             parts.append(trunk(normalise(batch.images, preprocessing, device)).float().cpu())
-            keys.append(batch.keys)
+            keys.append(batch.keys.clone())  # the batch's own memory is used again
             labels += batch.labels
     trunk.train(was_training)
     classes = tuple(sorted(set(labels)))
@@ -161,8 +161,8 @@ class ImageBatch:
     labels: list[str]
 
     def pin_memory(self) -> ImageBatch:
-        """The same, ready for an asynchronous copy to a GPU."""
-        return ImageBatch(images=self.images.pin_memory(), keys=self.keys, labels=self.labels)
+        """A copy, ready for an asynchronous copy to a GPU."""
+        return ImageBatch(images=self.images.pin_memory(), keys=self.keys.clone(), labels=self.labels)
 
 
 def image_batches(

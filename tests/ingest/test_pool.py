@@ -82,12 +82,12 @@ def test_D1_checkers_killed_from_outside_change_nothing(scene, encode):
 
 def test_D1_a_machine_that_stands_still_fails_no_image(scene, encode):
     images = [encode(scene(number, 200, 150), "PNG") for number in range(160)]
-    verdicts = []
+    verdicts, before = [], set(psutil.Process().children())
     with Checker(Treatment(resize=100), workers=1, seconds=0.2, memory_mb=768) as checker:
         for token, _, verdict in checker.run(enumerate(images)):
             verdicts.append((verdict.status, verdict.reason))
             if token % 20 == 10:
-                (child,) = psutil.Process().children()
+                (child,) = set(psutil.Process().children()) - before
                 child.suspend()
                 time.sleep(0.4)  # longer than an image may take
                 child.resume()

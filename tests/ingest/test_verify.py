@@ -215,6 +215,8 @@ def test_head_that_miscounts_by_reason_is_found_by_name(dataset, status):
     said = sum(head[status].values()) + 2
     path.write_bytes(canonical(head | {status: head[status] | {"another": 2}}))
     assert f"says {status} = {said}" in found_from(dataset, Level.NAMES)[str(path.relative_to(dataset))]
+    path.write_bytes(canonical(head | {status: {"another": "x"}}))
+    assert f"says {status} = {{" in found_from(dataset, Level.NAMES)[str(path.relative_to(dataset))]
 
 
 @pytest.mark.parametrize(
