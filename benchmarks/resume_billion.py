@@ -54,7 +54,7 @@ def make_sealed_list(folder: Path) -> None:
         columns[f"{kind}_bytes"] = rng.integers(1 << 28, 1 << 31, UNITS)
         columns[f"{kind}_sha256"] = own
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=UNITS_SCHEMA), buffer, compression="zstd")
+    pq.write_table(pa.table(columns, schema=UNITS_SCHEMA), buffer, compression="zstd", row_group_size=4_096)
     listing = buffer.getvalue()
     head = {"format": 1, "root": root, "units_sha256": hashlib.sha256(listing).hexdigest()}
     (folder / "sealed").mkdir()

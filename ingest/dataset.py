@@ -1,7 +1,6 @@
 """Opening a sealed dataset: the only way the pipeline sees data. What is not sealed is never looked at."""
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,14 +116,16 @@ def open_dataset(path: str | Path, *, sealed: str | None = None, view: str | Non
         kept = dict(zip(bitmaps.units.tolist(), bitmaps.kept.tolist(), strict=True))
         counts = np.array([kept.get(unit, 0) for unit in units.tolist()], np.int64)
     used = np.flatnonzero(counts)
+    if len(used) < len(counts):
+        table = table.take(used)
     return Dataset(
         path=str(path),
         root=root,
         view=bitmaps,
         units=units[used],
         counts=counts[used],
-        shards=table["shard"].take(used),
-        metas=table["meta"].take(used),
+        shards=table["shard"],
+        metas=table["meta"],
     )
 
 
@@ -150,15 +151,18 @@ def sealed_units(path: str | Path, root: str, *, columns: Sequence[str] | None =
         UserError: there is no such root, or its list of units is damaged.
     """
     head = sealed_head(path, root)
+    listing = Path(path) / layout.sealed_name(root, "parquet")
     try:
-        data = (Path(path) / layout.sealed_name(root, "parquet")).read_bytes()
+        with listing.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        data = b""
-    if hashlib.sha256(data).hexdigest() != head["units_sha256"]:
+        digest = ""
+    if digest != head["units_sha256"]:
         raise UserError(
             f"{path}: the list of units of root {root[:12]} is damaged; restore the file from a copy"
         )
-    return pq.read_table(io.BytesIO(data), columns=columns, use_threads=False)
+    with pq.ParquetFile(listing) as parquet:
+        return parquet.read(columns=columns, use_threads=False)
 
 
 def _latest(path: Path) -> str:

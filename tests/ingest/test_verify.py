@@ -137,7 +137,7 @@ def test_a_missing_commit_does_not_hide_the_rest(dataset):
     gone, other = sorted(dataset.glob("commits/*.json"))[:2]
     gone.unlink()
     other.write_bytes(b"{}")
-    found = found_from(dataset, Level.SHA)
+    found = faults(dataset, Level.SHA)
     assert found[str(gone.relative_to(dataset))].endswith("is missing")
     assert found[str(other.relative_to(dataset))].endswith("is not the commit that was sealed")
 

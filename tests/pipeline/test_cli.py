@@ -113,11 +113,11 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(recipe: Path) -> None:
 
 
 def test_a_mistake_that_only_the_ranks_can_see_is_one_line_too(recipe: Path) -> None:
-    words = ["pretrain", "--recipe", str(recipe), "--run", "wrong", "data.root=nowhere"]
+    words = ["pretrain", "--recipe", str(recipe), "--run", "wrong", "data.batch_size=4096"]
     finished = subprocess.run([*SUBMIT, *words], capture_output=True, text=True, check=False)
     assert finished.returncode == 2
     assert finished.stderr.startswith("submit: ") and len(finished.stderr.splitlines()) == 1
-    assert "nowhere" in finished.stderr
+    assert "data.batch_size is 4096 but the dataset has" in finished.stderr
     assert "Traceback" not in finished.stdout
     status = RunFolder.open(Path("runs/wrong")).status()
     assert status.state is State.FAILED and status.failure is not None and status.failure.user_error
@@ -127,6 +127,7 @@ def test_mistakes_are_told_in_one_line_and_in_full_with_debug(recipe: Path) -> N
     told = line(submit("pretrain", "--recipe", recipe, "--nodes", 2))
     assert told.startswith("submit: 2 nodes need SLURM or Ray") and "--executor" in told
     assert "did you mean 'optim.lr'?" in line(submit("pretrain", "--recipe", recipe, "optim.lrr=1"))
+    assert "nowhere is not a dataset" in line(submit("pretrain", "--recipe", recipe, "data.root=nowhere"))
     assert "there is no run in runs/nothing" in line(submit("status", "nothing"))
     assert "there is no run" in line(submit("logs", "nothing"))
     assert "no runs in runs" in submit("status").output

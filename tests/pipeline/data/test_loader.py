@@ -223,7 +223,7 @@ def test_little_shared_memory_is_refused_before_a_worker_dies(
 ) -> None:
     usage = SimpleNamespace(free=1_000)
     monkeypatch.setattr(workers_module, "shutil", SimpleNamespace(disk_usage=lambda _: usage))
-    with pytest.raises(UserError, match="2 workers need 0 MiB of shared memory and /dev/shm has 0 MiB"):
+    with pytest.raises(UserError, match="2 workers need 6 MiB of shared memory and /dev/shm has 0 MiB"):
         take(make_loader(small_dataset, workers=2), 0, 1)
 
 
