@@ -1,6 +1,6 @@
 """Claim: SwAV on 2 CPU cores learns CIFAR-10 features beyond raw pixels within half an hour.
 
-    python benchmarks/cifar10.py FOLDER [--out out/cifar10] [--steps 7000] [--seed 0] [key=value ...]
+    python benchmarks/cifar10.py FOLDER [--out out/cifar10] [--steps 2300] [--seed 0] [key=value ...]
 
 FOLDER holds train/<class>/*.jpg and test/<class>/*.jpg; the labels are not used in pretraining. Ingests both,
 runs `submit pretrain --recipe cifar10` with a checkpoint every 5 minutes, and scores every checkpoint by kNN
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/cifar10"))
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--steps", type=int, default=2300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
