@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,35 @@ class UnitRows:
     labels: list[str | None]
 
 
+class UnitFiles:
+    """Names of units' files, read from the sealed list a block at a time: there can be a million of them.
+
+    Args:
+        listing: the sealed list of units.
+        rows: the units' places in the list, ascending.
+    """
+
+    def __init__(self, listing: Path, rows: NDArray[np.int64]) -> None:
+        self._listing = listing
+        self._rows = rows
+        self._starts: NDArray[np.int64] | None = None  # the first row of each block, and the end
+        self._blocks: dict[int, pa.Table] = {}
+
+    def name(self, unit_index: int, kind: Literal["shard", "meta"]) -> str:
+        """Of a unit's tar or Parquet file, below the dataset's folder."""
+        row = int(self._rows[unit_index])
+        if self._starts is None:
+            metadata = pq.read_metadata(self._listing)
+            sizes = [metadata.row_group(block).num_rows for block in range(metadata.num_row_groups)]
+            self._starts = np.cumsum([0, *sizes])
+        block = int(np.searchsorted(self._starts, row, side="right")) - 1
+        if block not in self._blocks:
+            with pq.ParquetFile(self._listing) as file:
+                self._blocks[block] = file.read_row_group(block, columns=["shard", "meta"], use_threads=False)
+        name: str = self._blocks[block][kind][row - int(self._starts[block])].as_py()
+        return name
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
     """A sealed dataset, or a view of it. Units without a sample are left out.
@@ -46,7 +75,7 @@ class Dataset:
         view: the view's bitmaps; None for the whole dataset.
         units: unit numbers, ascending, (u,) uint32.
         counts: samples per unit, (u,) int64.
-        shards, metas: names of each unit's files below `path`; in Arrow's memory, for there can be a million.
+        files: names of each unit's files below `path`.
     """
 
     path: str
@@ -54,17 +83,16 @@ class Dataset:
     view: ViewBitmaps | None
     units: NDArray[np.uint32]
     counts: NDArray[np.int64]
-    shards: pa.ChunkedArray
-    metas: pa.ChunkedArray
+    files: UnitFiles
 
     def __len__(self) -> int:
         return int(self.counts.sum())
 
     def shard_path(self, unit_index: int) -> str:
-        return f"{self.path}/{self.shards[unit_index].as_py()}"
+        return f"{self.path}/{self.files.name(unit_index, 'shard')}"
 
     def meta_path(self, unit_index: int) -> str:
-        return f"{self.path}/{self.metas[unit_index].as_py()}"
+        return f"{self.path}/{self.files.name(unit_index, 'meta')}"
 
     def unit_rows(self, unit_index: int) -> UnitRows:
         """Read one unit's rows; the caller keeps them as long as it needs them."""
@@ -108,7 +136,7 @@ def open_dataset(path: str | Path, *, sealed: str | None = None, view: str | Non
         UserError: it is no dataset, is not sealed, has no such root or view, or is damaged.
     """
     root = _latest(Path(path)) if sealed is None else sealed
-    table = sealed_units(path, root, columns=["unit", "kept", "shard", "meta"])
+    table = sealed_units(path, root, columns=["unit", "kept"])
     units = table["unit"].to_numpy().astype(np.uint32)
     counts = table["kept"].to_numpy().astype(np.int64)
     bitmaps = None if view is None else read_view(path, view, root=root)
@@ -116,16 +144,13 @@ def open_dataset(path: str | Path, *, sealed: str | None = None, view: str | Non
         kept = dict(zip(bitmaps.units.tolist(), bitmaps.kept.tolist(), strict=True))
         counts = np.array([kept.get(unit, 0) for unit in units.tolist()], np.int64)
     used = np.flatnonzero(counts)
-    if len(used) < len(counts):
-        table = table.take(used)
     return Dataset(
         path=str(path),
         root=root,
         view=bitmaps,
         units=units[used],
         counts=counts[used],
-        shards=table["shard"],
-        metas=table["meta"],
+        files=UnitFiles(Path(path) / layout.sealed_name(root, "parquet"), used),
     )
 
 
