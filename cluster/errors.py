@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The commands print it without a traceback and exit with status 2; anything else is a bug of ours.
     """
+
+
+class AlreadyRunning(UserError):  # noqa: N818 -- the name says it
+    """The same run was submitted before, and has not ended."""

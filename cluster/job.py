@@ -10,15 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from cluster.errors import UserError
+
+ExecutorName = Literal["local", "slurm", "ray"]
 
 PREEMPTED_EXIT_CODE = 85  # "asked to stop, saved, start me again": the same code on every executor
 
 
 class State(StrEnum):
-    """Where a job is in its life; the last four are ends."""
+    """Where a job is in its life; all but the first two are ends."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -26,6 +28,9 @@ class State(StrEnum):
     FAILED = "failed"
     PREEMPTED = "preempted"
     CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+    NODE_FAIL = "node_fail"
+    OUT_OF_MEMORY = "out_of_memory"
 
     @property
     def ended(self) -> bool:
@@ -42,12 +47,15 @@ class Resources:
         ranks_per_node: processes per machine.
         gpus_per_rank: 0 means CPU.
         cpus_per_rank: compute threads of each rank; None shares the machine's cores between its ranks.
+        minutes: the longest it may run before it is asked to save and is started again; None: as long as
+            the site allows. Only schedulers with a time limit heed it.
     """
 
     nodes: int = 1
     ranks_per_node: int = 1
     gpus_per_rank: int = 0
     cpus_per_rank: int | None = None
+    minutes: int | None = None
 
     @property
     def ranks(self) -> int:
@@ -65,6 +73,8 @@ class Job:
         arguments: keyword arguments; JSON values only.
         resources: how many ranks, with what.
         folder: the run folder: status, logs and errors go there, and whatever the function writes.
+        max_crashes: how often it may crash, without a newer checkpoint, until it is not started again by
+            itself. Executors that never restart a job ignore it.
     """
 
     name: str
@@ -72,6 +82,7 @@ class Job:
     arguments: Mapping[str, Any]
     resources: Resources
     folder: Path
+    max_crashes: int = 3
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):

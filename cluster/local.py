@@ -11,14 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import FrameType
 from typing import IO, Any, Protocol
 
 from cluster.doctor import MALLOC_SETTINGS
-from cluster.errors import UserError
-from cluster.job import PREEMPTED_EXIT_CODE, Job, State
+from cluster.errors import AlreadyRunning, UserError
+from cluster.job import PREEMPTED_EXIT_CODE, Job, Resources, State
 from cluster.runs import Failure, Process, RunFolder, Status
 
 POLL_SECONDS = 0.05
@@ -58,13 +58,13 @@ class LocalExecutor:
         if job.resources.nodes != 1:
             raise UserError(
                 f"{job.name} wants {job.resources.nodes} nodes, and the local executor has this one: "
-                "use --nodes 1, or --executor slurm or ray once they are there"
+                "use --nodes 1, or --executor slurm or ray"
             )
         run = RunFolder.create(job.folder)
         lock = run.lock()
+        _refuse_if_elsewhere(run)
         run.clear_cancel()
-        for error in (run.path / "errors").glob("rank-*.json"):
-            error.unlink()
+        run.clear_attempt()
         run.write_job(job)
         attempt = run.read_status().attempt + 1 if (run.path / "status.json").is_file() else 1
         status = Status(
@@ -91,16 +91,16 @@ class LocalHandle:
         self._status = status
         self._lock = lock
         self._stream = stream
+        self._echo = Echo(run, stream)
         self._log_starts = [
             run.log(rank).stat().st_size if run.log(rank).exists() else 0
             for rank in range(job.resources.ranks)
         ]
-        self._shown = self._log_starts[0]
         self._stop: signal.Signals | None = None
         self._kill_at: float | None = None
         self._codes: dict[int, int] = {}
         self._ended_by_us: set[int] = set()
-        port = _free_port()
+        port = free_port()
         self._ranks = [self._start(job, rank, port) for rank in range(job.resources.ranks)]
         self._write(replace(status, state=State.RUNNING))
 
@@ -116,11 +116,11 @@ class LocalHandle:
 
     def wait(self) -> State:
         """Supervise to the end: repeat rank 0's output, pass signals on, end the peers of a failed rank."""
-        with self._signals_passed_on():
+        with signals_passed_on(self._pass_on):
             while not self.state().ended:
-                self._show_output()
+                self._echo.show()
                 time.sleep(POLL_SECONDS)
-        self._show_output()
+        self._echo.show()
         return self._status.state
 
     def cancel(self) -> None:
@@ -131,9 +131,7 @@ class LocalHandle:
     def _start(self, job: Job, rank: int, port: int) -> subprocess.Popen[bytes]:
         ranks = job.resources.ranks
         threads = job.resources.cpus_per_rank or max(1, len(os.sched_getaffinity(0)) // ranks)
-        defaults = {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo", "PYTHONUNBUFFERED": "1"}
-        if job.resources.gpus_per_rank == 0:
-            defaults |= MALLOC_SETTINGS | OPENMP_SETTINGS
+        defaults = rank_defaults(job.resources, threads=threads) | {"GLOO_SOCKET_IFNAME": "lo"}
         places = {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -141,24 +139,14 @@ class LocalHandle:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        with self._run.log(rank).open("ab") as log:
-            # A session of its own: Ctrl-C reaches the launcher alone, and the rank's children end with it.
-            return subprocess.Popen(
-                [sys.executable, "-m", "cluster.rank", str(self._run.path / "job.json"), "--end-with-stdin"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=(self._lock.fileno(),),
-                env=defaults | os.environ | places,
-            )
+        return start_rank(self._run, rank, environment=defaults | os.environ | places, lock=self._lock)
 
     def _observe(self) -> None:
         if self._status.state.ended:
             return
         for rank, process in enumerate(self._ranks):
             if rank not in self._codes and _has_ended(process.pid):
-                self._end_group(process)  # its children, while its number is still its own
+                end_group(process)  # its children, while its number is still its own
                 self._codes[rank] = process.wait()
         if len(self._codes) == len(self._ranks):
             self._finish()
@@ -199,6 +187,9 @@ class LocalHandle:
         failures = [(self._time_of(rank), rank) for rank in self._failed_ranks()]
         if not failures:
             return None
+        error = self._run.first_error()
+        if error is not None and error.type == "Hang":
+            return error  # the watchdog's: it has killed all ranks alike
         rank = min(failures)[1]
         code = self._codes[rank]
         if self._stop is not None and -code in (self._stop, signal.SIGKILL):
@@ -208,13 +199,7 @@ class LocalHandle:
             values = json.loads(self._run.error(rank).read_text())
             values.pop("time")
             return Failure(log_tail=tail, **values)
-        if code < 0:
-            name = signal.Signals(-code).name
-            hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-            return Failure(rank=rank, type="Killed", message=f"killed by {name}{hint}", log_tail=tail)
-        return Failure(
-            rank=rank, type="Exit", message=f"ended with status {code} without a word", log_tail=tail
-        )
+        return death(rank, code, log_tail=tail)
 
     def _time_of(self, rank: int) -> float:
         """When a rank failed. One killed without a word comes first: its peers failed of that."""
@@ -225,35 +210,6 @@ class LocalHandle:
     def _write(self, status: Status) -> None:
         self._status = status
         self._run.write_status(status)
-
-    def _show_output(self) -> None:
-        if self._stream is None:
-            return
-        with self._run.log(0).open("rb") as log:
-            log.seek(self._shown)
-            text = log.read()
-        # A failing rank 0 writes its error before its traceback; another rank may be the one to blame.
-        if text and not self._run.error(0).is_file():
-            self._shown += len(text)
-            self._stream.write(text.decode(errors="replace"))
-            self._stream.flush()
-
-    @contextlib.contextmanager
-    def _signals_passed_on(self) -> Iterator[None]:
-        """Ctrl-C, a closed terminal and a scheduler's signals become a request to save and stop."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP]
-        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-        previous: dict[signal.Signals, Any] = {
-            number: signal.signal(number, self._pass_on) for number in heard
-        }
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         if self._stop is not None and number == signal.SIGINT:
@@ -272,15 +228,108 @@ class LocalHandle:
             if rank in self._codes:
                 continue
             if number == signal.SIGKILL:
-                self._end_group(process)
+                end_group(process)
             else:
                 # Not Popen.send_signal: it reaps a rank that has just ended, behind _observe's back.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, number)
 
-    def _end_group(self, process: subprocess.Popen[bytes]) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+
+class Echo:
+    """Repeats what rank 0 writes from now on, while somebody waits.
+
+    Args:
+        stream: None repeats nothing.
+    """
+
+    def __init__(self, run: RunFolder, stream: Stream | None) -> None:
+        self._run = run
+        self._stream = stream
+        self._shown = run.log(0).stat().st_size if run.log(0).exists() else 0
+
+    def show(self) -> None:
+        """Repeat what is new."""
+        if self._stream is None or not self._run.log(0).exists():
+            return
+        with self._run.log(0).open("rb") as log:
+            log.seek(self._shown)
+            text = log.read()
+        # A failing rank 0 writes its error before its traceback; another rank may be the one to blame.
+        if text and not self._run.error(0).is_file():
+            self._shown += len(text)
+            self._stream.write(text.decode(errors="replace"))
+            self._stream.flush()
+
+
+def rank_defaults(resources: Resources, *, threads: int) -> dict[str, str]:
+    """What a rank finds in its environment where nobody has set it otherwise."""
+    defaults = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    if resources.gpus_per_rank == 0:
+        defaults |= MALLOC_SETTINGS | OPENMP_SETTINGS
+    return defaults
+
+
+def start_rank(
+    run: RunFolder, rank: int, *, environment: Mapping[str, str], lock: IO[str]
+) -> subprocess.Popen[bytes]:
+    """Start one rank, which shares in the run's lock and dies with this process."""
+    with run.log(rank).open("ab") as log:
+        # A session of its own: Ctrl-C reaches the launcher alone, and the rank's children end with it.
+        return subprocess.Popen(
+            [sys.executable, "-m", "cluster.rank", str(run.path / "job.json"), "--end-with-stdin"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(lock.fileno(),),
+            env=environment,
+        )
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a rank and what it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def death(rank: int, code: int, *, log_tail: tuple[str, ...], node: str | None = None) -> Failure:
+    """The end of a rank that has not written down why."""
+    if code < 0:
+        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        kind, message = "Killed", f"killed by {signal.Signals(-code).name}{hint}"
+    else:
+        kind, message = "Exit", f"ended with status {code} without a word"
+    return Failure(rank=rank, type=kind, message=message, log_tail=log_tail, node=node)
+
+
+@contextlib.contextmanager
+def signals_passed_on(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Ctrl-C, a closed terminal and a scheduler's signals become a request to save and stop."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP]
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    previous: dict[signal.Signals, Any] = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
+
+
+def _refuse_if_elsewhere(run: RunFolder) -> None:
+    """The lock speaks for this machine only; SLURM and Ray know of the others."""
+    from cluster.executors import status_of  # which knows of this executor
+
+    if not (run.path / "status.json").is_file() or run.read_status().executor == "local":
+        return
+    status = status_of(run)
+    if not status.state.ended:
+        raise AlreadyRunning(
+            f"the run in {run.path} is going on already, on {status.executor} as {status.id}; "
+            f"`submit cancel {run.path}` ends it"
+        )
 
 
 def _has_ended(pid: int) -> bool:
@@ -288,7 +337,8 @@ def _has_ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on here, as yet."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         return int(probe.getsockname()[1])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Protocol, Self
+
+from cluster.runs import RunFolder
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
@@ -36,3 +38,27 @@ class PreemptionFlag:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+
+
+class Ranks(Protocol):
+    """All ranks of a job, as one of them sees them."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes for all."""
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+
+def end_preempted(ranks: Ranks, run: RunFolder, message: str) -> NoReturn:
+    """All ranks have saved: end together, to be started again. Called on all of them.
+
+    The mark is made between two barriers: a rank that crashed never reaches the first one, so that its end
+    is not taken for a wish; and once the first rank has left, a launcher may kill the others.
+    """
+    ranks.barrier()
+    if ranks.is_first:
+        run.mark_requeue()
+    ranks.barrier()
+    raise Preempted(message)

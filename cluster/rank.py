@@ -1,5 +1,7 @@
 """One rank of a job: `python -m cluster.rank FOLDER/job.json [--end-with-stdin]`, started by an executor.
 
+The rank's place comes from RANK, LOCAL_RANK and WORLD_SIZE, or from what SLURM sets for each task.
+
 Exit status: 0 done, 85 stopped on request and saved, 2 a mistake of the user, 1 anything else. The exception
 goes to `FOLDER/errors/rank-N.json`, where the executor finds it.
 """
@@ -10,15 +12,17 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from pathlib import Path
+from types import FrameType
 
 from cluster.errors import UserError
 from cluster.job import PREEMPTED_EXIT_CODE, Job, write_atomically
-from cluster.preempt import Preempted
+from cluster.preempt import STOP_SIGNALS, Preempted
 from cluster.runs import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -26,8 +30,10 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Run the job's function and end the process with its status."""
+    _take_place_from_slurm()
     job = Job.from_json(Path(sys.argv[1]).read_text())
     rank = int(os.environ["RANK"])
+    _stop_at_once_until_work_begins(job, rank)
     if "--end-with-stdin" in sys.argv[2:]:
         threading.Thread(target=_die_with_the_launcher, daemon=True).start()
     logging.basicConfig(
@@ -42,6 +48,8 @@ def run(job: Job, rank: int) -> int:
         job.resolve()(**job.arguments)
     except Preempted as stop:
         logger.info("%s", stop)
+        if rank == 0:
+            RunFolder(job.folder).mark_requeue()
         return PREEMPTED_EXIT_CODE
     except UserError as error:
         _report(job, rank, error)
@@ -57,6 +65,7 @@ def run(job: Job, rank: int) -> int:
 def _report(job: Job, rank: int, error: Exception) -> None:
     values = {
         "rank": rank,
+        "node": socket.gethostname(),
         "type": type(error).__name__,
         "message": str(error),
         "user_error": isinstance(error, UserError),
@@ -64,6 +73,26 @@ def _report(job: Job, rank: int, error: Exception) -> None:
         "time": time.time(),
     }
     write_atomically(RunFolder(job.folder).error(rank), json.dumps(values, indent=2) + "\n")
+
+
+def _take_place_from_slurm() -> None:
+    """Name the place of a task of `srun` as torch.distributed names it."""
+    names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
+    for ours, theirs in names.items():
+        if "SLURM_PROCID" in os.environ and ours not in os.environ:
+            os.environ[ours] = os.environ[theirs]
+
+
+def _stop_at_once_until_work_begins(job: Job, rank: int) -> None:
+    """Until the work takes the signals over, a request to stop finds nothing that is worth saving."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if rank == 0:
+            RunFolder(job.folder).mark_requeue()
+        os._exit(PREEMPTED_EXIT_CODE)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
 
 
 def _die_with_the_launcher() -> None:

@@ -4,7 +4,10 @@ job.json            what is run
 status.json         state, launcher, attempt, the first error; written atomically
 logs/rank-N.log     stdout and stderr of every rank, over all attempts
 errors/rank-N.json  the exception that ended a rank in the last attempt
+errors/hang-N.json  what the watchdog of node N saw before it ended the ranks; their stacks are in stacks/
 cancelled           somebody asked for the end: no executor starts this run again by itself
+requeue.N           all ranks of start N (counted from 0 in a submission) saved and ended, to be started again
+restarts.jsonl      why each attempt that did not complete ended
 lock                held by the launcher and its ranks while any of them lives
 """
 
@@ -16,16 +19,17 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
 from cluster.errors import UserError
-from cluster.job import Job, State, write_atomically
+from cluster.job import ExecutorName, Job, State, write_atomically
 
 LOCK_PATIENCE = 10.0  # seconds that the ranks of a killed launcher may take to notice and die
 TAIL_LINES = 20
+FOLLOW_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,7 @@ class Failure:
         user_error: the message is a complete sentence for the user; no traceback is wanted.
         traceback: empty when there was none.
         log_tail: the last lines of the rank's log.
+        node: the machine it happened on.
     """
 
     rank: int | None
@@ -79,15 +84,23 @@ class Failure:
     user_error: bool = False
     traceback: str = ""
     log_tail: tuple[str, ...] = ()
+    node: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """A run's state and how it came to it. Times are seconds since the epoch."""
+    """A run's state and how it came to it. Times are seconds since the epoch.
+
+    Attributes:
+        attempt: starts over the run's life; `first_attempt` is what it was when last submitted.
+        started, nodes: of the present or last attempt; `start` is its number in the present submission.
+        reason: why it waits, in the scheduler's word.
+        gpus, gpu_hours: devices held while it runs; hours of them until `started`, or to the end.
+    """
 
     state: State
     name: str
-    executor: str
+    executor: ExecutorName
     id: str
     ranks: int
     attempt: int
@@ -95,6 +108,26 @@ class Status:
     ended: float | None = None
     launcher: Process | None = None
     failure: Failure | None = None
+    first_attempt: int = 0
+    started: float | None = None
+    nodes: str | None = None
+    reason: str = ""
+    start: int = 0
+    gpus: int = 0
+    gpu_hours: float = 0.0
+
+    def stopped(self, state: State, *, failure: Failure | None = None) -> Status:
+        """The same run after its attempt has ended, now; `state` may be "pending": it starts again."""
+        now = time.time()
+        held = 0.0 if self.started is None else now - self.started
+        return replace(
+            self,
+            state=state,
+            ended=now if state.ended else None,
+            failure=failure,
+            started=None,
+            gpu_hours=self.gpu_hours + self.gpus * held / 3600,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for status.json and `--json`."""
@@ -207,6 +240,47 @@ class RunFolder:
         """Whether somebody asked for the end of this attempt."""
         return (self.path / "cancelled").exists()
 
+    def mark_requeue(self) -> None:
+        """All ranks have saved and end now: the launcher is to start them again. It names its start in
+        SUBMIT_START, for a mark of an earlier start means nothing.
+        """
+        self.requeue_mark(int(os.environ.get("SUBMIT_START", "0"))).touch()
+
+    def requeue_mark(self, start: int) -> Path:
+        """The mark of one start of the present submission."""
+        return self.path / f"requeue.{start}"
+
+    def clear_attempt(self) -> None:
+        """Forget how an earlier attempt ended."""
+        for trace in (*self.path.glob("errors/*.json"), *self.path.glob("requeue.*")):
+            trace.unlink(missing_ok=True)
+
+    def refuse_if_superseded(self) -> None:
+        """Raise if a later start of the run has begun: this one was given up, and must not write any more.
+
+        A node that is cut off goes on with what it was doing while the job runs elsewhere.
+        """
+        if not (self.path / "status.json").is_file():  # no executor has started this
+            return
+        status = self.read_status()
+        mine = int(os.environ.get("SUBMIT_START", "0"))
+        job = os.environ.get("SLURM_JOB_ID", status.id) if status.executor == "slurm" else status.id
+        if status.start != mine or status.id != job:
+            raise RuntimeError(
+                f"start {status.start} of {status.executor} job {status.id} has taken this run over from "
+                f"start {mine} of job {job}, which ends here"
+            )
+
+    def first_error(self) -> Failure | None:
+        """The earliest of the errors that ranks, or the watchdog of their node, have written down."""
+        errors = [json.loads(path.read_text()) for path in self.path.glob("errors/*.json")]
+        if not errors:
+            return None
+        values = min(errors, key=lambda error: error["time"])
+        values.pop("time")
+        tail = () if values["rank"] is None else tuple(self.tail(values["rank"]))
+        return Failure(log_tail=tail, **values)
+
     def cancel(self) -> None:
         """Ask a run of this machine to end; it saves a checkpoint first.
 
@@ -238,33 +312,41 @@ class RunFolder:
             file.seek(max(start, file.seek(0, os.SEEK_END) - 500 * lines))
             return file.read().decode(errors="replace").splitlines()[-lines:]
 
-    def follow(self, rank: int) -> Iterator[str]:
-        """A rank's log from its start, piece by piece, until the run has ended."""
+    def follow(self, rank: int, *, status: Callable[[RunFolder], Status]) -> Iterator[str]:
+        """A rank's log from its start, piece by piece, until the run has ended.
+
+        Args:
+            status: tells the run's state; see `cluster.executors.status_of`.
+        """
+        while not self.log(rank).is_file():
+            if status(self).state.ended:
+                return
+            time.sleep(FOLLOW_SECONDS)
         with self.log(rank).open(errors="replace") as file:
             while True:
-                ended = self.status().state.ended  # asked before reading: what is written last is shown too
+                ended = status(self).state.ended  # asked before reading: what is written last is shown too
                 if text := file.read():
                     yield text
                 elif ended:
                     return
                 else:
-                    time.sleep(0.2)
+                    time.sleep(FOLLOW_SECONDS)
 
-    def raise_unless_completed(self) -> None:
-        """Turn an end that is not completion into the exception that tells the user why.
 
-        Raises:
-            UserError: if the run was stopped, or failed for a reason that the user can mend.
-            RuntimeError: if it failed for another reason.
-        """
-        status = self.status()
-        if status.state is State.COMPLETED:
-            return
-        if status.failure is not None and status.failure.user_error:
-            raise UserError(status.failure.message)
-        if status.state is State.FAILED:
-            raise RuntimeError(explain(status))
+def raise_unless_completed(status: Status) -> None:
+    """Turn an end that is not completion into the exception that tells the user why.
+
+    Raises:
+        UserError: if the run was stopped, or failed for a reason that the user can mend.
+        RuntimeError: if it failed for another reason.
+    """
+    if status.state is State.COMPLETED:
+        return
+    if status.failure is not None and status.failure.user_error:
+        raise UserError(status.failure.message)
+    if status.state in (State.PREEMPTED, State.CANCELLED):
         raise UserError(explain(status))
+    raise RuntimeError(explain(status))
 
 
 def explain(status: Status) -> str:
@@ -278,7 +360,8 @@ def explain(status: Status) -> str:
     failure = status.failure
     if failure.rank is None or failure.user_error:
         return failure.message
-    sentence = f"rank {failure.rank} of {status.ranks} failed first: {failure.type}: {failure.message}"
+    where = f" on {failure.node}" if failure.node and status.executor != "local" else ""
+    sentence = f"rank {failure.rank} of {status.ranks}{where} failed first: {failure.type}: {failure.message}"
     return "\n".join([sentence, *(f"    {line}" for line in failure.log_tail)])
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -70,22 +71,32 @@ def choose_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cud
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def own_place() -> tuple[int, int]:
+    """This process's rank, and its rank on this machine, as the executor named them; 0 without one."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+
+
 @contextlib.contextmanager
-def distributed(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:
+def distributed(
+    device: Literal["auto", "cpu", "cuda"] = "auto", *, timeout: timedelta | None = None
+) -> Iterator[World]:
     """Join the other ranks named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
-    gloo on the CPU, NCCL on GPUs with a gloo group beside it. A world of one has no group.
+    gloo on the CPU, NCCL on GPUs with a gloo group beside it. A world of one has no group. After `timeout`
+    a rank gives up waiting for the others; None leaves that to torch.
     """
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank, local_rank = own_place()
+    size = int(os.environ.get("WORLD_SIZE", "1"))
     kind = choose_device(device)
-    place = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
+    place = torch.device("cpu")
     if kind == "cuda":
+        # Ray, and sites that bind devices to tasks, show a rank its own GPUs only, counted from 0.
+        place = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(place)
     if size == 1:
         yield World(rank=0, size=1, local_rank=0, device=place, group=None, control=None)
         return
-    group, control = init_process_group(place, rank=rank, size=size)
+    group, control = init_process_group(place, rank=rank, size=size, timeout=timeout)
     try:
         yield World(rank=rank, size=size, local_rank=local_rank, device=place, group=group, control=control)
     finally:
@@ -93,15 +104,15 @@ def distributed(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Wor
 
 
 def init_process_group(
-    device: torch.device, *, rank: int, size: int
+    device: torch.device, *, rank: int, size: int, timeout: timedelta | None = None
 ) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
     """The group for tensors on `device` and the one for host-side messages; the same one on the CPU."""
     if device.type == "cpu":
-        dist.init_process_group("gloo", rank=rank, world_size=size)
+        dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timeout)
         world = _world()
         return world, world
-    dist.init_process_group("nccl", rank=rank, world_size=size, device_id=device)
-    control = dist.new_group(backend="gloo")
+    dist.init_process_group("nccl", rank=rank, world_size=size, device_id=device, timeout=timeout)
+    control = dist.new_group(backend="gloo", timeout=timeout)
     if not isinstance(control, dist.ProcessGroup):
         raise RuntimeError("this rank is not in the group of all ranks")
     return _world(), control

@@ -15,8 +15,8 @@ from pydantic import Field, StringConstraints
 
 from cluster.errors import UserError
 from cluster.job import Executor
+from cluster.settings import Section, apply_override, check_recipe, find_recipe, read_yaml
 from pipeline.receipts import Kind, Receipt, Source, Stage, StopRequested, ensure
-from pipeline.recipe import Section, apply_override, check_recipe, find_recipe, read_yaml
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 
@@ -76,7 +76,21 @@ def run_dag(
     """
     recipe = load_dag(name, overrides)
     stages = build_graph(recipe, kinds)
-    results = run_graph(stages, executor, say=say)
+    conclude(recipe, stages, run_graph(stages, executor, say=say), say=say)
+
+
+def conclude(
+    recipe: DagRecipe,
+    stages: Iterable[Stage],
+    results: Mapping[str, Receipt | Failed],
+    *,
+    say: Callable[[str], None],
+) -> None:
+    """Say what a graph is asked to show at its end.
+
+    Raises:
+        UserError: if a stage failed: which, why, and what was not run because of it.
+    """
     failures = {stage: result for stage, result in results.items() if isinstance(result, Failed)}
     if failures:
         raise UserError(_explain(failures, {stage.name: stage for stage in stages}))
@@ -160,7 +174,7 @@ def run_graph(
                 (stage.folder / "error.txt").write_text(traceback.format_exc())
             continue
         results[stage.name] = receipt
-        _point_to(stage)
+        point_to(stage)
         how = "done" if ran else "reused"
         say(f"{stage.name:<20} {how:<8} {receipt.seconds:7.1f} s  {stage.folder.name}")
     return results
@@ -237,7 +251,7 @@ def _stage_of(text: str) -> str:
     return text.partition("/")[0]
 
 
-def _point_to(stage: Stage) -> None:
+def point_to(stage: Stage) -> None:
     """Make `latest/{name}` a link to the stage's folder, in one step."""
     link = stage.root / "latest" / stage.name
     link.parent.mkdir(exist_ok=True)

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from cluster.job import write_atomically
+from cluster.settings import Section, load_recipe
 from ingest.dataset import Dataset
 from pipeline.models.initialize import initialize
 from pipeline.models.trunk import build_trunk
-from pipeline.recipe import PretrainRecipe, Section, Trunk, load_recipe
+from pipeline.recipe import PretrainRecipe, Trunk
 from pipeline.train.checkpoint import latest, read_tensors
 from pipeline.transfer.features import Preprocessing, evenly_spaced, fit_image, image_batches, normalise
 
@@ -138,7 +139,7 @@ def export_trunk(run: Path, out: Path) -> TrunkSpec:
     checkpoint = run if (run / "manifest.json").is_file() else latest(run)
     if checkpoint is None:
         raise UserError(f"{run} holds no checkpoint; give the folder of a run that has saved one")
-    run = checkpoint.absolute().parent.parent
+    run = checkpoint.resolve().parent.parent
     recipe = load_recipe(PretrainRecipe, str(run / "recipe.yaml"), kind="pretrain")
     network = build_trunk(recipe.trunk)
     network.load_state_dict(read_tensors(checkpoint, prefix="trunk."), strict=True)

@@ -26,9 +26,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model
 
 from cluster.errors import UserError
 from cluster.job import write_atomically
+from cluster.settings import Section
 from ingest.image import ImageError, ImageLimits, decode
 from pipeline.receipts import folder_identity, list_files
-from pipeline.recipe import Fraction, Section
+from pipeline.recipe import Fraction
 
 # Photographs and textures of scikit-image >= 0.25 that are in the wheel itself; the drawings, the texts and
 # the second picture of the stereo pair are left out.

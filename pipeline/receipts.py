@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.errors import UserError
-from cluster.job import Executor
-from pipeline.recipe import Section
+from cluster.executors import status_of
+from cluster.job import Executor, Job, Resources, State
+from cluster.runs import RunFolder, explain, raise_unless_completed
+from cluster.settings import Section
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,6 @@ class Work:
     recipe: Any  # the Section that the kind names
     inputs: Mapping[str, Input]
     folder: Path
-    executor: Executor
 
 
 class Result(NamedTuple):
@@ -92,13 +93,19 @@ def _nothing_outside(recipe: Any) -> str:
     return ""
 
 
+def _one_process(recipe: Any, gpus_per_node: int | None) -> Resources:
+    return Resources()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """One kind of stage.
 
     Attributes:
         recipe: the type of its recipe.
-        run: does the work.
+        run: does the work in one process; for a kind with a job, sums up what the job has left.
+        job: the work as a job of several ranks, which can be stopped and goes on from where it saved.
+        resources: what it runs on, from the recipe and the GPUs of a node (None: as on this machine).
         inputs: roles that must be filled.
         optional: roles that may be filled.
         version: raised whenever the same recipe and inputs come to give another output.
@@ -107,6 +114,8 @@ class Kind:
 
     recipe: type[Section]
     run: Callable[[Work], Result]
+    job: Callable[[Work], Job] | None = None
+    resources: Callable[[Any, int | None], Resources] = _one_process
     inputs: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
     version: int = 1
@@ -175,36 +184,70 @@ def ensure(stage: Stage, executor: Executor) -> Ensured:
     """
     if receipt := find_receipt(stage):
         return Ensured(receipt, ran=False)
-    inputs = {
-        role: Input(path=source.stage.folder / source.path, receipt=ensure(source.stage, executor).receipt)
-        for role, source in stage.inputs.items()
-    }
+    receipts = {role: ensure(source.stage, executor).receipt for role, source in stage.inputs.items()}
     with _locked(stage):
         if receipt := find_receipt(stage):
             return Ensured(receipt, ran=False)
-        # What is left is a receipt whose outputs are gone.
-        (stage.folder / "receipt.json").unlink(missing_ok=True)
-        stage.folder.mkdir(parents=True, exist_ok=True)
-        started, clock = time.time(), time.monotonic()
-        result = stage.kind.run(
-            Work(recipe=stage.recipe, inputs=inputs, folder=stage.folder, executor=executor)
-        )
-        seconds = time.monotonic() - clock
-        receipt = Receipt(
-            key=stage.key,
-            stage=stage.name,
-            kind=stage.kind_name,
-            version=stage.kind.version,
-            recipe=stage.recipe.model_dump(mode="json"),
-            inputs=stage.input_keys,
-            outputs={path: content_digest(stage.folder / path) for path in result.outputs},
-            metrics=result.metrics,
-            started=started,
-            seconds=round(seconds, 3),
-            gpu_hours=round(result.gpus * seconds / 3600, 6),
-            machine=_machine(),
-        )
-        return Ensured(_publish(receipt, stage.folder / "receipt.json"), ran=True)
+        started, work = time.time(), prepare(stage, receipts)
+        if stage.kind.job is not None:
+            run_job(stage.kind.job(work), executor)
+        return Ensured(finish(stage, work, started=started), ran=True)
+
+
+def prepare(stage: Stage, receipts: Mapping[str, Receipt]) -> Work:
+    """Make the stage's folder ready, and say what is to be done there.
+
+    Args:
+        receipts: role → the receipt of the stage that fills it.
+    """
+    # What is left, if anything, is a receipt whose outputs are gone.
+    (stage.folder / "receipt.json").unlink(missing_ok=True)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    inputs = {
+        role: Input(path=source.stage.folder / source.path, receipt=receipts[role])
+        for role, source in stage.inputs.items()
+    }
+    return Work(recipe=stage.recipe, inputs=inputs, folder=stage.folder)
+
+
+def finish(stage: Stage, work: Work, *, started: float) -> Receipt:
+    """Do the work, or sum up the job that has done it, and publish the receipt.
+
+    Args:
+        started: seconds since 1970.
+    """
+    result = stage.kind.run(work)
+    seconds = time.time() - started
+    receipt = Receipt(
+        key=stage.key,
+        stage=stage.name,
+        kind=stage.kind_name,
+        version=stage.kind.version,
+        recipe=stage.recipe.model_dump(mode="json"),
+        inputs=stage.input_keys,
+        outputs={path: content_digest(stage.folder / path) for path in result.outputs},
+        metrics=result.metrics,
+        started=started,
+        seconds=round(seconds, 3),
+        gpu_hours=round(result.gpus * seconds / 3600, 6),
+        machine=_machine(),
+    )
+    return _publish(receipt, stage.folder / "receipt.json")
+
+
+def run_job(job: Job, executor: Executor) -> None:
+    """Submit a job and wait for its end.
+
+    Raises:
+        StopRequested: if it was asked to stop.
+        UserError: if it failed for a reason that the user can mend.
+        RuntimeError: if it failed otherwise.
+    """
+    state = executor.submit(job).wait()
+    run = RunFolder(job.folder)
+    if state in (State.PREEMPTED, State.CANCELLED):
+        raise StopRequested(explain(status_of(run)))
+    raise_unless_completed(status_of(run))
 
 
 def find_receipt(stage: Stage) -> Receipt | None:

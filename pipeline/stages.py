@@ -12,16 +12,18 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 
 from cluster.errors import UserError
-from cluster.job import Job, Resources, State
-from cluster.runs import RunFolder, explain
+from cluster.job import Job, Resources
+from cluster.runs import RunFolder
+from cluster.settings import Section
 from ingest.crawl import Counts, CrawlSettings, Progress, crawl_shards
 from ingest.dataset import open_dataset
 from ingest.image import Treatment
 from pipeline.export import export_trunk, pixels_trunk, random_trunk, read_spec
 from pipeline.photographs import PhotographsRecipe, cut_tiles, identity
-from pipeline.receipts import Kind, Result, StopRequested, Work, folder_identity
-from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe, Run, Section
+from pipeline.receipts import Kind, Result, Work, content_digest, folder_identity
+from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe, Run
 from pipeline.report.report import Evidence, ReportRecipe, build_report
+from pipeline.train.checkpoint import step_of
 from pipeline.transfer.features import extract_from_files, load_features, save_features
 from pipeline.transfer.knn import knn
 from pipeline.transfer.linear import linear_probe
@@ -47,6 +49,19 @@ class ShardsRecipe(Section):
 
 class ExportRecipe(Section):
     """The newest checkpoint of a run is exported as it is."""
+
+
+class DatasetRecipe(Section):
+    """A sealed dataset that is there already: its folder, and the root to pin, if not the latest."""
+
+    path: str
+    sealed: str | None = None
+
+
+class CheckpointRecipe(Section):
+    """A checkpoint of a run: the folder `RUN/checkpoints/step-…`."""
+
+    path: str
 
 
 class RandomTrunkRecipe(Section):
@@ -101,8 +116,37 @@ def shards(work: Work) -> Result:
     return Result(metrics, ["DATASET.json", f"sealed/{report.root}.json", f"sealed/{report.root}.parquet"])
 
 
-def pretrain(work: Work) -> Result:
-    """A run folder; the stage waits for the job, and goes on with what an interrupted one has saved."""
+def dataset(work: Work) -> Result:
+    """A link, `data`, to a dataset that others have made."""
+    opened = open_dataset(work.recipe.path, sealed=work.recipe.sealed)
+    _link(work.folder / "data", Path(work.recipe.path))
+    return Result({"root": opened.root, "kept": len(opened)}, [])
+
+
+def checkpoint(work: Work) -> Result:
+    """A link, `checkpoint`, to one that a run has saved."""
+    folder = Path(work.recipe.path)
+    _link(work.folder / "checkpoint", folder)
+    return Result({"step": step_of(folder)}, [])
+
+
+def _link(link: Path, target: Path) -> None:
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.absolute())
+
+
+def _manifest(recipe: CheckpointRecipe) -> str:
+    """What a checkpoint is: the digests of its files."""
+    manifest = Path(recipe.path) / "manifest.json"
+    if not manifest.is_file():
+        raise UserError(
+            f"{recipe.path} is not a checkpoint; give a folder RUN/checkpoints/step-… with a manifest.json"
+        )
+    return content_digest(manifest)
+
+
+def train_job(work: Work) -> Job:
+    """The training in the stage's folder; it goes on with what an interrupted one has saved."""
     recipe: PretrainRecipe = work.recipe
     data = {"root": str(work.inputs["data"].path), "sealed": work.inputs["data"].receipt.metrics["root"]}
     changes: dict[str, Any] = {"data": recipe.data.model_copy(update=data)}
@@ -111,11 +155,14 @@ def pretrain(work: Work) -> Result:
             raise UserError("the recipe has a probe: give the stage the inputs probe_train and probe_test")
         paths = {name: str(work.inputs[f"probe_{name}"].path) for name in ("train", "test")}
         changes["probe"] = recipe.probe.model_copy(update=paths)
-    recipe = recipe.model_copy(update=changes)
-    resources = resources_for(recipe.run)
-    run_job(work, pretrain_job(recipe, work.folder, resources))
+    return pretrain_job(recipe.model_copy(update=changes), work.folder, resources_for(recipe.run))
+
+
+def trained(work: Work) -> Result:
+    """A run folder, complete."""
     rows = (work.folder / "metrics.jsonl").read_text().splitlines()
     metrics = {name: value for name, value in json.loads(rows[-1]).items() if isinstance(value, int | float)}
+    resources = RunFolder(work.folder).read_job().resources
     gpus = resources.ranks * resources.gpus_per_rank
     return Result(metrics, ["checkpoints", "recipe.yaml", "metrics.jsonl", "timing.jsonl"], gpus)
 
@@ -184,6 +231,10 @@ def report(work: Work) -> Result:
     return Result({}, ["report.html"])
 
 
+def _one_gpu(recipe: Section, gpus_per_node: int | None) -> Resources:
+    return Resources(gpus_per_rank=min(1, gpus_per_node or 0))
+
+
 TRUNK_FILES = ["trunk.safetensors", "trunk.json", "README.md"]
 REPORT_ROLES = frozenset(Evidence.__dataclass_fields__)
 
@@ -195,18 +246,30 @@ KINDS: dict[str, Kind] = {
         optional=frozenset({"source"}),
         outside=lambda recipe: folder_identity(Path(recipe.source)) if recipe.source else "",
     ),
+    "dataset": Kind(
+        recipe=DatasetRecipe,
+        run=dataset,
+        outside=lambda recipe: open_dataset(recipe.path, sealed=recipe.sealed).root,
+    ),
+    "checkpoint": Kind(recipe=CheckpointRecipe, run=checkpoint, outside=_manifest),
     "pretrain": Kind(
         recipe=PretrainRecipe,
-        run=pretrain,
+        run=trained,
+        job=train_job,
+        resources=lambda recipe, gpus: resources_for(recipe.run, gpus_per_node=gpus),
         inputs=frozenset({"data"}),
         optional=frozenset({"probe_train", "probe_test"}),
     ),
     "export": Kind(recipe=ExportRecipe, run=export, inputs=frozenset({"run"})),
-    "random_trunk": Kind(recipe=RandomTrunkRecipe, run=random, inputs=frozenset({"like", "data"})),
+    "random_trunk": Kind(
+        recipe=RandomTrunkRecipe, run=random, resources=_one_gpu, inputs=frozenset({"like", "data"})
+    ),
     "pixels": Kind(recipe=PixelsRecipe, run=pixels, inputs=frozenset({"like"})),
-    "features": Kind(recipe=FeaturesRecipe, run=features, inputs=frozenset({"trunk", "train", "test"})),
-    "knn": Kind(recipe=KnnRecipe, run=score_knn, inputs=frozenset({"features"})),
-    "linear": Kind(recipe=LinearRecipe, run=score_linear, inputs=frozenset({"features"})),
+    "features": Kind(
+        recipe=FeaturesRecipe, run=features, resources=_one_gpu, inputs=frozenset({"trunk", "train", "test"})
+    ),
+    "knn": Kind(recipe=KnnRecipe, run=score_knn, resources=_one_gpu, inputs=frozenset({"features"})),
+    "linear": Kind(recipe=LinearRecipe, run=score_linear, resources=_one_gpu, inputs=frozenset({"features"})),
     "report": Kind(recipe=ReportRecipe, run=report, inputs=REPORT_ROLES),
 }
 
@@ -222,34 +285,23 @@ def pretrain_job(recipe: PretrainRecipe, folder: Path, resources: Resources) -> 
     )
 
 
-def resources_for(run: Run) -> Resources:
+def resources_for(run: Run, *, gpus_per_node: int | None = None) -> Resources:
     """What a recipe's `run` section asks for: by default one rank per GPU, or one on the CPU.
+
+    Args:
+        gpus_per_node: of the machines it will run on; None: like this one.
 
     Raises:
         UserError: if there are fewer GPUs than ranks.
     """
-    gpus = 0 if run.device == "cpu" else torch.cuda.device_count()
+    there = torch.cuda.device_count() if gpus_per_node is None else gpus_per_node
+    gpus = 0 if run.device == "cpu" else there
     ranks = run.ranks_per_node or max(1, gpus)
     if gpus and ranks > gpus:
         raise UserError(
             f"{ranks} ranks need {ranks} GPUs, there are {gpus}: use --ranks {gpus} or run.device=cpu"
         )
     return Resources(nodes=run.nodes, ranks_per_node=ranks, gpus_per_rank=1 if gpus else 0)
-
-
-def run_job(work: Work, job: Job) -> None:
-    """Submit a job and wait for its end.
-
-    Raises:
-        StopRequested: if it was asked to stop.
-        UserError: if it failed for a reason that the user can mend.
-        RuntimeError: if it failed otherwise.
-    """
-    state = work.executor.submit(job).wait()
-    run = RunFolder(job.folder)
-    if state in (State.PREEMPTED, State.CANCELLED):
-        raise StopRequested(explain(run.status()))
-    run.raise_unless_completed()
 
 
 def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:

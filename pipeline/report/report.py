@@ -14,9 +14,10 @@ from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 
 from cluster.job import write_atomically
+from cluster.settings import Section, load_recipe
 from ingest.dataset import open_dataset
 from pipeline.receipts import Input
-from pipeline.recipe import PretrainRecipe, Section, load_recipe
+from pipeline.recipe import PretrainRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, line_chart
 from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, nearest_rows
 from pipeline.transfer.features import Features, load_features

@@ -15,13 +15,16 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from cluster.errors import UserError
-from cluster.preempt import Preempted, PreemptionFlag
-from cluster.torch_dist import World, distributed
+from cluster.preempt import PreemptionFlag, end_preempted
+from cluster.runs import RunFolder
+from cluster.settings import check_recipe
+from cluster.torch_dist import World, distributed, own_place
+from cluster.watchdog import Watchdog
 from pipeline.collectives import all_gather_rows
 from pipeline.data.loader import Batch, Loader
 from pipeline.methods.build import build_method
 from pipeline.methods.swav import SwAVMethod
-from pipeline.recipe import PretrainRecipe, check_recipe
+from pipeline.recipe import PretrainRecipe
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.guard import Guard, Suspect, find_suspects
 from pipeline.train.metrics import Metrics, Stopwatch, embedding_std, rankme
@@ -30,24 +33,32 @@ from pipeline.train.parallel import DTYPES, arithmetic, parallelize, without_ave
 from pipeline.train.probe import KnnProbe
 from pipeline.train.provenance import adopt, record_attempt
 from pipeline.train.schedule import learning_rate
+from pipeline.train.stragglers import Stragglers
 
 logger = logging.getLogger(__name__)
 
 
 def run_pretrain(recipe: dict[str, Any], folder: str) -> None:
     """The function of a pretraining job: every rank calls it with the same JSON values."""
-    pretrain(check_recipe(PretrainRecipe, recipe, where=folder), Path(folder))
+    checked, run = check_recipe(PretrainRecipe, recipe, where=folder), RunFolder(Path(folder))
+    rank, local_rank = own_place()
+    # Around everything: the ranks may also hang while they meet, or part.
+    with Watchdog(run, rank=rank, local_rank=local_rank, seconds=checked.run.hang_seconds) as watchdog:
+        pretrain(checked, run.path, watchdog)
 
 
-def pretrain(recipe: PretrainRecipe, folder: Path) -> None:
+def pretrain(recipe: PretrainRecipe, folder: Path, watchdog: Watchdog | None = None) -> None:
     """Train from the run folder's newest checkpoint, or from the start, to the end.
+
+    Args:
+        watchdog: of the job; without one nobody ends this process if it hangs.
 
     Raises:
         UserError: if the recipe does not fit the data, the ranks or the folder, or training diverges.
         Preempted: if a signal asked to stop; everything is saved.
     """
     with distributed(recipe.run.device) as world, PreemptionFlag() as preemption, ExitStack() as stack:
-        training = set_up(recipe, folder, world)
+        training = set_up(recipe, folder, world, watchdog)
         if training.metrics is not None:
             stack.callback(training.metrics.close)
         train(training, preemption)
@@ -58,6 +69,7 @@ class Training:
     """Everything that takes part. `engine` is the method as it is called; `step` is where to go on from."""
 
     recipe: PretrainRecipe
+    run: RunFolder
     world: World
     loader: Loader
     method: SwAVMethod
@@ -67,6 +79,8 @@ class Training:
     checkpoints: Checkpoints
     metrics: Metrics | None  # on the first rank
     probe: KnnProbe | None  # on the first rank, if the recipe has one
+    watchdog: Watchdog
+    stragglers: Stragglers
     step: int
     total_steps: int
 
@@ -99,10 +113,11 @@ def train(t: Training, preemption: PreemptionFlag) -> None:
         if due or stop:
             save(t, done)
         if stop and done < t.total_steps:
-            raise Preempted(f"stopped as asked, saved at step {done} of {t.total_steps}")
+            end_preempted(t.world, t.run, f"stopped as asked, saved at step {done} of {t.total_steps}")
+        t.watchdog.beat(done)
 
 
-def set_up(recipe: PretrainRecipe, folder: Path, world: World) -> Training:
+def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdog | None = None) -> Training:
     """Build every part, and load the newest checkpoint."""
     loader = Loader(
         recipe.data,
@@ -136,8 +151,11 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World) -> Training:
         logger.info("going on from step %d of %d", state["step"], total_steps)
     step = 0 if state is None else state["step"]
     in_a_row = 0 if state is None else state["skipped_in_a_row"]
+    run = RunFolder(folder)
+    unwatched = Watchdog(run, rank=world.rank, local_rank=world.local_rank, seconds=recipe.run.hang_seconds)
     return Training(
         recipe=recipe,
+        run=run,
         world=world,
         loader=loader,
         method=method,
@@ -147,6 +165,8 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World) -> Training:
         checkpoints=checkpoints,
         metrics=Metrics(folder, step=step, total_steps=total_steps) if world.is_first else None,
         probe=KnnProbe(recipe, device=world.device) if recipe.probe and world.is_first else None,
+        watchdog=watchdog or unwatched,
+        stragglers=Stragglers(world, step=step),
         step=step,
         total_steps=total_steps,
     )
@@ -192,7 +212,8 @@ def forward_backward(t: Training, batches: list[Batch], step: int) -> tuple[dict
     embeddings = []
     for number, batch in enumerate(batches, start=1):
         with without_averaging(t.engine, unless=number == len(batches)):
-            crops = t.loader.augment(batch, dtype=DTYPES[t.recipe.train.precision])
+            with t.stragglers.augmenting():
+                crops = t.loader.augment(batch, dtype=DTYPES[t.recipe.train.precision])
             with arithmetic(t.recipe.train, t.world.device):
                 terms = t.engine(crops, step)
             (terms["loss"] / len(batches)).backward()
@@ -216,6 +237,12 @@ def log(
     if not (done % run.log_every == 0 or last or probed):
         return
     embeddings = all_gather_rows(embedding, t.world.group)
+    images = t.recipe.data.batch_size * t.recipe.train.accumulate
+    timing = watch.lap(images_per_step=images, device=t.world.device)
+    seconds = timing["seconds"]
+    t.stragglers.report(step=done, seconds=seconds, waiting=seconds * timing["data_wait_share"])
+    if probed:
+        t.watchdog.busy("probing")
     if t.metrics is not None:
         scalars = {name: float(value) for name, value in terms.items()}
         values = {
@@ -225,8 +252,6 @@ def log(
             "embedding_std": embedding_std(embeddings),
             "rankme": rankme(embeddings),
         }
-        images = t.recipe.data.batch_size * t.recipe.train.accumulate
-        timing = watch.lap(images_per_step=images, device=t.world.device)
         if t.probe is not None and probed:
             values["knn"] = t.probe.accuracy(t.method.trunk)
         t.metrics.log(done, values)
@@ -236,7 +261,7 @@ def log(
             loss=scalars["loss"],
             lr=lr,
             images_per_second=timing["images_per_second"],
-            seconds=timing["seconds"],
+            seconds=seconds,
         )
     if probed:
         t.world.barrier()  # on the host: nothing of the next step may time out while the first rank probes
@@ -256,8 +281,10 @@ def report_skip(t: Training, done: int, batches: list[Batch], embeddings: list[T
 
 def save(t: Training, done: int) -> None:
     """Publish a checkpoint, the metrics up to it first."""
+    t.watchdog.busy("saving a checkpoint")
     before = time.perf_counter()
     if t.metrics is not None:
+        t.run.refuse_if_superseded()
         t.metrics.sync()
     t.checkpoints.save(done, {"loader": t.loader.state(), "skipped_in_a_row": t.guard.in_a_row})
     if t.world.is_first:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import socket
-import subprocess
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,10 @@ import yaml
 
 from cluster.errors import UserError
 from cluster.job import write_atomically
+from cluster.settings import read_yaml
+from cluster.source import source_version
 from ingest.dataset import open_dataset
-from pipeline.recipe import PretrainRecipe, read_yaml
+from pipeline.recipe import PretrainRecipe
 
 
 def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
@@ -91,20 +91,3 @@ def record_attempt(folder: Path, *, ranks: int, device: str) -> None:
     }
     with (folder / "attempts.jsonl").open("a") as file:
         file.write(json.dumps(values) + "\n")
-
-
-def source_version() -> dict[str, Any]:
-    """The package's version and, in a git checkout, the commit and whether files differ from it."""
-    version: dict[str, Any] = {"version": metadata.version("seer-pipeline"), "commit": None, "dirty": None}
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return version
-    try:
-        commit, status = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain")
-    except (OSError, subprocess.CalledProcessError):  # no git here, or a repository it does not trust
-        return version
-    return version | {"commit": commit.strip(), "dirty": bool(status.strip())}
-
-
-def _git(root: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True, text=True).stdout

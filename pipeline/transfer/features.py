@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cluster.errors import UserError
+from cluster.settings import Section
 from ingest.dataset import Dataset
 from ingest.image import ImageError, decode
 from pipeline.data.reader import BadSampleError, Reader
 from pipeline.data.workers import numbered
-from pipeline.recipe import Section
 
 
 class Preprocessing(Section):

@@ -21,7 +21,7 @@ import pytest
 from cluster.errors import UserError
 from cluster.job import Job, Resources, State
 from cluster.local import LocalExecutor
-from cluster.runs import RunFolder, explain
+from cluster.runs import RunFolder, explain, raise_unless_completed
 
 RANK_FUNCTIONS = """
 import json, os, signal, subprocess, sys, time
@@ -151,7 +151,7 @@ def test_the_first_failing_rank_is_reported_and_the_others_end(
     run = RunFolder.open(job.folder)
     assert explain(run.status()).splitlines()[0] == told
     with pytest.raises(raised, match=re.escape(told)):
-        run.raise_unless_completed()
+        raise_unless_completed(run.status())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])

@@ -33,8 +33,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def elsewhere(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    site = tmp_path_factory.mktemp("site") / "site.yaml"
+    site.write_text("executor: local\n")  # also where SLURM is installed
+    monkeypatch.setenv("SUBMIT_CLUSTER", str(site))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -78,7 +83,7 @@ def test_a_run_from_the_first_step_to_the_last_and_back_again(recipe: Path) -> N
     assert [run["state"] for run in listed] == ["completed"]
     assert listed[0]["progress"]["step"] == 6
     table = submit("status").output
-    assert re.search(r"first\s+completed\s+6/6", table), table
+    assert re.search(r"first\s+completed\s+local\s+6/6", table), table
     assert "first is completed" in submit("status", "first").output
     assert "step 1/6" in submit("logs", "first").output
     assert submit("logs", "runs/first", "--follow").output == submit("logs", "first").output
@@ -125,7 +130,7 @@ def test_a_mistake_that_only_the_ranks_can_see_is_one_line_too(recipe: Path) -> 
 
 def test_mistakes_are_told_in_one_line_and_in_full_with_debug(recipe: Path) -> None:
     told = line(submit("pretrain", "--recipe", recipe, "--nodes", 2))
-    assert told.startswith("submit: 2 nodes need SLURM or Ray") and "--executor" in told
+    assert "wants 2 nodes" in told and "--executor slurm or ray" in told
     assert "did you mean 'optim.lr'?" in line(submit("pretrain", "--recipe", recipe, "optim.lrr=1"))
     assert "nowhere is not a dataset" in line(submit("pretrain", "--recipe", recipe, "data.root=nowhere"))
     assert "there is no run in runs/nothing" in line(submit("status", "nothing"))
@@ -140,7 +145,7 @@ def test_mistakes_are_told_in_one_line_and_in_full_with_debug(recipe: Path) -> N
 
 def test_the_recipe_that_nobody_chose_is_named() -> None:
     result = submit("pretrain", "--dry-run", "optim.no=1")
-    assert "recipe: seer_regnety_256gf, the default; --recipe chooses another" in result.stdout
+    assert "recipe: seer_regnety_256gf, the default; --recipe chooses another" in result.stderr
 
 
 def test_status_tells_why(tmp_path: Path) -> None:

@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from tiny_training import make_values
 
 from cluster.errors import UserError
-from pipeline.recipe import (
-    KnnRecipe,
-    LinearRecipe,
-    PretrainRecipe,
-    apply_override,
-    check_recipe,
-    find_recipe,
-    load_recipe,
-)
+from cluster.settings import apply_override, check_recipe, find_recipe, load_recipe
+from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe
 
 SHIPPED = sorted(
     (kind, Path(str(file)).stem)

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from cluster.local import LocalExecutor
+from cluster.settings import read_yaml
 from pipeline.dag import build_graph, closing_lines, load_dag, run_graph
 from pipeline.receipts import Receipt
-from pipeline.recipe import read_yaml
 from pipeline.report.figures import Bar, Series, bar_chart, line_chart, ticks
 from pipeline.report.report import curves, duration
 from pipeline.stages import KINDS

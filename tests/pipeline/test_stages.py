@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.settings import Section
 from pipeline.receipts import Kind, Receipt, Result, Source, Stage, Work, content_digest, ensure, stage_key
-from pipeline.recipe import Section
 
 
 class Where(Section):

@@ -10,9 +10,11 @@ import pytest
 from tiny_training import make_dataset, make_recipe
 
 from cluster.errors import UserError
+from cluster.settings import load_recipe
+from cluster.source import source_version
 from ingest.dataset import open_dataset
-from pipeline.recipe import PretrainRecipe, load_recipe
-from pipeline.train.provenance import adopt, differences, pin_dataset, record_attempt, source_version
+from pipeline.recipe import PretrainRecipe
+from pipeline.train.provenance import adopt, differences, pin_dataset, record_attempt
 
 
 def test_a_saved_recipe_is_the_recipe(tmp_path: Path) -> None:

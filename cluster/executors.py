@@ -1,0 +1,74 @@
+"""From an executor's name to the executor, and from a run folder to whoever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.errors import UserError
+from cluster.job import Executor, ExecutorName
+from cluster.local import LocalExecutor, Stream
+from cluster.runs import RunFolder, Status
+from cluster.site import Site
+
+
+def make_executor(
+    name: ExecutorName,
+    site: Site,
+    *,
+    stream: Stream | None = None,
+    exclude: Sequence[str] = (),
+    keep_source: bool = False,
+) -> Executor:
+    """The executor of that name.
+
+    Args:
+        stream: where the local and the Ray executor repeat rank 0's output while somebody waits.
+        exclude: nodes that SLURM is not to use, besides the site's.
+        keep_source: on SLURM: run the source that is in the run folder, if there is one.
+    """
+    if name == "slurm":
+        from cluster.slurm import SlurmExecutor
+
+        return SlurmExecutor(site, exclude=exclude, keep_source=keep_source)
+    if name == "ray":
+        from cluster.ray import RayExecutor
+
+        return RayExecutor(site.ray_address, stream=stream)
+    return LocalExecutor(stream=stream)
+
+
+def status_of(run: RunFolder) -> Status:
+    """The state of a run, as true as it can be told from here."""
+    match run.read_status().executor:
+        case "slurm":
+            from cluster.slurm import current_status
+
+            return current_status(run)
+        case "ray":
+            from cluster.ray import current_status as on_ray
+
+            return on_ray(run)
+        case _:
+            return run.status()
+
+
+def cancel(run: RunFolder) -> None:
+    """Ask a run to save and end, whatever it runs on.
+
+    Raises:
+        UserError: if it has ended already, or can be reached only from another machine.
+    """
+    status = status_of(run)
+    if status.state.ended:
+        raise UserError(f"the run in {run.path} is not running: it is {status.state}")
+    match status.executor:
+        case "slurm":
+            from cluster.slurm import SlurmHandle
+
+            SlurmHandle(run).cancel()
+        case "ray":
+            from cluster.ray import reopen
+
+            reopen(run).cancel()
+        case _:
+            run.cancel()

@@ -1,0 +1,132 @@
+"""What SLURM says of a job: from sacct where there is accounting, else from the controller."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cluster.job import State
+
+PATIENCE = 20  # seconds: with a broken accounting daemon sacct hangs
+
+STATES = {
+    "PENDING": State.PENDING,
+    "REQUEUED": State.PENDING,
+    "REQUEUE_HOLD": State.PENDING,
+    "REQUEUE_FED": State.PENDING,
+    "SPECIAL_EXIT": State.PENDING,
+    "RESV_DEL_HOLD": State.PENDING,
+    "RUNNING": State.RUNNING,
+    "CONFIGURING": State.RUNNING,
+    "COMPLETING": State.RUNNING,
+    "SIGNALING": State.RUNNING,
+    "STAGE_OUT": State.RUNNING,
+    "STOPPED": State.RUNNING,
+    "SUSPENDED": State.RUNNING,
+    "RESIZING": State.RUNNING,
+    "COMPLETED": State.COMPLETED,
+    "CANCELLED": State.CANCELLED,
+    "REVOKED": State.CANCELLED,
+    "TIMEOUT": State.TIMEOUT,
+    "DEADLINE": State.TIMEOUT,
+    "NODE_FAIL": State.NODE_FAIL,
+    "BOOT_FAIL": State.NODE_FAIL,
+    "PREEMPTED": State.PREEMPTED,
+    "OUT_OF_MEMORY": State.OUT_OF_MEMORY,
+    "FAILED": State.FAILED,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One look at a job.
+
+    Attributes:
+        state: in our words.
+        word: in SLURM's.
+        reason: why it waits; empty otherwise.
+        nodes: where it runs or ran; None if nowhere.
+        restarts: how often it was requeued; None if the source does not say.
+    """
+
+    state: State
+    word: str
+    reason: str = ""
+    nodes: str | None = None
+    restarts: int | None = None
+
+
+def find_state(job_id: str) -> Seen | None:
+    """The newest word on a job: the controller's while it remembers the job, else the accounting's.
+
+    None if neither knows it, or neither can be asked now.
+    """
+    return from_controller(job_id) or from_accounting(job_id)
+
+
+def from_controller(job_id: str) -> Seen | None:
+    """From `scontrol show job`, which forgets a job some minutes after its end."""
+    text = _ask(["scontrol", "--oneliner", "show", "job", job_id])
+    if text is None or "JobId=" not in text:
+        return None
+    fields = dict(re.findall(r"(\w+)=(\S*)", text))
+    reason = fields.get("Reason", "None")
+    return _seen(
+        fields["JobState"],
+        reason="" if reason == "None" else reason,
+        nodes=fields.get("NodeList", "(null)"),
+        restarts=int(fields.get("Restarts", "0")),
+    )
+
+
+def from_accounting(job_id: str) -> Seen | None:
+    """From sacct; many sites have no accounting."""
+    text = _ask(
+        ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State,NodeList", f"--jobs={job_id}"]
+    )
+    lines = [line for line in (text or "").splitlines() if "|" in line]
+    if not lines:
+        return None
+    word, _, nodes = lines[-1].partition("|")
+    return _seen(word.split()[0], nodes=nodes)  # "CANCELLED by 1000"
+
+
+def nodes_down(nodes: str) -> list[str]:
+    """Those of a list of nodes, in SLURM's notation, that are down or do not answer."""
+    text = _ask(["sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %t"]) or ""
+    rows = {name: state for name, _, state in (line.partition(" ") for line in text.splitlines())}
+    return sorted(name for name, state in rows.items() if state.startswith("down") or state.endswith("*"))
+
+
+def has_job_named(name: str) -> bool:
+    """Whether a job of this user with this name waits or runs."""
+    return bool((_ask(["squeue", "--noheader", "--me", f"--name={name}", "--format=%i"]) or "").strip())
+
+
+def _seen(word: str, *, reason: str = "", nodes: str = "(null)", restarts: int | None = None) -> Seen:
+    known = STATES.get(word.rstrip("+"))
+    return Seen(
+        # A word that a later SLURM invents is no end: whoever waits asks again.
+        state=State.RUNNING if known is None else known,
+        word=word,
+        reason=reason,
+        nodes=None if nodes in ("(null)", "None assigned", "") else nodes,
+        restarts=restarts,
+    )
+
+
+def _ask(command: Iterable[str]) -> str | None:
+    try:
+        answer = subprocess.run(
+            [*command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout if answer.returncode == 0 else None

@@ -1,0 +1,99 @@
+"""`submit evaluate|schedule`: evaluate the checkpoints of a run that are new, now or on a timetable."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cluster.errors import UserError
+from cluster.site import load_site
+from pipeline.commands.graph import run_on
+from pipeline.commands.options import Cluster, Json, Overrides, Run, Runs
+
+Engine = Annotated[Literal["local", "slurm", "ray"], typer.Option("--executor", help="What runs the stages.")]
+Graph = Annotated[str, typer.Option("--dag", help="The graph; its stage `checkpoint` is filled in.")]
+
+
+def evaluate(  # noqa: PLR0917 -- typer passes by name
+    run: Run,
+    overrides: Overrides = None,
+    dag: Graph = "evals",
+    folder: Runs = Path("runs"),
+    executor: Engine = "local",
+    cluster: Cluster = "default",
+) -> None:
+    """Evaluate every checkpoint of a run that has not been evaluated: with receipts, nothing runs twice."""
+    from pipeline.commands.look import find_run
+    from pipeline.dag import build_graph, load_dag
+    from pipeline.stages import KINDS
+    from pipeline.train.checkpoint import newest_first, step_of
+
+    found = find_run(run, folder)
+    checkpoints = newest_first(found.path)[::-1]
+    if not checkpoints:
+        typer.echo(f"{found.path} has no checkpoint yet")
+    for checkpoint in checkpoints:
+        path = json.dumps(str(checkpoint.absolute()))
+        recipe = load_dag(dag, [*(overrides or []), f"stages.checkpoint.recipe.path={path}"])
+        typer.echo(f"step {step_of(checkpoint)}")
+        run_on(executor, recipe, build_graph(recipe, KINDS), load_site(cluster))
+
+
+def schedule(  # noqa: PLR0917 -- typer passes by name
+    what: Annotated[
+        str, typer.Argument(metavar="DAG|list|remove", help="A graph such as evals; or list, remove.")
+    ],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...|NAME", help="Overrides; the name to remove.")
+    ] = None,
+    every: Annotated[
+        str | None, typer.Option("--every", help="When, as in cron: '0 2 * * *' is every night at two.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Whose checkpoints: a run's name, or its folder.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The schedule's name; by default DAG-RUN.")
+    ] = None,
+    folder: Runs = Path("runs"),
+    executor: Engine = "slurm",
+    cluster: Cluster = "default",
+    as_json: Json = False,
+) -> None:
+    """Evaluate the new checkpoints of a run on a timetable: by scrontab, or by jobs that queue each other."""
+    from cluster import schedule as timetable
+
+    schedules = folder / "schedules"
+    if what == "list":
+        found = timetable.installed(schedules)
+        if as_json:
+            typer.echo(
+                json.dumps(
+                    [{"name": each.name, "every": each.every, "engine": each.engine} for each in found]
+                )
+            )
+        for each in [] if as_json else found:
+            typer.echo(f"{each.name:<24} {each.every:<16} {each.engine:<9} {' '.join(each.command[3:])}")
+        return
+    if what == "remove":
+        if not words or len(words) != 1:
+            raise UserError(
+                "say which schedule to remove: submit schedule remove NAME; `submit schedule list` names them"
+            )
+        timetable.remove(schedules, words[0])
+        typer.echo(f"removed {words[0]}")
+        return
+    if every is None or run is None:
+        raise UserError(
+            "a schedule needs --every and --run: submit schedule evals --run RUN --every '0 2 * * *'"
+        )
+    command = [sys.executable, "-m", "pipeline.cli", "evaluate", run, *(words or [])]
+    command += ["--dag", what, "--folder", str(folder), "--executor", executor, "--cluster", cluster]
+    made = timetable.install(
+        schedules, name or f"{what}-{Path(run).name}", every, command, load_site(cluster)
+    )
+    typer.echo(f"{made.name}: {made.every}, by {made.engine}; `submit schedule remove {made.name}` ends it")

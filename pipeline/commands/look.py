@@ -1,0 +1,179 @@
+"""`submit status|list|logs|cancel|doctor`: what runs, how it is, and ending it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cluster.doctor import doctor_report, doctor_table
+from cluster.errors import UserError
+from cluster.executors import cancel as cancel_run
+from cluster.executors import status_of
+from cluster.job import State
+from cluster.restarts import newest_checkpoint, read_restarts
+from cluster.runs import RunFolder, explain, list_runs
+from pipeline.commands.options import Json, Run, Runs
+
+CANCEL_PATIENCE = 60.0  # seconds
+WIDE = 200  # characters
+
+
+def status(
+    run: Annotated[str | None, typer.Argument(help="A run's name or folder; all runs without it.")] = None,
+    folder: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Say where runs are and why."""
+    found = [look_at(each) for each in (list_runs(folder) if run is None else [find_run(run, folder)])]
+    if as_json:
+        typer.echo(json.dumps(found if run is None else found[0], indent=2))
+    elif not found:
+        typer.echo(f"no runs in {folder}; `submit pretrain` starts one")
+    else:
+        # In a pipe or a file there is no width to fit into.
+        Console(width=None if sys.stdout.isatty() else WIDE).print(_table(found))
+    if run is not None and not as_json:
+        _tell_more(found[0])
+
+
+def look_at(run: RunFolder) -> dict[str, Any]:
+    """Everything that is known of a run, as plain values."""
+    now = status_of(run)
+    held = 0.0 if now.started is None or now.state.ended else time.time() - now.started
+    return {
+        "run": run.path.name,
+        "folder": str(run.path),
+        **now.to_json(),
+        "why": explain(now),
+        "gpu_hours": round(now.gpu_hours + now.gpus * held / 3600, 3),
+        "checkpoint": newest_checkpoint(run),
+        "restarts": [asdict(restart) for restart in read_restarts(run)],
+        "progress": _progress(run),
+    }
+
+
+def _table(found: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    columns = (
+        "run",
+        "state",
+        "where",
+        "step",
+        "loss",
+        "images/s",
+        "left",
+        "checkpoint",
+        "restarts",
+        "GPU-hours",
+    )
+    for column in columns:
+        left = column in ("run", "state", "where", "checkpoint", "restarts")
+        table.add_column(column, justify="left" if left else "right")
+    for run in found:
+        progress, running = run["progress"], run["state"] == State.RUNNING
+        loss, rate = progress.get("loss"), progress.get("images_per_second")
+        causes = Counter(str(restart["cause"]) for restart in run["restarts"])
+        table.add_row(
+            run["run"],
+            run["state"] + (f" ({run['reason']})" if run["reason"] and not running else ""),
+            f"{run['executor']} {run['id']}" if run["executor"] != "local" else "local",
+            f"{progress['step']}/{progress['total_steps']}" if progress else "",
+            "" if loss is None else f"{loss:.4f}",
+            f"{rate:.0f}" if running and rate is not None else "",
+            f"{progress['seconds_left'] / 60:.0f} min" if running and progress else "",
+            run["checkpoint"] or "",
+            ", ".join(f"{count} {cause}" for cause, count in sorted(causes.items())),
+            f"{run['gpu_hours']:.1f}" if run["gpus"] else "",
+        )
+    return table
+
+
+def _tell_more(run: dict[str, Any]) -> None:
+    """One run in more words: why it is where it is, and what happened to it before."""
+    typer.echo(run["why"])
+    if run["nodes"]:
+        typer.echo(f"attempt {run['attempt']} on {run['nodes']}, {run['ranks']} ranks")
+    for restart in run["restarts"]:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(restart["time"]))
+        who = [f"rank {restart['rank']}"] if restart["rank"] is not None else []
+        who += [f"on {restart['node']}"] if restart["node"] else []
+        blame = f" ({' '.join(who)})" if who else ""
+        saved = restart["checkpoint"] or "nothing saved"
+        typer.echo(
+            f"attempt {restart['attempt']} ended {when}: {restart['cause']}{blame}: "
+            f"{restart['message']} [{saved}]"
+        )
+
+
+def list_names(folder: Runs = Path("runs"), as_json: Json = False) -> None:
+    """Name the runs, one to a line."""
+    names = [run.path.name for run in list_runs(folder)]
+    typer.echo(json.dumps(names) if as_json else "\n".join(names))
+
+
+def _progress(run: RunFolder) -> dict[str, Any]:
+    """What the first rank said last; nothing if it has not said anything yet."""
+    path = run.path / "progress.json"
+    progress: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return progress
+
+
+def find_run(run: str, folder: Path) -> RunFolder:
+    """A run by its folder, or by its name below `folder`."""
+    return RunFolder.open(Path(run) if (Path(run) / "status.json").is_file() else folder / run)
+
+
+def logs(
+    run: Run,
+    rank: Annotated[int, typer.Option("--rank", min=0, help="Whose log.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    folder: Runs = Path("runs"),
+) -> None:
+    """Print the log of a rank."""
+    found = find_run(run, folder)
+    if not found.log(rank).is_file():
+        raise UserError(
+            f"{found.path} has no log of rank {rank}: it has ranks 0 to {found.read_status().ranks - 1}"
+        )
+    if follow:
+        for text in found.follow(rank, status=status_of):
+            typer.echo(text, nl=False)
+    else:
+        typer.echo(found.log(rank).read_text(errors="replace"), nl=False)
+
+
+def cancel(run: Run, folder: Runs = Path("runs")) -> None:
+    """End a run; it saves a checkpoint first."""
+    found = find_run(run, folder)
+    cancel_run(found)
+    deadline = time.monotonic() + CANCEL_PATIENCE
+    while not status_of(found).state.ended and time.monotonic() < deadline:
+        time.sleep(0.2)
+    state = status_of(found).state
+    waits = "" if state.ended else "; it was asked to end, and has not yet"
+    typer.echo(f"{found.path.name} is {state}{waits}")
+
+
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="Where runs would be written.")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Say what is installed and active, and how to mend what is not."""
+    from ingest.doctor import image_checks
+
+    checks = [*image_checks(), *doctor_report(folder)]
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        Console().print(doctor_table(checks))
+    if any(check.required and check.status == "missing" for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,31 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted changes, such as optim.lr=0.3.")
+]
+Runs = Annotated[Path, typer.Option("--folder", help="Where the runs are.")]
+Run = Annotated[str, typer.Argument(help="A run's name, or its folder.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device")]
+ExecutorOption = Annotated[
+    Literal["local", "slurm", "ray"] | None,
+    typer.Option(
+        "--executor", help="What runs it; by default the site file's choice, else SLURM if it is here."
+    ),
+]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        "--cluster", envvar="SUBMIT_CLUSTER", help="The site file: a .yaml file, or one of configs/cluster."
+    ),
+]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show rank 0's log until the run ends.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Return when the run has ended.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be started, and stop.")]

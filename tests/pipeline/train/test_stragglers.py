@@ -1,0 +1,128 @@
+"""Stragglers: which ranks are named, and when."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from tiny_training import make_dataset, make_values
+from torch import Tensor
+
+from cluster.preempt import PreemptionFlag
+from cluster.torch_dist import World
+from pipeline.data.loader import Batch
+from pipeline.recipe import PretrainRecipe
+from pipeline.train.loop import set_up, train
+from pipeline.train.stragglers import Pace, Stragglers, slow_ranks
+
+
+def pace(waiting: float, augmenting: float, step: float = 1.0) -> Pace:
+    return Pace(host="node", step=step, waiting=waiting, augmenting=augmenting)
+
+
+@pytest.mark.parametrize(
+    ("paces", "slow"),
+    [
+        ([pace(0.0, 0.1)], []),
+        ([pace(0.0, 0.1)] * 8, []),
+        # The shared work takes 0.5 s; by itself rank 2 needs 1 s, the others 0.6 s.
+        ([pace(0.0, 0.1), pace(0.0, 0.1), pace(0.4, 0.1), pace(0.0, 0.1)], [2]),
+        ([pace(0.0, 0.1), pace(0.2, 0.1)], [1]),  # of two, the fast one is the measure
+        # 1 s against 0.85: less than 1.2 times.
+        ([pace(0.0, 0.1), pace(0.0, 0.1), pace(0.15, 0.1)], []),
+        # Everyone waits for slow storage: nobody is to blame.
+        ([pace(0.7, 0.1), pace(0.6, 0.1), pace(0.72, 0.1)], []),
+        # A throttled device: 2 % of the step, which it slows by half.
+        ([pace(0.0, 0.02), pace(0.0, 0.02), pace(0.0, 0.03)], [2]),
+        # As many times slower, but half a millisecond.
+        ([pace(0.0, 0.001), pace(0.0, 0.001), pace(0.0, 0.0015)], []),
+        ([pace(0.0, 0.02), pace(0.0, 0.02), pace(0.0, 0.0235)], []),
+        # Two ranks of five.
+        ([pace(0.4, 0.0), pace(0.0, 0.0), pace(0.0, 0.0), pace(0.0, 0.0), pace(0.5, 0.0)], [0, 4]),
+        # Clocks are read at slightly different times: no negative shared work.
+        ([pace(1.01, 0.0), pace(0.0, 0.0)], [0]),
+    ],
+)
+def test_slow_ranks(paces: list[Pace], slow: list[int]) -> None:
+    assert list(slow_ranks(paces)) == slow
+
+
+def test_the_reason_has_the_figures() -> None:
+    (reason,) = slow_ranks([pace(0.0, 0.1), pace(0.0, 0.1), pace(0.4, 0.1)]).values()
+    assert reason == (
+        "its own step takes 1 s, the median rank's 0.6 s; "
+        "0.4 s it waits for data, 0.1 s it augments (median 0.1 s)"
+    )
+
+
+class TwoRanks(World):
+    """As rank 0 sees them; what the other one says is `other`."""
+
+    other = pace(0.0, 0.0)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, TwoRanks.other]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_named_after_three_intervals_in_a_row_then_ever_less_often(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    world = TwoRanks(rank=rank, size=2, local_rank=rank, device=torch.device("cpu"), group=None, control=None)
+    stragglers = Stragglers(world, step=100)
+    for interval in range(1, 29):
+        late = 0.5 if interval != 3 else 0.0  # on time once: the count begins anew
+        monkeypatch.setattr(TwoRanks, "other", pace(late, 0.0))
+        stragglers.report(step=100 + 10 * interval, seconds=1.0, waiting=0.0)
+    messages = [record.getMessage() for record in caplog.records]
+    if rank == 1:
+        assert messages == []
+        return
+    assert [message.partition(":")[0] for message in messages] == [
+        "rank 1 on node is slow, for 3 log intervals in a row up to step 160",
+        "rank 1 on node is slow, for 6 log intervals in a row up to step 190",
+        "rank 1 on node is slow, for 12 log intervals in a row up to step 250",
+        "rank 1 on node is slow, for 24 log intervals in a row up to step 370",
+    ]
+
+
+def _train_slowly(
+    group: dist.ProcessGroup, values: dict[str, Any], folder: Path, slow_rank: int
+) -> list[str]:
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    cpu = torch.device("cpu")
+    world = World(rank=rank, size=size, local_rank=rank, device=cpu, group=group, control=group)
+    training = set_up(PretrainRecipe.model_validate(values), folder, world)
+    augment = training.loader.augment
+
+    def augment_slowly(batch: Batch, **options: Any) -> list[Tensor]:
+        if rank == slow_rank:
+            time.sleep(0.3)
+        return augment(batch, **options)
+
+    training.loader.augment = augment_slowly  # type: ignore[method-assign, assignment]
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("pipeline.train.stragglers").addHandler(handler)
+    train(training, PreemptionFlag())
+    if training.metrics is not None:
+        training.metrics.close()
+    return messages
+
+
+def test_a_slow_rank_of_a_real_training_is_named_by_the_first(
+    tmp_path: Path, run_on_ranks: Callable[..., list[Any]]
+) -> None:
+    data = make_dataset(tmp_path)
+    values = make_values(data, train__steps=6, run__log_every=2, run__checkpoint_every_steps=None)
+    first, second = run_on_ranks(2, _train_slowly, values, tmp_path / "run", 1)
+    assert [message.partition(" is slow, ")[0].split()[:2] for message in first] == [["rank", "1"]]
+    assert "for 3 log intervals in a row up to step 6" in first[0]
+    assert second == []
