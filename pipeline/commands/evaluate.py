@@ -33,7 +33,7 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
     from pipeline.train.checkpoint import newest_first, step_of
 
     found = find_run(run, folder)
-    checkpoints = newest_first(found.path)[::-1]
+    checkpoints = newest_first(found.path / "checkpoints")[::-1]
     if not checkpoints:
         typer.echo(f"{found.path} has no checkpoint yet")
     for checkpoint in checkpoints:

@@ -145,6 +145,6 @@ def test_a_schedule_evaluates_what_is_new_once_however_often_it_fires(
     waiting = slurm.run("squeue", "--noheader", "--states=PENDING", "--format=%i").stdout.split()
     assert len(waiting) == 1  # the next night
     submit("schedule", "remove", "nightly")
-    assert slurm.run("squeue", "--noheader").stdout == ""
+    wait_until(lambda: slurm.run("squeue", "--noheader").stdout == "", "nothing waits or runs")
     assert submit("schedule", "list").stdout == ""
     assert submit("schedule", "remove", "nightly", check=False).returncode == 2
