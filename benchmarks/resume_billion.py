@@ -5,9 +5,9 @@
 A synthetic sealed dataset on disk: the list of 61,036 units of 16,384 samples, as a crawl seals it, without
 the shards. A round is a process of its own that has imported everything: it constructs the `Loader` for rank
 0 of 1 (batch 512) or of 8 (batch 4,096), which opens the dataset and checks its list, and locates rank 0's
-512 samples of a batch in the middle of epoch 3. Prints the median seconds, the spread, and the peak of new
-memory: Python's and NumPy's (tracemalloc, in a round of its own, for it slows things) and Arrow's. Reading
-the samples' own Parquet rows and pixels is not part of it.
+512 samples of a batch in the middle of epoch 3, down to the names of their shards. Prints the median seconds,
+the spread, and the peak of new memory: Python's and NumPy's (tracemalloc, in a round of its own, for it slows
+things) and Arrow's. Reading the samples' own Parquet rows and pixels is not part of it.
 """
 
 import argparse
@@ -68,8 +68,10 @@ def resume(folder: Path, ranks: int) -> int:
     """Construct rank 0's loader and locate its samples; returns how many there are."""
     data = Data.model_validate({"root": str(folder), "batch_size": ROWS * ranks, "crops": CROPS})
     loader = Loader(data, seed=0, rank=0, world_size=ranks, workers=0, device=torch.device("cpu"))
-    places = loader.locate(3 * loader.steps_per_epoch + loader.steps_per_epoch // 2)
-    return len(set(places))
+    places = set(loader.locate(3 * loader.steps_per_epoch + loader.steps_per_epoch // 2))
+    for unit_index in {unit_index for unit_index, _ in places}:
+        loader.dataset.shard_path(unit_index)
+    return len(places)
 
 
 def measure(folder: Path, ranks: int, *, memory: bool) -> dict[str, float]:

@@ -9,7 +9,6 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -145,11 +144,6 @@ def read_reports(folder: Path) -> list[Report]:
             reports.append(Report.model_validate_json(path.read_text()))
     last = max((report.start for report in reports), default=0)
     return sorted((r for r in reports if r.start == last), key=lambda report: report.rank)
-
-
-def node_name() -> str:
-    """This machine as the scheduler calls it."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
 
 
 class Progress:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cluster.attend import Stream
 from cluster.errors import UserError
 from cluster.job import Executor, ExecutorName
-from cluster.local import LocalExecutor, Stream
+from cluster.local import LocalExecutor
 from cluster.runs import RunFolder, Status
 from cluster.site import Site
 
@@ -24,7 +25,7 @@ def make_executor(
     Args:
         stream: where the local and the Ray executor repeat rank 0's output while somebody waits.
         exclude: nodes that SLURM is not to use, besides the site's.
-        keep_source: on SLURM: run the source that is in the run folder, if there is one.
+        keep_source: on SLURM and Ray: run the source that is in the run folder, if there is one.
     """
     if name == "slurm":
         from cluster.slurm import SlurmExecutor
@@ -33,8 +34,8 @@ def make_executor(
     if name == "ray":
         from cluster.ray import RayExecutor
 
-        return RayExecutor(site.ray_address, stream=stream)
-    return LocalExecutor(stream=stream)
+        return RayExecutor(site.ray_address, stream=stream, site=site, keep_source=keep_source)
+    return LocalExecutor(stream=stream, site=site)
 
 
 def status_of(run: RunFolder) -> Status:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -16,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.heartbeat import NO_STEP, Heartbeat
-from cluster.job import write_atomically
-from cluster.runs import Process, RunFolder
+from cluster.runs import Process, RunFolder, node_name
 
 logger = logging.getLogger(__name__)
 
@@ -112,17 +110,14 @@ def _write_down(run: RunFolder, stalled: Sequence[Stalled], message: str, ranks:
 
 
 def _report(run: RunFolder, culprit: Stalled, message: str) -> None:
-    host = socket.gethostname()
     values = {
         "rank": culprit.heartbeat.rank,
-        "node": host,
         "type": "Hang",
         "message": message,
         "user_error": False,
         "traceback": "",
-        "time": time.time(),
     }
-    write_atomically(run.path / "errors" / f"hang-{host}.json", json.dumps(values, indent=2) + "\n")
+    run.write_error(f"hang-{node_name()}", values)
 
 
 def _dump_stacks(run: RunFolder, stalled: Sequence[Stalled]) -> None:

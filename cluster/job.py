@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -116,6 +117,10 @@ class Handle(Protocol):
     def id(self) -> str:
         """The executor's own name of the job."""
 
+    @property
+    def detached(self) -> bool:
+        """Whether the job goes on when this process ends; else somebody has to `wait()`."""
+
     def state(self) -> State:
         """Where the job is now; does not block."""
 
@@ -135,7 +140,8 @@ class Executor(Protocol):
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small text file so that a reader, or a crash at any instant, sees the old or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Two machines may share the folder, and the process number.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     with temporary.open("w") as file:
         file.write(text)
         file.flush()

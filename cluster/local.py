@@ -6,37 +6,22 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import FrameType
-from typing import IO, Any, Protocol
+from typing import IO
 
-from cluster.doctor import MALLOC_SETTINGS
+from cluster.attend import Echo, Stream, signals_passed_on
 from cluster.errors import AlreadyRunning, UserError
-from cluster.job import PREEMPTED_EXIT_CODE, Job, Resources, State
+from cluster.job import PREEMPTED_EXIT_CODE, Job, State
+from cluster.notify import notify
+from cluster.rank_process import death, end_group, free_port, rank_defaults, start_rank
 from cluster.runs import Failure, Process, RunFolder, Status
+from cluster.site import Site, write_site
 
 POLL_SECONDS = 0.05
 SECONDS_TO_END = 3.0  # for the other ranks, once one has failed
-
-# libgomp's threads spin for milliseconds at a barrier: with one other busy process on two cores a training
-# step took 14.9 s instead of 0.5. Spinning briefly it takes 1.0, and costs 3 % on a quiet machine.
-OPENMP_SETTINGS = {"GOMP_SPINCOUNT": "1000"}
-
-
-class Stream(Protocol):
-    """Somewhere to repeat a log: a file, or what draws it on a terminal."""
-
-    def write(self, text: str, /) -> object:
-        """Take some text, cut anywhere."""
-
-    def flush(self) -> object:
-        """Show it now."""
 
 
 class LocalExecutor:
@@ -44,10 +29,12 @@ class LocalExecutor:
 
     Args:
         stream: where rank 0's output is repeated while somebody waits; None keeps it in the log only.
+        site: the cluster's facts: who is told of a run's end.
     """
 
-    def __init__(self, *, stream: Stream | None = None) -> None:
+    def __init__(self, *, stream: Stream | None = None, site: Site | None = None) -> None:
         self._stream = stream
+        self._site = site
 
     def submit(self, job: Job) -> LocalHandle:
         """Start the ranks and return; `wait()` supervises them.
@@ -66,6 +53,8 @@ class LocalExecutor:
         run.clear_cancel()
         run.clear_attempt()
         run.write_job(job)
+        if self._site is not None:
+            write_site(self._site, run.path / "site.yaml")
         attempt = run.read_status().attempt + 1 if (run.path / "status.json").is_file() else 1
         status = Status(
             state=State.PENDING,
@@ -109,6 +98,11 @@ class LocalHandle:
         """The launcher's name."""
         return self._status.id
 
+    @property
+    def detached(self) -> bool:
+        """The ranks die with this process."""
+        return False
+
     def state(self) -> State:
         """Where the job is now."""
         self._observe()
@@ -133,6 +127,7 @@ class LocalHandle:
         threads = job.resources.cpus_per_rank or max(1, len(os.sched_getaffinity(0)) // ranks)
         defaults = rank_defaults(job.resources, threads=threads) | {"GLOO_SOCKET_IFNAME": "lo"}
         places = {
+            "SUBMIT_START": "0",
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(ranks),
@@ -181,6 +176,7 @@ class LocalHandle:
         failure = failure if state is State.FAILED else None
         self._write(replace(self._status, state=state, ended=time.time(), failure=failure))
         self._lock.close()
+        notify(self._run, self._status)
 
     def _first_failure(self) -> Failure | None:
         """The failure that the others follow from; None if the ranks ended as they were asked to."""
@@ -197,7 +193,7 @@ class LocalHandle:
         tail = tuple(self._run.tail(rank, start=self._log_starts[rank]))
         if self._run.error(rank).is_file():
             values = json.loads(self._run.error(rank).read_text())
-            values.pop("time")
+            del values["time"], values["start"]
             return Failure(log_tail=tail, **values)
         return death(rank, code, log_tail=tail)
 
@@ -235,89 +231,6 @@ class LocalHandle:
                     os.kill(process.pid, number)
 
 
-class Echo:
-    """Repeats what rank 0 writes from now on, while somebody waits.
-
-    Args:
-        stream: None repeats nothing.
-    """
-
-    def __init__(self, run: RunFolder, stream: Stream | None) -> None:
-        self._run = run
-        self._stream = stream
-        self._shown = run.log(0).stat().st_size if run.log(0).exists() else 0
-
-    def show(self) -> None:
-        """Repeat what is new."""
-        if self._stream is None or not self._run.log(0).exists():
-            return
-        with self._run.log(0).open("rb") as log:
-            log.seek(self._shown)
-            text = log.read()
-        # A failing rank 0 writes its error before its traceback; another rank may be the one to blame.
-        if text and not self._run.error(0).is_file():
-            self._shown += len(text)
-            self._stream.write(text.decode(errors="replace"))
-            self._stream.flush()
-
-
-def rank_defaults(resources: Resources, *, threads: int) -> dict[str, str]:
-    """What a rank finds in its environment where nobody has set it otherwise."""
-    defaults = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    if resources.gpus_per_rank == 0:
-        defaults |= MALLOC_SETTINGS | OPENMP_SETTINGS
-    return defaults
-
-
-def start_rank(
-    run: RunFolder, rank: int, *, environment: Mapping[str, str], lock: IO[str]
-) -> subprocess.Popen[bytes]:
-    """Start one rank, which shares in the run's lock and dies with this process."""
-    with run.log(rank).open("ab") as log:
-        # A session of its own: Ctrl-C reaches the launcher alone, and the rank's children end with it.
-        return subprocess.Popen(
-            [sys.executable, "-m", "cluster.rank", str(run.path / "job.json"), "--end-with-stdin"],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=(lock.fileno(),),
-            env=environment,
-        )
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a rank and what it has started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def death(rank: int, code: int, *, log_tail: tuple[str, ...], node: str | None = None) -> Failure:
-    """The end of a rank that has not written down why."""
-    if code < 0:
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        kind, message = "Killed", f"killed by {signal.Signals(-code).name}{hint}"
-    else:
-        kind, message = "Exit", f"ended with status {code} without a word"
-    return Failure(rank=rank, type=kind, message=message, log_tail=log_tail, node=node)
-
-
-@contextlib.contextmanager
-def signals_passed_on(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Ctrl-C, a closed terminal and a scheduler's signals become a request to save and stop."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP]
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    previous: dict[signal.Signals, Any] = {number: signal.signal(number, handler) for number in heard}
-    try:
-        yield
-    finally:
-        for number, earlier in previous.items():
-            signal.signal(number, earlier)
-
-
 def _refuse_if_elsewhere(run: RunFolder) -> None:
     """The lock speaks for this machine only; SLURM and Ray know of the others."""
     from cluster.executors import status_of  # which knows of this executor
@@ -335,10 +248,3 @@ def _refuse_if_elsewhere(run: RunFolder) -> None:
 def _has_ended(pid: int) -> bool:
     """Whether a child has ended; leaves it to be reaped."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def free_port() -> int:
-    """A port that nobody listens on here, as yet."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

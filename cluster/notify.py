@@ -8,21 +8,30 @@ import subprocess
 import urllib.request
 
 from cluster.runs import RunFolder, Status, explain
-from cluster.site import Notify
+from cluster.site import Notify, read_site
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 30.0  # seconds
 
 
-def notify(settings: Notify, run: RunFolder, status: Status) -> None:
-    """Call the site's command and webhook; that one of them fails is logged, and changes nothing else."""
+def notify(run: RunFolder, status: Status) -> None:
+    """Tell whom the run's site file names; that it fails is logged, and changes nothing else."""
+    path = run.path / "site.yaml"
+    try:
+        if path.is_file():
+            _tell(read_site(path).notify, run, status)
+    except Exception as error:  # whatever it is, the run has ended as it has ended
+        logger.warning("nobody is told: %s", error)
+
+
+def _tell(settings: Notify, run: RunFolder, status: Status) -> None:
     failure = status.failure
     values = {
         "run": run.path.name,
         "folder": str(run.path),
         "state": str(status.state),
-        "cause": explain(status).splitlines()[0],
+        "cause": explain(status).partition("\n")[0],
         "rank": None if failure is None else failure.rank,
         "node": None if failure is None else failure.node,
         "attempt": status.attempt,

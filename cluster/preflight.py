@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import measure
-from cluster.check_report import WHOLE_SECONDS, Progress, Report, node_name, read_reports
+from cluster.check_report import WHOLE_SECONDS, Progress, Report, read_reports
 from cluster.errors import UserError
 from cluster.fitness import Thresholds, Verdict, judge
 from cluster.job import Executor, Handle, Job, Resources, State
-from cluster.runs import RunFolder, explain
+from cluster.runs import RunFolder, explain, node_name
 
 if TYPE_CHECKING:
     from cluster.torch_dist import World

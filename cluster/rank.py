@@ -8,20 +8,17 @@ goes to `FOLDER/errors/rank-N.json`, where the executor finds it.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
-import time
 import traceback
 from pathlib import Path
 from types import FrameType
 
 from cluster.errors import UserError
-from cluster.job import PREEMPTED_EXIT_CODE, Job, write_atomically
+from cluster.job import PREEMPTED_EXIT_CODE, Job
 from cluster.preempt import STOP_SIGNALS, Preempted
 from cluster.runs import RunFolder
 
@@ -33,7 +30,9 @@ def main() -> None:
     _take_place_from_slurm()
     job = Job.from_json(Path(sys.argv[1]).read_text())
     rank = int(os.environ["RANK"])
-    _stop_at_once_until_work_begins(job, rank)
+    _stop_at_once_until_work_begins(job)
+    if RunFolder(job.folder).cancel_requested():  # by somebody whose signal came too early to be heard
+        sys.exit(PREEMPTED_EXIT_CODE)
     if "--end-with-stdin" in sys.argv[2:]:
         threading.Thread(target=_die_with_the_launcher, daemon=True).start()
     logging.basicConfig(
@@ -46,6 +45,8 @@ def run(job: Job, rank: int) -> int:
     """Call the function; what it raises is written down, and told by the exit status."""
     try:
         job.resolve()(**job.arguments)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # done: nothing may make a failure of it any more
     except Preempted as stop:
         logger.info("%s", stop)
         if rank == 0:
@@ -65,14 +66,12 @@ def run(job: Job, rank: int) -> int:
 def _report(job: Job, rank: int, error: Exception) -> None:
     values = {
         "rank": rank,
-        "node": socket.gethostname(),
         "type": type(error).__name__,
         "message": str(error),
         "user_error": isinstance(error, UserError),
         "traceback": "".join(traceback.format_exception(error)),
-        "time": time.time(),
     }
-    write_atomically(RunFolder(job.folder).error(rank), json.dumps(values, indent=2) + "\n")
+    RunFolder(job.folder).write_error(f"rank-{rank}", values)
 
 
 def _take_place_from_slurm() -> None:
@@ -83,12 +82,14 @@ def _take_place_from_slurm() -> None:
             os.environ[ours] = os.environ[theirs]
 
 
-def _stop_at_once_until_work_begins(job: Job, rank: int) -> None:
-    """Until the work takes the signals over, a request to stop finds nothing that is worth saving."""
+def _stop_at_once_until_work_begins(job: Job) -> None:
+    """Until the work takes the signals over, a request to stop finds nothing that is worth saving.
+
+    Any rank may be the one that hears it: another may be waiting, deaf, for the rest.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if rank == 0:
-            RunFolder(job.folder).mark_requeue()
+        RunFolder(job.folder).mark_requeue()
         os._exit(PREEMPTED_EXIT_CODE)
 
     for number in STOP_SIGNALS:

@@ -20,13 +20,16 @@ class Cause(StrEnum):
     """Why an attempt ended."""
 
     PREEMPTED = "preempted"  # asked to stop, by whomever, and saved
+    TIME_LIMIT = "time_limit"  # the same, because its time was over
     CRASH = "crash"  # a rank failed
     HANG = "hang"  # the watchdog saw no step
     LOST = "lost"  # a node, a link or the scheduler took it without a word
 
 
-# Lost attempts are rarely the job's fault, but one that takes its node down each time must end some day.
+# Lost attempts are rarely the job's fault, but one that takes its node down each time must end some day; and
+# one that is asked to stop this often before it has saved anything new never will.
 MAX_LOST = 10
+MAX_STOPPED = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,11 @@ class Restart:
     @classmethod
     def of(cls, run: RunFolder, *, attempt: int, cause: Cause, failure: Failure | None = None) -> Self:
         """What is known now of an attempt that has just ended."""
-        words = {Cause.PREEMPTED: "asked to stop, and saved", Cause.LOST: "ended without a word"}
+        words = {
+            Cause.PREEMPTED: "asked to stop, and saved",
+            Cause.TIME_LIMIT: "its time was over; it has saved",
+            Cause.LOST: "ended without a word",
+        }
         return cls(
             attempt=attempt,
             cause=cause,
@@ -87,10 +94,12 @@ def spent(restarts: list[Restart], job: Job, *, since: int = 0) -> str | None:
         job: has the budget.
         since: attempts up to this one do not count: somebody has submitted the run anew since.
     """
-    if not restarts or restarts[-1].cause is Cause.PREEMPTED:
+    if not restarts:
         return None
     last = restarts[-1]
-    budget = MAX_LOST if last.cause is Cause.LOST else job.max_crashes
+    budget = {Cause.PREEMPTED: MAX_STOPPED, Cause.TIME_LIMIT: MAX_STOPPED, Cause.LOST: MAX_LOST}.get(
+        last.cause, job.max_crashes
+    )
     # Those that ended with the checkpoint that the last one ended with made no progress.
     alike = [
         restart

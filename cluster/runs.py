@@ -24,12 +24,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
-from cluster.errors import UserError
+from cluster.errors import AlreadyRunning, UserError
 from cluster.job import ExecutorName, Job, State, write_atomically
 
 LOCK_PATIENCE = 10.0  # seconds that the ranks of a killed launcher may take to notice and die
 TAIL_LINES = 20
 FOLLOW_SECONDS = 0.5
+LOOKS_PER_QUESTION = 4  # at a log, for each time that the scheduler is asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,14 +172,17 @@ class RunFolder:
             raise UserError(f"there is no run in {path}; `submit status` lists the runs")
         return cls(path)
 
-    def lock(self) -> IO[str]:
+    def lock(self, *, patience: float = LOCK_PATIENCE) -> IO[str]:
         """Take the run for this launcher. The lock lasts as long as any process holds the file open.
+
+        Args:
+            patience: seconds to wait for another launcher that is going away, or for another submission.
 
         Raises:
             UserError: if another launcher, or a rank of one, still lives.
         """
-        file = (self.path / "lock").open("a")
-        deadline = time.monotonic() + LOCK_PATIENCE
+        file = (self.path / "lock").open("a+")  # a file server may want both for a shared lock
+        deadline = time.monotonic() + patience
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -188,7 +192,7 @@ class RunFolder:
                     time.monotonic() > deadline
                 ):
                     file.close()
-                    raise UserError(
+                    raise AlreadyRunning(
                         f"the run in {self.path} is going on already; `submit cancel {self.path}` ends it"
                     ) from None
                 time.sleep(0.1)
@@ -265,19 +269,30 @@ class RunFolder:
         status = self.read_status()
         mine = int(os.environ.get("SUBMIT_START", "0"))
         job = os.environ.get("SLURM_JOB_ID", status.id) if status.executor == "slurm" else status.id
-        if status.start != mine or status.id != job:
+        if status.executor != "local" and (status.start, status.id) != (mine, job):
             raise RuntimeError(
                 f"start {status.start} of {status.executor} job {status.id} has taken this run over from "
                 f"start {mine} of job {job}, which ends here"
             )
 
-    def first_error(self) -> Failure | None:
-        """The earliest of the errors that ranks, or the watchdog of their node, have written down."""
+    def write_error(self, name: str, values: dict[str, Any]) -> None:
+        """Write down what ends a rank, or what the watchdog of a node saw: `errors/{name}.json`."""
+        where = {"node": node_name(), "start": start_token(), "time": time.time()}
+        write_atomically(self.path / "errors" / f"{name}.json", json.dumps(values | where, indent=2) + "\n")
+
+    def first_error(self, *, start: str | None = None) -> Failure | None:
+        """The earliest of the errors that ranks, or the watchdog of their node, have written down.
+
+        Args:
+            start: only those of one start, as `start_token` names it: a node that was cut off goes on, and
+                fails later than the start it belonged to.
+        """
         errors = [json.loads(path.read_text()) for path in self.path.glob("errors/*.json")]
+        errors = [error for error in errors if start in (None, error["start"])]
         if not errors:
             return None
         values = min(errors, key=lambda error: error["time"])
-        values.pop("time")
+        del values["time"], values["start"]
         tail = () if values["rank"] is None else tuple(self.tail(values["rank"]))
         return Failure(log_tail=tail, **values)
 
@@ -325,11 +340,11 @@ class RunFolder:
         with self.log(rank).open(errors="replace") as file:
             while True:
                 ended = status(self).state.ended  # asked before reading: what is written last is shown too
-                if text := file.read():
-                    yield text
-                elif ended:
-                    return
-                else:
+                for _ in range(LOOKS_PER_QUESTION):
+                    if text := file.read():
+                        yield text
+                    if ended:
+                        return
                     time.sleep(FOLLOW_SECONDS)
 
 
@@ -347,6 +362,16 @@ def raise_unless_completed(status: Status) -> None:
     if status.state in (State.PREEMPTED, State.CANCELLED):
         raise UserError(explain(status))
     raise RuntimeError(explain(status))
+
+
+def start_token() -> str:
+    """Names the start that this process belongs to: the scheduler's job, and which start of it."""
+    return f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SUBMIT_START', '0')}"
+
+
+def node_name() -> str:
+    """This machine as its scheduler names it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def explain(status: Status) -> str:

@@ -29,7 +29,7 @@ from cronsim import CronSim, CronSimError
 from cluster.errors import UserError
 from cluster.job import write_atomically
 from cluster.site import Site
-from cluster.slurm import call, pattern
+from cluster.slurm import call, pattern, refuse_line_breaks
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,10 @@ def install(folder: Path, name: str, every: str, command: Sequence[str], site: S
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UserError(f"{name!r} cannot name a schedule: use letters, digits, '-' and '_'")
+    every = " ".join(every.split())
     try:
+        if len(every.split()) != 5:
+            raise CronSimError("five fields are needed")
         CronSim(every, datetime.now())
     except CronSimError as error:
         raise UserError(
@@ -91,6 +94,7 @@ def install(folder: Path, name: str, every: str, command: Sequence[str], site: S
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
+    refuse_line_breaks([path.absolute(), *command, *_options(path, site).values()])
     write_atomically(folder / f"{name}.site.json", site.model_dump_json(indent=2))
     write_atomically(path, json.dumps(asdict(schedule), indent=2) + "\n")
     if engine == "scrontab":
@@ -150,10 +154,15 @@ def fire(path: Path) -> int:
         return 0
     schedule = Schedule.read(path)
     if schedule.engine == "sbatch":
-        queue_next(path)
+        try:
+            queue_next(path)
+        except UserError as error:  # tried once more below
+            logger.warning("%s", error)
     began = time.monotonic()
     status = subprocess.run(schedule.command, cwd=schedule.directory, check=False).returncode
     logger.info("%s ended with status %d after %.0f s", schedule.name, status, time.monotonic() - began)
+    if schedule.engine == "sbatch":
+        queue_next(path)
     return status
 
 
@@ -173,12 +182,14 @@ def _waiting(path: Path) -> list[str]:
 def _options(path: Path, site: Site) -> dict[str, str]:
     """Of sbatch, for a firing."""
     chosen = {"partition": site.partition, "account": site.account, "qos": site.qos}
+    chosen |= {"constraint": site.constraint}
     return {
         "job-name": _job_name(path),
         "output": pattern(path.absolute().parent) + f"/{path.stem}.log",
         "open-mode": "append",
         "time": str(FIRING_MINUTES),
         **{name: value for name, value in chosen.items() if value is not None},
+        **{name: str(value) for name, value in site.sbatch.items() if value not in (True, False)},
     }
 
 
@@ -212,13 +223,16 @@ def _scrontab() -> str | None:
     if answer.returncode == 0:
         return answer.stdout
     # "no crontab for ..." is an empty one; anything else (disabled, say) means that there is none to be had.
-    return "" if "no crontab" in answer.stderr else None
+    return "" if "no crontab" in answer.stdout + answer.stderr else None
 
 
 def _other_lines(path: Path) -> list[str]:
     """The scrontab without this schedule's lines."""
+    text = _scrontab()
+    if text is None:  # writing now would take every other entry away
+        raise UserError("scrontab does not show its entries: `scrontab -l` says why")
     lines, ours = [], False
-    for line in (_scrontab() or "").splitlines():
+    for line in text.splitlines():
         if line == _mark(path):
             ours = True
         if not ours:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints
+import yaml
+from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, model_validator
 
-from cluster.job import ExecutorName
-from cluster.settings import Section, load_recipe
+from cluster.job import ExecutorName, write_atomically
+from cluster.settings import Section, check_recipe, load_recipe, read_yaml
 
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 OptionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
@@ -27,7 +29,8 @@ class Site(Section):
     """One cluster.
 
     `sbatch` holds any other option of sbatch by its long name: `{reservation: vision}`. `container` is an
-    image for SLURM's pyxis plugin. `signal_seconds` before its time limit a job is asked to save.
+    image for SLURM's pyxis plugin; this Python, the datasets and the runs must be in it or in
+    `container_mounts`. `signal_seconds` before its time limit a job is asked to save.
     """
 
     executor: ExecutorName | None = None
@@ -44,14 +47,34 @@ class Site(Section):
     signal_seconds: PositiveInt = 180
     modules: tuple[str, ...] = ()
     container: str | None = None
+    container_mounts: tuple[str, ...] = ()
     environment: dict[VariableName, str] = Field(default_factory=dict)
     sbatch: dict[OptionName, str | int | bool] = Field(default_factory=dict)
     ray_address: str | None = None
     notify: Notify = Notify()
 
+    @model_validator(mode="after")
+    def _asked_in_time(self) -> Self:
+        if self.minutes is not None and self.signal_seconds + 60 >= 60 * self.minutes:
+            raise ValueError(
+                f"signal_seconds is {self.signal_seconds}, and SLURM may signal a minute early: a job of "
+                f"{self.minutes} minutes would be asked to stop as soon as it starts; lower signal_seconds"
+            )
+        return self
+
     def default_executor(self) -> ExecutorName:
         """The site's own, else SLURM where it is installed, else this machine."""
         return self.executor or ("slurm" if shutil.which("sbatch") else "local")
+
+
+def read_site(path: Path) -> Site:
+    """The site that a run was submitted to, from its folder."""
+    return check_recipe(Site, read_yaml(path), where=str(path))
+
+
+def write_site(site: Site, path: Path) -> None:
+    """Keep the site with a run."""
+    write_atomically(path, yaml.safe_dump(site.model_dump(mode="json")))
 
 
 def load_site(name: str) -> Site:

@@ -18,43 +18,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cluster.doctor import MALLOC_SETTINGS
 from cluster.errors import AlreadyRunning, UserError
 from cluster.job import Job, State, write_atomically
-from cluster.local import OPENMP_SETTINGS
+from cluster.notify import notify
+from cluster.rank_process import OPENMP_SETTINGS
 from cluster.runs import Failure, RunFolder, Status
-from cluster.site import Site
-from cluster.slurm_state import Seen, find_state
+from cluster.site import Site, write_site
+from cluster.slurm_state import NoAnswerError, Seen, find_state, has_job_named
 from cluster.source import snapshot_source
 
 COMMAND_PATIENCE = 60  # seconds for one call of a SLURM command
 POLL_SECONDS = 2.0
+SUBMISSION_PATIENCE = 120.0  # seconds for another submission of the same run
 NOTHING_TO_DO = 3  # exit status of `cluster.slurm_batch begin`: the run is complete already
 # Of an enclosing job or rank: in a new job they would lie. SLURM_CONF says where the cluster is, and stays.
-INHERITED = re.compile(r"(SLURM_(?!CONF$)|SRUN_|SUBMITIT_|PMI|CUDA_VISIBLE_DEVICES$|SUBMIT_START$).*")
+# SBATCH_ variables go before the script's own options: what --dry-run prints would not be what runs.
+INHERITED = re.compile(r"(SLURM_(?!CONF$)|SBATCH_|SRUN_|SUBMITIT_|PMI|CUDA_VISIBLE_DEVICES$|SUBMIT_START$).*")
 PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def render(
-    job: Job, site: Site, *, after: Sequence[str] = (), begin: str | None = None, exclude: Sequence[str] = ()
-) -> str:
+def render(job: Job, site: Site, *, after: Sequence[str] = (), exclude: Sequence[str] = ()) -> str:
     """The batch script of a job. Needs no SLURM here.
 
     Args:
         job, site: what runs, where.
         after: ids of jobs that must complete first; if one fails, this one is cancelled.
-        begin: not before this time, as sbatch's --begin takes it.
         exclude: nodes not to use, besides the site's.
     """
-    values = [job.folder, begin, *after, *exclude, *site.exclude, *site.sbatch.values()]
-    values += [site.partition, site.account, site.qos, site.constraint]
-    for value in values:
-        if re.search(
-            r"[\n\r\0]", str(value)
-        ):  # an #SBATCH line is a comment to the shell, and ends with the line
-            raise UserError(f"{str(value)!r} has a line break in it, and cannot stand in a batch script")
+    named = [site.partition, site.account, site.qos, site.constraint]
+    refuse_line_breaks([job.folder, *after, *exclude, *site.exclude, *site.sbatch.values(), *named])
     # The renderer is what the public class calls, and the class cannot be had without srun on this machine.
     from submitit.slurm.slurm import _make_sbatch_string
 
@@ -64,16 +57,18 @@ def render(
     dependencies = [f"afterok:{':'.join(after)}"] if after else []
     options["dependency"] = ",".join([*dependencies, "singleton"])
     options["kill-on-invalid-dep"] = "yes"
-    if begin is not None:
-        options["begin"] = begin
     gpus = wants.gpus_per_rank * wants.ranks_per_node
     minutes = wants.minutes or site.minutes
     cpus = wants.cpus_per_rank or site.cpus_per_rank
-    ranks = ["--kill-on-bad-exit=1", "--wait=60", "--open-mode=append"]
+    # Wait for ever: rank 0 may have much to do when the others are done. Who hangs, the watchdog ends.
+    ranks = ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL", "--open-mode=append"]
     ranks += ["--output", pattern(job.folder / "logs") + "/rank-%t.log"]
     ranks += [f"--cpus-per-task={cpus}"] if cpus is not None else []  # srun does not take it from the job
     if site.container is not None:
-        ranks += [f"--container-image={site.container}", f"--container-mounts={job.folder}"]
+        ranks += [
+            f"--container-image={site.container}",
+            f"--container-mounts={','.join([str(job.folder), *site.container_mounts])}",
+        ]
     text: str = _make_sbatch_string(
         command=shlex.join([sys.executable, "-m", "cluster.rank", str(job.folder / "job.json")]),
         folder=job.folder / "logs",
@@ -92,7 +87,7 @@ def render(
         wckey="",
         stderr_to_stdout=True,
         setup=_setup(job, site),
-        teardown=[f"{_batch('end', job)} --status $status ${{stopped:+--stopped}}"],
+        teardown=["trap '' TERM USR2", f"{_batch('end', job)} --status $status ${{stopped:+--stopped}}"],
         srun_args=ranks,
         additional_parameters=options | {"output": pattern(job.folder / "logs") + "/slurm.log"},
         time=minutes or 0,
@@ -106,11 +101,7 @@ def render(
 
 def _setup(job: Job, site: Site) -> list[str]:
     """What the script does before the ranks start."""
-    lines = [
-        "# A signal to this shell must not end it before it has looked at how the ranks ended.",
-        "trap 'stopped=1' TERM",
-        "trap : USR2",
-    ]
+    lines = ["trap '' TERM USR2"]  # what is ignored stays ignored in the commands below
     lines += [f"module load {shlex.quote(module)}" for module in site.modules]
     settings = dict(site.environment) | {"PYTHONUNBUFFERED": "1"}
     if job.resources.gpus_per_rank == 0:
@@ -126,6 +117,8 @@ def _setup(job: Job, site: Site) -> list[str]:
         "export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + SUBMIT_START) % 12000))",
         _batch("begin", job),
         f"case $? in 0) ;; {NOTHING_TO_DO}) exit 0 ;; *) exit 1 ;; esac",
+        "# Only noted: this shell is to look at how the ranks end.",
+        "trap 'stopped=1' TERM; trap : USR2",
     ]
     return lines
 
@@ -153,7 +146,7 @@ class SlurmExecutor:
         self._exclude = tuple(exclude)
         self._keep_source = keep_source
 
-    def submit(self, job: Job, *, after: Sequence[str] = (), begin: str | None = None) -> SlurmHandle:
+    def submit(self, job: Job, *, after: Sequence[str] = ()) -> SlurmHandle:
         """Queue a job; see `render` for the arguments.
 
         Raises:
@@ -166,32 +159,39 @@ class SlurmExecutor:
             )
         job = replace(job, folder=job.folder.absolute())
         run = RunFolder.create(job.folder)
-        with contextlib.closing(run.lock()):
-            if (run.path / "status.json").is_file() and not current_status(run).state.ended:
+        with contextlib.closing(run.lock(patience=SUBMISSION_PATIENCE)):
+            if _goes_on(run):
                 raise AlreadyRunning(
                     f"the run in {run.path} is going on already, as job {job_id(run)}; "
                     f"`submit cancel {run.path}` ends it"
                 )
-            script = render(job, self._site, after=after, begin=begin, exclude=self._exclude)
+            script = render(job, self._site, after=after, exclude=self._exclude)
             path = run.path / "job.sbatch"
             write_atomically(path, script)
             _refuse_impossible(path)
-            self._prepare(run, job)
+            before = self._prepare(run, job)
             submitted = call(["sbatch", "--parsable", str(path)])
             if submitted.returncode != 0:
-                (run.path / "status.json").unlink()
+                if before is None:
+                    (run.path / "status.json").unlink()
+                else:
+                    run.write_status(before)
                 raise UserError(f"SLURM refused {job.name}: {_message(submitted.stderr)}")
             write_atomically(run.path / "slurm-job", submitted.stdout.strip().partition(";")[0] + "\n")
         return SlurmHandle(run)
 
-    def _prepare(self, run: RunFolder, job: Job) -> None:
-        """Everything that the job will find; from the moment sbatch returns, status.json is the job's."""
+    def _prepare(self, run: RunFolder, job: Job) -> Status | None:
+        """Everything that the job will find; from the moment sbatch returns, status.json is the job's.
+
+        Returns:
+            What status.json said before.
+        """
         run.clear_cancel()
         run.clear_attempt()
         (run.path / "slurm-job").unlink(missing_ok=True)
         if not (self._keep_source and (run.path / "source").is_dir()):
             snapshot_source(run.path)
-        write_atomically(run.path / "site.yaml", yaml.safe_dump(self._site.model_dump(mode="json")))
+        write_site(self._site, run.path / "site.yaml")
         run.write_job(job)
         before = run.read_status() if (run.path / "status.json").is_file() else None
         run.write_status(
@@ -208,6 +208,7 @@ class SlurmExecutor:
                 submitted=time.time(),
             )
         )
+        return before
 
 
 class SlurmHandle:
@@ -220,6 +221,11 @@ class SlurmHandle:
     def id(self) -> str:
         """SLURM's job id."""
         return job_id(self._run)
+
+    @property
+    def detached(self) -> bool:
+        """SLURM needs nobody here."""
+        return True
 
     def state(self) -> State:
         """Where the job is now."""
@@ -235,24 +241,30 @@ class SlurmHandle:
         """Ask a running job to save and end; take a waiting one out of the queue."""
         self._run.request_cancel()
         status = current_status(self._run)
-        if status.state is State.PENDING:
-            call(["scancel", job_id(self._run)])
-            self._run.write_status(replace(status, state=State.CANCELLED, ended=time.time()))
-        else:  # the ranks alone: the batch script is to see how they end
-            call(["scancel", "--signal=TERM", job_id(self._run)])
+        waits = status.state is State.PENDING
+        # Of a running one the ranks alone: the batch script is to see how they end.
+        answer = call(["scancel", *([] if waits else ["--signal=TERM"]), status.id])
+        if answer.returncode != 0:
+            raise UserError(f"SLURM does not cancel job {status.id}: {_message(answer.stderr)}")
+        if waits:
+            _settle(self._run, replace(status, state=State.CANCELLED))
 
 
 def current_status(run: RunFolder) -> Status:
     """What status.json says, corrected by what SLURM says: a job that was killed writes nothing."""
-    status = replace(run.read_status(), id=job_id(run))
+    status = run.read_status()
+    status = replace(status, id=status.id or job_id(run))
     if status.state.ended or not status.id:  # without an id, sbatch has not answered yet
         return status
-    seen = find_state(status.id)
+    try:
+        seen = find_state(status.id)
+    except NoAnswerError:
+        return replace(status, reason="SLURM does not answer")
     if seen is not None and not seen.state.ended:
         # Between a requeue and the next start the file says "pending" too; the reason is SLURM's.
         return replace(status, state=seen.state, reason=seen.reason)
     written = run.read_status()  # it may have ended properly between the two looks
-    return written if written.state.ended else _ended_without_a_word(run, status, seen)
+    return written if written.state.ended else _settle(run, _ended_without_a_word(run, status, seen))
 
 
 def _ended_without_a_word(run: RunFolder, status: Status, seen: Seen | None) -> Status:
@@ -263,8 +275,39 @@ def _ended_without_a_word(run: RunFolder, status: Status, seen: Seen | None) -> 
         return replace(status, state=State.FAILED, failure=_killed(message, None))
     failure = None
     if seen.state is not State.COMPLETED:
-        failure = run.first_error() or _killed(f"SLURM ended job {status.id} as {seen.word}", seen.nodes)
+        error = run.first_error(start=f"{status.id}.{status.start}")
+        failure = error or _killed(f"SLURM ended job {status.id} as {seen.word}", seen.nodes)
     return replace(status, state=seen.state, failure=failure)
+
+
+def _settle(run: RunFolder, status: Status) -> Status:
+    """Write an end down that the job itself could not, and tell of it: SLURM will forget.
+
+    The first who sees it does so; somebody who may only look just looks.
+    """
+    try:
+        with contextlib.closing(run.lock(patience=0)):
+            written = run.read_status()
+            if written.state.ended:
+                return written
+            status = status.stopped(status.state, failure=status.failure)
+            run.write_status(status)
+            notify(run, status)
+    except (OSError, UserError):
+        pass
+    return status
+
+
+def _goes_on(run: RunFolder) -> bool:
+    """Whether the run has not ended, wherever it was submitted. Called with its lock."""
+    from cluster.executors import status_of  # which knows of this executor
+
+    if not (run.path / "status.json").is_file():
+        return False
+    status = status_of(run)
+    if status.executor == "slurm" and not status.id:  # whoever submitted it died of it
+        return has_job_named(status.name)
+    return not status.state.ended
 
 
 def _killed(message: str, node: str | None) -> Failure:
@@ -277,7 +320,7 @@ def _killed(message: str, node: str | None) -> Failure:
 
 
 def job_id(run: RunFolder) -> str:
-    """SLURM's id of the run's newest job; empty while sbatch has not answered."""
+    """SLURM's id of the run's newest job, as sbatch gave it; empty while it has not answered."""
     path = run.path / "slurm-job"
     return path.read_text().strip() if path.is_file() else ""
 
@@ -285,6 +328,8 @@ def job_id(run: RunFolder) -> str:
 def _refuse_impossible(script: Path) -> None:
     """Ask SLURM whether such a job could ever run."""
     tested = call(["sbatch", "--test-only", str(script)])
+    if "contact slurm controller" in tested.stderr.lower():
+        raise UserError(f"SLURM's controller cannot be reached from here: {_message(tested.stderr)}")
     if tested.returncode != 0:
         raise UserError(
             f"SLURM would never run this job: {_message(tested.stderr)}; see `sinfo` for what there is, "
@@ -299,16 +344,34 @@ def _message(stderr: str) -> str:
 
 
 def call(command: list[str], *, text: str = "") -> subprocess.CompletedProcess[str]:
-    """One SLURM command, with nothing of an enclosing job in its environment, and `text` to read."""
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=COMMAND_PATIENCE,
-        env=clean_environment(os.environ),
-        input=text,
-    )
+    """One SLURM command, with nothing of an enclosing job in its environment, and `text` to read.
+
+    Raises:
+        UserError: if there is no such command, or it does not answer.
+    """
+    try:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_PATIENCE,
+            env=clean_environment(os.environ),
+            input=text,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"{command[0]} does not answer: {error}") from error
+
+
+def refuse_line_breaks(values: Sequence[object]) -> None:
+    """An #SBATCH line is a comment to the shell, and ends with the line.
+
+    Raises:
+        UserError: if one of the values would end it early.
+    """
+    for value in values:
+        if re.search(r"[\n\r\0]", str(value)):
+            raise UserError(f"{str(value)!r} has a line break in it, and cannot stand in a batch script")
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:

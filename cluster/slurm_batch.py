@@ -10,25 +10,25 @@ import argparse
 import logging
 import os
 import re
-import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.job import PREEMPTED_EXIT_CODE, State
 from cluster.notify import notify
 from cluster.restarts import Cause, Restart, add_restart, read_restarts, spent
-from cluster.runs import Failure, RunFolder, Status
-from cluster.settings import check_recipe, read_yaml
-from cluster.site import Site
-from cluster.slurm import NOTHING_TO_DO
-from cluster.slurm_state import from_controller, nodes_down
+from cluster.runs import Failure, RunFolder, Status, start_token
+from cluster.site import read_site
+from cluster.slurm import NOTHING_TO_DO, call
+from cluster.slurm_state import NoAnswerError, from_controller, nodes_down
 
 logger = logging.getLogger(__name__)
 
-REQUEUE_PATIENCE = 30  # seconds
+REQUEUE_PATIENCE = 600.0  # seconds: a controller may be restarting
+REQUEUE_PAUSE = 10.0
 # "srun: error: node2: task 5: Killed", "srun: error: node1: tasks 0-3: Exited with exit code 1"
 TASK_ENDED = re.compile(
     r"^srun: error: (?P<node>\S+): tasks? (?P<rank>\d+)[\d,-]*: (?P<how>.+)$", re.MULTILINE
@@ -65,7 +65,7 @@ def begin(run: RunFolder) -> int:
         logger.info("%s is complete: nothing to do", run.path)
         return NOTHING_TO_DO
     if status.started is not None:  # the batch script before this one did not live to its `end`
-        cause = Cause.PREEMPTED if _ended_as_asked(run, start - 1) else Cause.LOST
+        cause = Cause.PREEMPTED if _ended_as_asked(run, status.start) else Cause.LOST
         status = _close_attempt(run, status, cause, _lost(status) if cause is Cause.LOST else None)
     if run.cancel_requested():
         return _stop(run, status, State.CANCELLED, None)
@@ -95,9 +95,9 @@ def end(run: RunFolder, *, status: int, stopped: bool) -> int:
     """
     now, start = run.read_status(), _start()
     run.refuse_if_superseded()
-    failure = run.first_error()
+    failure = run.first_error(start=start_token())
     if _ended_as_asked(run, start):
-        cause = Cause.PREEMPTED
+        cause = Cause.TIME_LIMIT if _time_is_over(run) else Cause.PREEMPTED
     elif status == 0 and failure is None:
         return _stop(run, now, State.COMPLETED, None)
     else:
@@ -126,7 +126,18 @@ def _ended_as_asked(run: RunFolder, start: int) -> bool:
     """
     first = _first_to_end(run)
     crashed = first is not None and first["how"] not in ASKED
-    return run.requeue_mark(start).exists() and run.first_error() is None and not crashed
+    token = f"{os.environ['SLURM_JOB_ID']}.{start}"
+    return run.requeue_mark(start).exists() and run.first_error(start=token) is None and not crashed
+
+
+def _time_is_over(run: RunFolder) -> bool:
+    """Whether it was the time limit that asked the ranks to stop; SLURM may do so a minute early."""
+    try:
+        seen = from_controller(os.environ["SLURM_JOB_ID"])
+    except NoAnswerError:
+        return False
+    asked = timedelta(seconds=read_site(run.path / "site.yaml").signal_seconds + 60)
+    return seen is not None and seen.limit is not None and datetime.now() > seen.limit - asked
 
 
 def _blame(
@@ -138,7 +149,8 @@ def _blame(
     if down := nodes_down(status.nodes or ""):
         # Its peers have errors of their own: their connections broke.
         return Cause.LOST, _lost(status, down)
-    if stopped:
+    first = _first_to_end(run)
+    if failure is None and (stopped or (first is not None and first["how"] in ASKED)):
         return Cause.LOST, None
     return Cause.CRASH, _killed_rank(run) or failure or Failure(
         rank=None, type="Exit", message=f"the ranks ended without a word; see {run.path / 'logs'}"
@@ -194,26 +206,30 @@ def _stop(run: RunFolder, status: Status, state: State, failure: Failure | None)
     status = status.stopped(state, failure=failure)
     run.write_status(status)
     logger.info("%s%s", state, "" if failure is None else f": {failure.message}")
-    try:
-        site = check_recipe(Site, read_yaml(run.path / "site.yaml"), where=str(run.path / "site.yaml"))
-    except (OSError, UserError) as error:
-        logger.warning("nobody is told: %s", error)
-    else:
-        notify(site.notify, run, status)
+    notify(run, status)
     return 0 if state is State.COMPLETED else 1
 
 
 def _requeue(start: int) -> None:
     """Have SLURM start this job again, before the script ends: what waits for the job goes on waiting."""
     job = os.environ["SLURM_JOB_ID"]
-    seen = from_controller(job)
-    if seen is not None and (seen.restarts or 0) > start:
-        return  # SLURM is at it already
-    answer = subprocess.run(
-        ["scontrol", "requeue", job], capture_output=True, text=True, check=False, timeout=REQUEUE_PATIENCE
-    )
-    if answer.returncode != 0:
-        logger.error("SLURM does not start job %s again: %s", job, answer.stderr.strip())
+    deadline = time.monotonic() + REQUEUE_PATIENCE
+    while True:
+        try:
+            seen = from_controller(job)
+            if seen is not None and (seen.restarts or 0) > start:
+                return  # SLURM is at it already
+            answer = call(["scontrol", "requeue", job])
+            if answer.returncode == 0:
+                return
+            why = answer.stderr.strip()
+        except (NoAnswerError, UserError) as error:
+            why = str(error) or "its controller does not answer"
+        if time.monotonic() > deadline:
+            logger.error("SLURM does not start job %s again: %s", job, why)
+            return
+        logger.warning("SLURM does not start job %s again yet: %s", job, why)
+        time.sleep(REQUEUE_PAUSE)
 
 
 def _start() -> int:

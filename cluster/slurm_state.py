@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from cluster.job import State
 
@@ -49,6 +50,7 @@ class Seen:
         reason: why it waits; empty otherwise.
         nodes: where it runs or ran; None if nowhere.
         restarts: how often it was requeued; None if the source does not say.
+        limit: when its time is over; None if it has no limit, or the source does not say.
     """
 
     state: State
@@ -56,37 +58,58 @@ class Seen:
     reason: str = ""
     nodes: str | None = None
     restarts: int | None = None
+    limit: datetime | None = None
+
+
+class NoAnswerError(Exception):
+    """SLURM cannot be asked now: its controller is down, or slow. That says nothing of the job."""
 
 
 def find_state(job_id: str) -> Seen | None:
     """The newest word on a job: the controller's while it remembers the job, else the accounting's.
 
-    None if neither knows it, or neither can be asked now.
+    None if neither knows it.
+
+    Raises:
+        NoAnswerError: if the controller cannot be asked, and the accounting knows nothing.
     """
-    return from_controller(job_id) or from_accounting(job_id)
+    try:
+        seen = from_controller(job_id)
+    except NoAnswerError:
+        if (seen := from_accounting(job_id)) is None:
+            raise
+        return seen
+    return seen or from_accounting(job_id)
 
 
 def from_controller(job_id: str) -> Seen | None:
-    """From `scontrol show job`, which forgets a job some minutes after its end."""
-    text = _ask(["scontrol", "--oneliner", "show", "job", job_id])
-    if text is None or "JobId=" not in text:
+    """From `scontrol show job`, which forgets a job some minutes after its end.
+
+    Raises:
+        NoAnswerError: if it cannot be asked.
+    """
+    answer = _ask(["scontrol", "--oneliner", "show", "job", job_id])
+    if answer is not None and "Invalid job id" in answer.stderr:
         return None
-    fields = dict(re.findall(r"(\w+)=(\S*)", text))
+    if answer is None or answer.returncode != 0 or "JobId=" not in answer.stdout:
+        raise NoAnswerError
+    fields = dict(re.findall(r"(\w+)=(\S*)", answer.stdout))
     reason = fields.get("Reason", "None")
     return _seen(
         fields["JobState"],
         reason="" if reason == "None" else reason,
         nodes=fields.get("NodeList", "(null)"),
         restarts=int(fields.get("Restarts", "0")),
+        limit=fields.get("EndTime", "Unknown"),
     )
 
 
 def from_accounting(job_id: str) -> Seen | None:
     """From sacct; many sites have no accounting."""
-    text = _ask(
+    answer = _ask(
         ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State,NodeList", f"--jobs={job_id}"]
     )
-    lines = [line for line in (text or "").splitlines() if "|" in line]
+    lines = [] if answer is None else [line for line in answer.stdout.splitlines() if "|" in line]
     if not lines:
         return None
     word, _, nodes = lines[-1].partition("|")
@@ -95,17 +118,26 @@ def from_accounting(job_id: str) -> Seen | None:
 
 def nodes_down(nodes: str) -> list[str]:
     """Those of a list of nodes, in SLURM's notation, that are down or do not answer."""
-    text = _ask(["sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %t"]) or ""
-    rows = {name: state for name, _, state in (line.partition(" ") for line in text.splitlines())}
+    answer = _ask(["sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %t"])
+    lines = [] if answer is None else answer.stdout.splitlines()
+    rows = {name: state for name, _, state in (line.partition(" ") for line in lines)}
     return sorted(name for name, state in rows.items() if state.startswith("down") or state.endswith("*"))
 
 
 def has_job_named(name: str) -> bool:
-    """Whether a job of this user with this name waits or runs."""
-    return bool((_ask(["squeue", "--noheader", "--me", f"--name={name}", "--format=%i"]) or "").strip())
+    """Whether a job of this user with this name waits or runs; so it is taken to be if nobody answers."""
+    answer = _ask(["squeue", "--noheader", "--me", f"--name={name}", "--format=%i"])
+    return answer is None or answer.returncode != 0 or bool(answer.stdout.strip())
 
 
-def _seen(word: str, *, reason: str = "", nodes: str = "(null)", restarts: int | None = None) -> Seen:
+def _seen(
+    word: str,
+    *,
+    reason: str = "",
+    nodes: str = "(null)",
+    restarts: int | None = None,
+    limit: str = "Unknown",
+) -> Seen:
     known = STATES.get(word.rstrip("+"))
     return Seen(
         # A word that a later SLURM invents is no end: whoever waits asks again.
@@ -114,19 +146,15 @@ def _seen(word: str, *, reason: str = "", nodes: str = "(null)", restarts: int |
         reason=reason,
         nodes=None if nodes in ("(null)", "None assigned", "") else nodes,
         restarts=restarts,
+        limit=None if limit == "Unknown" else datetime.fromisoformat(limit),
     )
 
 
-def _ask(command: Iterable[str]) -> str | None:
+def _ask(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
+    """A command's answer; None if it cannot be had."""
     try:
-        answer = subprocess.run(
-            [*command],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PATIENCE,
-            stdin=subprocess.DEVNULL,
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=PATIENCE, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout if answer.returncode == 0 else None

@@ -26,7 +26,7 @@ def snapshot_source(run: Path) -> Path:
         shutil.copytree(_home(package), temporary / package, ignore=shutil.ignore_patterns("__pycache__"))
     write_atomically(temporary / "version.json", json.dumps(source_version(), indent=2) + "\n")
     if (root := _checkout()) is not None:
-        write_atomically(temporary / "uncommitted.diff", _git(root, "diff", "HEAD"))
+        write_atomically(temporary / "uncommitted.diff", _git(root, "diff", "--no-ext-diff", "HEAD"))
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return folder
@@ -65,4 +65,5 @@ def _home(package: str) -> Path:
 
 
 def _git(root: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True)
+    return done.stdout.decode(errors="replace")  # a changed file may be in any encoding

@@ -51,10 +51,14 @@ class Watchdog:
         rank, local_rank: this rank; the one with local rank 0 starts the node's watcher.
         seconds: without a step until the node's ranks are ended. It is never less than five times the step
             that 99 of 100 are shorter than, and six times as long while the rank is busy.
+        nccl: have NCCL keep its last calls, for they say who waits for whom.
     """
 
-    def __init__(self, run: RunFolder, *, rank: int, local_rank: int, seconds: float) -> None:
+    def __init__(
+        self, run: RunFolder, *, rank: int, local_rank: int, seconds: float, nccl: bool = False
+    ) -> None:
         self._run, self._rank, self._local_rank, self._seconds = run, rank, local_rank, seconds
+        self._nccl = nccl
         self._heartbeat: HeartbeatFile | None = None
         self._cleanup = contextlib.ExitStack()
 
@@ -73,7 +77,8 @@ class Watchdog:
         with contextlib.ExitStack() as stack:
             stack.callback(_remove_if_empty, folder)
             stack.enter_context(_stacks_on_signal(self._run, self._rank))
-            stack.enter_context(_flight_recorder(folder))
+            if self._nccl:
+                stack.enter_context(_flight_recorder(folder))
             heartbeat = HeartbeatFile(folder, rank=self._rank)
             stack.callback(heartbeat.close)
             if self._local_rank == 0:

@@ -1,8 +1,12 @@
 """Opening a sealed dataset: the only way the pipeline sees data. What is not sealed is never looked at."""
 
+import contextlib
+import errno
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +20,8 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from ingest import layout
 from ingest.view import ViewBitmaps, read_view
+
+_BLOCKS_KEPT = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +43,9 @@ class UnitRows:
 
 
 class UnitFiles:
-    """Names of units' files, read from the sealed list a block at a time: there can be a million of them.
+    """Names of units' files, read from the sealed list when asked for: there can be a million of them.
+
+    The list comes in blocks, of which the last few used are kept.
 
     Args:
         listing: the sealed list of units.
@@ -48,7 +56,7 @@ class UnitFiles:
         self._listing = listing
         self._rows = rows
         self._starts: NDArray[np.int64] | None = None  # the first row of each block, and the end
-        self._blocks: dict[int, pa.Table] = {}
+        self._blocks: OrderedDict[int, pa.Table] = OrderedDict()
 
     def name(self, unit_index: int, kind: Literal["shard", "meta"]) -> str:
         """Of a unit's tar or Parquet file, below the dataset's folder."""
@@ -59,8 +67,11 @@ class UnitFiles:
             self._starts = np.cumsum([0, *sizes])
         block = int(np.searchsorted(self._starts, row, side="right")) - 1
         if block not in self._blocks:
-            with pq.ParquetFile(self._listing) as file:
+            with _told_if_damaged(self._listing), pq.ParquetFile(self._listing) as file:
                 self._blocks[block] = file.read_row_group(block, columns=["shard", "meta"], use_threads=False)
+        self._blocks.move_to_end(block)
+        while len(self._blocks) > _BLOCKS_KEPT:
+            self._blocks.popitem(last=False)
         name: str = self._blocks[block][kind][row - int(self._starts[block])].as_py()
         return name
 
@@ -116,7 +127,8 @@ class Dataset:
 
     def _kept(self, unit_index: int, columns: list[str]) -> pa.Table:
         # One thread: loader workers are forked, and threads do not survive that.
-        with pq.ParquetFile(self.meta_path(unit_index)) as file:
+        path = Path(self.meta_path(unit_index))
+        with _told_if_damaged(path), pq.ParquetFile(path) as file:
             table = file.read(columns=columns, use_threads=False)
         table = table.filter(pc.equal(table["status"], "kept"))
         if self.view is not None:
@@ -177,17 +189,30 @@ def sealed_units(path: str | Path, root: str, *, columns: Sequence[str] | None =
     """
     head = sealed_head(path, root)
     listing = Path(path) / layout.sealed_name(root, "parquet")
+    damaged = f"{path}: the list of units of root {root[:12]} is damaged; restore the file from a copy"
     try:
-        with listing.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file = listing.open("rb")
     except FileNotFoundError:
-        digest = ""
-    if digest != head["units_sha256"]:
+        raise UserError(damaged) from None
+    with file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != head["units_sha256"]:
+            raise UserError(damaged)
+        file.seek(0)  # what is parsed is what was checked, whatever happens to the name
+        with pq.ParquetFile(file) as parquet:
+            return parquet.read(columns=columns, use_threads=False)
+
+
+@contextlib.contextmanager
+def _told_if_damaged(path: Path) -> Iterator[None]:
+    """A Parquet file that is none becomes a sentence; a missing or unreadable one stays an OSError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+    except pa.ArrowInvalid as error:
         raise UserError(
-            f"{path}: the list of units of root {root[:12]} is damaged; restore the file from a copy"
-        )
-    with pq.ParquetFile(listing) as parquet:
-        return parquet.read(columns=columns, use_threads=False)
+            f"{path} is damaged, restore it from a copy; `ingest verify` names all such"
+        ) from error
 
 
 def _latest(path: Path) -> str:

@@ -97,7 +97,7 @@ def read_seal(folder: Path) -> tuple[Seal | None, list[Damage]]:
     rows = pq.read_table(io.BytesIO(list_bytes), schema=UNITS_SCHEMA).to_pylist()
     counted = {"units": len(rows), "planned": _total(rows, "rows"), "kept": _total(rows, "kept")}
     counted |= {status: _total(rows, status) for status in ("rejected", "failed")}
-    said = {name: _number_said(head.get(name)) for name in counted}
+    said = {name: _number_said(name, head.get(name)) for name in counted}
     damages = [
         _damage(head_name, f"says {name} = {said[name]}, and its list of units gives {count}")
         for name, count in counted.items()
@@ -253,9 +253,11 @@ def _text_at(data: bytes, key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _number_said(value: Any) -> Any:
-    """A count of a seal's head, summed over its reasons if it has them; damaged ones as they are."""
-    if isinstance(value, dict) and all(isinstance(count, int) for count in value.values()):
+def _number_said(name: str, value: Any) -> Any:
+    """A count of a seal's head, summed over its reasons where it has them; damaged ones as they are."""
+    if name in ("rejected", "failed") and isinstance(value, dict):
+        if not all(type(count) is int for count in value.values()):
+            return value
         return sum(value.values())
     return value
 

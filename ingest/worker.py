@@ -71,11 +71,12 @@ def main() -> None:
             return
         verdicts = []
         for number, image in enumerate(images):
-            current[:] = struct.pack("<I", number)
             # CPU time: a machine that is busy, or stopped for a while, must not fail a good image (D1).
             signal.setitimer(signal.ITIMER_PROF, order["seconds"])
             # And an end to waiting that takes none; the parent tries such an image once more.
             signal.setitimer(signal.ITIMER_REAL, _PATIENCE * order["seconds"])
+            # Only now: what is left of the last image's time must not run out in this one's name.
+            current[:] = struct.pack("<I", number)
             verdicts.append(check(image, treatment))
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from cluster.errors import UserError
-from cluster.local import OPENMP_SETTINGS
+from cluster.rank_process import OPENMP_SETTINGS
 from pipeline.commands import evaluate, graph, launch, look, transfer
 
 

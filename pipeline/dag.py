@@ -120,8 +120,15 @@ def load_dag(name: str, overrides: list[str]) -> DagRecipe:
     return check_recipe(DagRecipe, values, where=str(path))
 
 
-def build_graph(recipe: DagRecipe, kinds: Mapping[str, Kind]) -> list[Stage]:
+def build_graph(
+    recipe: DagRecipe, kinds: Mapping[str, Kind], *, keys: Mapping[str, str] | None = None
+) -> list[Stage]:
     """The stages, each after its inputs, otherwise in the recipe's order.
+
+    Args:
+        recipe: the graph.
+        kinds: what its stages may be.
+        keys: stage → key, where it is known already.
 
     Raises:
         UserError: if a kind, role or input does not exist, an input is missing, or the stages go in a circle.
@@ -146,6 +153,7 @@ def build_graph(recipe: DagRecipe, kinds: Mapping[str, Kind]) -> list[Stage]:
                 for role, text in section.inputs.items()
             },
             root=Path(recipe.folder).absolute(),
+            known_key=(keys or {}).get(name),
         )
     return list(built.values())
 

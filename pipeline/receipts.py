@@ -140,11 +140,12 @@ class Stage:
     recipe: Section
     inputs: Mapping[str, Source]
     root: Path
+    known_key: str | None = None
 
     @cached_property
     def key(self) -> str:
         """64 hexadecimal digits."""
-        return stage_key(
+        return self.known_key or stage_key(
             kind=self.kind_name,
             version=self.kind.version,
             recipe=self.recipe,
@@ -200,8 +201,6 @@ def prepare(stage: Stage, receipts: Mapping[str, Receipt]) -> Work:
     Args:
         receipts: role → the receipt of the stage that fills it.
     """
-    # What is left, if anything, is a receipt whose outputs are gone.
-    (stage.folder / "receipt.json").unlink(missing_ok=True)
     stage.folder.mkdir(parents=True, exist_ok=True)
     inputs = {
         role: Input(path=source.stage.folder / source.path, receipt=receipts[role])
@@ -232,6 +231,8 @@ def finish(stage: Stage, work: Work, *, started: float) -> Receipt:
         gpu_hours=round(result.gpus * seconds / 3600, 6),
         machine=_machine(),
     )
+    if find_receipt(stage) is None:  # what is there, if anything, is a receipt whose outputs were gone
+        (stage.folder / "receipt.json").unlink(missing_ok=True)
     return _publish(receipt, stage.folder / "receipt.json")
 
 

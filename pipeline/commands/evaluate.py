@@ -36,11 +36,17 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
     checkpoints = newest_first(found.path / "checkpoints")[::-1]
     if not checkpoints:
         typer.echo(f"{found.path} has no checkpoint yet")
+    failures = []
     for checkpoint in checkpoints:
         path = json.dumps(str(checkpoint.absolute()))
         recipe = load_dag(dag, [*(overrides or []), f"stages.checkpoint.recipe.path={path}"])
         typer.echo(f"step {step_of(checkpoint)}")
-        run_on(executor, recipe, build_graph(recipe, KINDS), load_site(cluster))
+        try:  # one that fails, or was removed just now, must not stand in the way of the newer ones
+            run_on(executor, recipe, build_graph(recipe, KINDS), load_site(cluster))
+        except UserError as error:
+            failures.append(f"{checkpoint.name}: {error}")
+    if failures:
+        raise UserError("; ".join(failures))
 
 
 def schedule(  # noqa: PLR0917 -- typer passes by name

@@ -68,15 +68,15 @@ def run_on(
             from cluster.ray import RayExecutor
             from pipeline.stage_jobs import run_graph_as_jobs
 
-            engine = RayExecutor(site.ray_address)
-            results = run_graph_as_jobs(dag, stages, engine, gpus_per_node=site.gpus_per_node, say=say)
+            on_ray = RayExecutor(site.ray_address, site=site)
+            results = run_graph_as_jobs(dag, stages, on_ray, gpus_per_node=site.gpus_per_node, say=say)
         else:
+            from cluster.exclusions import excluded_nodes
             from cluster.slurm import SlurmExecutor
             from pipeline.stage_jobs import submit_graph, wait_for_graph
 
-            handles = submit_graph(
-                dag, stages, SlurmExecutor(site), gpus_per_node=site.gpus_per_node, say=say
-            )
+            engine = SlurmExecutor(site, exclude=excluded_nodes(Path(dag.folder).parent))
+            handles = submit_graph(dag, stages, engine, gpus_per_node=site.gpus_per_node, say=say)
             if handles and not wait:
                 return False
             results = wait_for_graph(stages, handles)

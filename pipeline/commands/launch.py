@@ -17,7 +17,7 @@ from cluster.executors import make_executor, status_of
 from cluster.job import PREEMPTED_EXIT_CODE, ExecutorName, Job, Resources, State
 from cluster.runs import RunFolder, explain
 from cluster.settings import load_recipe
-from cluster.site import Site, load_site
+from cluster.site import Site, load_site, read_site
 from pipeline.commands.look import find_run
 from pipeline.commands.options import (
     Cluster,
@@ -92,7 +92,9 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
 def resume(
     run: Run,
     folder: Runs = Path("runs"),
-    cluster: Cluster = "default",
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Another site file than the one it was submitted with.")
+    ] = None,
     wait: Wait = False,
     follow: Follow = False,
 ) -> None:
@@ -101,7 +103,9 @@ def resume(
     status = status_of(found)
     if status.state is State.COMPLETED:
         raise UserError(f"the run in {found.path} is complete: there is nothing to go on with")
-    launch(found.read_job(), status.executor, load_site(cluster), wait=wait, follow=follow, resume=True)
+    kept = found.path / "site.yaml"
+    site = read_site(kept) if cluster is None and kept.is_file() else load_site(cluster or "default")
+    launch(found.read_job(), status.executor, site, wait=wait, follow=follow, resume=True)
 
 
 def launch(
@@ -119,9 +123,9 @@ def launch(
         if executor != "local":
             progress.write(f"{executor} job {handle.id}: `submit status {job.folder}` tells how it goes\n")
             progress.flush()
-            if not (wait or follow):
-                return
-        if follow and executor == "slurm":
+        if handle.detached and not (wait or follow):
+            return
+        if follow and executor == "slurm":  # the others repeat it by themselves
             for text in run.follow(0, status=status_of):
                 progress.write(text)
                 progress.flush()

@@ -157,7 +157,7 @@ def cancel(run: Run, folder: Runs = Path("runs")) -> None:
     cancel_run(found)
     deadline = time.monotonic() + CANCEL_PATIENCE
     while not status_of(found).state.ended and time.monotonic() < deadline:
-        time.sleep(0.2)
+        time.sleep(1.0)
     state = status_of(found).state
     waits = "" if state.ended else "; it was asked to end, and has not yet"
     typer.echo(f"{found.path.name} is {state}{waits}")

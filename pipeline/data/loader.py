@@ -40,6 +40,7 @@ class Loader:
         dataset = open_dataset(data.root, sealed=data.sealed, view=data.view)
         order = plan_order(samples=len(dataset), batch_size=data.batch_size, window=data.window, seed=seed)
         rows = rank_rows(data.batch_size, rank=rank, world_size=world_size)
+        self.dataset = dataset
         self._batches = RankBatches(dataset, data, order, rows)
         self._identity = {
             "root": dataset.root,

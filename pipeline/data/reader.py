@@ -6,8 +6,10 @@ import os
 import resource
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from cluster.errors import UserError
 from ingest.dataset import Dataset, UnitRows
@@ -15,6 +17,8 @@ from ingest.dataset import Dataset, UnitRows
 _log = logging.getLogger(__name__)
 _READ_ATTEMPTS = 5
 _FIRST_PAUSE_SECONDS = 0.1
+
+R = TypeVar("R")
 
 
 class BadSampleError(Exception):
@@ -44,8 +48,12 @@ class Reader:
         self._open: OrderedDict[int, _OpenUnit] = OrderedDict()
 
     def key(self, unit_index: int, row: int) -> int:
-        """A sample's key as an integer."""
-        return int(self._unit(unit_index).rows.keys[row])
+        """A sample's key as an integer.
+
+        Raises:
+            UserError, OSError: as `fetch`.
+        """
+        return int(self._unit_at_last(unit_index).rows.keys[row])
 
     def name(self, unit_index: int, row: int) -> str:
         """Where a sample is, for people: its shard and key."""
@@ -57,7 +65,7 @@ class Reader:
 
         Raises:
             BadSampleError: if they are not the sealed ones, twice.
-            UserError: if the shard is missing.
+            UserError: if a file of the dataset is missing.
             OSError: if reading fails again and again; never a reason to substitute the sample.
         """
         data = self.fetch(unit_index, row)
@@ -74,24 +82,38 @@ class Reader:
         """The bytes of a sample, unchecked; failed reads are repeated with growing pauses.
 
         Raises:
-            UserError: if the shard is missing.
+            UserError: if a file of the dataset is missing.
             OSError: if the last attempt fails too.
         """
+
+        def read() -> bytes:
+            unit = self._unit(unit_index)
+            return os.pread(unit.descriptor, unit.sizes[row], unit.offsets[row])
+
+        return self._retried(unit_index, read)
+
+    def _unit_at_last(self, unit_index: int) -> _OpenUnit:
+        """The unit, opened if need be."""
+        unit = self._open.get(unit_index)
+        return self._retried(unit_index, lambda: self._unit(unit_index)) if unit is None else unit
+
+    def _retried(self, unit_index: int, action: Callable[[], R]) -> R:
         for attempt in range(_READ_ATTEMPTS):
             try:
-                unit = self._unit(unit_index)
-                return os.pread(unit.descriptor, unit.sizes[row], unit.offsets[row])
+                return action()
             except FileNotFoundError as error:
                 raise UserError(
                     f"{error.filename} is missing from the dataset: run `ingest verify {self._dataset.path}` "
-                    "and restore the shard"
+                    "and restore the file"
                 ) from error
             except OSError as error:
                 if attempt == _READ_ATTEMPTS - 1:
                     raise
                 pause = _FIRST_PAUSE_SECONDS * 2**attempt
-                path = self._dataset.shard_path(unit_index)
-                _log.warning("reading %s failed (%s); again in %.1f s", path, error, pause)
+                unit = self._dataset.units[unit_index]
+                _log.warning(
+                    "reading unit %d of %s: %s; again in %.1f s", unit, self._dataset.path, error, pause
+                )
                 time.sleep(pause)
                 self._close(unit_index)
         raise AssertionError("the last attempt returns or raises")
@@ -102,7 +124,7 @@ class Reader:
             self._close(unit_index)
 
     def _is_sealed(self, unit_index: int, row: int, data: bytes) -> bool:
-        sealed: bytes = self._unit(unit_index).rows.sha256[row].tobytes()
+        sealed: bytes = self._unit_at_last(unit_index).rows.sha256[row].tobytes()
         return hashlib.sha256(data).digest() == sealed
 
     def _unit(self, unit_index: int) -> _OpenUnit:

@@ -59,7 +59,7 @@ def numbered(
         make: must be picklable and depend on its argument alone.
         workers: processes; each makes every workers-th value. 0 makes them here, when they are asked for.
         pin_memory: move the values to page-locked memory, for copies to a GPU.
-        shared_bytes: size of one value's tensors.
+        shared_bytes: size of one value's large tensors.
         held: values that the caller keeps while it asks for another; more are right too, and slower.
 
     Raises:
@@ -68,6 +68,8 @@ def numbered(
     if workers == 0:
         for number in itertools.count(first):
             yield make(number).pin_memory() if pin_memory else make(number)
+    if pin_memory:
+        held = 0  # the caller keeps copies in page-locked memory
     # As many as can be on their way, those that are held, and the one that is handed over.
     count, size = _PREFETCH * workers + held + 1, shared_bytes + _ROOM_FOR_SMALL_TENSORS
     _refuse_little_shared_memory(count * size, workers)

@@ -18,7 +18,7 @@ from cluster.errors import UserError
 from cluster.preempt import PreemptionFlag, end_preempted
 from cluster.runs import RunFolder
 from cluster.settings import check_recipe
-from cluster.torch_dist import World, distributed, own_place
+from cluster.torch_dist import World, choose_device, distributed, own_place
 from cluster.watchdog import Watchdog
 from pipeline.collectives import all_gather_rows
 from pipeline.data.loader import Batch, Loader
@@ -42,8 +42,9 @@ def run_pretrain(recipe: dict[str, Any], folder: str) -> None:
     """The function of a pretraining job: every rank calls it with the same JSON values."""
     checked, run = check_recipe(PretrainRecipe, recipe, where=folder), RunFolder(Path(folder))
     rank, local_rank = own_place()
+    seconds, nccl = checked.run.hang_seconds, choose_device(checked.run.device) == "cuda"
     # Around everything: the ranks may also hang while they meet, or part.
-    with Watchdog(run, rank=rank, local_rank=local_rank, seconds=checked.run.hang_seconds) as watchdog:
+    with Watchdog(run, rank=rank, local_rank=local_rank, seconds=seconds, nccl=nccl) as watchdog:
         pretrain(checked, run.path, watchdog)
 
 
@@ -194,7 +195,7 @@ def steps(t: Training, watch: Stopwatch) -> Iterator[tuple[int, list[Batch]]]:
     """The steps that are left, each with its micro-batches."""
     accumulate = t.recipe.train.accumulate
     # The last step's batches live until those of the next are there.
-    batches = t.loader.from_step(t.step * accumulate, held=2 * accumulate)
+    batches = t.loader.from_step(t.step * accumulate, held=2 * accumulate - 1)
     for step in range(t.step, t.total_steps):
         before = time.perf_counter()
         ready = [next(batches)[1] for _ in range(accumulate)]

@@ -85,7 +85,7 @@ def extract_features(
     with torch.inference_mode():
         for batch in batches:
             parts.append(trunk(normalise(batch.images, preprocessing, device)).float().cpu())
-            keys.append(batch.keys.clone())  # the batch's own memory is used again
+            keys.append(batch.keys.clone())  # kept as they are, they would keep the batch's buffer
             labels += batch.labels
     trunk.train(was_training)
     classes = tuple(sorted(set(labels)))

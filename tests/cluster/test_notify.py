@@ -8,10 +8,12 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import pytest
+
 from cluster.job import State
 from cluster.notify import notify
 from cluster.runs import Failure, RunFolder, Status
-from cluster.site import Notify
+from cluster.site import Notify, Site, write_site
 
 FAILED = Status(
     state=State.FAILED,
@@ -25,12 +27,18 @@ FAILED = Status(
 )
 
 
+def make_run(folder: Path, settings: Notify) -> RunFolder:
+    run = RunFolder.create(folder / "train")
+    write_site(Site(notify=settings), run.path / "site.yaml")
+    return run
+
+
 def test_a_command_gets_the_cause_as_its_last_word_and_as_json(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text(sys.argv[2] + '\\n' + sys.stdin.read())"
     )
     out = tmp_path / "told"
-    notify(Notify(command=(sys.executable, "-c", script, str(out))), RunFolder(tmp_path / "train"), FAILED)
+    notify(make_run(tmp_path, Notify(command=(sys.executable, "-c", script, str(out)))), FAILED)
     words, values = out.read_text().splitlines()
     assert words == ("train is failed: rank 2 of 4 on node1 failed first: ValueError: boom; $(rm -rf /)")
     assert json.loads(values) == {
@@ -59,10 +67,13 @@ def test_a_webhook_gets_the_same(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), Hook) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/hook"
-        notify(Notify(webhook=url), RunFolder(tmp_path / "train"), FAILED)
+        notify(make_run(tmp_path, Notify(webhook=url)), FAILED)
     assert json.loads(got[0])["node"] == "node1"
 
 
-def test_a_hook_that_fails_fails_nothing(tmp_path: Path, caplog: object) -> None:
-    run = RunFolder(tmp_path / "train")
-    notify(Notify(command=("/does/not/exist",), webhook="http://127.0.0.1:9/"), run, FAILED)
+def test_a_hook_that_fails_fails_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    notify(make_run(tmp_path, Notify(command=("/does/not/exist",), webhook="http://127.0.0.1:9/")), FAILED)
+    assert "/does/not/exist" in caplog.text
+    notify(make_run(tmp_path, Notify(webhook="http://127.0.0.1:notaport/")), FAILED)
+    assert "nobody is told" in caplog.text
+    notify(RunFolder.create(tmp_path / "nobody"), FAILED)  # a run without a site

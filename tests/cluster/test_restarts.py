@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.job import Job, Resources
-from cluster.restarts import MAX_LOST, Cause, Restart, add_restart, newest_checkpoint, read_restarts, spent
+from cluster.restarts import (
+    MAX_LOST,
+    MAX_STOPPED,
+    Cause,
+    Restart,
+    add_restart,
+    newest_checkpoint,
+    read_restarts,
+    spent,
+)
 from cluster.runs import Failure, RunFolder
 
 JOB = Job(name="test", function="a:b", arguments={}, resources=Resources(), folder=Path("run"))
@@ -29,8 +38,10 @@ def ends(*causes: Cause | str) -> list[Restart]:
     return restarts
 
 
-def test_preemption_is_free() -> None:
-    assert spent(ends(*[Cause.PREEMPTED] * 100), JOB) is None
+def test_preemption_is_free_for_a_job_that_saves() -> None:
+    steps = [word for step in range(100) for word in (Cause.PREEMPTED, f"step-{step}")]
+    assert spent(ends(*steps), JOB) is None
+    assert spent(ends(*[Cause.PREEMPTED] * (MAX_STOPPED - 1)), JOB) is None
     assert spent([], JOB) is None
 
 

@@ -35,7 +35,7 @@ from cluster.watchdog import Watchdog
 RANK, RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 def watchdog(folder, seconds):
-    return Watchdog(RunFolder(Path(folder)), rank=RANK, local_rank=RANK, seconds=seconds)
+    return Watchdog(RunFolder(Path(folder)), rank=RANK, local_rank=RANK, seconds=seconds, nccl=True)
 
 def write(path, text):
     path.with_suffix(".new").write_text(text)
@@ -359,14 +359,17 @@ def test_a_heartbeat_is_cheap_and_says_what_it_was_told(tmp_path: Path) -> None:
 
 
 def test_outside_its_block_a_watchdog_does_nothing(tmp_path: Path) -> None:
-    watchdog = Watchdog(RunFolder(tmp_path / "run"), rank=0, local_rank=0, seconds=1.0)
+    watchdog = Watchdog(RunFolder(tmp_path / "run"), rank=0, local_rank=0, seconds=1.0, nccl=True)
     watchdog.beat(1)
     watchdog.busy("saving a checkpoint")
     assert not (tmp_path / "run").exists()
     before = dict(os.environ)
     with watchdog:
         assert int(os.environ["TORCH_NCCL_TRACE_BUFFER_SIZE"]) > 0
-        with pytest.raises(KeyError), Watchdog(RunFolder(tmp_path / "b"), rank=0, local_rank=1, seconds=1.0):
+        with (
+            pytest.raises(KeyError),
+            Watchdog(RunFolder(tmp_path / "b"), rank=0, local_rank=1, seconds=1.0, nccl=True),
+        ):
             raise KeyError
     watchdog.beat(2)
     assert dict(os.environ) == before
