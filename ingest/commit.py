@@ -187,7 +187,10 @@ def seal(output: Path, expected: Mapping[int, str]) -> str:
         "bytes": sum(record["bytes"] for record in records),
         "units_sha256": hashlib.sha256(listing).hexdigest(),
     }
-    create_if_absent(output / layout.sealed_name(root, "json"), canonical(head))
+    kept_head = create_if_absent(output / layout.sealed_name(root, "json"), canonical(head))
+    if kept_head != canonical(head) and listing == table:
+        # The list was lost and made anew, by a pyarrow that writes it with other bytes.
+        replace(output / layout.sealed_name(root, "json"), canonical(head))
     pointer = canonical({"format": 1, "sealed": root})
     if not _same(output / layout.DATASET, pointer):
         replace(output / layout.DATASET, pointer)

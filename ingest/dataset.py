@@ -189,7 +189,10 @@ def sealed_units(path: str | Path, root: str, *, columns: Sequence[str] | None =
     """
     head = sealed_head(path, root)
     listing = Path(path) / layout.sealed_name(root, "parquet")
-    damaged = f"{path}: the list of units of root {root[:12]} is damaged; restore the file from a copy"
+    damaged = (
+        f"{path}: the list of units of root {root[:12]} is damaged; remove {listing} and run the crawl "
+        "again, which makes it from the commits"
+    )
     try:
         file = listing.open("rb")
     except FileNotFoundError:

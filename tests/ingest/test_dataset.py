@@ -1,9 +1,11 @@
 """What the pipeline sees of a dataset."""
 
 import hashlib
+import json
 import pickle
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
@@ -112,3 +114,47 @@ def test_damaged_seal_is_told(dataset):
     (path / "DATASET.json").write_bytes(b"{")
     with pytest.raises(UserError, match=r"DATASET.json is damaged"):
         open_dataset(path)
+
+
+def rewrite_list(path, root, *, row_group_size):
+    """The sealed list with other row groups, as another pyarrow might write it."""
+    listing, head = path / "sealed" / f"{root}.parquet", path / "sealed" / f"{root}.json"
+    pq.write_table(sealed_units(path, root), listing, row_group_size=row_group_size)
+    said = json.loads(head.read_bytes())
+    said["units_sha256"] = hashlib.sha256(listing.read_bytes()).hexdigest()
+    head.write_text(json.dumps(said))
+
+
+def test_names_come_from_whichever_block_holds_them(tmp_path, folder, crawl):
+    report = crawl([folder(count=11)], tmp_path / "out", unit_rows=1)
+    rewrite_list(tmp_path / "out", report.root, row_group_size=2)
+    keeps = {unit: np.array([unit % 3 != 1]) for unit in range(11)}
+    write_view(tmp_path / "out", "some", root=report.root, keeps=keeps)
+    listed = {row["unit"]: row for row in sealed_units(tmp_path / "out", report.root).to_pylist()}
+    for view in (None, "some"):
+        opened = open_dataset(tmp_path / "out", view=view)
+        order = np.random.default_rng(0).permutation(len(opened.units))
+        for index in [*order, *order[::-1]]:
+            row = listed[int(opened.units[index])]
+            assert opened.shard_path(index) == f"{tmp_path / 'out'}/{row['shard']}"
+            assert opened.meta_path(index) == f"{tmp_path / 'out'}/{row['meta']}"
+
+
+def test_a_lost_list_is_made_anew_whoever_wrote_the_old_one(dataset, crawl):
+    path, report, source = dataset
+    rewrite_list(path, report.root, row_group_size=2)
+    (path / "sealed" / f"{report.root}.parquet").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"remove .*parquet and run the crawl again"):
+        open_dataset(path)
+    (path / "sealed" / f"{report.root}.parquet").unlink()
+    crawl([source], path, unit_rows=4)
+    assert len(open_dataset(path)) == 10
+
+
+def test_a_damaged_metadata_file_is_told(dataset):
+    path, _, _ = dataset
+    opened = open_dataset(path)
+    with open(opened.meta_path(1), "r+b") as meta:  # noqa: PTH123
+        meta.truncate(100)
+    with pytest.raises(UserError, match=r"meta.*is damaged"):
+        opened.unit_rows(1)

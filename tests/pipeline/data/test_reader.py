@@ -115,10 +115,31 @@ def test_errors_that_stay_are_raised_never_substituted(
 
 def test_a_missing_shard_is_the_users_to_mend(own_dataset: Callable[..., Path], pauses: list[float]) -> None:
     dataset = open_dataset(own_dataset(images=4, unit_rows=4))
-    Path(dataset.shard_path(0)).unlink()
-    with pytest.raises(UserError, match="is missing from the dataset: run `ingest verify"):
-        Reader(dataset, units=1).read(0, 0)
+    for path in (dataset.shard_path(0), dataset.meta_path(0)):
+        Path(path).rename(f"{path}.away")
+        for look in ("key", "read"):  # the first of them opens the unit
+            with pytest.raises(UserError, match=f"{path} is missing from the dataset: run `ingest verify"):
+                getattr(Reader(dataset, units=1), look)(0, 0)
+        Path(f"{path}.away").rename(path)
     assert pauses == []
+
+
+def test_opening_a_unit_is_repeated_too(
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    dataset = open_dataset(small_dataset)
+    expected = Reader(dataset, units=1).key(0, 0)
+    errors = [OSError(errno.EIO, "sick disk"), OSError(errno.ESTALE, "stale handle")]
+    whole = Dataset.unit_rows
+
+    def sometimes(self: Dataset, unit_index: int) -> object:
+        if errors:
+            raise errors.pop()
+        return whole(self, unit_index)
+
+    monkeypatch.setattr(Dataset, "unit_rows", sometimes)
+    assert Reader(dataset, units=1).key(0, 0) == expected
+    assert pauses == [0.1, 0.2]
 
 
 def open_files() -> int:
