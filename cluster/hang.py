@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.heartbeat import NO_STEP, Heartbeat
-from cluster.runs import Process, RunFolder, node_name
+from cluster.host import Process, node_name
+from cluster.runs import RunFolder
 
 logger = logging.getLogger(__name__)
 

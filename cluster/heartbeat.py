@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.runs import Process
+from cluster.host import Process
 
 _NUMBERS = struct.Struct("4d")
 _STEP, _STEPPED_AT, _SIGN_AT, _BUSY_SECONDS = range(4)

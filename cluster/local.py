@@ -14,10 +14,11 @@ from typing import IO
 
 from cluster.attend import Echo, Stream, signals_passed_on
 from cluster.errors import AlreadyRunning, UserError
+from cluster.host import Process
 from cluster.job import PREEMPTED_EXIT_CODE, Job, State
 from cluster.notify import notify
 from cluster.rank_process import death, end_group, free_port, rank_defaults, start_rank
-from cluster.runs import Failure, Process, RunFolder, Status
+from cluster.runs import Failure, RunFolder, Status
 from cluster.site import Site, write_site
 
 POLL_SECONDS = 0.05

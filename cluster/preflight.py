@@ -21,8 +21,9 @@ from cluster import measure
 from cluster.check_report import WHOLE_SECONDS, Progress, Report, read_reports
 from cluster.errors import UserError
 from cluster.fitness import Thresholds, Verdict, judge
+from cluster.host import node_name
 from cluster.job import Executor, Handle, Job, Resources, State
-from cluster.runs import RunFolder, explain, node_name
+from cluster.runs import RunFolder, explain
 
 if TYPE_CHECKING:
     from cluster.torch_dist import World

@@ -17,7 +17,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -25,44 +24,13 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from cluster.errors import AlreadyRunning, UserError
+from cluster.host import Process, node_name
 from cluster.job import ExecutorName, Job, State, write_atomically
 
 LOCK_PATIENCE = 10.0  # seconds that the ranks of a killed launcher may take to notice and die
 TAIL_LINES = 20
 FOLLOW_SECONDS = 0.5
 LOOKS_PER_QUESTION = 4  # at a log, for each time that the scheduler is asked
-
-
-@dataclass(frozen=True, kw_only=True)
-class Process:
-    """One process of one machine, safe against reused process ids.
-
-    Args:
-        host: the machine's name.
-        pid: process id.
-        started: start time in clock ticks since boot, and the boot's id.
-    """
-
-    host: str
-    pid: int
-    started: str
-
-    @classmethod
-    def current(cls) -> Self:
-        """This process."""
-        started = _start_time(os.getpid())
-        if started is None:
-            raise OSError("/proc does not list this process")
-        return cls(host=socket.gethostname(), pid=os.getpid(), started=started)
-
-    @property
-    def is_here(self) -> bool:
-        """Whether it belongs to this machine, so that it can be looked up and signalled."""
-        return self.host == socket.gethostname()
-
-    def alive(self) -> bool:
-        """Whether it still runs; only the machine it belongs to can tell."""
-        return _start_time(self.pid) == self.started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,11 +337,6 @@ def start_token() -> str:
     return f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SUBMIT_START', '0')}"
 
 
-def node_name() -> str:
-    """This machine as its scheduler names it."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
 def explain(status: Status) -> str:
     """Why a run is where it is, in a sentence; for a crash, followed by the end of the rank's log."""
     if status.failure is None:
@@ -395,17 +358,3 @@ def list_runs(folder: Path) -> list[RunFolder]:
     if not folder.is_dir():
         return []
     return [RunFolder(path.parent) for path in sorted(folder.glob("*/status.json"))]
-
-
-def _start_time(pid: int) -> str | None:
-    """When a process started, as text that no later process with its number shares; None if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The command's name, in parentheses, may hold spaces and parentheses itself.
-    state, *fields = stat.rpartition(")")[2].split()
-    if state in "ZX":
-        return None
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{fields[18]}@{boot}"

@@ -29,7 +29,8 @@ from cronsim import CronSim, CronSimError
 from cluster.errors import UserError
 from cluster.job import write_atomically
 from cluster.site import Site
-from cluster.slurm import call, pattern, refuse_line_breaks
+from cluster.slurm import call
+from cluster.slurm_script import pattern, refuse_line_breaks
 
 logger = logging.getLogger(__name__)
 

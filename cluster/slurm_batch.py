@@ -22,7 +22,8 @@ from cluster.notify import notify
 from cluster.restarts import Cause, Restart, add_restart, read_restarts, spent
 from cluster.runs import Failure, RunFolder, Status, start_token
 from cluster.site import read_site
-from cluster.slurm import NOTHING_TO_DO, call
+from cluster.slurm import call
+from cluster.slurm_script import NOTHING_TO_DO
 from cluster.slurm_state import NoAnswerError, from_controller, nodes_down
 
 logger = logging.getLogger(__name__)

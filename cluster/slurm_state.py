@@ -6,7 +6,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from cluster.job import State
 
@@ -100,7 +100,7 @@ def from_controller(job_id: str) -> Seen | None:
         reason="" if reason == "None" else reason,
         nodes=fields.get("NodeList", "(null)"),
         restarts=int(fields.get("Restarts", "0")),
-        limit=fields.get("EndTime", "Unknown"),
+        limit=_limit(fields.get("StartTime", ""), fields.get("TimeLimit", "")),
     )
 
 
@@ -114,6 +114,17 @@ def from_accounting(job_id: str) -> Seen | None:
         return None
     word, _, nodes = lines[-1].partition("|")
     return _seen(word.split()[0], nodes=nodes)  # "CANCELLED by 1000"
+
+
+def _limit(start: str, limit: str) -> datetime | None:
+    """When the time of a job is over: "2026-01-01T00:00:00" and "1-02:00:00". Not its EndTime, which a
+    preemption brings forward.
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", limit)
+    if found is None or not re.match(r"\d{4}-", start):
+        return None
+    days, hours, minutes, seconds = (int(number or 0) for number in found.groups())
+    return datetime.fromisoformat(start) + timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
 
 
 def nodes_down(nodes: str) -> list[str]:
@@ -136,7 +147,7 @@ def _seen(
     reason: str = "",
     nodes: str = "(null)",
     restarts: int | None = None,
-    limit: str = "Unknown",
+    limit: datetime | None = None,
 ) -> Seen:
     known = STATES.get(word.rstrip("+"))
     return Seen(
@@ -146,7 +157,7 @@ def _seen(
         reason=reason,
         nodes=None if nodes in ("(null)", "None assigned", "") else nodes,
         restarts=restarts,
-        limit=None if limit == "Unknown" else datetime.fromisoformat(limit),
+        limit=limit,
     )
 
 

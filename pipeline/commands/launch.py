@@ -202,7 +202,7 @@ def _excluded(runs: Path) -> list[str]:
 
 
 def _script(job: Job, site: Site) -> str:
-    from cluster.slurm import render
+    from cluster.slurm_script import render
 
     return render(job, site, exclude=_excluded(job.folder.parent))
 

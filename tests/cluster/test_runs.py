@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
+from cluster.host import Process
 from cluster.job import Job, Resources, State, write_atomically
-from cluster.runs import Failure, Process, RunFolder, Status, list_runs
+from cluster.runs import Failure, RunFolder, Status, list_runs
 
 
 def make_status(**changes: object) -> Status:

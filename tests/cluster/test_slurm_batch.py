@@ -13,13 +13,13 @@ import yaml
 from cluster.job import Job, Resources, State
 from cluster.restarts import Cause, read_restarts
 from cluster.runs import RunFolder, Status
-from cluster.slurm import NOTHING_TO_DO
 from cluster.slurm_batch import begin, end
+from cluster.slurm_script import NOTHING_TO_DO
 
 SCONTROL = """#!/bin/sh
 case "$1" in
   requeue) echo "$2" >> "$ASKED" ;;
-  *) echo "JobId=7 JobState=RUNNING Restarts=0 EndTime=$LIMIT NodeList=n[0-1]" ;;
+  *) echo "JobId=7 JobState=RUNNING Restarts=0 StartTime=$START TimeLimit=$LIMIT EndTime=$START" ;;
 esac
 """
 
@@ -71,7 +71,8 @@ def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Batch:
     for name, value in {
         "PATH": f"{tools}:/usr/bin:/bin",
         "ASKED": str(tmp_path / "asked"),
-        "LIMIT": "Unknown",
+        "LIMIT": "UNLIMITED",
+        "START": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "NODES": "n0 alloc",
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "n[0-1]",
@@ -103,11 +104,16 @@ def test_ranks_that_saved_start_again(batch: Batch) -> None:
     assert batch.verdict() == ("pending", ["preempted"], True)
 
 
-def test_the_time_limit_has_its_own_name(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIMIT", time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 100)))
+@pytest.mark.parametrize(
+    ("limit", "cause"), [("00:02:00", "time_limit"), ("00:10:00", "preempted"), ("1-00:00:00", "preempted")]
+)
+def test_the_time_limit_has_its_own_name(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, limit: str, cause: str
+) -> None:
+    monkeypatch.setenv("LIMIT", limit)
     batch.run.mark_requeue()
     end(batch.run, status=85, stopped=False)
-    assert batch.verdict() == ("pending", ["time_limit"], True)
+    assert batch.verdict() == ("pending", [cause], True)
 
 
 def test_a_crash_beside_ranks_that_saved_is_a_crash(batch: Batch) -> None:

@@ -13,7 +13,8 @@ import pytest
 from cluster.errors import UserError
 from cluster.job import Job, Resources, State
 from cluster.site import Notify, Site, load_site
-from cluster.slurm import SlurmExecutor, clean_environment, render
+from cluster.slurm import SlurmExecutor, clean_environment
+from cluster.slurm_script import render
 from cluster.slurm_state import _seen
 
 JOB = Job(

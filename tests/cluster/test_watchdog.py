@@ -21,9 +21,10 @@ import pytest
 from cluster.errors import UserError
 from cluster.hang import Stalled, blame, end_hang
 from cluster.heartbeat import NO_STEP, Heartbeat, HeartbeatFile, read_heartbeats
+from cluster.host import Process
 from cluster.job import Job, Resources, State
 from cluster.local import LocalExecutor
-from cluster.runs import Failure, Process, RunFolder, explain
+from cluster.runs import Failure, RunFolder, explain
 from cluster.watchdog import Watchdog, Watcher
 
 RANK_FUNCTIONS = """

@@ -15,8 +15,9 @@ import yaml
 from tiny_training import make_dataset, make_values
 from typer.testing import CliRunner, Result
 
+from cluster.host import Process
 from cluster.job import State
-from cluster.runs import Failure, Process, RunFolder, Status
+from cluster.runs import Failure, RunFolder, Status
 from ingest.dataset import open_dataset
 from pipeline.cli import app
 

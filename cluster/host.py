@@ -1,0 +1,60 @@
+"""This machine and its processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+
+def node_name() -> str:
+    """This machine as its scheduler names it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """One process of one machine, safe against reused process ids.
+
+    Args:
+        host: the machine's name.
+        pid: process id.
+        started: start time in clock ticks since boot, and the boot's id.
+    """
+
+    host: str
+    pid: int
+    started: str
+
+    @classmethod
+    def current(cls) -> Self:
+        """This process."""
+        started = _start_time(os.getpid())
+        if started is None:
+            raise OSError("/proc does not list this process")
+        return cls(host=socket.gethostname(), pid=os.getpid(), started=started)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it belongs to this machine, so that it can be looked up and signalled."""
+        return self.host == socket.gethostname()
+
+    def alive(self) -> bool:
+        """Whether it still runs; only the machine it belongs to can tell."""
+        return _start_time(self.pid) == self.started
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process started, as text that no later process with its number shares; None if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The command's name, in parentheses, may hold spaces and parentheses itself.
+    state, *fields = stat.rpartition(")")[2].split()
+    if state in "ZX":
+        return None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{fields[18]}@{boot}"
