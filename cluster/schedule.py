@@ -121,9 +121,9 @@ def remove(folder: Path, name: str) -> None:
         there = ", ".join(schedule.name for schedule in installed(folder)) or "none"
         raise UserError(f"there is no schedule {name!r} in {folder}; there are: {there}")
     schedule = Schedule.read(path)
-    path.unlink()  # first: a firing that is going on finds that there is nothing to queue
     if schedule.engine == "scrontab":
         _write_scrontab(_other_lines(path))
+    path.unlink()  # before the queue is looked at: a firing that is going on finds nothing to queue
     for job in _waiting(path):
         call(["scancel", job])
     (folder / f"{name}.site.json").unlink(missing_ok=True)
