@@ -56,15 +56,18 @@ class LocalExecutor:
         run.write_job(job)
         if self._site is not None:
             write_site(self._site, run.path / "site.yaml")
-        attempt = run.read_status().attempt + 1 if (run.path / "status.json").is_file() else 1
+        before = run.read_status() if (run.path / "status.json").is_file() else None
         status = Status(
             state=State.PENDING,
             name=job.name,
             executor="local",
             id=f"local-{os.getpid()}",
             ranks=job.resources.ranks,
-            attempt=attempt,
+            attempt=1 if before is None else before.attempt + 1,
             submitted=time.time(),
+            started=time.time(),
+            gpus=job.resources.ranks * job.resources.gpus_per_rank,
+            gpu_hours=0.0 if before is None else before.gpu_hours,
             launcher=Process.current(),
         )
         run.write_status(status)
@@ -175,7 +178,7 @@ class LocalHandle:
         else:
             state = State.FAILED
         failure = failure if state is State.FAILED else None
-        self._write(replace(self._status, state=state, ended=time.time(), failure=failure))
+        self._write(self._status.stopped(state, failure=failure))
         self._lock.close()
         notify(self._run, self._status)
 

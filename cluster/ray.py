@@ -41,8 +41,9 @@ from cluster.ray_on_slurm import AllocationRay
 from cluster.ray_rank import share_lock
 from cluster.ray_supervisor import Supervisor
 from cluster.runs import Failure, RunFolder, Status
-from cluster.site import Site, write_site
-from cluster.source import PACKAGES, snapshot_source
+from cluster.site import Site
+from cluster.source import PACKAGES
+from cluster.submission import prepare_run
 
 POLL_SECONDS = 0.5
 PATIENCE = 10.0  # seconds that a supervisor may take to go after its last word
@@ -87,7 +88,10 @@ class RayExecutor:
         run, name = RunFolder.create(job.folder), actor_name(job.folder)
         _refuse_second(run, name)
         with contextlib.closing(run.lock()):
-            self._prepare(run, job, name)
+            write_record(run, self._address or os.environ.get("RAY_ADDRESS"))
+            prepare_run(
+                run, job, executor="ray", known_id=name, site=self._site, keep_source=self._keep_source
+            )
         with contextlib.closing(share_lock(run)):  # until the supervisor has its own share
             handle = RayHandle(run, name, stream=self._stream)
             environment = self._runtime_env(job.function, run.path)
@@ -133,32 +137,6 @@ class RayExecutor:
             allocation.wait_for_nodes()
         else:
             start_here()
-
-    def _prepare(self, run: RunFolder, job: Job, name: str) -> None:
-        """Everything that the supervisor will find; from then on status.json is its own."""
-        run.clear_cancel()
-        run.clear_attempt()
-        if not (self._keep_source and (run.path / "source").is_dir()):
-            snapshot_source(run.path)
-        if self._site is not None:
-            write_site(self._site, run.path / "site.yaml")
-        run.write_job(job)
-        write_record(run, self._address or os.environ.get("RAY_ADDRESS"))
-        before = run.read_status() if (run.path / "status.json").is_file() else None
-        run.write_status(
-            Status(
-                state=State.PENDING,
-                name=job.name,
-                executor="ray",
-                id=name,
-                ranks=job.resources.ranks,
-                attempt=0 if before is None else before.attempt,
-                first_attempt=0 if before is None else before.attempt,
-                gpus=job.resources.ranks * job.resources.gpus_per_rank,
-                gpu_hours=0.0 if before is None else before.gpu_hours,
-                submitted=time.time(),
-            )
-        )
 
     def _runtime_env(self, function: str, run: Path | None) -> dict[str, Any]:
         """The site's environment, and where the workers find the source."""

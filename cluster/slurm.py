@@ -19,10 +19,10 @@ from cluster.errors import AlreadyRunning, UserError
 from cluster.job import Job, State, write_atomically
 from cluster.notify import notify
 from cluster.runs import Failure, RunFolder, Status
-from cluster.site import Site, write_site
+from cluster.site import Site
 from cluster.slurm_script import render
 from cluster.slurm_state import NoAnswerError, Seen, find_state, has_job_named
-from cluster.source import snapshot_source
+from cluster.submission import prepare_run
 
 COMMAND_PATIENCE = 60  # seconds for one call of a SLURM command
 POLL_SECONDS = 2.0
@@ -70,7 +70,10 @@ class SlurmExecutor:
             path = run.path / "job.sbatch"
             write_atomically(path, script)
             _refuse_impossible(path)
-            before = self._prepare(run, job)
+            (run.path / "slurm-job").unlink(missing_ok=True)
+            before = prepare_run(
+                run, job, executor="slurm", known_id="", site=self._site, keep_source=self._keep_source
+            )
             submitted = call(["sbatch", "--parsable", str(path)])
             if submitted.returncode != 0:
                 if before is None:
@@ -80,36 +83,6 @@ class SlurmExecutor:
                 raise UserError(f"SLURM refused {job.name}: {_message(submitted.stderr)}")
             write_atomically(run.path / "slurm-job", submitted.stdout.strip().partition(";")[0] + "\n")
         return SlurmHandle(run)
-
-    def _prepare(self, run: RunFolder, job: Job) -> Status | None:
-        """Everything that the job will find; from the moment sbatch returns, status.json is the job's.
-
-        Returns:
-            What status.json said before.
-        """
-        run.clear_cancel()
-        run.clear_attempt()
-        (run.path / "slurm-job").unlink(missing_ok=True)
-        if not (self._keep_source and (run.path / "source").is_dir()):
-            snapshot_source(run.path)
-        write_site(self._site, run.path / "site.yaml")
-        run.write_job(job)
-        before = run.read_status() if (run.path / "status.json").is_file() else None
-        run.write_status(
-            Status(
-                state=State.PENDING,
-                name=job.name,
-                executor="slurm",
-                id="",
-                ranks=job.resources.ranks,
-                attempt=0 if before is None else before.attempt,
-                first_attempt=0 if before is None else before.attempt,
-                gpus=job.resources.ranks * job.resources.gpus_per_rank,
-                gpu_hours=0.0 if before is None else before.gpu_hours,
-                submitted=time.time(),
-            )
-        )
-        return before
 
 
 class SlurmHandle:
