@@ -94,13 +94,14 @@ def faults(lab: SlurmLab, run: Training) -> list[tuple[str, Callable[[], object]
 def measure(run: Training, name: str, fault: Callable[[], object]) -> None:
     """Do it in the middle of an attempt, and wait for the first step of the next one."""
     attempt = run.status().attempt or 1
+    ends = len(run.restarts())
     run.wait_for_steps(STEPS_BETWEEN, attempt=attempt, seconds=300)
     before, began = run.rows()[-1]["step"], time.time()
     fault()
     run.wait_for_steps(1, attempt=attempt + 1, seconds=300)
     first = min(row["time"] for row in run.rows("timing") if row["time"] > (run.status().started or 0))
     step = next(row["step"] for row in run.rows("timing") if row["time"] == first)
-    end = run.restarts()[-1]
+    end = run.restarts()[ends]
     where = f" {end.node}" if end.node else ""
     print(
         f"{name:<18} {first - began:6.1f} s to the next step; {end.cause}{where}; "
@@ -111,6 +112,8 @@ def measure(run: Training, name: str, fault: Callable[[], object]) -> None:
 
 def compare(run: Training, expected: list[dict[str, object]]) -> None:
     run.wait("completed", 600)
+    causes = [str(restart.cause) for restart in run.restarts()]
+    print(f"{run.path.name}: {len(causes) + 1} attempts, ended by: {', '.join(causes)}")
     print(f"{run.path.name}: all {len(expected)} rows equal: {run.rows() == expected}", flush=True)
 
 
@@ -122,8 +125,6 @@ def limited(submit: Submitter, words: list[str], expected: list[dict[str, object
     submit(*words, "--run", "limited", "--cluster", str(limited))
     run = submit.run("limited")
     compare(run, expected)
-    causes = [str(restart.cause) for restart in run.restarts()]
-    print(f"time limit of 2 min: {len(causes) + 1} attempts, ended by: {', '.join(causes)}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from tiny_training import make_dataset, make_values
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
-RANKS = 3
+# Of four nodes: none has to be used again. SLURM tells a node that comes back to end the job that it lost there,
+# and means whatever has that number now.
+RANKS = 2
 
 
 @pytest.fixture
@@ -78,7 +80,6 @@ def test_T3_C1_preemption_requeue_lost_node_cut_network_and_hang_change_no_numbe
     slurm.kill_node(killed)
 
     run.wait_for_steps(3, attempt=4)
-    slurm.start_node(killed)
     cut = last_node(slurm, run)
     slurm.cut_node(cut)
 

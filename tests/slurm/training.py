@@ -100,13 +100,13 @@ class Training:
         return 0 if started is None else sum(row["time"] > started for row in self.rows("timing"))
 
     def wait_for_steps(self, count: int, *, attempt: int, seconds: float = 90.0) -> None:
-        """Until an attempt has done so many steps."""
+        """Until an attempt, or one after it, has done so many steps."""
 
         def there() -> bool:
             status = self.status()
             if status.state.ended:
                 raise AssertionError(f"{self.path.name} has ended: {status}")
-            return status.attempt == attempt and self.steps_done() >= count
+            return status.attempt >= attempt and self.steps_done() >= count
 
         wait_until(there, f"{count} steps of attempt {attempt}", seconds)
 
