@@ -79,6 +79,7 @@ def preflight(
             minutes=resources.minutes or MINUTES,
         ),
         folder=folder.absolute(),
+        max_crashes=1,  # what failed is what was to be found out
     )
     handle = executor.submit(job)
     try:

@@ -16,8 +16,8 @@ from tiny_training import make_dataset, make_values
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
-# Of four nodes: none has to be used again. SLURM tells a node that comes back to end the job that it lost there,
-# and means whatever has that number now.
+# Of four nodes: none has to be used again. SLURM tells a node that comes back to end the job that was lost
+# there, and means whatever has that number now.
 RANKS = 2
 
 

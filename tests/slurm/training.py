@@ -33,8 +33,15 @@ class Submitter:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start a `submit` command, and do not wait for it."""
+        return self._start("-m", "pipeline.cli", *words)
+
+    def start_python(self, code: str, *words: str) -> subprocess.Popen[str]:
+        """Start a script where `submit` would run, and do not wait for it."""
+        return self._start("-c", code, *words)
+
+    def _start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *words],
+            [sys.executable, *words],
             cwd=self.folder,
             env=self.environment(),
             stdout=subprocess.PIPE,
