@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--only-limit", action="store_true", help="the time limit, and nothing else")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, SlurmLab(Path(folder) / "lab") as lab:
         submit = Submitter(lab, Path(folder))
@@ -41,13 +42,15 @@ def main() -> None:
         submit(*words, "--executor", "local", "--ranks", str(NODES), "--run", "undisturbed")
         expected = submit.run("undisturbed").rows()
         on_slurm = [*words, "--executor", "slurm", "--nodes", str(NODES)]
+        limited(submit, on_slurm, expected)
+        if options.only_limit:
+            return
         submit(*on_slurm, "--run", "disturbed")
         run = submit.run("disturbed")
         for name, fault, mend in faults(lab, run):
             measure(run, name, fault)
             mend()
         compare(run, expected)
-        limited(submit, on_slurm, expected)
 
 
 def faults(lab: SlurmLab, run: Training) -> list[tuple[str, Callable[[], object], Callable[[], object]]]:
@@ -121,7 +124,7 @@ def limited(submit: Submitter, words: list[str], expected: list[dict[str, object
     """The same with a time limit that it cannot keep."""
     values = yaml.safe_load(submit.site().read_text())
     limited = submit.folder / "limited.yaml"
-    limited.write_text(yaml.safe_dump(values | {"minutes": 2, "signal_seconds": 30}))
+    limited.write_text(yaml.safe_dump(values | {"minutes": 2, "signal_seconds": 50}))
     submit(*words, "--run", "limited", "--cluster", str(limited))
     run = submit.run("limited")
     compare(run, expected)

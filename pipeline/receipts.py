@@ -114,7 +114,7 @@ class Kind:
 
     recipe: type[Section]
     run: Callable[[Work], Result]
-    job: Callable[[Work], Job] | None = None
+    job: Callable[[Work, Resources], Job] | None = None
     resources: Callable[[Any, int | None], Resources] = _one_process
     inputs: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
@@ -191,7 +191,8 @@ def ensure(stage: Stage, executor: Executor) -> Ensured:
             return Ensured(receipt, ran=False)
         started, work = time.time(), prepare(stage, receipts)
         if stage.kind.job is not None:
-            run_job(stage.kind.job(work), executor)
+            resources = stage.kind.resources(stage.recipe, None)
+            run_job(stage.kind.job(work, resources), executor)
         return Ensured(finish(stage, work, started=started), ran=True)
 
 

@@ -82,7 +82,7 @@ def _run_rank(stage: Stage, receipts: Mapping[str, Receipt]) -> None:
     """This rank's part of a stage that is a job; SLURM runs one job of a name at a time."""
     started, work = time.time(), prepare(stage, receipts)
     assert stage.kind.job is not None
-    job = stage.kind.job(work)
+    job = stage.kind.job(work, job_folder(stage).read_job().resources)
     job.resolve()(**job.arguments)
     if _is_first():
         finish(stage, work, started=started)

@@ -145,7 +145,7 @@ def _manifest(recipe: CheckpointRecipe) -> str:
     return content_digest(manifest)
 
 
-def train_job(work: Work) -> Job:
+def train_job(work: Work, resources: Resources) -> Job:
     """The training in the stage's folder; it goes on with what an interrupted one has saved."""
     recipe: PretrainRecipe = work.recipe
     data = {"root": str(work.inputs["data"].path), "sealed": work.inputs["data"].receipt.metrics["root"]}
@@ -155,7 +155,7 @@ def train_job(work: Work) -> Job:
             raise UserError("the recipe has a probe: give the stage the inputs probe_train and probe_test")
         paths = {name: str(work.inputs[f"probe_{name}"].path) for name in ("train", "test")}
         changes["probe"] = recipe.probe.model_copy(update=paths)
-    return pretrain_job(recipe.model_copy(update=changes), work.folder, resources_for(recipe.run))
+    return pretrain_job(recipe.model_copy(update=changes), work.folder, resources)
 
 
 def trained(work: Work) -> Result:
