@@ -61,7 +61,8 @@ def bare(lab: SlurmLab, submit: Submitter, words: list[str], name: str) -> float
     run = submit.run(name)
     script = run.path / "bare.sbatch"
     script.write_text(BARE.format(run=run.path, bin=Path(sys.executable).parent))
-    (run.path / "status.json").unlink()
+    for trace in ("status.json", "cancelled"):  # of the submission that was not to run
+        (run.path / trace).unlink()
     lab.run("sbatch", str(script))
     return first_step(run, time.time())
 
