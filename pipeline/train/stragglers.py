@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 SLOW = 1.2  # times the median
 INTERVALS = 3  # in a row: one slow read of a shared file system is no straggler
-MATERIAL_SECONDS = 1e-3
+MATERIAL_SECONDS, MATERIAL_SHARE = 1e-3, 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,11 @@ def slow_ranks(paces: Sequence[Pace]) -> dict[int, str]:
     max(alone). By itself a rank would need shared + alone for a step. It is slow if
 
     - that is more than 1.2 times the median: its data comes late, or its augmentation takes long; or
-    - its augmentation takes more than 1.2 times the median, and more than a millisecond longer. Augmentation
-      is the same work on every rank: a device that is slow at it, throttled or shared with another job, is
-      slow at the shared work as well, where it cannot be seen. A millisecond is what launching some dozens
-      of kernels varies by: augmentations that are short anyway are not compared by their noise.
+    - its augmentation takes more than 1.2 times the median, and longer by more than a millisecond and 0.5 % of
+      the step. Augmentation is the same work on every rank: a device that is slow at it, throttled or shared
+      with another job, is slow at the shared work as well, where it cannot be seen. A millisecond is what
+      launching some dozens of kernels varies by, and on a CPU it varies with what else runs: augmentations
+      that hardly matter are not compared by their noise.
 
     The lower median: of two ranks, the slow one must not pull up what it is measured by.
     """
@@ -64,7 +65,7 @@ def slow_ranks(paces: Sequence[Pace]) -> dict[int, str]:
     augmenting = statistics.median_low(pace.augmenting for pace in paces)
     slow = {}
     for rank, pace in enumerate(paces):
-        material = pace.augmenting - augmenting > MATERIAL_SECONDS
+        material = pace.augmenting - augmenting > max(MATERIAL_SECONDS, MATERIAL_SHARE * step)
         if shared + pace.alone > SLOW * own or (material and pace.augmenting > SLOW * augmenting):
             slow[rank] = (
                 f"its own step takes {shared + pace.alone:.4g} s, the median rank's {own:.4g} s; "
