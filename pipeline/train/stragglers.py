@@ -51,11 +51,11 @@ def slow_ranks(paces: Sequence[Pace]) -> dict[int, str]:
     max(alone). By itself a rank would need shared + alone for a step. It is slow if
 
     - that is more than 1.2 times the median: its data comes late, or its augmentation takes long; or
-    - its augmentation takes more than 1.2 times the median, and longer by more than a millisecond and 0.5 % of
-      the step. Augmentation is the same work on every rank: a device that is slow at it, throttled or shared
-      with another job, is slow at the shared work as well, where it cannot be seen. A millisecond is what
-      launching some dozens of kernels varies by, and on a CPU it varies with what else runs: augmentations
-      that hardly matter are not compared by their noise.
+    - its augmentation takes more than 1.2 times the median, and longer by more than a millisecond and 0.5 %
+      of the step. Augmentation is the same work on every rank: a device that is slow at it, throttled or
+      shared with another job, is slow at the shared work as well, where it cannot be seen. A millisecond is
+      what launching some dozens of kernels varies by, and on a CPU it varies with what else runs:
+      augmentations that hardly matter are not compared by their noise.
 
     The lower median: of two ranks, the slow one must not pull up what it is measured by.
     """
