@@ -226,7 +226,7 @@ def score_linear(work: Work) -> Result:
 
 def report(work: Work) -> Result:
     """report.html, and the headline numbers."""
-    evidence = Evidence(**{role: work.inputs[role] for role in REPORT_ROLES})
+    evidence = Evidence(**work.inputs)
     build_report(evidence, work.recipe, work.folder / "report.html")
     return Result({}, ["report.html"])
 
@@ -236,7 +236,8 @@ def _one_gpu(recipe: Section, gpus_per_node: int | None) -> Resources:
 
 
 TRUNK_FILES = ["trunk.safetensors", "trunk.json", "README.md"]
-REPORT_ROLES = frozenset(Evidence.__dataclass_fields__)
+REPORT_OPTIONAL = frozenset({"photographs", "knn_pixels", "linear_pixels"})
+REPORT_INPUTS = frozenset(Evidence.__dataclass_fields__) - REPORT_OPTIONAL
 
 KINDS: dict[str, Kind] = {
     "photographs": Kind(recipe=PhotographsRecipe, run=photographs, outside=identity),
@@ -270,7 +271,9 @@ KINDS: dict[str, Kind] = {
     ),
     "knn": Kind(recipe=KnnRecipe, run=score_knn, resources=_one_gpu, inputs=frozenset({"features"})),
     "linear": Kind(recipe=LinearRecipe, run=score_linear, resources=_one_gpu, inputs=frozenset({"features"})),
-    "report": Kind(recipe=ReportRecipe, run=report, inputs=REPORT_ROLES),
+    "report": Kind(
+        recipe=ReportRecipe, run=report, inputs=REPORT_INPUTS, optional=REPORT_OPTIONAL, version=2
+    ),
 }
 
 

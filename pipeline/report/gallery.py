@@ -101,7 +101,7 @@ def crops_seen(
     """Crops of step 0 as the loader makes them, de-normalised for the eye; each of another label if possible.
 
     Args:
-        labels: sample key → label.
+        labels: sample key → label, where it is known.
     """
     loader = Loader(
         recipe.data, seed=recipe.seed, rank=0, world_size=1, workers=0, device=torch.device("cpu")
@@ -120,7 +120,7 @@ def crops_seen(
                 (crops.shape[-1], [data_uri(_to_image(view[index])) for view in crops]) for crops in groups
             ],
         )
-        for index in _of_different_labels([labels[int(key)] for key in batch.keys], count)
+        for index in _of_different_labels([labels.get(int(key)) for key in batch.keys], count)
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from cluster.job import write_atomically
 from cluster.settings import Section, load_recipe
-from ingest.dataset import open_dataset
+from ingest.dataset import Dataset, open_dataset
 from pipeline.receipts import Input
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe import Data, PretrainRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, line_chart
 from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, nearest_rows
 from pipeline.transfer.features import Features, load_features
@@ -40,9 +39,16 @@ class ReportRecipe(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """The stages that a report is made from."""
+    """The stages that a report is made from.
 
-    photographs: Input
+    Attributes:
+        data: the images of the pretraining.
+        train, test: the labelled images of the evaluation.
+        photographs: how tiles were cut, if these are tiles of photographs.
+        knn_pixels, linear_pixels: scores of raw pixels; both or neither.
+    """
+
+    data: Input
     train: Input
     test: Input
     run: Input
@@ -51,15 +57,20 @@ class Evidence:
     features_random: Input
     knn: Input
     knn_random: Input
-    knn_pixels: Input
     linear: Input
     linear_random: Input
-    linear_pixels: Input
+    photographs: Input | None = None
+    knn_pixels: Input | None = None
+    linear_pixels: Input | None = None
+
+    def trunks(self) -> dict[str, str]:
+        """Trunk → its name for people, of those that were scored."""
+        return {name: text for name, text in TRUNKS.items() if name != "pixels" or self.knn_pixels}
 
     def scores(self, probe: str) -> dict[str, dict[str, Any]]:
         """Trunk → metrics of a probe, "knn" or "linear"."""
         roles = {"trained": probe, "random": f"{probe}_random", "pixels": f"{probe}_pixels"}
-        return {name: getattr(self, role).receipt.metrics for name, role in roles.items()}
+        return {name: getattr(self, roles[name]).receipt.metrics for name in self.trunks()}
 
 
 def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path) -> None:
@@ -68,24 +79,24 @@ def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path) -> None:
     pretrain = load_recipe(PretrainRecipe, str(run / "recipe.yaml"), kind="pretrain")
     provenance = json.loads((evidence.trunk.path / "trunk.json").read_text())["provenance"]
     trained, random = (_features(source) for source in (evidence.features, evidence.features_random))
-    train_samples = Samples(open_dataset(evidence.train.path))
-    test_samples = Samples(open_dataset(evidence.test.path))
-    photographs = json.loads((evidence.photographs.path / "photographs.json").read_text())
+    same_images = evidence.data.receipt.metrics["root"] == evidence.train.receipt.metrics["root"]
+    data_samples, train_samples, test_samples = (
+        Samples(_opened(source)) for source in (evidence.data, evidence.train, evidence.test)
+    )
     page = (
         _environment()
         .get_template("report.html")
         .render(
             title=recipe.title,
-            trunks=TRUNKS,
+            trunks=evidence.trunks(),
             tones=TONES,
             knn=evidence.scores("knn"),
             linear=evidence.scores("linear"),
             accuracy_chart=accuracy_chart(evidence),
             chance=1 / len(trained[0].classes),
-            photographs=photographs,
-            cut=evidence.photographs.receipt.recipe,
-            overview=_overview(evidence.photographs.path, photographs),
-            data={"train": evidence.train.receipt.metrics, "test": evidence.test.receipt.metrics},
+            photographs=evidence.photographs and _photographs(evidence.photographs),
+            same_images=same_images,
+            data={name: getattr(evidence, name).receipt.metrics for name in ("data", "train", "test")},
             labels=label_rows(
                 *trained, train_samples, test_samples, labels=recipe.labels, each=recipe.samples_per_label
             ),
@@ -99,7 +110,12 @@ def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path) -> None:
             wall=evidence.run.receipt.seconds,
             stages=_stages(evidence),
             curves=curves(run),
-            crops=crops_seen(pretrain, train_samples, _labels(trained[0]), count=recipe.crop_rows),
+            crops=crops_seen(
+                pretrain.model_copy(update={"data": _where_it_is_now(pretrain, evidence.data)}),
+                data_samples,
+                _labels(trained[0]) if same_images else {},
+                count=recipe.crop_rows,
+            ),
             queries=nearest_rows(
                 {"trained": trained, "random": random},
                 train_samples,
@@ -113,8 +129,8 @@ def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path) -> None:
             ),
         )
     )
-    train_samples.close()
-    test_samples.close()
+    for samples in (data_samples, train_samples, test_samples):
+        samples.close()
     write_atomically(out, page)
 
 
@@ -189,17 +205,29 @@ def _labels(features: Features) -> dict[int, str]:
     return {key: features.classes[label] for key, label in pairs}
 
 
-def _overview(folder: Path, photographs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for row in photographs["overview"]:
-        with Image.open(folder / row["file"]) as image:
-            rows.append({**row, "picture": data_uri(image, longest=320), "ratio": image.width / image.height})
-    return rows
+def _opened(source: Input) -> Dataset:
+    return open_dataset(source.path, sealed=source.receipt.metrics["root"])
+
+
+def _where_it_is_now(pretrain: PretrainRecipe, data: Input) -> Data:
+    """The recipe names the images as the run saw them; the graph's folder may have been moved since."""
+    return pretrain.data.model_copy(update={"root": str(data.path)})
+
+
+def _photographs(source: Input) -> dict[str, Any]:
+    """What was cut and how, and an overview of the pictures."""
+    cut = json.loads((source.path / "photographs.json").read_text())
+    overview = []
+    for row in cut["overview"]:
+        with Image.open(source.path / row["file"]) as image:
+            picture = data_uri(image, longest=320)
+            overview.append({**row, "picture": picture, "ratio": image.width / image.height})
+    return {**cut, "cut": source.receipt.recipe, "overview": overview}
 
 
 def _stages(evidence: Evidence) -> list[dict[str, Any]]:
-    inputs: list[Input] = [getattr(evidence, field.name) for field in fields(evidence)]
-    receipts = {source.receipt.key: source.receipt for source in inputs}
+    inputs: list[Input | None] = [getattr(evidence, field.name) for field in fields(evidence)]
+    receipts = {source.receipt.key: source.receipt for source in inputs if source is not None}
     return [
         {"name": receipt.stage, "seconds": receipt.seconds, "key": receipt.key[:12]}
         for receipt in sorted(receipts.values(), key=lambda receipt: receipt.started)

@@ -142,7 +142,7 @@ def test_the_page_says_what_was_done(demo):
         "name of a sub-folder",
         "whole pictures were set aside for testing (5 of 7 pictures",
         "Test tiles are grey",
-        "BatchNorm statistics calibrated on the training images",
+        "BatchNorm statistics calibrated on images of the pretraining",
         "Guessing gives 33.3 %",
         results["train"].metrics["root"],
         "1 rank on",
@@ -163,6 +163,33 @@ def test_pretraining_goes_on_after_a_kill_between_checkpoint_and_receipt(demo):
     _, lines, _ = run()
     assert names(lines, "done") == {"pretrain"}
     assert (stage / "metrics.jsonl").read_text() == before
+
+
+def test_the_seer_graph_ends_in_a_report_on_datasets_of_its_own(demo, pictures, tmp_path):
+    _, folder = demo
+    words = [
+        f"folder={tmp_path}",
+        f"stages.shards.recipe.source={pictures}",
+        "stages.shards.recipe.unit_rows=3",
+        f"stages.train.recipe.path={(folder / 'latest' / 'train').resolve()}",
+        f"stages.test.recipe.path={(folder / 'latest' / 'test').resolve()}",
+        "stages.pretrain.recipe=pretrain/demo",
+        *(word for word in SMALL if word.startswith("stages.pretrain.") and "probe" not in word),
+        "stages.pretrain.recipe.data.batch_size=4",
+        "stages.pretrain.recipe.probe=null",
+    ]
+    recipe = load_dag("seer", words)
+    results = run_graph(build_graph(recipe, KINDS), LocalExecutor(stream=None), say=print)
+    assert all(isinstance(result, Receipt) for result in results.values()), results
+    assert closing_lines(recipe, results)[-1].endswith("report.html")
+    page = Page((tmp_path / "latest" / "report" / "report.html").read_text())
+    text = " ".join(" ".join(page.text).split())
+    assert "on 7 images, without their labels" in text
+    assert "Two kinds of features" in text
+    assert "a training and a test set of its own" in text
+    assert "photograph" not in text.replace(str(pictures), "")
+    for name in ("knn", "knn_random", "linear", "linear_random"):
+        assert f"{100 * results[name].metrics['top1']:.1f}" in text
 
 
 def test_ticks_are_round_and_cover_the_range():
