@@ -1,0 +1,158 @@
+"""Rows with URLs in the order of their hosts' registrable domains, in bounded memory, each URL once.
+
+Politeness is kept by whoever fetches, and that is one process for all of a unit: so a unit should hold all
+URLs of a site. Rows are therefore sorted by a hash of the domain, which scatters sites evenly and makes one
+part of the hash's range after the other fit into memory.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import tldextract
+from numpy.typing import NDArray
+
+_PARTS = 256
+_MEMORY = 256 << 20
+_HOST = r"^\s*[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#]*@)?(?P<host>\[[^\]]*\]|[^/?#:\s]+)"
+# The list of public suffixes inside the package: nothing is fetched. github.io and the like are suffixes.
+_suffixes = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None, include_psl_private_domains=True)
+
+
+def registrable_domain(host: str) -> str:
+    """The part of a host's name that somebody owns: `b.co.uk` of `img.b.co.uk`; itself if there is none."""
+    found = _suffixes(host.rstrip("."))
+    return found.top_domain_under_public_suffix or host
+
+
+@lru_cache(maxsize=1 << 20)
+def _domain_hash(host: str) -> int:
+    digest = hashlib.sha256(registrable_domain(host).encode("utf-8", "backslashreplace")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def domain_hashes(urls: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """64 bits of a hash of each URL's registrable domain, (n,); what is no URL is taken for a host itself."""
+    hosts = pc.struct_field(pc.extract_regex(urls, _HOST), "host").fill_null("")
+    encoded = pc.utf8_lower(hosts).combine_chunks().dictionary_encode()
+    hashes = np.array([_domain_hash(host) for host in encoded.dictionary.to_pylist()], np.uint64)
+    return hashes[encoded.indices.to_numpy()] if len(hashes) else np.zeros(0, np.uint64)
+
+
+class ByDomain:
+    """Takes tables with a column `url`, and gives their rows back sorted; a context manager.
+
+    Equal domains keep the order in which their rows came; of equal URLs only the first row stays. All tables
+    must have one schema.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="ingest-")
+        self._parts = [_Part(Path(self._folder.name, f"{number:03d}.arrow")) for number in range(_PARTS)]
+        self._buffered = 0
+        self.repeated = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for part in self._parts:
+            part.close()
+        self._folder.cleanup()
+
+    def add(self, table: pa.Table) -> None:
+        """Take rows."""
+        hashes = domain_hashes(table["url"])
+        table = table.append_column("domain", pa.array(hashes, pa.uint64()))
+        order = np.argsort(hashes, kind="stable")
+        table = table.take(order)
+        ends = np.searchsorted(hashes[order] >> np.uint64(56), np.arange(_PARTS + 1, dtype=np.uint64))
+        for part, start, end in zip(self._parts, ends[:-1], ends[1:], strict=True):
+            if end > start:
+                part.tables.append(table.slice(start, end - start))
+        self._buffered += table.nbytes
+        if self._buffered > _MEMORY:
+            for part in self._parts:
+                part.spill()
+            self._buffered = 0
+
+    def tables(self, known: "ByDomain | None" = None) -> Iterator[pa.Table]:
+        """The rows, without those whose URL is among `known`: one table per part of the hash's range."""
+        for number, part in enumerate(self._parts):
+            table = part.read()
+            if table is None:
+                continue
+            first = _first_of_each(table["url"])
+            self.repeated += len(table) - len(first)
+            table = table.take(first)
+            seen = None if known is None else known._parts[number].read()
+            if seen is not None:
+                table = table.filter(
+                    pc.invert(pc.is_in(table["url"], value_set=seen["url"].combine_chunks()))
+                )
+            order = np.argsort(table["domain"].to_numpy(), kind="stable")
+            yield table.take(order).drop_columns("domain")
+
+
+class _Part:
+    """The rows of one part of the hash's range: the last ones in memory, those before in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.tables: list[pa.Table] = []
+        self._path = path
+        self._writer: pa.RecordBatchStreamWriter | None = None
+
+    def spill(self) -> None:
+        if not self.tables:
+            return
+        table = pa.concat_tables(self.tables).combine_chunks()
+        if self._writer is None:
+            options = pa.ipc.IpcWriteOptions(compression="zstd")
+            self._writer = pa.ipc.new_stream(str(self._path), table.schema, options=options)
+        self._writer.write_table(table)
+        self.tables = []
+
+    def read(self) -> pa.Table | None:
+        self.close()
+        spilled = []
+        if self._path.exists():
+            with pa.ipc.open_stream(str(self._path)) as reader:
+                spilled = [reader.read_all()]
+        tables = spilled + self.tables
+        return pa.concat_tables(tables) if tables else None
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _first_of_each(urls: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Ascending places of the first occurrence of each distinct value."""
+    encoded = urls.combine_chunks().dictionary_encode()
+    _, first = np.unique(encoded.indices.to_numpy(), return_index=True)
+    return np.sort(first)
+
+
+def rechunked(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `rows` each, the last one shorter."""
+    held: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        held.append(table)
+        count += len(table)
+        while count >= rows:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, rows)
+            held, count = [whole.slice(rows)], count - rows
+    if count:
+        yield pa.concat_tables(held)
