@@ -1,7 +1,8 @@
 """Lists of URLs: Parquet, CSV, TSV, JSON Lines or text, plain, gzip or zstd, here or behind a URL of fsspec.
 
 A list becomes a stream of tables with the columns `url`, `caption`, `labels`, and whatever else it has, as it
-is; what is called like a column of ours gets `source_` before its name. Which of its columns are URL, caption and labels is said, or seen from their names.
+is; what is called like a column of ours gets `source_` before its name. Which of its columns are URL, caption
+and labels is said, or seen from their names.
 """
 
 import hashlib
