@@ -7,6 +7,7 @@ PYTHON ?= python3
 export IMAGES
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PILLOW := 12.1.1
 AVX2 := $(shell grep -q -w avx2 /proc/cpuinfo 2>/dev/null && echo -mavx2)
@@ -17,8 +18,11 @@ demo: $(VENV)/.demo
 	@images=; [ -z "$$IMAGES" ] || images=$$(realpath -e -- "$$IMAGES") || exit 1; \
 	  set -x; $(BIN)/submit dag demo $${images:+"stages.photographs.recipe.images='$$images'"}
 
+# The tests on SLURM mostly wait for its timers: beside the others they cost little time.
 test: $(VENV)/.test lint
-	GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
+	@$(PYTEST) tests/slurm >$(VENV)/slurm-tests.log 2>&1 & slurm=$$!; \
+	  $(PYTEST) --ignore=tests/slurm; others=$$?; \
+	  wait $$slurm; slurm=$$?; cat $(VENV)/slurm-tests.log; exit $$((others || slurm))
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
