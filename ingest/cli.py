@@ -2,11 +2,8 @@
 
 import json
 import logging
-import os
-import shlex
 import sys
 import warnings
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,15 +17,14 @@ from typer.core import TyperGroup
 from cluster.doctor import Check, doctor_report, doctor_table
 from cluster.errors import UserError
 from ingest import stats as counting
+from ingest.commands.crawl import crawl
+from ingest.commands.options import CORES, DatasetFolder, Json, Workers
 from ingest.commit import replace
-from ingest.crawl import CrawlReport, CrawlSettings, crawl_shards
 from ingest.dataset import open_dataset, sealed_head
 from ingest.doctor import image_checks
-from ingest.image import ImageLimits, Treatment
-from ingest.layout import KEY_SLOTS
-from ingest.progress import CrawlProgress, Meter
+from ingest.progress import Meter
 from ingest.verify import Damage, Level, read_seal, verify_root, verify_units
-from ingest.wording import duration, in_bytes, several, visible
+from ingest.wording import in_bytes, several, visible
 
 
 class Commands(TyperGroup):
@@ -60,11 +56,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 LISTED = 20
-DEFAULTS = CrawlSettings()
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
-Workers = Annotated[int, typer.Option(min=1, help="How many at a time; never changes the result.")]
-DatasetFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="The folder of a sealed dataset.")]
 
 
 @app.callback()
@@ -77,88 +68,7 @@ def options(
     warnings.filterwarnings("ignore", module="PIL")
 
 
-@app.command("crawl-shards")
-def crawl_command(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Folders and local tars.")],
-    *,
-    output: Annotated[Path, typer.Option(help="The dataset's folder; a crawl that stopped goes on there.")],
-    resize: Annotated[
-        int | None, typer.Option(min=1, help="Shorter side in pixels, as JPEG; without it, bytes are kept.")
-    ] = None,
-    quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Of the JPEG encoder, with --resize. [default: 95]")
-    ] = None,
-    unit_rows: Annotated[
-        int, typer.Option(min=1, max=KEY_SLOTS, help="Files per work unit and shard.")
-    ] = DEFAULTS.unit_rows,
-    max_bytes: Annotated[
-        int, typer.Option(min=1, help="Larger files are rejected unread.")
-    ] = DEFAULTS.treatment.limits.max_bytes,
-    max_pixels: Annotated[
-        int, typer.Option(min=1, help="Images that claim more are rejected undecoded.")
-    ] = DEFAULTS.treatment.limits.max_pixels,
-    seconds: Annotated[
-        float, typer.Option(min=0.1, help="CPU time that checking one image may take.")
-    ] = DEFAULTS.seconds,
-    memory_mb: Annotated[
-        int, typer.Option(min=64, help="Memory that checking one image may take, MiB.")
-    ] = DEFAULTS.memory_mb,
-    workers: Workers = CORES,
-    as_json: Json = False,
-) -> None:
-    """Check images, shard them, and seal the dataset. Run again, it goes on where it stopped."""
-    if quality is not None and resize is None:
-        raise UserError(
-            "--quality is of the encoder that only --resize uses: add --resize, or leave --quality out"
-        )
-    treatment = Treatment(
-        limits=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels),
-        resize=resize,
-        quality=DEFAULTS.treatment.quality if quality is None else quality,
-    )
-    settings = CrawlSettings(unit_rows=unit_rows, treatment=treatment, seconds=seconds, memory_mb=memory_mb)
-    with Meter(Console(stderr=True)) as meter:
-        progress = CrawlProgress(meter)
-        report = crawl_shards(sources, output, settings, workers=workers, progress=progress)
-    if as_json:
-        typer.echo(json.dumps(_crawl_json(report, progress.seconds), indent=2))
-    else:
-        _print_crawl(report, progress.seconds)
-
-
-def _crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
-    # Not asdict, which does not know how a Counter is made.
-    counts = {k: dict(v) if isinstance(v, Counter) else v for k, v in vars(report.counts).items()}
-    return {"output": str(report.output), "root": report.root, "seconds": round(seconds, 3)} | counts
-
-
-def _print_crawl(report: CrawlReport, seconds: float) -> None:
-    counts = report.counts
-    again = f", {counts.resumed:,} of them by an earlier run" if counts.resumed else ""
-    rows = [
-        ("dataset", visible(str(report.output))),
-        ("root", report.root),
-        ("planned", f"{several(counts.planned, 'file')}{again}"),
-        ("kept", f"{several(counts.kept, 'image')}, {in_bytes(counts.bytes_stored)}"),
-        ("rejected", _reasons(counts.rejected)),
-        ("failed", _reasons(counts.failed)),
-    ]
-    for name, value in rows:
-        typer.echo(f"{name:<9} {value}")
-    if not counts.kept:
-        typer.echo("Nothing was kept: the dataset is sealed, and empty.")
-    decided = counts.done - counts.resumed
-    speed = f"{decided / seconds:,.0f} images/s, {counts.bytes_read / 1e6 / seconds:,.1f} MB/s"
-    typer.echo(f"took      {duration(seconds)}: {speed}")
-    typer.echo(f"Look at it:  ingest show {shlex.quote(str(report.output))}")
-
-
-def _reasons(counts: dict[str, int]) -> str:
-    total = sum(counts.values())
-    reasons = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return f"{total:,}" + (
-        ": " + ", ".join(f"{n:,} {visible(reason)}" for reason, n in reasons) if total else ""
-    )
+app.command("crawl-shards")(crawl)
 
 
 @app.command()

@@ -3,23 +3,35 @@
 import errno
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
 
 from cluster.errors import UserError
 from ingest.commit import commit, make_folder, read_commit, seal
+from ingest.crawl_settings import CrawlSettings
+from ingest.fetch import Fetcher, Politeness
 from ingest.image import Checked
-from ingest.plan import CrawlSettings, Plan, freeze, open_source
-from ingest.pool import Checker, Result
+from ingest.plan import Plan, freeze, open_images, open_source, read_plans
+from ingest.pool import Checker
+from ingest.reorder import Memory, Reorder
 from ingest.shard import ShardWriter
 from ingest.sources.source import Item, Problem, Source
+from ingest.sources.urls import Columns, UrlList, expand
 
 __all__ = ["Counts", "CrawlReport", "CrawlSettings", "Progress", "crawl_shards"]
 
+# What may wait in memory for its turn in a shard, in all units together.
+_WAITING_BYTES = 128 << 20
 _MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+NAMES_TELL = Columns()
+POLITE = Politeness()
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +93,12 @@ class CrawlReport:
     counts: Counts
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
+class _Attempt(NamedTuple):
     unit: int
+    row: int
     source: int
     item: Item
+    http_status: int | None = None
 
 
 def crawl_shards(
@@ -95,26 +108,112 @@ def crawl_shards(
     *,
     workers: int,
     progress: Progress,
+    columns: Columns = NAMES_TELL,
+    politeness: Politeness = POLITE,
+    extend: bool = False,
 ) -> CrawlReport:
     """Turn images into a sealed dataset; go on where an earlier run of the same crawl stopped.
 
     Args:
-        sources: folders and local tars, in the order of their images in the dataset.
+        sources: folders, local tars, and lists of URLs, in the order of their images in the dataset; rows of
+            lists come last, sorted by site.
         output: the dataset's folder, outside the sources.
         settings: what is made of each image.
         workers: checking processes; does not change the result.
         progress: is told how far the crawl is.
+        columns: which columns of lists mean what.
+        politeness: how hard hosts may be asked; does not change the result.
+        extend: add these sources to a dataset that was made from others; URLs that it knows are left out.
 
     Raises:
         UserError: a source cannot be used, the output was planned for other work, or cannot be written.
     """
     output = Path(output)
     if not sources:
-        raise UserError("a crawl needs at least one source: a folder or a tar")
-    opened = [open_source(text) for text in sources]
-    _refuse_output_inside(sources, output)
+        raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
+    places = [place for text in sources for place in expand(text)]
+    opened = [open_source(place, columns) for place in places]
+    _refuse_output_inside(places, output)
+    if not politeness.contact and any(isinstance(source, UrlList) for source in opened):
+        raise UserError(
+            "webmasters must be able to reach you: give a web page or an e-mail address with --contact"
+        )
+    counts = Counts()
+
+    def listed(items: int) -> None:
+        counts.planned = items
+        progress(counts)
+
+    with ExitStack() as stack, _told_if_it_cannot_be_written(output):
+        for source in opened:
+            if not isinstance(source, UrlList):
+                stack.callback(source.close)
+        make_folder(output)
+        locations = [place if "://" in place else str(Path(place).resolve()) for place in places]
+        plan = freeze(output, opened, settings, listed=listed, extend=extend, locations=locations)
+        return crawl_plan(plan, workers=workers, progress=progress, politeness=politeness, counts=counts)
+
+
+def crawl_plan(
+    plan: Plan, *, workers: int, progress: Progress, politeness: Politeness, counts: Counts
+) -> CrawlReport:
+    """Do what is left of a plan, and seal the dataset.
+
+    Raises:
+        UserError: an earlier generation is not finished, or a unit was made under another plan.
+    """
+    plans = read_plans(plan.output)[: plan.generation + 1]
+    for earlier in plans[:-1]:
+        if any(read_commit(plan.output, unit) is None for unit in earlier.units):
+            raise UserError(
+                f"{plan.output} is not finished: first run the crawl of generation {earlier.generation} again"
+            )
+    counts.units, counts.planned = len(plan.units), plan.rows
+    crawl_units(plan, plan.units, workers=workers, progress=progress, politeness=politeness, counts=counts)
+    root = seal(plan.output, {unit: each.fingerprint for each in plans for unit in each.units})
+    progress(counts)
+    return CrawlReport(output=plan.output, root=root, counts=counts)
+
+
+def crawl_units(
+    plan: Plan,
+    units: Iterable[int],
+    *,
+    workers: int,
+    progress: Progress,
+    politeness: Politeness,
+    counts: Counts,
+) -> None:
+    """Make and commit those of the plan's units that nobody has committed yet."""
+    settings = plan.settings
+    with ExitStack() as stack:
+        sources: dict[int, Source] = {}
+        for number, (source, place) in enumerate(zip(plan.sources, plan.locations, strict=True)):
+            if source["kind"] != "urls":
+                sources[number] = open_images(place)
+                stack.callback(sources[number].close)
+        checker = stack.enter_context(
+            Checker[_Attempt](
+                settings.treatment, workers=workers, seconds=settings.seconds, memory_mb=settings.memory_mb
+            )
+        )
+        crawl = _Crawl(
+            plan=plan,
+            units=list(units),
+            sources=sources,
+            politeness=politeness,
+            counts=counts,
+            progress=progress,
+        )
+        stack.callback(crawl.close)
+        for attempt, data, verdict in checker.run(crawl.arrivals()):
+            crawl.take(attempt, data, verdict)
+
+
+@contextmanager
+def _told_if_it_cannot_be_written(output: Path) -> Iterator[None]:
     try:
-        return _crawled(opened, output, settings, workers=workers, progress=progress)
+        yield
     except OSError as error:
         # Trouble with reading a source is a row; what is left is the output's.
         if error.errno not in _MENDABLE:
@@ -123,32 +222,6 @@ def crawl_shards(
         raise UserError(
             f"cannot write {output}: {reason}; mend that, then run the same command again"
         ) from error
-    finally:
-        for source in opened:
-            source.close()
-
-
-def _crawled(
-    sources: Sequence[Source], output: Path, settings: CrawlSettings, *, workers: int, progress: Progress
-) -> CrawlReport:
-    make_folder(output)
-    counts = Counts()
-
-    def listed(items: int) -> None:
-        counts.planned = items
-        progress(counts)
-
-    plan = freeze(output, sources, settings, listed=listed)
-    counts.units, counts.planned = len(plan.units), plan.rows
-    crawl = _Crawl(plan=plan, sources=sources, settings=settings, counts=counts, progress=progress)
-    with Checker[_Attempt](
-        settings.treatment, workers=workers, seconds=settings.seconds, memory_mb=settings.memory_mb
-    ) as checker:
-        for unit, results in groupby(checker.run(crawl.rows()), key=lambda result: result[0].unit):
-            crawl.make_unit(unit, results)
-    root = seal(output, dict.fromkeys(plan.units, plan.fingerprint))
-    progress(counts)
-    return CrawlReport(output=output, root=root, counts=counts)
 
 
 def _refuse_output_inside(sources: Sequence[str], output: Path) -> None:
@@ -157,71 +230,147 @@ def _refuse_output_inside(sources: Sequence[str], output: Path) -> None:
             raise UserError(f"--output {output} lies inside the source {text}: choose a folder outside it")
 
 
-@dataclass(frozen=True, kw_only=True)
+class _Unit:
+    """A unit under way: rows come in any order, and are written in the plan's."""
+
+    def __init__(self, plan: Plan, unit: int, rows: int, extra: pa.Schema, memory: Memory) -> None:
+        self.rows = rows
+        self.writer = ShardWriter(plan.output, unit, extra=extra)
+        self.reorder = Reorder[tuple[_Attempt, bool, Checked]](memory)
+        self._closing = ExitStack()
+        self._closing.callback(self.reorder.close)
+        self._closing.enter_context(self.writer)
+
+    def close(self) -> None:
+        self._closing.close()
+
+
 class _Crawl:
-    """One run over a plan's units."""
+    """One run over some units of a plan."""
 
-    plan: Plan
-    sources: Sequence[Source]
-    settings: CrawlSettings
-    counts: Counts
-    progress: Progress
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        units: Sequence[int],
+        sources: Mapping[int, Source],
+        politeness: Politeness,
+        counts: Counts,
+        progress: Progress,
+    ) -> None:
+        self._plan = plan
+        self._settings = plan.settings
+        self._sources = sources
+        self._politeness = politeness
+        self._counts = counts
+        self._progress = progress
+        self._memory = Memory(_WAITING_BYTES)
+        self._extra = plan.extra_columns()
+        self._rows: dict[int, int] = {}
+        self._open: dict[int, _Unit] = {}
+        self._left = [unit for unit in units if not self._is_done(unit)]
 
-    def rows(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
-        """Every attempt of the units that nobody has committed yet, with its bytes, in order."""
-        max_bytes = self.settings.treatment.limits.max_bytes
-        for unit in self.plan.units:
-            record = read_commit(self.plan.output, unit)
-            if record is not None:
-                self.counts.add_committed(record)
-                continue
-            for number, group in groupby(self.plan.items(unit), key=lambda pair: pair[0]):
-                items = [item for _, item in group]
-                read = self.sources[number].read(items, max_bytes=max_bytes)
-                for item, data in zip(items, read, strict=True):
-                    self.counts.bytes_read += len(data) if isinstance(data, bytes) else 0
-                    yield _Attempt(unit, number, item), data
+    def close(self) -> None:
+        """Give up what is under way."""
+        for unit in self._open.values():
+            unit.close()
 
-    def make_unit(self, unit: int, results: Iterator[Result[_Attempt]]) -> None:
-        """Write and commit one unit. If another worker was first, its result stands and ours is garbage."""
-        with ShardWriter(self.plan.output, unit) as writer:
-            for attempt, data, verdict in results:
-                self._add(writer, attempt, data, verdict)
-                self.progress(self.counts)
-            ours = writer.publish(generation=self.plan.generation, fingerprint=self.plan.fingerprint)
-        if commit(self.plan.output, ours) != ours:
-            logger.info("unit %d was committed by another worker first, with another result", unit)
-        self.counts.units_done += 1
-        self.progress(self.counts)
+    def arrivals(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
+        """Every attempt of the units left, with what came of getting its bytes, in the order of arrival."""
+        if self._sources:
+            yield from self._read()
+        if len(self._sources) < len(self._plan.sources):
+            limit = self._settings.treatment.limits.max_bytes
+            with Fetcher[_Attempt](self._settings.fetch, self._politeness, max_bytes=limit) as fetcher:
+                for attempt, fetched in fetcher.run(self._requests()):
+                    self._counts.bytes_read += fetched.bytes_read
+                    yield attempt._replace(http_status=fetched.http_status), fetched.body
 
-    def _add(self, writer: ShardWriter, attempt: _Attempt, data: bytes | Problem, verdict: Checked) -> None:
+    def take(self, attempt: _Attempt, data: bytes | Problem, verdict: Checked) -> None:
+        """Write what is due; commit a unit that is whole. If another worker was first, its result stands."""
+        unit = self._open.get(attempt.unit)
+        if unit is None:
+            rows = self._rows[attempt.unit]
+            unit = _Unit(self._plan, attempt.unit, rows, self._extra, self._memory)
+            self._open[attempt.unit] = unit
         original = data if isinstance(data, bytes) else b""
         stored = original if verdict.data is None else verdict.data
+        self._count(verdict, stored)
+        outcome = attempt, isinstance(data, Problem) and data.retryable, replace(verdict, data=None)
+        for (due, retryable, judged), image in unit.reorder.put(attempt.row, outcome, stored):
+            self._write(unit.writer, due, retryable, judged, image)
+        if unit.reorder.next == unit.rows:
+            self._commit(attempt.unit, self._open.pop(attempt.unit))
+        self._progress(self._counts)
+
+    def _is_done(self, unit: int) -> bool:
+        record = read_commit(self._plan.output, unit)
+        if record is not None:
+            self._counts.add_committed(record)
+        return record is not None
+
+    def _items(self, *, urls: bool) -> Iterator[_Attempt]:
+        """The attempts that have a URL, or those that have none."""
+        for unit in self._left:
+            items = self._plan.items(unit)
+            self._rows[unit] = len(items)
+            for row, (source, item) in enumerate(items):
+                if (source not in self._sources) == urls:
+                    yield _Attempt(unit, row, source, item)
+
+    def _requests(self) -> Iterator[tuple[_Attempt, str]]:
+        for attempt in self._items(urls=True):
+            yield attempt, attempt.item.path.decode()
+
+    def _read(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
+        """What lies in folders and archives, in the plan's order."""
+        max_bytes = self._settings.treatment.limits.max_bytes
+        for (_, source), group in groupby(self._items(urls=False), key=lambda each: (each.unit, each.source)):
+            attempts = list(group)
+            read = self._sources[source].read([each.item for each in attempts], max_bytes=max_bytes)
+            for attempt, data in zip(attempts, read, strict=True):
+                self._counts.bytes_read += len(data) if isinstance(data, bytes) else 0
+                yield attempt, data
+
+    def _write(
+        self, writer: ShardWriter, attempt: _Attempt, retryable: bool, verdict: Checked, image: bytes
+    ) -> None:
+        item = attempt.item
+        url = _text(item.path)
+        if attempt.source in self._sources:
+            url = _within(self._sources[attempt.source].name, url)
         writer.add(
             verdict,
-            stored,
-            url=_url(self.sources[attempt.source].name, attempt.item.path),
-            labels=_labels(attempt.item.path),
-            retryable=isinstance(data, Problem) and data.retryable,
+            image,
+            url=url,
+            labels=item.labels,
+            caption=item.caption,
+            retryable=retryable,
+            http_status=attempt.http_status,
+            extra=item.extra,
         )
+
+    def _commit(self, number: int, unit: _Unit) -> None:
+        ours = unit.writer.publish(generation=self._plan.generation, fingerprint=self._plan.fingerprint)
+        unit.close()
+        if commit(self._plan.output, ours) != ours:
+            logger.info("unit %d was committed by another worker first, with another result", number)
+        self._counts.units_done += 1
+
+    def _count(self, verdict: Checked, stored: bytes) -> None:
         if verdict.status == "kept":
-            self.counts.kept += 1
-            self.counts.bytes_stored += len(stored)
+            self._counts.kept += 1
+            self._counts.bytes_stored += len(stored)
         else:
-            reasons = self.counts.rejected if verdict.status == "rejected" else self.counts.failed
+            reasons = self._counts.rejected if verdict.status == "rejected" else self._counts.failed
             reasons[verdict.reason] += 1
 
 
-def _url(source: str, path: bytes) -> str:
-    """Where an image came from, for people: bytes that are no text show as \\\\x escapes."""
-    return f"{source}/{_text(path)}" if path else source
-
-
-def _labels(path: bytes) -> list[str]:
-    """The first folder below the source."""
-    folder, slash, _ = path.partition(b"/")
-    return [_text(folder)] if slash else []
+def _within(source: str, path: str) -> str:
+    """Where an image came from, for people."""
+    return f"{source}/{path}" if path else source
 
 
 def _text(name: bytes) -> str:
+    """Bytes that are no text show as \\x escapes."""
     return name.decode("utf-8", "backslashreplace")

@@ -51,6 +51,10 @@ class ByDomain:
 
     Equal domains keep the order in which their rows came; of equal URLs only the first row stays. All tables
     must have one schema.
+
+    Attributes:
+        repeated: rows that were left out because their URL had come before.
+        known: rows that were left out because their URL was known.
     """
 
     def __init__(self) -> None:
@@ -58,6 +62,7 @@ class ByDomain:
         self._parts = [_Part(Path(self._folder.name, f"{number:03d}.arrow")) for number in range(_PARTS)]
         self._buffered = 0
         self.repeated = 0
+        self.known = 0
 
     def __enter__(self) -> Self:
         return self

@@ -1,89 +1,48 @@
 """Sources become immutable units of work, frozen with everything that decides the output.
 
-A plan is published once, as a folder that appears whole. Whoever comes to the same output later lists the
-sources
-again and compares: the same inputs, settings and builds go on with it, anything else is refused in one
-    sentence.
+A plan is one generation of a dataset: `plan/{g}/units-{sha8}.parquet`, published first, and the `plan.json`
+that names it, created last if there is none. Whoever comes to the same output later describes the same
+sources again and compares: the same inputs, settings and builds go on with it, anything else is refused in
+one sentence.
 """
 
-import errno
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import features
 
 from cluster.errors import UserError
 from ingest import layout
-from ingest.commit import canonical, make_durable, make_folder, sync_folder
-from ingest.image import Treatment
+from ingest.commit import canonical, create_if_absent, draft, make_durable, publish
+from ingest.crawl_settings import FORMAT, CrawlSettings, builds, difference
+from ingest.grouping import ByDomain, rechunked
 from ingest.sources.folder import FolderSource
 from ingest.sources.source import Item, Source
 from ingest.sources.tar import TarSource, is_tar
+from ingest.sources.urls import Columns, UrlList, list_format
 
 T = TypeVar("T")
-FORMAT = 1
-_ITEMS_SCHEMA = pa.schema(
+_LABELS = pa.list_(pa.field("element", pa.string(), nullable=False))
+ITEMS_SCHEMA = pa.schema(
     [
-        pa.field("unit", pa.uint32(), nullable=False),
         pa.field("source", pa.uint32(), nullable=False),
         pa.field("path", pa.binary(), nullable=False),
         pa.field("offset", pa.uint64(), nullable=False),
         pa.field("size", pa.uint64(), nullable=False),
         pa.field("problem", pa.string(), nullable=False),
+        pa.field("caption", pa.string()),
+        pa.field("labels", _LABELS, nullable=False),
     ]
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrawlSettings:
-    """What a crawl makes of its sources. Every field decides output bytes, and so belongs to the fingerprint.
-
-    Attributes:
-        unit_rows: attempts per unit.
-        treatment: of each image: limits, resize, quality.
-        seconds: CPU time one image may take.
-        memory_mb: memory that checking one image may take, MiB.
-    """
-
-    unit_rows: int = 16_384
-    treatment: Treatment = field(default_factory=Treatment)
-    seconds: float = 10.0
-    memory_mb: int = 768
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.unit_rows <= layout.KEY_SLOTS:
-            raise UserError(f"--unit-rows must be from 1 to {layout.KEY_SLOTS:,}, not {self.unit_rows}")
-        if self.treatment.resize is not None and self.treatment.resize < 1:
-            raise UserError(f"--resize must be at least 1 pixel, not {self.treatment.resize}")
-        if not 1 <= self.treatment.quality <= 100:
-            raise UserError(f"--quality must be from 1 to 100, not {self.treatment.quality}")
-        if self.seconds <= 0 or self.memory_mb < 1:
-            raise UserError("--seconds and --memory-mb must be greater than 0")
-
-    def flags(self) -> dict[str, Any]:
-        """The settings by the command's option that sets them."""
-        limits = self.treatment.limits
-        return {
-            "--unit-rows": self.unit_rows,
-            "--resize": self.treatment.resize,
-            "--quality": self.treatment.quality,
-            "--max-bytes": limits.max_bytes,
-            "--max-pixels": limits.max_pixels,
-            "--seconds": self.seconds,
-            "--memory-mb": self.memory_mb,
-        }
+_BATCH = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,27 +52,81 @@ class Plan:
     Attributes:
         output: the dataset's folder.
         generation: its number; the first is 0.
-        fingerprint: sha256 of all that decides the output, hex.
-        units: unit numbers.
-        rows: attempts planned, over all units.
+        description: what plan.json says.
     """
 
     output: Path
     generation: int
-    fingerprint: str
-    units: range
-    rows: int
+    description: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of all that decides the output, hex."""
+        return str(self.description["fingerprint"])
+
+    @property
+    def units(self) -> range:
+        """Unit numbers, which go on from the generation before."""
+        first = self.description["first_unit"]
+        return range(first, first + self.description["units"])
+
+    @property
+    def rows(self) -> int:
+        """Attempts planned, over all units."""
+        return int(self.description["rows"])
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """What each source is, by its number."""
+        return list(self.description["sources"])
+
+    @property
+    def locations(self) -> list[str]:
+        """Where each source was when it was planned."""
+        return list(self.description["locations"])
+
+    @property
+    def settings(self) -> CrawlSettings:
+        """What is made of the sources."""
+        return CrawlSettings.from_flags(self.description["settings"])
+
+    def table(self, unit: int) -> pa.Table:
+        """The unit's attempts in order; columns of ITEMS_SCHEMA, and further ones."""
+        with self._units_file() as file:
+            return file.read_row_group(unit - self.units.start, use_threads=False)
 
     def items(self, unit: int) -> list[tuple[int, Item]]:
         """The unit's attempts in order: the source's number, and the item."""
-        path = self.output / layout.plan_folder(self.generation) / "units.parquet"
-        with pq.ParquetFile(path) as file:
-            table = file.read_row_group(unit - self.units.start)
-        columns = [table.column(name).to_pylist() for name in ("source", "path", "offset", "size", "problem")]
-        return [(source, Item(*item)) for source, *item in zip(*columns, strict=True)]
+        return [_item(row) for row in self.table(unit).to_pylist()]
+
+    def extra_columns(self) -> pa.Schema:
+        """The columns that rows of this generation have besides everyone's."""
+        with self._units_file() as file:
+            schema = file.schema_arrow
+        return pa.schema([field for field in schema if field.name not in ITEMS_SCHEMA.names])
+
+    def _units_file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.output / self.description["items"])
 
 
-def open_source(text: str) -> Source:
+def _item(row: dict[str, Any]) -> tuple[int, Item]:
+    source = row.pop("source")
+    values = {name: row.pop(name) for name in ITEMS_SCHEMA.names[1:]}
+    return source, Item(**values | {"labels": tuple(values["labels"])}, extra=row)
+
+
+def open_source(text: str, columns: Columns) -> Source | UrlList:
+    """What `open_images` opens, or a list of URLs.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if list_format(text) is not None and not Path(text).is_dir():
+        return UrlList(text, columns)
+    return open_images(text)
+
+
+def open_images(text: str) -> Source:
     """A folder or a local tar.
 
     Raises:
@@ -126,163 +139,278 @@ def open_source(text: str) -> Source:
         raise UserError(f"source {text} does not exist")
     if path.is_file() and os.access(path, os.R_OK) and is_tar(path):
         return TarSource(path)
-    raise UserError(f"source {text} is neither a folder nor a readable tar (plain, gzip, bzip2 or xz)")
+    raise UserError(
+        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2 or xz), nor named like a "
+        "list of URLs (.parquet, .csv, .tsv, .jsonl or .txt, also with .gz or .zst)"
+    )
+
+
+def read_plans(output: Path) -> list[Plan]:
+    """The generations of an output, ascending; none if nothing was planned there."""
+    plans: list[Plan] = []
+    while True:
+        path = output / layout.plan_folder(len(plans)) / "plan.json"
+        try:
+            description = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return plans
+        plans.append(Plan(output=output, generation=len(plans), description=description))
 
 
 def freeze(
-    output: Path, sources: Sequence[Source], settings: CrawlSettings, *, listed: Callable[[int], None]
+    output: Path,
+    sources: Sequence[Source | UrlList],
+    settings: CrawlSettings,
+    *,
+    listed: Callable[[int], None],
+    extend: bool = False,
+    locations: Sequence[str] = (),
 ) -> Plan:
-    """The plan of this output: made now, or the one that is there if it is for the same work.
+    """The plan of this work: made now, or the one that is there.
 
     Args:
         output: the dataset's folder.
         sources: where images come from, in order.
         settings: what is made of them.
         listed: called now and then with the number of items listed so far.
+        extend: if other work was planned here, add a generation; URLs planned before are left out.
+        locations: of the sources, so that others can open them.
 
     Raises:
         UserError: there is nothing to ingest, or the output was planned for other work.
     """
-    folder = output / layout.plan_folder(0)
-    if (folder / "plan.json").exists():
-        ours = _describe(sources, settings, listed, None)
-    else:
-        ours = _publish(folder, sources, settings, listed)
-    theirs = json.loads((folder / "plan.json").read_bytes())
-    if theirs["fingerprint"] != ours["fingerprint"]:
-        raise UserError(f"{output} was planned {_difference(theirs, ours)}, or another --output")
-    return Plan(
-        output=output,
-        generation=0,
-        fingerprint=theirs["fingerprint"],
-        units=range(theirs["units"]),
-        rows=theirs["rows"],
-    )
+    plans = read_plans(output)
+    if plans:
+        found = _described(sources, listed)
+        there = _already_planned(plans, found, settings)
+        if there is not None:
+            return there
+        if not extend:
+            ours = _identity(found, settings, [])
+            add = "; --extend adds to it" if _others(plans[0].sources, found) else ""
+            raise UserError(
+                f"{output} was planned {difference(plans[0].description, ours)}, or another --output{add}"
+            )
+    described: list[dict[str, Any]] = []
+    with ByDomain() as urls, ByDomain() as known:
+        plan = publish_plan(
+            output,
+            plans,
+            rechunked(_counted(_tables(sources, described, urls, known, plans), listed), settings.unit_rows),
+            identity=lambda: _identity(described, settings, plans),
+            more=lambda: {"repeated": urls.repeated, "known": urls.known, "locations": list(locations)},
+        )
+    if plan is None:
+        wanted = "nothing new" if plans else "nothing to ingest"
+        raise UserError(f"there is {wanted} in {', '.join(source.name for source in sources)}")
+    identity = _identity(described, settings, plans)
+    if plan.fingerprint != _fingerprint(identity):  # somebody else was faster, with other work
+        raise UserError(f"{output} was planned {difference(plan.description, identity)}, or another --output")
+    return plan
 
 
-def builds() -> dict[str, str | None]:
-    """Versions of what makes bytes. pillow-simd resizes differently from Pillow: its version has .post."""
-    codecs = {name: features.version(name) for name in ("libjpeg_turbo", "zlib", "webp", "libtiff")}
-    return {"pillow": PIL.__version__, **codecs, "pyarrow": pa.__version__}
+def _others(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> bool:
+    return [source["name"] for source in before] != [source["name"] for source in now]
 
 
-def _publish(
-    folder: Path, sources: Sequence[Source], settings: CrawlSettings, listed: Callable[[int], None]
-) -> dict[str, Any]:
-    """Write the plan under a hidden name, then move the whole folder; of several at once, the first wins."""
-    draft = folder.parent / f".{secrets.token_hex(8)}.tmp"
-    make_folder(draft)
-    try:
-        with (draft / "units.parquet").open("xb") as file:
-            with pq.ParquetWriter(file, _ITEMS_SCHEMA, compression="zstd") as writer:
-                description = _describe(sources, settings, listed, writer)
-            make_durable(file)
-        with (draft / "plan.json").open("xb") as file:
-            file.write(canonical(description))
-            make_durable(file)
-        sync_folder(draft)
-        try:
-            draft.rename(folder)
-        except OSError as error:
-            # A folder that has files is not replaced: another worker's plan is there.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return description
+def _already_planned(
+    plans: Sequence[Plan], described: Sequence[dict[str, Any]], settings: CrawlSettings
+) -> Plan | None:
+    for plan in plans:
+        if plan.fingerprint == _fingerprint(_identity(described, settings, plans[: plan.generation])):
+            return plan
+    return None
 
 
-def _describe(
-    sources: Sequence[Source],
-    settings: CrawlSettings,
-    listed: Callable[[int], None],
-    writer: pq.ParquetWriter | None,
-) -> dict[str, Any]:
-    """List the sources, unit by unit, into `writer` if there is one; returns the content of plan.json."""
-    digests = [hashlib.sha256() for _ in sources]
-    counts = [0] * len(sources)
-    units = 0
-    every = ((number, item) for number, source in enumerate(sources) for item in source.items())
-    for batch in batched(every, settings.unit_rows):
-        for number, item in batch:
-            digests[number].update(
+def _tables(
+    sources: Sequence[Source | UrlList],
+    described: list[dict[str, Any]],
+    urls: ByDomain,
+    known: ByDomain,
+    plans: Sequence[Plan],
+) -> Iterator[pa.Table]:
+    """Rows of all sources, those with URLs last; `described` is filled on the way."""
+    lists = [(number, source) for number, source in enumerate(sources) if isinstance(source, UrlList)]
+    schema = _joint_schema([source for _, source in lists])
+    for number, source in enumerate(sources):
+        if isinstance(source, UrlList):
+            described.append(source.describe())
+            for table in source.tables():
+                urls.add(_url_items(table, number, schema, source))
+        else:
+            about = _Listing(source)
+            for batch in batched(about.items(), _BATCH):
+                yield _filled(_items_table(number, batch), schema)
+            described.append(about.describe())
+    if lists:
+        for plan in plans:
+            for table in url_tables(plan):
+                known.add(pa.table({"url": table["path"].cast(pa.string())}))
+        for table in urls.tables(known):
+            yield table.drop_columns("url")
+
+
+def url_tables(plan: Plan) -> Iterator[pa.Table]:
+    """The rows of a plan that have URLs."""
+    kinds = pa.array([source["kind"] == "urls" for source in plan.sources])
+    for unit in plan.units:
+        table = plan.table(unit)
+        yield table.filter(kinds.take(table["source"].combine_chunks()))
+
+
+class _Listing:
+    """The items of a source, and what they were, once all have been listed."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._digest = hashlib.sha256()
+        self._count = 0
+
+    def items(self) -> Iterator[Item]:
+        for item in self._source.items():
+            self._digest.update(
                 struct.pack("<IQQI", len(item.path), item.offset, item.size, len(item.problem))
                 + item.path
                 + item.problem.encode()
             )
-            counts[number] += 1
-        if writer is not None:
-            writer.write_table(_items_table(units, batch))
-        units += 1
-        listed(sum(counts))
-    if units == 0:
-        raise UserError(f"there is nothing to ingest in {', '.join(source.name for source in sources)}")
-    identity = {
+            self._count += 1
+            yield item
+
+    def describe(self) -> dict[str, Any]:
+        return self._source.describe() | {"items": self._count, "sha256": self._digest.hexdigest()}
+
+
+def _described(sources: Sequence[Source | UrlList], listed: Callable[[int], None]) -> list[dict[str, Any]]:
+    described = []
+    count = 0
+    for source in sources:
+        if isinstance(source, UrlList):
+            described.append(source.describe())
+            continue
+        about = _Listing(source)
+        for batch in batched(about.items(), _BATCH):
+            count += len(batch)
+            listed(count)
+        described.append(about.describe())
+    return described
+
+
+def _identity(
+    described: Sequence[dict[str, Any]], settings: CrawlSettings, before: Sequence[Plan]
+) -> dict[str, Any]:
+    """Everything that decides the output."""
+    return {
         "format": FORMAT,
         "settings": settings.flags(),
-        "sources": [
-            source.describe() | {"items": count, "sha256": digest.hexdigest()}
-            for source, count, digest in zip(sources, counts, digests, strict=True)
-        ],
+        "sources": list(described),
         "builds": builds(),
-    }
-    return identity | {
-        "generation": 0,
-        "units": units,
-        "rows": sum(counts),
-        "fingerprint": hashlib.sha256(canonical(identity)).hexdigest(),
+        "extends": [plan.fingerprint for plan in before],
     }
 
 
-def _items_table(unit: int, batch: Sequence[tuple[int, Item]]) -> pa.Table:
-    """One unit is one row group, so that a worker reads its own alone."""
-    return pa.table(
-        {
-            "unit": [unit] * len(batch),
-            "source": [number for number, _ in batch],
-            **{
-                name: [getattr(item, name) for _, item in batch]
-                for name in ("path", "offset", "size", "problem")
-            },
-        },
-        schema=_ITEMS_SCHEMA,
-    )
+def _fingerprint(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(identity)).hexdigest()
 
 
-def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """What keeps these two plans apart, as the middle of a sentence, most likely cause first."""
-    old, new = theirs["settings"], ours["settings"]
-    flags = [flag for flag in new if old.get(flag) != new[flag]]
-    if flags:
-        values = [settings.get(flags[0]) for settings in (old, new)]
-        brief = len(flags) == 1 and None not in values
-        given = str(values[1]) if brief else _options(flags, new, "with", "without")
-        return (
-            f"{_options(flags, old, 'with', 'without')}, not {given}: "
-            f"{_options(flags, old, 'use', 'leave out')} to go on with it"
-        )
-    if theirs["sources"] != ours["sources"]:
-        before, now = (", ".join(_source(source) for source in plan["sources"]) for plan in (theirs, ours))
-        if before == now:
-            return f"from {before}, in which names or sizes have changed since: restore them to go on with it"
-        return f"from {before}, not from {now}: give it the same sources to go on with it"
-    changed = [name for name in ours["builds"] if theirs["builds"].get(name) != ours["builds"][name]]
-    if changed:
-        wanted = ", ".join(f"{name} {theirs['builds'].get(name)}" for name in changed)
-        given = ", ".join(f"{name} {ours['builds'][name]}" for name in changed)
-        return f"with {wanted}, and here is {given}, which makes other bytes: use the former to go on with it"
-    return f"in format {theirs.get('format')}, not {FORMAT}: use the version that made it to go on with it"
+def publish_plan(
+    output: Path,
+    plans: Sequence[Plan],
+    units: Iterable[pa.Table],
+    *,
+    identity: Callable[[], dict[str, Any]],
+    more: Callable[[], dict[str, Any]],
+) -> Plan | None:
+    """Publish a generation of these units; of several at once, the first wins, and is returned.
+
+    Args:
+        output: the dataset's folder.
+        plans: the generations before.
+        units: one table per unit; columns of ITEMS_SCHEMA, and further ones.
+        identity: what decides the output, asked for when all units are written.
+        more: what plan.json says besides, asked for then.
+
+    Returns:
+        None if there are no units: then nothing is published.
+    """
+    units = iter(units)
+    first = next(units, None)
+    if first is None:
+        return None
+    folder = output / layout.plan_folder(len(plans))
+    count = rows = 0
+    with draft(folder, "units") as (path, file):
+        with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
+            for table in chain([first], units):
+                # One unit is one row group, so that a worker reads its own alone.
+                writer.write_table(table.combine_chunks(), row_group_size=len(table))
+                count, rows = count + 1, rows + len(table)
+        make_durable(file)
+        with path.open("rb") as written:
+            sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+        items = f"{layout.plan_folder(len(plans))}/units-{sha256[:8]}.parquet"
+        publish(path, output / items, sha256)
+    whole = identity() | {
+        "generation": len(plans),
+        "first_unit": plans[-1].units.stop if plans else 0,
+        "units": count,
+        "rows": rows,
+        "items": items,
+        "items_sha256": sha256,
+        "fingerprint": _fingerprint(identity()),
+    }
+    there = create_if_absent(folder / "plan.json", canonical(whole | more()))
+    return Plan(output=output, generation=len(plans), description=json.loads(there))
 
 
-def _options(flags: Sequence[str], settings: dict[str, Any], present: str, absent: str) -> str:
-    there = " ".join(f"{flag} {settings[flag]}" for flag in flags if settings.get(flag) is not None)
-    missing = " ".join(flag for flag in flags if settings.get(flag) is None)
-    return " and ".join(f"{word} {names}" for word, names in ((present, there), (absent, missing)) if names)
+def _items_table(source: int, batch: Sequence[Item]) -> pa.Table:
+    columns = {name: [getattr(item, name) for item in batch] for name in ITEMS_SCHEMA.names[1:]}
+    return pa.table({"source": [source] * len(batch)} | columns, schema=ITEMS_SCHEMA)
 
 
-def _source(source: dict[str, Any]) -> str:
-    return f"{source['name']} ({source['items']:,} files)"
+def _url_items(table: pa.Table, number: int, schema: pa.Schema, source: UrlList) -> pa.Table:
+    rows = len(table)
+    columns = {
+        "source": pa.array([number] * rows, pa.uint32()),
+        "path": table["url"].cast(pa.binary()),
+        "offset": pa.array([0] * rows, pa.uint64()),
+        "size": pa.array([0] * rows, pa.uint64()),
+        "problem": pa.array([""] * rows, pa.string()),
+        **{name: table[name] for name in table.column_names if name != "url"},
+    }
+    whole = _filled(pa.table(columns), schema, name=source.name)
+    return whole.append_column("url", table["url"])
+
+
+def _filled(table: pa.Table, schema: pa.Schema, *, name: str = "") -> pa.Table:
+    """The table with all columns of the schema, in its order and types; absent ones are null."""
+    columns = [
+        table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    try:
+        return pa.table(columns, names=schema.names).cast(schema)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"the list {name} has a column of several types: {error}") from error
+
+
+def _joint_schema(lists: Sequence[UrlList]) -> pa.Schema:
+    """Everyone's columns, and those of all lists."""
+    extras = [
+        pa.schema([f for f in source.schema() if f.name not in ("url", "caption", "labels")])
+        for source in lists
+    ]
+    try:
+        return pa.unify_schemas([ITEMS_SCHEMA, *extras], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UserError(f"the lists have columns of one name and different types: {error}") from error
+
+
+def _counted(tables: Iterable[pa.Table], listed: Callable[[int], None]) -> Iterator[pa.Table]:
+    count = 0
+    for table in tables:
+        count += len(table)
+        listed(count)
+        yield table
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

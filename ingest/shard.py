@@ -8,9 +8,10 @@ import hashlib
 import io
 import tarfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -42,6 +43,7 @@ META_SCHEMA = pa.schema(
         pa.field("labels", pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
     ]
 )
+NO_COLUMNS = pa.schema([])
 _BLOCK = 512
 
 
@@ -52,12 +54,14 @@ class ShardWriter:
     Args:
         output: the dataset's folder.
         unit: its number.
+        extra: columns that its rows have besides those of META_SCHEMA.
     """
 
-    def __init__(self, output: Path, unit: int) -> None:
+    def __init__(self, output: Path, unit: int, *, extra: pa.Schema = NO_COLUMNS) -> None:
         self._output = output
         self._unit = unit
-        self._columns: dict[str, list[Any]] = {name: [] for name in META_SCHEMA.names}
+        self._schema = pa.schema([*META_SCHEMA, *extra])
+        self._columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
         self._counts: dict[str, Counter[str]] = {"rejected": Counter(), "failed": Counter()}
         self._kept = 0
         self._stored = 0
@@ -76,7 +80,16 @@ class ShardWriter:
         self._drafts.close()
 
     def add(
-        self, verdict: Checked, data: bytes, *, url: str, labels: list[str], retryable: bool = False
+        self,
+        verdict: Checked,
+        data: bytes,
+        *,
+        url: str,
+        labels: Sequence[str],
+        caption: str | None = None,
+        retryable: bool = False,
+        http_status: int | None = None,
+        extra: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Append one attempt: its row, and its image if it is kept.
 
@@ -85,10 +98,15 @@ class ShardWriter:
             data: the bytes to store; not used unless the verdict is kept.
             url: where it came from.
             labels: of the attempt, may be empty.
+            caption: a text that belongs to it.
             retryable: whether trying again may succeed.
+            http_status: the last answer of the host.
+            extra: values of the further columns; those that are missing are null.
         """
         row: dict[str, Any] = {name: getattr(verdict, name, None) for name in META_SCHEMA.names}
-        row |= {"unit": self._unit, "url": url, "labels": labels, "retryable": retryable}
+        row |= {"unit": self._unit, "url": url, "labels": labels, "caption": caption}
+        row |= {"retryable": retryable, "http_status": http_status}
+        row |= {name: extra.get(name) for name in self._schema.names[len(META_SCHEMA) :]}
         row["reason"] = verdict.reason or None
         if verdict.status == "kept" and verdict.format is not None and verdict.sha256 is not None:
             member = f"{layout.sample_key(self._unit, self._kept)}.{layout.EXTENSIONS[verdict.format]}"
@@ -111,7 +129,7 @@ class ShardWriter:
         shard_sha256 = self._sha256.hexdigest()
         shard = layout.shard_name(self._unit, shard_sha256)
         publish(self._path, self._output / shard, shard_sha256)
-        table = _meta_bytes(pa.table(self._columns, schema=META_SCHEMA))
+        table = _meta_bytes(pa.table(self._columns, schema=self._schema))
         meta_sha256 = hashlib.sha256(table).hexdigest()
         meta = layout.meta_name(self._unit, meta_sha256)
         make_folder((self._output / meta).parent)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ingest.sources.source import PROBLEMS, Item, Problem
+from ingest.sources.source import PROBLEMS, Item, Problem, first_folder
 
 
 class FolderSource:
@@ -65,13 +65,13 @@ class FolderSource:
     def _item(self, path: bytes, entry: os.DirEntry[bytes]) -> Item:
         try:
             if entry.is_symlink() and not self._ends_inside(path):
-                return Item(path, problem="link_outside")
+                return Item(path, problem="link_outside", labels=first_folder(path))
             status = entry.stat()
         except OSError:
-            return Item(path, problem="io_error")
+            return Item(path, problem="io_error", labels=first_folder(path))
         if not stat.S_ISREG(status.st_mode):
-            return Item(path, problem="not_a_file")
-        return Item(path, size=status.st_size)
+            return Item(path, problem="not_a_file", labels=first_folder(path))
+        return Item(path, size=status.st_size, labels=first_folder(path))
 
     def _ends_inside(self, path: bytes) -> bool:
         return os.path.realpath(self._root + b"/" + path).startswith(self._root.rstrip(b"/") + b"/")

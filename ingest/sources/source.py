@@ -1,7 +1,7 @@
 """What a source of images is: a list of items to plan, and their bytes when a unit is worked on."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 
@@ -14,12 +14,18 @@ class Item:
         offset: of its data, for sources that are one long file.
         size: in bytes, as the source claims it.
         problem: why it can have no bytes, known while planning: a key of PROBLEMS, or "".
+        caption: a text that belongs to it.
+        labels: what it is said to show.
+        extra: further columns of its row.
     """
 
     path: bytes
     offset: int = 0
     size: int = 0
     problem: str = ""
+    caption: str | None = None
+    labels: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,7 @@ class Problem:
     status: Literal["rejected", "failed"]
     reason: str
     retryable: bool = False
+    http_status: int | None = None
 
 
 PROBLEMS = {
@@ -44,6 +51,12 @@ PROBLEMS = {
         Problem("failed", "tar_bomb"),
     )
 }
+
+
+def first_folder(path: bytes) -> tuple[str, ...]:
+    """The label of what lies in a folder: the folder's name, the first below the source."""
+    folder, slash, _ = path.partition(b"/")
+    return (folder.decode("utf-8", "backslashreplace"),) if slash else ()
 
 
 class Source(Protocol):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ingest.sources.source import PROBLEMS, Item, Problem
+from ingest.sources.source import PROBLEMS, Item, Problem, first_folder
 
 _BLOCK = 512
 # Long names and PAX records; real ones are a few hundred bytes.
@@ -179,9 +179,9 @@ def _members(archive: _Unpacked) -> Iterator[Item]:
         extension = _Extension()
         if info.type == tarfile.GNUTYPE_SPARSE:
             at = _after_sparse_map(archive, header, at)
-            yield Item(path, size=size, problem="sparse_member")
+            yield Item(path, size=size, problem="sparse_member", labels=first_folder(path))
         elif info.isreg():
-            yield Item(path, offset=at, size=size)
+            yield Item(path, offset=at, size=size, labels=first_folder(path))
         # As tarfile does: links, folders and devices have no data whatever their size field says.
         if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
             at += _padded(size)

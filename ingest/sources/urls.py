@@ -86,6 +86,11 @@ class UrlList:
         used = {"url": self._url, "caption": self._caption, "labels": self._labels}
         return {"kind": "urls", "name": self.name, "sha256": digest, "columns": used}
 
+    def schema(self) -> pa.Schema:
+        """Of the first table, which stands for all; a list without rows has none."""
+        first = next(self.tables(), None)
+        return pa.schema([]) if first is None else first.schema
+
     def tables(self) -> Iterator[pa.Table]:
         """The rows in order, as tables: url (string), caption (string or null), labels (list), other columns.
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ingest.crawl import CrawlReport, CrawlSettings, crawl_shards
+from ingest.crawl import CrawlReport, crawl_shards
+from ingest.crawl_settings import CrawlSettings
 
 Encode = Callable[..., bytes]
 

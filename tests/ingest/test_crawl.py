@@ -17,7 +17,8 @@ import pytest
 
 from cluster.errors import UserError
 from ingest import commit as committing
-from ingest.crawl import CrawlSettings, crawl_shards
+from ingest.crawl import crawl_shards
+from ingest.crawl_settings import CrawlSettings
 from ingest.dataset import open_dataset, sealed_units
 from ingest.image import ImageLimits, Treatment
 

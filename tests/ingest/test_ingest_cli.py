@@ -96,9 +96,11 @@ def test_options_reach_the_crawl(folder, tmp_path):
     output = tmp_path / "out"
     options = {
         "--unit-rows": 7, "--resize": 8, "--quality": 80, "--max-bytes": 100_000,
-        "--max-pixels": 5_000, "--seconds": 5.0, "--memory-mb": 512,
+        "--max-pixels": 5_000, "--seconds": 5.0, "--memory-mb": 512, "--deadline": 9.0, "--attempts": 2,
+        "--max-redirects": 4, "--ignore-robots": "", "--ignore-x-robots": "", "--allow-private": "10.0.0.0/8",
     }  # fmt: skip
-    flags = [str(word) for option in options.items() for word in option]
+    flags = [str(word) for option in options.items() for word in option if word != ""]
+    options["--allow-private"] = ["10.0.0.0/8"]
     assert run("crawl-shards", folder(), "--output", output, *flags).exit_code == 0
     assert json.loads((output / "plan/0/plan.json").read_bytes())["settings"] == options
 
@@ -109,7 +111,7 @@ def test_mistakes_in_a_crawl_are_one_sentence(dataset, folder, tmp_path):
     (tmp_path / "text.tar").write_text("no tar")
     (tmp_path / "bare").mkdir()
     assert "does not exist" in mistake("crawl-shards", tmp_path / "nowhere", *out)
-    assert "neither a folder nor a readable tar" in mistake("crawl-shards", tmp_path / "text.tar", *out)
+    assert "neither a folder, nor a readable tar" in mistake("crawl-shards", tmp_path / "text.tar", *out)
     assert "nothing to ingest" in mistake("crawl-shards", tmp_path / "bare", *out)
     assert "inside the source" in mistake("crawl-shards", source, "--output", source / "out")
     sentence = mistake("crawl-shards", source, "--output", dataset, "--resize", 8)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
-from ingest.plan import open_source
+from ingest.plan import open_images
 from ingest.sources import tar
 from ingest.sources.folder import FolderSource
 from ingest.sources.source import PROBLEMS, Problem
@@ -159,7 +159,7 @@ def test_tar_members_are_those_that_tarfile_wrote(tmp_path_factory, members, kin
 @pytest.mark.parametrize("opener", [open, gzip.open, bz2.open, lzma.open])
 def test_compressed_tars_are_known_by_content(tmp_path, opener):
     members = [(f"cat/{n}.jpg", bytes([n]) * 700) for n in range(5)]
-    source = open_source(str(archive(tmp_path / "any.name", members, opener=opener)))
+    source = open_images(str(archive(tmp_path / "any.name", members, opener=opener)))
     assert list(read(source).items()) == [(name.encode(), data) for name, data in members]
     items = list(source.items())
     backwards = list(source.read(reversed(items), max_bytes=MAX))
@@ -278,7 +278,7 @@ def test_what_is_no_source_is_refused(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"PK\3\4" + b"\1" * 2000)
     (tmp_path / "empty").write_bytes(b"")
     for name in ("x.zip", "empty"):
-        with pytest.raises(UserError, match="neither a folder nor a readable tar"):
-            open_source(str(tmp_path / name))
+        with pytest.raises(UserError, match="neither a folder, nor a readable tar"):
+            open_images(str(tmp_path / name))
     with pytest.raises(UserError, match="does not exist"):
-        open_source(str(tmp_path / "nothing"))
+        open_images(str(tmp_path / "nothing"))

@@ -1,0 +1,172 @@
+"""`ingest crawl-shards`: images from folders, tars and the web become a sealed dataset."""
+
+import json
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cluster.errors import UserError
+from ingest.commands.options import CORES, Json, Workers
+from ingest.crawl import CrawlReport, crawl_shards
+from ingest.crawl_settings import CrawlSettings
+from ingest.fetch import FetchSettings, Politeness
+from ingest.image import ImageLimits, Treatment
+from ingest.layout import KEY_SLOTS
+from ingest.progress import CrawlProgress, Meter
+from ingest.sources.urls import Columns
+from ingest.wording import duration, in_bytes, several, visible
+
+DEFAULTS = CrawlSettings()
+LIMITS = DEFAULTS.treatment.limits
+POLITE = Politeness()
+
+
+def crawl(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Folders, local tars, and lists of URLs (.parquet, .csv, .tsv, .jsonl, .txt; .gz, .zst; "
+            "local, s3:// or http://; * in the name).",
+        ),
+    ],
+    *,
+    output: Annotated[Path, typer.Option(help="The dataset's folder; a crawl that stopped goes on there.")],
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add to a dataset that was made from other sources.")
+    ] = False,
+    resize: Annotated[
+        int | None, typer.Option(min=1, help="Shorter side in pixels, as JPEG; without it, bytes are kept.")
+    ] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Of the JPEG encoder, with --resize. [default: 95]")
+    ] = None,
+    unit_rows: Annotated[
+        int, typer.Option(min=1, max=KEY_SLOTS, help="Attempts per work unit and shard.")
+    ] = DEFAULTS.unit_rows,
+    max_bytes: Annotated[
+        int, typer.Option(min=1, help="Larger files are rejected unread.")
+    ] = LIMITS.max_bytes,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Images that claim more are rejected undecoded.")
+    ] = LIMITS.max_pixels,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="CPU time that checking one image may take.")
+    ] = DEFAULTS.seconds,
+    memory_mb: Annotated[
+        int, typer.Option(min=64, help="Memory that checking one image may take, MiB.")
+    ] = DEFAULTS.memory_mb,
+    url_column: Annotated[str | None, typer.Option(help="Of lists. [default: seen from the names]")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Of lists: alt text or caption.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Of lists: labels or hashtags.")] = None,
+    contact: Annotated[
+        str | None,
+        typer.Option(
+            envvar="INGEST_CONTACT", help="Where webmasters reach you: a URL or an e-mail, in the User-Agent."
+        ),
+    ] = None,
+    deadline: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for one attempt at a URL, redirects included.")
+    ] = DEFAULTS.fetch.deadline,
+    attempts: Annotated[
+        int, typer.Option(min=1, help="How often a URL is tried that may succeed later.")
+    ] = DEFAULTS.fetch.attempts,
+    max_redirects: Annotated[int, typer.Option(min=0)] = DEFAULTS.fetch.max_redirects,
+    per_host: Annotated[int, typer.Option(min=1, help="Connections to a host at a time.")] = POLITE.per_host,
+    per_host_rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Requests to a host per second.")
+    ] = POLITE.per_host_rate,
+    connections: Annotated[int, typer.Option(min=1, help="At a time, over all hosts.")] = POLITE.connections,
+    ignore_robots: Annotated[
+        bool, typer.Option("--ignore-robots", help="Do not heed robots.txt; the dataset says so.")
+    ] = False,
+    ignore_x_robots: Annotated[
+        bool, typer.Option("--ignore-x-robots", help="Do not heed X-Robots-Tag; the dataset says so.")
+    ] = False,
+    allow_private: Annotated[
+        list[str] | None, typer.Option(help="A network, as CIDR, that may be asked though it is not public.")
+    ] = None,
+    workers: Workers = CORES,
+    as_json: Json = False,
+) -> None:
+    """Fetch or read images, check, shard and seal them. Run again, it goes on where it stopped."""
+    if quality is not None and resize is None:
+        raise UserError(
+            "--quality is of the encoder that only --resize uses: add --resize, or leave --quality out"
+        )
+    treatment = Treatment(
+        limits=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels),
+        resize=resize,
+        quality=DEFAULTS.treatment.quality if quality is None else quality,
+    )
+    fetch = FetchSettings(
+        deadline=deadline,
+        attempts=attempts,
+        max_redirects=max_redirects,
+        robots=not ignore_robots,
+        x_robots=not ignore_x_robots,
+        allow_private=tuple(allow_private or ()),
+    )
+    settings = CrawlSettings(
+        unit_rows=unit_rows, treatment=treatment, seconds=seconds, memory_mb=memory_mb, fetch=fetch
+    )
+    with Meter(Console(stderr=True)) as meter:
+        progress = CrawlProgress(meter)
+        report = crawl_shards(
+            sources,
+            output,
+            settings,
+            workers=workers,
+            progress=progress,
+            columns=Columns(url=url_column, caption=caption_column, labels=label_column),
+            politeness=Politeness(
+                contact=contact or "",
+                per_host=per_host,
+                per_host_rate=per_host_rate,
+                connections=connections,
+            ),
+            extend=extend,
+        )
+    if as_json:
+        typer.echo(json.dumps(_crawl_json(report, progress.seconds), indent=2))
+    else:
+        _print_crawl(report, progress.seconds)
+
+
+def _crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
+    # Not asdict, which does not know how a Counter is made.
+    counts = {k: dict(v) if isinstance(v, Counter) else v for k, v in vars(report.counts).items()}
+    return {"output": str(report.output), "root": report.root, "seconds": round(seconds, 3)} | counts
+
+
+def _print_crawl(report: CrawlReport, seconds: float) -> None:
+    counts = report.counts
+    again = f", {counts.resumed:,} of them by an earlier run" if counts.resumed else ""
+    rows = [
+        ("dataset", visible(str(report.output))),
+        ("root", report.root),
+        ("planned", f"{several(counts.planned, 'file')}{again}"),
+        ("kept", f"{several(counts.kept, 'image')}, {in_bytes(counts.bytes_stored)}"),
+        ("rejected", _reasons(counts.rejected)),
+        ("failed", _reasons(counts.failed)),
+    ]
+    for name, value in rows:
+        typer.echo(f"{name:<9} {value}")
+    if not counts.kept:
+        typer.echo("Nothing was kept: the dataset is sealed, and empty.")
+    decided = counts.done - counts.resumed
+    speed = f"{decided / seconds:,.0f} images/s, {counts.bytes_read / 1e6 / seconds:,.1f} MB/s"
+    typer.echo(f"took      {duration(seconds)}: {speed}")
+    typer.echo(f"Look at it:  ingest show {shlex.quote(str(report.output))}")
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    total = sum(counts.values())
+    reasons = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return f"{total:,}" + (
+        ": " + ", ".join(f"{n:,} {visible(reason)}" for reason, n in reasons) if total else ""
+    )

@@ -1,0 +1,125 @@
+"""What decides a crawl's output, and in words what keeps two crawls apart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import PIL
+import pyarrow as pa
+from PIL import features
+
+from cluster.errors import UserError
+from ingest import layout
+from ingest.fetch import FetchSettings
+from ingest.image import ImageLimits, Treatment
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrawlSettings:
+    """What a crawl makes of its sources. Every field decides output bytes, and so belongs to the fingerprint.
+
+    Attributes:
+        unit_rows: attempts per unit.
+        treatment: of each image: limits, resize, quality.
+        seconds: CPU time one image may take.
+        memory_mb: memory that checking one image may take, MiB.
+        fetch: which bytes a URL gives.
+    """
+
+    unit_rows: int = 16_384
+    treatment: Treatment = field(default_factory=Treatment)
+    seconds: float = 10.0
+    memory_mb: int = 768
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.unit_rows <= layout.KEY_SLOTS:
+            raise UserError(f"--unit-rows must be from 1 to {layout.KEY_SLOTS:,}, not {self.unit_rows}")
+        if self.treatment.resize is not None and self.treatment.resize < 1:
+            raise UserError(f"--resize must be at least 1 pixel, not {self.treatment.resize}")
+        if not 1 <= self.treatment.quality <= 100:
+            raise UserError(f"--quality must be from 1 to 100, not {self.treatment.quality}")
+        if self.seconds <= 0 or self.memory_mb < 1:
+            raise UserError("--seconds and --memory-mb must be greater than 0")
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any]) -> Self:
+        """The settings that `flags` wrote down."""
+        limits = ImageLimits(max_bytes=flags["--max-bytes"], max_pixels=flags["--max-pixels"])
+        return cls(
+            unit_rows=flags["--unit-rows"],
+            treatment=Treatment(limits=limits, resize=flags["--resize"], quality=flags["--quality"]),
+            seconds=flags["--seconds"],
+            memory_mb=flags["--memory-mb"],
+            fetch=FetchSettings(
+                deadline=flags["--deadline"],
+                attempts=flags["--attempts"],
+                max_redirects=flags["--max-redirects"],
+                robots=flags["--ignore-robots"] is None,
+                x_robots=flags["--ignore-x-robots"] is None,
+                allow_private=tuple(flags["--allow-private"] or ()),
+            ),
+        )
+
+    def flags(self) -> dict[str, Any]:
+        """The settings by the command's option that sets them."""
+        limits = self.treatment.limits
+        return {
+            "--unit-rows": self.unit_rows,
+            "--resize": self.treatment.resize,
+            "--quality": self.treatment.quality,
+            "--max-bytes": limits.max_bytes,
+            "--max-pixels": limits.max_pixels,
+            "--seconds": self.seconds,
+            "--memory-mb": self.memory_mb,
+            "--deadline": self.fetch.deadline,
+            "--attempts": self.fetch.attempts,
+            "--max-redirects": self.fetch.max_redirects,
+            "--ignore-robots": None if self.fetch.robots else "",
+            "--ignore-x-robots": None if self.fetch.x_robots else "",
+            "--allow-private": list(self.fetch.allow_private) or None,
+        }
+
+
+def builds() -> dict[str, str | None]:
+    """Versions of what makes bytes. pillow-simd resizes differently from Pillow: its version has .post."""
+    codecs = {name: features.version(name) for name in ("libjpeg_turbo", "zlib", "webp", "libtiff")}
+    return {"pillow": PIL.__version__, **codecs, "pyarrow": pa.__version__}
+
+
+def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """What keeps these two plans apart, as the middle of a sentence, most likely cause first."""
+    old, new = theirs["settings"], ours["settings"]
+    flags = [flag for flag in new if old.get(flag) != new[flag]]
+    if flags:
+        values = [settings.get(flags[0]) for settings in (old, new)]
+        brief = len(flags) == 1 and None not in values
+        given = str(values[1]) if brief else _options(flags, new, "with", "without")
+        return (
+            f"{_options(flags, old, 'with', 'without')}, not {given}: "
+            f"{_options(flags, old, 'use', 'leave out')} to go on with it"
+        )
+    if theirs["sources"] != ours["sources"]:
+        before, now = (", ".join(_source(source) for source in plan["sources"]) for plan in (theirs, ours))
+        if before == now:
+            return f"from {before}, in which names or sizes have changed since: restore them to go on with it"
+        return f"from {before}, not from {now}: give it the same sources to go on with it"
+    changed = [name for name in ours["builds"] if theirs["builds"].get(name) != ours["builds"][name]]
+    if changed:
+        wanted = ", ".join(f"{name} {theirs['builds'].get(name)}" for name in changed)
+        given = ", ".join(f"{name} {ours['builds'][name]}" for name in changed)
+        return f"with {wanted}, and here is {given}, which makes other bytes: use the former to go on with it"
+    return f"in format {theirs.get('format')}, not {FORMAT}: use the version that made it to go on with it"
+
+
+def _options(flags: Sequence[str], settings: dict[str, Any], present: str, absent: str) -> str:
+    there = " ".join(f"{flag} {settings[flag]}" for flag in flags if settings.get(flag) is not None)
+    missing = " ".join(flag for flag in flags if settings.get(flag) is None)
+    return " and ".join(f"{word} {names}" for word, names in ((present, there), (absent, missing)) if names)
+
+
+def _source(source: dict[str, Any]) -> str:
+    size = f"{source['items']:,} files" if "items" in source else f"sha256 {source['sha256'][:8]}"
+    return f"{source['name']} ({size})"
