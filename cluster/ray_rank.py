@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ class RankWorker:
         self._run = RunFolder(Path(folder))
         self._rank = rank
         self._process: subprocess.Popen[bytes] | None = None
+        self._early: list[int] = []  # signals that came before the process
+        self._starting = threading.Lock()
 
     def place(self) -> Place:
         """Where Ray has put it."""
@@ -71,7 +74,7 @@ class RankWorker:
             defaults["GLOO_SOCKET_IFNAME"] = (
                 interface  # gloo takes what the host's name resolves to: loopback
             )
-        with contextlib.closing(share_lock(self._run)) as lock:
+        with contextlib.closing(share_lock(self._run)) as lock, self._starting:
             self._process = start_rank(
                 self._run,
                 self._rank,
@@ -79,13 +82,19 @@ class RankWorker:
                 lock=lock,
                 directory=Path(record_of(self._run)["directory"]),
             )
+        for number in self._early:
+            self.send(number)
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         end_group(self._process)  # its children, while its number is still its own
         return self._process.wait()
 
     def send(self, number: int) -> None:
         """Signal the rank; SIGKILL takes its children along."""
-        if self._process is None or self._process.returncode is not None:
+        with self._starting:
+            if self._process is None:
+                self._early.append(number)
+                return
+        if self._process.returncode is not None:
             return
         if number == signal.SIGKILL:
             end_group(self._process)

@@ -184,6 +184,10 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, group: ProcessG
     sample_scale = matrix.new_ones(matrix.shape[:-1]).unsqueeze(-2)
     for _ in range(iterations - 1):
         prototype_scale = 1 / all_reduce_sum(sample_scale @ matrix, group)
+        # The scales drift apart by samples / prototypes each time: a power of two brings them back exactly.
+        prototype_scale = torch.ldexp(
+            prototype_scale, -torch.frexp(prototype_scale.amax(-1, keepdim=True)).exponent
+        )
         sample_scale = 1 / (prototype_scale @ matrix.mT)
     return matrix * prototype_scale * sample_scale.mT
 

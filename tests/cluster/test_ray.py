@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from cluster.errors import AlreadyRunning
-from cluster.job import Job, Resources, State
+from cluster.job import PREEMPTED_EXIT_CODE, Job, Resources, State
 from cluster.ray import RayExecutor, actor_name, current_status, reopen
-from cluster.ray_connect import NAMESPACE, load_ray
+from cluster.ray_connect import NAMESPACE, load_ray, write_record
 from cluster.ray_gang import cpus_per_rank
 from cluster.ray_on_slurm import cpus_of_nodes, head_options, ports_of, step
+from cluster.ray_rank import RankWorker
 from cluster.restarts import Cause, read_restarts
 from cluster.runs import RunFolder, explain
 
@@ -318,6 +319,18 @@ def test_a_lost_node_restarts_all_on_what_is_there(cluster: Any, tmp_path: Path)
 
 @pytest.mark.ray
 @needs_ray
+def test_a_signal_that_comes_before_the_process_is_not_lost(cluster: Any, tmp_path: Path) -> None:
+    list(RayExecutor(cluster.address).map("ray_functions:square", [1], in_flight=1, retries=0))  # joins
+    job = make_job(tmp_path / "run", "work_until_asked_to_stop", nodes=1, folder=str(tmp_path))
+    run = RunFolder.create(job.folder)
+    run.write_job(job)
+    write_record(run, cluster.address)
+    worker = RankWorker(str(run.path), 0)
+    worker.send(signal.SIGTERM)
+    places = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "SUBMIT_START": "0"}
+    assert worker.run(places, 1) in (-signal.SIGTERM, PREEMPTED_EXIT_CODE)
+
+
 def test_a_ray_of_our_own_refuses_what_cannot_fit_and_saves_on_ctrl_c(tmp_path: Path) -> None:
     (tmp_path / "ray_functions.py").write_text(FUNCTIONS)
     job = make_job(tmp_path / "run", "work_until_asked_to_stop", nodes=1, folder=str(tmp_path))
