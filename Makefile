@@ -18,11 +18,11 @@ demo: $(VENV)/.demo
 	@images=; [ -z "$$IMAGES" ] || images=$$(realpath -e -- "$$IMAGES") || exit 1; \
 	  set -x; $(BIN)/submit dag demo $${images:+"stages.photographs.recipe.images='$$images'"}
 
-# The tests on SLURM mostly wait for its timers: beside the others they cost little time.
+# The tests on SLURM and Ray mostly wait for their timers: beside the others they cost little time.
 test: $(VENV)/.test lint
-	@$(PYTEST) tests/slurm >$(VENV)/slurm-tests.log 2>&1 & slurm=$$!; \
-	  $(PYTEST) --ignore=tests/slurm; others=$$?; \
-	  wait $$slurm; slurm=$$?; cat $(VENV)/slurm-tests.log; exit $$((others || slurm))
+	@$(PYTEST) -m "slurm or ray" >$(VENV)/cluster-tests.log 2>&1 & cluster=$$!; \
+	  $(PYTEST) -m "not slurm and not ray"; others=$$?; \
+	  wait $$cluster; cluster=$$?; cat $(VENV)/cluster-tests.log; exit $$((others || cluster))
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }

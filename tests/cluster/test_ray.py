@@ -331,6 +331,8 @@ def test_a_signal_that_comes_before_the_process_is_not_lost(cluster: Any, tmp_pa
     assert worker.run(places, 1) in (-signal.SIGTERM, PREEMPTED_EXIT_CODE)
 
 
+@pytest.mark.ray
+@needs_ray
 def test_a_ray_of_our_own_refuses_what_cannot_fit_and_saves_on_ctrl_c(tmp_path: Path) -> None:
     (tmp_path / "ray_functions.py").write_text(FUNCTIONS)
     job = make_job(tmp_path / "run", "work_until_asked_to_stop", nodes=1, folder=str(tmp_path))
