@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -74,7 +73,7 @@ def end_hang(run: RunFolder, beats: Sequence[Heartbeat], *, ranks: int) -> None:
         for beat, state in zip(beats, states, strict=True)
     ]
     message = (
-        f"no step on {socket.gethostname()}: {', '.join(map(str, stalled))}; "
+        f"no step on {node_name()}: {', '.join(map(str, stalled))}; "
         f"the stacks of all threads are in {run.path / 'stacks'}"
     )
     logger.error(message)

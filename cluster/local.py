@@ -67,6 +67,7 @@ class LocalExecutor:
             submitted=time.time(),
             started=time.time(),
             gpus=job.resources.ranks * job.resources.gpus_per_rank,
+            seconds=0.0 if before is None else before.seconds,
             gpu_hours=0.0 if before is None else before.gpu_hours,
             launcher=Process.current(),
         )

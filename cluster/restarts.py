@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ from typing import Self
 
 from cluster.job import Job
 from cluster.runs import Failure, RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 class Cause(StrEnum):
@@ -72,16 +75,24 @@ class Restart:
 
 
 def read_restarts(run: RunFolder) -> list[Restart]:
-    """Every end so far, oldest first."""
+    """Every end so far, oldest first. A row that a power cut has torn is left out."""
     path = run.path / "restarts.jsonl"
-    rows = path.read_text().splitlines() if path.is_file() else []
-    return [Restart(**{**values, "cause": Cause(values["cause"])}) for values in map(json.loads, rows)]
+    restarts = []
+    for row in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            values = json.loads(row)
+        except json.JSONDecodeError:
+            logger.warning("%s has a torn row: %s", path, row[:100])
+            continue
+        restarts.append(Restart(**{**values, "cause": Cause(values["cause"])}))
+    return restarts
 
 
 def add_restart(run: RunFolder, restart: Restart) -> None:
     """Write one end down."""
-    with (run.path / "restarts.jsonl").open("a") as file:
-        file.write(json.dumps(asdict(restart)) + "\n")
+    with (run.path / "restarts.jsonl").open("a+b") as file:
+        torn = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write(b"\n" * torn + json.dumps(asdict(restart)).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -64,7 +64,8 @@ class Status:
         attempt: starts over the run's life; `first_attempt` is what it was when last submitted.
         started, nodes: of the present or last attempt; `start` is its number in the present submission.
         reason: why it waits, in the scheduler's word.
-        gpus, gpu_hours: devices held while it runs; hours of them until `started`, or to the end.
+        gpus: devices held while it runs.
+        seconds, gpu_hours: that all attempts have taken until `started`, or to the end.
     """
 
     state: State
@@ -83,20 +84,28 @@ class Status:
     reason: str = ""
     start: int = 0
     gpus: int = 0
+    seconds: float = 0.0
     gpu_hours: float = 0.0
 
-    def stopped(self, state: State, *, failure: Failure | None = None) -> Status:
-        """The same run after its attempt has ended, now; `state` may be "pending": it starts again."""
+    def stopped(self, state: State, *, failure: Failure | None = None, at: float | None = None) -> Status:
+        """The same run after its attempt has ended, now or `at` seconds since the epoch; `state` may be
+        "pending": it starts again.
+        """
         now = time.time()
-        held = 0.0 if self.started is None else now - self.started
+        held = 0.0 if self.started is None else max(0.0, (now if at is None else at) - self.started)
         return replace(
             self,
             state=state,
             ended=now if state.ended else None,
             failure=failure,
             started=None,
+            seconds=self.seconds + held,
             gpu_hours=self.gpu_hours + self.gpus * held / 3600,
         )
+
+    def until_now(self) -> Status:
+        """The same, with what the present attempt has taken so far counted in."""
+        return self.stopped(self.state) if self.state is State.RUNNING else self
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for status.json and `--json`."""
@@ -247,6 +256,11 @@ class RunFolder:
         """Write down what ends a rank, or what the watchdog of a node saw: `errors/{name}.json`."""
         where = {"node": node_name(), "start": start_token(), "time": time.time()}
         write_atomically(self.path / "errors" / f"{name}.json", json.dumps(values | where, indent=2) + "\n")
+
+    def last_sign(self) -> float:
+        """When anything was last written here, seconds since the epoch: a killed run lived till then."""
+        written = [*self.path.glob("*.json*"), *self.path.glob("logs/*")]
+        return max((path.stat().st_mtime for path in written if path.is_file()), default=0.0)
 
     def first_error(self, *, start: str | None = None) -> Failure | None:
         """The earliest of the errors that ranks, or the watchdog of their node, have written down.

@@ -29,7 +29,7 @@ from cronsim import CronSim, CronSimError
 from cluster.errors import UserError
 from cluster.job import write_atomically
 from cluster.site import Site
-from cluster.slurm import call
+from cluster.slurm_command import call
 from cluster.slurm_script import pattern, refuse_line_breaks
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,6 @@ def install(folder: Path, name: str, every: str, command: Sequence[str], site: S
         raise UserError(
             "there is no SLURM here to fire a schedule: use cron, with `submit evaluate` as its command"
         )
-    if (folder / f"{name}.json").is_file():
-        remove(folder, name)
     engine: Literal["scrontab", "sbatch"] = "scrontab" if _scrontab() is not None else "sbatch"
     schedule = Schedule(
         name=name, every=every, command=tuple(command), directory=str(Path.cwd()), engine=engine
@@ -96,12 +94,20 @@ def install(folder: Path, name: str, every: str, command: Sequence[str], site: S
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     refuse_line_breaks([path.absolute(), *command, *_options(path, site).values()])
+    if path.is_file():
+        remove(folder, name)
     write_atomically(folder / f"{name}.site.json", site.model_dump_json(indent=2))
     write_atomically(path, json.dumps(asdict(schedule), indent=2) + "\n")
-    if engine == "scrontab":
-        _write_scrontab([*_other_lines(path), *_entry(path, schedule, site)])
-    else:
-        queue_next(path)
+    try:
+        if engine == "scrontab":
+            write_atomically(folder / f"{name}.sbatch", _script(path, site))
+            _write_scrontab([*_other_lines(path), *_entry(path, schedule, site)])
+        else:
+            queue_next(path)
+    except UserError:
+        for file in (path, folder / f"{name}.site.json", folder / f"{name}.sbatch"):
+            file.unlink(missing_ok=True)
+        raise
     return schedule
 
 
@@ -126,7 +132,8 @@ def remove(folder: Path, name: str) -> None:
     path.unlink()  # before the queue is looked at: a firing that is going on finds nothing to queue
     for job in _waiting(path):
         call(["scancel", job])
-    (folder / f"{name}.site.json").unlink(missing_ok=True)
+    for kind in ("site.json", "sbatch"):
+        (folder / f"{name}.{kind}").unlink(missing_ok=True)
 
 
 def queue_next(path: Path) -> None:
@@ -137,7 +144,7 @@ def queue_next(path: Path) -> None:
     site = Site.model_validate_json((path.parent / f"{schedule.name}.site.json").read_text())
     when = schedule.next(datetime.now())
     script = path.parent / f"{schedule.name}.sbatch"
-    write_atomically(script, _script(path, schedule, site))
+    write_atomically(script, _script(path, site))
     answer = call(["sbatch", "--parsable", f"--begin={when:%Y-%m-%dT%H:%M:%S}", str(script)])
     if answer.returncode != 0:
         raise UserError(f"SLURM refused the schedule {schedule.name}: {answer.stderr.strip()}")
@@ -180,8 +187,8 @@ def _waiting(path: Path) -> list[str]:
     return [job for job in answer.stdout.split() if job != os.environ.get("SLURM_JOB_ID")]
 
 
-def _options(path: Path, site: Site) -> dict[str, str]:
-    """Of sbatch, for a firing."""
+def _options(path: Path, site: Site) -> dict[str, str | None]:
+    """Of sbatch, for a firing; None: an option without a value."""
     chosen = {"partition": site.partition, "account": site.account, "qos": site.qos}
     chosen |= {"constraint": site.constraint}
     return {
@@ -190,13 +197,24 @@ def _options(path: Path, site: Site) -> dict[str, str]:
         "open-mode": "append",
         "time": str(FIRING_MINUTES),
         **{name: value for name, value in chosen.items() if value is not None},
-        **{name: str(value) for name, value in site.sbatch.items() if value not in (True, False)},
+        "requeue": None,  # where jobs are not by default, one lost node would end the chain
+        **{
+            name: None if value is True else str(value)
+            for name, value in site.sbatch.items()
+            if value is not False
+        },
     }
 
 
-def _script(path: Path, schedule: Schedule, site: Site) -> str:
-    lines = ["#!/bin/bash"]
-    lines += [f"#SBATCH --{name}={shlex.quote(value)}" for name, value in _options(path, site).items()]
+def _directives(word: str, path: Path, site: Site) -> list[str]:
+    return [
+        f"#{word} --{name}" + ("" if value is None else f"={shlex.quote(value)}")
+        for name, value in _options(path, site).items()
+    ]
+
+
+def _script(path: Path, site: Site) -> str:
+    lines = ["#!/bin/bash", *_directives("SBATCH", path, site)]
     lines += [f"module load {shlex.quote(module)}" for module in site.modules]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]
     return "\n".join([*lines, "exec " + _firing(path), ""])
@@ -204,8 +222,13 @@ def _script(path: Path, schedule: Schedule, site: Site) -> str:
 
 def _entry(path: Path, schedule: Schedule, site: Site) -> list[str]:
     """The lines of a scrontab entry; the mark says whose they are."""
-    options = [f"#SCRON --{name}={shlex.quote(value)}" for name, value in _options(path, site).items()]
-    return [_mark(path), *options, f"{schedule.every} {_firing(path)}", f"{_mark(path)} end"]
+    command = shlex.join(["bash", str(path.absolute().with_suffix(".sbatch"))])
+    return [
+        _mark(path),
+        *_directives("SCRON", path, site),
+        f"{schedule.every} {command}",
+        f"{_mark(path)} end",
+    ]
 
 
 def _firing(path: Path) -> str:

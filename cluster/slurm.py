@@ -6,12 +6,10 @@ The script does little: `cluster.slurm_batch` decides before and after the ranks
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
-import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,17 +18,13 @@ from cluster.job import Job, State, write_atomically
 from cluster.notify import notify
 from cluster.runs import Failure, RunFolder, Status
 from cluster.site import Site
-from cluster.slurm_script import render
-from cluster.slurm_state import NoAnswerError, Seen, find_state, has_job_named
+from cluster.slurm_command import call
+from cluster.slurm_script import job_name, render
+from cluster.slurm_state import NoAnswerError, Seen, find_job, find_state
 from cluster.submission import prepare_run
 
-COMMAND_PATIENCE = 60  # seconds for one call of a SLURM command
 POLL_SECONDS = 2.0
 SUBMISSION_PATIENCE = 120.0  # seconds for another submission of the same run
-# Of an enclosing job or rank: in a new job they would lie. SLURM_CONF says where the cluster is, and stays.
-# SBATCH_ variables go before the script's own options: what --dry-run prints would not be what runs.
-INHERITED = re.compile(r"(SLURM_(?!CONF$)|SBATCH_|SRUN_|SUBMITIT_|PMI|CUDA_VISIBLE_DEVICES$|SUBMIT_START$).*")
-PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class SlurmExecutor:
@@ -62,8 +56,9 @@ class SlurmExecutor:
         run = RunFolder.create(job.folder)
         with contextlib.closing(run.lock(patience=SUBMISSION_PATIENCE)):
             if _goes_on(run):
+                status = run.read_status()
                 raise AlreadyRunning(
-                    f"the run in {run.path} is going on already, as job {job_id(run)}; "
+                    f"the run in {run.path} is going on already, on {status.executor} as {status.id or '?'}; "
                     f"`submit cancel {run.path}` ends it"
                 )
             script = render(job, self._site, after=after, exclude=self._exclude)
@@ -121,15 +116,22 @@ class SlurmHandle:
         if answer.returncode != 0:
             raise UserError(f"SLURM does not cancel job {status.id}: {_message(answer.stderr)}")
         if waits:
-            _settle(self._run, replace(status, state=State.CANCELLED))
+            _settle(self._run, replace(status, state=State.CANCELLED), locked=False)
 
 
 def current_status(run: RunFolder) -> Status:
     """What status.json says, corrected by what SLURM says: a job that was killed writes nothing."""
+    return _current_status(run, locked=False)
+
+
+def _current_status(run: RunFolder, *, locked: bool) -> Status:
+    """See `current_status`; `locked` says that this process holds the run's lock."""
     status = run.read_status()
-    status = replace(status, id=status.id or job_id(run))
-    if status.state.ended or not status.id:  # without an id, sbatch has not answered yet
+    if status.state.ended:
         return status
+    status = replace(status, id=status.id or job_id(run))
+    if not status.id:
+        return _adopt(run, status, locked=locked)
     try:
         seen = find_state(status.id)
     except NoAnswerError:
@@ -138,7 +140,33 @@ def current_status(run: RunFolder) -> Status:
         # Between a requeue and the next start the file says "pending" too; the reason is SLURM's.
         return replace(status, state=seen.state, reason=seen.reason)
     written = run.read_status()  # it may have ended properly between the two looks
-    return written if written.state.ended else _settle(run, _ended_without_a_word(run, status, seen))
+    if written.state.ended:
+        return written
+    return _settle(run, _ended_without_a_word(run, status, seen), locked=locked)
+
+
+def _adopt(run: RunFolder, status: Status, *, locked: bool) -> Status:
+    """The status of a job whose id nobody wrote down: sbatch has not answered, or the submitter has died."""
+    try:
+        with _lock(run, locked):  # nobody is submitting it now
+            known = job_id(run)
+            if not known:
+                known = find_job(job_name(run.read_job())) or ""
+            if known:
+                write_atomically(run.path / "slurm-job", known + "\n")
+                return replace(status, id=known)
+    except (OSError, UserError, NoAnswerError):
+        return status
+    message = "it never came into SLURM's queue: sbatch did not answer"
+    failure = Failure(rank=None, type="Submission", message=f"{message}; submit it again")
+    return _settle(run, replace(status, state=State.FAILED, failure=failure), locked=locked)
+
+
+@contextlib.contextmanager
+def _lock(run: RunFolder, locked: bool) -> Iterator[None]:
+    """Hold the run's lock, unless this process holds it already."""
+    with contextlib.nullcontext() if locked else contextlib.closing(run.lock(patience=0)):
+        yield
 
 
 def _ended_without_a_word(run: RunFolder, status: Status, seen: Seen | None) -> Status:
@@ -154,17 +182,17 @@ def _ended_without_a_word(run: RunFolder, status: Status, seen: Seen | None) -> 
     return replace(status, state=seen.state, failure=failure)
 
 
-def _settle(run: RunFolder, status: Status) -> Status:
+def _settle(run: RunFolder, status: Status, *, locked: bool) -> Status:
     """Write an end down that the job itself could not, and tell of it: SLURM will forget.
 
     The first who sees it does so; somebody who may only look just looks.
     """
     try:
-        with contextlib.closing(run.lock(patience=0)):
+        with _lock(run, locked):
             written = run.read_status()
-            if written.state.ended:
+            if written.state.ended or written.submitted != status.submitted:
                 return written
-            status = status.stopped(status.state, failure=status.failure)
+            status = status.stopped(status.state, failure=status.failure, at=run.last_sign())
             run.write_status(status)
             notify(run, status)
     except (OSError, UserError):
@@ -178,9 +206,8 @@ def _goes_on(run: RunFolder) -> bool:
 
     if not (run.path / "status.json").is_file():
         return False
-    status = status_of(run)
-    if status.executor == "slurm" and not status.id:  # whoever submitted it died of it
-        return has_job_named(status.name)
+    status = run.read_status()
+    status = _current_status(run, locked=True) if status.executor == "slurm" else status_of(run)
     return not status.state.ended
 
 
@@ -215,32 +242,3 @@ def _message(stderr: str) -> str:
     """SLURM's complaint, without its decoration."""
     lines = [re.sub(r"^(sbatch|allocation failure): (error: )?", "", line) for line in stderr.splitlines()]
     return "; ".join(line.removeprefix("allocation failure: ") for line in lines if line) or "no reason given"
-
-
-def call(command: list[str], *, text: str = "") -> subprocess.CompletedProcess[str]:
-    """One SLURM command, with nothing of an enclosing job in its environment, and `text` to read.
-
-    Raises:
-        UserError: if there is no such command, or it does not answer.
-    """
-    try:
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=COMMAND_PATIENCE,
-            env=clean_environment(os.environ),
-            input=text,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"{command[0]} does not answer: {error}") from error
-
-
-def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without what an enclosing job or rank has set for itself."""
-    return {
-        name: value
-        for name, value in environment.items()
-        if name not in PLACES and not INHERITED.fullmatch(name)
-    }

@@ -17,12 +17,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cluster.errors import UserError
-from cluster.job import PREEMPTED_EXIT_CODE, State
+from cluster.job import PREEMPTED_EXIT_CODE, State, write_atomically
 from cluster.notify import notify
 from cluster.restarts import Cause, Restart, add_restart, read_restarts, spent
 from cluster.runs import Failure, RunFolder, Status, start_token
 from cluster.site import read_site
-from cluster.slurm import call
+from cluster.slurm_command import call
 from cluster.slurm_script import NOTHING_TO_DO
 from cluster.slurm_state import NoAnswerError, from_controller, nodes_down
 
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 REQUEUE_PATIENCE = 600.0  # seconds: a controller may be restarting
 REQUEUE_PAUSE = 10.0
+OUT_OF_MEMORY = "OutOfMemory"
 # "srun: error: node2: task 5: Killed", "srun: error: node1: tasks 0-3: Exited with exit code 1"
 TASK_ENDED = re.compile(
     r"^srun: error: (?P<node>\S+): tasks? (?P<rank>\d+)[\d,-]*: (?P<how>.+)$", re.MULTILINE
@@ -38,6 +39,10 @@ TASK_ENDED = re.compile(
 
 # How a rank ends that was asked to: with its status, or, before it could hear, by the signal.
 ASKED = (f"Exited with exit code {PREEMPTED_EXIT_CODE}", "Terminated", "User defined signal 2")
+
+
+# What SLURM writes when somebody cancels the job; if it ends one itself, " DUE TO ..." is before the stars.
+CANCELLED = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+ \*\*\*")
 
 
 def main() -> None:
@@ -67,7 +72,8 @@ def begin(run: RunFolder) -> int:
         return NOTHING_TO_DO
     if status.started is not None:  # the batch script before this one did not live to its `end`
         cause = Cause.PREEMPTED if _ended_as_asked(run, status.start) else Cause.LOST
-        status = _close_attempt(run, status, cause, _lost(status) if cause is Cause.LOST else None)
+        failure = _lost(status) if cause is Cause.LOST else None
+        status = _close_attempt(run, status, cause, failure, at=run.last_sign())
     if run.cancel_requested():
         return _stop(run, status, State.CANCELLED, None)
     if (why := spent(read_restarts(run), run.read_job(), since=status.first_attempt)) is not None:
@@ -84,6 +90,7 @@ def begin(run: RunFolder) -> int:
         failure=None,
     )
     run.write_status(status)
+    write_atomically(run.path / "slurm-job", status.id + "\n")  # whoever submitted it may have died of it
     logger.info("attempt %d on %s", status.attempt, status.nodes)
     return 0
 
@@ -104,7 +111,7 @@ def end(run: RunFolder, *, status: int, stopped: bool) -> int:
     else:
         cause, failure = _blame(run, now, failure, stopped=stopped)
     now = _close_attempt(run, now, cause, failure)
-    if run.cancel_requested():
+    if run.cancel_requested() or CANCELLED.search(_log_of_this_attempt(run)):
         return _stop(run, now, State.CANCELLED, None)
     if failure is not None and failure.user_error:
         return _stop(run, now, State.FAILED, failure)
@@ -167,7 +174,7 @@ def _killed_rank(run: RunFolder) -> Failure | None:
     rank = int(first["rank"])
     return Failure(
         rank=rank,
-        type="Killed",
+        type=OUT_OF_MEMORY if "Out Of Memory" in first["how"] else "Killed",
         message=f"{first['how']}{hint}",
         node=first["node"],
         log_tail=tuple(run.tail(rank)),
@@ -176,9 +183,14 @@ def _killed_rank(run: RunFolder) -> Failure | None:
 
 def _first_to_end(run: RunFolder) -> re.Match[str] | None:
     """What srun said of the first rank of this attempt that did not end with status 0."""
+    return TASK_ENDED.search(_log_of_this_attempt(run))
+
+
+def _log_of_this_attempt(run: RunFolder) -> str:
+    """What SLURM and srun have said since the ranks were started."""
     log = run.path / "logs" / "slurm.log"
     text = log.read_text(errors="replace") if log.is_file() else ""
-    return TASK_ENDED.search(text.rpartition(" slurm attempt ")[2])
+    return text.rpartition(" slurm attempt ")[2]
 
 
 def _lost(status: Status, down: list[str] | None = None) -> Failure:
@@ -194,16 +206,22 @@ def _lost(status: Status, down: list[str] | None = None) -> Failure:
     )
 
 
-def _close_attempt(run: RunFolder, status: Status, cause: Cause, failure: Failure | None) -> Status:
-    """Write the end of an attempt down. The state becomes "pending": whether it starts again comes next."""
+def _close_attempt(
+    run: RunFolder, status: Status, cause: Cause, failure: Failure | None, *, at: float | None = None
+) -> Status:
+    """Write the end of an attempt, now or at that time, down. The state becomes "pending": whether it starts
+    again comes next.
+    """
     add_restart(run, Restart.of(run, attempt=status.attempt, cause=cause, failure=failure))
-    status = status.stopped(State.PENDING)
+    status = status.stopped(State.PENDING, at=at)
     run.write_status(status)
     return status
 
 
 def _stop(run: RunFolder, status: Status, state: State, failure: Failure | None) -> int:
     """The run ends here."""
+    if failure is not None and failure.type == OUT_OF_MEMORY:
+        state = State.OUT_OF_MEMORY
     status = status.stopped(state, failure=failure)
     run.write_status(status)
     logger.info("%s%s", state, "" if failure is None else f": {failure.message}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import sys
@@ -32,7 +33,8 @@ def render(job: Job, site: Site, *, after: Sequence[str] = (), exclude: Sequence
     from submitit.slurm.slurm import _make_sbatch_string
 
     wants = job.resources
-    options: dict[str, Any] = dict(site.sbatch) | {"requeue": True}
+    options: dict[str, Any] = {name: value for name, value in site.sbatch.items() if value is not False}
+    options["requeue"] = True
     # Equal names in a row: a second submission of the same work waits, and then finds it done.
     dependencies = [f"afterok:{':'.join(after)}"] if after else []
     options["dependency"] = ",".join([*dependencies, "singleton"])
@@ -52,7 +54,7 @@ def render(job: Job, site: Site, *, after: Sequence[str] = (), exclude: Sequence
     text: str = _make_sbatch_string(
         command=shlex.join([sys.executable, "-m", "cluster.rank", str(job.folder / "job.json")]),
         folder=job.folder / "logs",
-        job_name=job.name,
+        job_name=job_name(job),
         partition=site.partition,
         account=site.account,
         qos=site.qos,
@@ -63,7 +65,8 @@ def render(job: Job, site: Site, *, after: Sequence[str] = (), exclude: Sequence
         cpus_per_task=cpus,
         gpus_per_node=gpus or None,
         mem=None if site.memory_gb is None else f"{site.memory_gb}G",
-        signal_delay_s=site.signal_seconds,
+        # Of a short job not more than half: else it would be asked to stop as it starts.
+        signal_delay_s=site.signal_seconds if minutes is None else min(site.signal_seconds, 30 * minutes),
         wckey="",
         stderr_to_stdout=True,
         setup=_setup(job, site),
@@ -77,6 +80,11 @@ def render(job: Job, site: Site, *, after: Sequence[str] = (), exclude: Sequence
     command = next(index for index, line in enumerate(lines) if line.startswith("srun "))
     lines.insert(command + 1, "status=$?")
     return "\n".join(lines) + "\n"
+
+
+def job_name(job: Job) -> str:
+    """What SLURM calls the job: like its run, and not like a run of that name in another folder."""
+    return f"{job.name}-{hashlib.sha256(str(job.folder.absolute()).encode()).hexdigest()[:8]}"
 
 
 def _setup(job: Job, site: Site) -> list[str]:

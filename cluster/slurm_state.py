@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from cluster.errors import UserError
 from cluster.job import State
+from cluster.slurm_command import call
 
 PATIENCE = 20  # seconds: with a broken accounting daemon sacct hangs
 
@@ -135,10 +137,16 @@ def nodes_down(nodes: str) -> list[str]:
     return sorted(name for name, state in rows.items() if state.startswith("down") or state.endswith("*"))
 
 
-def has_job_named(name: str) -> bool:
-    """Whether a job of this user with this name waits or runs; so it is taken to be if nobody answers."""
-    answer = _ask(["squeue", "--noheader", "--me", f"--name={name}", "--format=%i"])
-    return answer is None or answer.returncode != 0 or bool(answer.stdout.strip())
+def find_job(name: str) -> str | None:
+    """The id of this user's job of that name that waits or runs; None if there is none.
+
+    Raises:
+        NoAnswerError: if the controller cannot be asked.
+    """
+    answer = _ask(["squeue", "--noheader", "--me", f"--name={name}", "--format=%A"])
+    if answer is None or answer.returncode != 0:
+        raise NoAnswerError
+    return next(iter(answer.stdout.split()), None)
 
 
 def _seen(
@@ -164,8 +172,6 @@ def _seen(
 def _ask(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
     """A command's answer; None if it cannot be had."""
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=PATIENCE, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return call(command, patience=PATIENCE)
+    except UserError:
         return None

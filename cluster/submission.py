@@ -42,6 +42,7 @@ def prepare_run(
             attempt=0 if before is None else before.attempt,
             first_attempt=0 if before is None else before.attempt,
             gpus=job.resources.ranks * job.resources.gpus_per_rank,
+            seconds=0.0 if before is None else before.seconds,
             gpu_hours=0.0 if before is None else before.gpu_hours,
             submitted=time.time(),
         )

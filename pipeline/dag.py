@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import socket
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -263,7 +264,7 @@ def point_to(stage: Stage) -> None:
     """Make `latest/{name}` a link to the stage's folder, in one step."""
     link = stage.root / "latest" / stage.name
     link.parent.mkdir(exist_ok=True)
-    temporary = link.with_name(f".{stage.name}.{os.getpid()}")
+    temporary = link.with_name(f".{stage.name}.{socket.gethostname()}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(Path("..") / stage.folder.name)
     temporary.replace(link)

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from cluster.errors import UserError
 from cluster.executors import status_of
 from cluster.job import Executor, Job, Resources, State
-from cluster.runs import RunFolder, explain, raise_unless_completed
+from cluster.runs import RunFolder, Status, explain, raise_unless_completed
 from cluster.settings import Section
 
 logger = logging.getLogger(__name__)
@@ -82,11 +82,15 @@ class Work:
 
 
 class Result(NamedTuple):
-    """What a stage's function returns; outputs are files and folders, relative to the stage's folder."""
+    """What a stage's function returns; outputs are files and folders, relative to the stage's folder.
+
+    `gpus` are those that it held; a job of several attempts knows itself what these took: `job`.
+    """
 
     metrics: dict[str, Any]
     outputs: list[str]
     gpus: int = 0
+    job: Status | None = None
 
 
 def _nothing_outside(recipe: Any) -> str:
@@ -217,7 +221,8 @@ def finish(stage: Stage, work: Work, *, started: float) -> Receipt:
         started: seconds since 1970.
     """
     result = stage.kind.run(work)
-    seconds = time.time() - started
+    seconds = time.time() - started if result.job is None else result.job.seconds
+    gpu_hours = result.gpus * seconds / 3600 if result.job is None else result.job.gpu_hours
     receipt = Receipt(
         key=stage.key,
         stage=stage.name,
@@ -229,7 +234,7 @@ def finish(stage: Stage, work: Work, *, started: float) -> Receipt:
         metrics=result.metrics,
         started=started,
         seconds=round(seconds, 3),
-        gpu_hours=round(result.gpus * seconds / 3600, 6),
+        gpu_hours=round(gpu_hours, 6),
         machine=_machine(),
     )
     if find_receipt(stage) is None:  # what is there, if anything, is a receipt whose outputs were gone
@@ -329,7 +334,7 @@ def _without_run(recipe: Section) -> dict[str, Any]:
 
 def _publish(receipt: Receipt, path: Path) -> Receipt:
     """Create the file whole or not at all; if somebody else was first, theirs counts."""
-    temporary = path.with_name(f".receipt.{os.getpid()}")
+    temporary = path.with_name(f".receipt.{socket.gethostname()}.{os.getpid()}")
     with temporary.open("w") as file:
         json.dump(asdict(receipt), file, indent=2, allow_nan=False)
         file.write("\n")

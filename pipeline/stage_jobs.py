@@ -12,12 +12,14 @@ from cluster.errors import AlreadyRunning, UserError
 from cluster.executors import status_of
 from cluster.job import Executor, Job
 from cluster.local import LocalExecutor
-from cluster.runs import RunFolder, explain
+from cluster.runs import RunFolder, explain, raise_unless_completed
 from cluster.settings import check_recipe
 from cluster.slurm import SlurmExecutor, SlurmHandle
 from pipeline.dag import DagRecipe, Failed, build_graph, point_to
 from pipeline.receipts import Receipt, Stage, ensure, find_receipt, finish, prepare, run_job
 from pipeline.stages import KINDS
+
+POLL_SECONDS = 2.0
 
 
 def stage_job(stage: Stage, dag: DagRecipe, *, gpus_per_node: int | None) -> Job:
@@ -127,6 +129,8 @@ def submit_graph(
             how = "queued"
         except AlreadyRunning:
             handle, how = SlurmHandle(RunFolder(job.folder)), "queued before"
+            if not handle.id:  # it runs elsewhere, and no job of SLURM can wait for it
+                raise
         handles[stage.name] = handle
         after = f"  after {', '.join(sources)}" if sources else ""
         say(f"{stage.name:<20} {how:<13} {handle.id:>4}  {stage.folder.name}{after}")
@@ -155,7 +159,10 @@ def run_graph_as_jobs(
             say(f"{stage.name:<20} finished           {stage.folder.name}")
             return receipt
         try:
-            run_job(stage_job(stage, dag, gpus_per_node=gpus_per_node), executor)
+            try:
+                run_job(stage_job(stage, dag, gpus_per_node=gpus_per_node), executor)
+            except AlreadyRunning:  # somebody else runs the same
+                _wait_for_its_end(job_folder(stage))
             receipt = _receipt(stage)
         except Exception as error:
             say(f"{stage.name:<20} failed")
@@ -169,6 +176,12 @@ def run_graph_as_jobs(
         for stage in stages:
             results[stage.name] = pool.submit(run, stage)
     return {name: future.result() for name, future in results.items()}
+
+
+def _wait_for_its_end(run: RunFolder) -> None:
+    while not (status := status_of(run)).state.ended:
+        time.sleep(POLL_SECONDS)
+    raise_unless_completed(status)
 
 
 def wait_for_graph(

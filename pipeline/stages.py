@@ -162,9 +162,8 @@ def trained(work: Work) -> Result:
     """A run folder, complete."""
     rows = (work.folder / "metrics.jsonl").read_text().splitlines()
     metrics = {name: value for name, value in json.loads(rows[-1]).items() if isinstance(value, int | float)}
-    resources = RunFolder(work.folder).read_job().resources
-    gpus = resources.ranks * resources.gpus_per_rank
-    return Result(metrics, ["checkpoints", "recipe.yaml", "metrics.jsonl", "timing.jsonl"], gpus)
+    outputs = ["checkpoints", "recipe.yaml", "metrics.jsonl", "timing.jsonl"]
+    return Result(metrics, outputs, job=RunFolder(work.folder).read_status().until_now())
 
 
 def export(work: Work) -> Result:
@@ -232,7 +231,13 @@ def report(work: Work) -> Result:
 
 
 def _one_gpu(recipe: Section, gpus_per_node: int | None) -> Resources:
-    return Resources(gpus_per_rank=min(1, gpus_per_node or 0))
+    there = torch.cuda.device_count() if gpus_per_node is None else gpus_per_node
+    return Resources(gpus_per_rank=min(1, there))
+
+
+def _one_gpu_or_none(recipe: RandomTrunkRecipe | FeaturesRecipe, gpus_per_node: int | None) -> Resources:
+    """One, unless the recipe wants the CPU."""
+    return Resources() if recipe.run.device == "cpu" else _one_gpu(recipe, gpus_per_node)
 
 
 TRUNK_FILES = ["trunk.safetensors", "trunk.json", "README.md"]
@@ -263,11 +268,14 @@ KINDS: dict[str, Kind] = {
     ),
     "export": Kind(recipe=ExportRecipe, run=export, inputs=frozenset({"run"})),
     "random_trunk": Kind(
-        recipe=RandomTrunkRecipe, run=random, resources=_one_gpu, inputs=frozenset({"like", "data"})
+        recipe=RandomTrunkRecipe, run=random, resources=_one_gpu_or_none, inputs=frozenset({"like", "data"})
     ),
     "pixels": Kind(recipe=PixelsRecipe, run=pixels, inputs=frozenset({"like"})),
     "features": Kind(
-        recipe=FeaturesRecipe, run=features, resources=_one_gpu, inputs=frozenset({"trunk", "train", "test"})
+        recipe=FeaturesRecipe,
+        run=features,
+        resources=_one_gpu_or_none,
+        inputs=frozenset({"trunk", "train", "test"}),
     ),
     "knn": Kind(recipe=KnnRecipe, run=score_knn, resources=_one_gpu, inputs=frozenset({"features"})),
     "linear": Kind(recipe=LinearRecipe, run=score_linear, resources=_one_gpu, inputs=frozenset({"features"})),

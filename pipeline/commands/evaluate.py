@@ -29,6 +29,7 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
     """Evaluate every checkpoint of a run that has not been evaluated: with receipts, nothing runs twice."""
     from pipeline.commands.look import find_run
     from pipeline.dag import build_graph, load_dag
+    from pipeline.receipts import StopRequested
     from pipeline.stages import KINDS
     from pipeline.train.checkpoint import newest_first, step_of
 
@@ -43,6 +44,8 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
         typer.echo(f"step {step_of(checkpoint)}")
         try:  # one that fails, or was removed just now, must not stand in the way of the newer ones
             run_on(executor, recipe, build_graph(recipe, KINDS), load_site(cluster))
+        except StopRequested:
+            raise
         except UserError as error:
             failures.append(f"{checkpoint.name}: {error}")
     if failures:

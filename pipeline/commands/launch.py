@@ -98,7 +98,7 @@ def resume(
     wait: Wait = False,
     follow: Follow = False,
 ) -> None:
-    """Go on with a run that was stopped or has failed, as it was submitted and with its own source."""
+    """Go on with a run that was stopped or has failed, as it was submitted (on a cluster, its source)."""
     found = find_run(run, folder)
     status = status_of(found)
     if status.state is State.COMPLETED:

@@ -48,13 +48,12 @@ def status(
 def look_at(run: RunFolder) -> dict[str, Any]:
     """Everything that is known of a run, as plain values."""
     now = status_of(run)
-    held = 0.0 if now.started is None or now.state.ended else time.time() - now.started
     return {
         "run": run.path.name,
         "folder": str(run.path),
         **now.to_json(),
         "why": explain(now),
-        "gpu_hours": round(now.gpu_hours + now.gpus * held / 3600, 3),
+        "gpu_hours": round(now.until_now().gpu_hours, 3),
         "checkpoint": newest_checkpoint(run),
         "restarts": [asdict(restart) for restart in read_restarts(run)],
         "progress": _progress(run),

@@ -108,3 +108,14 @@ def test_ends_are_written_down_with_the_checkpoint_of_their_time(tmp_path: Path)
     assert (second.message, second.rank, second.node) == ("ValueError: boom", 3, "node7")
     assert second.checkpoint == "step-00000005"
     assert second.time >= first.time > 0
+
+
+def test_a_row_that_a_power_cut_has_torn_takes_no_other_along(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    first, second = ends(Cause.CRASH, Cause.LOST)
+    add_restart(run, first)
+    with (run.path / "restarts.jsonl").open("a") as file:
+        file.write('{"attempt": 9, "cau')
+    assert read_restarts(run) == [first]
+    add_restart(run, second)
+    assert read_restarts(run) == [first, second]

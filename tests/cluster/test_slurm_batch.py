@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -218,3 +219,58 @@ def test_begin_does_not_start_what_was_cancelled(batch: Batch) -> None:
     batch.run.request_cancel()
     assert begin(batch.run) == 1
     assert batch.verdict()[0] == "cancelled"
+
+
+CANCEL = "slurmstepd: error: *** JOB 7 ON n0 CANCELLED AT 2026-01-01T00:00:00 ***"
+
+
+@pytest.mark.parametrize(
+    ("line", "state", "again"),
+    [
+        (CANCEL, "cancelled", False),
+        (CANCEL.replace(" ***", " DUE TO PREEMPTION ***").replace("*** JOB", "*** JOB"), "pending", True),
+        ("", "pending", True),
+    ],
+)
+def test_what_somebody_cancels_does_not_come_back(batch: Batch, line: str, state: str, again: bool) -> None:
+    batch.log(line)
+    batch.run.requeue_mark(0).touch()
+    end(batch.run, status=143, stopped=True)
+    assert batch.verdict() == (state, ["preempted"], again)
+
+
+def test_a_cancel_of_an_earlier_attempt_does_not_count(batch: Batch) -> None:
+    log = batch.run.path / "logs" / "slurm.log"
+    log.write_text(f"2026-01-01 00:00:00,000 slurm attempt 1 on n0\n{CANCEL}\n2026 slurm attempt 2 on n0\n")
+    batch.run.requeue_mark(0).touch()
+    end(batch.run, status=143, stopped=True)
+    assert batch.verdict() == ("pending", ["preempted"], True)
+
+
+def test_a_rank_that_runs_out_of_memory_is_told_as_that(batch: Batch) -> None:
+    batch.run.write_job(replace(batch.run.read_job(), max_crashes=1))
+    batch.log("srun: error: n1: task 1: Out Of Memory")
+    end(batch.run, status=1, stopped=False)
+    status = batch.run.read_status()
+    assert status.state is State.OUT_OF_MEMORY
+    assert status.failure is not None
+    assert (status.failure.rank, status.failure.node) == (1, "n1")
+
+
+def test_a_killed_attempt_is_paid_for_until_its_last_sign_only(batch: Batch) -> None:
+    """Eight GPUs for an hour; the next start comes sixty hours later."""
+    now = time.time()
+    status = replace(batch.run.read_status(), started=now - 61 * 3600, gpus=8)
+    batch.run.write_status(status)
+    batch.log()
+    for path in (
+        batch.run.path / "status.json",
+        batch.run.path / "job.json",
+        batch.run.path / "logs" / "slurm.log",
+    ):
+        os.utime(path, (now - 60 * 3600, now - 60 * 3600))
+    begin(batch.run)
+    after = batch.run.read_status()
+    assert after.gpu_hours == pytest.approx(8, rel=1e-3)
+    assert after.seconds == pytest.approx(3600, rel=1e-3)
+    assert (batch.run.path / "slurm-job").read_text() == "7\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 from cluster.errors import UserError
 from cluster.job import Job, Resources, State
 from cluster.site import Notify, Site, load_site
-from cluster.slurm import SlurmExecutor, clean_environment
-from cluster.slurm_script import render
+from cluster.slurm import SlurmExecutor
+from cluster.slurm_command import clean_environment
+from cluster.slurm_script import job_name, render
 from cluster.slurm_state import _seen
 
 JOB = Job(
@@ -62,7 +64,7 @@ def test_resources_and_site_become_options() -> None:
         "signal": "USR2@180",
         "dependency": "afterok:7:8,singleton",
         "kill-on-invalid-dep": "yes",
-        "job-name": "train",
+        "job-name": job_name(JOB),
     }
     assert expected.items() <= found.items()
 
@@ -72,6 +74,23 @@ def test_what_the_site_does_not_say_is_left_to_slurm() -> None:
     assert (
         not {"time", "partition", "account", "gpus-per-node", "mem", "cpus-per-task", "wckey"} & found.keys()
     )
+
+
+def test_runs_of_one_name_in_two_folders_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    names = {job_name(replace(JOB, folder=tmp_path / place / "baseline")) for place in ("one", "two")}
+    assert len(names) == 2
+    assert all(name.startswith("train-") for name in names)
+
+
+def test_a_short_job_is_not_asked_to_stop_as_it_starts() -> None:
+    job = replace(JOB, resources=Resources(minutes=10))
+    assert options(render(job, Site(signal_seconds=600)))["signal"] == "USR2@300"
+
+
+def test_options_that_are_off_are_left_out_and_those_that_are_on_have_no_value() -> None:
+    found = options(render(JOB, Site(sbatch={"exclusive": True, "contiguous": False, "nice": 1})))
+    assert (found["exclusive"], found["nice"]) == ("", "1")
+    assert "contiguous" not in found
 
 
 def test_a_job_s_own_time_limit_goes_before_the_site_s() -> None:
@@ -87,13 +106,17 @@ def test_S1_nothing_of_the_input_is_run_by_the_shell(tmp_path: Path, hostile: st
     script = render(replace(JOB, folder=tmp_path / hostile.replace("/", "_").replace("\n", " ")), site)
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name in ("srun", "scontrol"):
-        (tools / name).write_text("#!/bin/sh\nexit 0\n")
+    # Python too: what begins and ends the attempt does not come to an end here.
+    for name in ("srun", "scontrol", "python"):
+        (tools / name).write_text(f'#!/bin/sh\necho {name} "$4" >> called\n')
         (tools / name).chmod(0o755)
+    script = script.replace(sys.executable, str(tools / "python"))
     (tmp_path / "script").write_text("module() { :; }\n" + script)
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n"}
     subprocess.run(["bash", "script"], cwd=tmp_path, env=environment, check=False, capture_output=True)
     assert not (tmp_path / "pwned").exists()
+    called = (tmp_path / "called").read_text().splitlines()
+    assert [line.split()[0] for line in called] == ["scontrol", "python", "srun", "python"]
 
 
 def test_S1_a_line_break_never_gets_into_an_option(tmp_path: Path) -> None:

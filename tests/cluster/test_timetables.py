@@ -44,7 +44,9 @@ def test_an_entry_comes_and_goes_and_leaves_the_others_alone(table: Path, tmp_pa
     assert lines[:2] == OTHERS.splitlines()
     assert "#SCRON --partition=gpu" in lines
     (entry,) = [line for line in lines if line.startswith("0 2 * * * ")]
-    assert entry.endswith(f"-m cluster.schedule {tmp_path / 's' / 'nightly.json'}")
+    script = tmp_path / "s" / "nightly.sbatch"
+    assert entry.endswith(f"bash {script}")
+    assert script.read_text().endswith(f"-m cluster.schedule {tmp_path / 's' / 'nightly.json'}\n")
     assert [schedule.name for schedule in installed(tmp_path / "s")] == ["nightly", "other"]
 
     install(tmp_path / "s", "nightly", "0 4 * * *", command, Site())  # again, at another time
@@ -58,6 +60,34 @@ def test_an_entry_comes_and_goes_and_leaves_the_others_alone(table: Path, tmp_pa
 
 def test_a_first_entry_needs_no_table(table: Path, tmp_path: Path) -> None:
     assert install(tmp_path / "s", "nightly", "0 2 * * *", ["true"], Site()).engine == "scrontab"
+
+
+def test_a_firing_has_the_site_s_modules_environment_and_options(table: Path, tmp_path: Path) -> None:
+    site = Site(modules=("cuda",), environment={"A": "b c"}, sbatch={"mem": 0, "exclusive": True, "x": False})
+    install(tmp_path / "s", "nightly", "0 2 * * *", ["true"], site)
+    lines = (tmp_path / "s" / "nightly.sbatch").read_text().splitlines()
+    assert {"module load cuda", "export A='b c'", "#SBATCH --mem=0", "#SBATCH --exclusive"} <= {*lines}
+    assert "#SBATCH --requeue" in lines
+    assert not [line for line in lines if "--x" in line]
+
+
+@pytest.mark.parametrize("tool", ["scrontab", "sbatch"])
+def test_what_is_refused_leaves_no_schedule(table: Path, tmp_path: Path, tool: str) -> None:
+    if tool == "sbatch":
+        (tmp_path / "bin" / "scrontab").unlink()
+    refuses = "#!/bin/sh\n[ \"$1\" = -l ] && echo 'no crontab for me'\nexit 1\n"
+    (tmp_path / "bin" / tool).write_text(refuses)
+    with pytest.raises(UserError, match="refused"):
+        install(tmp_path / "s", "nightly", "0 2 * * *", ["true"], Site())
+    assert installed(tmp_path / "s") == []
+    assert list((tmp_path / "s").iterdir()) == []
+
+
+def test_a_replacement_with_a_mistake_leaves_the_old_schedule(table: Path, tmp_path: Path) -> None:
+    install(tmp_path / "s", "nightly", "0 2 * * *", ["true"], Site())
+    with pytest.raises(UserError, match="line break"):
+        install(tmp_path / "s", "nightly", "0 3 * * *", ["a\nb"], Site())
+    assert [schedule.every for schedule in installed(tmp_path / "s")] == ["0 2 * * *"]
 
 
 def test_a_table_that_cannot_be_read_is_not_written_over(

@@ -11,6 +11,8 @@ import yaml
 from lab import SlurmLab, wait_until
 from training import Submitter
 
+from cluster.job import State
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 from tiny_training import make_dataset, make_values
 
@@ -79,7 +81,10 @@ def test_submitted_looked_at_cancelled_and_gone_on_with(
     assert run.rows("timing")[saved]["time"] > run.status().submitted  # it went on from there
     assert (tmp_path / "runs" / "two" / "source" / "version.json").stat().st_mtime_ns == source
     slurm.run("scancel", run.status().id)
-    wait_until(lambda: json.loads(submit("status", "two", "--json").stdout)["state"] != "running", "it ended")
+    wait_until(lambda: run.status().state is State.CANCELLED, "it is known to be cancelled")
+    slurm.wait_idle()
+    assert run.status().state is State.CANCELLED  # and does not come back
+    assert run.status().attempt == 2
 
 
 def test_a_waiting_job_is_taken_out_of_the_queue(slurm: SlurmLab, submit: Submitter, recipe: str) -> None:
@@ -88,7 +93,7 @@ def test_a_waiting_job_is_taken_out_of_the_queue(slurm: SlurmLab, submit: Submit
     found = json.loads(submit("status", "waits", "--json").stdout)
     assert found["state"] == "pending"
     assert "waits is cancelled" in submit("cancel", "waits").stdout
-    assert slurm.run("squeue", "--noheader", "--name=waits").stdout == ""
+    assert slurm.run("squeue", "--noheader", "--states=PENDING").stdout == ""
 
 
 def test_a_crash_is_tried_three_times_and_then_told_with_rank_and_node(
