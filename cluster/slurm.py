@@ -57,8 +57,9 @@ class SlurmExecutor:
         with contextlib.closing(run.lock(patience=SUBMISSION_PATIENCE)):
             if _goes_on(run):
                 status = run.read_status()
+                known = status.id or job_id(run)
                 raise AlreadyRunning(
-                    f"the run in {run.path} is going on already, on {status.executor} as {status.id or '?'}; "
+                    f"the run in {run.path} is going on already, on {status.executor} as {known}; "
                     f"`submit cancel {run.path}` ends it"
                 )
             script = render(job, self._site, after=after, exclude=self._exclude)

@@ -128,9 +128,10 @@ def submit_graph(
             handle = executor.submit(job, after=[handles[name].id for name in sources])
             how = "queued"
         except AlreadyRunning:
-            handle, how = SlurmHandle(RunFolder(job.folder)), "queued before"
-            if not handle.id:  # it runs elsewhere, and no job of SLURM can wait for it
-                raise
+            run = RunFolder(job.folder)
+            handle, how = SlurmHandle(run), "queued before"
+            if run.read_status().executor != "slurm" or not handle.id:
+                raise  # it runs elsewhere, and no job of SLURM can wait for it
         handles[stage.name] = handle
         after = f"  after {', '.join(sources)}" if sources else ""
         say(f"{stage.name:<20} {how:<13} {handle.id:>4}  {stage.folder.name}{after}")
