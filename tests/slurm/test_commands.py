@@ -57,7 +57,7 @@ def test_submitted_looked_at_cancelled_and_gone_on_with(
     job = (tmp_path / "runs" / "two" / "slurm-job").read_text().strip()
     assert f"slurm job {job}" in answer.stdout  # and it came back while the job goes on
     again = submit(*words, check=False)
-    assert (again.returncode, f"going on already, as job {job}" in again.stderr) == (2, True)
+    assert (again.returncode, f"going on already, on slurm as {job}" in again.stderr) == (2, True)
 
     run = submit.run("two")
     run.wait_for_steps(2, attempt=1)
