@@ -20,13 +20,14 @@ from typer.core import TyperGroup
 from cluster.doctor import Check, doctor_report, doctor_table
 from cluster.errors import UserError
 from ingest import stats as counting
-from ingest.commit import replace
+from ingest.commands.gc import gc
 from ingest.crawl import CrawlReport, CrawlSettings, crawl_shards
 from ingest.dataset import open_dataset, sealed_head
 from ingest.doctor import image_checks
 from ingest.image import ImageLimits, Treatment
 from ingest.layout import KEY_SLOTS
 from ingest.progress import CrawlProgress, Meter
+from ingest.store import PosixStore
 from ingest.verify import Damage, Level, read_seal, verify_root, verify_units
 from ingest.wording import duration, in_bytes, several, visible
 
@@ -64,7 +65,9 @@ DEFAULTS = CrawlSettings()
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Workers = Annotated[int, typer.Option(min=1, help="How many at a time; never changes the result.")]
-DatasetFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="The folder of a sealed dataset.")]
+DatasetFolder = Annotated[
+    str, typer.Argument(metavar="DATASET", help="A sealed dataset: its folder, or s3://bucket/prefix.")
+]
 
 
 @app.callback()
@@ -81,7 +84,10 @@ def options(
 def crawl_command(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Folders and local tars.")],
     *,
-    output: Annotated[Path, typer.Option(help="The dataset's folder; a crawl that stopped goes on there.")],
+    output: Annotated[
+        str,
+        typer.Option(help="The dataset's folder or s3://bucket/prefix; a crawl that stopped goes on there."),
+    ],
     resize: Annotated[
         int | None, typer.Option(min=1, help="Shorter side in pixels, as JPEG; without it, bytes are kept.")
     ] = None,
@@ -202,7 +208,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def _print_verdict(dataset: Path, damages: list[Damage], level: Level, images: int) -> None:
+def _print_verdict(dataset: str, damages: list[Damage], level: Level, images: int) -> None:
     for damage in damages:
         typer.echo(visible(damage.sentence))
     looked = f" ({several(images, 'image')} read)" if level >= Level.SHA else ""
@@ -220,7 +226,7 @@ def stats(dataset: DatasetFolder, as_json: Json = False) -> None:
         _print_stats(found)
 
 
-def _count(dataset: Path) -> counting.Stats:
+def _count(dataset: str) -> counting.Stats:
     with Meter(Console(stderr=True)) as meter:
         return counting.count(
             dataset, progress=lambda done, total: meter.tell("counting units", done=done, total=total)
@@ -288,7 +294,7 @@ def show(
     """Make one self-contained HTML page of a dataset: images, sizes, formats, and what was not kept."""
     from ingest import gallery
 
-    page = Path(f"{dataset.resolve().name}.html") if output is None else output
+    page = Path(f"{gallery.name_of(dataset)}.html") if output is None else output
     if page.is_dir() or not page.parent.is_dir():
         wrong = "is a folder" if page.is_dir() else f"would lie in {page.parent}, and there is no such folder"
         raise UserError(f"--output {page} {wrong}: name a file in a folder that exists")
@@ -297,7 +303,7 @@ def show(
     photos = list(gallery.sample_photos(opened, samples=samples, seed=seed))
     made = gallery.settings_of(dataset, sealed_head(dataset, found.root)["generations"])
     text = gallery.render(found, photos, made)
-    replace(page, text.encode())
+    PosixStore(page.parent).replace(page.name, text.encode())
     typer.echo(f"{page} shows {several(len(photos), 'image')} of {found.kept:,} ({in_bytes(len(text))})")
 
 
@@ -314,6 +320,9 @@ def doctor(
         Console().print(doctor_table(checks))
     if any(check.required and check.status == "missing" for check in checks):
         raise typer.Exit(1)
+
+
+app.command()(gc)
 
 
 def main() -> None:

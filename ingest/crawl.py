@@ -10,16 +10,26 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.errors import UserError
-from ingest.commit import commit, make_folder, read_commit, seal
+from ingest.commit import commit, read_commit, read_commits, seal
 from ingest.image import Checked
 from ingest.plan import CrawlSettings, Plan, freeze, open_source
 from ingest.pool import Checker, Result
 from ingest.shard import ShardWriter
 from ingest.sources.source import Item, Problem, Source
+from ingest.store import Store, open_store
 
 __all__ = ["Counts", "CrawlReport", "CrawlSettings", "Progress", "crawl_shards"]
 
-_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_MENDABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ETIMEDOUT,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +81,12 @@ class CrawlReport:
     """What a finished crawl made.
 
     Attributes:
-        output: the dataset's folder.
+        output: the dataset's folder or URL.
         root: the sealed dataset's Merkle root, hex.
         counts: kept + rejected + failed = planned.
     """
 
-    output: Path
+    output: Path | str
     root: str
     counts: Counts
 
@@ -100,7 +110,7 @@ def crawl_shards(
 
     Args:
         sources: folders and local tars, in the order of their images in the dataset.
-        output: the dataset's folder, outside the sources.
+        output: the dataset's folder, outside the sources, or `s3://bucket/prefix`.
         settings: what is made of each image.
         workers: checking processes; does not change the result.
         progress: is told how far the crawl is.
@@ -108,20 +118,22 @@ def crawl_shards(
     Raises:
         UserError: a source cannot be used, the output was planned for other work, or cannot be written.
     """
-    output = Path(output)
+    store = open_store(output)
     if not sources:
         raise UserError("a crawl needs at least one source: a folder or a tar")
     opened = [open_source(text) for text in sources]
-    _refuse_output_inside(sources, output)
+    if isinstance(store.root, Path):
+        _refuse_output_inside(sources, store.root)
     try:
-        return _crawled(opened, output, settings, workers=workers, progress=progress)
+        return _crawled(opened, store, settings, workers=workers, progress=progress)
     except OSError as error:
         # Trouble with reading a source is a row; what is left is the output's.
         if error.errno not in _MENDABLE:
             raise
-        reason = (error.strerror or "").lower()
+        reason = error.strerror or ""
         raise UserError(
-            f"cannot write {output}: {reason}; mend that, then run the same command again"
+            f"cannot write {store.root}: {reason[:1].lower()}{reason[1:]}; mend that, then run the same "
+            "command again"
         ) from error
     finally:
         for source in opened:
@@ -129,16 +141,16 @@ def crawl_shards(
 
 
 def _crawled(
-    sources: Sequence[Source], output: Path, settings: CrawlSettings, *, workers: int, progress: Progress
+    sources: Sequence[Source], store: Store, settings: CrawlSettings, *, workers: int, progress: Progress
 ) -> CrawlReport:
-    make_folder(output)
+    store.prepare()
     counts = Counts()
 
     def listed(items: int) -> None:
         counts.planned = items
         progress(counts)
 
-    plan = freeze(output, sources, settings, listed=listed)
+    plan = freeze(store, sources, settings, listed=listed)
     counts.units, counts.planned = len(plan.units), plan.rows
     crawl = _Crawl(plan=plan, sources=sources, settings=settings, counts=counts, progress=progress)
     with Checker[_Attempt](
@@ -146,9 +158,9 @@ def _crawled(
     ) as checker:
         for unit, results in groupby(checker.run(crawl.rows()), key=lambda result: result[0].unit):
             crawl.make_unit(unit, results)
-    root = seal(output, dict.fromkeys(plan.units, plan.fingerprint))
+    root = seal(store, dict.fromkeys(plan.units, plan.fingerprint))
     progress(counts)
-    return CrawlReport(output=output, root=root, counts=counts)
+    return CrawlReport(output=store.root, root=root, counts=counts)
 
 
 def _refuse_output_inside(sources: Sequence[str], output: Path) -> None:
@@ -170,8 +182,9 @@ class _Crawl:
     def rows(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
         """Every attempt of the units that nobody has committed yet, with its bytes, in order."""
         max_bytes = self.settings.treatment.limits.max_bytes
-        for unit in self.plan.units:
-            record = read_commit(self.plan.output, unit)
+        for unit, found in read_commits(self.plan.store, self.plan.units):
+            # Commits are read in batches: this one may have been made since.
+            record = read_commit(self.plan.store, unit) if found is None else found
             if record is not None:
                 self.counts.add_committed(record)
                 continue
@@ -184,12 +197,12 @@ class _Crawl:
 
     def make_unit(self, unit: int, results: Iterator[Result[_Attempt]]) -> None:
         """Write and commit one unit. If another worker was first, its result stands and ours is garbage."""
-        with ShardWriter(self.plan.output, unit) as writer:
+        with ShardWriter(self.plan.store, unit) as writer:
             for attempt, data, verdict in results:
                 self._add(writer, attempt, data, verdict)
                 self.progress(self.counts)
             ours = writer.publish(generation=self.plan.generation, fingerprint=self.plan.fingerprint)
-        if commit(self.plan.output, ours) != ours:
+        if commit(self.plan.store, ours) != ours:
             logger.info("unit %d was committed by another worker first, with another result", unit)
         self.counts.units_done += 1
         self.progress(self.counts)

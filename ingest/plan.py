@@ -1,20 +1,17 @@
 """Sources become immutable units of work, frozen with everything that decides the output.
 
-A plan is published once, as a folder that appears whole. Whoever comes to the same output later lists the
-sources
-again and compares: the same inputs, settings and builds go on with it, anything else is refused in one
-    sentence.
+The list of items is published under its digest; then one create-if-absent makes the plan, which names it.
+Whoever comes to the same output later lists the sources again and compares: the same inputs, settings and
+builds go on with it, anything else is refused in one sentence.
 """
 
-import errno
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,14 +23,15 @@ from PIL import features
 
 from cluster.errors import UserError
 from ingest import layout
-from ingest.commit import canonical, make_durable, make_folder, sync_folder
+from ingest.commit import canonical
 from ingest.image import Treatment
 from ingest.sources.folder import FolderSource
 from ingest.sources.source import Item, Source
 from ingest.sources.tar import TarSource, is_tar
+from ingest.store import Store
 
 T = TypeVar("T")
-FORMAT = 1
+FORMAT = 2
 _ITEMS_SCHEMA = pa.schema(
     [
         pa.field("unit", pa.uint32(), nullable=False),
@@ -91,24 +89,34 @@ class Plan:
     """A frozen generation of units.
 
     Attributes:
-        output: the dataset's folder.
+        store: the dataset's files.
         generation: its number; the first is 0.
         fingerprint: sha256 of all that decides the output, hex.
         units: unit numbers.
         rows: attempts planned, over all units.
+        listing: name of the list of items, one row group per unit.
     """
 
-    output: Path
+    store: Store
     generation: int
     fingerprint: str
     units: range
     rows: int
+    listing: str
+
+    @cached_property
+    def _metadata(self) -> pq.FileMetaData:
+        # Of the size of the plan: it is read once, not for every unit.
+        with self.store.open(self.listing) as file:
+            return pq.read_metadata(file)
 
     def items(self, unit: int) -> list[tuple[int, Item]]:
         """The unit's attempts in order: the source's number, and the item."""
-        path = self.output / layout.plan_folder(self.generation) / "units.parquet"
-        with pq.ParquetFile(path) as file:
-            table = file.read_row_group(unit - self.units.start)
+        with (
+            self.store.open(self.listing) as file,
+            pq.ParquetFile(file, metadata=self._metadata) as parquet,
+        ):
+            table = parquet.read_row_group(unit - self.units.start)
         columns = [table.column(name).to_pylist() for name in ("source", "path", "offset", "size", "problem")]
         return [(source, Item(*item)) for source, *item in zip(*columns, strict=True)]
 
@@ -130,12 +138,12 @@ def open_source(text: str) -> Source:
 
 
 def freeze(
-    output: Path, sources: Sequence[Source], settings: CrawlSettings, *, listed: Callable[[int], None]
+    store: Store, sources: Sequence[Source], settings: CrawlSettings, *, listed: Callable[[int], None]
 ) -> Plan:
     """The plan of this output: made now, or the one that is there if it is for the same work.
 
     Args:
-        output: the dataset's folder.
+        store: the dataset's files.
         sources: where images come from, in order.
         settings: what is made of them.
         listed: called now and then with the number of items listed so far.
@@ -143,20 +151,21 @@ def freeze(
     Raises:
         UserError: there is nothing to ingest, or the output was planned for other work.
     """
-    folder = output / layout.plan_folder(0)
-    if (folder / "plan.json").exists():
-        ours = _describe(sources, settings, listed, None)
+    try:
+        theirs = json.loads(store.read(layout.plan_name(0)))
+    except FileNotFoundError:
+        ours, theirs = _publish(store, sources, settings, listed)
     else:
-        ours = _publish(folder, sources, settings, listed)
-    theirs = json.loads((folder / "plan.json").read_bytes())
+        ours = _describe(sources, settings, listed, None)
     if theirs["fingerprint"] != ours["fingerprint"]:
-        raise UserError(f"{output} was planned {_difference(theirs, ours)}, or another --output")
+        raise UserError(f"{store.root} was planned {_difference(theirs, ours)}, or another --output")
     return Plan(
-        output=output,
+        store=store,
         generation=0,
         fingerprint=theirs["fingerprint"],
         units=range(theirs["units"]),
         rows=theirs["rows"],
+        listing=theirs["items"]["name"],
     )
 
 
@@ -167,30 +176,23 @@ def builds() -> dict[str, str | None]:
 
 
 def _publish(
-    folder: Path, sources: Sequence[Source], settings: CrawlSettings, listed: Callable[[int], None]
-) -> dict[str, Any]:
-    """Write the plan under a hidden name, then move the whole folder; of several at once, the first wins."""
-    draft = folder.parent / f".{secrets.token_hex(8)}.tmp"
-    make_folder(draft)
-    try:
-        with (draft / "units.parquet").open("xb") as file:
-            with pq.ParquetWriter(file, _ITEMS_SCHEMA, compression="zstd") as writer:
-                description = _describe(sources, settings, listed, writer)
-            make_durable(file)
-        with (draft / "plan.json").open("xb") as file:
-            file.write(canonical(description))
-            make_durable(file)
-        sync_folder(draft)
-        try:
-            draft.rename(folder)
-        except OSError as error:
-            # A folder that has files is not replaced: another worker's plan is there.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return description
+    store: Store, sources: Sequence[Source], settings: CrawlSettings, listed: Callable[[int], None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Publish the list of items under its digest, and then the plan that names it if there is none yet.
+
+    Returns:
+        Our plan, and the one that stands: of several at once, the first.
+    """
+    with store.draft(layout.items_stem(0)) as draft:
+        with pq.ParquetWriter(draft.file, _ITEMS_SCHEMA, compression="zstd") as writer:
+            description = _describe(sources, settings, listed, writer)
+        draft.file.seek(0)
+        sha256 = hashlib.file_digest(draft.file, "sha256").hexdigest()
+        name = layout.items_name(0, sha256)
+        draft.publish(name, sha256)
+    ours = description | {"items": {"name": name, "sha256": sha256}}
+    theirs: dict[str, Any] = json.loads(store.create_if_absent(layout.plan_name(0), canonical(ours)))
+    return ours, theirs
 
 
 def _describe(
@@ -199,7 +201,7 @@ def _describe(
     listed: Callable[[int], None],
     writer: pq.ParquetWriter | None,
 ) -> dict[str, Any]:
-    """List the sources, unit by unit, into `writer` if there is one; returns the content of plan.json."""
+    """List the sources, unit by unit, into `writer` if there is one; returns what plan.json says of them."""
     digests = [hashlib.sha256() for _ in sources]
     counts = [0] * len(sources)
     units = 0
