@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
-from ingest.commit import create_if_absent
+from ingest import layout
+from ingest.store import open_store
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SCHEMA = pa.schema(
@@ -65,11 +66,11 @@ class ViewBitmaps:
         return _unpack(self.packed[index], int(self.slots[index]))
 
 
-def view_path(dataset_path: str | Path, name: str) -> Path:
-    """Where the view lies; a UserError if the name could leave the folder."""
+def view_name(name: str) -> str:
+    """Where the view lies in its dataset; a UserError if the name could leave the folder."""
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r} is no name for a view: use letters, digits, dots, dashes and underscores")
-    return Path(dataset_path) / "views" / f"{name}.parquet"
+    return f"{layout.VIEWS}/{name}.parquet"
 
 
 def read_view(dataset_path: str | Path, name: str, *, root: str) -> ViewBitmaps:
@@ -78,11 +79,12 @@ def read_view(dataset_path: str | Path, name: str, *, root: str) -> ViewBitmaps:
     Raises:
         UserError: there is no such view, it is damaged, or it was made for another root.
     """
-    path = view_path(dataset_path, name)
+    store, file = open_store(dataset_path), view_name(name)
+    path = store.where(file)
     try:
-        data = path.read_bytes()
+        data = store.read(file)
     except FileNotFoundError:
-        there = sorted(p.stem for p in path.parent.glob("*.parquet"))
+        there = [PurePath(entry.name).stem for entry in store.list(layout.VIEWS)]
         known = f"it has {', '.join(there)}" if there else "it has no views"
         raise UserError(f"{dataset_path} has no view named {name}: {known}") from None
     try:
@@ -115,19 +117,23 @@ def read_view(dataset_path: str | Path, name: str, *, root: str) -> ViewBitmaps:
 
 def write_view(
     dataset_path: str | Path, name: str, *, root: str, keeps: Mapping[int, NDArray[np.bool_]]
-) -> Path:
+) -> Path | str:
     """Publish a view at once and for good; writing the same view again changes nothing.
 
     Args:
-        dataset_path: the dataset's folder.
+        dataset_path: the dataset's folder or URL.
         name: the view's name.
         root: the sealed root that the slots belong to, hex.
         keeps: for each unit, whether each slot stays, (slots,) bool.
 
     Raises:
         UserError: another view of this name exists, or the name is not one.
+
+    Returns:
+        Where it lies.
     """
-    path = view_path(dataset_path, name)
+    store, file = open_store(dataset_path), view_name(name)
+    path = store.where(file)
     units = sorted(keeps)
     table = pa.table(
         {
@@ -143,7 +149,7 @@ def write_view(
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     data = buffer.getvalue()
-    if create_if_absent(path, data) != data:
+    if store.create_if_absent(file, data) != data:
         raise UserError(f"{path} exists and runs may use it: write the view under another name")
     return path
 

@@ -3,7 +3,6 @@
 import json
 import shlex
 from collections import Counter
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -35,7 +34,10 @@ def crawl(
         ),
     ],
     *,
-    output: Annotated[Path, typer.Option(help="The dataset's folder; a crawl that stopped goes on there.")],
+    output: Annotated[
+        str,
+        typer.Option(help="The dataset's folder or s3://bucket/prefix; a crawl that stopped goes on there."),
+    ],
     extend: Annotated[
         bool, typer.Option("--extend", help="Add to a dataset that was made from other sources.")
     ] = False,
