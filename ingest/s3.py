@@ -43,6 +43,7 @@ MOST_PARTS = 10_000
 READ_AHEAD_BYTES = 8 << 20
 READS_AT_ONCE = 32
 UPLOADS_AT_ONCE = 4
+PROBE = ".create-if-absent"
 
 _PASSING = (*S3_RETRYABLE_ERRORS, FlexibleChecksumError, aiohttp.ClientError, ConnectionError)
 # Besides every 5xx. 409 comes while another conditional write of the same name is under way.
@@ -58,8 +59,8 @@ class S3Store:
     """
 
     def __init__(self, url: str) -> None:
-        self.root = url.rstrip("/")
-        self._bucket, _, self._prefix = self.root.removeprefix("s3://").partition("/")
+        self._bucket, _, self._prefix = url.removeprefix("s3://").rstrip("/").partition("/")
+        self.root = f"s3://{self._bucket}" + (f"/{self._prefix}" if self._prefix else "")
         if not self._bucket:
             raise UserError(f"{url} names no bucket: use s3://bucket/prefix")
         self._connected: tuple[int, s3fs.S3FileSystem] | None = None
@@ -77,7 +78,16 @@ class S3Store:
         return f"{self.root}/{name}"
 
     def prepare(self) -> None:
-        self._call("list_objects_v2", Prefix=self._key(""), MaxKeys=1)
+        # Some services take a conditional write and ignore the condition: nothing would be published once.
+        self.create_if_absent(PROBE, b"")
+        try:
+            self._put(PROBE, b"", IfNoneMatch="*")
+        except FileExistsError:
+            return
+        raise UserError(
+            f"{self.root}: this store overwrites in spite of If-None-Match, so that two workers could undo each "
+            "other's results: use one with conditional writes, or a folder"
+        )
 
     def read(self, name: str) -> bytes:
         data: bytes = self._call("get_object", name)["Body"]
@@ -105,6 +115,8 @@ class S3Store:
             data: bytes = self._call("get_object", name, Range=wanted, **version)["Body"]
         except _PastTheEndError:
             return b""
+        except FileExistsError as error:
+            raise OSError(errno.ESTALE, "changed while it was read", self.where(name)) from error
         return data
 
     def open(self, name: str) -> io.BufferedIOBase:
@@ -219,7 +231,7 @@ class S3Store:
             self.delete(Entry(name=name, bytes=size, modified=0, upload=started))
             raise
         digests = b"".join(base64.b64decode(part["ChecksumSHA256"]) for part in parts)
-        return f"{_checksum(digests)}-{len(parts)}"
+        return _checksum(digests)
 
     def holds(self, name: str, *, size: int, checksum: str, sha256: str) -> bool:
         """Whether the object is this one: by the store's own checksum of it, or else by reading it."""
@@ -229,13 +241,15 @@ class S3Store:
             return False
         if head["ContentLength"] != size:
             return False
-        if head.get("ChecksumSHA256") == checksum:
+        # Of an object in parts it is the digest of their digests, and a dash and their number.
+        if head.get("ChecksumSHA256", "").partition("-")[0] == checksum:
             return True
         with self.open(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
     def _put(self, name: str, data: bytes, **condition: str) -> None:
-        self._call("put_object", name, Body=data, ChecksumSHA256=_checksum(data), **condition)
+        checksum = {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": _checksum(data)}
+        self._call("put_object", name, Body=data, **checksum, **condition)
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name
