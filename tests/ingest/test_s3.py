@@ -14,7 +14,7 @@ from object_store import Proxy
 from typer.testing import CliRunner
 
 from cluster.errors import UserError
-from ingest import cli, s3
+from ingest import cli, s3, s3_requests
 from ingest.commit import commit, read_commit
 from ingest.dataset import open_dataset
 from ingest.plan import CrawlSettings, freeze, open_source
@@ -51,8 +51,8 @@ def damages(path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(s3, "FIRST_PAUSE_SECONDS", 0.002)
-    monkeypatch.setattr(s3, "SILENT_SECONDS", 1)
+    monkeypatch.setattr(s3_requests, "FIRST_PAUSE_SECONDS", 0.002)
+    monkeypatch.setattr(s3_requests, "SILENT_SECONDS", 1)
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_a_store_without_conditional_writes_is_refused(folder, crawl, bucket, be
 
 
 def test_trouble_that_stays_is_one_sentence(folder, crawl, bucket, behind, monkeypatch):
-    monkeypatch.setattr(s3, "ATTEMPTS", 3)
+    monkeypatch.setattr(s3_requests, "ATTEMPTS", 3)
     proxy = behind(lambda method, path: "503" if "commits/" in path and method == "PUT" else None)
     with pytest.raises(
         UserError,

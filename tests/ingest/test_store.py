@@ -183,7 +183,8 @@ def test_a_place_of_another_kind_is_refused():
 
 
 def test_s3_without_s3fs_says_what_to_install(monkeypatch):
-    monkeypatch.delitem(sys.modules, "ingest.s3")
+    for name in ("ingest.s3", "ingest.s3_requests"):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UserError, match=r"needs s3fs, which is not installed: python -m pip install s3fs"):
         open_store("s3://bucket/prefix")
