@@ -12,44 +12,24 @@ import errno
 import functools
 import hashlib
 import io
-import logging
 import os
-import random
 import tempfile
-import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
-import aiohttp
-import s3fs
-from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError, NoCredentialsError
-from fsspec.asyn import sync
-from s3fs.core import S3_RETRYABLE_ERRORS
-
 from cluster.errors import UserError
+from ingest.s3_requests import ATTEMPTS, PastTheEndError, Requests
 from ingest.store import Entry
 
-ATTEMPTS = 8
-FIRST_PAUSE_SECONDS = 0.2
-LONGEST_PAUSE_SECONDS = 20.0
-CONNECT_SECONDS = 10
-SILENT_SECONDS = 60  # without a byte from the store
-REQUEST_SECONDS = 300  # for one request and its answer
 PART_BYTES = 16 << 20
 MOST_PARTS = 10_000
 READ_AHEAD_BYTES = 8 << 20
 READS_AT_ONCE = 32
 UPLOADS_AT_ONCE = 4
-
-_PASSING = (*S3_RETRYABLE_ERRORS, FlexibleChecksumError, aiohttp.ClientError, ConnectionError)
-# Besides every 5xx. 409 comes while another conditional write of the same name is under way.
-_PASSING_STATUS = (408, 409, 429)
-_PASSING_CODES = ("RequestTimeout", "SlowDown", "Throttling", "BadDigest", "IncompleteBody")
-
-logger = logging.getLogger(__name__)
+PROBE = ".create-if-absent"
 
 
 class S3Store:
@@ -58,11 +38,11 @@ class S3Store:
     """
 
     def __init__(self, url: str) -> None:
-        self.root = url.rstrip("/")
-        self._bucket, _, self._prefix = self.root.removeprefix("s3://").partition("/")
+        self._bucket, _, self._prefix = url.removeprefix("s3://").rstrip("/").partition("/")
+        self.root = f"s3://{self._bucket}" + (f"/{self._prefix}" if self._prefix else "")
         if not self._bucket:
             raise UserError(f"{url} names no bucket: use s3://bucket/prefix")
-        self._connected: tuple[int, s3fs.S3FileSystem] | None = None
+        self._requests = Requests()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, S3Store) and other.root == self.root
@@ -70,14 +50,20 @@ class S3Store:
     def __hash__(self) -> int:
         return hash(self.root)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_connected": None}
-
     def where(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def prepare(self) -> None:
-        self._call("list_objects_v2", Prefix=self._key(""), MaxKeys=1)
+        # Some services take a conditional write and ignore the condition: nothing would be published once.
+        self.create_if_absent(PROBE, b"")
+        try:
+            self._put(PROBE, b"", IfNoneMatch="*")
+        except FileExistsError:
+            return
+        raise UserError(
+            f"{self.root}: this store overwrites in spite of If-None-Match, so that two workers could undo "
+            "each other's results: use one with conditional writes, or a folder"
+        )
 
     def read(self, name: str) -> bytes:
         data: bytes = self._call("get_object", name)["Body"]
@@ -103,8 +89,10 @@ class S3Store:
         wanted = f"bytes={offset}-{offset + size - 1}"
         try:
             data: bytes = self._call("get_object", name, Range=wanted, **version)["Body"]
-        except _PastTheEndError:
+        except PastTheEndError:
             return b""
+        except FileExistsError as error:
+            raise OSError(errno.ESTALE, "changed while it was read", self.where(name)) from error
         return data
 
     def open(self, name: str) -> io.BufferedIOBase:
@@ -219,7 +207,7 @@ class S3Store:
             self.delete(Entry(name=name, bytes=size, modified=0, upload=started))
             raise
         digests = b"".join(base64.b64decode(part["ChecksumSHA256"]) for part in parts)
-        return f"{_checksum(digests)}-{len(parts)}"
+        return _checksum(digests)
 
     def holds(self, name: str, *, size: int, checksum: str, sha256: str) -> bool:
         """Whether the object is this one: by the store's own checksum of it, or else by reading it."""
@@ -229,13 +217,15 @@ class S3Store:
             return False
         if head["ContentLength"] != size:
             return False
-        if head.get("ChecksumSHA256") == checksum:
+        # Of an object in parts it is the digest of their digests, and a dash and their number.
+        if head.get("ChecksumSHA256", "").partition("-")[0] == checksum:
             return True
         with self.open(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
     def _put(self, name: str, data: bytes, **condition: str) -> None:
-        self._call("put_object", name, Body=data, ChecksumSHA256=_checksum(data), **condition)
+        checksum = {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": _checksum(data)}
+        self._call("put_object", name, Body=data, **checksum, **condition)
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name
@@ -244,59 +234,10 @@ class S3Store:
         return key.removeprefix(f"{self._prefix}/") if self._prefix else key
 
     def _call(self, method: str, name: str | None = None, **arguments: Any) -> dict[str, Any]:
-        """One request, sent again while it fails for a reason that may pass."""
+        """A request about the object, or about the bucket; see `Requests.call`."""
         place = self.root if name is None else self.where(name)
-        arguments |= {"Bucket": self._bucket} | ({} if name is None else {"Key": self._key(name)})
-        trouble = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt)
-                time.sleep(random.uniform(longest / 2, longest))
-                logger.debug("%s %s again: %s", method, place, trouble)
-            try:
-                return self._sent(method, arguments)
-            except ClientError as error:
-                if not _passes(error):
-                    raise _refusal(error, method, place) from error
-                trouble = _answer(error)
-            except NoCredentialsError as error:
-                raise UserError(
-                    f"no credentials for {self.root}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-                    "AWS_PROFILE"
-                ) from error
-            except _PASSING as error:
-                trouble = f"{type(error).__name__}: {error}".rstrip(": ")
-            except BotoCoreError as error:
-                raise UserError(f"{place} cannot be used: {error}") from error
-        raise OSError(
-            errno.ETIMEDOUT, f"{method} failed {ATTEMPTS} times, at last with {trouble}", str(place)
-        )
-
-    def _sent(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        files = self._files()
-
-        async def send() -> dict[str, Any]:
-            client = await files.set_session()
-            answer: dict[str, Any] = await getattr(client, method)(**arguments)
-            if "Body" in answer:
-                async with answer["Body"] as body:
-                    answer["Body"] = await body.read()
-            return answer
-
-        answer: dict[str, Any] = sync(files.loop, send, timeout=REQUEST_SECONDS)
-        return answer
-
-    def _files(self) -> s3fs.S3FileSystem:
-        # The connections of a parent process are not those of its forked child.
-        if self._connected is None or self._connected[0] != os.getpid():
-            config = {
-                "connect_timeout": CONNECT_SECONDS,
-                "read_timeout": SILENT_SECONDS,
-                "retries": {"max_attempts": 0},
-                "max_pool_connections": 2 * READS_AT_ONCE,
-            }
-            self._connected = (os.getpid(), s3fs.S3FileSystem(config_kwargs=config))
-        return self._connected[1]
+        key = {} if name is None else {"Key": self._key(name)}
+        return self._requests.call(method, place, Bucket=self._bucket, **key, **arguments)
 
 
 class S3Draft:
@@ -351,37 +292,5 @@ class _RangedFile(io.RawIOBase):
         return len(data)
 
 
-class _PastTheEndError(Exception):
-    """A range that starts behind the object's last byte."""
-
-
 def _checksum(data: bytes) -> str:
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
-
-
-def _passes(error: ClientError) -> bool:
-    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-    return status >= 500 or status in _PASSING_STATUS or error.response["Error"].get("Code") in _PASSING_CODES
-
-
-def _answer(error: ClientError) -> str:
-    said = error.response["Error"]
-    return f"{error.response['ResponseMetadata'].get('HTTPStatusCode')} {said.get('Code', '')}".rstrip()
-
-
-def _refusal(error: ClientError, method: str, place: str) -> Exception:
-    """What the store's final answer means."""
-    status = error.response["ResponseMetadata"].get("HTTPStatusCode")
-    said = error.response["Error"]
-    code, message = said.get("Code", ""), said.get("Message", "")
-    if code == "NoSuchBucket":
-        return UserError(f"{place}: there is no such bucket; create it, or check its name and the endpoint")
-    if status == 404:
-        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
-    if status == 412:
-        return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), place)
-    if status == 416:
-        return _PastTheEndError(place)
-    if status == 403:
-        return PermissionError(errno.EACCES, f"{method} is not permitted ({code}: {message})", place)
-    return UserError(f"{place}: the store refused {method}: {_answer(error)}: {message}")

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
 from cluster.errors import UserError
@@ -191,7 +191,7 @@ class PosixStore:
                     yield Entry(name=name, bytes=status.st_size, modified=status.st_mtime)
 
     def create_if_absent(self, name: str, data: bytes) -> bytes:
-        with self.draft(name.rpartition(".")[0]) as draft:
+        with self.draft(str(PurePath(name).with_suffix(""))) as draft:
             draft.write(data)
             with contextlib.suppress(FileExistsError):
                 os.link(draft.path, self.where(name))
@@ -199,7 +199,7 @@ class PosixStore:
         return self.read(name)
 
     def replace(self, name: str, data: bytes) -> None:
-        with self.draft(name.rpartition(".")[0]) as draft:
+        with self.draft(str(PurePath(name).with_suffix(""))) as draft:
             draft.write(data)
             draft.path.replace(self.where(name))
         _sync_folder(self.where(name).parent)
