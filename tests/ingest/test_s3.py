@@ -17,7 +17,7 @@ from cluster.errors import UserError
 from ingest import cli, s3, s3_requests
 from ingest.commit import commit, read_commit
 from ingest.dataset import open_dataset
-from ingest.plan import CrawlSettings, freeze, open_source
+from ingest.plan import CrawlSettings, freeze, open_images
 from ingest.store import PosixStore, open_store
 from ingest.verify import Level, read_seal, verify_root, verify_units
 from ingest.view import read_view, write_view
@@ -201,7 +201,7 @@ def test_D1_D3_two_crawls_of_one_output_at_once(tmp_path, folder, crawl, bucket)
 
 def test_of_two_plans_at_once_the_first_wins(folder, bucket):
     source, store = folder(), open_store(f"{bucket}/set")
-    opened, first = [open_source(str(source))], []
+    opened, first = [open_images(str(source))], []
 
     def meanwhile(items):
         if not first:
