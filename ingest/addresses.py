@@ -70,10 +70,13 @@ def http_url(text: str) -> URL:
         parts = urlsplit(text.strip())
         if parts.scheme not in ("http", "https"):
             raise UnfetchableError(NOT_HTTP_URL)
+        if "\\" in parts.netloc:
+            # Browsers and other parsers disagree about which host this is.
+            raise UnfetchableError(BAD_URL)
         origin = URL.build(scheme=parts.scheme, host=parts.hostname or "", port=parts.port)
         return URL.build(
             scheme=parts.scheme,
-            host=_host(origin.raw_host or ""),
+            host=_bracketed(_host(origin.raw_host or "")),
             port=origin.port,
             path=_without_dots(quote(parts.path or "/", safe=_SAFE_IN_PATH)),
             query_string=quote(parts.query, safe=_SAFE_IN_QUERY),
@@ -86,6 +89,8 @@ def http_url(text: str) -> URL:
 def _host(host: str) -> str:
     host = host.removesuffix(".")
     if ":" in host:
+        if "%" in host:
+            raise ValueError(host)
         return str(ipaddress.IPv6Address(host))
     labels = host.split(".")
     if _NUMBER.fullmatch(labels[-1]):
@@ -93,6 +98,10 @@ def _host(host: str) -> str:
     if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
         raise ValueError(host)
     return host
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _without_dots(path: str) -> str:

@@ -10,6 +10,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 from urllib.parse import urljoin
 
@@ -86,6 +87,12 @@ Outcome = Fetched | Problem
 Report = Callable[[tuple[Token, Outcome] | BaseException], None]
 
 
+def _tell_bug(job: "_Job[Token]", task: asyncio.Task[None]) -> None:
+    """Whoever waits for outcomes must not wait for ever."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        job.report(error)
+
+
 @dataclass(slots=True, eq=False)
 class _Job(Generic[Token]):
     """A URL on its way; `url` is where redirects have led, `spent` seconds of this attempt."""
@@ -156,6 +163,7 @@ class Engine(Generic[Token]):
                 continue
             task = self._loop.create_task(self._work(host, job))
             self._tasks.add(task)
+            task.add_done_callback(partial(_tell_bug, job))
         when = self._hosts.next_time()
         if self._alarm is not None and self._alarm.when() != when:
             self._alarm.cancel()

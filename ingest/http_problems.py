@@ -92,11 +92,6 @@ def no_answer(error: Exception) -> Problem | None:
 
 def broken_body(error: Exception, status: int) -> UnfetchableError | None:
     """What an error of the HTTP client means while the body is read; None if it is not the network's."""
-    causes = (error, error.__cause__)
-    if any(isinstance(cause, (ConnectionResetError, aiohttp.ClientOSError)) for cause in causes):
-        return after_answer("reset", status, retryable=True)
-    if any(isinstance(cause, aiohttp.http_exceptions.TransferEncodingError) for cause in causes):
-        return after_answer("bad_http", status)
     if isinstance(error, (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError)):
         return after_answer("truncated_body", status, retryable=True)
     if isinstance(error, (aiohttp.ClientError, aiohttp.http.HttpProcessingError)):

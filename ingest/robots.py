@@ -16,7 +16,15 @@ from yarl import URL
 
 from ingest.addresses import http_url
 from ingest.http_client import Answer
-from ingest.http_problems import DNS_NOT_FOUND, PRIVATE_ADDRESS, ROBOTS_UNREACHABLE, UnfetchableError
+from ingest.http_problems import (
+    CONNECT_FAILED,
+    DNS_FAILED,
+    DNS_NOT_FOUND,
+    PRIVATE_ADDRESS,
+    ROBOTS_UNREACHABLE,
+    TLS_INVALID,
+    UnfetchableError,
+)
 
 # What robots.txt and X-Robots-Tag call us.
 TOKEN = "seer-ingest"
@@ -32,6 +40,8 @@ _MOST_WILDCARDS = 1000
 _NAMED = "User-agent: "
 _USER_AGENT = re.compile(r"\s*user[- ]?agent\s*[:\s]\s*([^#]*)", re.IGNORECASE)
 _SITE_WIDE = re.compile(r"\s*(site-?maps?|host)\b", re.IGNORECASE)
+# Told as they are: the image itself would meet them too.
+_OF_THE_HOST = (PRIVATE_ADDRESS, DNS_NOT_FOUND, DNS_FAILED, CONNECT_FAILED, TLS_INVALID)
 _OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex", "none")
 # Directives with a colon of their own: no robot's name.
 _VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
@@ -174,7 +184,7 @@ class Robots:
             status = error.problem.http_status
             if status is not None and 400 <= status < 500 and status != 429:
                 return ""
-            if error.problem in (PRIVATE_ADDRESS, DNS_NOT_FOUND):
+            if error.problem in _OF_THE_HOST:
                 raise
             raise UnfetchableError(ROBOTS_UNREACHABLE, retry_after=error.retry_after) from error
         # RFC 9309 §2.3.1.2: too many redirects are as if there were no file.
