@@ -15,7 +15,7 @@ import pyarrow as pa
 from cluster.errors import UserError
 from ingest.commit import commit, read_commit, read_commits, seal
 from ingest.crawl_settings import CrawlSettings
-from ingest.fetch import Fetcher, Politeness
+from ingest.fetch import Fetched, Fetcher, FetchSettings
 from ingest.image import Checked
 from ingest.plan import Plan, freeze, open_images, open_source, read_plans
 from ingest.pool import Checker
@@ -29,6 +29,8 @@ __all__ = ["Counts", "CrawlReport", "CrawlSettings", "Progress", "crawl_shards"]
 
 # What may wait in memory for its turn in a shard, in all units together.
 _WAITING_BYTES = 128 << 20
+# URLs known at a time: enough units that slow sites do not hold up the others.
+_WINDOW = 65_536
 _MENDABLE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -41,7 +43,6 @@ _MENDABLE = (
 )
 
 NAMES_TELL = Columns()
-POLITE = Politeness()
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,6 @@ def crawl_shards(
     workers: int,
     progress: Progress,
     columns: Columns = NAMES_TELL,
-    politeness: Politeness = POLITE,
     extend: bool = False,
 ) -> CrawlReport:
     """Turn images into a sealed dataset; go on where an earlier run of the same crawl stopped.
@@ -132,7 +132,6 @@ def crawl_shards(
         workers: checking processes; does not change the result.
         progress: is told how far the crawl is.
         columns: which columns of lists mean what.
-        politeness: how hard hosts may be asked; does not change the result.
         extend: add these sources to a dataset that was made from others; URLs that it knows are left out.
 
     Raises:
@@ -145,7 +144,7 @@ def crawl_shards(
     opened = [open_source(place, columns) for place in places]
     if isinstance(store.root, Path):
         _refuse_output_inside(places, store.root)
-    if not politeness.contact and any(isinstance(source, UrlList) for source in opened):
+    if not settings.fetch.contact and any(isinstance(source, UrlList) for source in opened):
         raise UserError(
             "webmasters must be able to reach you: give a web page or an e-mail address with --contact"
         )
@@ -162,11 +161,11 @@ def crawl_shards(
         store.prepare()
         locations = [place if "://" in place else str(Path(place).resolve()) for place in places]
         plan = freeze(store, opened, settings, listed=listed, extend=extend, locations=locations)
-        return crawl_plan(plan, workers=workers, progress=progress, politeness=politeness, counts=counts)
+        return crawl_plan(plan, fetch=settings.fetch, workers=workers, progress=progress, counts=counts)
 
 
 def crawl_plan(
-    plan: Plan, *, workers: int, progress: Progress, politeness: Politeness, counts: Counts
+    plan: Plan, *, fetch: FetchSettings, workers: int, progress: Progress, counts: Counts
 ) -> CrawlReport:
     """Do what is left of a plan, and seal the dataset.
 
@@ -180,7 +179,7 @@ def crawl_plan(
                 f"{plan.store.root} is not finished: run the crawl of generation {earlier.generation} first"
             )
     counts.units, counts.planned = len(plan.units), plan.rows
-    crawl_units(plan, plan.units, workers=workers, progress=progress, politeness=politeness, counts=counts)
+    crawl_units(plan, plan.units, fetch=fetch, workers=workers, progress=progress, counts=counts)
     root = seal(plan.store, {unit: each.fingerprint for each in plans for unit in each.units})
     progress(counts)
     return CrawlReport(output=plan.store.root, root=root, counts=counts)
@@ -190,9 +189,9 @@ def crawl_units(
     plan: Plan,
     units: Iterable[int],
     *,
+    fetch: FetchSettings,
     workers: int,
     progress: Progress,
-    politeness: Politeness,
     counts: Counts,
 ) -> None:
     """Make and commit those of the plan's units that nobody has committed yet."""
@@ -212,7 +211,7 @@ def crawl_units(
             plan=plan,
             units=list(units),
             sources=sources,
-            politeness=politeness,
+            fetch=fetch,
             counts=counts,
             progress=progress,
         )
@@ -266,14 +265,14 @@ class _Crawl:
         plan: Plan,
         units: Sequence[int],
         sources: Mapping[int, Source],
-        politeness: Politeness,
+        fetch: FetchSettings,
         counts: Counts,
         progress: Progress,
     ) -> None:
         self._plan = plan
         self._settings = plan.settings
         self._sources = sources
-        self._politeness = politeness
+        self._fetch = replace(fetch, max_bytes=plan.settings.treatment.limits.max_bytes)
         self._counts = counts
         self._progress = progress
         self._memory = Memory(_WAITING_BYTES)
@@ -292,11 +291,11 @@ class _Crawl:
         if self._sources:
             yield from self._read()
         if len(self._sources) < len(self._plan.sources):
-            limit = self._settings.treatment.limits.max_bytes
-            with Fetcher[_Attempt](self._settings.fetch, self._politeness, max_bytes=limit) as fetcher:
-                for attempt, fetched in fetcher.run(self._requests()):
-                    self._counts.bytes_read += fetched.bytes_read
-                    yield attempt._replace(http_status=fetched.http_status), fetched.body
+            with Fetcher[_Attempt](self._fetch, window=_WINDOW) as fetcher:
+                for attempt, outcome in fetcher.run(self._requests()):
+                    body = outcome.data if isinstance(outcome, Fetched) else outcome
+                    self._counts.bytes_read += len(body) if isinstance(body, bytes) else 0
+                    yield attempt._replace(http_status=outcome.http_status), body
 
     def take(self, attempt: _Attempt, data: bytes | Problem, verdict: Checked) -> None:
         """Write what is due; commit a unit that is whole. If another worker was first, its result stands."""
