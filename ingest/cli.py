@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from cluster.doctor import Check, doctor_report, doctor_table
 from cluster.errors import UserError
 from ingest import stats as counting
+from ingest.commands.urls import urls
 from ingest.commit import replace
 from ingest.crawl import CrawlReport, CrawlSettings, crawl_shards
 from ingest.dataset import open_dataset, sealed_head
@@ -314,6 +315,9 @@ def doctor(
         Console().print(doctor_table(checks))
     if any(check.required and check.status == "missing" for check in checks):
         raise typer.Exit(1)
+
+
+app.command("urls")(urls)
 
 
 def main() -> None:

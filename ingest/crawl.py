@@ -214,13 +214,22 @@ class _Crawl:
 
 def _url(source: str, path: bytes) -> str:
     """Where an image came from, for people: bytes that are no text show as \\\\x escapes."""
+    if _is_address(path):
+        return _text(path)
     return f"{source}/{_text(path)}" if path else source
 
 
 def _labels(path: bytes) -> list[str]:
-    """The first folder below the source."""
+    """The first folder below the source; an address on the web has none."""
+    if _is_address(path):
+        return []
     folder, slash, _ = path.partition(b"/")
     return [_text(folder)] if slash else []
+
+
+def _is_address(path: bytes) -> bool:
+    # Paths within folders and tars have no empty part.
+    return b"://" in path
 
 
 def _text(name: bytes) -> str:

@@ -31,6 +31,7 @@ from ingest.image import Treatment
 from ingest.sources.folder import FolderSource
 from ingest.sources.source import Item, Source
 from ingest.sources.tar import TarSource, is_tar
+from ingest.sources.warc import WarcSource, is_warc
 
 T = TypeVar("T")
 FORMAT = 1
@@ -114,10 +115,10 @@ class Plan:
 
 
 def open_source(text: str) -> Source:
-    """A folder or a local tar.
+    """A folder, a local tar or a local WARC.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none of them.
     """
     path = Path(text)
     if path.is_dir():
@@ -126,7 +127,11 @@ def open_source(text: str) -> Source:
         raise UserError(f"source {text} does not exist")
     if path.is_file() and os.access(path, os.R_OK) and is_tar(path):
         return TarSource(path)
-    raise UserError(f"source {text} is neither a folder nor a readable tar (plain, gzip, bzip2 or xz)")
+    if path.is_file() and os.access(path, os.R_OK) and is_warc(path):
+        return WarcSource(path)
+    raise UserError(
+        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2 or xz), nor a WARC file"
+    )
 
 
 def freeze(

@@ -109,7 +109,7 @@ def test_mistakes_in_a_crawl_are_one_sentence(dataset, folder, tmp_path):
     (tmp_path / "text.tar").write_text("no tar")
     (tmp_path / "bare").mkdir()
     assert "does not exist" in mistake("crawl-shards", tmp_path / "nowhere", *out)
-    assert "neither a folder nor a readable tar" in mistake("crawl-shards", tmp_path / "text.tar", *out)
+    assert "neither a folder, nor a readable tar" in mistake("crawl-shards", tmp_path / "text.tar", *out)
     assert "nothing to ingest" in mistake("crawl-shards", tmp_path / "bare", *out)
     assert "inside the source" in mistake("crawl-shards", source, "--output", source / "out")
     sentence = mistake("crawl-shards", source, "--output", dataset, "--resize", 8)

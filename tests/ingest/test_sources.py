@@ -278,7 +278,7 @@ def test_what_is_no_source_is_refused(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"PK\3\4" + b"\1" * 2000)
     (tmp_path / "empty").write_bytes(b"")
     for name in ("x.zip", "empty"):
-        with pytest.raises(UserError, match="neither a folder nor a readable tar"):
+        with pytest.raises(UserError, match="neither a folder, nor a readable tar"):
             open_source(str(tmp_path / name))
     with pytest.raises(UserError, match="does not exist"):
         open_source(str(tmp_path / "nothing"))
