@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import aiohttp
 import fsspec
@@ -11,7 +11,17 @@ from fastwarc.warc import WarcRecord
 from ingest.canonical_url import resolve
 from ingest.links import LONGEST_PAGE, Link, Page, opts_out, page_links
 from ingest.wat import wat_page
-from ingest.web_archive import METADATA, RESOURCE, RESPONSE, ArchiveError, body, message, records, target
+from ingest.web_archive import (
+    METADATA,
+    RESOURCE,
+    RESPONSE,
+    ArchiveError,
+    body,
+    content_type,
+    message,
+    records,
+    target,
+)
 
 # The JSON of a page's links can be longer than the page.
 _LONGEST_ENVELOPE = 2 * LONGEST_PAGE
@@ -74,7 +84,7 @@ def _pages(file: BinaryIO, counts: ArchiveCounts) -> Iterator[tuple[str, Page]]:
         found: tuple[str, Page] | None = None
         if record.record_type in (RESPONSE, RESOURCE):
             found = _stored_page(record)
-        elif record.record_type == METADATA and _is_json(record):
+        elif record.record_type == METADATA and content_type(record.headers) == "application/json":
             found = wat_page(body(record, _LONGEST_ENVELOPE))
         if found is not None:
             yield found
@@ -88,8 +98,3 @@ def _stored_page(record: WarcRecord) -> tuple[str, Page] | None:
         return None
     page = page_links(found.body, url, charset=found.charset)
     return url, Page(page.links, page.opted_out or any(map(opts_out, found.robots)))
-
-
-def _is_json(record: WarcRecord) -> bool:
-    kind: Any = record.headers.get("Content-Type") or ""
-    return bool(kind.partition(";")[0].strip().lower() == "application/json")

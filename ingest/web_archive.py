@@ -5,6 +5,7 @@ file ends too early, which fastwarc takes for its end.
 """
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ RESPONSE = WarcRecordType.response
 RESOURCE = WarcRecordType.resource
 METADATA = WarcRecordType.metadata
 
+_CHARSET = re.compile(r"""charset\s*=\s*["']?([\w.:-]{1,40})""", re.IGNORECASE)
 _MOST_CODINGS = 3
 _CODINGS: dict[str, Callable[[BinaryIO], Any]] = {
     "chunked": ChunkedReader,
@@ -63,17 +65,36 @@ def records(file: BinaryIO, types: WarcRecordType = WarcRecordType.any_type) -> 
     Raises:
         ArchiveError: warc_damaged or warc_truncated, after the last whole record; io_error.
     """
-    found = ArchiveIterator(file, record_types=types, parse_http=False, fsspec_args=False)
-    while True:
-        try:
-            record = next(found, None)
-            if record is None:
-                return
-            yield record
+    at = -1
+    try:
+        for record in ArchiveIterator(file, parse_http=False, fsspec_args=False):
+            at = record.stream_pos
+            # A header that the end of the file cuts short is no error to fastwarc.
+            if record.headers.get_bytes(b"Content-Length") is None:
+                raise ArchiveError("warc_truncated")
+            if int(record.record_type & types):
+                yield record
             if record.reader.tell() + record.consume() < record.content_length:
                 raise ArchiveError("warc_truncated")
-        except OSError as error:
-            raise _archive_error(error) from error
+        if at >= 0 and file.seekable() and _more_begins(file, at):
+            raise ArchiveError("warc_truncated")
+    except OSError as error:
+        raise _archive_error(error) from error
+
+
+def _more_begins(file: BinaryIO, at: int) -> bool:
+    """Whether after the gzip member at `at`, that of the last record, another one begins."""
+    file.seek(at)
+    magic = file.read(2)
+    file.seek(at)
+    if magic != b"\x1f\x8b":
+        return False
+    members = GzipReader(file)
+    members.read(1)
+    first = members.frame_start_position()
+    while members.read(1 << 20):
+        pass
+    return bool(members.frame_start_position() != first)
 
 
 def message(record: WarcRecord, *, max_bytes: int) -> Message | None:
@@ -83,14 +104,13 @@ def message(record: WarcRecord, *, max_bytes: int) -> Message | None:
         ArchiveError: the record is damaged or ends too early.
     """
     if record.record_type == RESOURCE:
-        kind, _, _ = (record.headers.get("Content-Type") or "").partition(";")
         return Message(
             status=200,
-            content_type=kind.strip().lower(),
+            content_type=content_type(record.headers),
             charset=None,
             robots=(),
             body=body(record, max_bytes),
-            truncated="WARC-Truncated" in record.headers,
+            truncated=_is_cut(record),
         )
     if not record.is_http:
         return None
@@ -106,11 +126,11 @@ def message(record: WarcRecord, *, max_bytes: int) -> Message | None:
     raw = body(record, max_bytes)
     return Message(
         status=headers.status_code,
-        content_type=(record.http_content_type or "").strip().lower(),
-        charset=record.http_charset,
-        robots=tuple(headers.get_multiple("X-Robots-Tag")),
+        content_type=content_type(headers),
+        charset=_charset(headers),
+        robots=tuple(_values(headers, b"X-Robots-Tag")),
         body=_decoded(raw, headers, max_bytes),
-        truncated="WARC-Truncated" in record.headers,
+        truncated=_is_cut(record),
     )
 
 
@@ -132,8 +152,27 @@ def body(record: WarcRecord, max_bytes: int) -> bytes:
 
 def target(record: WarcRecord) -> bytes:
     """The record's address; some writers put it between < and >."""
-    named = record.headers.get_bytes(b"WARC-Target-URI") or b""
+    named: bytes = record.headers.get_bytes(b"WARC-Target-URI") or b""
     return named.strip().removeprefix(b"<").removesuffix(b">")
+
+
+def content_type(headers: Any) -> str:
+    """Without parameters, lower case."""
+    return next(_values(headers, b"Content-Type"), "").partition(";")[0].strip().lower()
+
+
+def _charset(headers: Any) -> str | None:
+    named = _CHARSET.search(next(_values(headers, b"Content-Type"), ""))
+    return named[1] if named else None
+
+
+def _values(headers: Any, name: bytes) -> Iterator[str]:
+    """All values of a header; fastwarc's own text is UTF-8, and raises where a header is not."""
+    return (value.decode("latin-1") for value in headers.get_bytes_multiple(name))
+
+
+def _is_cut(record: WarcRecord) -> bool:
+    return record.headers.get_bytes(b"WARC-Truncated") is not None
 
 
 def _archive_error(error: OSError) -> ArchiveError:
@@ -147,7 +186,7 @@ def _decoded(data: bytes, headers: Any, max_bytes: int) -> bytes:
     Many crawlers store the decoded body and leave the header that names the coding: what does not decode is
     taken as it is.
     """
-    named = [*headers.get_multiple("Content-Encoding"), *headers.get_multiple("Transfer-Encoding")]
+    named = [*_values(headers, b"Content-Encoding"), *_values(headers, b"Transfer-Encoding")]
     codings = [coding.strip().lower() for value in named for coding in value.split(",")]
     for coding in reversed(codings[-_MOST_CODINGS:]):
         opener = _CODINGS.get(coding)

@@ -84,6 +84,7 @@ def test_largest_candidate_of_srcset(srcset, largest):
         ("<p title='<img src=no>' <img src=b><img src=a", []),
         ("< img src=no><img src=a></ <img src=no>", ["http://host.example/dir/a"]),
         ("<plaintext><img src=no>", []),
+        ("<!-- x --!><img src=a>", ["http://host.example/dir/a"]),
     ],
 )
 def test_images_of_a_page(html, urls):
