@@ -20,6 +20,7 @@ from ingest import stats as counting
 from ingest.commands.crawl import crawl
 from ingest.commands.gc import gc
 from ingest.commands.options import CORES, DatasetFolder, Json, Workers
+from ingest.commands.urls import urls
 from ingest.dataset import open_dataset, sealed_head
 from ingest.doctor import image_checks
 from ingest.progress import Meter
@@ -226,6 +227,9 @@ def doctor(
         Console().print(doctor_table(checks))
     if any(check.required and check.status == "missing" for check in checks):
         raise typer.Exit(1)
+
+
+app.command("urls")(urls)
 
 
 def main() -> None:

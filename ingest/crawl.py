@@ -355,7 +355,7 @@ class _Crawl:
     ) -> None:
         item = attempt.item
         url = _text(item.path)
-        if attempt.source in self._sources:
+        if attempt.source in self._sources and not _is_address(item.path):
             url = _within(self._sources[attempt.source].name, url)
         writer.add(
             verdict,
@@ -387,6 +387,11 @@ class _Crawl:
 def _within(source: str, path: str) -> str:
     """Where an image came from, for people."""
     return f"{source}/{path}" if path else source
+
+
+def _is_address(path: bytes) -> bool:
+    # Paths within folders and tars have no empty part.
+    return b"://" in path
 
 
 def _text(name: bytes) -> str:

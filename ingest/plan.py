@@ -29,6 +29,7 @@ from ingest.sources.folder import FolderSource
 from ingest.sources.source import Item, Source
 from ingest.sources.tar import TarSource, is_tar
 from ingest.sources.urls import Columns, UrlList, list_format
+from ingest.sources.warc import WarcSource, is_warc
 from ingest.store import Store
 
 T = TypeVar("T")
@@ -124,7 +125,7 @@ def open_source(text: str, columns: Columns) -> Source | UrlList:
     """What `open_images` opens, or a list of URLs.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none of them.
     """
     if list_format(text) is not None and not Path(text).is_dir():
         return UrlList(text, columns)
@@ -132,10 +133,10 @@ def open_source(text: str, columns: Columns) -> Source | UrlList:
 
 
 def open_images(text: str) -> Source:
-    """A folder or a local tar.
+    """A folder, a local tar, or a local WARC.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none of them.
     """
     path = Path(text)
     if path.is_dir():
@@ -144,9 +145,11 @@ def open_images(text: str) -> Source:
         raise UserError(f"source {text} does not exist")
     if path.is_file() and os.access(path, os.R_OK) and is_tar(path):
         return TarSource(path)
+    if path.is_file() and os.access(path, os.R_OK) and is_warc(path):
+        return WarcSource(path)
     raise UserError(
-        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2 or xz), nor named like a "
-        "list of URLs (.parquet, .csv, .tsv, .jsonl or .txt, also with .gz or .zst)"
+        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2 or xz), nor a WARC file, "
+        "nor named like a list of URLs (.parquet, .csv, .tsv, .jsonl or .txt, also with .gz or .zst)"
     )
 
 
