@@ -20,6 +20,7 @@ from ingest import stats as counting
 from ingest.commands.crawl import crawl
 from ingest.commands.gc import gc
 from ingest.commands.options import CORES, DatasetFolder, Json, Workers
+from ingest.commands.retry import retry
 from ingest.commands.urls import urls
 from ingest.dataset import open_dataset, sealed_head
 from ingest.doctor import image_checks
@@ -72,6 +73,7 @@ def options(
 
 app.command("crawl-shards")(crawl)
 app.command()(gc)
+app.command()(retry)
 
 
 @app.command()

@@ -103,10 +103,13 @@ class Plan:
         """The unit's attempts in order: the source's number, and the item."""
         return [_item(row) for row in self.table(unit).to_pylist()]
 
+    def columns(self) -> pa.Schema:
+        """The columns of `table`."""
+        return self._metadata.schema.to_arrow_schema().remove_metadata()
+
     def extra_columns(self) -> pa.Schema:
-        """The columns that rows of this generation have besides everyone's."""
-        schema = self._metadata.schema.to_arrow_schema()
-        return pa.schema([field for field in schema if field.name not in ITEMS_SCHEMA.names])
+        """Those that rows of this generation have besides everyone's."""
+        return pa.schema([field for field in self.columns() if field.name not in ITEMS_SCHEMA.names])
 
     @cached_property
     def _metadata(self) -> pq.FileMetaData:
@@ -211,7 +214,7 @@ def freeze(
         wanted = "nothing new" if plans else "nothing to ingest"
         raise UserError(f"there is {wanted} in {', '.join(source.name for source in sources)}")
     identity = _identity(described, settings, plans)
-    if plan.fingerprint != _fingerprint(identity):  # somebody else was faster, with other work
+    if plan.fingerprint != fingerprint_of(identity):  # somebody else was faster, with other work
         raise UserError(
             f"{store.root} was planned {difference(plan.description, identity)}, or another --output"
         )
@@ -226,7 +229,7 @@ def _already_planned(
     plans: Sequence[Plan], described: Sequence[dict[str, Any]], settings: CrawlSettings
 ) -> Plan | None:
     for plan in plans:
-        if plan.fingerprint == _fingerprint(_identity(described, settings, plans[: plan.generation])):
+        if plan.fingerprint == fingerprint_of(_identity(described, settings, plans[: plan.generation])):
             return plan
     return None
 
@@ -249,7 +252,7 @@ def _tables(
         else:
             about = _Listing(source)
             for batch in batched(about.items(), _BATCH):
-                yield _filled(_items_table(number, batch), schema)
+                yield filled(_items_table(number, batch), schema)
             described.append(about.describe())
     if lists:
         for plan in plans:
@@ -317,7 +320,7 @@ def _identity(
     }
 
 
-def _fingerprint(identity: dict[str, Any]) -> str:
+def fingerprint_of(identity: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(identity)).hexdigest()
 
 
@@ -362,7 +365,7 @@ def publish_plan(
         "units": count,
         "rows": rows,
         "items": {"name": name, "sha256": sha256},
-        "fingerprint": _fingerprint(identity()),
+        "fingerprint": fingerprint_of(identity()),
     }
     there = store.create_if_absent(layout.plan_name(generation), canonical(ours | more()))
     return Plan(store=store, generation=generation, description=json.loads(there))
@@ -383,11 +386,11 @@ def _url_items(table: pa.Table, number: int, schema: pa.Schema, source: UrlList)
         "problem": pa.array([""] * rows, pa.string()),
         **{name: table[name] for name in table.column_names if name != "url"},
     }
-    whole = _filled(pa.table(columns), schema, name=source.name)
+    whole = filled(pa.table(columns), schema, name=source.name)
     return whole.append_column("url", table["url"])
 
 
-def _filled(table: pa.Table, schema: pa.Schema, *, name: str = "") -> pa.Table:
+def filled(table: pa.Table, schema: pa.Schema, *, name: str = "") -> pa.Table:
     """The table with all columns of the schema, in its order and types; absent ones are null."""
     columns = [
         table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)

@@ -21,6 +21,15 @@ from ingest.wording import duration, in_bytes, several, visible
 
 DEFAULTS = CrawlSettings()
 LIMITS = DEFAULTS.treatment.limits
+Contact = Annotated[
+    str | None,
+    typer.Option(
+        envvar="INGEST_CONTACT", help="Where webmasters reach you: a URL or an e-mail, in the User-Agent."
+    ),
+]
+PerHost = Annotated[int, typer.Option(min=1, help="Connections to a host at a time.")]
+PerHostRate = Annotated[float | None, typer.Option(min=0.001, help="Requests to a host per second.")]
+Connections = Annotated[int, typer.Option(min=1, help="At a time, over all hosts.")]
 
 
 def crawl(
@@ -64,12 +73,7 @@ def crawl(
     url_column: Annotated[str | None, typer.Option(help="Of lists. [default: seen from the names]")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Of lists: alt text or caption.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Of lists: labels or hashtags.")] = None,
-    contact: Annotated[
-        str | None,
-        typer.Option(
-            envvar="INGEST_CONTACT", help="Where webmasters reach you: a URL or an e-mail, in the User-Agent."
-        ),
-    ] = None,
+    contact: Contact = None,
     deadline: Annotated[
         float, typer.Option(min=0.1, help="Seconds for one attempt at a URL, redirects included.")
     ] = DEFAULTS.fetch.deadline,
@@ -77,15 +81,9 @@ def crawl(
         int, typer.Option(min=1, help="How often a URL is tried that may succeed later.")
     ] = DEFAULTS.fetch.attempts,
     max_redirects: Annotated[int, typer.Option(min=0)] = DEFAULTS.fetch.max_redirects,
-    per_host: Annotated[
-        int, typer.Option(min=1, help="Connections to a host at a time.")
-    ] = DEFAULTS.fetch.per_host,
-    per_host_rate: Annotated[
-        float | None, typer.Option(min=0.001, help="Requests to a host per second.")
-    ] = DEFAULTS.fetch.per_host_rate,
-    connections: Annotated[
-        int, typer.Option(min=1, help="At a time, over all hosts.")
-    ] = DEFAULTS.fetch.connections,
+    per_host: PerHost = DEFAULTS.fetch.per_host,
+    per_host_rate: PerHostRate = DEFAULTS.fetch.per_host_rate,
+    connections: Connections = DEFAULTS.fetch.connections,
     ignore_robots: Annotated[
         bool, typer.Option("--ignore-robots", help="Do not heed robots.txt; the dataset says so.")
     ] = False,
@@ -135,18 +133,20 @@ def crawl(
             extend=extend,
         )
     if as_json:
-        typer.echo(json.dumps(_crawl_json(report, progress.seconds), indent=2))
+        typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
     else:
-        _print_crawl(report, progress.seconds)
+        print_crawl(report, progress.seconds)
 
 
-def _crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
+def crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
+    """What a crawl made, for scripts."""
     # Not asdict, which does not know how a Counter is made.
     counts = {k: dict(v) if isinstance(v, Counter) else v for k, v in vars(report.counts).items()}
     return {"output": str(report.output), "root": report.root, "seconds": round(seconds, 3)} | counts
 
 
-def _print_crawl(report: CrawlReport, seconds: float) -> None:
+def print_crawl(report: CrawlReport, seconds: float) -> None:
+    """What a crawl made, for people."""
     counts = report.counts
     again = f", {counts.resumed:,} of them by an earlier run" if counts.resumed else ""
     rows = [
