@@ -24,7 +24,7 @@ from ingest.commit import replace
 from ingest.crawl import CrawlReport, CrawlSettings, crawl_shards
 from ingest.dataset import open_dataset, sealed_head
 from ingest.doctor import image_checks
-from ingest.image import ImageLimits, Treatment
+from ingest.image import Crop, Encoding, ImageLimits, Treatment
 from ingest.layout import KEY_SLOTS
 from ingest.progress import CrawlProgress, Meter
 from ingest.verify import Damage, Level, read_seal, verify_root, verify_units
@@ -83,11 +83,22 @@ def crawl_command(
     *,
     output: Annotated[Path, typer.Option(help="The dataset's folder; a crawl that stopped goes on there.")],
     resize: Annotated[
-        int | None, typer.Option(min=1, help="Shorter side in pixels, as JPEG; without it, bytes are kept.")
+        int | None, typer.Option(min=1, help="Shorter side in pixels; without it, bytes are kept.")
+    ] = None,
+    crop: Annotated[
+        Crop | None,
+        typer.Option(help="All of it, or its middle square, with --resize. [default: keep_ratio]"),
+    ] = None,
+    encoding: Annotated[
+        Encoding | None, typer.Option(help="What is stored, with --resize. [default: jpeg]")
     ] = None,
     quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Of the JPEG encoder, with --resize. [default: 95]")
+        int | None, typer.Option(min=1, max=100, help="Of the encoder, with --resize. [default: 95]")
     ] = None,
+    phash: Annotated[
+        bool,
+        typer.Option(help="Make the perceptual hash; without it, the pixels of a kept JPEG stay unread."),
+    ] = True,
     unit_rows: Annotated[
         int, typer.Option(min=1, max=KEY_SLOTS, help="Files per work unit and shard.")
     ] = DEFAULTS.unit_rows,
@@ -107,14 +118,16 @@ def crawl_command(
     as_json: Json = False,
 ) -> None:
     """Check images, shard them, and seal the dataset. Run again, it goes on where it stopped."""
-    if quality is not None and resize is None:
-        raise UserError(
-            "--quality is of the encoder that only --resize uses: add --resize, or leave --quality out"
-        )
+    for option, given in (("--crop", crop), ("--encoding", encoding), ("--quality", quality)):
+        if given is not None and resize is None:
+            raise UserError(f"{option} is used with --resize only: add --resize, or leave {option} out")
     treatment = Treatment(
         limits=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels),
         resize=resize,
-        quality=DEFAULTS.treatment.quality if quality is None else quality,
+        crop=crop or DEFAULTS.treatment.crop,
+        encoding=encoding or DEFAULTS.treatment.encoding,
+        quality=quality or DEFAULTS.treatment.quality,
+        phash=phash,
     )
     settings = CrawlSettings(unit_rows=unit_rows, treatment=treatment, seconds=seconds, memory_mb=memory_mb)
     with Meter(Console(stderr=True)) as meter:

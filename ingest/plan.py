@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import PIL
 import pyarrow as pa
@@ -27,13 +27,14 @@ from PIL import features
 from cluster.errors import UserError
 from ingest import layout
 from ingest.commit import canonical, make_durable, make_folder, sync_folder
-from ingest.image import Treatment
+from ingest.image import Crop, Encoding, Treatment
 from ingest.sources.folder import FolderSource
 from ingest.sources.source import Item, Source
 from ingest.sources.tar import TarSource, is_tar
 
 T = TypeVar("T")
-FORMAT = 1
+# 2: what is stored carries no metadata; another perceptual hash.
+FORMAT = 2
 _ITEMS_SCHEMA = pa.schema(
     [
         pa.field("unit", pa.uint32(), nullable=False),
@@ -52,7 +53,7 @@ class CrawlSettings:
 
     Attributes:
         unit_rows: attempts per unit.
-        treatment: of each image: limits, resize, quality.
+        treatment: of each image: limits, what is stored, and whether it is hashed.
         seconds: CPU time one image may take.
         memory_mb: memory that checking one image may take, MiB.
     """
@@ -67,18 +68,26 @@ class CrawlSettings:
             raise UserError(f"--unit-rows must be from 1 to {layout.KEY_SLOTS:,}, not {self.unit_rows}")
         if self.treatment.resize is not None and self.treatment.resize < 1:
             raise UserError(f"--resize must be at least 1 pixel, not {self.treatment.resize}")
+        if self.treatment.crop not in get_args(Crop):
+            raise UserError(f"--crop must be one of {', '.join(get_args(Crop))}, not {self.treatment.crop}")
+        if self.treatment.encoding not in get_args(Encoding):
+            known = ", ".join(get_args(Encoding))
+            raise UserError(f"--encoding must be one of {known}, not {self.treatment.encoding}")
         if not 1 <= self.treatment.quality <= 100:
             raise UserError(f"--quality must be from 1 to 100, not {self.treatment.quality}")
         if self.seconds <= 0 or self.memory_mb < 1:
             raise UserError("--seconds and --memory-mb must be greater than 0")
 
     def flags(self) -> dict[str, Any]:
-        """The settings by the command's option that sets them."""
+        """The settings by the command's option that sets them; an option without a value is True or None."""
         limits = self.treatment.limits
         return {
             "--unit-rows": self.unit_rows,
             "--resize": self.treatment.resize,
+            "--crop": self.treatment.crop,
+            "--encoding": self.treatment.encoding,
             "--quality": self.treatment.quality,
+            "--no-phash": None if self.treatment.phash else True,
             "--max-bytes": limits.max_bytes,
             "--max-pixels": limits.max_pixels,
             "--seconds": self.seconds,
@@ -252,6 +261,10 @@ def _items_table(unit: int, batch: Sequence[tuple[int, Item]]) -> pa.Table:
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """What keeps these two plans apart, as the middle of a sentence, most likely cause first."""
+    if theirs.get("format") != FORMAT:
+        return (
+            f"in format {theirs.get('format')}, not {FORMAT}: use the version that made it to go on with it"
+        )
     old, new = theirs["settings"], ours["settings"]
     flags = [flag for flag in new if old.get(flag) != new[flag]]
     if flags:
@@ -268,15 +281,14 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
             return f"from {before}, in which names or sizes have changed since: restore them to go on with it"
         return f"from {before}, not from {now}: give it the same sources to go on with it"
     changed = [name for name in ours["builds"] if theirs["builds"].get(name) != ours["builds"][name]]
-    if changed:
-        wanted = ", ".join(f"{name} {theirs['builds'].get(name)}" for name in changed)
-        given = ", ".join(f"{name} {ours['builds'][name]}" for name in changed)
-        return f"with {wanted}, and here is {given}, which makes other bytes: use the former to go on with it"
-    return f"in format {theirs.get('format')}, not {FORMAT}: use the version that made it to go on with it"
+    wanted = ", ".join(f"{name} {theirs['builds'].get(name)}" for name in changed)
+    given = ", ".join(f"{name} {ours['builds'][name]}" for name in changed)
+    return f"with {wanted}, and here is {given}, which makes other bytes: use the former to go on with it"
 
 
 def _options(flags: Sequence[str], settings: dict[str, Any], present: str, absent: str) -> str:
-    there = " ".join(f"{flag} {settings[flag]}" for flag in flags if settings.get(flag) is not None)
+    given = [(flag, settings.get(flag)) for flag in flags if settings.get(flag) is not None]
+    there = " ".join(flag if value is True else f"{flag} {value}" for flag, value in given)
     missing = " ".join(flag for flag in flags if settings.get(flag) is None)
     return " and ".join(f"{word} {names}" for word, names in ((present, there), (absent, missing)) if names)
 
