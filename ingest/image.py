@@ -205,7 +205,7 @@ def _made_smaller(image: Image.Image, kind: str, treatment: Treatment) -> Checke
     picture, target = _rgb(image), _target(size, treatment)
     if picture.size != target:
         box = _middle(picture.size) if treatment.crop == "center" else None
-        picture = picture.resize(target, Image.Resampling.LANCZOS, box)
+        picture = picture.resize(target, Image.Resampling.BICUBIC, box)
     picture = upright(picture, turn)
     stored = _encode(picture, treatment.encoding, treatment.quality)
     original_width, original_height = turned(size, turn)
@@ -295,9 +295,9 @@ def _target(size: tuple[int, int], treatment: Treatment) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _middle(size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The square in the middle: left, top, right, bottom."""
-    left, top = ((length - min(size)) / 2 for length in size)
+def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The square in the middle: left, top, right, bottom. Whole pixels: what keeps its scale stays sharp."""
+    left, top = ((length - min(size)) // 2 for length in size)
     return left, top, left + min(size), top + min(size)
 
 

@@ -52,7 +52,7 @@ def stripped(data: bytes, kind: str, orientation: int) -> bytes:
         return data
     try:
         left = strip(data, orientation)
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:
         raise ValueError("truncated") from error
     return data if left == data else left
 
@@ -137,6 +137,8 @@ def _png(data: bytes, orientation: int) -> bytes:
                 place_of_exif = len(parts)
             parts.append(data[at:end])
         at = end
+    if not place_of_exif:
+        raise ValueError("there is no picture")
     if orientation != 1:
         body = b"eXIf" + _exif(orientation)
         parts.insert(place_of_exif, struct.pack(">I", len(body) - 4) + body + _crc(body))
@@ -207,9 +209,10 @@ def _gif(data: bytes, orientation: int) -> bytes:
             else:
                 at += 1
     except IndexError:
-        # A later frame is cut off: those before it are whole.
-        if not images:
-            raise
+        # If it is a later frame that is cut off, those before it are whole.
+        pass
+    if not images:
+        raise ValueError("truncated")
     return b"".join([*parts, b";"])
 
 

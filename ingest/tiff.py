@@ -74,7 +74,7 @@ def first_page(data: bytes) -> bytes:
 
     Raises:
         ValueError: it is damaged, or of the old JPEG compression, whose parts are not told apart.
-        struct.error: it is truncated.
+        struct.error, OverflowError: it is truncated, or points out of itself.
     """
     order = TIFF_ORDER[data[:4]]
     big = data[2:4] in (b"+\0", b"\0+")

@@ -310,7 +310,7 @@ def test_resize_keeps_the_ratio_and_never_enlarges(size, resize, expected, scene
 
 
 @pytest.mark.parametrize(
-    ("size", "resize", "side"), [((300, 200), 100, 100), ((201, 300), 100, 100), ((30, 21), 100, 21)]
+    ("size", "resize", "side"), [((300, 200), 100, 100), ((201, 300), 100, 100), ((301, 200), 300, 200)]
 )
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

@@ -142,6 +142,8 @@ def test_every_kind_of_pixels_is_the_same(kind, mode, scene, encode):
         ],
     }
     for options in variants[kind]:
+        if options.get("compression") == "jpeg" and mode not in ("L", "RGB", "CMYK"):
+            continue
         try:
             data = encode(picture, KINDS[kind], **options)
         except (OSError, ValueError, RuntimeError):
@@ -203,6 +205,7 @@ def test_a_gif_without_its_end_keeps_its_whole_frames(scene, encode):
     assert same(frames(left), frames(data)[:1])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_D4_every_truncation_ends_as_a_verdict(kind, scene, encode):
     data = telling(kind, scene(7, 9, 7), encode, 6)
@@ -260,7 +263,8 @@ def test_D4_damaged_files_are_stripped_or_refused(kind, edits, scene, encode):
         st.tuples(
             st.sampled_from([*range(0xE0, 0xF0), 0xFE]),
             st.sampled_from([b"", b"Exif\0\0", b"JFIF\0", b"ICC_PROFILE\0\1\1", b"Adobe", b"MPF\0"]),
-            st.binary(max_size=20),
+            # Pillow refuses an Adobe segment that is too short.
+            st.binary(min_size=7, max_size=20),
             st.binary(max_size=3).map(lambda junk: junk.replace(b"\xff", b"")),
         ),
         max_size=6,
@@ -269,7 +273,7 @@ def test_D4_damaged_files_are_stripped_or_refused(kind, edits, scene, encode):
 def test_any_segments_leave_the_jpeg_that_a_decoder_sees(scene, encode, segments):
     data = encode(scene(), "JPEG")
     more = b"".join(junk + segment(marker, name + body) for marker, name, body, junk in segments)
-    told = data[:2] + more + data[2:]
+    told = data[:20] + more + data[20:]
     left = stripped(told, "jpeg", 1)
     for mode in ("RGB", "YCbCr"):
         pictures = []
@@ -281,15 +285,20 @@ def test_any_segments_leave_the_jpeg_that_a_decoder_sees(scene, encode, segments
         assert np.array_equal(*pictures)
 
 
-def test_D4_parts_that_overlap_do_not_cost_time_without_end(encode):
-    strips = 20_000
-    data = bytearray(encode(Image.new("L", (1, strips)), "TIFF", strip_size=1))
-    image = Image.open(io.BytesIO(bytes(data)))
-    assert len(image.tag_v2[273]) == strips
-    huge = bytes(data) + b"\0" * (4 << 20)
-    at = huge.index(struct.pack("<HHI", 279, image.tag_v2.tagtype[279], strips))
-    (sizes_at,) = struct.unpack_from("<I", huge, at + 8)
-    code = {3: "H", 4: "I"}[image.tag_v2.tagtype[279]]
-    lying = struct.pack(f"<{strips}{code}", *[65_000] * strips)
+def test_D4_parts_that_overlap_do_not_cost_time_without_end():
+    strips, pixels = 100_000, 1 << 20
+    places = 8 + 2 + 5 * 12 + 4
+    sizes = places + 4 * strips
+    entries = [
+        (256, 4, 1, 1),
+        (257, 4, 1, 1),
+        (259, 3, 1, 5),
+        (273, 4, strips, places),
+        (279, 4, strips, sizes),
+    ]
+    data = b"II*\0\x08\0\0\0\x05\0" + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    data += (
+        struct.pack("<I", sizes + 4 * strips) * strips + struct.pack("<I", pixels) * strips + bytes(pixels)
+    )
     with pytest.raises(ValueError, match="do not fit"):
-        stripped(huge[:sizes_at] + lying + huge[sizes_at + len(lying) :], "tiff", 1)
+        stripped(data, "tiff", 1)
