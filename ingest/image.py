@@ -167,8 +167,9 @@ def check(data: bytes, treatment: Treatment) -> Checked:
 
 
 def _kept_as_it_is(data: bytes, image: Image.Image, kind: str, treatment: Treatment) -> Checked:
-    hidden = kind != "png" or any(name in data for name in _PNG_ORIENTATION)
-    turn = orientation_of(image, kind) if hidden else 1
+    # Only a PNG that says something has to be decoded for what it says.
+    silent = kind == "png" and not any(name in data for name in _PNG_ORIENTATION)
+    turn = 1 if silent else orientation_of(image, kind)
     stored = stripped(data, kind, turn)
     if stored is not data:
         # What is judged is what is stored.

@@ -177,6 +177,16 @@ def test_animations_stay_whole(kind, scene, encode):
     assert same(frames(left), frames(data))
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_webp_is_as_if_it_had_been_written_without_metadata(orientation, scene, encode):
+    picture, block = scene(1, 49, 33), Image.Exif()
+    block[0x0112] = orientation
+    # Pillow writes EXIF with a head that belongs to JPEG alone.
+    only = {"exif": block.tobytes().removeprefix(b"Exif\0\0")} if orientation != 1 else {}
+    plain = encode(picture, "WEBP", lossless=True, icc_profile=b"colours" * 20, **only)
+    assert stripped(telling("webp", picture, encode, orientation), "webp", orientation) == plain
+
+
 def test_metadata_in_the_frames_of_a_webp_goes(scene, encode):
     data = encode(scene(4), "WEBP", save_all=True, append_images=[scene(5)], lossless=True)
     at = data.index(b"ANMF")
