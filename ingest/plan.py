@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError
 from ingest import layout
 from ingest.commit import canonical
-from ingest.crawl_settings import FORMAT, CrawlSettings, builds, difference
+from ingest.crawl_settings import CrawlSettings, difference, made_with
 from ingest.grouping import ByDomain, rechunked
 from ingest.sources.folder import FolderSource
 from ingest.sources.source import Item, Source
@@ -311,13 +311,8 @@ def _identity(
     described: Sequence[dict[str, Any]], settings: CrawlSettings, before: Sequence[Plan]
 ) -> dict[str, Any]:
     """Everything that decides the output."""
-    return {
-        "format": FORMAT,
-        "settings": settings.flags(),
-        "sources": list(described),
-        "builds": builds(),
-        "extends": [plan.fingerprint for plan in before],
-    }
+    extends = [plan.fingerprint for plan in before]
+    return made_with(settings) | {"sources": list(described), "extends": extends}
 
 
 def fingerprint_of(identity: dict[str, Any]) -> str:

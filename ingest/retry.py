@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from ingest.commit import read_commits
-from ingest.crawl_settings import FORMAT, CrawlSettings, builds
+from ingest.crawl_settings import CrawlSettings, made_with
 from ingest.grouping import ByDomain, rechunked
 from ingest.plan import Plan, filled, publish_plan, read_plans
 from ingest.store import Store
@@ -59,11 +59,8 @@ def plan_retry(store: Store, *, deadline: float | None, attempts: int | None) ->
 
 
 def _identity(tried: Sequence[Plan], plans: Sequence[Plan], settings: CrawlSettings) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "settings": settings.flags(),
+    return made_with(settings) | {
         "sources": [source for plan in tried for source in plan.sources],
-        "builds": builds(),
         "extends": [plan.fingerprint for plan in plans],
         "retries": [plan.generation for plan in tried],
     }

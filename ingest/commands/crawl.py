@@ -13,7 +13,7 @@ from ingest.commands.options import CORES, Json, Workers
 from ingest.crawl import CrawlReport, crawl_shards
 from ingest.crawl_settings import CrawlSettings
 from ingest.fetch import FetchSettings
-from ingest.image import ImageLimits, Treatment
+from ingest.image import Crop, Encoding, ImageLimits, Treatment
 from ingest.layout import KEY_SLOTS
 from ingest.progress import CrawlProgress, Meter
 from ingest.sources.urls import Columns
@@ -50,11 +50,22 @@ def crawl(
         bool, typer.Option("--extend", help="Add to a dataset that was made from other sources.")
     ] = False,
     resize: Annotated[
-        int | None, typer.Option(min=1, help="Shorter side in pixels, as JPEG; without it, bytes are kept.")
+        int | None, typer.Option(min=1, help="Shorter side in pixels; without it, bytes are kept.")
+    ] = None,
+    crop: Annotated[
+        Crop | None,
+        typer.Option(help="All of it, or its middle square, with --resize. [default: keep_ratio]"),
+    ] = None,
+    encoding: Annotated[
+        Encoding | None, typer.Option(help="What is stored, with --resize. [default: jpeg]")
     ] = None,
     quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Of the JPEG encoder, with --resize. [default: 95]")
+        int | None, typer.Option(min=1, max=100, help="Of the encoder, with --resize. [default: 95]")
     ] = None,
+    phash: Annotated[
+        bool,
+        typer.Option(help="Make the perceptual hash; without it, the pixels of a kept JPEG stay unread."),
+    ] = True,
     unit_rows: Annotated[
         int, typer.Option(min=1, max=KEY_SLOTS, help="Attempts per work unit and shard.")
     ] = DEFAULTS.unit_rows,
@@ -97,14 +108,16 @@ def crawl(
     as_json: Json = False,
 ) -> None:
     """Fetch or read images, check, shard and seal them. Run again, it goes on where it stopped."""
-    if quality is not None and resize is None:
-        raise UserError(
-            "--quality is of the encoder that only --resize uses: add --resize, or leave --quality out"
-        )
+    for option, given in (("--crop", crop), ("--encoding", encoding), ("--quality", quality)):
+        if given is not None and resize is None:
+            raise UserError(f"{option} is used with --resize only: add --resize, or leave {option} out")
     treatment = Treatment(
         limits=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels),
         resize=resize,
-        quality=DEFAULTS.treatment.quality if quality is None else quality,
+        crop=crop or DEFAULTS.treatment.crop,
+        encoding=encoding or DEFAULTS.treatment.encoding,
+        quality=quality or DEFAULTS.treatment.quality,
+        phash=phash,
     )
     fetch = FetchSettings(
         contact=contact,
