@@ -29,8 +29,8 @@ __all__ = ["Counts", "CrawlReport", "CrawlSettings", "Progress", "crawl_shards"]
 
 # What may wait in memory for its turn in a shard, in all units together.
 _WAITING_BYTES = 128 << 20
-# URLs known at a time: enough units that slow sites do not hold up the others.
-_WINDOW = 65_536
+# URLs known at a time: enough that slow sites do not hold up the others.
+_WINDOW = 16_384
 _MENDABLE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -314,7 +314,9 @@ class _Crawl:
         original = data if isinstance(data, bytes) else b""
         stored = original if verdict.data is None else verdict.data
         self._count(verdict, stored)
-        outcome = attempt, isinstance(data, Problem) and data.retryable, replace(verdict, data=None)
+        if verdict.data is not None:  # held once, as `stored`
+            verdict = replace(verdict, data=None)
+        outcome = attempt, isinstance(data, Problem) and data.retryable, verdict
         for (due, retryable, judged), image in unit.reorder.put(attempt.row, outcome, stored):
             self._write(unit.writer, due, retryable, judged, image)
         if unit.reorder.next == unit.rows:

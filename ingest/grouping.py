@@ -148,6 +148,20 @@ def _first_of_each(urls: pa.ChunkedArray) -> NDArray[np.int64]:
     return np.sort(first)
 
 
+def taking_turns(table: pa.Table) -> pa.Table:
+    """The same rows so that sites take turns: the first URL of each, then the second of each, and so on.
+
+    That is about the order in which they will be fetched: then little has to wait for its place in a shard.
+    `path` is the column with the URLs, as bytes.
+    """
+    hashes = domain_hashes(table["path"].cast(pa.string()))
+    together = np.argsort(hashes, kind="stable")
+    starts = np.flatnonzero(np.diff(hashes[together], prepend=hashes[together][:1] + np.uint64(1)))
+    turn = np.empty(len(table), np.int64)
+    turn[together] = np.arange(len(table)) - np.repeat(starts, np.diff([*starts, len(table)]))
+    return table.take(np.argsort(turn, kind="stable"))
+
+
 def rechunked(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
     """The same rows in tables of `rows` each, the last one shorter."""
     held: list[pa.Table] = []

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from ingest import layout
 from ingest.commit import canonical
 from ingest.crawl_settings import CrawlSettings, difference, made_with
-from ingest.grouping import ByDomain, rechunked
+from ingest.grouping import ByDomain, rechunked, taking_turns
 from ingest.sources.folder import FolderSource
 from ingest.sources.source import Item, Source
 from ingest.sources.tar import TarSource, is_tar
@@ -206,7 +207,11 @@ def freeze(
         plan = publish_plan(
             store,
             plans,
-            rechunked(_counted(_tables(sources, described, urls, known, plans), listed), settings.unit_rows),
+            in_units(
+                _counted(_tables(sources, described, urls, known, plans), listed),
+                settings.unit_rows,
+                [isinstance(source, UrlList) for source in sources],
+            ),
             identity=lambda: _identity(described, settings, plans),
             more=lambda: {"repeated": urls.repeated, "known": urls.known, "locations": list(locations)},
         )
@@ -219,6 +224,20 @@ def freeze(
             f"{store.root} was planned {difference(plan.description, identity)}, or another --output"
         )
     return plan
+
+
+def in_units(tables: Iterable[pa.Table], rows: int, with_urls: Sequence[bool]) -> Iterator[pa.Table]:
+    """One table per unit; in those that are all URLs, sites take turns.
+
+    Args:
+        tables: columns of ITEMS_SCHEMA, and further ones.
+        rows: of a unit.
+        with_urls: of each source, whether its items have URLs.
+    """
+    lists = pa.array([number for number, urls in enumerate(with_urls) if urls], pa.uint32())
+    for table in rechunked(tables, rows):
+        all_urls = pc.all(pc.is_in(table["source"], value_set=lists)).as_py()
+        yield taking_turns(table) if all_urls else table
 
 
 def _others(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> bool:

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError
 from ingest.commit import read_commits
 from ingest.crawl_settings import CrawlSettings, made_with
-from ingest.grouping import ByDomain, rechunked
-from ingest.plan import Plan, filled, publish_plan, read_plans
+from ingest.grouping import ByDomain
+from ingest.plan import Plan, filled, in_units, publish_plan, read_plans
 from ingest.store import Store
 
 
@@ -52,7 +52,11 @@ def plan_retry(store: Store, *, deadline: float | None, attempts: int | None) ->
     return publish_plan(
         store,
         plans,
-        rechunked(_retryable(tried), settings.unit_rows),
+        in_units(
+            _retryable(tried),
+            settings.unit_rows,
+            [source["kind"] == "urls" for plan in tried for source in plan.sources],
+        ),
         identity=lambda: _identity(tried, plans, settings),
         more=lambda: {"locations": [place for plan in tried for place in plan.locations]},
     )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest import grouping
-from ingest.grouping import ByDomain, domain_hashes, rechunked, registrable_domain
+from ingest.grouping import ByDomain, domain_hashes, rechunked, registrable_domain, taking_turns
 
 HOSTS = st.sampled_from(
     ["a.com", "img.a.com", "A.com:8080", "b.co.uk", "x.b.co.uk", "u.github.io", "1.2.3.4", "[::1]"]
@@ -71,3 +71,20 @@ def test_rechunking_keeps_every_row_in_place(sizes, rows):
     assert [n for chunk in chunks for n in chunk] == list(range(sum(sizes)))
     assert all(len(chunk) == rows for chunk in chunks[:-1])
     assert not chunks or 1 <= len(chunks[-1]) <= rows
+
+
+@given(urls=st.lists(URLS, max_size=40))
+def test_sites_take_turns(urls):
+    paths = pa.array([url.encode() for url in urls], pa.binary())
+    rows = taking_turns(pa.table({"path": paths, "row": pa.array(range(len(urls)), pa.int64())})).to_pylist()
+    assert sorted(row["row"] for row in rows) == list(range(len(urls)))
+    hashes = domain_hashes(pa.chunked_array([pa.array(urls, pa.string())])).tolist()
+    seen, turns = {}, []
+    for row in rows:
+        assert urls[row["row"]].encode() == row["path"]
+        turns.append(seen.get(hashes[row["row"]], 0))
+        seen[hashes[row["row"]]] = turns[-1] + 1
+    assert turns == sorted(turns)
+    for site in set(hashes):  # within a site the order stays
+        mine = [row["row"] for row in rows if hashes[row["row"]] == site]
+        assert mine == sorted(mine)

@@ -6,9 +6,11 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingest.image import Checked, Treatment, check
-from ingest.shard import META_SCHEMA, ShardWriter
+from ingest.shard import META_SCHEMA, ShardWriter, header
 from ingest.store import PosixStore
 
 
@@ -126,3 +128,13 @@ def test_shards_open_in_webdataset(tmp_path, folder, crawl):
     files = sorted(path for path in source.rglob("*.*") if path.name != "note.jpg")
     assert [found[key] for key in sorted(found)] == [path.read_bytes() for path in files]
     assert sorted(found)[:2] == ["0000000000000", "0000000000001"]
+
+
+@given(
+    name=st.text(st.characters(codec="ascii", categories=("L", "N", "P")), min_size=1, max_size=100),
+    size=st.integers(0, 8**11 - 1),
+)
+def test_headers_are_those_of_tarfile(name, size):
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
