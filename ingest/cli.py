@@ -18,7 +18,9 @@ from cluster.doctor import Check, doctor_report, doctor_table
 from cluster.errors import UserError
 from ingest import stats as counting
 from ingest.commands.crawl import crawl
+from ingest.commands.dedup import dedup
 from ingest.commands.options import CORES, DatasetFolder, Json, Workers
+from ingest.commands.view import view
 from ingest.commit import replace
 from ingest.dataset import open_dataset, sealed_head
 from ingest.doctor import image_checks
@@ -69,6 +71,8 @@ def options(
 
 
 app.command("crawl-shards")(crawl)
+app.command("dedup")(dedup)
+app.command("view")(view)
 
 
 @app.command()

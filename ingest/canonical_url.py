@@ -1,0 +1,154 @@
+"""One web address, one spelling.
+
+`resolve` reads a reference as a browser does (the URL standard, https://url.spec.whatwg.org, for http and
+https only) and spells it as a browser would request it. `canonical` goes on to what RFC 3986, section 6.2.2,
+calls equivalent: two spellings of one address become one, for deduplication. Both take hostile text, answer
+None for what is no web address, and never raise.
+"""
+
+import ipaddress
+import re
+from functools import lru_cache
+from urllib.parse import quote, unquote_to_bytes
+
+import idna
+
+# nginx and Apache refuse longer request lines.
+LONGEST_URL = 8192
+_LONGEST_HOST = 253
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+_BLANK = "".join(map(chr, range(0x21)))
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_HOST = re.compile(r"[a-z0-9._~-]+")
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+# Lone percent signs stay, as in browsers.
+_PATH_SAFE = "!$%&'()*+,-./:;=@[]_|~\\"
+_QUERY_SAFE = "!$%&()*+,-./:;=?@[]_|~\\^`{}"
+
+
+def resolve(reference: str, base: str = "") -> str | None:
+    """The absolute http(s) address that `reference` names, without its fragment.
+
+    Args:
+        reference: as it stands in a page.
+        base: an answer of this function, or "" if `reference` must be absolute.
+
+    Returns:
+        Printable ASCII of at most LONGEST_URL characters; None for another scheme, credentials, an address
+        without a host that could exist, or an empty reference.
+    """
+    text = reference[: 4 * LONGEST_URL].strip(_BLANK)
+    for control in "\t\n\r":
+        text = text.replace(control, "")
+    text = text.partition("#")[0]
+    before, question, query = text.partition("?")
+    before = before.replace("\\", "/")
+    if not text:
+        return None
+    scheme, authority, path = _absolute(before, base)
+    host = _host_and_port(authority, scheme)
+    if host is None:
+        return None
+    if base and not before:
+        path = _split(base)[2]
+    elif not path.startswith("/"):
+        path = _split(base)[2].rpartition("/")[0] + "/" + path
+    path = quote(_without_dots(path), safe=_PATH_SAFE, errors="replace")
+    url = f"{scheme}://{host}{path}{question}{quote(query, safe=_QUERY_SAFE, errors='replace')}"
+    return url if len(url) <= LONGEST_URL else None
+
+
+def canonical(url: str) -> str | None:
+    """The one spelling of an absolute address: resolved, and no escape without need, in upper case.
+
+    Scheme and host are in lower case, the host in its ASCII form, the default port, dot segments and the
+    fragment are gone; the query is kept. Applied to its own answer it changes nothing.
+    """
+    resolved = resolve(url)
+    return None if resolved is None else _ESCAPE.sub(_escape, resolved)
+
+
+def host_of(url: str) -> str:
+    """The host of an answer of `resolve`, without port."""
+    authority = _split(url)[1]
+    return authority.partition("]")[0] + "]" if authority.startswith("[") else authority.partition(":")[0]
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = chr(int(match[1], 16))
+    return character if character in _UNRESERVED else match[0].upper()
+
+
+def _split(url: str) -> tuple[str, str, str]:
+    """Scheme, authority and path of a resolved address."""
+    scheme, _, rest = url.partition("?")[0].partition("://")
+    authority, slash, path = rest.partition("/")
+    return scheme, authority, slash + path
+
+
+def _absolute(before: str, base: str) -> tuple[str, str, str]:
+    """Scheme, authority and path of what stands before the query; the path may still be relative."""
+    scheme = ""
+    if match := _SCHEME.match(before):
+        scheme = match[1].lower()
+        before = "//" + before[match.end() :].lstrip("/")
+    elif base:
+        scheme = _split(base)[0]
+    if before.startswith("//"):
+        authority, slash, path = before.lstrip("/").partition("/")
+        return scheme, authority, slash + path if slash else "/"
+    return scheme, _split(base)[1] if base else "", before
+
+
+@lru_cache(maxsize=4096)
+def _host_and_port(authority: str, scheme: str) -> str | None:
+    if scheme not in _DEFAULT_PORTS or "@" in authority:
+        return None
+    name, colon, port = authority.rpartition(":")
+    if not colon or "]" in port:
+        name, port = authority, ""
+    if port and not (port.isascii() and port.isdigit() and int(port[-6:]) < 65536 and len(port) < 12):
+        return None
+    host = _ipv6(name[1:-1]) if name.startswith("[") and name.endswith("]") else _name(name)
+    port = port.lstrip("0") or ("0" if port else "")
+    return host if not host or port in ("", _DEFAULT_PORTS[scheme]) else f"{host}:{port}"
+
+
+def _ipv6(text: str) -> str | None:
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        return None
+    return None if address.scope_id else f"[{address.compressed}]"
+
+
+def _name(text: str) -> str | None:
+    """A host name in ASCII and lower case."""
+    if len(text) > 4 * _LONGEST_HOST:
+        return None
+    name = unquote_to_bytes(text).decode("utf-8", "replace") if "%" in text else text
+    if not name.isascii():
+        try:
+            name = idna.encode(name[: _LONGEST_HOST + 1], uts46=True).decode("ascii")
+        except (idna.IDNAError, UnicodeError):
+            return None
+    name = name.lower()
+    labels = name.removesuffix(".").split(".")
+    fits = len(name) <= _LONGEST_HOST and all(0 < len(label) < 64 for label in labels)
+    return name if fits and _HOST.fullmatch(name) else None
+
+
+def _without_dots(path: str) -> str:
+    """The path without "." and ".." segments, however they are escaped."""
+    kept: list[str] = []
+    segments = path.split("/")[1:]
+    for number, segment in enumerate(segments):
+        plain = segment.replace("%2e", ".").replace("%2E", ".")
+        if plain == "..":
+            del kept[-1:]
+        elif plain != ".":
+            kept.append(segment)
+        if plain in (".", "..") and number == len(segments) - 1:
+            kept.append("")
+    return "/" + "/".join(kept)
