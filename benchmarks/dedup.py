@@ -13,6 +13,7 @@ of different photographs do.
 
 import argparse
 import io
+import multiprocessing
 import re
 import resource
 import tarfile
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +60,9 @@ def planted(count: int, radius: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return hashes[order], np.where(moved >= 0, place[moved], -1), bits[order]
 
 
-def find(
-    hashes: np.ndarray, radius: int, scratch: Path, *, partitions: int
-) -> tuple[np.ndarray, dict[str, float]]:
-    """DROPS of hashes whose ids are their positions, and figures."""
+def find(radius: int, scratch: Path, partitions: int) -> tuple[np.ndarray, dict[str, float]]:
+    """DROPS of the hashes in scratch, whose ids are their positions, and figures."""
+    hashes = np.load(scratch / "hashes.npy", mmap_mode="r")
     started = time.perf_counter()
     paths = []
     for number, first in enumerate(range(0, len(hashes), ROWS_PER_TASK)):
@@ -83,7 +84,9 @@ def find(
     kept_first = duplicates.first_come(np.concatenate(alike))
     drops = duplicates.settle(np.empty(0, duplicates.DROPS), np.concatenate(same), kept_first)
     ended = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     figures = {
+        "peak": peak,
         "scatter": scattered - started,
         "search": searched - scattered,
         "settle": ended - searched,
@@ -96,14 +99,15 @@ def find(
 def hashes_main(count: int, radius: int, scratch: Path | None) -> None:
     hashes, original, bits = planted(count, radius)
     partitions = -(-count // ROWS_PER_PARTITION)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        drops, figures = find(hashes, radius, Path(folder), partitions=partitions)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # In a process of its own, so that its peak is not that of planting.
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    with tempfile.TemporaryDirectory(dir=scratch) as folder, pool:
+        np.save(Path(folder) / "hashes.npy", hashes)
+        drops, figures = pool.submit(find, radius, Path(folder), partitions).result()
     seconds = figures["scatter"] + figures["search"] + figures["settle"]
     print(f"{count:,} hashes, r = {radius}: {seconds:.1f} s on one core ", end="")
     print(", ".join(f"{name} {figures[name]:.1f}" for name in ("scatter", "search", "settle")))
-    print(f"peak memory {after:.0f} MiB, of which the hashes and the plants' book take {before:.0f}")
+    print(f"peak memory {figures['peak']:.0f} MiB; {partitions} partitions of each band;", end=" ")
     print(f"{figures['compared']:,.0f} pairs compared, {figures['hot']:.0f} hot buckets")
     gone = np.zeros(count, bool)
     gone[drops["id"].astype(np.int64)] = True
@@ -142,9 +146,7 @@ def extrapolate(count: int, radius: int, seconds: float, compared: int) -> None:
             f"{compares:.1e} pairs), {large * 16 * (radius + 1) / 1e9:,.0f} GB of scratch"
         )
         plain = large**2 / 2 * 4 / 2**16
-        print(
-            f"    (buckets of one 16-bit band alone: {plain:.1e} pairs, {plain * pairs / 3600:,.0f} core-hours)"
-        )
+        print(f"    (buckets of one 16-bit band: {plain:.1e} pairs, {plain * pairs / 3600:,.0f} core-hours)")
 
 
 def compare_seconds(count: int) -> float:

@@ -19,12 +19,13 @@ from cluster.errors import UserError
 from ingest import stats as counting
 from ingest.commands.crawl import crawl
 from ingest.commands.dedup import dedup
+from ingest.commands.gc import gc
 from ingest.commands.options import CORES, DatasetFolder, Json, Workers
 from ingest.commands.view import view
-from ingest.commit import replace
 from ingest.dataset import open_dataset, sealed_head
 from ingest.doctor import image_checks
 from ingest.progress import Meter
+from ingest.store import PosixStore
 from ingest.verify import Damage, Level, read_seal, verify_root, verify_units
 from ingest.wording import in_bytes, several, visible
 
@@ -73,6 +74,7 @@ def options(
 app.command("crawl-shards")(crawl)
 app.command("dedup")(dedup)
 app.command("view")(view)
+app.command()(gc)
 
 
 @app.command()
@@ -116,7 +118,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def _print_verdict(dataset: Path, damages: list[Damage], level: Level, images: int) -> None:
+def _print_verdict(dataset: str, damages: list[Damage], level: Level, images: int) -> None:
     for damage in damages:
         typer.echo(visible(damage.sentence))
     looked = f" ({several(images, 'image')} read)" if level >= Level.SHA else ""
@@ -134,7 +136,7 @@ def stats(dataset: DatasetFolder, as_json: Json = False) -> None:
         _print_stats(found)
 
 
-def _count(dataset: Path) -> counting.Stats:
+def _count(dataset: str) -> counting.Stats:
     with Meter(Console(stderr=True)) as meter:
         return counting.count(
             dataset, progress=lambda done, total: meter.tell("counting units", done=done, total=total)
@@ -202,7 +204,7 @@ def show(
     """Make one self-contained HTML page of a dataset: images, sizes, formats, and what was not kept."""
     from ingest import gallery
 
-    page = Path(f"{dataset.resolve().name}.html") if output is None else output
+    page = Path(f"{gallery.name_of(dataset)}.html") if output is None else output
     if page.is_dir() or not page.parent.is_dir():
         wrong = "is a folder" if page.is_dir() else f"would lie in {page.parent}, and there is no such folder"
         raise UserError(f"--output {page} {wrong}: name a file in a folder that exists")
@@ -211,7 +213,7 @@ def show(
     photos = list(gallery.sample_photos(opened, samples=samples, seed=seed))
     made = gallery.settings_of(dataset, sealed_head(dataset, found.root)["generations"])
     text = gallery.render(found, photos, made)
-    replace(page, text.encode())
+    PosixStore(page.parent).replace(page.name, text.encode())
     typer.echo(f"{page} shows {several(len(photos), 'image')} of {found.kept:,} ({in_bytes(len(text))})")
 
 

@@ -1,27 +1,24 @@
-"""Publishing exactly once, and sealing. The only writes that another process can see are in this file.
+"""Committing units exactly once, and sealing.
 
-A file becomes visible whole or not at all; a commit and a seal are created only if absent. Whoever comes
-second, or comes again after a kill, finds the first one's result and goes on from there. A kill may leave
-hidden drafts.
+A commit and a seal are created only if absent. Whoever comes second, or comes again after a kill, finds the
+first one's result and goes on from there.
 """
 
-import contextlib
 import hashlib
 import io
 import json
-import os
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from ingest import layout
+from ingest.store import Store
 
+_READ_AT_ONCE = 512
 UNITS_SCHEMA = pa.schema(
     [
         pa.field("unit", pa.uint32(), nullable=False),
@@ -45,88 +42,26 @@ def canonical(value: Any) -> bytes:
     return (json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
 
 
-def make_folder(path: Path) -> None:
-    """Create the folder and its parents so that they survive a power cut."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
-
-
-def sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def draft(folder: Path, stem: str) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file beside its final place, under a hidden name; removed at the end unless it was moved."""
-    make_folder(folder)
-    path = folder / f".{stem}-{secrets.token_hex(8)}.tmp"
-    try:
-        with path.open("xb", buffering=1 << 20) as file:
-            yield path, file
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-
-
-def make_durable(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def create_if_absent(path: Path, data: bytes) -> bytes:
-    """Publish `data` under this name unless something is there already; returns what is there afterwards."""
-    with draft(path.parent, path.stem) as (temporary, file):
-        file.write(data)
-        make_durable(file)
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-    sync_folder(path.parent)
-    return path.read_bytes()
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Move the name to new content in one step: readers see the old bytes or the new ones."""
-    with draft(path.parent, path.stem) as (temporary, file):
-        file.write(data)
-        make_durable(file)
-        temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def publish(temporary: Path, final: Path, sha256: str) -> None:
-    """Reread a durable draft, and give it its content name.
-
-    Two workers that made the same bytes use the same name: either's file serves both.
-
-    Raises:
-        OSError: what comes back is not what was written.
-    """
-    with temporary.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise OSError(
-                f"{final} does not read back as it was written: the disk or file system is at fault"
-            )
-    temporary.replace(final)
-    sync_folder(final.parent)
-
-
-def commit(output: Path, record: dict[str, Any]) -> dict[str, Any]:
+def commit(store: Store, record: dict[str, Any]) -> dict[str, Any]:
     """Make one unit's result final by one create-if-absent; returns the record that won, ours or another."""
-    winner = create_if_absent(output / layout.commit_name(record["unit"]), canonical(record))
+    winner = store.create_if_absent(layout.commit_name(record["unit"]), canonical(record))
     return _record(winner)
 
 
-def read_commit(output: Path, unit: int) -> dict[str, Any] | None:
+def read_commit(store: Store, unit: int) -> dict[str, Any] | None:
     try:
-        return _record((output / layout.commit_name(unit)).read_bytes())
+        return _record(store.read(layout.commit_name(unit)))
     except FileNotFoundError:
         return None
+
+
+def read_commits(store: Store, units: Iterable[int]) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Every unit and its commit, None without one; many are read at once where one takes long."""
+    remaining = iter(units)
+    while batch := list(islice(remaining, _READ_AT_ONCE)):
+        read = store.read_many([layout.commit_name(unit) for unit in batch])
+        for unit, data in zip(batch, read, strict=True):
+            yield unit, None if data is None else _record(data)
 
 
 def _record(data: bytes) -> dict[str, Any]:
@@ -150,11 +85,11 @@ def merkle_root(leaves: Sequence[bytes]) -> str:
     return level[0].hex()
 
 
-def seal(output: Path, expected: Mapping[int, str]) -> str:
+def seal(store: Store, expected: Mapping[int, str]) -> str:
     """Name the dataset that these units make, and point DATASET.json to it. Sealing again changes nothing.
 
     Args:
-        output: the dataset's folder.
+        store: the dataset's files.
         expected: every planned unit, ascending, and the fingerprint of its plan.
 
     Returns:
@@ -164,16 +99,17 @@ def seal(output: Path, expected: Mapping[int, str]) -> str:
         UserError: a unit is missing, or was made under another plan.
     """
     records = []
-    for unit, fingerprint in expected.items():
-        record = read_commit(output, unit)
+    for unit, record in read_commits(store, expected):
         if record is None:
-            raise UserError(f"{output} cannot be sealed: unit {unit} is not committed; run the crawl again")
-        if record["fingerprint"] != fingerprint:
-            raise UserError(f"{output}: unit {unit} was made under another plan; use another --output")
+            raise UserError(
+                f"{store.root} cannot be sealed: unit {unit} is not committed; run the crawl again"
+            )
+        if record["fingerprint"] != expected[unit]:
+            raise UserError(f"{store.root}: unit {unit} was made under another plan; use another --output")
         records.append(record)
     root = merkle_root([canonical(record) for record in records])
     table = _units_table(records)
-    listing = create_if_absent(output / layout.sealed_name(root, "parquet"), table)
+    listing = store.create_if_absent(layout.sealed_name(root, "parquet"), table)
     head = {
         "format": 1,
         "root": root,
@@ -187,19 +123,19 @@ def seal(output: Path, expected: Mapping[int, str]) -> str:
         "bytes": sum(record["bytes"] for record in records),
         "units_sha256": hashlib.sha256(listing).hexdigest(),
     }
-    kept_head = create_if_absent(output / layout.sealed_name(root, "json"), canonical(head))
+    kept_head = store.create_if_absent(layout.sealed_name(root, "json"), canonical(head))
     if kept_head != canonical(head) and listing == table:
         # The list was lost and made anew, by a pyarrow that writes it with other bytes.
-        replace(output / layout.sealed_name(root, "json"), canonical(head))
+        store.replace(layout.sealed_name(root, "json"), canonical(head))
     pointer = canonical({"format": 1, "sealed": root})
-    if not _same(output / layout.DATASET, pointer):
-        replace(output / layout.DATASET, pointer)
+    if not _same(store, layout.DATASET, pointer):
+        store.replace(layout.DATASET, pointer)
     return root
 
 
-def _same(path: Path, data: bytes) -> bool:
+def _same(store: Store, name: str, data: bytes) -> bool:
     try:
-        return path.read_bytes() == data
+        return store.read(name) == data
     except FileNotFoundError:
         return False
 

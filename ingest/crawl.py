@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 
 from cluster.errors import UserError
-from ingest.commit import commit, make_folder, read_commit, seal
+from ingest.commit import commit, read_commit, read_commits, seal
 from ingest.crawl_settings import CrawlSettings
-from ingest.fetch import Fetcher, Politeness
+from ingest.fetch import Fetched, Fetcher, FetchSettings
 from ingest.image import Checked
 from ingest.plan import Plan, freeze, open_images, open_source, read_plans
 from ingest.pool import Checker
@@ -23,15 +23,26 @@ from ingest.reorder import Memory, Reorder
 from ingest.shard import ShardWriter
 from ingest.sources.source import Item, Problem, Source
 from ingest.sources.urls import Columns, UrlList, expand
+from ingest.store import Store, open_store
 
 __all__ = ["Counts", "CrawlReport", "CrawlSettings", "Progress", "crawl_shards"]
 
 # What may wait in memory for its turn in a shard, in all units together.
 _WAITING_BYTES = 128 << 20
-_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+# URLs known at a time: enough units that slow sites do not hold up the others.
+_WINDOW = 65_536
+_MENDABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ETIMEDOUT,
+)
 
 NAMES_TELL = Columns()
-POLITE = Politeness()
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +94,12 @@ class CrawlReport:
     """What a finished crawl made.
 
     Attributes:
-        output: the dataset's folder.
+        output: the dataset's folder or URL.
         root: the sealed dataset's Merkle root, hex.
         counts: kept + rejected + failed = planned.
     """
 
-    output: Path
+    output: Path | str
     root: str
     counts: Counts
 
@@ -109,7 +120,6 @@ def crawl_shards(
     workers: int,
     progress: Progress,
     columns: Columns = NAMES_TELL,
-    politeness: Politeness = POLITE,
     extend: bool = False,
 ) -> CrawlReport:
     """Turn images into a sealed dataset; go on where an earlier run of the same crawl stopped.
@@ -117,24 +127,24 @@ def crawl_shards(
     Args:
         sources: folders, local tars, and lists of URLs, in the order of their images in the dataset; rows of
             lists come last, sorted by site.
-        output: the dataset's folder, outside the sources.
+        output: the dataset's folder, outside the sources, or `s3://bucket/prefix`.
         settings: what is made of each image.
         workers: checking processes; does not change the result.
         progress: is told how far the crawl is.
         columns: which columns of lists mean what.
-        politeness: how hard hosts may be asked; does not change the result.
         extend: add these sources to a dataset that was made from others; URLs that it knows are left out.
 
     Raises:
         UserError: a source cannot be used, the output was planned for other work, or cannot be written.
     """
-    output = Path(output)
+    store = open_store(output)
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
     places = [place for text in sources for place in expand(text)]
     opened = [open_source(place, columns) for place in places]
-    _refuse_output_inside(places, output)
-    if not politeness.contact and any(isinstance(source, UrlList) for source in opened):
+    if isinstance(store.root, Path):
+        _refuse_output_inside(places, store.root)
+    if not settings.fetch.contact and any(isinstance(source, UrlList) for source in opened):
         raise UserError(
             "webmasters must be able to reach you: give a web page or an e-mail address with --contact"
         )
@@ -144,44 +154,44 @@ def crawl_shards(
         counts.planned = items
         progress(counts)
 
-    with ExitStack() as stack, _told_if_it_cannot_be_written(output):
+    with ExitStack() as stack, _told_if_it_cannot_be_written(store):
         for source in opened:
             if not isinstance(source, UrlList):
                 stack.callback(source.close)
-        make_folder(output)
+        store.prepare()
         locations = [place if "://" in place else str(Path(place).resolve()) for place in places]
-        plan = freeze(output, opened, settings, listed=listed, extend=extend, locations=locations)
-        return crawl_plan(plan, workers=workers, progress=progress, politeness=politeness, counts=counts)
+        plan = freeze(store, opened, settings, listed=listed, extend=extend, locations=locations)
+        return crawl_plan(plan, fetch=settings.fetch, workers=workers, progress=progress, counts=counts)
 
 
 def crawl_plan(
-    plan: Plan, *, workers: int, progress: Progress, politeness: Politeness, counts: Counts
+    plan: Plan, *, fetch: FetchSettings, workers: int, progress: Progress, counts: Counts
 ) -> CrawlReport:
     """Do what is left of a plan, and seal the dataset.
 
     Raises:
         UserError: an earlier generation is not finished, or a unit was made under another plan.
     """
-    plans = read_plans(plan.output)[: plan.generation + 1]
+    plans = read_plans(plan.store)[: plan.generation + 1]
     for earlier in plans[:-1]:
-        if any(read_commit(plan.output, unit) is None for unit in earlier.units):
+        if any(record is None for _, record in read_commits(plan.store, earlier.units)):
             raise UserError(
-                f"{plan.output} is not finished: first run the crawl of generation {earlier.generation} again"
+                f"{plan.store.root} is not finished: run the crawl of generation {earlier.generation} first"
             )
     counts.units, counts.planned = len(plan.units), plan.rows
-    crawl_units(plan, plan.units, workers=workers, progress=progress, politeness=politeness, counts=counts)
-    root = seal(plan.output, {unit: each.fingerprint for each in plans for unit in each.units})
+    crawl_units(plan, plan.units, fetch=fetch, workers=workers, progress=progress, counts=counts)
+    root = seal(plan.store, {unit: each.fingerprint for each in plans for unit in each.units})
     progress(counts)
-    return CrawlReport(output=plan.output, root=root, counts=counts)
+    return CrawlReport(output=plan.store.root, root=root, counts=counts)
 
 
 def crawl_units(
     plan: Plan,
     units: Iterable[int],
     *,
+    fetch: FetchSettings,
     workers: int,
     progress: Progress,
-    politeness: Politeness,
     counts: Counts,
 ) -> None:
     """Make and commit those of the plan's units that nobody has committed yet."""
@@ -201,7 +211,7 @@ def crawl_units(
             plan=plan,
             units=list(units),
             sources=sources,
-            politeness=politeness,
+            fetch=fetch,
             counts=counts,
             progress=progress,
         )
@@ -211,16 +221,17 @@ def crawl_units(
 
 
 @contextmanager
-def _told_if_it_cannot_be_written(output: Path) -> Iterator[None]:
+def _told_if_it_cannot_be_written(store: Store) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         # Trouble with reading a source is a row; what is left is the output's.
         if error.errno not in _MENDABLE:
             raise
-        reason = (error.strerror or "").lower()
+        reason = error.strerror or ""
         raise UserError(
-            f"cannot write {output}: {reason}; mend that, then run the same command again"
+            f"cannot write {store.root}: {reason[:1].lower()}{reason[1:]}; mend that, then run the same "
+            "command again"
         ) from error
 
 
@@ -235,7 +246,7 @@ class _Unit:
 
     def __init__(self, plan: Plan, unit: int, rows: int, extra: pa.Schema, memory: Memory) -> None:
         self.rows = rows
-        self.writer = ShardWriter(plan.output, unit, extra=extra)
+        self.writer = ShardWriter(plan.store, unit, extra=extra)
         self.reorder = Reorder[tuple[_Attempt, bool, Checked]](memory)
         self._closing = ExitStack()
         self._closing.callback(self.reorder.close)
@@ -254,21 +265,21 @@ class _Crawl:
         plan: Plan,
         units: Sequence[int],
         sources: Mapping[int, Source],
-        politeness: Politeness,
+        fetch: FetchSettings,
         counts: Counts,
         progress: Progress,
     ) -> None:
         self._plan = plan
         self._settings = plan.settings
         self._sources = sources
-        self._politeness = politeness
+        self._fetch = replace(fetch, max_bytes=plan.settings.treatment.limits.max_bytes)
         self._counts = counts
         self._progress = progress
         self._memory = Memory(_WAITING_BYTES)
         self._extra = plan.extra_columns()
         self._rows: dict[int, int] = {}
         self._open: dict[int, _Unit] = {}
-        self._left = [unit for unit in units if not self._is_done(unit)]
+        self._left = self._not_done(units)
 
     def close(self) -> None:
         """Give up what is under way."""
@@ -280,11 +291,11 @@ class _Crawl:
         if self._sources:
             yield from self._read()
         if len(self._sources) < len(self._plan.sources):
-            limit = self._settings.treatment.limits.max_bytes
-            with Fetcher[_Attempt](self._settings.fetch, self._politeness, max_bytes=limit) as fetcher:
-                for attempt, fetched in fetcher.run(self._requests()):
-                    self._counts.bytes_read += fetched.bytes_read
-                    yield attempt._replace(http_status=fetched.http_status), fetched.body
+            with Fetcher[_Attempt](self._fetch, window=_WINDOW) as fetcher:
+                for attempt, outcome in fetcher.run(self._requests()):
+                    body = outcome.data if isinstance(outcome, Fetched) else outcome
+                    self._counts.bytes_read += len(body) if isinstance(body, bytes) else 0
+                    yield attempt._replace(http_status=outcome.http_status), body
 
     def take(self, attempt: _Attempt, data: bytes | Problem, verdict: Checked) -> None:
         """Write what is due; commit a unit that is whole. If another worker was first, its result stands."""
@@ -303,15 +314,22 @@ class _Crawl:
             self._commit(attempt.unit, self._open.pop(attempt.unit))
         self._progress(self._counts)
 
-    def _is_done(self, unit: int) -> bool:
-        record = read_commit(self._plan.output, unit)
-        if record is not None:
-            self._counts.add_committed(record)
-        return record is not None
+    def _not_done(self, units: Sequence[int]) -> list[int]:
+        left = []
+        for unit, record in read_commits(self._plan.store, units):
+            if record is None:
+                left.append(unit)
+            else:
+                self._counts.add_committed(record)
+        return left
 
     def _items(self, *, urls: bool) -> Iterator[_Attempt]:
         """The attempts that have a URL, or those that have none."""
         for unit in self._left:
+            # Hours may have passed: another worker may have made it.
+            if unit not in self._rows and (record := read_commit(self._plan.store, unit)) is not None:
+                self._counts.add_committed(record)
+                continue
             items = self._plan.items(unit)
             self._rows[unit] = len(items)
             for row, (source, item) in enumerate(items):
@@ -353,7 +371,7 @@ class _Crawl:
     def _commit(self, number: int, unit: _Unit) -> None:
         ours = unit.writer.publish(generation=self._plan.generation, fingerprint=self._plan.fingerprint)
         unit.close()
-        if commit(self._plan.output, ours) != ours:
+        if commit(self._plan.store, ours) != ours:
             logger.info("unit %d was committed by another worker first, with another result", number)
         self._counts.units_done += 1
 

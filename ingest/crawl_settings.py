@@ -25,7 +25,8 @@ class CrawlSettings:
         treatment: of each image: limits, resize, quality.
         seconds: CPU time one image may take.
         memory_mb: memory that checking one image may take, MiB.
-        fetch: which bytes a URL gives.
+        fetch: which bytes a URL gives. Whom to contact, and how many requests there are at a time, decide
+            nothing, and are no flags.
     """
 
     unit_rows: int = 16_384
@@ -43,6 +44,9 @@ class CrawlSettings:
             raise UserError(f"--quality must be from 1 to 100, not {self.treatment.quality}")
         if self.seconds <= 0 or self.memory_mb < 1:
             raise UserError("--seconds and --memory-mb must be greater than 0")
+        fetch = self.fetch
+        if min(fetch.deadline, fetch.attempts, fetch.per_host, fetch.connections) <= 0:
+            raise UserError("--deadline, --attempts, --per-host and --connections must be greater than 0")
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> Self:

@@ -1,10 +1,8 @@
 """Opening a sealed dataset: the only way the pipeline sees data. What is not sealed is never looked at."""
 
 import contextlib
-import errno
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest import layout
+from ingest.store import Store, open_store
 from ingest.view import ViewBitmaps, read_view
 
 _BLOCKS_KEPT = 4
@@ -48,27 +47,32 @@ class UnitFiles:
     The list comes in blocks, of which the last few used are kept.
 
     Args:
-        listing: the sealed list of units.
+        store: the dataset's files.
+        listing: name of the sealed list of units.
         rows: the units' places in the list, ascending.
     """
 
-    def __init__(self, listing: Path, rows: NDArray[np.int64]) -> None:
+    def __init__(self, store: Store, listing: str, rows: NDArray[np.int64]) -> None:
+        self._store = store
         self._listing = listing
         self._rows = rows
         self._starts: NDArray[np.int64] | None = None  # the first row of each block, and the end
         self._blocks: OrderedDict[int, pa.Table] = OrderedDict()
 
     def name(self, unit_index: int, kind: Literal["shard", "meta"]) -> str:
-        """Of a unit's tar or Parquet file, below the dataset's folder."""
+        """Of a unit's tar or Parquet file, in the dataset."""
         row = int(self._rows[unit_index])
         if self._starts is None:
-            metadata = pq.read_metadata(self._listing)
+            with self._store.open(self._listing) as file:
+                metadata = pq.read_metadata(file)
             sizes = [metadata.row_group(block).num_rows for block in range(metadata.num_row_groups)]
             self._starts = np.cumsum([0, *sizes])
         block = int(np.searchsorted(self._starts, row, side="right")) - 1
         if block not in self._blocks:
-            with _told_if_damaged(self._listing), pq.ParquetFile(self._listing) as file:
-                self._blocks[block] = file.read_row_group(block, columns=["shard", "meta"], use_threads=False)
+            with _parquet(self._store, self._listing) as parquet:
+                self._blocks[block] = parquet.read_row_group(
+                    block, columns=["shard", "meta"], use_threads=False
+                )
         self._blocks.move_to_end(block)
         while len(self._blocks) > _BLOCKS_KEPT:
             self._blocks.popitem(last=False)
@@ -81,7 +85,8 @@ class Dataset:
     """A sealed dataset, or a view of it. Units without a sample are left out.
 
     Attributes:
-        path: the dataset's folder.
+        path: the dataset's folder or URL.
+        store: its files.
         root: Merkle root, hex: the dataset's identity.
         view: the view's bitmaps; None for the whole dataset.
         units: unit numbers, ascending, (u,) uint32.
@@ -90,6 +95,7 @@ class Dataset:
     """
 
     path: str
+    store: Store
     root: str
     view: ViewBitmaps | None
     units: NDArray[np.uint32]
@@ -104,6 +110,15 @@ class Dataset:
 
     def meta_path(self, unit_index: int) -> str:
         return f"{self.path}/{self.files.name(unit_index, 'meta')}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files can be opened by their paths."""
+        return isinstance(self.store.root, Path)
+
+    def read_shard(self, unit_index: int, offset: int, size: int) -> bytes:
+        """Bytes of a unit's tar; fewer where it ends."""
+        return self.store.read_range(self.files.name(unit_index, "shard"), offset, size)
 
     def unit_rows(self, unit_index: int) -> UnitRows:
         """Read one unit's rows; the caller keeps them as long as it needs them."""
@@ -129,9 +144,8 @@ class Dataset:
         """One unit's samples in slot order: `slot`, and those of the columns that it has; None for all."""
         read = None if columns is None else list(dict.fromkeys(["slot", "status", *columns]))
         # One thread: loader workers are forked, and threads do not survive that.
-        path = Path(self.meta_path(unit_index))
-        with _told_if_damaged(path), pq.ParquetFile(path) as file:
-            table = file.read(columns=read, use_threads=False)
+        with _parquet(self.store, self.files.name(unit_index, "meta")) as parquet:
+            table = parquet.read(columns=read, use_threads=False)
         table = table.filter(pc.equal(table["status"], "kept"))
         if self.view is not None:
             table = table.filter(self.view.keeps(int(self.units[unit_index]))[table["slot"].to_numpy()])
@@ -142,14 +156,15 @@ def open_dataset(path: str | Path, *, sealed: str | None = None, view: str | Non
     """Open a sealed dataset.
 
     Args:
-        path: its folder.
+        path: its folder, or `s3://bucket/prefix`.
         sealed: a root to pin, hex; None opens the latest.
         view: name of a view to see it through.
 
     Raises:
         UserError: it is no dataset, is not sealed, has no such root or view, or is damaged.
     """
-    root = _latest(Path(path)) if sealed is None else sealed
+    store = open_store(path)
+    root = _latest(store) if sealed is None else sealed
     table = sealed_units(path, root, columns=["unit", "kept"])
     units = table["unit"].to_numpy().astype(np.uint32)
     counts = table["kept"].to_numpy().astype(np.int64)
@@ -160,11 +175,12 @@ def open_dataset(path: str | Path, *, sealed: str | None = None, view: str | Non
     used = np.flatnonzero(counts)
     return Dataset(
         path=str(path),
+        store=store,
         root=root,
         view=bitmaps,
         units=units[used],
         counts=counts[used],
-        files=UnitFiles(Path(path) / layout.sealed_name(root, "parquet"), used),
+        files=UnitFiles(store, layout.sealed_name(root, "parquet"), used),
     )
 
 
@@ -174,11 +190,12 @@ def sealed_head(path: str | Path, root: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such root.
     """
+    store = open_store(path)
     try:
-        head: dict[str, Any] = json.loads((Path(path) / layout.sealed_name(root, "json")).read_bytes())
+        head: dict[str, Any] = json.loads(store.read(layout.sealed_name(root, "json")))
     except FileNotFoundError:
         raise UserError(
-            f"{path} has no sealed root {root[:12]}: see {Path(path) / 'sealed'} for those it has"
+            f"{path} has no sealed root {root[:12]}: see {store.where('sealed')} for those it has"
         ) from None
     return head
 
@@ -190,13 +207,13 @@ def sealed_units(path: str | Path, root: str, *, columns: Sequence[str] | None =
         UserError: there is no such root, or its list of units is damaged.
     """
     head = sealed_head(path, root)
-    listing = Path(path) / layout.sealed_name(root, "parquet")
+    store, listing = open_store(path), layout.sealed_name(root, "parquet")
     damaged = (
-        f"{path}: the list of units of root {root[:12]} is damaged; remove {listing} and run the crawl "
-        "again, which makes it from the commits"
+        f"{path}: the list of units of root {root[:12]} is damaged; remove {store.where(listing)} "
+        "and run the crawl again, which makes it from the commits"
     )
     try:
-        file = listing.open("rb")
+        file = store.open(listing)
     except FileNotFoundError:
         raise UserError(damaged) from None
     with file:
@@ -208,23 +225,23 @@ def sealed_units(path: str | Path, root: str, *, columns: Sequence[str] | None =
 
 
 @contextlib.contextmanager
-def _told_if_damaged(path: Path) -> Iterator[None]:
+def _parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file that is none becomes a sentence; a missing or unreadable one stays an OSError."""
     try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+        with store.open(name) as file, pq.ParquetFile(file) as parquet:
+            yield parquet
     except pa.ArrowInvalid as error:
         raise UserError(
-            f"{path} is damaged, restore it from a copy; `ingest verify` names all such"
+            f"{store.where(name)} is damaged, restore it from a copy; `ingest verify` names all such"
         ) from error
 
 
-def _latest(path: Path) -> str:
+def _latest(store: Store) -> str:
+    path = store.root
     try:
-        root: str = json.loads((path / layout.DATASET).read_bytes())["sealed"]
+        root: str = json.loads(store.read(layout.DATASET))["sealed"]
     except FileNotFoundError:
-        if (path / layout.plan_folder(0)).exists():
+        if store.exists(layout.plan_name(0)):
             raise UserError(
                 f"{path} is not sealed yet: run the same `ingest crawl-shards` command again to finish it"
             ) from None
@@ -233,6 +250,6 @@ def _latest(path: Path) -> str:
         ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{path / layout.DATASET} is damaged: run the crawl again, which writes it anew"
+            f"{store.where(layout.DATASET)} is damaged: run the crawl again, which writes it anew"
         ) from None
     return root

@@ -30,7 +30,7 @@ from ingest.dedup_tasks import (
 )
 from ingest.hamming import MAX_RADIUS
 from ingest.spread import MapTasks
-from ingest.view import PackedKeeps, view_path, write_duplicates, write_view
+from ingest.view import PackedKeeps, view_name, write_duplicates, write_view
 
 DUPLICATES_SCHEMA = pa.schema(
     [
@@ -113,7 +113,7 @@ def dedup(
     Raises:
         UserError: there is no such dataset or view, or another view of this name exists.
     """
-    view_path(dataset, name)
+    view_name(name)
     if radius is not None and not 0 <= radius <= MAX_RADIUS:
         raise UserError(f"hashes cannot be compared at a distance of {radius}: use 0 to {MAX_RADIUS} bits")
     if scratch is not None and not scratch.is_dir():

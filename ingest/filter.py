@@ -15,7 +15,7 @@ from ingest.conditions import DERIVED, Condition, evaluate, parse
 from ingest.dataset import Dataset, open_dataset, sealed_units
 from ingest.sample_list import SampleList, read_sample_list
 from ingest.spread import MapTasks
-from ingest.view import PackedKeeps, read_view, view_path, write_view
+from ingest.view import PackedKeeps, read_view, view_name, write_view
 
 ROWS_PER_TASK = 1 << 19
 UNMATCHED_NAMED = 20
@@ -132,7 +132,7 @@ def filter_view(
         UserError: a view, list, column or condition is not there or not right, or another view of this name
             exists.
     """
-    view_path(dataset, name)
+    view_name(name)
     opened = open_dataset(dataset)
     lists = [read_sample_list(path) for path in wanted.lists]
     for view in wanted.within:

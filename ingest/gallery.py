@@ -8,7 +8,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from ingest import layout
 from ingest.dataset import Dataset
 from ingest.image import ImageError, ImageLimits, decode
 from ingest.stats import Histogram, Stats
+from ingest.store import open_store
 from ingest.wording import in_bytes, several, visible
 
 THUMBNAIL = (480, 240)
@@ -137,20 +137,19 @@ def sample_photos(dataset: Dataset, *, samples: int, seed: int) -> Iterator[Phot
     placed = [(int(np.searchsorted(ends, position, side="right")), position) for position in positions]
     for unit_index, group in groupby(placed, key=lambda pair: pair[0]):
         first = int(ends[unit_index] - dataset.counts[unit_index])
-        table = pq.read_table(dataset.meta_path(unit_index), columns=COLUMNS, partitioning=None)
+        with dataset.store.open(dataset.files.name(unit_index, "meta")) as file:
+            table = pq.read_table(file, columns=COLUMNS)
         kept = table.filter(pc.equal(table["status"], "kept"))
         rows = kept.take([position - first for _, position in group]).to_pylist()
-        shard = Path(dataset.shard_path(unit_index))
         for row in rows:
             key = layout.sample_key(int(dataset.units[unit_index]), row["slot"])
-            yield _photo(key, row, _read(shard, row["offset"], row["size"]))
+            yield _photo(key, row, _read(dataset, unit_index, row))
 
 
-def _read(shard: Path, offset: int, size: int) -> bytes:
+def _read(dataset: Dataset, unit_index: int, row: dict[str, Any]) -> bytes:
     """An image's bytes; fewer where the shard is damaged, which the page then shows in the image's place."""
     try:
-        with shard.open("rb") as file:
-            return os.pread(file.fileno(), size, offset)
+        return dataset.read_shard(unit_index, row["offset"], row["size"])
     except OSError:
         return b""
 
@@ -178,13 +177,14 @@ def _photo(key: str, row: dict[str, Any], data: bytes) -> Photo:
     )
 
 
-def settings_of(folder: Path, generations: Sequence[int]) -> list[tuple[str, str]]:
+def settings_of(path: str | Path, generations: Sequence[int]) -> list[tuple[str, str]]:
     """How the dataset was made, from its frozen plans, as names and values."""
+    store = open_store(path)
     rows: list[tuple[str, str]] = []
     for generation in generations:
-        name = f"{layout.plan_folder(generation)}/plan.json"
+        name = layout.plan_name(generation)
         try:
-            plan = json.loads((folder / name).read_bytes())
+            plan = json.loads(store.read(name))
         except FileNotFoundError:
             # Nothing but the crawl needs the plan: a dataset may be copied without it.
             rows.append((name, "is not here"))
@@ -196,6 +196,12 @@ def settings_of(folder: Path, generations: Sequence[int]) -> list[tuple[str, str
     return [(visible(name), visible(value)) for name, value in rows]
 
 
+def name_of(path: str) -> str:
+    """The last part of a dataset's folder or URL."""
+    root = open_store(path).root
+    return root.resolve().name if isinstance(root, Path) else root.rpartition("/")[2]
+
+
 def render(stats: Stats, photos: Sequence[Photo], settings: Sequence[tuple[str, str]]) -> str:
     """The page."""
     environment = jinja2.Environment(
@@ -203,7 +209,7 @@ def render(stats: Stats, photos: Sequence[Photo], settings: Sequence[tuple[str, 
     )
     labels = list(stats.labels.items())
     return environment.get_template("gallery.html").render(
-        name=visible(Path(stats.path).resolve().name),
+        name=visible(name_of(stats.path)),
         stats=stats,
         image_bytes=in_bytes(stats.image_bytes),
         shares=[

@@ -1,191 +1,232 @@
-"""One request for one URL: sent only where it may be, and read only as far as is allowed.
+"""One request over one shared pool of connections: what is asked, what is believed, and how much is read."""
 
-Redirects are not followed here: whoever asks decides anew for each of them. Whatever a server does ends as an
-answer, a redirect, or a problem, within the caller's deadline and in bounded memory.
-"""
-
+import asyncio
+import re
 import ssl
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Self
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib import metadata
 
 import aiohttp
-import brotli
 from yarl import URL
 
-from ingest.addresses import CheckedResolver, NameFailure, Network
-from ingest.robots import opts_out
-from ingest.sources.source import Problem
+from cluster.errors import UserError
+from ingest.addresses import AddressPolicy, CheckedResolver
+from ingest.content_encoding import BadEncodingError, BombError, check_ratio, decoder
+from ingest.hosts import KEPT_ALIVE
+from ingest.http_problems import (
+    FETCHER_ERROR,
+    UnfetchableError,
+    after_answer,
+    answered,
+    broken_body,
+    no_answer,
+    retry_after,
+)
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
-_KEEP_ALIVE_SECONDS = 15.0
-_READ_BYTES = 1 << 18
+_READ = 256 << 10
+# Some sites' security policies are long.
+_LONGEST_HEADER = 32 << 10
+_MOST_HEADERS = 256
+_REDIRECTS = (301, 302, 303, 307, 308)
+_GOOD = (200, 203)
+_ACCEPT = "image/jpeg, image/png, image/webp, image/gif, image/*;q=0.5, */*;q=0.1"
+# Bodies of errors and redirects up to this size are read to their end, for the sake of the connection.
+_SMALL_REST = 64 << 10
+_REST_SECONDS = 1.0
+# Bodies that outgrow the first go on one by one, a few together: that bounds memory.
+_FREE_BYTES = 1 << 20
+_LARGE_BODIES = 8
+
+Judge = Callable[[aiohttp.ClientResponse], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server said.
+    """A good answer's body, or where a redirect points."""
 
-    Attributes:
-        body: the picture's bytes, or why there are none.
-        http_status: None if the server has not said any.
-        redirect: where it points to, if that is all it says.
-        wait: seconds that the host wants to be left alone (Retry-After).
-        bytes_read: of the body, as it came over the network.
+    status: int
+    data: bytes
+    location: str | None = None
+
+
+def user_agent(token: str, contact: str | None) -> str:
+    """Who we are.
+
+    Raises:
+        UserError: the contact is neither a URL nor an e-mail address.
     """
-
-    body: bytes | Problem
-    http_status: int | None = None
-    redirect: str | None = None
-    wait: str | None = None
-    bytes_read: int = 0
+    name = f"{token}/{metadata.version('seer-pipeline')}"
+    if contact is None:
+        return name
+    if not re.fullmatch(r"(https?://|mailto:)?[!-'*-~]+", contact) or not re.search(r"@|^https?://", contact):
+        raise UserError(
+            f"contact '{contact}' is neither a URL nor an e-mail address; give one of them for the User-Agent"
+        )
+    return f"{name} (+{contact})"
 
 
 class HttpClient:
-    """Connections, names and limits that all requests of a process share; an async context manager.
+    """Connections, made and used within one event loop.
 
     Args:
-        allowed: networks that may be asked though they are not public.
         agent: the User-Agent.
-        connections: at a time, over all hosts.
+        policy: addresses that may be connected to, on every request.
+        resolver: of names, by the same policy.
     """
 
-    def __init__(self, *, allowed: Sequence[Network], agent: str, connections: int) -> None:
-        self._resolver = CheckedResolver(allowed)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                ssl=ssl.create_default_context(),
-                resolver=self._resolver,
-                use_dns_cache=False,
-                limit=connections,
-                keepalive_timeout=_KEEP_ALIVE_SECONDS,
-            ),
-            headers={"User-Agent": agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
-            skip_auto_headers=("Content-Type",),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            # The caller's deadline holds for the whole of it.
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-            auto_decompress=False,
-            read_bufsize=_READ_BYTES,
+    def __init__(self, *, agent: str, policy: AddressPolicy, resolver: CheckedResolver) -> None:
+        self._policy = policy
+        connector = aiohttp.TCPConnector(
+            ssl=ssl.create_default_context(),
+            resolver=resolver,
+            use_dns_cache=False,
+            limit=0,
+            keepalive_timeout=KEPT_ALIVE,
         )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            headers={"User-Agent": agent, "Accept": _ACCEPT, "Accept-Encoding": "identity"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            # Deadlines are the caller's, over several requests.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            read_bufsize=_READ,
+            max_line_size=_LONGEST_HEADER,
+            max_field_size=_LONGEST_HEADER,
+            max_headers=_MOST_HEADERS,
+        )
+        self._large_bodies = asyncio.Semaphore(_LARGE_BODIES)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
         await self._session.close()
-        await self._resolver.close()
 
-    async def get(self, url: str, *, max_bytes: int, x_robots: bool) -> Answer:
-        """Ask for a URL. Raises nothing but TimeoutError, if the caller's deadline passes.
+    async def get(
+        self,
+        url: URL,
+        *,
+        keep_alive: bool,
+        judge: Judge,
+        body: Callable[[aiohttp.ClientResponse], Awaitable[bytes]],
+    ) -> Answer:
+        """Ask once; redirects are told, not followed.
 
         Args:
-            url: what to ask for.
-            max_bytes: more of a body is not read, nor unpacked.
-            x_robots: whether X-Robots-Tag is heeded, before the body is read.
+            url: as `http_url` makes it.
+            keep_alive: False asks the server to close the connection.
+            judge: is shown a good answer's headers; raises to refuse the body.
+            body: reads it.
+
+        Raises:
+            UnfetchableError: no good answer, or no whole body.
         """
+        self._policy.check_literal(url)
+        status: int | None = None
         try:
-            target = URL(url)
-            if target.scheme not in ("http", "https") or not target.host or target.port == 0:
-                return _rejected("not_http_url")
-            self._resolver.check_literal(target.host)
-            async with self._session.get(target, allow_redirects=False) as response:
-                return await _judged(response, max_bytes, x_robots)
-        except TimeoutError:
-            raise
-        except Exception as error:
-            return Answer(body=_problem(error))
+            async with self._session.get(
+                url, allow_redirects=False, headers=None if keep_alive else {"Connection": "close"}
+            ) as response:
+                status = response.status
+                if status in _REDIRECTS and "Location" in response.headers:
+                    await _read_small_rest(response)
+                    return Answer(status, b"", response.headers["Location"])
+                if status not in _GOOD:
+                    await _read_small_rest(response)
+                    wait = retry_after(response.headers.get("Retry-After"))
+                    raise UnfetchableError(answered(status), retry_after=wait)
+                judge(response)
+                return Answer(status, await body(response))
+        except (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError) as error:
+            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
+                raise
+            if status is None:
+                raise UnfetchableError(no_answer(error) or FETCHER_ERROR) from error
+            raise (broken_body(error, status) or UnfetchableError(FETCHER_ERROR)) from error
+
+    async def whole_body(
+        self, response: aiohttp.ClientResponse, *, max_bytes: int, deadline: asyncio.Timeout
+    ) -> bytes:
+        """All of a body, decoded, and never more than `max_bytes`.
+
+        The deadline is put off for as long as a large body waits for its turn.
+        """
+        if (response.content_length or 0) > max_bytes:
+            raise after_answer("too_many_bytes", response.status, rejected=True)
+        reader = _BodyReader(response, max_bytes)
+        if await reader.read(min(_FREE_BYTES, max_bytes)):
+            return reader.joined()
+        now = asyncio.get_running_loop().time
+        end, began = deadline.when(), now()
+        deadline.reschedule(None)
+        async with self._large_bodies:
+            deadline.reschedule(None if end is None else end + now() - began)
+            await reader.read(max_bytes)
+        return reader.joined()
+
+    async def start_of_body(self, response: aiohttp.ClientResponse, *, max_bytes: int) -> bytes:
+        """The body's first `max_bytes`, decoded; the rest is not read."""
+        reader = _BodyReader(response, max_bytes, cut=True)
+        await reader.read(max_bytes)
+        return reader.joined()[:max_bytes]
 
 
-async def _judged(response: aiohttp.ClientResponse, max_bytes: int, x_robots: bool) -> Answer:
-    status, headers = response.status, response.headers
-    if status in _REDIRECTS and "Location" in headers:
-        return Answer(body=b"", http_status=status, redirect=headers["Location"])
-    if not 200 <= status < 300:
-        later = status in _LATER
-        problem = Problem("failed", f"http_{status}", retryable=later, http_status=status)
-        return Answer(body=problem, http_status=status, wait=headers.get("Retry-After") if later else None)
-    if x_robots and opts_out(headers.getall("X-Robots-Tag", ())):
-        return _rejected("x_robots_tag", status)
-    return await _read(response, max_bytes)
+class _BodyReader:
+    """Reads a body in steps; `cut` takes its beginning for enough."""
+
+    def __init__(self, response: aiohttp.ClientResponse, max_bytes: int, *, cut: bool = False) -> None:
+        self._status = response.status
+        self._stream = response.content
+        self._max_bytes = max_bytes
+        self._cut = cut
+        self._pieces: list[bytes] = []
+        self._encoded = self._size = 0
+        try:
+            self._decoder = decoder(response.headers.get("Content-Encoding", ""))
+        except BadEncodingError as error:
+            raise after_answer("bad_encoding", self._status) from error
+
+    def joined(self) -> bytes:
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+    async def read(self, until: int) -> bool:
+        """Read on, to the end (True) or beyond `until` bytes, encoded or decoded (False)."""
+        readany = self._stream.readany
+        while piece := await readany():
+            self._encoded += len(piece)
+            if self._decoder is not None:
+                piece = self._decoded(piece)
+            self._size += len(piece)
+            self._pieces.append(piece)
+            if self._size > until or self._encoded > until:
+                if self._size > self._max_bytes or self._encoded > self._max_bytes:
+                    if self._cut:
+                        return True
+                    raise after_answer("too_many_bytes", self._status, rejected=True)
+                return False
+        if self._decoder is not None and not self._decoder.complete and not self._cut:
+            raise after_answer("truncated_body", self._status, retryable=True)
+        return True
+
+    def _decoded(self, piece: bytes) -> bytes:
+        assert self._decoder is not None
+        try:
+            decoded = self._decoder.feed(piece, self._max_bytes - self._size)
+            check_ratio(self._size + len(decoded), self._encoded)
+        except BadEncodingError as error:
+            raise after_answer("bad_encoding", self._status) from error
+        except BombError as error:
+            raise after_answer("decompression_bomb", self._status, rejected=True) from error
+        return decoded
 
 
-async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> Answer:
-    status = response.status
+async def _read_small_rest(response: aiohttp.ClientResponse) -> None:
+    """A connection can be used again only after its last answer has been read."""
     length = response.content_length
-    if length is not None and length > max_bytes:
-        return _rejected("too_many_bytes", status)
-    parts, size = [], 0
-    async for part in response.content.iter_any():
-        parts.append(part)
-        size += len(part)
-        if size > max_bytes:
-            return _rejected("too_many_bytes", status, bytes_read=size)
-    encoding = response.headers.get("Content-Encoding", "").strip().lower()
-    body = _decoded(b"".join(parts), encoding, max_bytes)
-    if isinstance(body, Problem):
-        body = replace(body, http_status=status)
-    return Answer(body=body, http_status=status, bytes_read=size)
-
-
-def _rejected(reason: str, http_status: int | None = None, bytes_read: int = 0) -> Answer:
-    problem = Problem("rejected", reason, http_status=http_status)
-    return Answer(body=problem, http_status=http_status, bytes_read=bytes_read)
-
-
-def _decoded(data: bytes, encoding: str, max_bytes: int) -> bytes | Problem:
-    """Without the Content-Encoding, which nobody asked for; never more than `max_bytes` and one."""
+    if response.content.is_eof() or length is None or length > _SMALL_REST:
+        return
     try:
-        if encoding in ("", "identity"):
-            return data
-        if encoding in ("gzip", "x-gzip", "deflate"):
-            decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
-            out = decoder.decompress(data, max_bytes + 1)
-            whole = decoder.eof
-        elif encoding == "br":
-            brotli_decoder = brotli.Decompressor()
-            out = brotli_decoder.process(data, output_buffer_limit=max_bytes + 1)
-            whole = brotli_decoder.is_finished()
-        else:
-            return Problem("failed", "unknown_encoding")
-    except (zlib.error, brotli.error):
-        return Problem("failed", "bad_encoding")
-    if len(out) > max_bytes:
-        return Problem("rejected", "too_many_bytes")
-    return out if whole else Problem("failed", "truncated_body", retryable=True)
-
-
-# In this order: the kinds of trouble, narrow before wide.
-_TROUBLES: tuple[tuple[tuple[type[Exception], ...], Problem], ...] = (
-    (
-        (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError, ssl.SSLError),
-        Problem("failed", "tls_invalid"),
-    ),
-    ((aiohttp.ClientConnectorError,), Problem("failed", "connect_failed", retryable=True)),
-    ((aiohttp.ClientPayloadError,), Problem("failed", "truncated_body", retryable=True)),
-    ((aiohttp.ClientResponseError,), Problem("failed", "bad_response")),
-    ((aiohttp.InvalidURL, ValueError), Problem("rejected", "not_http_url")),
-    ((aiohttp.ClientError, OSError), Problem("failed", "connection_lost", retryable=True)),
-)
-
-
-def _problem(error: Exception) -> Problem:
-    """What became of a request that has no answer."""
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, NameFailure):
-        return _name_problem(cause)
-    for kinds, problem in _TROUBLES:
-        if isinstance(error, kinds):
-            return problem
-    raise error
-
-
-def _name_problem(failure: NameFailure) -> Problem:
-    if failure.reason == "private_address":
-        return Problem("rejected", failure.reason)
-    return Problem("failed", failure.reason, retryable=failure.reason == "dns_failed")
+        async with asyncio.timeout(_REST_SECONDS):
+            while await response.content.readany():
+                pass
+    except (TimeoutError, aiohttp.ClientError):
+        response.close()

@@ -1,6 +1,7 @@
-"""Names on disk: where each part of a dataset lies, as paths relative to the dataset's folder.
+"""Names on disk: where each part of a dataset lies, as paths relative to the dataset's folder or URL.
 
-plan/{g}/plan.json, units.parquet            the frozen units of generation g
+plan/{g}/plan.json                           names the list of frozen units of generation g
+plan/{g}/units-{sha16}.parquet
 shards/{unit%4096:03x}/{unit:08d}-{sha8}.tar
 meta/{unit%4096:03x}/{unit:08d}-{sha8}.parquet
 commits/{unit:08d}.json
@@ -10,24 +11,44 @@ views/{name}.parquet
 """
 
 DATASET = "DATASET.json"
+COMMITS = "commits"
+SHARDS = "shards"
+META = "meta"
+VIEWS = "views"
 KEY_SLOTS = 100_000
 EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif", "bmp": "bmp", "tiff": "tif"}
 
 
-def plan_folder(generation: int) -> str:
-    return f"plan/{generation}"
+def plan_name(generation: int) -> str:
+    return f"plan/{generation}/plan.json"
+
+
+def items_stem(generation: int) -> str:
+    return f"plan/{generation}/units"
+
+
+def items_name(generation: int, sha256: str) -> str:
+    return f"{items_stem(generation)}-{sha256[:16]}.parquet"
+
+
+def shard_stem(unit: int) -> str:
+    return f"{SHARDS}/{unit % 4096:03x}/{unit:08d}"
 
 
 def shard_name(unit: int, sha256: str) -> str:
-    return f"shards/{unit % 4096:03x}/{unit:08d}-{sha256[:8]}.tar"
+    return f"{shard_stem(unit)}-{sha256[:8]}.tar"
+
+
+def meta_stem(unit: int) -> str:
+    return f"{META}/{unit % 4096:03x}/{unit:08d}"
 
 
 def meta_name(unit: int, sha256: str) -> str:
-    return f"meta/{unit % 4096:03x}/{unit:08d}-{sha256[:8]}.parquet"
+    return f"{meta_stem(unit)}-{sha256[:8]}.parquet"
 
 
 def commit_name(unit: int) -> str:
-    return f"commits/{unit:08d}.json"
+    return f"{COMMITS}/{unit:08d}.json"
 
 
 def sealed_name(root: str, kind: str) -> str:

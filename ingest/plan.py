@@ -1,6 +1,6 @@
 """Sources become immutable units of work, frozen with everything that decides the output.
 
-A plan is one generation of a dataset: `plan/{g}/units-{sha8}.parquet`, published first, and the `plan.json`
+A plan is one generation of a dataset: `plan/{g}/units-{sha16}.parquet`, published first, and the `plan.json`
 that names it, created last if there is none. Whoever comes to the same output later describes the same
 sources again and compares: the same inputs, settings and builds go on with it, anything else is refused in
 one sentence.
@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,13 +22,14 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from ingest import layout
-from ingest.commit import canonical, create_if_absent, draft, make_durable, publish
+from ingest.commit import canonical
 from ingest.crawl_settings import FORMAT, CrawlSettings, builds, difference
 from ingest.grouping import ByDomain, rechunked
 from ingest.sources.folder import FolderSource
 from ingest.sources.source import Item, Source
 from ingest.sources.tar import TarSource, is_tar
 from ingest.sources.urls import Columns, UrlList, list_format
+from ingest.store import Store
 
 T = TypeVar("T")
 _LABELS = pa.list_(pa.field("element", pa.string(), nullable=False))
@@ -50,12 +52,12 @@ class Plan:
     """A frozen generation of units.
 
     Attributes:
-        output: the dataset's folder.
+        store: the dataset's files.
         generation: its number; the first is 0.
         description: what plan.json says.
     """
 
-    output: Path
+    store: Store
     generation: int
     description: dict[str, Any]
 
@@ -92,8 +94,9 @@ class Plan:
 
     def table(self, unit: int) -> pa.Table:
         """The unit's attempts in order; columns of ITEMS_SCHEMA, and further ones."""
-        with self._units_file() as file:
-            return file.read_row_group(unit - self.units.start, use_threads=False)
+        name = self.description["items"]["name"]
+        with self.store.open(name) as file, pq.ParquetFile(file, metadata=self._metadata) as parquet:
+            return parquet.read_row_group(unit - self.units.start, use_threads=False)
 
     def items(self, unit: int) -> list[tuple[int, Item]]:
         """The unit's attempts in order: the source's number, and the item."""
@@ -101,12 +104,14 @@ class Plan:
 
     def extra_columns(self) -> pa.Schema:
         """The columns that rows of this generation have besides everyone's."""
-        with self._units_file() as file:
-            schema = file.schema_arrow
+        schema = self._metadata.schema.to_arrow_schema()
         return pa.schema([field for field in schema if field.name not in ITEMS_SCHEMA.names])
 
-    def _units_file(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self.output / self.description["items"])
+    @cached_property
+    def _metadata(self) -> pq.FileMetaData:
+        # Of the size of the plan: it is read once, not for every unit.
+        with self.store.open(self.description["items"]["name"]) as file:
+            return pq.read_metadata(file)
 
 
 def _item(row: dict[str, Any]) -> tuple[int, Item]:
@@ -145,20 +150,19 @@ def open_images(text: str) -> Source:
     )
 
 
-def read_plans(output: Path) -> list[Plan]:
-    """The generations of an output, ascending; none if nothing was planned there."""
+def read_plans(store: Store) -> list[Plan]:
+    """The generations of a dataset, ascending; none if nothing was planned there."""
     plans: list[Plan] = []
     while True:
-        path = output / layout.plan_folder(len(plans)) / "plan.json"
         try:
-            description = json.loads(path.read_bytes())
+            description = json.loads(store.read(layout.plan_name(len(plans))))
         except FileNotFoundError:
             return plans
-        plans.append(Plan(output=output, generation=len(plans), description=description))
+        plans.append(Plan(store=store, generation=len(plans), description=description))
 
 
 def freeze(
-    output: Path,
+    store: Store,
     sources: Sequence[Source | UrlList],
     settings: CrawlSettings,
     *,
@@ -169,7 +173,7 @@ def freeze(
     """The plan of this work: made now, or the one that is there.
 
     Args:
-        output: the dataset's folder.
+        store: the dataset's files.
         sources: where images come from, in order.
         settings: what is made of them.
         listed: called now and then with the number of items listed so far.
@@ -179,7 +183,7 @@ def freeze(
     Raises:
         UserError: there is nothing to ingest, or the output was planned for other work.
     """
-    plans = read_plans(output)
+    plans = read_plans(store)
     if plans:
         found = _described(sources, listed)
         there = _already_planned(plans, found, settings)
@@ -189,12 +193,12 @@ def freeze(
             ours = _identity(found, settings, [])
             add = "; --extend adds to it" if _others(plans[0].sources, found) else ""
             raise UserError(
-                f"{output} was planned {difference(plans[0].description, ours)}, or another --output{add}"
+                f"{store.root} was planned {difference(plans[0].description, ours)}, or another --output{add}"
             )
     described: list[dict[str, Any]] = []
     with ByDomain() as urls, ByDomain() as known:
         plan = publish_plan(
-            output,
+            store,
             plans,
             rechunked(_counted(_tables(sources, described, urls, known, plans), listed), settings.unit_rows),
             identity=lambda: _identity(described, settings, plans),
@@ -205,7 +209,9 @@ def freeze(
         raise UserError(f"there is {wanted} in {', '.join(source.name for source in sources)}")
     identity = _identity(described, settings, plans)
     if plan.fingerprint != _fingerprint(identity):  # somebody else was faster, with other work
-        raise UserError(f"{output} was planned {difference(plan.description, identity)}, or another --output")
+        raise UserError(
+            f"{store.root} was planned {difference(plan.description, identity)}, or another --output"
+        )
     return plan
 
 
@@ -313,7 +319,7 @@ def _fingerprint(identity: dict[str, Any]) -> str:
 
 
 def publish_plan(
-    output: Path,
+    store: Store,
     plans: Sequence[Plan],
     units: Iterable[pa.Table],
     *,
@@ -323,7 +329,7 @@ def publish_plan(
     """Publish a generation of these units; of several at once, the first wins, and is returned.
 
     Args:
-        output: the dataset's folder.
+        store: the dataset's files.
         plans: the generations before.
         units: one table per unit; columns of ITEMS_SCHEMA, and further ones.
         identity: what decides the output, asked for when all units are written.
@@ -336,30 +342,27 @@ def publish_plan(
     first = next(units, None)
     if first is None:
         return None
-    folder = output / layout.plan_folder(len(plans))
-    count = rows = 0
-    with draft(folder, "units") as (path, file):
-        with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
+    generation, count, rows = len(plans), 0, 0
+    with store.draft(layout.items_stem(generation)) as draft:
+        with pq.ParquetWriter(draft.file, first.schema, compression="zstd") as writer:
             for table in chain([first], units):
                 # One unit is one row group, so that a worker reads its own alone.
                 writer.write_table(table.combine_chunks(), row_group_size=len(table))
                 count, rows = count + 1, rows + len(table)
-        make_durable(file)
-        with path.open("rb") as written:
-            sha256 = hashlib.file_digest(written, "sha256").hexdigest()
-        items = f"{layout.plan_folder(len(plans))}/units-{sha256[:8]}.parquet"
-        publish(path, output / items, sha256)
-    whole = identity() | {
-        "generation": len(plans),
+        draft.file.seek(0)
+        sha256 = hashlib.file_digest(draft.file, "sha256").hexdigest()
+        name = layout.items_name(generation, sha256)
+        draft.publish(name, sha256)
+    ours = identity() | {
+        "generation": generation,
         "first_unit": plans[-1].units.stop if plans else 0,
         "units": count,
         "rows": rows,
-        "items": items,
-        "items_sha256": sha256,
+        "items": {"name": name, "sha256": sha256},
         "fingerprint": _fingerprint(identity()),
     }
-    there = create_if_absent(folder / "plan.json", canonical(whole | more()))
-    return Plan(output=output, generation=len(plans), description=json.loads(there))
+    there = store.create_if_absent(layout.plan_name(generation), canonical(ours | more()))
+    return Plan(store=store, generation=generation, description=json.loads(there))
 
 
 def _items_table(source: int, batch: Sequence[Item]) -> pa.Table:

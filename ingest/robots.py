@@ -1,98 +1,201 @@
-"""What hosts say about robots: robots.txt (RFC 9309) and the header X-Robots-Tag."""
+"""What a site asks of robots: robots.txt (RFC 9309), once a day per origin, and X-Robots-Tag headers.
+
+Nobody answers: nothing is fetched. A file of 512 KiB may be made to keep a parser busy for hours, so what
+concerns other robots is left out before it is parsed, and rules that are slow to match are bounded.
+"""
 
 import asyncio
 import re
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from urllib.parse import urljoin
 
 from protego import Protego
+from yarl import URL
 
-from ingest.sources.source import Problem
+from ingest.addresses import http_url
+from ingest.http_client import Answer
+from ingest.http_problems import (
+    CONNECT_FAILED,
+    DNS_FAILED,
+    DNS_NOT_FOUND,
+    PRIVATE_ADDRESS,
+    ROBOTS_UNREACHABLE,
+    TLS_INVALID,
+    UnfetchableError,
+)
 
-AGENT = "seer-pipeline"
-MAX_BYTES = 512 << 10
-_KEEP_SECONDS = 24 * 3600.0
-_KEEP_FAILURES_SECONDS = 600.0
-_ORIGINS_KEPT = 50_000
-_LONGEST_DELAY = 30.0
-_OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
-# Directives that have a colon themselves; any other word before a colon is a robot's name.
-_WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
-_NAMED = re.compile(r"\s*([A-Za-z0-9_.*-]+)\s*:\s*(.*)", re.DOTALL)
+# What robots.txt and X-Robots-Tag call us.
+TOKEN = "seer-ingest"
+
+MOST_BYTES = 512 << 10
+_MOST_REDIRECTS = 5
+_LIFE = 24 * 3600.0
+# Of the texts that are kept, in all; what is made of them takes some twenty times as much.
+_BYTES_KEPT = 8 << 20
+_BYTES_EACH = 512
+_MOST_WILDCARDS = 1000
+
+_NAMED = "User-agent: "
+_USER_AGENT = re.compile(r"\s*user[- ]?agent\s*[:\s]\s*([^#]*)", re.IGNORECASE)
+_SITE_WIDE = re.compile(r"\s*(site-?maps?|host)\b", re.IGNORECASE)
+# Told as they are: the image itself would meet them too.
+_OF_THE_HOST = (PRIVATE_ADDRESS, DNS_NOT_FOUND, DNS_FAILED, CONNECT_FAILED, TLS_INVALID)
+_OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex", "none")
+# Directives with a colon of their own: no robot's name.
+_VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Rules:
-    """What one origin allows.
+    """What one origin asks of us.
 
     Attributes:
-        parsed: its robots.txt; None if it has none: all is allowed.
-        problem: why nobody knows: then nothing is allowed for now.
+        delay: seconds between requests.
     """
 
-    parsed: Protego | None = None
-    problem: Problem | None = None
+    delay: float
+    _parsed: Protego | None
+    _closed: bool = False
 
-    def allow(self, url: str) -> bool:
-        """Whether we may fetch this."""
-        return self.parsed is None or bool(self.parsed.can_fetch(url, AGENT))
-
-    @property
-    def delay(self) -> float:
-        """Seconds between two requests that it asks for, within reason."""
-        asked = None if self.parsed is None else self.parsed.crawl_delay(AGENT)
-        return min(_LONGEST_DELAY, float(asked or 0))
+    def allow(self, url: URL) -> bool:
+        if self._closed or self._parsed is None:
+            return not self._closed
+        return bool(self._parsed.can_fetch(str(url), TOKEN))
 
 
-def parse(body: bytes) -> Rules:
-    """The rules in a robots.txt, whatever its bytes are; what lies beyond 512 KiB is not read."""
-    return Rules(parsed=Protego.parse(body[:MAX_BYTES].decode("utf-8", "replace")))
+EVERYTHING = Rules(0.0, None)
 
 
-def opts_out(headers: Iterable[str]) -> bool:
-    """Whether X-Robots-Tag headers tell us, or everyone, to leave a picture out."""
+def rules(text: str) -> Rules:
+    """The rules of a robots.txt."""
+    ours = list(_lines_for_us(text))
+    slow = sum(("*" in line or "$" in line) and not line.startswith(_NAMED) for line in ours)
+    if slow > _MOST_WILDCARDS:
+        # Nobody means well by that many, and matching them would take milliseconds per URL.
+        return Rules(0.0, None, _closed=True)
+    if not ours:
+        return EVERYTHING
+    parsed = Protego.parse("\n".join(ours))
+    return Rules(parsed.crawl_delay(TOKEN) or 0.0, parsed)
+
+
+def _lines_for_us(text: str) -> Iterable[str]:
+    """The groups of our token and of all robots, without other robots' names."""
+    naming = ours = False
+    for line in text.removeprefix("\ufeff").splitlines():
+        if named := _USER_AGENT.match(line):
+            if not naming:
+                naming, ours = True, False
+            name = named[1].strip().lower().partition("/")[0]
+            if name in ("*", TOKEN):
+                ours = True
+                yield f"{_NAMED}{name}"
+        elif line.strip() and not line.lstrip().startswith("#") and not _SITE_WIDE.match(line):
+            naming = False
+            if ours:
+                yield line
+
+
+def opted_out(headers: Iterable[str]) -> bool:
+    """Whether X-Robots-Tag headers keep this image from us, or from all robots.
+
+    `noai`, `noimageai`, `noindex`, `noimageindex`, and `none`, which means noindex and nofollow; a name
+    before them limits what follows in that header to the robot of that name.
+    """
     for header in headers:
-        named = _NAMED.fullmatch(header)
-        directives = header
-        if named is not None and named[1].lower() not in _WITH_VALUE:
-            if named[1].lower() not in (AGENT, "*"):
-                continue
-            directives = named[2]
-        if any(word.strip().lower() in _OPT_OUTS for word in directives.split(",")):
-            return True
+        concerns_us = True
+        for item in header.lower().split(","):
+            name, colon, directive = item.partition(":")
+            if colon and name.strip() not in _VALUED:
+                concerns_us = name.strip() in (TOKEN, "*")
+            else:
+                directive = item
+            if concerns_us and directive.strip() in _OPT_OUTS:
+                return True
     return False
 
 
-class RobotsCache:
-    """Rules by origin, fetched once a day at most.
+class Robots:
+    """The rules of many origins, asked for when they are needed.
 
     Args:
-        fetch: gets the rules of an origin such as `https://a.org`.
+        ask: one request of an http(s) URL, no redirect followed, its data cut at MOST_BYTES.
+        deadline: seconds for one robots.txt, redirects included.
     """
 
-    def __init__(self, fetch: Callable[[str], Awaitable[Rules]]) -> None:
-        self._fetch = fetch
-        self._known: OrderedDict[str, tuple[float, asyncio.Task[Rules]]] = OrderedDict()
+    def __init__(self, ask: Callable[[URL], Awaitable[Answer]], *, deadline: float) -> None:
+        self._ask = ask
+        self._deadline = deadline
+        self._now = asyncio.get_running_loop().time
+        self._known: OrderedDict[URL, tuple[float, int, Rules]] = OrderedDict()
+        self._bytes_kept = 0
+        self._asked: dict[URL, asyncio.Task[Rules]] = {}
 
-    async def rules(self, origin: str) -> Rules:
-        """The origin's rules; several who ask at once wait for one answer."""
-        expires, task = self._known.get(origin, (0.0, None))
-        if task is None or time.monotonic() > expires:
-            task = asyncio.create_task(self._fetched(origin))
-            self._known[origin] = time.monotonic() + _KEEP_SECONDS, task
-            while len(self._known) > _ORIGINS_KEPT:
-                self._known.popitem(last=False)
+    async def rules(self, url: URL) -> Rules:
+        """The rules of a URL's origin.
+
+        Raises:
+            UnfetchableError: the origin does not tell, now; or its address is forbidden.
+        """
+        origin = url.origin()
+        known = self._known.get(origin)
+        if known is not None and known[0] > self._now():
+            return known[2]
+        task = self._asked.get(origin)
+        if task is None:
+            task = self._asked[origin] = asyncio.create_task(self._learn(origin))
+            # Even if nobody waits for it any more.
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        # Whoever gives up waiting must not take the answer from the others.
         return await asyncio.shield(task)
 
-    def close(self) -> None:
-        """Stop waiting for answers."""
-        for _, task in self._known.values():
+    async def close(self) -> None:
+        for task in self._asked.values():
             task.cancel()
+        await asyncio.gather(*self._asked.values(), return_exceptions=True)
 
-    async def _fetched(self, origin: str) -> Rules:
-        rules = await self._fetch(origin)
-        if rules.problem is not None:
-            self._known[origin] = time.monotonic() + _KEEP_FAILURES_SECONDS, self._known[origin][1]
-        return rules
+    async def _learn(self, origin: URL) -> Rules:
+        try:
+            async with asyncio.timeout(self._deadline):
+                text = await self._text(origin)
+        except TimeoutError:
+            raise UnfetchableError(ROBOTS_UNREACHABLE) from None
+        finally:
+            del self._asked[origin]
+        learnt = rules(text)
+        self._keep(origin, learnt, len(text) if learnt is not EVERYTHING else 0)
+        return learnt
+
+    async def _text(self, origin: URL) -> str:
+        """What robots.txt says; "" for none."""
+        url = origin.with_path("/robots.txt")
+        try:
+            for _ in range(_MOST_REDIRECTS + 1):
+                answer = await self._ask(url)
+                if answer.location is None:
+                    return answer.data.decode("utf-8", "replace")
+                try:
+                    url = http_url(urljoin(str(url), answer.location))
+                except ValueError:
+                    return ""
+        except UnfetchableError as error:
+            status = error.problem.http_status
+            if status is not None and 400 <= status < 500 and status != 429:
+                return ""
+            if error.problem in _OF_THE_HOST:
+                raise
+            raise UnfetchableError(ROBOTS_UNREACHABLE, retry_after=error.retry_after) from error
+        # RFC 9309 §2.3.1.2: too many redirects are as if there were no file.
+        return ""
+
+    def _keep(self, origin: URL, learnt: Rules, size: int) -> None:
+        size += _BYTES_EACH
+        if replaced := self._known.pop(origin, None):
+            self._bytes_kept -= replaced[1]
+        self._known[origin] = (self._now() + _LIFE, size, learnt)
+        self._bytes_kept += size
+        while self._bytes_kept > _BYTES_KEPT:
+            _, (_, freed, _) = self._known.popitem(last=False)
+            self._bytes_kept -= freed

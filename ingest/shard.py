@@ -10,7 +10,6 @@ import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -18,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest import layout
-from ingest.commit import draft, make_durable, make_folder, publish
 from ingest.image import Checked
+from ingest.store import Store
 
 META_SCHEMA = pa.schema(
     [
@@ -52,13 +51,13 @@ class ShardWriter:
     called.
 
     Args:
-        output: the dataset's folder.
+        store: the dataset's files.
         unit: its number.
         extra: columns that its rows have besides those of META_SCHEMA.
     """
 
-    def __init__(self, output: Path, unit: int, *, extra: pa.Schema = NO_COLUMNS) -> None:
-        self._output = output
+    def __init__(self, store: Store, unit: int, *, extra: pa.Schema = NO_COLUMNS) -> None:
+        self._store = store
         self._unit = unit
         self._schema = pa.schema([*META_SCHEMA, *extra])
         self._columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
@@ -70,8 +69,7 @@ class ShardWriter:
         self._drafts = ExitStack()
 
     def __enter__(self) -> Self:
-        folder = (self._output / layout.shard_name(self._unit, "")).parent
-        self._path, self._tar = self._drafts.enter_context(draft(folder, f"{self._unit:08d}"))
+        self._tar = self._drafts.enter_context(self._store.draft(layout.shard_stem(self._unit)))
         return self
 
     def __exit__(
@@ -125,18 +123,15 @@ class ShardWriter:
     def publish(self, *, generation: int, fingerprint: str) -> dict[str, Any]:
         """Make tar and Parquet durable under their content names; returns the record to commit."""
         self._write(b"\0" * (2 * _BLOCK))
-        make_durable(self._tar)
         shard_sha256 = self._sha256.hexdigest()
         shard = layout.shard_name(self._unit, shard_sha256)
-        publish(self._path, self._output / shard, shard_sha256)
+        self._tar.publish(shard, shard_sha256)
         table = _meta_bytes(pa.table(self._columns, schema=self._schema))
         meta_sha256 = hashlib.sha256(table).hexdigest()
         meta = layout.meta_name(self._unit, meta_sha256)
-        make_folder((self._output / meta).parent)
-        with draft((self._output / meta).parent, f"{self._unit:08d}") as (path, file):
-            file.write(table)
-            make_durable(file)
-            publish(path, self._output / meta, meta_sha256)
+        with self._store.draft(layout.meta_stem(self._unit)) as draft:
+            draft.file.write(table)
+            draft.publish(meta, meta_sha256)
         return {
             "unit": self._unit,
             "generation": generation,
@@ -151,7 +146,7 @@ class ShardWriter:
         }
 
     def _write(self, data: bytes) -> None:
-        self._tar.write(data)
+        self._tar.file.write(data)
         self._sha256.update(data)
         self._offset += len(data)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset import open_dataset, sealed_units
+from ingest.store import open_store
 
 PERCENTILES = (5, 25, 50, 75, 95)
 # Bytes are counted in cells of this many; percentiles of file sizes are exact to one cell.
@@ -123,12 +124,13 @@ def count(path: str | Path, *, progress: Callable[[int, int], None]) -> Stats:
     """Count a sealed dataset, one unit's metadata in memory at a time.
 
     Args:
-        path: the dataset's folder.
+        path: the dataset's folder or URL.
         progress: is told units counted and units there are.
 
     Raises:
         UserError: it is not a sealed dataset, or a metadata file cannot be read.
     """
+    store = open_store(path)
     root = open_dataset(path).root
     units = sealed_units(path, root)
     metas = units["meta"].to_pylist()
@@ -136,10 +138,11 @@ def count(path: str | Path, *, progress: Callable[[int, int], None]) -> Stats:
     for done, meta in enumerate(metas):
         progress(done, len(metas))
         try:
-            tally.add(pq.read_table(Path(path) / meta, columns=COLUMNS, partitioning=None))
+            with store.open(meta) as file:
+                tally.add(pq.read_table(file, columns=COLUMNS))
         except (OSError, pa.ArrowException):
             raise UserError(
-                f"{Path(path) / meta} cannot be read: see what else is damaged with `ingest verify {path}`"
+                f"{store.where(meta)} cannot be read: see what else is damaged with `ingest verify {path}`"
             ) from None
     progress(len(metas), len(metas))
     losses = sorted(

@@ -11,13 +11,12 @@ Nothing is mended and nothing stops at the first fault: each damaged thing is to
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +26,7 @@ from ingest import layout
 from ingest.commit import UNITS_SCHEMA, merkle_root
 from ingest.image import ImageError, ImageLimits, decode
 from ingest.shard import META_SCHEMA
+from ingest.store import Store, open_store
 
 
 class Level(IntEnum):
@@ -69,22 +69,23 @@ class Seal:
     units: tuple[dict[str, Any], ...]
 
 
-def read_seal(folder: Path) -> tuple[Seal | None, list[Damage]]:
+def read_seal(path: str | Path) -> tuple[Seal | None, list[Damage]]:
     """The latest seal, and what is wrong with it; None if it cannot say which files belong to the dataset.
 
     Raises:
-        UserError: the folder is not a sealed dataset.
+        UserError: there is no sealed dataset.
     """
+    store = open_store(path)
     try:
-        pointer = (folder / layout.DATASET).read_bytes()
+        pointer = store.read(layout.DATASET)
     except (FileNotFoundError, NotADirectoryError):
-        wrong = f"{folder} is not a sealed dataset: it has no {layout.DATASET}"
+        wrong = f"{path} is not a sealed dataset: it has no {layout.DATASET}"
         raise UserError(f"{wrong}; finish its crawl, or check the path") from None
     root = _text_at(pointer, "sealed")
     if root is None or len(root) != 64 or not set(root) <= set("0123456789abcdef"):
         return None, [_damage(layout.DATASET, "does not name a sealed root")]
     head_name, list_name = layout.sealed_name(root, "json"), layout.sealed_name(root, "parquet")
-    head_bytes, list_bytes = _bytes_of(folder / head_name), _bytes_of(folder / list_name)
+    head_bytes, list_bytes = _bytes_of(store, head_name), _bytes_of(store, list_name)
     absent = [n for n, data in ((head_name, head_bytes), (list_name, list_bytes)) if data is None]
     if head_bytes is None or list_bytes is None:
         return None, [_damage(name, "is missing") for name in absent]
@@ -106,19 +107,20 @@ def read_seal(folder: Path) -> tuple[Seal | None, list[Damage]]:
     return Seal(root=root, head=head, units=tuple(rows)), damages
 
 
-def verify_units(folder: Path, seal: Seal, level: Level, *, workers: int) -> Iterator[UnitReport]:
+def verify_units(path: str | Path, seal: Seal, level: Level, *, workers: int) -> Iterator[UnitReport]:
     """Check every unit, in order; `workers` threads share the work."""
+    store = open_store(path)
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(lambda row: _verify_unit(folder, row, level), seal.units)
+        yield from pool.map(lambda row: _verify_unit(store, row, level), seal.units)
 
 
-def verify_root(folder: Path, seal: Seal) -> list[Damage]:
+def verify_root(path: str | Path, seal: Seal) -> list[Damage]:
     """The Merkle root, computed again from the commits; and each commit against the list that was sealed."""
     damages: list[Damage] = []
     leaves = []
-    for row in seal.units:
-        name = layout.commit_name(row["unit"])
-        data = _bytes_of(folder / name)
+    names = [layout.commit_name(row["unit"]) for row in seal.units]
+    commits = open_store(path).read_many(names)
+    for row, name, data in zip(seal.units, names, commits, strict=True):
         if data is None:
             continue  # told by its unit
         leaves.append(data)
@@ -151,33 +153,30 @@ def _agrees(commit: bytes, row: dict[str, Any]) -> bool:
     ]
 
 
-def _verify_unit(folder: Path, row: dict[str, Any], level: Level) -> UnitReport:
+def _verify_unit(store: Store, row: dict[str, Any], level: Level) -> UnitReport:
     damages: list[Damage] = []
     images = 0
-    if not (folder / layout.commit_name(row["unit"])).is_file():
+    if not store.exists(layout.commit_name(row["unit"])):
         damages.append(_damage(layout.commit_name(row["unit"]), "is missing"))
     there = []
     for kind in ("shard", "meta"):
-        found = _file_damage(folder, row, kind, level)
+        there.append(store.exists(row[kind]))
+        found = _file_damage(store, row, kind, level) if there[-1] else _damage(row[kind], "is missing")
         damages += [found] if found else []
-        there.append((folder / row[kind]).is_file())
     if level >= Level.SHA and all(there):
-        members, images = _verify_images(folder, row, level)
+        members, images = _verify_images(store, row, level)
         damages += members
     return UnitReport(unit=row["unit"], images=images, damages=tuple(damages))
 
 
-def _file_damage(folder: Path, row: dict[str, Any], kind: str, level: Level) -> Damage | None:
+def _file_damage(store: Store, row: dict[str, Any], kind: str, level: Level) -> Damage | None:
     """The first thing that is wrong with a unit's shard or metadata as a whole file."""
-    path = folder / row[kind]
-    if not path.is_file():
-        return _damage(row[kind], "is missing")
     try:
-        size, sealed = path.stat().st_size, row[f"{kind}_bytes"]
+        size, sealed = store.size(row[kind]), row[f"{kind}_bytes"]
         if level >= Level.SIZES and size != sealed:
             return _damage(row[kind], f"has {size:,} bytes, and {sealed:,} were sealed")
         if level >= Level.SHA:
-            with path.open("rb") as file:
+            with store.open(row[kind]) as file:
                 if hashlib.file_digest(file, "sha256").digest() != row[f"{kind}_sha256"]:
                     return _damage(row[kind], "does not have the sha256 that was sealed")
     except OSError as error:
@@ -185,10 +184,11 @@ def _file_damage(folder: Path, row: dict[str, Any], kind: str, level: Level) -> 
     return None
 
 
-def _verify_images(folder: Path, row: dict[str, Any], level: Level) -> tuple[list[Damage], int]:
+def _verify_images(store: Store, row: dict[str, Any], level: Level) -> tuple[list[Damage], int]:
     """Each image of a unit against its row; and the rows against what was sealed."""
     try:
-        table = pq.read_table(folder / row["meta"], schema=META_SCHEMA)
+        with store.open(row["meta"]) as file:
+            table = pq.read_table(file, schema=META_SCHEMA)
     except (pa.ArrowException, OSError):
         return [_damage(row["meta"], "is not readable Parquet: its images cannot be checked one by one")], 0
     damages = []
@@ -198,7 +198,7 @@ def _verify_images(folder: Path, row: dict[str, Any], level: Level) -> tuple[lis
             f"has {table.num_rows} rows and {len(kept)} kept, and {row['rows']} and {row['kept']} were sealed"
         )
         damages.append(_damage(row["meta"], text))
-    with (folder / row["shard"]).open("rb") as shard:
+    with store.open(row["shard"]) as shard:
         for sample in kept:
             found = _image_fault(shard, sample, level)
             if found:
@@ -207,10 +207,11 @@ def _verify_images(folder: Path, row: dict[str, Any], level: Level) -> tuple[lis
     return damages, len(kept)
 
 
-def _image_fault(shard: BinaryIO, sample: dict[str, Any], level: Level) -> str:
+def _image_fault(shard: io.BufferedIOBase, sample: dict[str, Any], level: Level) -> str:
     """What is wrong with one image, in words; empty if nothing is."""
     try:
-        data = os.pread(shard.fileno(), sample["size"], sample["offset"])
+        shard.seek(sample["offset"])
+        data = shard.read(sample["size"])
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if len(data) < sample["size"]:
@@ -236,10 +237,10 @@ def _damage(what: str, problem: str) -> Damage:
     return Damage(what=what, sentence=f"{what} {problem}")
 
 
-def _bytes_of(path: Path) -> bytes | None:
+def _bytes_of(store: Store, name: str) -> bytes | None:
     """The file, or None if there is none; a file that cannot be read has no bytes to agree with."""
     try:
-        return path.read_bytes()
+        return store.read(name)
     except FileNotFoundError:
         return None
 

@@ -13,7 +13,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
-from ingest.commit import create_if_absent
+from ingest import layout
+from ingest.store import open_store
 
 DUPLICATES = ".duplicates"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -96,18 +97,19 @@ class ViewBitmaps:
         return self.keeps(unit) if there else np.zeros(slots, np.bool_)
 
 
-def view_path(dataset_path: str | Path, name: str) -> Path:
-    """Where the view lies; a UserError if the name could leave the folder."""
+def view_name(name: str) -> str:
+    """Where the view lies in its dataset; a UserError if the name could leave the folder."""
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r} is no name for a view: use letters, digits, dots, dashes and underscores")
     if name.endswith(DUPLICATES):
         raise UserError(f"{name!r} is no name for a view: {DUPLICATES} is for the list of its duplicates")
-    return Path(dataset_path) / "views" / f"{name}.parquet"
+    return f"{layout.VIEWS}/{name}.parquet"
 
 
 def view_names(dataset_path: str | Path) -> list[str]:
     """The dataset's views, whatever root they are of, sorted."""
-    stems = (path.stem for path in (Path(dataset_path) / "views").glob("*.parquet"))
+    files = (PurePath(entry.name) for entry in open_store(dataset_path).list(layout.VIEWS))
+    stems = (file.stem for file in files if file.suffix == ".parquet")
     return sorted(stem for stem in stems if NAME.fullmatch(stem) and not stem.endswith(DUPLICATES))
 
 
@@ -117,9 +119,10 @@ def read_view(dataset_path: str | Path, name: str, *, root: str | None) -> ViewB
     Raises:
         UserError: there is no such view, it is damaged, or it was made for another root.
     """
-    path = view_path(dataset_path, name)
+    store, file = open_store(dataset_path), view_name(name)
+    path = store.where(file)
     try:
-        data = path.read_bytes()
+        data = store.read(file)
     except FileNotFoundError:
         there = view_names(dataset_path)
         known = f"it has {', '.join(there)}" if there else "it has no views"
@@ -154,19 +157,23 @@ def read_view(dataset_path: str | Path, name: str, *, root: str | None) -> ViewB
 
 def write_view(
     dataset_path: str | Path, name: str, *, root: str, keeps: Mapping[int, NDArray[np.bool_]]
-) -> Path:
+) -> Path | str:
     """Publish a view at once and for good; writing the same view again changes nothing.
 
     Args:
-        dataset_path: the dataset's folder.
+        dataset_path: the dataset's folder or URL.
         name: the view's name.
         root: the sealed root that the slots belong to, hex.
         keeps: for each unit, whether each slot stays, (slots,) bool.
 
     Raises:
         UserError: another view of this name exists, or the name is not one.
+
+    Returns:
+        Where it lies.
     """
-    path = view_path(dataset_path, name)
+    store, file = open_store(dataset_path), view_name(name)
+    path = store.where(file)
     rows: dict[str, list[Any]] = {field: [] for field in SCHEMA.names}
     for unit in sorted(keeps):
         bits = keeps[unit]
@@ -175,21 +182,22 @@ def write_view(
             column.append(value)
     table = pa.table(rows, schema=SCHEMA.with_metadata({"root": root}))
     data = _parquet_bytes(table)
-    if create_if_absent(path, data) != data:
+    if store.create_if_absent(file, data) != data:
         raise UserError(f"{path} exists and runs may use it: write the view under another name")
     return path
 
 
-def write_duplicates(dataset_path: str | Path, name: str, table: pa.Table) -> Path:
+def write_duplicates(dataset_path: str | Path, name: str, table: pa.Table) -> Path | str:
     """Publish the list of duplicates of a view that is published already; doing it again changes nothing.
 
     Raises:
         UserError: another list is there.
     """
-    view = view_path(dataset_path, name)
-    path = view.with_name(f"{name}{DUPLICATES}.parquet")
+    store = open_store(dataset_path)
+    file = view_name(name).removesuffix(".parquet") + f"{DUPLICATES}.parquet"
+    path = store.where(file)
     data = _parquet_bytes(table)
-    if create_if_absent(path, data) != data:
+    if store.create_if_absent(file, data) != data:
         raise UserError(f"{path} exists, with other duplicates: write the view under another name")
     return path
 

@@ -3,7 +3,6 @@
 import json
 import shlex
 from collections import Counter
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +12,7 @@ from cluster.errors import UserError
 from ingest.commands.options import CORES, Json, Workers
 from ingest.crawl import CrawlReport, crawl_shards
 from ingest.crawl_settings import CrawlSettings
-from ingest.fetch import FetchSettings, Politeness
+from ingest.fetch import FetchSettings
 from ingest.image import ImageLimits, Treatment
 from ingest.layout import KEY_SLOTS
 from ingest.progress import CrawlProgress, Meter
@@ -22,7 +21,6 @@ from ingest.wording import duration, in_bytes, several, visible
 
 DEFAULTS = CrawlSettings()
 LIMITS = DEFAULTS.treatment.limits
-POLITE = Politeness()
 
 
 def crawl(
@@ -35,7 +33,10 @@ def crawl(
         ),
     ],
     *,
-    output: Annotated[Path, typer.Option(help="The dataset's folder; a crawl that stopped goes on there.")],
+    output: Annotated[
+        str,
+        typer.Option(help="The dataset's folder or s3://bucket/prefix; a crawl that stopped goes on there."),
+    ],
     extend: Annotated[
         bool, typer.Option("--extend", help="Add to a dataset that was made from other sources.")
     ] = False,
@@ -76,11 +77,15 @@ def crawl(
         int, typer.Option(min=1, help="How often a URL is tried that may succeed later.")
     ] = DEFAULTS.fetch.attempts,
     max_redirects: Annotated[int, typer.Option(min=0)] = DEFAULTS.fetch.max_redirects,
-    per_host: Annotated[int, typer.Option(min=1, help="Connections to a host at a time.")] = POLITE.per_host,
+    per_host: Annotated[
+        int, typer.Option(min=1, help="Connections to a host at a time.")
+    ] = DEFAULTS.fetch.per_host,
     per_host_rate: Annotated[
         float | None, typer.Option(min=0.001, help="Requests to a host per second.")
-    ] = POLITE.per_host_rate,
-    connections: Annotated[int, typer.Option(min=1, help="At a time, over all hosts.")] = POLITE.connections,
+    ] = DEFAULTS.fetch.per_host_rate,
+    connections: Annotated[
+        int, typer.Option(min=1, help="At a time, over all hosts.")
+    ] = DEFAULTS.fetch.connections,
     ignore_robots: Annotated[
         bool, typer.Option("--ignore-robots", help="Do not heed robots.txt; the dataset says so.")
     ] = False,
@@ -104,6 +109,10 @@ def crawl(
         quality=DEFAULTS.treatment.quality if quality is None else quality,
     )
     fetch = FetchSettings(
+        contact=contact,
+        per_host=per_host,
+        per_host_rate=per_host_rate,
+        connections=connections,
         deadline=deadline,
         attempts=attempts,
         max_redirects=max_redirects,
@@ -123,12 +132,6 @@ def crawl(
             workers=workers,
             progress=progress,
             columns=Columns(url=url_column, caption=caption_column, labels=label_column),
-            politeness=Politeness(
-                contact=contact or "",
-                per_host=per_host,
-                per_host_rate=per_host_rate,
-                connections=connections,
-            ),
             extend=extend,
         )
     if as_json:

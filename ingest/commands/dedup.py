@@ -55,13 +55,13 @@ def dedup(
             progress=lambda doing, done, total: meter.tell(doing, done=done, total=total),
         )
     if as_json:
-        typer.echo(json.dumps({"path": str(dataset)} | asdict(report), indent=2))
+        typer.echo(json.dumps({"path": dataset} | asdict(report), indent=2))
     else:
         _print(report, dataset, near=near, seconds=time.monotonic() - started)
 
 
-def _print(report: DedupReport, dataset: Path, *, near: bool, seconds: float) -> None:
-    typer.echo(f"view       {report.view} of {visible(str(dataset))}, root {report.root[:12]}")
+def _print(report: DedupReport, dataset: str, *, near: bool, seconds: float) -> None:
+    typer.echo(f"view       {report.view} of {visible(dataset)}, root {report.root[:12]}")
     typer.echo(f"kept       {report.kept:,} of {several(report.samples, 'image')}")
     typer.echo(f"dropped    {report.exact:,} with equal bytes, {report.near:,} that look alike")
     typer.echo(f"for        {several(report.groups, 'other image')}")

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -69,13 +68,13 @@ def view(
             progress=lambda done, total: meter.tell("filtering units", done=done, total=total),
         )
     if as_json:
-        typer.echo(json.dumps({"path": str(dataset)} | asdict(report), indent=2))
+        typer.echo(json.dumps({"path": dataset} | asdict(report), indent=2))
     else:
         _print(report, dataset)
 
 
-def _print(report: FilterReport, dataset: Path) -> None:
-    typer.echo(f"view     {report.view} of {visible(str(dataset))}, root {report.root[:12]}")
+def _print(report: FilterReport, dataset: str) -> None:
+    typer.echo(f"view     {report.view} of {visible(dataset)}, root {report.root[:12]}")
     typer.echo(f"kept     {report.kept:,} of {several(report.samples, 'image')}")
     for step in report.steps:
         null = f", {step.null:,} of them without a value" if step.null else ""
@@ -89,7 +88,7 @@ def _print(report: FilterReport, dataset: Path) -> None:
             )
 
 
-def _list(dataset: Path, *, as_json: bool) -> None:
+def _list(dataset: str, *, as_json: bool) -> None:
     latest = open_dataset(dataset).root
     views = [read_view(dataset, name, root=None) for name in view_names(dataset)]
     if as_json:
@@ -104,10 +103,10 @@ def _list(dataset: Path, *, as_json: bool) -> None:
             }
             for view in views
         ]
-        typer.echo(json.dumps({"path": str(dataset), "root": latest, "views": rows}, indent=2))
+        typer.echo(json.dumps({"path": dataset, "root": latest, "views": rows}, indent=2))
         return
     if not views:
-        typer.echo(f"{visible(str(dataset))} has no views: make one with `ingest view` or `ingest dedup`")
+        typer.echo(f"{visible(dataset)} has no views: make one with `ingest view` or `ingest dedup`")
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("view", style="bold")

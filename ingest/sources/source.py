@@ -30,7 +30,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is said of an item that has no bytes to check."""
+    """What is said of an item that has no bytes to check.
+
+    Attributes:
+        status: rejected by a rule of ours or of its owner; or failed.
+        reason: one word, in snake case.
+        retryable: whether a later attempt may fare better.
+        http_status: what the server answered, if one did.
+    """
 
     status: Literal["rejected", "failed"]
     reason: str

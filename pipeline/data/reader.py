@@ -27,7 +27,7 @@ class BadSampleError(Exception):
 
 @dataclass(frozen=True)
 class _OpenUnit:
-    descriptor: int
+    descriptor: int | None  # None if the shard is read through the dataset's store
     rows: UnitRows
     offsets: list[int]
     sizes: list[int]
@@ -88,6 +88,8 @@ class Reader:
 
         def read() -> bytes:
             unit = self._unit(unit_index)
+            if unit.descriptor is None:
+                return self._dataset.read_shard(unit_index, unit.offsets[row], unit.sizes[row])
             return os.pread(unit.descriptor, unit.sizes[row], unit.offsets[row])
 
         return self._retried(unit_index, read)
@@ -135,12 +137,14 @@ class Reader:
         while len(self._open) >= self._capacity:
             self._close(next(iter(self._open)))
         rows = self._dataset.unit_rows(unit_index)
-        descriptor = os.open(Path(self._dataset.shard_path(unit_index)), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = None
+        if self._dataset.is_local:
+            descriptor = os.open(Path(self._dataset.shard_path(unit_index)), os.O_RDONLY | os.O_CLOEXEC)
         unit = _OpenUnit(descriptor, rows, rows.offsets.tolist(), rows.sizes.tolist())
         self._open[unit_index] = unit
         return unit
 
     def _close(self, unit_index: int) -> None:
         unit = self._open.pop(unit_index, None)
-        if unit is not None:
+        if unit is not None and unit.descriptor is not None:
             os.close(unit.descriptor)

@@ -1,7 +1,9 @@
 """Small pictures, and crawls of them."""
 
 import io
-from collections.abc import Callable
+import os
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +86,30 @@ def scan_bomb() -> bytes:
 def huge(encode: Encode) -> bytes:
     """A small file that is a picture of 16 megapixels."""
     return encode(Image.new("RGB", (4000, 4000)), "PNG")
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """Port of an S3 server."""
+    from object_store import start_server
+
+    server, port = start_server()
+    yield port
+    server.shutdown()
+
+
+@pytest.fixture
+def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """s3://NAME of a new bucket, and an environment in which it is found."""
+    import s3fs
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_port}")
+    s3fs.S3FileSystem.clear_instance_cache()
+    name = f"test-{secrets.token_hex(8)}"
+    s3fs.S3FileSystem().mkdir(name)
+    return f"s3://{name}"

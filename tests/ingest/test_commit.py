@@ -1,8 +1,7 @@
-"""Exactly once: create-if-absent, publishing, the Merkle root, sealing."""
+"""Exactly once: commits, the Merkle root, sealing."""
 
 import hashlib
 import json
-import threading
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
-from ingest import commit as committing
-from ingest.commit import canonical, commit, create_if_absent, merkle_root, publish, replace, seal
+from ingest.commit import canonical, commit, merkle_root, seal
+from ingest.store import PosixStore
 
 
 def record(unit, fingerprint="a" * 64):
@@ -34,52 +33,10 @@ def visible(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_first_creation_stands(tmp_path):
-    path = tmp_path / "deep" / "name.json"
-    assert create_if_absent(path, b"first") == b"first"
-    assert create_if_absent(path, b"second") == b"first"
-    assert create_if_absent(path, b"first") == b"first"
-    assert visible(tmp_path) == ["deep/name.json"]
-
-
-def test_D3_of_many_creators_one_wins_and_all_read_it_whole(tmp_path):
-    path, gate, seen = tmp_path / "name", threading.Barrier(16), []
-
-    def create(number):
-        gate.wait()
-        seen.append(create_if_absent(path, bytes([number]) * 50_000))
-
-    threads = [threading.Thread(target=create, args=(number,)) for number in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(seen)) == 1
-    assert len(seen[0]) == 50_000
-    assert visible(tmp_path) == ["name"]
-
-
-def test_D3_name_moves_in_one_step(tmp_path, monkeypatch):
-    path = tmp_path / "DATASET.json"
-    replace(path, b"old")
-    monkeypatch.setattr(committing.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        replace(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert visible(tmp_path) == ["DATASET.json"]
-
-
-def test_file_that_does_not_read_back_is_not_published(tmp_path):
-    (tmp_path / "draft").write_bytes(b"other")
-    with pytest.raises(OSError, match="does not read back"):
-        publish(tmp_path / "draft", tmp_path / "final", hashlib.sha256(b"meant").hexdigest())
-    assert not (tmp_path / "final").exists()
-
-
 def test_lost_reply_and_lost_race_are_told_apart_by_reading(tmp_path):
-    assert commit(tmp_path, record(3)) == record(3)
-    assert commit(tmp_path, record(3)) == record(3)
-    assert commit(tmp_path, record(3) | {"kept": 1}) == record(3)
+    assert commit(PosixStore(tmp_path), record(3)) == record(3)
+    assert commit(PosixStore(tmp_path), record(3)) == record(3)
+    assert commit(PosixStore(tmp_path), record(3) | {"kept": 1}) == record(3)
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=40))
@@ -105,39 +62,39 @@ def test_merkle_root_depends_on_order_and_on_every_leaf(leaves, data):
 
 def test_seal_needs_every_unit(tmp_path):
     for unit in (0, 2):
-        commit(tmp_path, record(unit))
+        commit(PosixStore(tmp_path), record(unit))
     with pytest.raises(UserError, match="unit 1 is not committed; run the crawl again"):
-        seal(tmp_path, dict.fromkeys(range(3), "a" * 64))
+        seal(PosixStore(tmp_path), dict.fromkeys(range(3), "a" * 64))
     assert not (tmp_path / "sealed").exists()
     assert not (tmp_path / "DATASET.json").exists()
 
 
 def test_seal_refuses_a_unit_of_another_plan(tmp_path):
-    commit(tmp_path, record(0, "c" * 64))
+    commit(PosixStore(tmp_path), record(0, "c" * 64))
     with pytest.raises(UserError, match="unit 0 was made under another plan"):
-        seal(tmp_path, {0: "a" * 64})
+        seal(PosixStore(tmp_path), {0: "a" * 64})
 
 
 def test_D1_seal_is_a_function_of_the_commits(tmp_path):
     for unit in range(3):
-        commit(tmp_path / "a", record(unit))
+        commit(PosixStore(tmp_path / "a"), record(unit))
     for unit in (2, 0, 1):
-        commit(tmp_path / "b", record(unit))
+        commit(PosixStore(tmp_path / "b"), record(unit))
     expected = dict.fromkeys(range(3), "a" * 64)
-    root = seal(tmp_path / "a", expected)
-    assert seal(tmp_path / "b", expected) == root
+    root = seal(PosixStore(tmp_path / "a"), expected)
+    assert seal(PosixStore(tmp_path / "b"), expected) == root
     assert root == merkle_root([canonical(record(unit)) for unit in range(3)])
     for name in visible(tmp_path / "a"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     before = {name: (tmp_path / "a" / name).stat().st_mtime_ns for name in visible(tmp_path / "a")}
-    assert seal(tmp_path / "a", expected) == root
+    assert seal(PosixStore(tmp_path / "a"), expected) == root
     assert before == {name: (tmp_path / "a" / name).stat().st_mtime_ns for name in visible(tmp_path / "a")}
 
 
 def test_D2_sealed_head_adds_up(tmp_path):
     for unit in range(3):
-        commit(tmp_path, record(unit))
-    root = seal(tmp_path, dict.fromkeys(range(3), "a" * 64))
+        commit(PosixStore(tmp_path), record(unit))
+    root = seal(PosixStore(tmp_path), dict.fromkeys(range(3), "a" * 64))
     head = json.loads((tmp_path / "sealed" / f"{root}.json").read_bytes())
     assert (head["planned"], head["kept"], head["units"]) == (15, 6, 3)
     assert (head["rejected"], head["failed"]) == ({"not_an_image": 3}, {"truncated": 6})

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
-from ingest import commit as committing
 from ingest.crawl import crawl_shards
 from ingest.crawl_settings import CrawlSettings
 from ingest.dataset import open_dataset, sealed_units
 from ingest.image import ImageLimits, Treatment
+from ingest.store import PosixStore
 
 UNIT_ROWS = 4
 
@@ -146,7 +146,7 @@ def test_output_that_cannot_be_written_is_told_and_gone_on_with(tmp_path, folder
         crawl([source], tmp_path / "file" / "out")
     with monkeypatch.context() as patch:
         full = OSError(errno.ENOSPC, "No space left on device")
-        patch.setattr(committing, "create_if_absent", lambda *_: (_ for _ in ()).throw(full))
+        patch.setattr(PosixStore, "create_if_absent", lambda *_: (_ for _ in ()).throw(full))
         with pytest.raises(UserError, match=r"cannot write .*out: no space left on device"):
             crawl([source], tmp_path / "out")
     assert crawl([source], tmp_path / "out").counts.kept == 10
@@ -173,7 +173,7 @@ def crawl_with_death_at(step, source, output):
             act()
 
         visible = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "subprocess.Popen"}
-        committing.os.fsync = fsync
+        os.fsync = fsync
         sys.addaudithook(lambda event, _: act() if event in visible else None)
         settings = CrawlSettings(unit_rows=UNIT_ROWS)
         crawl_shards([str(source)], output, settings, workers=1, progress=lambda counts: None)

@@ -1,5 +1,6 @@
 """Frozen units, the fingerprint, and the refusal of other work."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,11 +14,12 @@ from ingest.crawl_settings import CrawlSettings
 from ingest.image import ImageLimits, Treatment
 from ingest.plan import freeze, open_source
 from ingest.sources.urls import Columns
+from ingest.store import PosixStore
 
 
 def frozen(output, *sources, listed=lambda items: None, **settings):
     opened = [open_source(str(source), Columns()) for source in sources]
-    return freeze(output, opened, CrawlSettings(**settings), listed=listed)
+    return freeze(PosixStore(output), opened, CrawlSettings(**settings), listed=listed)
 
 
 def test_units_hold_every_item_in_order_and_one_row_group_each(tmp_path, folder):
@@ -27,10 +29,13 @@ def test_units_hold_every_item_in_order_and_one_row_group_each(tmp_path, folder)
     assert (plan.units, plan.rows, listed) == (range(3), 11, [11])
     paths = [item.path for unit in plan.units for _, item in plan.items(unit)]
     assert paths == sorted(os.fsencode(path.relative_to(source)) for path in source.rglob("*.*"))
-    (items,) = (tmp_path / "out" / "plan" / "0").glob("units-*.parquet")
-    metadata = pq.ParquetFile(items).metadata
+    listing = plan.description["items"]["name"]
+    metadata = pq.ParquetFile(tmp_path / "out" / listing).metadata
     assert [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)] == [4, 4, 3]
-    assert sorted(entry.name for entry in (tmp_path / "out" / "plan").iterdir()) == ["0"]
+    files = sorted((tmp_path / "out").rglob("*.*"))
+    assert [str(path.relative_to(tmp_path / "out")) for path in files] == ["plan/0/plan.json", listing]
+    said = json.loads(files[0].read_bytes())["items"]
+    assert said == {"name": listing, "sha256": hashlib.sha256(files[1].read_bytes()).hexdigest()}
 
 
 def test_sources_follow_each_other_as_given(tmp_path, folder):
@@ -129,7 +134,9 @@ def test_of_two_plans_at_once_the_first_wins(tmp_path, folder):
     shutil.rmtree(out)
     with pytest.raises(UserError, match="planned with --unit-rows 4, not 5"):
         frozen(out, source, unit_rows=5, listed=meanwhile)
-    assert [entry.name for entry in (out / "plan").iterdir()] == ["0"]
+    assert {entry.name[:5] for entry in (out / "plan" / "0").iterdir()} == {"plan.", "units"}
+    again = frozen(out, source, unit_rows=4)
+    assert [len(again.items(unit)) for unit in again.units] == [4, 4, 3]
     assert json.loads((out / "plan" / "0" / "plan.json").read_bytes())["settings"]["--unit-rows"] == 4
 
 

@@ -9,13 +9,14 @@ import pytest
 
 from ingest.image import Checked, Treatment, check
 from ingest.shard import META_SCHEMA, ShardWriter
+from ingest.store import PosixStore
 
 
 def write(output, scene, encode, *, unit=7):
     """Three pictures among two others; returns the commit record and the stored bytes."""
     kinds = ["JPEG", "PNG", "GIF"]
     stored = [encode(scene(number), kind) for number, kind in enumerate(kinds)]
-    with ShardWriter(output, unit) as writer:
+    with ShardWriter(PosixStore(output), unit) as writer:
         writer.add(Checked(status="rejected", reason="not_an_image"), b"", url="in/a.txt", labels=[])
         for number, data in enumerate(stored):
             writer.add(check(data, Treatment()), data, url=f"in/{number}", labels=["cat", "pet"])
@@ -88,7 +89,7 @@ def test_D2_parquet_has_a_row_per_attempt_that_points_into_the_tar(tmp_path, sce
 
 
 def test_unit_without_a_picture_is_a_readable_empty_tar(tmp_path):
-    with ShardWriter(tmp_path, 3) as writer:
+    with ShardWriter(PosixStore(tmp_path), 3) as writer:
         writer.add(Checked(status="failed", reason="truncated"), b"", url="in/x", labels=[])
         record = writer.publish(generation=0, fingerprint="f" * 64)
     with tarfile.open(tmp_path / record["shard"]["name"]) as tar:
@@ -97,7 +98,7 @@ def test_unit_without_a_picture_is_a_readable_empty_tar(tmp_path):
 
 
 def test_D3_unpublished_unit_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), ShardWriter(tmp_path, 0) as writer:
+    with pytest.raises(ZeroDivisionError), ShardWriter(PosixStore(tmp_path), 0) as writer:
         writer.add(Checked(status="failed", reason="truncated"), b"", url="in/x", labels=[])
         raise ZeroDivisionError
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

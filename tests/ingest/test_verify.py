@@ -12,6 +12,7 @@ from ingest import layout
 from ingest.commit import canonical, commit, seal
 from ingest.image import Checked
 from ingest.shard import ShardWriter
+from ingest.store import PosixStore
 from ingest.verify import Level, read_seal, verify_root, verify_units
 
 LEVELS = list(Level)
@@ -247,10 +248,11 @@ def sealed_with(output, data, **claims):
         phash=0,
         **{"format": "png", "width": 24, "height": 16, "original_width": 24, "original_height": 16} | claims,
     )
-    with ShardWriter(output, 0) as writer:
+    store = PosixStore(output)
+    with ShardWriter(store, 0) as writer:
         writer.add(verdict, data, url="x", labels=[])
-        commit(output, writer.publish(generation=0, fingerprint="f"))
-    seal(output, {0: "f"})
+        commit(store, writer.publish(generation=0, fingerprint="f"))
+    seal(store, {0: "f"})
     return output
 
 
@@ -278,7 +280,7 @@ def test_rows_that_disagree_with_the_commit_are_found_by_sha(dataset):
     """A commit and list that count one image more than the metadata has, all hashes right."""
     record = json.loads((dataset / layout.commit_name(1)).read_bytes())
     (dataset / layout.commit_name(1)).write_bytes(canonical(record | {"rows": 5, "kept": 5}))
-    seal(dataset, {0: record["fingerprint"], 1: record["fingerprint"]})
+    seal(PosixStore(dataset), {0: record["fingerprint"], 1: record["fingerprint"]})
     found = found_from(dataset, Level.SHA)
     assert found.keys() == {record["meta"]["name"]}
     assert "has 4 rows and 4 kept, and 5 and 5 were sealed" in found[record["meta"]["name"]]

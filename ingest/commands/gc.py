@@ -1,0 +1,37 @@
+"""`ingest gc`: delete what committed units left behind and no commit names."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from ingest.gc import find_garbage
+from ingest.wording import in_bytes, several, visible
+
+
+def gc(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="A dataset: its folder, or s3://bucket/prefix.")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be deleted; delete nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+) -> None:
+    """Delete files of committed units that no commit names. Safe while a crawl is running."""
+    store, garbage = find_garbage(dataset)
+    entries = []
+    for entry in garbage:
+        if not dry_run:
+            store.delete(entry)
+        if not as_json:
+            typer.echo(f"{visible(entry.name)}  {in_bytes(entry.bytes)}")
+        entries.append(entry)
+    size = sum(entry.bytes for entry in entries)
+    if as_json:
+        files = [{"name": entry.name, "bytes": entry.bytes} for entry in entries]
+        answer = {"path": dataset, "deleted": not dry_run, "bytes": size, "files": files}
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        told = "would be deleted from" if dry_run else "deleted from"
+        typer.echo(f"{several(len(entries), 'file')}, {in_bytes(size)}, {told} {visible(dataset)}")
