@@ -15,7 +15,6 @@ import argparse
 import io
 import multiprocessing
 import re
-import resource
 import tarfile
 import tempfile
 import time
@@ -84,7 +83,8 @@ def find(radius: int, scratch: Path, partitions: int) -> tuple[np.ndarray, dict[
     kept_first = duplicates.first_come(np.concatenate(alike))
     drops = duplicates.settle(np.empty(0, duplicates.DROPS), np.concatenate(same), kept_first)
     ended = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    peak = int(re.findall(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
     figures = {
         "peak": peak,
         "scatter": scattered - started,

@@ -5,6 +5,7 @@ executor that calls them all and keeps the answers in order will do.
 """
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,8 +30,12 @@ def processes(workers: int) -> Iterator[MapTasks]:
     if workers == 1:
         yield _one_by_one
         return
-    # Spawned, since a fork of a process that has threads may hang.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),  # a fork of a process that has threads may hang
+        initializer=signal.signal,  # Ctrl-C is for this process, which then ends its workers
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
     try:
 
         def spread(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
