@@ -21,6 +21,8 @@ from ingest.commands.crawl import crawl
 from ingest.commands.dedup import dedup
 from ingest.commands.gc import gc
 from ingest.commands.options import CORES, DatasetFolder, Json, Workers
+from ingest.commands.retry import retry
+from ingest.commands.urls import urls
 from ingest.commands.view import view
 from ingest.dataset import open_dataset, sealed_head
 from ingest.doctor import image_checks
@@ -75,6 +77,7 @@ app.command("crawl-shards")(crawl)
 app.command("dedup")(dedup)
 app.command("view")(view)
 app.command()(gc)
+app.command()(retry)
 
 
 @app.command()
@@ -230,6 +233,9 @@ def doctor(
         Console().print(doctor_table(checks))
     if any(check.required and check.status == "missing" for check in checks):
         raise typer.Exit(1)
+
+
+app.command("urls")(urls)
 
 
 def main() -> None:

@@ -144,17 +144,15 @@ def crawl_shards(
     opened = [open_source(place, columns) for place in places]
     if isinstance(store.root, Path):
         _refuse_output_inside(places, store.root)
-    if not settings.fetch.contact and any(isinstance(source, UrlList) for source in opened):
-        raise UserError(
-            "webmasters must be able to reach you: give a web page or an e-mail address with --contact"
-        )
+    # Before an hour of planning, too.
+    _refuse_without_contact(settings.fetch, any(isinstance(source, UrlList) for source in opened))
     counts = Counts()
 
     def listed(items: int) -> None:
         counts.planned = items
         progress(counts)
 
-    with ExitStack() as stack, _told_if_it_cannot_be_written(store):
+    with ExitStack() as stack, told_if_it_cannot_be_written(store):
         for source in opened:
             if not isinstance(source, UrlList):
                 stack.callback(source.close)
@@ -172,6 +170,7 @@ def crawl_plan(
     Raises:
         UserError: an earlier generation is not finished, or a unit was made under another plan.
     """
+    _refuse_without_contact(fetch, any(source["kind"] == "urls" for source in plan.sources))
     plans = read_plans(plan.store)[: plan.generation + 1]
     for earlier in plans[:-1]:
         if any(record is None for _, record in read_commits(plan.store, earlier.units)):
@@ -221,7 +220,8 @@ def crawl_units(
 
 
 @contextmanager
-def _told_if_it_cannot_be_written(store: Store) -> Iterator[None]:
+def told_if_it_cannot_be_written(store: Store) -> Iterator[None]:
+    """Trouble with the output that a user can mend becomes a sentence."""
     try:
         yield
     except OSError as error:
@@ -233,6 +233,13 @@ def _told_if_it_cannot_be_written(store: Store) -> Iterator[None]:
             f"cannot write {store.root}: {reason[:1].lower()}{reason[1:]}; mend that, then run the same "
             "command again"
         ) from error
+
+
+def _refuse_without_contact(fetch: FetchSettings, urls: bool) -> None:
+    if urls and not fetch.contact:
+        raise UserError(
+            "webmasters must be able to reach you: give a web page or an e-mail address with --contact"
+        )
 
 
 def _refuse_output_inside(sources: Sequence[str], output: Path) -> None:
@@ -355,7 +362,7 @@ class _Crawl:
     ) -> None:
         item = attempt.item
         url = _text(item.path)
-        if attempt.source in self._sources:
+        if attempt.source in self._sources and not _is_address(item.path):
             url = _within(self._sources[attempt.source].name, url)
         writer.add(
             verdict,
@@ -387,6 +394,11 @@ class _Crawl:
 def _within(source: str, path: str) -> str:
     """Where an image came from, for people."""
     return f"{source}/{path}" if path else source
+
+
+def _is_address(path: bytes) -> bool:
+    # Paths within folders and tars have no empty part.
+    return b"://" in path
 
 
 def _text(name: bytes) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import PIL
 import pyarrow as pa
@@ -11,9 +11,9 @@ from PIL import features
 from cluster.errors import UserError
 from ingest import layout
 from ingest.fetch import FetchSettings
-from ingest.image import ImageLimits, Treatment
+from ingest.image import Crop, Encoding, ImageLimits, Treatment
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class CrawlSettings:
 
     Attributes:
         unit_rows: attempts per unit.
-        treatment: of each image: limits, resize, quality.
+        treatment: of each image: limits, what is stored, and whether it is hashed.
         seconds: CPU time one image may take.
         memory_mb: memory that checking one image may take, MiB.
         fetch: which bytes a URL gives. Whom to contact, and how many requests there are at a time, decide
@@ -40,6 +40,11 @@ class CrawlSettings:
             raise UserError(f"--unit-rows must be from 1 to {layout.KEY_SLOTS:,}, not {self.unit_rows}")
         if self.treatment.resize is not None and self.treatment.resize < 1:
             raise UserError(f"--resize must be at least 1 pixel, not {self.treatment.resize}")
+        if self.treatment.crop not in get_args(Crop):
+            raise UserError(f"--crop must be one of {', '.join(get_args(Crop))}, not {self.treatment.crop}")
+        if self.treatment.encoding not in get_args(Encoding):
+            known = ", ".join(get_args(Encoding))
+            raise UserError(f"--encoding must be one of {known}, not {self.treatment.encoding}")
         if not 1 <= self.treatment.quality <= 100:
             raise UserError(f"--quality must be from 1 to 100, not {self.treatment.quality}")
         if self.seconds <= 0 or self.memory_mb < 1:
@@ -54,7 +59,14 @@ class CrawlSettings:
         limits = ImageLimits(max_bytes=flags["--max-bytes"], max_pixels=flags["--max-pixels"])
         return cls(
             unit_rows=flags["--unit-rows"],
-            treatment=Treatment(limits=limits, resize=flags["--resize"], quality=flags["--quality"]),
+            treatment=Treatment(
+                limits=limits,
+                resize=flags["--resize"],
+                crop=flags["--crop"],
+                encoding=flags["--encoding"],
+                quality=flags["--quality"],
+                phash=flags["--no-phash"] is None,
+            ),
             seconds=flags["--seconds"],
             memory_mb=flags["--memory-mb"],
             fetch=FetchSettings(
@@ -68,12 +80,15 @@ class CrawlSettings:
         )
 
     def flags(self) -> dict[str, Any]:
-        """The settings by the command's option that sets them."""
+        """The settings by the command's option that sets them; an option without a value is True or None."""
         limits = self.treatment.limits
         return {
             "--unit-rows": self.unit_rows,
             "--resize": self.treatment.resize,
+            "--crop": self.treatment.crop,
+            "--encoding": self.treatment.encoding,
             "--quality": self.treatment.quality,
+            "--no-phash": None if self.treatment.phash else True,
             "--max-bytes": limits.max_bytes,
             "--max-pixels": limits.max_pixels,
             "--seconds": self.seconds,
@@ -81,8 +96,8 @@ class CrawlSettings:
             "--deadline": self.fetch.deadline,
             "--attempts": self.fetch.attempts,
             "--max-redirects": self.fetch.max_redirects,
-            "--ignore-robots": None if self.fetch.robots else "",
-            "--ignore-x-robots": None if self.fetch.x_robots else "",
+            "--ignore-robots": None if self.fetch.robots else True,
+            "--ignore-x-robots": None if self.fetch.x_robots else True,
             "--allow-private": list(self.fetch.allow_private) or None,
         }
 
@@ -93,8 +108,17 @@ def builds() -> dict[str, str | None]:
     return {"pillow": PIL.__version__, **codecs, "pyarrow": pa.__version__}
 
 
+def made_with(settings: CrawlSettings) -> dict[str, Any]:
+    """What decides the output besides the sources."""
+    return {"format": FORMAT, "settings": settings.flags(), "builds": builds()}
+
+
 def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """What keeps these two plans apart, as the middle of a sentence, most likely cause first."""
+    if theirs.get("format") != FORMAT:
+        return (
+            f"in format {theirs.get('format')}, not {FORMAT}: use the version that made it to go on with it"
+        )
     old, new = theirs["settings"], ours["settings"]
     flags = [flag for flag in new if old.get(flag) != new[flag]]
     if flags:
@@ -111,15 +135,14 @@ def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
             return f"from {before}, in which names or sizes have changed since: restore them to go on with it"
         return f"from {before}, not from {now}: give it the same sources to go on with it"
     changed = [name for name in ours["builds"] if theirs["builds"].get(name) != ours["builds"][name]]
-    if changed:
-        wanted = ", ".join(f"{name} {theirs['builds'].get(name)}" for name in changed)
-        given = ", ".join(f"{name} {ours['builds'][name]}" for name in changed)
-        return f"with {wanted}, and here is {given}, which makes other bytes: use the former to go on with it"
-    return f"in format {theirs.get('format')}, not {FORMAT}: use the version that made it to go on with it"
+    wanted = ", ".join(f"{name} {theirs['builds'].get(name)}" for name in changed)
+    given = ", ".join(f"{name} {ours['builds'][name]}" for name in changed)
+    return f"with {wanted}, and here is {given}, which makes other bytes: use the former to go on with it"
 
 
 def _options(flags: Sequence[str], settings: dict[str, Any], present: str, absent: str) -> str:
-    there = " ".join(f"{flag} {settings[flag]}" for flag in flags if settings.get(flag) is not None)
+    given = [(flag, settings.get(flag)) for flag in flags if settings.get(flag) is not None]
+    there = " ".join(flag if value is True else f"{flag} {value}" for flag, value in given)
     missing = " ".join(flag for flag in flags if settings.get(flag) is None)
     return " and ".join(f"{word} {names}" for word, names in ((present, there), (absent, missing)) if names)
 

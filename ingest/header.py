@@ -6,14 +6,14 @@ hostile bytes, reads in bounds and in bounded time, and answers None for what it
 
 import struct
 
-_TIFF_ORDER = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}
+TIFF_ORDER = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}
 _MAGIC: dict[str, tuple[bytes, ...]] = {
     "jpeg": (b"\xff\xd8\xff",),
     "png": (b"\x89PNG\r\n\x1a\n",),
     "webp": (b"RIFF",),
     "gif": (b"GIF87a", b"GIF89a"),
     "bmp": (b"BM",),
-    "tiff": tuple(_TIFF_ORDER),
+    "tiff": tuple(TIFF_ORDER),
 }
 # Sizes of the BITMAPINFOHEADER family; "BM" alone also begins ordinary words.
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
@@ -91,7 +91,7 @@ def _bmp_size(data: bytes) -> tuple[int, int]:
 
 
 def _tiff_size(data: bytes) -> tuple[int, int] | None:
-    order = _TIFF_ORDER[data[:4]]
+    order = TIFF_ORDER[data[:4]]
     big = data[2:4] in (b"+\0", b"\0+")
     (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     (entries,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)

@@ -13,7 +13,6 @@ What a picture is, decided once for the crawler and for training:
 
 import hashlib
 import io
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -23,12 +22,17 @@ from numpy.typing import NDArray
 
 # The plugins register themselves; without this the first WebP or TIFF would import all forty of Pillow's
 # formats.
-from PIL import ExifTags, Image, TiffImagePlugin, WebPImagePlugin
+from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
 from ingest.header import claimed_size, sniff
+from ingest.metadata import stripped
+from ingest.orientation import orientation_of, turned, upright
+from ingest.phash import HASH_SIDE, perceptual_hash
 
 __all__ = ["Checked", "ImageError", "ImageLimits", "Treatment", "check", "decode", "perceptual_hash", "sniff"]
 
+Crop = Literal["keep_ratio", "center"]
+Encoding = Literal["jpeg", "webp"]
 Status = Literal["kept", "rejected", "failed"]
 
 _DECODERS = {
@@ -39,19 +43,10 @@ _DECODERS = {
     "bmp": "BMP",
     "tiff": TiffImagePlugin.TiffImageFile.format,
 }
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_JPEG_LONGEST = 65_500
-_HASH_SIDE = 32
-# Orientations from 5 on exchange width and height.
-_SIDEWAYS = 5
+# What the encoders can hold.
+_LONGEST = {"jpeg": 65_500, "webp": 16_383}
+# In any of these ways a PNG may tell its orientation, before the pixels or after them.
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
 
 class ImageError(Exception):
@@ -85,14 +80,22 @@ class Treatment:
 
     Attributes:
         limits: what is refused.
-        resize: the shorter side in pixels after a keep-ratio resize and JPEG encoding, never enlarged; None
-            keeps the original bytes.
-        quality: of the JPEG encoder, used with `resize`.
+        resize: the shorter side in pixels after resizing and encoding, never enlarged; None keeps the
+            original bytes, less their metadata.
+        crop: with `resize`: the whole picture in its ratio, or the square in its middle.
+        encoding: with `resize`: the format that is stored.
+        quality: of the encoder, 1 to 100.
+        phash: whether to make the perceptual hash. If neither it nor `resize` needs the pixels, a JPEG's are
+            not decoded: its headers are, and its segments are there, up to its end mark. Damage within its
+            entropy-coded data then shows only to whoever decodes it.
     """
 
     limits: ImageLimits = ImageLimits()
     resize: int | None = None
+    crop: Crop = "keep_ratio"
+    encoding: Encoding = "jpeg"
     quality: int = 95
+    phash: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +140,10 @@ def decode(
     try:
         image, kind = _open(data, limits)
         if kind == "jpeg" and at_least is not None:
-            turn = _orientation(image, kind)
-            image.draft("RGB", _turned(at_least(*_turned(image.size, turn)), turn))
+            turn = orientation_of(image, kind)
+            image.draft("RGB", turned(at_least(*turned(image.size, turn)), turn))
         image.load()
-        return _upright(_rgb(image), _orientation(image, kind))
+        return upright(_rgb(image), orientation_of(image, kind))
     except ImageError:
         raise
     except Exception as error:
@@ -148,28 +151,38 @@ def decode(
 
 
 def check(data: bytes, treatment: Treatment) -> Checked:
-    """Judge one image and make the bytes to store. All of it is decoded: what is kept can be trained on."""
+    """Judge one image and make the bytes to store, which carry no metadata.
+
+    What is kept can be trained on: its first frame decodes from the first pixel to the last, but for JPEGs
+    whose pixels nobody asked for (`Treatment.phash`).
+    """
     try:
         image, kind = _open(data, treatment.limits)
         if treatment.resize is None:
-            return _kept_as_it_is(data, image, kind)
-        return _made_smaller(image, kind, treatment.resize, treatment.quality)
+            return _kept_as_it_is(data, image, kind, treatment)
+        return _made_smaller(image, kind, treatment)
     except Exception as error:
         verdict = _as_image_error(error)
         return Checked(status=verdict.status, reason=verdict.reason, format=sniff(data))
 
 
-def _kept_as_it_is(data: bytes, image: Image.Image, kind: str) -> Checked:
+def _kept_as_it_is(data: bytes, image: Image.Image, kind: str, treatment: Treatment) -> Checked:
+    # Only a PNG that says something has to be decoded for what it says.
+    silent = kind == "png" and not any(name in data for name in _PNG_ORIENTATION)
+    turn = 1 if silent else orientation_of(image, kind)
+    stored = stripped(data, kind, turn)
+    if stored is not data:
+        # What is judged is what is stored.
+        image, _ = _open(stored, treatment.limits)
     size = image.size
     if kind == "jpeg":
         # Grey at 1/8 scale finds truncation as the full decode does, and saves most of its work.
-        image.draft("L", (2 * _HASH_SIDE, 2 * _HASH_SIDE))
-    image.load()
+        image.draft("L", (2 * HASH_SIDE, 2 * HASH_SIDE))
+    if kind != "jpeg" or treatment.phash:
+        image.load()
     # Of a TIFF on its side, Pillow knows the upright size only now.
-    size = size if kind == "jpeg" else image.size
-    turn = _orientation(image, kind)
+    width, height = turned(size if kind == "jpeg" else image.size, turn)
     grey = image.mode == "L" and "transparency" not in image.info
-    width, height = _turned(size, turn)
     return Checked(
         status="kept",
         format=kind,
@@ -177,51 +190,37 @@ def _kept_as_it_is(data: bytes, image: Image.Image, kind: str) -> Checked:
         height=height,
         original_width=width,
         original_height=height,
-        sha256=hashlib.sha256(data).hexdigest(),
-        phash=perceptual_hash(image if grey else _rgb(image), orientation=turn),
+        sha256=hashlib.sha256(stored).hexdigest(),
+        phash=perceptual_hash(image if grey else _rgb(image), orientation=turn) if treatment.phash else None,
+        data=None if stored is data else stored,
     )
 
 
-def _made_smaller(image: Image.Image, kind: str, shorter: int, quality: int) -> Checked:
+def _made_smaller(image: Image.Image, kind: str, treatment: Treatment) -> Checked:
     size = image.size
     if kind == "jpeg":
-        image.draft("RGB", _keep_ratio(size, shorter))
+        image.draft("RGB", _target(size, treatment))
     image.load()
     size = size if kind == "jpeg" else image.size
-    turn = _orientation(image, kind)
-    picture, target = _rgb(image), _keep_ratio(size, shorter)
+    turn = orientation_of(image, kind)
+    picture, target = _rgb(image), _target(size, treatment)
     if picture.size != target:
-        picture = picture.resize(target, Image.Resampling.LANCZOS)
-    picture = _upright(picture, turn)
-    stored = _encode(picture, quality)
-    original_width, original_height = _turned(size, turn)
+        box = _middle(picture.size) if treatment.crop == "center" else None
+        picture = picture.resize(target, Image.Resampling.BICUBIC, box)
+    picture = upright(picture, turn)
+    stored = _encode(picture, treatment.encoding, treatment.quality)
+    original_width, original_height = turned(size, turn)
     return Checked(
         status="kept",
-        format="jpeg",
+        format=treatment.encoding,
         width=picture.width,
         height=picture.height,
         original_width=original_width,
         original_height=original_height,
         sha256=hashlib.sha256(stored).hexdigest(),
-        phash=perceptual_hash(picture),
+        phash=perceptual_hash(picture) if treatment.phash else None,
         data=stored,
     )
-
-
-def perceptual_hash(picture: Image.Image, *, orientation: int = 1) -> int:
-    """64 bits that hardly change under scaling and re-encoding: the sign pattern of the lowest frequencies.
-
-    The picture is resized to 32 x 32 (Lanczos, aspect ignored), turned upright, made grey, and transformed by
-    the two-dimensional DCT-II. Bit k, from the highest, says whether coefficient k of the 8 x 8 lowest, row
-    by row, lies above the median of these 64. Integers throughout, so that no library's rounding can change a
-    bit.
-    """
-    small = picture.resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    grey = np.asarray(_upright(small, orientation).convert("L"), np.int64)
-    coefficients = (_COSINES @ grey @ _COSINES.T).ravel()
-    ordered = np.sort(coefficients)
-    above = 2 * coefficients > ordered[31] + ordered[32]
-    return int.from_bytes(np.packbits(above).tobytes(), "big")
 
 
 def _open(data: bytes, limits: ImageLimits) -> tuple[Image.Image, str]:
@@ -263,26 +262,6 @@ def _as_image_error(error: Exception) -> ImageError:
     return ImageError("failed", "undecodable")
 
 
-def _orientation(image: Image.Image, kind: str) -> int:
-    """EXIF orientation, 1 to 8. Pillow itself turns TIFFs while loading, and reads a PNG's EXIF only then."""
-    if kind == "tiff":
-        return 1
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-        return orientation if orientation in _TRANSPOSE else 1
-    except Exception:
-        # Damaged EXIF says nothing about the pixels: the picture is kept as it lies.
-        return 1
-
-
-def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    return size[::-1] if orientation >= _SIDEWAYS else size
-
-
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
-    return picture.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else picture
-
-
 def _rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB; see the module's docstring for transparency and deep greys."""
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -307,29 +286,25 @@ def _stretched(values: NDArray[np.float64]) -> NDArray[np.uint8]:
     return grey.astype(np.uint8)
 
 
-def _keep_ratio(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """The size with this shorter side, never enlarged, and within what a JPEG can hold."""
-    scale = min(1.0, shorter / min(size), _JPEG_LONGEST / max(size))
+def _target(size: tuple[int, int], treatment: Treatment) -> tuple[int, int]:
+    """The size to store, never enlarged, and within what the format can hold."""
+    longest = _LONGEST[treatment.encoding]
+    shorter = treatment.resize or min(size)
+    if treatment.crop == "center":
+        return (min(shorter, longest, *size),) * 2
+    scale = min(1.0, shorter / min(size), longest / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _encode(picture: Image.Image, quality: int) -> bytes:
+def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The square in the middle: left, top, right, bottom. Whole pixels: what keeps its scale stays sharp."""
+    left, top = ((length - min(size)) // 2 for length in size)
+    return left, top, left + min(size), top + min(size)
+
+
+def _encode(picture: Image.Image, encoding: Encoding, quality: int) -> bytes:
     # Pillow would carry comments over from the original.
     picture.info = {}
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
+    picture.save(buffer, encoding, quality=quality)
     return buffer.getvalue()
-
-
-def _cosines() -> NDArray[np.int64]:
-    """The 8 lowest rows of the 32-point DCT-II, in 14-bit fixed point, (8, 32)."""
-    return np.array(
-        [
-            [round(16384 * math.cos(math.pi * k * (2 * n + 1) / (2 * _HASH_SIDE))) for n in range(_HASH_SIDE)]
-            for k in range(8)
-        ],
-        np.int64,
-    )
-
-
-_COSINES = _cosines()

@@ -23,12 +23,13 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError
 from ingest import layout
 from ingest.commit import canonical
-from ingest.crawl_settings import FORMAT, CrawlSettings, builds, difference
+from ingest.crawl_settings import CrawlSettings, difference, made_with
 from ingest.grouping import ByDomain, rechunked
 from ingest.sources.folder import FolderSource
 from ingest.sources.source import Item, Source
 from ingest.sources.tar import TarSource, is_tar
 from ingest.sources.urls import Columns, UrlList, list_format
+from ingest.sources.warc import WarcSource, is_warc
 from ingest.store import Store
 
 T = TypeVar("T")
@@ -102,10 +103,13 @@ class Plan:
         """The unit's attempts in order: the source's number, and the item."""
         return [_item(row) for row in self.table(unit).to_pylist()]
 
+    def columns(self) -> pa.Schema:
+        """The columns of `table`."""
+        return self._metadata.schema.to_arrow_schema().remove_metadata()
+
     def extra_columns(self) -> pa.Schema:
-        """The columns that rows of this generation have besides everyone's."""
-        schema = self._metadata.schema.to_arrow_schema()
-        return pa.schema([field for field in schema if field.name not in ITEMS_SCHEMA.names])
+        """Those that rows of this generation have besides everyone's."""
+        return pa.schema([field for field in self.columns() if field.name not in ITEMS_SCHEMA.names])
 
     @cached_property
     def _metadata(self) -> pq.FileMetaData:
@@ -124,7 +128,7 @@ def open_source(text: str, columns: Columns) -> Source | UrlList:
     """What `open_images` opens, or a list of URLs.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none of them.
     """
     if list_format(text) is not None and not Path(text).is_dir():
         return UrlList(text, columns)
@@ -132,10 +136,10 @@ def open_source(text: str, columns: Columns) -> Source | UrlList:
 
 
 def open_images(text: str) -> Source:
-    """A folder or a local tar.
+    """A folder, a local tar, or a local WARC.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none of them.
     """
     path = Path(text)
     if path.is_dir():
@@ -144,9 +148,11 @@ def open_images(text: str) -> Source:
         raise UserError(f"source {text} does not exist")
     if path.is_file() and os.access(path, os.R_OK) and is_tar(path):
         return TarSource(path)
+    if path.is_file() and os.access(path, os.R_OK) and is_warc(path):
+        return WarcSource(path)
     raise UserError(
-        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2 or xz), nor named like a "
-        "list of URLs (.parquet, .csv, .tsv, .jsonl or .txt, also with .gz or .zst)"
+        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2 or xz), nor a WARC file, "
+        "nor named like a list of URLs (.parquet, .csv, .tsv, .jsonl or .txt, also with .gz or .zst)"
     )
 
 
@@ -208,7 +214,7 @@ def freeze(
         wanted = "nothing new" if plans else "nothing to ingest"
         raise UserError(f"there is {wanted} in {', '.join(source.name for source in sources)}")
     identity = _identity(described, settings, plans)
-    if plan.fingerprint != _fingerprint(identity):  # somebody else was faster, with other work
+    if plan.fingerprint != fingerprint_of(identity):  # somebody else was faster, with other work
         raise UserError(
             f"{store.root} was planned {difference(plan.description, identity)}, or another --output"
         )
@@ -223,7 +229,7 @@ def _already_planned(
     plans: Sequence[Plan], described: Sequence[dict[str, Any]], settings: CrawlSettings
 ) -> Plan | None:
     for plan in plans:
-        if plan.fingerprint == _fingerprint(_identity(described, settings, plans[: plan.generation])):
+        if plan.fingerprint == fingerprint_of(_identity(described, settings, plans[: plan.generation])):
             return plan
     return None
 
@@ -246,7 +252,7 @@ def _tables(
         else:
             about = _Listing(source)
             for batch in batched(about.items(), _BATCH):
-                yield _filled(_items_table(number, batch), schema)
+                yield filled(_items_table(number, batch), schema)
             described.append(about.describe())
     if lists:
         for plan in plans:
@@ -305,16 +311,11 @@ def _identity(
     described: Sequence[dict[str, Any]], settings: CrawlSettings, before: Sequence[Plan]
 ) -> dict[str, Any]:
     """Everything that decides the output."""
-    return {
-        "format": FORMAT,
-        "settings": settings.flags(),
-        "sources": list(described),
-        "builds": builds(),
-        "extends": [plan.fingerprint for plan in before],
-    }
+    extends = [plan.fingerprint for plan in before]
+    return made_with(settings) | {"sources": list(described), "extends": extends}
 
 
-def _fingerprint(identity: dict[str, Any]) -> str:
+def fingerprint_of(identity: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(identity)).hexdigest()
 
 
@@ -359,7 +360,7 @@ def publish_plan(
         "units": count,
         "rows": rows,
         "items": {"name": name, "sha256": sha256},
-        "fingerprint": _fingerprint(identity()),
+        "fingerprint": fingerprint_of(identity()),
     }
     there = store.create_if_absent(layout.plan_name(generation), canonical(ours | more()))
     return Plan(store=store, generation=generation, description=json.loads(there))
@@ -380,11 +381,11 @@ def _url_items(table: pa.Table, number: int, schema: pa.Schema, source: UrlList)
         "problem": pa.array([""] * rows, pa.string()),
         **{name: table[name] for name in table.column_names if name != "url"},
     }
-    whole = _filled(pa.table(columns), schema, name=source.name)
+    whole = filled(pa.table(columns), schema, name=source.name)
     return whole.append_column("url", table["url"])
 
 
-def _filled(table: pa.Table, schema: pa.Schema, *, name: str = "") -> pa.Table:
+def filled(table: pa.Table, schema: pa.Schema, *, name: str = "") -> pa.Table:
     """The table with all columns of the schema, in its order and types; absent ones are null."""
     columns = [
         table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)

@@ -134,7 +134,7 @@ def make_folder(path: Path) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
 @dataclass(frozen=True)
@@ -195,14 +195,14 @@ class PosixStore:
             draft.write(data)
             with contextlib.suppress(FileExistsError):
                 os.link(draft.path, self.where(name))
-        _sync_folder(self.where(name).parent)
+        sync_folder(self.where(name).parent)
         return self.read(name)
 
     def replace(self, name: str, data: bytes) -> None:
         with self.draft(str(PurePath(name).with_suffix(""))) as draft:
             draft.write(data)
             draft.path.replace(self.where(name))
-        _sync_folder(self.where(name).parent)
+        sync_folder(self.where(name).parent)
 
     @contextmanager
     def draft(self, stem: str) -> Generator["PosixDraft"]:
@@ -242,7 +242,7 @@ class PosixDraft:
                 )
         make_folder(final.parent)
         self.path.replace(final)
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
 
     def _make_durable(self) -> None:
         self.file.flush()
@@ -254,7 +254,7 @@ def _is_draft(name: str) -> bool:
     return file.startswith(".") and file.endswith(".tmp")
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

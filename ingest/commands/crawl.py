@@ -13,7 +13,7 @@ from ingest.commands.options import CORES, Json, Workers
 from ingest.crawl import CrawlReport, crawl_shards
 from ingest.crawl_settings import CrawlSettings
 from ingest.fetch import FetchSettings
-from ingest.image import ImageLimits, Treatment
+from ingest.image import Crop, Encoding, ImageLimits, Treatment
 from ingest.layout import KEY_SLOTS
 from ingest.progress import CrawlProgress, Meter
 from ingest.sources.urls import Columns
@@ -21,6 +21,15 @@ from ingest.wording import duration, in_bytes, several, visible
 
 DEFAULTS = CrawlSettings()
 LIMITS = DEFAULTS.treatment.limits
+Contact = Annotated[
+    str | None,
+    typer.Option(
+        envvar="INGEST_CONTACT", help="Where webmasters reach you: a URL or an e-mail, in the User-Agent."
+    ),
+]
+PerHost = Annotated[int, typer.Option(min=1, help="Connections to a host at a time.")]
+PerHostRate = Annotated[float | None, typer.Option(min=0.001, help="Requests to a host per second.")]
+Connections = Annotated[int, typer.Option(min=1, help="At a time, over all hosts.")]
 
 
 def crawl(
@@ -41,11 +50,22 @@ def crawl(
         bool, typer.Option("--extend", help="Add to a dataset that was made from other sources.")
     ] = False,
     resize: Annotated[
-        int | None, typer.Option(min=1, help="Shorter side in pixels, as JPEG; without it, bytes are kept.")
+        int | None, typer.Option(min=1, help="Shorter side in pixels; without it, bytes are kept.")
+    ] = None,
+    crop: Annotated[
+        Crop | None,
+        typer.Option(help="All of it, or its middle square, with --resize. [default: keep_ratio]"),
+    ] = None,
+    encoding: Annotated[
+        Encoding | None, typer.Option(help="What is stored, with --resize. [default: jpeg]")
     ] = None,
     quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Of the JPEG encoder, with --resize. [default: 95]")
+        int | None, typer.Option(min=1, max=100, help="Of the encoder, with --resize. [default: 95]")
     ] = None,
+    phash: Annotated[
+        bool,
+        typer.Option(help="Make the perceptual hash; without it, the pixels of a kept JPEG stay unread."),
+    ] = True,
     unit_rows: Annotated[
         int, typer.Option(min=1, max=KEY_SLOTS, help="Attempts per work unit and shard.")
     ] = DEFAULTS.unit_rows,
@@ -64,12 +84,7 @@ def crawl(
     url_column: Annotated[str | None, typer.Option(help="Of lists. [default: seen from the names]")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Of lists: alt text or caption.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Of lists: labels or hashtags.")] = None,
-    contact: Annotated[
-        str | None,
-        typer.Option(
-            envvar="INGEST_CONTACT", help="Where webmasters reach you: a URL or an e-mail, in the User-Agent."
-        ),
-    ] = None,
+    contact: Contact = None,
     deadline: Annotated[
         float, typer.Option(min=0.1, help="Seconds for one attempt at a URL, redirects included.")
     ] = DEFAULTS.fetch.deadline,
@@ -77,15 +92,9 @@ def crawl(
         int, typer.Option(min=1, help="How often a URL is tried that may succeed later.")
     ] = DEFAULTS.fetch.attempts,
     max_redirects: Annotated[int, typer.Option(min=0)] = DEFAULTS.fetch.max_redirects,
-    per_host: Annotated[
-        int, typer.Option(min=1, help="Connections to a host at a time.")
-    ] = DEFAULTS.fetch.per_host,
-    per_host_rate: Annotated[
-        float | None, typer.Option(min=0.001, help="Requests to a host per second.")
-    ] = DEFAULTS.fetch.per_host_rate,
-    connections: Annotated[
-        int, typer.Option(min=1, help="At a time, over all hosts.")
-    ] = DEFAULTS.fetch.connections,
+    per_host: PerHost = DEFAULTS.fetch.per_host,
+    per_host_rate: PerHostRate = DEFAULTS.fetch.per_host_rate,
+    connections: Connections = DEFAULTS.fetch.connections,
     ignore_robots: Annotated[
         bool, typer.Option("--ignore-robots", help="Do not heed robots.txt; the dataset says so.")
     ] = False,
@@ -99,14 +108,16 @@ def crawl(
     as_json: Json = False,
 ) -> None:
     """Fetch or read images, check, shard and seal them. Run again, it goes on where it stopped."""
-    if quality is not None and resize is None:
-        raise UserError(
-            "--quality is of the encoder that only --resize uses: add --resize, or leave --quality out"
-        )
+    for option, given in (("--crop", crop), ("--encoding", encoding), ("--quality", quality)):
+        if given is not None and resize is None:
+            raise UserError(f"{option} is used with --resize only: add --resize, or leave {option} out")
     treatment = Treatment(
         limits=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels),
         resize=resize,
-        quality=DEFAULTS.treatment.quality if quality is None else quality,
+        crop=crop or DEFAULTS.treatment.crop,
+        encoding=encoding or DEFAULTS.treatment.encoding,
+        quality=quality or DEFAULTS.treatment.quality,
+        phash=phash,
     )
     fetch = FetchSettings(
         contact=contact,
@@ -135,18 +146,20 @@ def crawl(
             extend=extend,
         )
     if as_json:
-        typer.echo(json.dumps(_crawl_json(report, progress.seconds), indent=2))
+        typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
     else:
-        _print_crawl(report, progress.seconds)
+        print_crawl(report, progress.seconds)
 
 
-def _crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
+def crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
+    """What a crawl made, for scripts."""
     # Not asdict, which does not know how a Counter is made.
     counts = {k: dict(v) if isinstance(v, Counter) else v for k, v in vars(report.counts).items()}
     return {"output": str(report.output), "root": report.root, "seconds": round(seconds, 3)} | counts
 
 
-def _print_crawl(report: CrawlReport, seconds: float) -> None:
+def print_crawl(report: CrawlReport, seconds: float) -> None:
+    """What a crawl made, for people."""
     counts = report.counts
     again = f", {counts.resumed:,} of them by an earlier run" if counts.resumed else ""
     rows = [

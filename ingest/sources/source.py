@@ -56,6 +56,10 @@ PROBLEMS = {
         Problem("failed", "tar_damaged"),
         Problem("failed", "tar_truncated"),
         Problem("failed", "tar_bomb"),
+        Problem("failed", "warc_damaged"),
+        Problem("failed", "warc_truncated"),
+        Problem("failed", "warc_not_by_record"),
+        Problem("failed", "response_truncated"),
     )
 }
 

@@ -5,12 +5,13 @@ import io
 import math
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from ingest import header
 from ingest.image import ImageError, ImageLimits, Treatment, check, decode, perceptual_hash, sniff
@@ -127,9 +128,9 @@ def test_D4_truncated_files_are_never_kept(kind, scene, encode):
     data = encode(scene(1, 160, 120), KINDS[kind])
     for share in (0.3, 0.5, 0.8, 0.95):
         cut = data[: int(len(data) * share)]
-        for treatment in (Treatment(), Treatment(resize=64)):
+        for treatment in (Treatment(), Treatment(resize=64), Treatment(phash=False)):
             verdict = check(cut, treatment)
-            assert verdict.status == "failed", share
+            assert (verdict.status, verdict.phash) == ("failed", None), share
             assert verdict.sha256 is None
         with pytest.raises(ImageError):
             decode(cut)
@@ -139,15 +140,18 @@ def test_D4_truncated_files_are_never_kept(kind, scene, encode):
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
-    resize=st.sampled_from([None, 16]),
+    treatment=st.sampled_from([Treatment(), Treatment(resize=16), Treatment(phash=False)]),
 )
-def test_D4_any_damage_ends_as_a_verdict(kind, edits, resize, scene, encode):
+def test_D4_any_damage_ends_as_a_verdict(kind, edits, treatment, scene, encode):
     data = bytearray(encode(scene(2), KINDS[kind]))
     for place, value in edits:
         data[int(place * len(data))] = value
-    verdict = check(bytes(data), Treatment(resize=resize, limits=ImageLimits(max_pixels=1_000_000)))
+    verdict = check(bytes(data), replace(treatment, limits=ImageLimits(max_pixels=1_000_000)))
     assert verdict.status in ("kept", "rejected", "failed")
     assert (verdict.reason == "") == (verdict.status == "kept")
+    if verdict.status == "kept" and verdict.phash is not None:
+        shown = decode(bytes(data) if verdict.data is None else verdict.data)
+        assert shown.size == (verdict.width, verdict.height)
 
 
 def oriented(picture, orientation):
@@ -176,7 +180,8 @@ def test_every_orientation_comes_out_upright(kind, orientation, scene, encode):
     assert shown.size == (96, 64)
     assert difference(shown, picture) < (0.01 if kind in LOSSLESS else 3)
     kept, smaller = check(data, Treatment()), check(data, Treatment(resize=32))
-    assert (kept.width, kept.height, kept.data) == (96, 64, None)
+    assert (kept.width, kept.height) == (96, 64)
+    assert difference(decode(data if kept.data is None else kept.data), shown) == 0
     assert (smaller.width, smaller.height) == (48, 32)
     assert (smaller.original_width, smaller.original_height) == (96, 64)
     assert smaller.data is not None
@@ -260,12 +265,30 @@ def test_first_frame_of_an_animation(kind, encode):
     assert decode(data).getpixel((8, 8)) == (255, 0, 0)
 
 
-def test_original_bytes_are_kept_as_they_are(scene, encode):
-    data = encode(scene(5, 300, 200), "JPEG", comment=b"hello")
-    verdict = check(data, Treatment())
+@pytest.mark.parametrize("phash", [True, False])
+def test_original_bytes_are_kept_but_for_what_is_no_picture(phash, scene, encode):
+    plain = encode(scene(5, 300, 200), "JPEG")
+    verdict = check(plain, Treatment(phash=phash))
     assert (verdict.status, verdict.format, verdict.data) == ("kept", "jpeg", None)
-    assert verdict.sha256 == hashlib.sha256(data).hexdigest()
+    assert verdict.sha256 == hashlib.sha256(plain).hexdigest()
     assert (verdict.width, verdict.height, verdict.original_width, verdict.original_height) == (300, 200) * 2
+    verdict = check(encode(scene(5, 300, 200), "JPEG", comment=b"hello"), Treatment(phash=phash))
+    assert (verdict.data, verdict.sha256) == (plain, hashlib.sha256(plain).hexdigest())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_phash_the_rest_of_the_verdict_is_the_same(kind, scene, encode):
+    data = encode(scene(5, 100, 80), KINDS[kind])
+    for treatment in (Treatment(), Treatment(resize=40, crop="center", encoding="webp")):
+        hashed, plain = check(data, treatment), check(data, replace(treatment, phash=False))
+        assert hashed.phash is not None
+        assert plain == replace(hashed, phash=None)
+
+
+def test_without_phash_a_kept_jpeg_is_not_decoded(scene, encode, monkeypatch):
+    data = encode(scene(5, 100, 80), "JPEG", comment=b"hello")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decoded"))
+    assert check(data, Treatment(phash=False)).status == "kept"
 
 
 @pytest.mark.parametrize(
@@ -284,6 +307,35 @@ def test_resize_keeps_the_ratio_and_never_enlarges(size, resize, expected, scene
         assert verdict.data is not None
         assert Image.open(io.BytesIO(verdict.data)).size == expected
         assert verdict.sha256 == hashlib.sha256(verdict.data).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "side"), [((300, 200), 100, 100), ((201, 300), 100, 100), ((301, 200), 300, 200)]
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_centre_crop_is_the_middle_square(kind, orientation, size, resize, side, scene, encode):
+    picture = scene(6, *size)
+    stored, exif = oriented(picture, orientation)
+    verdict = check(encode(stored, kind, exif=exif), Treatment(resize=resize, crop="center"))
+    assert (verdict.width, verdict.height) == (side, side)
+    assert (verdict.original_width, verdict.original_height) == size
+    middle = ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
+    assert difference(Image.open(io.BytesIO(verdict.data)), middle) < 3
+
+
+def test_webp_is_stored_on_request(scene, encode):
+    picture = scene(6, 300, 200)
+    sizes = []
+    for quality in (95, 30):
+        treatment = Treatment(resize=100, encoding="webp", quality=quality)
+        verdict = check(encode(picture, "PNG"), treatment)
+        assert (verdict.format, sniff(verdict.data)) == ("webp", "webp")
+        assert difference(decode(verdict.data), picture.resize((150, 100), Image.Resampling.LANCZOS)) < 6
+        sizes.append(len(verdict.data))
+    assert sizes[0] > sizes[1]
+    long = check(encode(Image.new("L", (33_000, 4)), "PNG"), Treatment(resize=4, encoding="webp"))
+    assert (long.width, long.height) == (16_383, 2)
 
 
 def test_reencoding_strips_metadata(scene, encode):

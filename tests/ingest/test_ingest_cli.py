@@ -95,13 +95,15 @@ def test_crawl_again_says_that_it_was_done(dataset, folder, tmp_path):
 def test_options_reach_the_crawl(folder, tmp_path):
     output = tmp_path / "out"
     options = {
-        "--unit-rows": 7, "--resize": 8, "--quality": 80, "--max-bytes": 100_000,
+        "--unit-rows": 7, "--resize": 8, "--crop": "center", "--encoding": "webp", "--quality": 80,
+        "--max-bytes": 100_000,
         "--max-pixels": 5_000, "--seconds": 5.0, "--memory-mb": 512, "--deadline": 9.0, "--attempts": 2,
-        "--max-redirects": 4, "--ignore-robots": "", "--ignore-x-robots": "", "--allow-private": "10.0.0.0/8",
+        "--max-redirects": 4, "--allow-private": "10.0.0.0/8",
     }  # fmt: skip
-    flags = [str(word) for option in options.items() for word in option if word != ""]
-    options["--allow-private"] = ["10.0.0.0/8"]
-    assert run("crawl-shards", folder(), "--output", output, *flags).exit_code == 0
+    flags = [str(word) for option in options.items() for word in option]
+    switches = ["--no-phash", "--ignore-robots", "--ignore-x-robots"]
+    options |= dict.fromkeys(switches, True) | {"--allow-private": ["10.0.0.0/8"]}
+    assert run("crawl-shards", folder(), "--output", output, *flags, *switches).exit_code == 0
     assert json.loads((output / "plan/0/plan.json").read_bytes())["settings"] == options
 
 
@@ -117,7 +119,9 @@ def test_mistakes_in_a_crawl_are_one_sentence(dataset, folder, tmp_path):
     sentence = mistake("crawl-shards", source, "--output", dataset, "--resize", 8)
     assert sentence.endswith("to go on with it, or another --output")
     assert "--resize" in sentence
-    assert "--quality is of the encoder" in mistake("crawl-shards", source, *out, "--quality", 80)
+    for option in (("--quality", 80), ("--crop", "center"), ("--encoding", "webp")):
+        sentence = mistake("crawl-shards", source, *out, *option)
+        assert f"{option[0]} is used with --resize only: add --resize" in sentence
     assert not (tmp_path / "new" / "DATASET.json").exists()
 
 

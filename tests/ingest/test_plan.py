@@ -58,6 +58,9 @@ def test_D1_fingerprint_depends_on_content_names_and_settings_only(tmp_path, fol
         {"unit_rows": 5},
         {"treatment": Treatment(resize=64)},
         {"treatment": Treatment(quality=90)},
+        {"treatment": Treatment(crop="center")},
+        {"treatment": Treatment(encoding="webp")},
+        {"treatment": Treatment(phash=False)},
         {"treatment": Treatment(limits=limits)},
         {"treatment": Treatment(limits=ImageLimits(max_pixels=1_000_000))},
         {"seconds": 9.0},
@@ -105,7 +108,14 @@ def test_other_work_is_refused_with_the_difference_in_one_sentence(tmp_path, fol
         "out was planned with --unit-rows 16384 --resize 512, not with --unit-rows 8 --resize 256: "
         "use --unit-rows 16384 --resize 512 to go on with it, or another --output"
     )
+    assert refusal(tmp_path / "plain", source, treatment=Treatment(phash=False)).endswith(
+        "was planned without --no-phash, not with --no-phash: "
+        "leave out --no-phash to go on with it, or another --output"
+    )
     same = {"treatment": Treatment(resize=512)}
+    with monkeypatch.context() as patch:
+        patch.setattr(crawl_settings, "FORMAT", crawl_settings.FORMAT + 1)
+        assert "was planned in format 2, not 3: use the version that made it" in refusal(out, source, **same)
     assert refusal(out, folder("others", 3), **same) == (
         "out was planned from pictures (5 files), not from others (4 files): "
         "give it the same sources to go on with it, or another --output; --extend adds to it"
@@ -154,6 +164,8 @@ def test_nothing_to_ingest_leaves_nothing_behind(tmp_path):
         {"unit_rows": 100_001},
         {"treatment": Treatment(resize=0)},
         {"treatment": Treatment(resize=9, quality=101)},
+        {"treatment": Treatment(resize=9, crop="middle")},
+        {"treatment": Treatment(resize=9, encoding="png")},
         {"seconds": 0},
         {"memory_mb": 0},
     ],

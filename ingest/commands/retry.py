@@ -1,0 +1,56 @@
+"""`ingest retry`: another try at what failed and may succeed by now."""
+
+import json
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ingest.commands.crawl import Connections, Contact, PerHost, PerHostRate, crawl_json, print_crawl
+from ingest.commands.options import CORES, DatasetFolder, Json, Workers
+from ingest.crawl import Counts, crawl_plan, told_if_it_cannot_be_written
+from ingest.fetch import FetchSettings
+from ingest.progress import CrawlProgress, Meter
+from ingest.retry import plan_retry
+from ingest.store import open_store
+
+DEFAULTS = FetchSettings()
+
+
+def retry(
+    dataset: DatasetFolder,
+    *,
+    deadline: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds for one attempt. [default: as before]")
+    ] = None,
+    attempts: Annotated[
+        int | None, typer.Option(min=1, help="How often a URL is tried. [default: as before]")
+    ] = None,
+    contact: Contact = None,
+    per_host: PerHost = DEFAULTS.per_host,
+    per_host_rate: PerHostRate = None,
+    connections: Connections = DEFAULTS.connections,
+    workers: Workers = CORES,
+    as_json: Json = False,
+) -> None:
+    """Try again what failed and may succeed later; what it gives is added to the dataset as a generation."""
+    store = open_store(dataset)
+    with told_if_it_cannot_be_written(store), Meter(Console(stderr=True)) as meter:
+        plan = plan_retry(store, deadline=deadline, attempts=attempts)
+        if plan is not None:
+            progress = CrawlProgress(meter)
+            fetch = replace(
+                plan.settings.fetch,
+                contact=contact,
+                per_host=per_host,
+                per_host_rate=per_host_rate,
+                connections=connections,
+            )
+            report = crawl_plan(plan, fetch=fetch, workers=workers, progress=progress, counts=Counts())
+    if plan is None:
+        typer.echo("Nothing that failed may succeed later: there is nothing to retry.")
+    elif as_json:
+        typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
+    else:
+        print_crawl(report, progress.seconds)

@@ -1,0 +1,72 @@
+"""`ingest urls`: web archives become a list of image links."""
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ingest.link_list import LinkCounts, list_links
+from ingest.progress import Meter
+from ingest.wording import duration, several, visible
+
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_LISTED = 20
+
+
+def urls(
+    archives: Annotated[
+        list[str],
+        typer.Argument(metavar="WARC|WAT...", help="Local files, s3://, https://, or what fsspec opens."),
+    ],
+    *,
+    output: Annotated[Path, typer.Option(help="The list, a Parquet file.")],
+    ignore_opt_outs: Annotated[
+        bool, typer.Option("--ignore-opt-outs", help="Also list what noai or noimageindex asks to leave out.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="How many at a time; never changes the result.")
+    ] = _CORES,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+) -> None:
+    """List the images that web pages show: url, alt, page_url, page_host; every address once."""
+    started = time.monotonic()
+    with Meter(Console(stderr=True)) as meter:
+
+        def progress(counts: LinkCounts) -> None:
+            figures = [several(counts.pages, "page"), several(counts.found, "image")]
+            meter.tell("reading archives", done=counts.files, total=len(archives), figures=figures)
+
+        counts = list_links(
+            archives, output, workers=workers, ignore_opt_outs=ignore_opt_outs, progress=progress
+        )
+    seconds = time.monotonic() - started
+    if as_json:
+        answer = {"output": str(output), "seconds": round(seconds, 3), **asdict(counts)}
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        _print(counts, output, seconds, ignored=ignore_opt_outs)
+
+
+def _print(counts: LinkCounts, output: Path, seconds: float, *, ignored: bool) -> None:
+    opted_out = several(counts.opted_out, "page")
+    rows = [
+        ("list", visible(str(output))),
+        ("read", f"{several(counts.records, 'record')} in {several(counts.files, 'file')}"),
+        ("pages", f"{counts.pages:,}"),
+        ("opt-outs", f"{opted_out}, {'listed all the same' if ignored else 'left out'}"),
+        ("images", f"{counts.found:,}"),
+        ("distinct", f"{several(counts.distinct, 'URL')} from the pages of {several(counts.hosts, 'host')}"),
+        ("damaged", several(len(counts.damaged), "file")),
+    ]
+    for name, value in rows:
+        typer.echo(f"{name:<9} {value}")
+    for archive, reason in list(counts.damaged.items())[:_LISTED]:
+        typer.echo(f"          {visible(archive)}: {reason}; what was read before is in the list")
+    if len(counts.damaged) > _LISTED:
+        typer.echo(f"          and {len(counts.damaged) - _LISTED:,} more: --json names all")
+    typer.echo(f"took      {duration(seconds)}: {counts.pages / seconds:,.0f} pages/s")

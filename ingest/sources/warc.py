@@ -1,0 +1,100 @@
+"""Images that a web crawl stored: the image responses of a local WARC, in the order of the file.
+
+An item is a response with status 200, or a resource, that says it is an image or begins like one. Compression
+must be record by record, as the standard wants it, for a record is read from its own offset.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fastwarc.warc import WarcRecord
+
+from ingest.header import sniff
+from ingest.sources.source import PROBLEMS, Item, Problem
+from ingest.web_archive import RESOURCE, RESPONSE, ArchiveError, message, records, target
+
+# Enough for every magic number, through a content coding.
+_BEGINNING = 4096
+# How a record begins in the file: plain, gzip, LZ4, Zstandard.
+_STARTS = (b"WARC/", b"\x1f\x8b", b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd")
+
+
+class WarcSource:
+    """Images in a WARC; see the module's docstring."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = os.fsencode(path.name).decode("utf-8", "backslashreplace")
+        self._path = path
+        self._file: BinaryIO | None = None
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "warc", "name": self.name, "bytes": self._path.stat().st_size}
+
+    def items(self) -> Iterator[Item]:
+        """Image responses and resources. A damaged archive ends in an item that says so."""
+        try:
+            with self._path.open("rb") as file:
+                for record in records(file, RESPONSE | RESOURCE):
+                    item = _item(record)
+                    if item and not os.pread(file.fileno(), 5, item.offset).startswith(_STARTS):
+                        item = Item(item.path, size=item.size, problem="warc_not_by_record")
+                    if item:
+                        yield item
+        except ArchiveError as error:
+            yield Item(b"", problem=error.problem)
+        except OSError:
+            yield Item(b"", problem="io_error")
+
+    def read(self, items: Iterable[Item], *, max_bytes: int) -> Iterator[bytes | Problem]:
+        for item in items:
+            yield PROBLEMS[item.problem] if item.problem else self._bytes(item, max_bytes)
+
+    def _bytes(self, item: Item, max_bytes: int) -> bytes | Problem:
+        try:
+            if self._file is None:
+                self._file = self._path.open("rb")
+            self._file.seek(item.offset)
+            record = next(records(self._file), None)
+            if record is None or target(record) != item.path:
+                return PROBLEMS["warc_damaged"]
+            found = message(record, max_bytes=max_bytes)
+        except ArchiveError as error:
+            return PROBLEMS[error.problem]
+        except OSError:
+            return PROBLEMS["io_error"]
+        if found is None:
+            return PROBLEMS["warc_damaged"]
+        return found.body if len(found.body) <= max_bytes else PROBLEMS["too_many_bytes"]
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def is_warc(path: Path) -> bool:
+    """Whether this begins with the record of a web archive."""
+    try:
+        with path.open("rb") as file:
+            return next(records(file), None) is not None
+    except (ArchiveError, OSError):
+        return False
+
+
+def _item(record: WarcRecord) -> Item | None:
+    size = record.content_length
+    try:
+        found = message(record, max_bytes=_BEGINNING)
+    except ArchiveError as error:
+        if error.problem == "io_error":
+            raise
+        # Told once, by the end of the file.
+        return None
+    if found is None or found.status != 200:
+        return None
+    if not (found.content_type.startswith("image/") or sniff(found.body)):
+        return None
+    problem = "response_truncated" if found.truncated else ""
+    return Item(target(record), offset=record.stream_pos, size=size, problem=problem)
