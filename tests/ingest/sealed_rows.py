@@ -16,7 +16,12 @@ Row = dict[str, Any]
 
 
 def seal_rows(
-    output: str | Path, units: Sequence[Sequence[Row]], *, extra: pa.Schema = NO_COLUMNS, rejected: int = 1
+    output: str | Path,
+    units: Sequence[Sequence[Row]],
+    *,
+    extra: pa.Schema = NO_COLUMNS,
+    rejected: int = 1,
+    old_units: int = 0,
 ) -> str:
     """Make a dataset and return its root.
 
@@ -26,11 +31,13 @@ def seal_rows(
             others by default), width, height, url, labels, caption, and the columns of `extra`.
         extra: further columns.
         rejected: attempts that were not kept, at the start of each unit.
+        old_units: so many units are of generation 0 and lack the further columns; the others, of 1.
     """
     store = open_store(output)
     store.prepare()
     for unit, rows in enumerate(units):
-        with ShardWriter(store, unit, extra=extra) as writer:
+        columns = NO_COLUMNS if unit < old_units else extra
+        with ShardWriter(store, unit, extra=columns) as writer:
             for number in range(rejected):
                 writer.add(Checked(status="rejected", reason="tiny"), b"", url=f"bad/{number}", labels=[])
             for number, row in enumerate(rows):
@@ -50,7 +57,7 @@ def seal_rows(
                     url=row.get("url", f"https://example.org/{unit}/{number}.jpg"),
                     labels=row.get("labels", []),
                     caption=row.get("caption"),
-                    extra={name: row.get(name) for name in extra.names},
+                    extra={name: row.get(name) for name in columns.names},
                 )
-            commit(store, writer.publish(generation=0, fingerprint="f" * 64))
+            commit(store, writer.publish(generation=int(unit >= old_units), fingerprint="f" * 64))
     return seal(store, dict.fromkeys(range(len(units)), "f" * 64))

@@ -212,11 +212,11 @@ def test_a_published_view_is_never_replaced(dataset):
         run(dataset, "v", where=("lang = de",))
 
 
-def test_generations_with_other_columns(tmp_path):
-    """A column that some units lack is null there."""
-    seal_rows(tmp_path / "out", [[{}], [{}]])
-    with pytest.raises(UserError, match="no column lang"):
-        run(tmp_path / "out", "v", where=("lang = en",))
+def test_a_column_that_a_generation_lacks_is_null_there(tmp_path):
+    seal_rows(tmp_path / "out", UNITS, extra=EXTRA, old_units=1)
+    report = run(tmp_path / "out", "v", where=("lang = en",))
+    assert kept_keys(tmp_path / "out", "v") == [100_000, 100_001]
+    assert report.steps == (Dropped(step="where lang = en", dropped=3, null=3),)
 
 
 def test_filter_of_a_dataset_on_s3(bucket):
