@@ -18,10 +18,12 @@ from cluster.doctor import Check, doctor_report, doctor_table
 from cluster.errors import UserError
 from ingest import stats as counting
 from ingest.commands.crawl import crawl
+from ingest.commands.dedup import dedup
 from ingest.commands.gc import gc
 from ingest.commands.options import CORES, DatasetFolder, Json, Workers
 from ingest.commands.retry import retry
 from ingest.commands.urls import urls
+from ingest.commands.view import view
 from ingest.dataset import open_dataset, sealed_head
 from ingest.doctor import image_checks
 from ingest.progress import Meter
@@ -72,6 +74,8 @@ def options(
 
 
 app.command("crawl-shards")(crawl)
+app.command("dedup")(dedup)
+app.command("view")(view)
 app.command()(gc)
 app.command()(retry)
 

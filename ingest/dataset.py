@@ -122,7 +122,7 @@ class Dataset:
 
     def unit_rows(self, unit_index: int) -> UnitRows:
         """Read one unit's rows; the caller keeps them as long as it needs them."""
-        table = self._kept(unit_index, ["slot", "offset", "size", "sha256", "labels", "status"])
+        table = self.kept_rows(unit_index, ["offset", "size", "sha256", "labels"])
         slots = table["slot"].to_numpy()
         return UnitRows(
             offsets=table["offset"].to_numpy().astype(np.int64),
@@ -136,14 +136,16 @@ class Dataset:
         """Distinct first labels, sorted. Reads the labels of every unit."""
         found: set[str] = set()
         for unit_index in range(len(self.units)):
-            labels = self._kept(unit_index, ["slot", "labels", "status"])["labels"]
+            labels = self.kept_rows(unit_index, ["labels"])["labels"]
             found.update(pc.unique(pc.list_flatten(pc.list_slice(labels, 0, 1))).to_pylist())
         return tuple(sorted(found))
 
-    def _kept(self, unit_index: int, columns: list[str]) -> pa.Table:
+    def kept_rows(self, unit_index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """One unit's samples in slot order: `slot`, and those of the columns that it has; None for all."""
+        read = None if columns is None else list(dict.fromkeys(["slot", "status", *columns]))
         # One thread: loader workers are forked, and threads do not survive that.
         with _parquet(self.store, self.files.name(unit_index, "meta")) as parquet:
-            table = parquet.read(columns=columns, use_threads=False)
+            table = parquet.read(columns=read, use_threads=False)
         table = table.filter(pc.equal(table["status"], "kept"))
         if self.view is not None:
             table = table.filter(self.view.keeps(int(self.units[unit_index]))[table["slot"].to_numpy()])

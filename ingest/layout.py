@@ -7,7 +7,7 @@ meta/{unit%4096:03x}/{unit:08d}-{sha8}.parquet
 commits/{unit:08d}.json
 sealed/{root}.json, {root}.parquet
 DATASET.json                                 names the latest sealed root
-views/{name}.parquet
+views/{name}.parquet, {name}.duplicates.parquet
 """
 
 DATASET = "DATASET.json"

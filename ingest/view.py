@@ -3,14 +3,18 @@
 `views/{name}.parquet` has one row per unit: unit, slots (samples in the shard), kept (how many of them the
 view keeps), bitmap (one bit per slot, the first slot in the lowest bit of the first byte). The file's schema
 names the root it was made for. Runs pin views by name, so a published view is never replaced.
+
+`views/{name}.duplicates.parquet` stands beside a view that dedup made, for people: which sample was dropped
+for which. `ingest.dedup` has its columns.
 """
 
 import hashlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +25,7 @@ from cluster.errors import UserError
 from ingest import layout
 from ingest.store import open_store
 
+DUPLICATES = ".duplicates"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SCHEMA = pa.schema(
     [
@@ -30,6 +35,26 @@ SCHEMA = pa.schema(
         pa.field("bitmap", pa.binary(), nullable=False),
     ]
 )
+
+
+class PackedKeeps(Mapping[int, NDArray[np.bool_]]):
+    """For each unit, whether each slot stays: kept as bits, so that a billion samples take 125 MB."""
+
+    def __init__(self) -> None:
+        self._packed: dict[int, tuple[int, bytes]] = {}
+
+    def add(self, unit: int, keeps: NDArray[np.bool_]) -> None:
+        self._packed[unit] = len(keeps), np.packbits(keeps, bitorder="little").tobytes()
+
+    def __getitem__(self, unit: int) -> NDArray[np.bool_]:
+        slots, packed = self._packed[unit]
+        return _unpack(packed, slots)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,16 +90,31 @@ class ViewBitmaps:
             raise KeyError(unit)
         return _unpack(self.packed[index], int(self.slots[index]))
 
+    def of_slots(self, unit: int, slots: int) -> NDArray[np.bool_]:
+        """As `keeps`, for a unit of so many slots; a unit without a row has none in the view."""
+        index = int(np.searchsorted(self.units, unit))
+        there = index < len(self.units) and self.units[index] == unit
+        return self.keeps(unit) if there else np.zeros(slots, np.bool_)
+
 
 def view_name(name: str) -> str:
     """Where the view lies in its dataset; a UserError if the name could leave the folder."""
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r} is no name for a view: use letters, digits, dots, dashes and underscores")
+    if name.endswith(DUPLICATES):
+        raise UserError(f"{name!r} is no name for a view: {DUPLICATES} is for the list of its duplicates")
     return f"{layout.VIEWS}/{name}.parquet"
 
 
-def read_view(dataset_path: str | Path, name: str, *, root: str) -> ViewBitmaps:
-    """Open a view of the dataset sealed as `root`.
+def view_names(dataset_path: str | Path) -> list[str]:
+    """The dataset's views, whatever root they are of, sorted."""
+    files = (PurePath(entry.name) for entry in open_store(dataset_path).list(layout.VIEWS))
+    stems = (file.stem for file in files if file.suffix == ".parquet")
+    return sorted(stem for stem in stems if NAME.fullmatch(stem) and not stem.endswith(DUPLICATES))
+
+
+def read_view(dataset_path: str | Path, name: str, *, root: str | None) -> ViewBitmaps:
+    """Open a view of the dataset sealed as `root`; None takes it whatever its root is.
 
     Raises:
         UserError: there is no such view, it is damaged, or it was made for another root.
@@ -84,7 +124,7 @@ def read_view(dataset_path: str | Path, name: str, *, root: str) -> ViewBitmaps:
     try:
         data = store.read(file)
     except FileNotFoundError:
-        there = [PurePath(entry.name).stem for entry in store.list(layout.VIEWS)]
+        there = view_names(dataset_path)
         known = f"it has {', '.join(there)}" if there else "it has no views"
         raise UserError(f"{dataset_path} has no view named {name}: {known}") from None
     try:
@@ -93,9 +133,9 @@ def read_view(dataset_path: str | Path, name: str, *, root: str) -> ViewBitmaps:
         columns = {field.name: table.column(field.name) for field in SCHEMA}
     except (pa.ArrowInvalid, OSError, KeyError, UnicodeDecodeError):
         raise UserError(f"{path} is not a readable view: make it again under another name") from None
-    if made_for != root:
+    if root not in (None, made_for):
         raise UserError(
-            f"view {name} was made for root {made_for[:12]} and this is root {root[:12]}: "
+            f"view {name} was made for root {made_for[:12]} and this is root {str(root)[:12]}: "
             f"open the dataset with that root, or make the view again under another name"
         )
     view = ViewBitmaps(
@@ -134,24 +174,38 @@ def write_view(
     """
     store, file = open_store(dataset_path), view_name(name)
     path = store.where(file)
-    units = sorted(keeps)
-    table = pa.table(
-        {
-            "unit": pa.array(units, pa.uint32()),
-            "slots": pa.array([len(keeps[unit]) for unit in units], pa.uint32()),
-            "kept": pa.array([int(keeps[unit].sum()) for unit in units], pa.uint32()),
-            "bitmap": pa.array(
-                [np.packbits(keeps[unit], bitorder="little").tobytes() for unit in units], pa.binary()
-            ),
-        },
-        schema=SCHEMA.with_metadata({"root": root}),
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    data = buffer.getvalue()
+    rows: dict[str, list[Any]] = {field: [] for field in SCHEMA.names}
+    for unit in sorted(keeps):
+        bits = keeps[unit]
+        packed = np.packbits(bits, bitorder="little").tobytes()
+        for column, value in zip(rows.values(), (unit, len(bits), int(bits.sum()), packed), strict=True):
+            column.append(value)
+    table = pa.table(rows, schema=SCHEMA.with_metadata({"root": root}))
+    data = _parquet_bytes(table)
     if store.create_if_absent(file, data) != data:
         raise UserError(f"{path} exists and runs may use it: write the view under another name")
     return path
+
+
+def write_duplicates(dataset_path: str | Path, name: str, table: pa.Table) -> Path | str:
+    """Publish the list of duplicates of a view that is published already; doing it again changes nothing.
+
+    Raises:
+        UserError: another list is there.
+    """
+    store = open_store(dataset_path)
+    file = view_name(name).removesuffix(".parquet") + f"{DUPLICATES}.parquet"
+    path = store.where(file)
+    data = _parquet_bytes(table)
+    if store.create_if_absent(file, data) != data:
+        raise UserError(f"{path} exists, with other duplicates: write the view under another name")
+    return path
+
+
+def _parquet_bytes(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def _unpack(packed: bytes, slots: int) -> NDArray[np.bool_]:

@@ -1,0 +1,86 @@
+"""`ingest dedup`: a view without duplicates, and without what evaluations test on."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ingest.commands.options import CORES, DatasetFolder, Json, Workers
+from ingest.dedup import DedupReport
+from ingest.dedup import dedup as find_duplicates
+from ingest.hamming import MAX_RADIUS
+from ingest.progress import Meter
+from ingest.spread import processes
+from ingest.wording import duration, several, visible
+
+
+def dedup(
+    dataset: DatasetFolder,
+    *,
+    name: Annotated[str, typer.Option(help="Of the new view.")],
+    near: Annotated[
+        bool, typer.Option("--near/--exact", help="Also drop what looks alike, or equal bytes only.")
+    ] = True,
+    hamming: Annotated[
+        int, typer.Option(min=0, max=MAX_RADIUS, help="Bits in which hashes of near duplicates may differ.")
+    ] = 3,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DATASET", help="Drop what equals or looks like one of its images. Repeatable."),
+    ] = None,
+    within: Annotated[
+        str | None, typer.Option(metavar="VIEW", help="Look at this view's samples only.")
+    ] = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for temporary files: 88 bytes per image at --hamming 3.")
+    ] = None,
+    workers: Workers = CORES,
+    as_json: Json = False,
+) -> None:
+    """Make a view that keeps one of each group of duplicates: the first."""
+    started = time.monotonic()
+    with Meter(Console(stderr=True)) as meter, processes(workers) as map_tasks:
+        report = find_duplicates(
+            dataset,
+            name,
+            radius=hamming if near else None,
+            against=against or (),
+            within=within,
+            scratch=scratch,
+            map_tasks=map_tasks,
+            progress=lambda doing, done, total: meter.tell(doing, done=done, total=total),
+        )
+    if as_json:
+        typer.echo(json.dumps({"path": dataset} | asdict(report), indent=2))
+    else:
+        _print(report, dataset, near=near, seconds=time.monotonic() - started)
+
+
+def _print(report: DedupReport, dataset: str, *, near: bool, seconds: float) -> None:
+    typer.echo(f"view       {report.view} of {visible(dataset)}, root {report.root[:12]}")
+    typer.echo(f"kept       {report.kept:,} of {several(report.samples, 'image')}")
+    typer.echo(f"dropped    {report.exact:,} with equal bytes, {report.near:,} that look alike")
+    typer.echo(f"for        {several(report.groups, 'other image')}")
+    if report.evaluation:
+        typer.echo(f"of these   {report.evaluation:,} for images of evaluations")
+    if near and report.unhashed + report.flat:
+        typer.echo(
+            f"by bytes   {report.unhashed:,} without a perceptual hash and {report.flat:,} too flat for one "
+            "were compared by their bytes only"
+        )
+    if report.evaluation_unhashed:
+        typer.echo(
+            f"careful    {several(report.evaluation_unhashed, 'evaluation image')} without a useful "
+            "perceptual hash: near copies of them may be left"
+        )
+    if report.hot.buckets:
+        hot = report.hot
+        typer.echo(
+            f"careful    {several(hot.buckets, 'bucket')} of very many similar hashes ({hot.members:,} "
+            f"entries): {hot.not_compared:,} pairs were not compared, near duplicates among them may be left"
+        )
+    typer.echo(f"took       {duration(seconds)}")

@@ -1,0 +1,119 @@
+"""`ingest view`: make a view by filtering, or list a dataset's views."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cluster.errors import UserError
+from ingest.commands.options import CORES, DatasetFolder, Json, Workers
+from ingest.dataset import open_dataset
+from ingest.filter import Filter, FilterReport, filter_view
+from ingest.progress import Meter
+from ingest.spread import processes
+from ingest.view import read_view, view_names
+from ingest.wording import several, visible
+
+
+def view(
+    dataset: DatasetFolder,
+    *,
+    name: Annotated[str | None, typer.Option(help="Of the new view; without it, views are listed.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Keep what fulfils it: 'width >= 256', 'label in [cat, dog]'. Repeatable: all.",
+        ),
+    ] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Drop the keys and URLs it lists: txt, csv, Parquet. Repeatable."),
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Keep only the keys and URLs it lists.")
+    ] = None,
+    within: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--within", "--intersect", metavar="VIEW", help="Keep what this view keeps. Repeatable: all."
+        ),
+    ] = None,
+    workers: Workers = CORES,
+    as_json: Json = False,
+) -> None:
+    """Make a view of the samples that fulfil every option; without --name, list the views."""
+    wanted = Filter(
+        within=tuple(within or ()),
+        remove=tuple(remove or ()),
+        keep=() if keep is None else (keep,),
+        where=tuple(where or ()),
+    )
+    if name is None:
+        if wanted != Filter():
+            raise UserError(
+                "a view needs a name: add --name, or leave the other options out to list the views"
+            )
+        _list(dataset, as_json=as_json)
+        return
+    with Meter(Console(stderr=True)) as meter, processes(workers) as map_tasks:
+        report = filter_view(
+            dataset,
+            name,
+            wanted,
+            map_tasks=map_tasks,
+            progress=lambda done, total: meter.tell("filtering units", done=done, total=total),
+        )
+    if as_json:
+        typer.echo(json.dumps({"path": dataset} | asdict(report), indent=2))
+    else:
+        _print(report, dataset)
+
+
+def _print(report: FilterReport, dataset: str) -> None:
+    typer.echo(f"view     {report.view} of {visible(dataset)}, root {report.root[:12]}")
+    typer.echo(f"kept     {report.kept:,} of {several(report.samples, 'image')}")
+    for step in report.steps:
+        null = f", {step.null:,} of them without a value" if step.null else ""
+        typer.echo(f"dropped  {step.dropped:,} by {visible(step.step)}{null}")
+    for listed in report.lists:
+        if listed.unmatched:
+            typer.echo(
+                f"careful  {listed.unmatched:,} of {several(listed.lines, 'line')} of {visible(listed.path)} "
+                f"name no sample: {', '.join(map(visible, listed.named))}"
+                + (", …" if len(listed.named) < listed.unmatched else "")
+            )
+
+
+def _list(dataset: str, *, as_json: bool) -> None:
+    latest = open_dataset(dataset).root
+    views = [read_view(dataset, name, root=None) for name in view_names(dataset)]
+    if as_json:
+        rows = [
+            {
+                "name": view.name,
+                "root": view.root,
+                "latest": view.root == latest,
+                "samples": int(view.slots.sum()),
+                "kept": int(view.kept.sum()),
+                "sha256": view.digest,
+            }
+            for view in views
+        ]
+        typer.echo(json.dumps({"path": dataset, "root": latest, "views": rows}, indent=2))
+        return
+    if not views:
+        typer.echo(f"{visible(dataset)} has no views: make one with `ingest view` or `ingest dedup`")
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("view", style="bold")
+    for column in ("kept", "of"):
+        table.add_column(column, justify="right")
+    table.add_column("root")
+    for view in views:
+        told = view.root[:12] + ("" if view.root == latest else ", not the latest")
+        table.add_row(view.name, f"{view.kept.sum():,}", f"{view.slots.sum():,}", told)
+    Console().print(table)

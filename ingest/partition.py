@@ -1,0 +1,46 @@
+"""Records on scratch disk, sorted by partition: what many tasks scatter, one task per partition collects.
+
+A file has the positions of its partitions, partitions + 1 int64, and then the records. A thousand files hold
+what a file per task and partition would need a million for.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_POSITION = np.dtype(np.int64)
+
+
+def write_partitions(
+    path: Path, records: NDArray[Any], partition: NDArray[np.integer[Any]], partitions: int
+) -> None:
+    """Write records by partition; within one they keep their order.
+
+    Args:
+        path: the file, made anew.
+        records: structured, (n,).
+        partition: where each belongs, 0 to partitions - 1, (n,).
+        partitions: how many there are.
+    """
+    order = np.argsort(partition, kind="stable")
+    counts = np.bincount(partition, minlength=partitions)
+    positions = np.concatenate([[0], np.cumsum(counts)]).astype(_POSITION)
+    with path.open("wb") as file:
+        positions.tofile(file)
+        records[order].tofile(file)
+
+
+def read_partition(
+    paths: Iterable[Path], partition: int, partitions: int, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """The records of one partition, in the order of the files."""
+    parts = [np.empty(0, dtype)]
+    for path in paths:
+        with path.open("rb") as file:
+            start, end = np.fromfile(file, _POSITION, 2, offset=partition * _POSITION.itemsize)
+            file.seek((partitions + 1) * _POSITION.itemsize + int(start) * dtype.itemsize)
+            parts.append(np.fromfile(file, dtype, int(end - start)))
+    return np.concatenate(parts)
