@@ -10,51 +10,21 @@ reached 2 GB, or a file took longer than 10 s.
 import argparse
 import resource
 import tempfile
-import threading
 import time
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
+from peak_memory import PeakMemory
 
 from ingest.crawl import CrawlSettings, crawl_shards
 from ingest.dataset import sealed_units
 from ingest.image import Treatment
-from ingest.plan import open_source
+from ingest.plan import open_images
 from ingest.pool import Checker
 
 MEMORY_LIMIT = 2_000_000_000
 SECONDS_LIMIT = 10.0
-
-
-class PeakMemory:
-    """Samples the proportional set size of this process and all below it, every 10 ms."""
-
-    def __init__(self) -> None:
-        self.peak = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-
-    def __enter__(self) -> "PeakMemory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        me = psutil.Process()
-        while not self._stop.wait(0.01):
-            self.peak = max(self.peak, sum(map(pss, [me, *me.children(recursive=True)])))
-
-
-def pss(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_full_info().pss)
-    except psutil.Error:
-        return 0
 
 
 def main() -> None:
@@ -101,7 +71,7 @@ def main() -> None:
 
 
 def slowest_file(source: str, settings: CrawlSettings) -> tuple[float, str]:
-    opened = open_source(source)
+    opened = open_images(source)
     items = list(opened.items())
     read = opened.read(items, max_bytes=settings.treatment.limits.max_bytes)
     times = []

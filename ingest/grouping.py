@@ -101,9 +101,10 @@ class ByDomain:
             table = table.take(first)
             seen = None if known is None else known._parts[number].read()
             if seen is not None:
-                table = table.filter(
-                    pc.invert(pc.is_in(table["url"], value_set=seen["url"].combine_chunks()))
-                )
+                fresh = pc.invert(pc.is_in(table["url"], value_set=seen["url"].combine_chunks()))
+                new = table.filter(fresh)
+                self.known += len(table) - len(new)
+                table = new
             order = np.argsort(table["domain"].to_numpy(), kind="stable")
             yield table.take(order).drop_columns("domain")
 

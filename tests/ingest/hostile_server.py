@@ -8,6 +8,7 @@ have, "" for an image.
 
 import asyncio
 import gzip
+import io
 import ipaddress
 import ssl
 import struct
@@ -19,14 +20,25 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import brotli
+import numpy as np
 import trustme
+from PIL import Image
 
 Writer = asyncio.StreamWriter
 Handler = Callable[["HostileServer", Writer], Awaitable[None]]
 
 ALLOWED = ("127.0.1.0/24",)
-# Not an image: how it is judged is the checker's business.
-GOOD = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
+
+
+def _noise() -> bytes:
+    """A picture of 2 KB that no compression makes smaller."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 28, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+GOOD = _noise()
 
 _CASES: dict[str, tuple[str, Handler]] = {}
 _ROBOTS: dict[str, Handler] = {}

@@ -1,0 +1,244 @@
+"""Claim: however often a crawl is killed, the same command finishes it, with the bytes of an undisturbed crawl.
+
+    python benchmarks/crawl_soak.py [--kills 200] [--images 20000] [--seed 0]
+
+A local server replays the images: its answers are a pure function of the URL. `ingest crawl-shards` is killed
+with SIGKILL at random moments, the whole process group or one process of it, and started again by the same
+command until the dataset is sealed. A kill comes some time after a unit was committed, or, if the crawl is ahead of
+the kills, some time after the one before; meanwhile the server answers slowly. So the kills are spread over
+all of the crawl, its start and its planning too. Exits with 1 if the root differs from the undisturbed crawl's, if a URL's row is lost,
+doubled or not what the server's answer must give, or if a file is damaged.
+"""
+
+import argparse
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ingest.dataset import open_dataset, sealed_units
+from ingest.verify import Level, read_seal, verify_root, verify_units
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "ingest"))
+from replay_server import ALLOWED, ReplayServer, expected
+
+COMMAND = [sys.executable, "-c", "from ingest.cli import main; main()", "crawl-shards"]
+OPTIONS = ["--contact", "soak@example.org", "--allow-private", *ALLOWED, "--attempts", "1"]
+OPTIONS += ["--per-host", "8", "--workers", "2"]
+# Seconds before an answer once there was progress: the crawl still moves, or no kill would find it working.
+HELD_BACK = 0.5
+# Answers that may be on their way through the checkers before the first unit is committed.
+RUN_AHEAD = 512
+
+
+class LocalCrawl:
+    """The crawl as processes of this machine: started, killed, and started again.
+
+    Another executor needs the same three methods.
+    """
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        self._command = [*COMMAND, *arguments]
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def running(self) -> bool:
+        """Whether it is; a crawl that ended by itself must have ended well."""
+        if self._process is None or self._process.poll() is None:
+            return self._process is not None
+        if self._process.returncode not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"the crawl ended with {self._process.returncode}:\n{self._log.read_text()}")
+        return False
+
+    def start(self) -> None:
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def kill(self, chance: random.Random) -> str:
+        """SIGKILL to all processes or to one; returns which, or "" if it had ended."""
+        if self._process is None or not self.running():
+            return ""
+        checkers = psutil.Process(self._process.pid).children(recursive=True)
+        checkers = [each for each in checkers if each.status() != psutil.STATUS_ZOMBIE]
+        if chance.random() < 0.5:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        elif (number := chance.randint(0, len(checkers))) < len(checkers):
+            checkers[number].kill()
+            return "checker"
+        else:
+            self._process.kill()
+            self._process.wait()
+            return "crawler"
+        self._process.wait()
+        return "group"
+
+
+@dataclass(kw_only=True)
+class Soak:
+    """What came of a soak.
+
+    Attributes:
+        kills: by who was killed: "group", "crawler", "checker".
+        starts: of the crawl.
+        root, undisturbed: Merkle roots of the killed crawl, and of one that was left alone.
+        lost, doubled, wrong: URLs without a row, with several, with one that contradicts the server.
+        damages: what `verify` found.
+        spread: share of the units that were committed at each kill.
+    """
+
+    kills: Counter[str] = field(default_factory=Counter)
+    starts: int = 0
+    seconds: float = 0.0
+    root: str = ""
+    undisturbed: str = ""
+    lost: int = 0
+    doubled: int = 0
+    wrong: int = 0
+    damages: int = 0
+    spread: list[float] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return self.root == self.undisturbed and not (self.lost or self.doubled or self.wrong or self.damages)
+
+
+def soak(
+    folder: Path, *, images: int, kills: int, unit_rows: int, pauses: tuple[float, float], seed: int
+) -> Soak:
+    """Crawl once undisturbed and once with kills, into `folder`, and compare.
+
+    Args:
+        pauses: least and most seconds from a commit to a kill.
+
+    Raises:
+        RuntimeError: the crawl failed by itself, or was sealed before all kills.
+    """
+    result = Soak()
+    with ReplayServer() as server:
+        urls = server.urls(images)
+        pq.write_table(pa.table({"url": urls}), folder / "urls.parquet")
+        common = [str(folder / "urls.parquet"), "--unit-rows", str(unit_rows), *OPTIONS]
+        undisturbed = LocalCrawl([*common, "--output", str(folder / "undisturbed")], folder / "log")
+        _finish(undisturbed)
+        result.undisturbed = open_dataset(folder / "undisturbed").root
+        started = time.monotonic()
+        crawl = LocalCrawl([*common, "--output", str(folder / "killed")], folder / "log")
+        chance = random.Random(seed)
+        while result.kills.total() < kills:
+            if not crawl.running():
+                crawl.start()
+                result.starts += 1
+            # Whoever has had this many kills may have done this much.
+            due = (images - RUN_AHEAD) / unit_rows * (result.kills.total() + 1) / (kills + 1)
+            _let_run(crawl, folder / "killed", server, due, chance.uniform(*pauses))
+            result.spread.append(committed(folder / "killed") * unit_rows / images)
+            killed = crawl.kill(chance)
+            if not killed:
+                raise RuntimeError(f"the crawl was sealed after {result.kills.total()} of {kills} kills")
+            result.kills[killed] += 1
+        server.delay = 0.0
+        result.starts += not crawl.running()
+        _finish(crawl)
+        result.seconds = time.monotonic() - started
+    _compare(folder / "killed", urls, result)
+    return result
+
+
+def _finish(crawl: LocalCrawl) -> None:
+    if not crawl.running():
+        crawl.start()
+    while crawl.running():
+        time.sleep(0.05)
+
+
+def _let_run(crawl: LocalCrawl, output: Path, server: ReplayServer, due: float, pause: float) -> None:
+    """Until it has committed a unit, if fewer than `due` are, and then for the pause; answers come slowly then."""
+    before = committed(output)
+    if before < due:
+        server.delay = 0.0
+        while crawl.running() and committed(output) == before:
+            time.sleep(0.02)
+    server.delay = HELD_BACK
+    until = time.monotonic() + pause
+    while crawl.running() and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+def committed(output: Path) -> int:
+    try:
+        with os.scandir(output / "commits") as entries:
+            return sum(not entry.name.startswith(".") for entry in entries)
+    except FileNotFoundError:
+        return 0
+
+
+def _compare(output: Path, urls: list[str], result: Soak) -> None:
+    result.root = open_dataset(output).root
+    rows = [
+        row
+        for meta in sealed_units(output, result.root)["meta"].to_pylist()
+        for row in pq.read_table(
+            output / meta, columns=["url", "status", "reason", "http_status"]
+        ).to_pylist()
+    ]
+    found = Counter(row["url"] for row in rows)
+    result.lost = len(set(urls) - set(found))
+    result.doubled = sum(count > 1 for count in found.values())
+    result.wrong = sum(
+        (row["status"], row["reason"], row["http_status"]) != expected(row["url"]) for row in rows
+    )
+    seal, damages = read_seal(output)
+    if seal is not None:
+        damages = damages + verify_root(output, seal)
+        reports = verify_units(output, seal, Level.SHA, workers=2)
+        damages += [damage for report in reports for damage in report.damages]
+    result.damages = len(damages)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--unit-rows", type=int, default=20)
+    parser.add_argument("--pauses", type=float, nargs=2, default=(0.5, 4.0), metavar=("LEAST", "MOST"))
+    parser.add_argument("--executor", choices=["local"], default="local")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = soak(
+            Path(folder),
+            images=options.images,
+            kills=options.kills,
+            unit_rows=options.unit_rows,
+            pauses=tuple(options.pauses),
+            seed=options.seed,
+        )
+    of = ", ".join(f"{count} of the {who}" for who, count in sorted(result.kills.items()))
+    print(
+        f"{result.kills.total()} kills ({of}) and {result.starts} starts of a crawl of {options.images} "
+        f"images, {options.executor}, seed {options.seed}, in {result.seconds:.0f} s: "
+        f"root {'identical' if result.root == result.undisturbed else 'DIFFERENT'} ({result.root[:12]}), "
+        f"{result.lost} rows lost, {result.doubled} doubled, {result.wrong} wrong, {result.damages} damages; "
+        f"units committed at the kills: {min(result.spread):.0%} to {max(result.spread):.0%}, "
+        f"median {statistics.median(result.spread):.0%}"
+    )
+    raise SystemExit(0 if result.passed else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Crawls of lists of URLs over real HTTP: same bytes whatever the web does with time, a row for every URL."""
+
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hostile_server import ALLOWED as HOSTILE_NETWORK
+from hostile_server import HostileServer
+from replay_server import ALLOWED, ReplayServer, expected
+
+from cluster.errors import UserError
+from ingest.crawl import crawl_shards
+from ingest.crawl_settings import CrawlSettings
+from ingest.dataset import open_dataset, sealed_units
+from ingest.fetch import FetchSettings
+from ingest.image import ImageLimits, Treatment
+from ingest.plan import read_plans
+from ingest.sources.urls import Columns
+from ingest.store import open_store
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from crawl_soak import soak
+from peak_memory import PeakMemory
+
+CONTACT = "https://example.org/crawl"
+
+
+@pytest.fixture
+def server():
+    with ReplayServer() as server:
+        yield server
+
+
+def url_crawl(source, output, *, extend=False, workers=2, unit_rows=32, treatment=Treatment(), **fetch):
+    return crawl_shards(
+        [str(source)],
+        output,
+        CrawlSettings(
+            unit_rows=unit_rows,
+            treatment=treatment,
+            fetch=FetchSettings(**{"contact": CONTACT, "allow_private": ALLOWED, "attempts": 1} | fetch),
+        ),
+        workers=workers,
+        progress=lambda counts: None,
+        columns=Columns(),
+        extend=extend,
+    )
+
+
+def rows_of(report):
+    metas = sealed_units(report.output, report.root)["meta"].to_pylist()
+    return [row for meta in metas for row in pq.read_table(report.output / meta).to_pylist()]
+
+
+def write_list(path, urls):
+    path.write_text("".join(f"{url}\n" for url in urls))
+    return path
+
+
+def test_D1_same_root_for_any_order_of_arrival_and_number_of_workers(tmp_path, server):
+    urls = write_list(tmp_path / "urls.txt", server.urls(200))
+    treatment = Treatment(resize=12)
+    roots = {url_crawl(urls, tmp_path / "quick", treatment=treatment).root}
+    server.delay = 0.01
+    roots.add(url_crawl(urls, tmp_path / "one", treatment=treatment, workers=1, per_host=16).root)
+    roots.add(url_crawl(urls, tmp_path / "many", treatment=treatment, workers=3, connections=5).root)
+    assert len(roots) == 1
+
+
+def test_D2_every_url_has_its_row_with_all_that_the_list_says_of_it(tmp_path, server):
+    urls = [*server.urls(120), "ftp://example.org/a.jpg", "no url", "http://10.0.0.1/a.jpg"]
+    given = {
+        url: {
+            "url": url,
+            "caption": f"alt text {n}" if n % 3 else None,
+            "labels": ["sea", f"n{n}"] if n % 2 else [],
+            "score": n / 8,
+            "page": f"https://example.org/{n}",
+        }
+        for n, url in enumerate(urls)
+    }
+    listed = pa.Table.from_pylist(list(given.values())).rename_columns(
+        ["url", "alt", "tags", "score", "page"]
+    )
+    pq.write_table(listed, tmp_path / "urls.parquet")
+    report = url_crawl(tmp_path / "urls.parquet", tmp_path / "out")
+    rows = rows_of(report)
+    assert {row["url"]: {name: row[name] for name in given[row["url"]]} for row in rows} == given
+    assert len(rows) == report.counts.planned == report.counts.done == len(urls)
+    verdicts = {row["url"]: (row["status"], row["reason"], row["http_status"]) for row in rows}
+    assert verdicts == {url: tuple(expected(url)) for url in urls[:120]} | {
+        "ftp://example.org/a.jpg": ("rejected", "not_http_url", None),
+        "no url": ("rejected", "not_http_url", None),
+        "http://10.0.0.1/a.jpg": ("rejected", "private_address", None),
+    }
+    assert [row["reason"] for row in rows if row["retryable"]] == ["http_500"] * 6
+
+
+def test_D4_a_hostile_web_is_crawled_to_its_end(tmp_path, monkeypatch):
+    with HostileServer(tmp_path) as server:
+        monkeypatch.setenv("SSL_CERT_FILE", str(server.ca_file))
+        cases = server.cases()
+        urls = write_list(tmp_path / "urls.txt", cases)
+        limits = ImageLimits(max_bytes=4 << 20)
+        before = psutil.Process().memory_info().rss
+        started = time.monotonic()
+        with PeakMemory(kind="rss") as memory:
+            report = url_crawl(
+                urls,
+                tmp_path / "out",
+                treatment=Treatment(limits=limits),
+                allow_private=HOSTILE_NETWORK,
+                deadline=1.5,
+                attempts=2,
+            )
+        assert time.monotonic() - started < 20
+        assert memory.peak - before < 500 << 20
+        assert server.trespasses == 0
+    reasons = {url: reason or None for url, reason in cases.items()} | {server.url("empty"): "empty"}
+    rows = rows_of(report)
+    assert {row["url"]: row["reason"] for row in rows} == reasons
+    assert {row["status"] for row in rows if row["reason"] is None} == {"kept"}
+    assert len(rows) == len(cases)
+
+
+def test_D1_D3_killed_at_random_until_sealed(tmp_path):
+    result = soak(tmp_path, images=900, kills=4, unit_rows=20, pauses=(0.1, 0.5), seed=0)
+    assert result.kills.total() == 4
+    assert result.root == result.undisturbed
+    assert (result.lost, result.doubled, result.wrong, result.damages) == (0, 0, 0, 0)
+    assert result.passed
+
+
+def test_extending_fetches_only_what_is_new_and_the_old_root_still_opens(tmp_path, server):
+    first = url_crawl(write_list(tmp_path / "a.txt", server.urls(60)), tmp_path / "out")
+    asked = server.answered
+    more = write_list(tmp_path / "b.txt", server.urls(100))
+    second = url_crawl(more, tmp_path / "out", extend=True)
+    assert second.counts.planned == 40
+    assert server.answered - asked == 40 + 2  # of the new ones, two lead elsewhere first
+    plans = read_plans(open_store(tmp_path / "out"))
+    assert [plan.generation for plan in plans] == [0, 1]
+    assert plans[1].description["known"] == 60
+    assert second.root != first.root
+    old, new = open_dataset(tmp_path / "out", sealed=first.root), open_dataset(tmp_path / "out")
+    assert (old.root, new.root) == (first.root, second.root)
+    assert len(new) == len(old) + second.counts.kept
+    assert sorted(row["url"] for row in rows_of(second)) == sorted(server.urls(100))
+    assert url_crawl(more, tmp_path / "out", extend=True).root == second.root
+    with pytest.raises(UserError, match=r"there is nothing new in a2\.txt"):
+        url_crawl(write_list(tmp_path / "a2.txt", server.urls(50)), tmp_path / "out", extend=True)
+
+
+def test_a_url_that_is_listed_twice_is_asked_for_once_and_keeps_its_first_caption(tmp_path, server):
+    urls = server.urls(3)
+    lines = [f"{url},{caption}" for url, caption in zip([*urls, *urls], "abcdef", strict=True)]
+    (tmp_path / "urls.csv").write_text("url,caption\n" + "\n".join(lines) + "\n")
+    report = url_crawl(tmp_path / "urls.csv", tmp_path / "out")
+    assert server.answered == 3
+    assert {row["url"]: row["caption"] for row in rows_of(report)} == dict(zip(urls, "abc", strict=True))
+    (plan,) = read_plans(open_store(tmp_path / "out"))
+    assert (plan.rows, plan.description["repeated"]) == (3, 3)
+
+
+def test_without_a_contact_nobody_is_asked(tmp_path, server):
+    urls = write_list(tmp_path / "urls.txt", server.urls(3))
+    with pytest.raises(UserError, match=r"webmasters must be able to reach you: .* with --contact"):
+        url_crawl(urls, tmp_path / "out", contact=None)
+    assert server.answered == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_work_for_the_same_output_is_refused_with_the_way_out(tmp_path, server):
+    urls = write_list(tmp_path / "urls.txt", server.urls(5))
+    output = tmp_path / "out"
+    root = url_crawl(urls, output).root
+    with pytest.raises(UserError, match=r"planned with --deadline 20\.0, not 5\.0: use --deadline 20\.0 to"):
+        url_crawl(urls, output, deadline=5.0)
+    with pytest.raises(UserError, match=r"planned without --ignore-robots.*leave out --ignore-robots to"):
+        url_crawl(urls, output, robots=False)
+    other = write_list(tmp_path / "others.txt", server.urls(6))
+    with pytest.raises(UserError, match=r"from urls\.txt .* not from others\.txt .*; --extend adds to it"):
+        url_crawl(other, output)
+    write_list(urls, server.urls(7))
+    with pytest.raises(UserError, match=r"from urls\.txt \(sha256 \w+\), not from urls\.txt \(sha256 \w+\)"):
+        url_crawl(urls, output)
+    with pytest.raises(UserError, match=r"nothing to ingest in none\.txt"):
+        url_crawl(write_list(tmp_path / "none.txt", ["# nothing"]), tmp_path / "other")
+    assert open_dataset(output).root == root
