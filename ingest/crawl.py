@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from cluster.errors import UserError
 from ingest.commit import commit, read_commit, read_commits, seal
 from ingest.crawl_settings import CrawlSettings
 from ingest.fetch import Fetched, Fetcher, FetchSettings
+from ingest.hosts import SlowHost
 from ingest.image import Checked
 from ingest.plan import Plan, freeze, open_images, open_source, read_plans
 from ingest.pool import Checker
@@ -31,6 +33,7 @@ __all__ = ["Counts", "CrawlReport", "CrawlSettings", "Progress", "crawl_shards"]
 _WAITING_BYTES = 128 << 20
 # URLs known at a time: enough that slow sites do not hold up the others.
 _WINDOW = 16_384
+_HOSTS_EVERY_S = 2.0
 _MENDABLE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -58,6 +61,7 @@ class Counts:
         bytes_stored: size of the kept images.
         units, units_done: work units planned and committed.
         resumed: attempts that this run found done.
+        slowest_hosts: those that URLs will wait for longest, as far as URLs are known; renewed now and then.
     """
 
     planned: int = 0
@@ -69,6 +73,7 @@ class Counts:
     units: int = 0
     units_done: int = 0
     resumed: int = 0
+    slowest_hosts: Sequence[SlowHost] = ()
 
     @property
     def done(self) -> int:
@@ -286,6 +291,7 @@ class _Crawl:
         self._extra = plan.extra_columns()
         self._rows: dict[int, int] = {}
         self._open: dict[int, _Unit] = {}
+        self._hosts_due = 0.0
         self._left = self._not_done(units)
 
     def close(self) -> None:
@@ -300,9 +306,19 @@ class _Crawl:
         if len(self._sources) < len(self._plan.sources):
             with Fetcher[_Attempt](self._fetch, window=_WINDOW) as fetcher:
                 for attempt, outcome in fetcher.run(self._requests()):
+                    self._look_at_hosts(fetcher)
                     body = outcome.data if isinstance(outcome, Fetched) else outcome
                     self._counts.bytes_read += len(body) if isinstance(body, bytes) else 0
                     yield attempt._replace(http_status=outcome.http_status), body
+            self._counts.slowest_hosts = ()
+
+    def _look_at_hosts(self, fetcher: Fetcher[_Attempt]) -> None:
+        now = time.monotonic()
+        if now >= self._hosts_due:
+            self._counts.slowest_hosts = fetcher.slowest_hosts()
+            self._hosts_due = now + _HOSTS_EVERY_S
+            # Verdicts come in batches: when only slow hosts are left, long after one another.
+            self._progress(self._counts)
 
     def take(self, attempt: _Attempt, data: bytes | Problem, verdict: Checked) -> None:
         """Write what is due; commit a unit that is whole. If another worker was first, its result stands."""

@@ -15,6 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from ingest.addresses import AddressPolicy
 from ingest.fetch_engine import Engine, Fetched, FetchSettings, Outcome
+from ingest.hosts import SlowHost
 from ingest.http_client import user_agent
 from ingest.robots import TOKEN
 
@@ -101,6 +102,10 @@ class Fetcher(Generic[Token]):
             self._results = None
             if outstanding and not self._closed:
                 self._within(self._engine.abandon)
+
+    def slowest_hosts(self) -> list[SlowHost]:
+        """Those whose queues will take longest. Looks at every host: to be asked now and then."""
+        return self._within(self._engine.slowest_hosts)
 
     async def _opened(self) -> Engine[Token]:
         return Engine(self._settings, self._policy, self._agent, self._nameservers)

@@ -18,7 +18,7 @@ import aiohttp
 from yarl import URL
 
 from ingest.addresses import AddressPolicy, CheckedResolver, http_url
-from ingest.hosts import Hosts
+from ingest.hosts import Hosts, SlowHost
 from ingest.http_client import Answer, HttpClient
 from ingest.http_problems import (
     DEADLINE,
@@ -36,6 +36,7 @@ Token = TypeVar("Token")
 _BACK_OFF = 1.0
 # Finished and not yet taken: beyond this, nothing new is asked for.
 _BYTES_WAITING = 128 << 20
+_SLOWEST = 5
 # Trouble with the host rather than with the URL; an answer of any other kind shows that it is well.
 _STRIKES = frozenset(
     "dns_failed connect_failed reset deadline robots_unreachable http_429 http_503".split()  # noqa: SIM905
@@ -174,6 +175,9 @@ class Engine(Generic[Token]):
     def _wake(self) -> None:
         self._alarm = None
         self.pump()
+
+    async def slowest_hosts(self) -> list[SlowHost]:
+        return self._hosts.slowest(_SLOWEST)
 
     async def abandon(self) -> None:
         """Forget all URLs."""

@@ -38,6 +38,9 @@ class _Host(Generic[Job]):
         listed: it is in the ring, or in the heap of those that wait.
         last: when its latest request ended.
         slowed_at: when its Crawl-delay became known.
+        held_back: seconds, up to `seen`, in which it had as many requests as it may have, or had to be waited
+            for.
+        requests: that have ended.
     """
 
     interval: float
@@ -50,6 +53,30 @@ class _Host(Generic[Job]):
     listed: bool = False
     last: float = 0.0
     slowed_at: float = -1.0
+    held_back: float = 0.0
+    seen: float = 0.0
+    requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SlowHost:
+    """A host that URLs wait for.
+
+    Attributes:
+        name: of the host.
+        waiting: URLs in its queue.
+        seconds: that it has taken for each request so far, and for its pauses; of what it can do, not of our
+            turn.
+    """
+
+    name: str
+    waiting: int
+    seconds: float
+
+    @property
+    def seconds_left(self) -> float:
+        """How long its queue takes at this pace, whatever other hosts do."""
+        return self.waiting * self.seconds
 
 
 class Hosts(Generic[Job]):
@@ -107,6 +134,7 @@ class Hosts(Generic[Job]):
                 self._list(name, host, now)
                 continue
             job = host.queue.popleft()
+            self._watch(host, now)
             host.active += 1
             host.not_before = now + host.interval
             self._list(name, host, now)
@@ -115,6 +143,8 @@ class Hosts(Generic[Job]):
 
     def done(self, name: str, now: float) -> None:
         host = self._hosts[name]
+        self._watch(host, now)
+        host.requests += 1
         host.active -= 1
         host.last = now
         self._list(name, host, now)
@@ -130,6 +160,7 @@ class Hosts(Generic[Job]):
         if seconds > LONGEST_WAIT:
             self._leave_alone(name, host, HOST_ASKS_TO_WAIT, now + seconds)
         else:
+            self._watch(host, now)
             host.not_before = max(host.not_before, now + seconds)
 
     def strike(self, name: str, now: float) -> None:
@@ -149,6 +180,7 @@ class Hosts(Generic[Job]):
         delay = min(delay, LONGEST_DELAY)
         if host.interval < delay:
             host.interval = delay
+            self._watch(host, now)
             host.not_before = max(host.not_before, now + delay)
             host.slowed_at = now
         return host.slowed_at >= begun
@@ -164,6 +196,15 @@ class Hosts(Generic[Job]):
             recent += 1
         return recent < self._idle_limit
 
+    def slowest(self, most: int) -> list[SlowHost]:
+        """The hosts whose queues take longest at their own pace, the longest first."""
+        paces = (
+            SlowHost(name, len(host.queue), host.held_back / host.requests)
+            for name, host in self._hosts.items()
+            if host.queue and host.held_back and host.requests
+        )
+        return heapq.nlargest(most, paces, key=lambda host: (host.seconds_left, host.name))
+
     def clear(self) -> Iterator[Job]:
         """Take all jobs out of the queues."""
         for host in self._hosts.values():
@@ -175,6 +216,12 @@ class Hosts(Generic[Job]):
         if host is None:
             host = self._hosts[name] = _Host(self._interval)
         return host
+
+    def _watch(self, host: _Host[Job], now: float) -> None:
+        """Count the time since the last look, before what holds the host back changes."""
+        until = now if host.active >= self._per_host else min(host.not_before, now)
+        host.held_back += max(0.0, until - host.seen)
+        host.seen = now
 
     def _refusal(self, host: _Host[Job], now: float) -> Problem | None:
         if host.refusal is not None and host.refused_until <= now:

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections import Counter
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from ingest.crawl_settings import CrawlSettings
 from ingest.fetch import FetchSettings
 from ingest.image import Crop, Encoding, ImageLimits, Treatment
 from ingest.layout import KEY_SLOTS
+from ingest.metrics_file import MetricsFile
 from ingest.progress import CrawlProgress, Meter
 from ingest.sources.urls import Columns
 from ingest.wording import duration, in_bytes, several, visible
@@ -104,6 +106,12 @@ def crawl(
     allow_private: Annotated[
         list[str] | None, typer.Option(help="A network, as CIDR, that may be asked though it is not public.")
     ] = None,
+    metrics_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Written every ten seconds, for Prometheus; *.prom in node-exporter's textfile folder."
+        ),
+    ] = None,
     workers: Workers = CORES,
     as_json: Json = False,
 ) -> None:
@@ -135,7 +143,8 @@ def crawl(
         unit_rows=unit_rows, treatment=treatment, seconds=seconds, memory_mb=memory_mb, fetch=fetch
     )
     with Meter(Console(stderr=True)) as meter:
-        progress = CrawlProgress(meter)
+        metrics = None if metrics_file is None else MetricsFile(metrics_file, output=output)
+        progress = CrawlProgress(meter, metrics=metrics)
         report = crawl_shards(
             sources,
             output,
@@ -145,6 +154,7 @@ def crawl(
             columns=Columns(url=url_column, caption=caption_column, labels=label_column),
             extend=extend,
         )
+        progress.end(report.counts)
     if as_json:
         typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
     else:
@@ -155,6 +165,7 @@ def crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
     """What a crawl made, for scripts."""
     # Not asdict, which does not know how a Counter is made.
     counts = {k: dict(v) if isinstance(v, Counter) else v for k, v in vars(report.counts).items()}
+    del counts["slowest_hosts"]  # none is waited for any more
     return {"output": str(report.output), "root": report.root, "seconds": round(seconds, 3)} | counts
 
 

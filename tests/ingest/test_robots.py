@@ -167,3 +167,34 @@ def test_a_host_that_keeps_failing_is_given_up_until_later():
     hosts.done("a", 0.0)
     hosts.add("a", 3, 1e4)
     assert taken(hosts, 1e4) == [(3, None)]
+
+
+def test_slowest_hosts_are_told_by_what_holds_them_back_and_not_by_our_turn():
+    hosts = Hosts(per_host=1, rate=None, idle_limit=10)
+    for name in ("slow", "quick"):
+        for job in range(4):
+            hosts.add(name, job, 0.0)
+    assert hosts.slowest(5) == []
+    # Both are asked; slow answers after 8 s, quick after 1 s, and then is not asked again until 20 s.
+    assert [hosts.take(0.0)[0], hosts.take(0.0)[0]] == ["slow", "quick"]
+    hosts.done("quick", 1.0)
+    hosts.done("slow", 8.0)
+    assert {hosts.take(20.0)[0], hosts.take(20.0)[0]} == {"slow", "quick"}
+    hosts.done("quick", 21.0)
+    told = hosts.slowest(5)
+    assert [(host.name, host.waiting, host.seconds) for host in told] == [("slow", 2, 8.0), ("quick", 2, 1.0)]
+    assert told[0].seconds_left == 16.0
+    assert hosts.slowest(1) == told[:1]
+
+
+def test_pauses_that_a_host_asked_for_count_as_its_time():
+    hosts = Hosts(per_host=9, rate=0.5, idle_limit=10)
+    for job in range(5):
+        hosts.add("polite", job, 0.0)
+    for now in (0.0, 2.0, 4.0):
+        assert hosts.take(now) is not None
+        hosts.done("polite", now + 0.1)
+    hosts.wait("polite", 30.0, 4.1)
+    assert hosts.take(34.1) is not None
+    (told,) = hosts.slowest(5)
+    assert told.seconds == pytest.approx((4.0 + 30.1) / 3)
