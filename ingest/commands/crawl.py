@@ -2,15 +2,26 @@
 
 import json
 import shlex
-from collections import Counter
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from cluster.errors import UserError
-from ingest.commands.options import CORES, Json, Workers
-from ingest.crawl import CrawlReport, crawl_shards
+from ingest.commands.executors import (
+    Cluster,
+    ExecutorOption,
+    Parts,
+    PartWorkers,
+    Runs,
+    Spread,
+    Wait,
+    run_plan,
+)
+from ingest.commands.options import Json
+from ingest.crawl import Counts, CrawlReport, plan_shards
+from ingest.crawl_part import counts_json
 from ingest.crawl_settings import CrawlSettings
 from ingest.fetch import FetchSettings
 from ingest.image import ImageLimits, Treatment
@@ -93,7 +104,12 @@ def crawl(
     allow_private: Annotated[
         list[str] | None, typer.Option(help="A network, as CIDR, that may be asked though it is not public.")
     ] = None,
-    workers: Workers = CORES,
+    workers: PartWorkers = None,
+    executor: ExecutorOption = "local",
+    parts: Parts = None,
+    cluster: Cluster = "default",
+    runs: Runs = Path("runs"),
+    wait: Wait = False,
     as_json: Json = False,
 ) -> None:
     """Fetch or read images, check, shard and seal them. Run again, it goes on where it stopped."""
@@ -121,17 +137,22 @@ def crawl(
     settings = CrawlSettings(
         unit_rows=unit_rows, treatment=treatment, seconds=seconds, memory_mb=memory_mb, fetch=fetch
     )
+    spread = Spread(executor=executor, parts=parts, workers=workers, cluster=cluster, runs=runs, wait=wait)
     with Meter(Console(stderr=True)) as meter:
         progress = CrawlProgress(meter)
-        report = crawl_shards(
+        counts = Counts()
+        plan = plan_shards(
             sources,
             output,
             settings,
-            workers=workers,
             progress=progress,
+            counts=counts,
             columns=Columns(url=url_column, caption=caption_column, labels=label_column),
             extend=extend,
         )
+        report = run_plan(plan, spread, fetch=fetch, progress=progress, counts=counts)
+    if report is None:
+        return
     if as_json:
         typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
     else:
@@ -140,9 +161,8 @@ def crawl(
 
 def crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
     """What a crawl made, for scripts."""
-    # Not asdict, which does not know how a Counter is made.
-    counts = {k: dict(v) if isinstance(v, Counter) else v for k, v in vars(report.counts).items()}
-    return {"output": str(report.output), "root": report.root, "seconds": round(seconds, 3)} | counts
+    made = {"output": str(report.output), "root": report.root, "seconds": round(seconds, 3)}
+    return made | counts_json(report.counts)
 
 
 def print_crawl(report: CrawlReport, seconds: float) -> None:
