@@ -116,8 +116,11 @@ class RayExecutor:
 
         Raises:
             RuntimeError, UserError: names the item that failed; the items still out are called off.
+            UserError: a Ray that was started here has no node with so many cores.
         """
         self._connect()
+        if not detached():
+            _refuse_what_is_too_large(function, cpus)
         environment = self._runtime_env(function, None)
         return map_items(
             function, items, in_flight=in_flight, retries=retries, cpus=cpus, runtime_env=environment
@@ -305,6 +308,16 @@ def _start_supervisor(run: RunFolder, name: str, runtime_env: dict[str, Any]) ->
         failure = Failure(rank=None, type=type(error).__name__, message=message)
         run.write_status(run.read_status().stopped(State.FAILED, failure=failure))
         raise RuntimeError(message) from error
+
+
+def _refuse_what_is_too_large(function: str, cpus: float) -> None:
+    """A Ray of our own does not grow: a call that no node has room for would wait for ever."""
+    most = max(node["Resources"].get("CPU", 0) for node in load_ray().nodes() if node["Alive"])
+    if cpus > most:
+        raise UserError(
+            f"each call of {function} wants {cpus:g} cores, and the largest node of the Ray started here has "
+            f"{most:g}: ask for fewer, or give the address of a Ray cluster"
+        )
 
 
 def _refuse_what_cannot_fit(job: Job) -> None:

@@ -130,12 +130,39 @@ def crawl_shards(
     """Turn images into a sealed dataset; go on where an earlier run of the same crawl stopped.
 
     Args:
+        sources, output, settings, columns, extend: see `plan_shards`.
+        workers: checking processes; does not change the result.
+        progress: is told how far the crawl is.
+
+    Raises:
+        UserError: a source cannot be used, the output was planned for other work, or cannot be written.
+    """
+    counts = Counts()
+    plan = plan_shards(
+        sources, output, settings, progress=progress, counts=counts, columns=columns, extend=extend
+    )
+    with told_if_it_cannot_be_written(plan.store):
+        return crawl_plan(plan, fetch=settings.fetch, workers=workers, progress=progress, counts=counts)
+
+
+def plan_shards(
+    sources: Sequence[str],
+    output: str | Path,
+    settings: CrawlSettings,
+    *,
+    progress: Progress,
+    counts: Counts,
+    columns: Columns = NAMES_TELL,
+    extend: bool = False,
+) -> Plan:
+    """Freeze what there is to do, or find the plan of an earlier run of the same crawl.
+
+    Args:
         sources: folders, local tars, and lists of URLs, in the order of their images in the dataset; rows of
             lists come last, sorted by site.
         output: the dataset's folder, outside the sources, or `s3://bucket/prefix`.
         settings: what is made of each image.
-        workers: checking processes; does not change the result.
-        progress: is told how far the crawl is.
+        progress: is told how many attempts have been found, in `counts`.
         columns: which columns of lists mean what.
         extend: add these sources to a dataset that was made from others; URLs that it knows are left out.
 
@@ -151,7 +178,6 @@ def crawl_shards(
         _refuse_output_inside(places, store.root)
     # Before an hour of planning, too.
     _refuse_without_contact(settings.fetch, any(isinstance(source, UrlList) for source in opened))
-    counts = Counts()
 
     def listed(items: int) -> None:
         counts.planned = items
@@ -163,8 +189,7 @@ def crawl_shards(
                 stack.callback(source.close)
         store.prepare()
         locations = [place if "://" in place else str(Path(place).resolve()) for place in places]
-        plan = freeze(store, opened, settings, listed=listed, extend=extend, locations=locations)
-        return crawl_plan(plan, fetch=settings.fetch, workers=workers, progress=progress, counts=counts)
+        return freeze(store, opened, settings, listed=listed, extend=extend, locations=locations)
 
 
 def crawl_plan(
@@ -175,18 +200,36 @@ def crawl_plan(
     Raises:
         UserError: an earlier generation is not finished, or a unit was made under another plan.
     """
+    refuse_to_start(plan, fetch)
+    counts.units, counts.planned = len(plan.units), plan.rows
+    crawl_units(plan, plan.units, fetch=fetch, workers=workers, progress=progress, counts=counts)
+    root = seal_plan(plan)
+    progress(counts)
+    return CrawlReport(output=plan.store.root, root=root, counts=counts)
+
+
+def refuse_to_start(plan: Plan, fetch: FetchSettings) -> None:
+    """Look before anything is fetched.
+
+    Raises:
+        UserError: nobody could be reached about the requests, or an earlier generation is not finished.
+    """
     _refuse_without_contact(fetch, any(source["kind"] == "urls" for source in plan.sources))
-    plans = read_plans(plan.store)[: plan.generation + 1]
-    for earlier in plans[:-1]:
+    for earlier in read_plans(plan.store)[: plan.generation]:
         if any(record is None for _, record in read_commits(plan.store, earlier.units)):
             raise UserError(
                 f"{plan.store.root} is not finished: run the crawl of generation {earlier.generation} first"
             )
-    counts.units, counts.planned = len(plan.units), plan.rows
-    crawl_units(plan, plan.units, fetch=fetch, workers=workers, progress=progress, counts=counts)
-    root = seal(plan.store, {unit: each.fingerprint for each in plans for unit in each.units})
-    progress(counts)
-    return CrawlReport(output=plan.store.root, root=root, counts=counts)
+
+
+def seal_plan(plan: Plan) -> str:
+    """Seal the dataset of this generation and those before; its root, hex. Sealing again changes nothing.
+
+    Raises:
+        UserError: a unit is missing, or was made under another plan.
+    """
+    plans = read_plans(plan.store)[: plan.generation + 1]
+    return seal(plan.store, {unit: each.fingerprint for each in plans for unit in each.units})
 
 
 def crawl_units(

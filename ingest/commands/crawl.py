@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +9,19 @@ import typer
 from rich.console import Console
 
 from cluster.errors import UserError
-from ingest.commands.options import CORES, Json, Workers
-from ingest.crawl import CrawlReport, crawl_shards
+from ingest.commands.executors import (
+    Cluster,
+    ExecutorOption,
+    Parts,
+    PartWorkers,
+    Runs,
+    Spread,
+    Wait,
+    run_plan,
+)
+from ingest.commands.options import Json
+from ingest.crawl import Counts, CrawlReport, plan_shards
+from ingest.crawl_part import counts_json
 from ingest.crawl_settings import CrawlSettings
 from ingest.fetch import FetchSettings
 from ingest.image import Crop, Encoding, ImageLimits, Treatment
@@ -112,7 +122,12 @@ def crawl(
             help="Written every ten seconds, for Prometheus; *.prom in node-exporter's textfile folder."
         ),
     ] = None,
-    workers: Workers = CORES,
+    workers: PartWorkers = None,
+    executor: ExecutorOption = "local",
+    parts: Parts = None,
+    cluster: Cluster = "default",
+    runs: Runs = Path("runs"),
+    wait: Wait = False,
     as_json: Json = False,
 ) -> None:
     """Fetch or read images, check, shard and seal them. Run again, it goes on where it stopped."""
@@ -142,19 +157,24 @@ def crawl(
     settings = CrawlSettings(
         unit_rows=unit_rows, treatment=treatment, seconds=seconds, memory_mb=memory_mb, fetch=fetch
     )
+    spread = Spread(executor=executor, parts=parts, workers=workers, cluster=cluster, runs=runs, wait=wait)
     with Meter(Console(stderr=True)) as meter:
         metrics = None if metrics_file is None else MetricsFile(metrics_file, output=output)
         progress = CrawlProgress(meter, metrics=metrics)
-        report = crawl_shards(
+        counts = Counts()
+        plan = plan_shards(
             sources,
             output,
             settings,
-            workers=workers,
             progress=progress,
+            counts=counts,
             columns=Columns(url=url_column, caption=caption_column, labels=label_column),
             extend=extend,
         )
-        progress.end(report.counts)
+        report = run_plan(plan, spread, fetch=fetch, progress=progress, counts=counts)
+        progress.end(counts)
+    if report is None:
+        return
     if as_json:
         typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
     else:
@@ -163,10 +183,8 @@ def crawl(
 
 def crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
     """What a crawl made, for scripts."""
-    # Not asdict, which does not know how a Counter is made.
-    counts = {k: dict(v) if isinstance(v, Counter) else v for k, v in vars(report.counts).items()}
-    del counts["slowest_hosts"]  # none is waited for any more
-    return {"output": str(report.output), "root": report.root, "seconds": round(seconds, 3)} | counts
+    made = {"output": str(report.output), "root": report.root, "seconds": round(seconds, 3)}
+    return made | counts_json(report.counts)
 
 
 def print_crawl(report: CrawlReport, seconds: float) -> None:

@@ -2,14 +2,25 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from ingest.commands.crawl import Connections, Contact, PerHost, PerHostRate, crawl_json, print_crawl
-from ingest.commands.options import CORES, DatasetFolder, Json, Workers
-from ingest.crawl import Counts, crawl_plan, told_if_it_cannot_be_written
+from ingest.commands.executors import (
+    Cluster,
+    ExecutorOption,
+    Parts,
+    PartWorkers,
+    Runs,
+    Spread,
+    Wait,
+    run_plan,
+)
+from ingest.commands.options import DatasetFolder, Json
+from ingest.crawl import Counts, told_if_it_cannot_be_written
 from ingest.fetch import FetchSettings
 from ingest.progress import CrawlProgress, Meter
 from ingest.retry import plan_retry
@@ -31,15 +42,21 @@ def retry(
     per_host: PerHost = DEFAULTS.per_host,
     per_host_rate: PerHostRate = None,
     connections: Connections = DEFAULTS.connections,
-    workers: Workers = CORES,
+    workers: PartWorkers = None,
+    executor: ExecutorOption = "local",
+    parts: Parts = None,
+    cluster: Cluster = "default",
+    runs: Runs = Path("runs"),
+    wait: Wait = False,
     as_json: Json = False,
 ) -> None:
     """Try again what failed and may succeed later; what it gives is added to the dataset as a generation."""
     store = open_store(dataset)
+    spread = Spread(executor=executor, parts=parts, workers=workers, cluster=cluster, runs=runs, wait=wait)
     with told_if_it_cannot_be_written(store), Meter(Console(stderr=True)) as meter:
         plan = plan_retry(store, deadline=deadline, attempts=attempts)
         if plan is not None:
-            progress = CrawlProgress(meter)
+            progress, counts = CrawlProgress(meter), Counts()
             fetch = replace(
                 plan.settings.fetch,
                 contact=contact,
@@ -47,10 +64,11 @@ def retry(
                 per_host_rate=per_host_rate,
                 connections=connections,
             )
-            report = crawl_plan(plan, fetch=fetch, workers=workers, progress=progress, counts=Counts())
+            report = run_plan(plan, spread, fetch=fetch, progress=progress, counts=counts)
+            progress.end(counts)
     if plan is None:
         typer.echo("Nothing that failed may succeed later: there is nothing to retry.")
-    elif as_json:
+    elif report is not None and as_json:
         typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
-    else:
+    elif report is not None:
         print_crawl(report, progress.seconds)

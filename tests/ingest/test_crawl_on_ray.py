@@ -1,0 +1,105 @@
+"""A crawl on Ray: the same dataset as at home, though a worker is killed and a node is lost."""
+
+import importlib.util
+
+import psutil
+import pytest
+from picture_server import NETWORK, PictureServer
+
+from cluster.errors import UserError
+from cluster.site import Site
+from ingest.crawl import Counts, crawl_plan, plan_shards
+from ingest.crawl_parts import crawl_on_ray
+from ingest.crawl_settings import CrawlSettings
+from ingest.fetch import FetchSettings
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
+    ),
+]
+
+SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
+FETCH = FetchSettings(contact="test@example.org", allow_private=(NETWORK,))
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    patch = pytest.MonkeyPatch()
+    # A token that an earlier `ray.init` has left in the home folder must not decide who may join.
+    patch.setenv("RAY_AUTH_MODE", "disabled")
+    patch.delenv("RAY_ADDRESS", raising=False)
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args=SMALL | {"num_cpus": 0})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, **SMALL)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    patch.undo()
+
+
+def planned(source, output):
+    counts = Counts()
+    settings = CrawlSettings(unit_rows=5, fetch=FETCH)
+    return plan_shards([str(source)], output, settings, progress=lambda counts: None, counts=counts), counts
+
+
+def workers():
+    """The processes that make a part now."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "ray::ingest.crawl_part:crawl_call" in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+def test_D1_C1_a_killed_worker_and_a_lost_node_change_nothing(ray_cluster, tmp_path):
+    with PictureServer(seconds=0.02) as server:
+        source = server.write_list(tmp_path / "list.txt", 120)
+        plan, counts = planned(source, tmp_path / "whole")
+        expected = crawl_plan(plan, fetch=FETCH, workers=1, progress=lambda counts: None, counts=counts)
+        events = []
+
+        def strike(counts):
+            if counts.units_done >= 2 and not events:
+                workers()[0].kill()
+                events.append("killed")
+            if counts.units_done >= 8 and len(events) == 1:
+                ray_cluster.remove_node(ray_cluster.list_all_nodes()[-1], allow_graceful=False)
+                events.append("lost")
+
+        plan, counts = planned(source, tmp_path / "out")
+        report = crawl_on_ray(
+            plan,
+            fetch=FETCH,
+            workers=1,
+            parts=2,
+            site=Site(ray_address=ray_cluster.address),
+            progress=strike,
+            counts=counts,
+        )
+    assert events == ["killed", "lost"]
+    assert report.root == expected.root
+    assert report.counts.done == report.counts.planned == 120
+    assert (report.counts.kept, report.counts.units_done) == (expected.counts.kept, 24)
+
+
+def test_a_mistake_that_a_worker_finds_is_told(ray_cluster, tmp_path):
+    with PictureServer() as server:
+        plan, counts = planned(server.write_list(tmp_path / "list.txt", 10), tmp_path / "out")
+        (tmp_path / "out" / "shards").touch()
+        with pytest.raises(UserError, match=r"cannot write .*out: "):
+            crawl_on_ray(
+                plan,
+                fetch=FETCH,
+                workers=1,
+                parts=2,
+                site=Site(ray_address=ray_cluster.address),
+                progress=lambda counts: None,
+                counts=counts,
+            )
