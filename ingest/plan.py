@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby, islice
@@ -25,6 +25,7 @@ from ingest import layout
 from ingest.commit import canonical
 from ingest.crawl_settings import FORMAT, CrawlSettings, builds, difference
 from ingest.grouping import ByDomain, rechunked
+from ingest.in_place import ForeignTar
 from ingest.sources.folder import FolderSource
 from ingest.sources.source import Item, Source, first_folder
 from ingest.sources.tar import TarSource, is_tar
@@ -204,7 +205,6 @@ def freeze(
     *,
     listed: Callable[[int], None],
     extend: bool = False,
-    apart: bool = False,
     locations: Sequence[str] = (),
 ) -> Plan:
     """The plan of this work: made now, or the one that is there.
@@ -215,7 +215,6 @@ def freeze(
         settings: what is made of them.
         listed: called now and then with the number of items listed so far.
         extend: if other work was planned here, add a generation; URLs planned before are left out.
-        apart: no unit has rows of two sources.
         locations: of the sources, so that others can open them.
 
     Raises:
@@ -235,11 +234,12 @@ def freeze(
             )
     described: list[dict[str, Any]] = []
     with ByDomain() as urls, ByDomain() as known:
+        in_place = {number for number, source in enumerate(sources) if isinstance(source, ForeignTar)}
         tables = _counted(_tables(sources, described, urls, known, plans), listed)
         plan = publish_plan(
             store,
             plans,
-            _units(tables, settings.unit_rows, apart=apart),
+            in_units(tables, settings.unit_rows, in_place=in_place),
             identity=lambda: _identity(described, settings, plans),
             more=lambda: {"repeated": urls.repeated, "known": urls.known, "locations": list(locations)},
         )
@@ -254,11 +254,14 @@ def freeze(
     return plan
 
 
-def _units(tables: Iterable[pa.Table], rows: int, *, apart: bool) -> Iterator[pa.Table]:
-    if not apart:
-        yield from rechunked(tables, rows)
-        return
-    for _, group in groupby(tables, key=lambda table: table["source"][0].as_py()):
+def in_units(tables: Iterable[pa.Table], rows: int, *, in_place: Collection[int]) -> Iterator[pa.Table]:
+    """The rows in units of `rows`; those from sources used in place in units of their own source only."""
+
+    def owner(table: pa.Table) -> int | None:
+        source: int = table["source"][0].as_py()
+        return source if source in in_place else None
+
+    for _, group in groupby(tables, key=owner):
         yield from rechunked(group, rows)
 
 

@@ -9,6 +9,7 @@ is a label.
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import tarfile
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, Self
 
 from ingest.sources.source import PROBLEMS, Item, Problem, first_folder
 from ingest.sources.webdataset import COLUMNS, COMPANIONS, LARGEST_COMPANION, Member, joined, kind_of
@@ -41,7 +42,7 @@ _EXTENSIONS = (
 )
 
 
-_DECOMPRESSORS: dict[bytes, Callable[[BinaryIO], Any]] = {
+_DECOMPRESSORS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
@@ -100,12 +101,12 @@ class TarSource:
             self._unpacked = None
 
 
-def open_file(place: Path | str) -> BinaryIO:
+def open_file(place: Path | str) -> io.BufferedIOBase:
     """A local file, or `s3://bucket/key`, to read and seek in."""
     if isinstance(place, Path):
         return place.open("rb")
     folder, _, name = place.rpartition("/")
-    return cast(BinaryIO, open_store(folder).open(name))
+    return open_store(folder).open(name)
 
 
 class _Unpacked:
@@ -116,7 +117,7 @@ class _Unpacked:
         opener = _decompressor(self._packed)
         self._end = _EXPANSION_FREE + _LARGEST_EXPANSION * self._packed.seek(0, os.SEEK_END)
         self._packed.seek(0)
-        self._file = self._packed if opener is None else cast(BinaryIO, opener(self._packed))
+        self._file: io.BufferedIOBase = self._packed if opener is None else opener(self._packed)
 
     def __enter__(self) -> Self:
         return self
@@ -176,7 +177,7 @@ def is_compressed(place: Path | str) -> bool:
         return _decompressor(file) is not None
 
 
-def _decompressor(file: BinaryIO) -> Callable[[BinaryIO], Any] | None:
+def _decompressor(file: io.BufferedIOBase) -> Callable[[Any], Any] | None:
     magic = file.read(6)
     return next((opener for start, opener in _DECOMPRESSORS.items() if magic.startswith(start)), None)
 
