@@ -20,6 +20,7 @@ from ingest import stats as counting
 from ingest.commands.crawl import crawl
 from ingest.commands.dedup import dedup
 from ingest.commands.gc import gc
+from ingest.commands.index import index
 from ingest.commands.options import CORES, DatasetFolder, Json, Workers
 from ingest.commands.retry import retry
 from ingest.commands.urls import urls
@@ -44,10 +45,9 @@ class Commands(TyperGroup):
             typer.echo(f"ingest: {visible(str(error))}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            go_on = "; run the same command again to go on where it stopped"
-            typer.echo(
-                f"ingest: interrupted{go_on if ctx.invoked_subcommand == 'crawl-shards' else ''}", err=True
-            )
+            resumable = ctx.invoked_subcommand in ("crawl-shards", "index")
+            go_on = "; run the same command again to go on where it stopped" if resumable else ""
+            typer.echo(f"ingest: interrupted{go_on}", err=True)
             raise typer.Exit(130) from None
 
 
@@ -77,6 +77,7 @@ app.command("crawl-shards")(crawl)
 app.command("dedup")(dedup)
 app.command("view")(view)
 app.command()(gc)
+app.command()(index)
 app.command()(retry)
 
 

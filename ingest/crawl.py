@@ -11,14 +11,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import pyarrow as pa
-
 from cluster.errors import UserError
 from ingest.commit import commit, read_commit, read_commits, seal
 from ingest.crawl_settings import CrawlSettings
 from ingest.fetch import Fetched, Fetcher, FetchSettings
 from ingest.hosts import SlowHost
 from ingest.image import Checked
+from ingest.in_place import KIND as IN_PLACE
+from ingest.in_place import ForeignTar, InPlaceWriter
 from ingest.plan import Plan, freeze, open_images, open_source, read_plans
 from ingest.pool import Checker
 from ingest.reorder import Memory, Reorder
@@ -247,7 +247,8 @@ def crawl_units(
         sources: dict[int, Source] = {}
         for number, (source, place) in enumerate(zip(plan.sources, plan.locations, strict=True)):
             if source["kind"] != "urls":
-                sources[number] = open_images(place)
+                in_place = source["kind"] == IN_PLACE
+                sources[number] = ForeignTar(place, source["name"]) if in_place else open_images(place)
                 stack.callback(sources[number].close)
         checker = stack.enter_context(
             Checker[_Attempt](
@@ -299,9 +300,9 @@ def _refuse_output_inside(sources: Sequence[str], output: Path) -> None:
 class _Unit:
     """A unit under way: rows come in any order, and are written in the plan's."""
 
-    def __init__(self, plan: Plan, unit: int, rows: int, extra: pa.Schema, memory: Memory) -> None:
+    def __init__(self, rows: int, writer: ShardWriter | InPlaceWriter, memory: Memory) -> None:
         self.rows = rows
-        self.writer = ShardWriter(plan.store, unit, extra=extra)
+        self.writer = writer
         self.reorder = Reorder[tuple[_Attempt, bool, Checked]](memory)
         self._closing = ExitStack()
         self._closing.callback(self.reorder.close)
@@ -335,6 +336,7 @@ class _Crawl:
         self._rows: dict[int, int] = {}
         self._open: dict[int, _Unit] = {}
         self._hosts_due = 0.0
+        self._indexed: dict[str, str] = {}  # sha256 of foreign tars that units name
         self._left = self._not_done(units)
 
     def close(self) -> None:
@@ -367,11 +369,11 @@ class _Crawl:
         """Write what is due; commit a unit that is whole. If another worker was first, its result stands."""
         unit = self._open.get(attempt.unit)
         if unit is None:
-            rows = self._rows[attempt.unit]
-            unit = _Unit(self._plan, attempt.unit, rows, self._extra, self._memory)
+            unit = _Unit(self._rows[attempt.unit], self._writer(attempt), self._memory)
             self._open[attempt.unit] = unit
         original = data if isinstance(data, bytes) else b""
-        stored = original if verdict.data is None else verdict.data
+        in_place = isinstance(unit.writer, InPlaceWriter)
+        stored = original if verdict.data is None or in_place else verdict.data
         self._count(verdict, stored)
         if verdict.data is not None:  # held once, as `stored`
             verdict = replace(verdict, data=None)
@@ -382,13 +384,28 @@ class _Crawl:
             self._commit(attempt.unit, self._open.pop(attempt.unit))
         self._progress(self._counts)
 
+    def _writer(self, attempt: _Attempt) -> ShardWriter | InPlaceWriter:
+        source = self._sources.get(attempt.source)
+        if not isinstance(source, ForeignTar):
+            return ShardWriter(self._plan.store, attempt.unit, extra=self._extra)
+        shard = source.shard()
+        if self._indexed.setdefault(source.name, shard["sha256"]) != shard["sha256"]:
+            raise UserError(
+                f"{source.name} has changed since a part of it was indexed: restore it to go on, or use "
+                "another --output"
+            )
+        return InPlaceWriter(self._plan.store, attempt.unit, shard=shard, extra=self._extra)
+
     def _not_done(self, units: Sequence[int]) -> list[int]:
         left = []
+        tars = {source.name for source in self._sources.values() if isinstance(source, ForeignTar)}
         for unit, record in read_commits(self._plan.store, units):
             if record is None:
                 left.append(unit)
             else:
                 self._counts.add_committed(record)
+                if record["shard"]["name"] in tars:
+                    self._indexed[record["shard"]["name"]] = record["shard"]["sha256"]
         return left
 
     def _items(self, *, urls: bool) -> Iterator[_Attempt]:
@@ -419,22 +436,29 @@ class _Crawl:
                 yield attempt, data
 
     def _write(
-        self, writer: ShardWriter, attempt: _Attempt, retryable: bool, verdict: Checked, image: bytes
+        self,
+        writer: ShardWriter | InPlaceWriter,
+        attempt: _Attempt,
+        retryable: bool,
+        verdict: Checked,
+        image: bytes,
     ) -> None:
         item = attempt.item
         url = _text(item.path)
         if attempt.source in self._sources and not _is_address(item.path):
             url = _within(self._sources[attempt.source].name, url)
-        writer.add(
-            verdict,
-            image,
-            url=url,
-            labels=item.labels,
-            caption=item.caption,
-            retryable=retryable,
-            http_status=attempt.http_status,
-            extra=item.extra,
-        )
+        row = {
+            "url": url,
+            "labels": item.labels,
+            "caption": item.caption,
+            "retryable": retryable,
+            "http_status": attempt.http_status,
+            "extra": item.extra,
+        }
+        if isinstance(writer, InPlaceWriter):
+            writer.add(verdict, image, offset=item.offset, **row)
+        else:
+            writer.add(verdict, image, **row)
 
     def _commit(self, number: int, unit: _Unit) -> None:
         ours = unit.writer.publish(generation=self._plan.generation, fingerprint=self._plan.fingerprint)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest import layout
-from ingest.store import Store, open_store
+from ingest.store import Store, home_of, open_store
 from ingest.view import ViewBitmaps, read_view
 
 _BLOCKS_KEPT = 4
@@ -60,7 +60,7 @@ class UnitFiles:
         self._blocks: OrderedDict[int, pa.Table] = OrderedDict()
 
     def name(self, unit_index: int, kind: Literal["shard", "meta"]) -> str:
-        """Of a unit's tar or Parquet file, in the dataset."""
+        """Of a unit's tar or Parquet file, in the dataset; see `ingest.store.home_of` for tars elsewhere."""
         row = int(self._rows[unit_index])
         if self._starts is None:
             with self._store.open(self._listing) as file:
@@ -106,19 +106,23 @@ class Dataset:
         return int(self.counts.sum())
 
     def shard_path(self, unit_index: int) -> str:
-        return f"{self.path}/{self.files.name(unit_index, 'shard')}"
+        """Path or URL of the tar that a unit's images are in; several units may have one tar."""
+        name = self.files.name(unit_index, "shard")
+        home, below = home_of(self.store, name)
+        return f"{self.path}/{name}" if home is self.store else str(home.where(below))
 
     def meta_path(self, unit_index: int) -> str:
         return f"{self.path}/{self.files.name(unit_index, 'meta')}"
 
-    @property
-    def is_local(self) -> bool:
-        """Whether the files can be opened by their paths."""
-        return isinstance(self.store.root, Path)
+    def shard_is_local(self, unit_index: int) -> bool:
+        """Whether a unit's tar can be opened by its path."""
+        home, _ = home_of(self.store, self.files.name(unit_index, "shard"))
+        return isinstance(home.root, Path)
 
     def read_shard(self, unit_index: int, offset: int, size: int) -> bytes:
         """Bytes of a unit's tar; fewer where it ends."""
-        return self.store.read_range(self.files.name(unit_index, "shard"), offset, size)
+        home, name = home_of(self.store, self.files.name(unit_index, "shard"))
+        return home.read_range(name, offset, size)
 
     def unit_rows(self, unit_index: int) -> UnitRows:
         """Read one unit's rows; the caller keeps them as long as it needs them."""

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 _PARTS = 256
 _MEMORY = 256 << 20
+# Of a unit's rows: whoever works on it has them in memory. Usual ones take 3 MB.
+_CHUNK_BYTES = 128 << 20
 _HOST = r"^\s*[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#]*@)?(?P<host>\[[^\]]*\]|[^/?#:\s]+)"
 # The list of public suffixes inside the package: nothing is fetched. github.io and the like are suffixes.
 _suffixes = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None, include_psl_private_domains=True)
@@ -164,15 +166,16 @@ def taking_turns(table: pa.Table) -> pa.Table:
 
 
 def rechunked(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `rows` each, the last one shorter."""
+    """The same rows in tables of `rows` each, the last one shorter; also those whose texts are very long."""
     held: list[pa.Table] = []
-    count = 0
+    count = size = 0
     for table in tables:
         held.append(table)
-        count += len(table)
-        while count >= rows:
+        count, size = count + len(table), size + table.nbytes
+        while count >= rows or size >= _CHUNK_BYTES:
             whole = pa.concat_tables(held)
             yield whole.slice(0, rows)
-            held, count = [whole.slice(rows)], count - rows
+            held = [whole.slice(rows)]
+            count, size = len(held[0]), held[0].nbytes
     if count:
         yield pa.concat_tables(held)

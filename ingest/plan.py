@@ -10,10 +10,10 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,11 +26,13 @@ from ingest import layout
 from ingest.commit import canonical
 from ingest.crawl_settings import CrawlSettings, difference, made_with
 from ingest.grouping import ByDomain, rechunked, taking_turns
+from ingest.in_place import ForeignTar
 from ingest.sources.folder import FolderSource
-from ingest.sources.source import Item, Source
+from ingest.sources.source import Item, Source, first_folder
 from ingest.sources.tar import TarSource, is_tar
 from ingest.sources.urls import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
+from ingest.sources.webdataset import COLUMNS
 from ingest.store import Store
 
 T = TypeVar("T")
@@ -46,7 +48,8 @@ ITEMS_SCHEMA = pa.schema(
         pa.field("labels", _LABELS, nullable=False),
     ]
 )
-_BATCH = 16_384
+# A row may have 100 KB of a companion's text.
+_BATCH = 1_024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +112,22 @@ class Plan:
         return self._metadata.schema.to_arrow_schema().remove_metadata()
 
     def extra_columns(self) -> pa.Schema:
-        """Those that rows of this generation have besides everyone's."""
-        return pa.schema([field for field in self.columns() if field.name not in ITEMS_SCHEMA.names])
+        """Those that rows of this generation have besides everyone's.
+
+        Most tars have no companions: columns for what these say count only if there is something in them.
+        """
+        further = [field for field in self.columns() if field.name not in ITEMS_SCHEMA.names]
+        return pa.schema(
+            [field for field in further if field.name not in COLUMNS.names or self._has_values(field.name)]
+        )
+
+    def _has_values(self, column: str) -> bool:
+        metadata = self._metadata
+        paths = [metadata.schema.column(place).path for place in range(metadata.num_columns)]
+        groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+        return any(
+            group.column(paths.index(column)).statistics.null_count < group.num_rows for group in groups
+        )
 
     @cached_property
     def _metadata(self) -> pq.FileMetaData:
@@ -137,11 +154,13 @@ def open_source(text: str, columns: Columns) -> Source | UrlList:
 
 
 def open_images(text: str) -> Source:
-    """A folder, a local tar, or a local WARC.
+    """A folder, a tar (a local one, or on S3), or a local WARC.
 
     Raises:
         UserError: it is none of them.
     """
+    if text.startswith("s3://"):
+        return _remote_tar(text)
     path = Path(text)
     if path.is_dir():
         return FolderSource(path)
@@ -155,6 +174,18 @@ def open_images(text: str) -> Source:
         f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2 or xz), nor a WARC file, "
         "nor named like a list of URLs (.parquet, .csv, .tsv, .jsonl or .txt, also with .gz or .zst)"
     )
+
+
+def _remote_tar(url: str) -> Source:
+    try:
+        readable = is_tar(url)
+    except FileNotFoundError:
+        raise UserError(f"source {url} does not exist") from None
+    if not readable:
+        raise UserError(
+            f"source {url} is no readable tar, and nothing else is read from there but lists of URLs"
+        )
+    return TarSource(url)
 
 
 def read_plans(store: Store) -> list[Plan]:
@@ -204,14 +235,13 @@ def freeze(
             )
     described: list[dict[str, Any]] = []
     with ByDomain() as urls, ByDomain() as known:
+        lists = {number for number, source in enumerate(sources) if isinstance(source, UrlList)}
+        in_place = {number for number, source in enumerate(sources) if isinstance(source, ForeignTar)}
+        tables = _counted(_tables(sources, described, urls, known, plans), listed)
         plan = publish_plan(
             store,
             plans,
-            in_units(
-                _counted(_tables(sources, described, urls, known, plans), listed),
-                settings.unit_rows,
-                [isinstance(source, UrlList) for source in sources],
-            ),
+            in_units(tables, settings.unit_rows, lists=lists, in_place=in_place),
             identity=lambda: _identity(described, settings, plans),
             more=lambda: {"repeated": urls.repeated, "known": urls.known, "locations": list(locations)},
         )
@@ -226,18 +256,27 @@ def freeze(
     return plan
 
 
-def in_units(tables: Iterable[pa.Table], rows: int, with_urls: Sequence[bool]) -> Iterator[pa.Table]:
-    """One table per unit; in those that are all URLs, sites take turns.
+def in_units(
+    tables: Iterable[pa.Table], rows: int, *, lists: Collection[int], in_place: Collection[int]
+) -> Iterator[pa.Table]:
+    """The rows in units, one table each. In units that are all URLs, sites take turns.
 
     Args:
         tables: columns of ITEMS_SCHEMA, and further ones.
         rows: of a unit.
-        with_urls: of each source, whether its items have URLs.
+        lists: numbers of the sources whose items have URLs.
+        in_place: numbers of the sources that are used in place: their units are of their own rows only.
     """
-    lists = pa.array([number for number, urls in enumerate(with_urls) if urls], pa.uint32())
-    for table in rechunked(tables, rows):
-        all_urls = pc.all(pc.is_in(table["source"], value_set=lists)).as_py()
-        yield taking_turns(table) if all_urls else table
+    with_urls = pa.array(sorted(lists), pa.uint32())
+
+    def owner(table: pa.Table) -> int | None:
+        source: int = table["source"][0].as_py()
+        return source if source in in_place else None
+
+    for _, group in groupby((table for table in tables if len(table)), key=owner):
+        for unit in rechunked(group, rows):
+            all_urls = pc.all(pc.is_in(unit["source"], value_set=with_urls)).as_py()
+            yield taking_turns(unit) if all_urls else unit
 
 
 def _others(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> bool:
@@ -262,7 +301,7 @@ def _tables(
 ) -> Iterator[pa.Table]:
     """Rows of all sources, those with URLs last; `described` is filled on the way."""
     lists = [(number, source) for number, source in enumerate(sources) if isinstance(source, UrlList)]
-    schema = _joint_schema([source for _, source in lists])
+    schema = _joint_schema(sources)
     for number, source in enumerate(sources):
         if isinstance(source, UrlList):
             described.append(source.describe())
@@ -271,7 +310,7 @@ def _tables(
         else:
             about = _Listing(source)
             for batch in batched(about.items(), _BATCH):
-                yield filled(_items_table(number, batch), schema)
+                yield filled(_items_table(number, batch, source.extra), schema)
             described.append(about.describe())
     if lists:
         for plan in plans:
@@ -304,6 +343,9 @@ class _Listing:
                 + item.path
                 + item.problem.encode()
             )
+            if item.caption is not None or item.extra or item.labels != first_folder(item.path):
+                # What a companion says, which is no part of the item's own bytes.
+                self._digest.update(canonical([item.caption, item.labels, dict(item.extra)]))
             self._count += 1
             yield item
 
@@ -385,9 +427,12 @@ def publish_plan(
     return Plan(store=store, generation=generation, description=json.loads(there))
 
 
-def _items_table(source: int, batch: Sequence[Item]) -> pa.Table:
+def _items_table(source: int, batch: Sequence[Item], extra: pa.Schema) -> pa.Table:
     columns = {name: [getattr(item, name) for item in batch] for name in ITEMS_SCHEMA.names[1:]}
-    return pa.table({"source": [source] * len(batch)} | columns, schema=ITEMS_SCHEMA)
+    further = {name: [item.extra.get(name) for item in batch] for name in extra.names}
+    return pa.table(
+        {"source": [source] * len(batch)} | columns | further, schema=pa.schema([*ITEMS_SCHEMA, *extra])
+    )
 
 
 def _url_items(table: pa.Table, number: int, schema: pa.Schema, source: UrlList) -> pa.Table:
@@ -416,16 +461,19 @@ def filled(table: pa.Table, schema: pa.Schema, *, name: str = "") -> pa.Table:
         raise UserError(f"the list {name} has a column of several types: {error}") from error
 
 
-def _joint_schema(lists: Sequence[UrlList]) -> pa.Schema:
-    """Everyone's columns, and those of all lists."""
+def _joint_schema(sources: Sequence[Source | UrlList]) -> pa.Schema:
+    """Everyone's columns, and those of all sources."""
+    own = ("url", "caption", "labels")
     extras = [
-        pa.schema([f for f in source.schema() if f.name not in ("url", "caption", "labels")])
-        for source in lists
+        pa.schema([field for field in source.schema() if field.name not in own])
+        if isinstance(source, UrlList)
+        else source.extra
+        for source in sources
     ]
     try:
         return pa.unify_schemas([ITEMS_SCHEMA, *extras], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UserError(f"the lists have columns of one name and different types: {error}") from error
+        raise UserError(f"the sources have columns of one name and different types: {error}") from error
 
 
 def _counted(tables: Iterable[pa.Table], listed: Callable[[int], None]) -> Iterator[pa.Table]:

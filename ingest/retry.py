@@ -16,6 +16,7 @@ from cluster.errors import UserError
 from ingest.commit import read_commits
 from ingest.crawl_settings import CrawlSettings, made_with
 from ingest.grouping import ByDomain
+from ingest.in_place import KIND as IN_PLACE
 from ingest.plan import Plan, filled, in_units, publish_plan, read_plans
 from ingest.store import Store
 
@@ -46,17 +47,16 @@ def plan_retry(store: Store, *, deadline: float | None, attempts: int | None) ->
     newest = max((plan.generation for plan in plans if "retries" in plan.description), default=0)
     tried = plans[newest:]
     settings = plans[-1].settings
+    sources = [source for plan in tried for source in plan.sources]
+    lists = {number for number, source in enumerate(sources) if source["kind"] == "urls"}
+    in_place = {number for number, source in enumerate(sources) if source["kind"] == IN_PLACE}
     fetch = settings.fetch
     fetch = replace(fetch, deadline=deadline or fetch.deadline, attempts=attempts or fetch.attempts)
     settings = replace(settings, fetch=fetch)
     return publish_plan(
         store,
         plans,
-        in_units(
-            _retryable(tried),
-            settings.unit_rows,
-            [source["kind"] == "urls" for plan in tried for source in plan.sources],
-        ),
+        in_units(_retryable(tried), settings.unit_rows, lists=lists, in_place=in_place),
         identity=lambda: _identity(tried, plans, settings),
         more=lambda: {"locations": [place for plan in tried for place in plan.locations]},
     )

@@ -46,9 +46,8 @@ NO_COLUMNS = pa.schema([])
 _BLOCK = 512
 
 
-class ShardWriter:
-    """Collects one unit, in the plan's order. Used as a context manager: drafts vanish unless `publish` was
-    called.
+class MetaWriter:
+    """The rows of one unit, one per attempt, in the plan's order; and the counts that its commit record has.
 
     Args:
         store: the dataset's files.
@@ -62,8 +61,90 @@ class ShardWriter:
         self._schema = pa.schema([*META_SCHEMA, *extra])
         self._columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
         self._counts: dict[str, Counter[str]] = {"rejected": Counter(), "failed": Counter()}
-        self._kept = 0
+        self.kept = 0
         self._stored = 0
+
+    def add(
+        self,
+        verdict: Checked,
+        *,
+        offset: int,
+        size: int,
+        url: str,
+        labels: Sequence[str],
+        caption: str | None = None,
+        retryable: bool = False,
+        http_status: int | None = None,
+        extra: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Append one attempt; the image of one that is kept lies at `offset` of the shard.
+
+        Args:
+            verdict: the check's result; of one that is kept, `sha256` is that of the bytes in the shard.
+            offset, size: of the image, in bytes; of others, they are not used.
+            url: where it came from.
+            labels: of the attempt, may be empty.
+            caption: a text that belongs to it.
+            retryable: whether trying again may succeed.
+            http_status: the last answer of the host.
+            extra: values of the further columns; those that are missing are null.
+        """
+        row: dict[str, Any] = {name: getattr(verdict, name, None) for name in META_SCHEMA.names}
+        row |= {"unit": self._unit, "url": url, "labels": labels, "caption": caption}
+        row |= {"retryable": retryable, "http_status": http_status}
+        row |= {name: extra.get(name) for name in self._schema.names[len(META_SCHEMA) :]}
+        row["reason"] = verdict.reason or None
+        if verdict.status == "kept" and verdict.sha256 is not None:
+            row |= {"slot": self.kept, "offset": offset, "size": size}
+            row["sha256"] = bytes.fromhex(verdict.sha256)
+            self.kept += 1
+            self._stored += size
+        else:
+            self._counts[verdict.status][verdict.reason] += 1
+        for name, value in row.items():
+            self._columns[name].append(value)
+
+    def publish(self, *, generation: int, fingerprint: str, shard: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the Parquet durable under its content name; returns the record to commit.
+
+        Args:
+            generation, fingerprint: of the plan.
+            shard: name, bytes and sha256 (hex) of the tar that the images are in.
+        """
+        table = _meta_bytes(pa.table(self._columns, schema=self._schema))
+        sha256 = hashlib.sha256(table).hexdigest()
+        name = layout.meta_name(self._unit, sha256)
+        with self._store.draft(layout.meta_stem(self._unit)) as draft:
+            draft.file.write(table)
+            draft.publish(name, sha256)
+        return {
+            "unit": self._unit,
+            "generation": generation,
+            "fingerprint": fingerprint,
+            "rows": len(self._columns["unit"]),
+            "bytes": self._stored,
+            "kept": self.kept,
+            "rejected": dict(self._counts["rejected"]),
+            "failed": dict(self._counts["failed"]),
+            "shard": dict(shard),
+            "meta": {"name": name, "bytes": len(table), "sha256": sha256},
+        }
+
+
+class ShardWriter:
+    """Collects one unit, in the plan's order. Used as a context manager: drafts vanish unless `publish` was
+    called.
+
+    Args:
+        store: the dataset's files.
+        unit: its number.
+        extra: columns that its rows have besides those of META_SCHEMA.
+    """
+
+    def __init__(self, store: Store, unit: int, *, extra: pa.Schema = NO_COLUMNS) -> None:
+        self._store = store
+        self._unit = unit
+        self._meta = MetaWriter(store, unit, extra=extra)
         self._offset = 0
         self._sha256 = hashlib.sha256()
         self._drafts = ExitStack()
@@ -77,73 +158,31 @@ class ShardWriter:
     ) -> None:
         self._drafts.close()
 
-    def add(
-        self,
-        verdict: Checked,
-        data: bytes,
-        *,
-        url: str,
-        labels: Sequence[str],
-        caption: str | None = None,
-        retryable: bool = False,
-        http_status: int | None = None,
-        extra: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
+    def add(self, verdict: Checked, data: bytes, **row: Any) -> None:
         """Append one attempt: its row, and its image if it is kept.
 
         Args:
             verdict: the check's result.
             data: the bytes to store; not used unless the verdict is kept.
-            url: where it came from.
-            labels: of the attempt, may be empty.
-            caption: a text that belongs to it.
-            retryable: whether trying again may succeed.
-            http_status: the last answer of the host.
-            extra: values of the further columns; those that are missing are null.
+            row: what `MetaWriter.add` wants to know besides where the image lies.
         """
-        row: dict[str, Any] = {name: getattr(verdict, name, None) for name in META_SCHEMA.names}
-        row |= {"unit": self._unit, "url": url, "labels": labels, "caption": caption}
-        row |= {"retryable": retryable, "http_status": http_status}
-        row |= {name: extra.get(name) for name in self._schema.names[len(META_SCHEMA) :]}
-        row["reason"] = verdict.reason or None
-        if verdict.status == "kept" and verdict.format is not None and verdict.sha256 is not None:
-            member = f"{layout.sample_key(self._unit, self._kept)}.{layout.EXTENSIONS[verdict.format]}"
+        if verdict.status == "kept" and verdict.format is not None:
+            member = f"{layout.sample_key(self._unit, self._meta.kept)}.{layout.EXTENSIONS[verdict.format]}"
             self._write(header(member, len(data)))
-            row |= {"slot": self._kept, "offset": self._offset, "size": len(data)}
-            row["sha256"] = bytes.fromhex(verdict.sha256)
+            self._meta.add(verdict, offset=self._offset, size=len(data), **row)
             self._write(data)
             self._write(b"\0" * (-len(data) % _BLOCK))
-            self._kept += 1
-            self._stored += len(data)
         else:
-            self._counts[verdict.status][verdict.reason] += 1
-        for name, value in row.items():
-            self._columns[name].append(value)
+            self._meta.add(verdict, offset=0, size=0, **row)
 
     def publish(self, *, generation: int, fingerprint: str) -> dict[str, Any]:
         """Make tar and Parquet durable under their content names; returns the record to commit."""
         self._write(b"\0" * (2 * _BLOCK))
-        shard_sha256 = self._sha256.hexdigest()
-        shard = layout.shard_name(self._unit, shard_sha256)
-        self._tar.publish(shard, shard_sha256)
-        table = _meta_bytes(pa.table(self._columns, schema=self._schema))
-        meta_sha256 = hashlib.sha256(table).hexdigest()
-        meta = layout.meta_name(self._unit, meta_sha256)
-        with self._store.draft(layout.meta_stem(self._unit)) as draft:
-            draft.file.write(table)
-            draft.publish(meta, meta_sha256)
-        return {
-            "unit": self._unit,
-            "generation": generation,
-            "fingerprint": fingerprint,
-            "rows": len(self._columns["unit"]),
-            "bytes": self._stored,
-            "kept": self._kept,
-            "rejected": dict(self._counts["rejected"]),
-            "failed": dict(self._counts["failed"]),
-            "shard": {"name": shard, "bytes": self._offset, "sha256": shard_sha256},
-            "meta": {"name": meta, "bytes": len(table), "sha256": meta_sha256},
-        }
+        sha256 = self._sha256.hexdigest()
+        name = layout.shard_name(self._unit, sha256)
+        self._tar.publish(name, sha256)
+        shard = {"name": name, "bytes": self._offset, "sha256": sha256}
+        return self._meta.publish(generation=generation, fingerprint=fingerprint, shard=shard)
 
     def _write(self, data: bytes) -> None:
         self._tar.file.write(data)

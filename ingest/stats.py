@@ -145,6 +145,8 @@ def count(path: str | Path, *, progress: Callable[[int, int], None]) -> Stats:
                 f"{store.where(meta)} cannot be read: see what else is damaged with `ingest verify {path}`"
             ) from None
     progress(len(metas), len(metas))
+    # A foreign tar may be the shard of several units.
+    shards = units.group_by("shard").aggregate([("shard_bytes", "max")])
     losses = sorted(
         tally.losses.values(), key=lambda loss: (loss.status != "rejected", -loss.count, loss.reason)
     )
@@ -158,7 +160,7 @@ def count(path: str | Path, *, progress: Callable[[int, int], None]) -> Stats:
         failed=sum(loss.count for loss in losses if loss.status == "failed"),
         losses=tuple(losses),
         image_bytes=tally.sizes.total,
-        shard_bytes=pc.sum(units["shard_bytes"]).as_py(),
+        shard_bytes=pc.sum(shards["shard_bytes_max"]).as_py(),
         meta_bytes=pc.sum(units["meta_bytes"]).as_py(),
         formats=dict(tally.formats.most_common()),
         labels=dict(sorted(tally.labels.items(), key=lambda item: (-item[1], item[0]))),

@@ -129,6 +129,20 @@ def open_store(path: str | Path) -> Store:
     return S3Store(path)
 
 
+def home_of(store: Store, name: str) -> tuple[Store, str]:
+    """The store that a file of a dataset is in, and its name there.
+
+    A dataset's own files have names relative to its store. A tar that others made, and that is used where it
+    lies, is named by its absolute path or `s3://` URL.
+    """
+    if name.startswith("/"):
+        return PosixStore(Path("/")), name[1:]
+    if name.startswith("s3://"):
+        folder, _, file = name.rpartition("/")
+        return open_store(folder), file
+    return store, name
+
+
 def make_folder(path: Path) -> None:
     """Create the folder and its parents so that they survive a power cut."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]

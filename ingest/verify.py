@@ -11,7 +11,7 @@ Nothing is mended and nothing stops at the first fault: each damaged thing is to
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
@@ -26,7 +26,7 @@ from ingest import layout
 from ingest.commit import UNITS_SCHEMA, merkle_root
 from ingest.image import ImageError, ImageLimits, decode
 from ingest.shard import META_SCHEMA
-from ingest.store import Store, open_store
+from ingest.store import Store, home_of, open_store
 
 
 class Level(IntEnum):
@@ -111,7 +111,16 @@ def verify_units(path: str | Path, seal: Seal, level: Level, *, workers: int) ->
     """Check every unit, in order; `workers` threads share the work."""
     store = open_store(path)
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(lambda row: _verify_unit(store, row, level), seal.units)
+        yield from pool.map(lambda unit: _verify_unit(store, *unit, level=level), _first_of_shard(seal.units))
+
+
+def _first_of_shard(units: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Each unit, and whether it is the first of its shard: a foreign tar, the shard of many, is read once."""
+    seen: set[tuple[str, bytes]] = set()
+    for row in units:
+        shard = (row["shard"], row["shard_sha256"])
+        yield row, shard not in seen
+        seen.add(shard)
 
 
 def verify_root(path: str | Path, seal: Seal) -> list[Damage]:
@@ -153,16 +162,18 @@ def _agrees(commit: bytes, row: dict[str, Any]) -> bool:
     ]
 
 
-def _verify_unit(store: Store, row: dict[str, Any], level: Level) -> UnitReport:
+def _verify_unit(store: Store, row: dict[str, Any], first: bool, *, level: Level) -> UnitReport:
     damages: list[Damage] = []
     images = 0
     if not store.exists(layout.commit_name(row["unit"])):
         damages.append(_damage(layout.commit_name(row["unit"]), "is missing"))
     there = []
     for kind in ("shard", "meta"):
-        there.append(store.exists(row[kind]))
-        found = _file_damage(store, row, kind, level) if there[-1] else _damage(row[kind], "is missing")
-        damages += [found] if found else []
+        home, name = home_of(store, row[kind])
+        there.append(home.exists(name))
+        if first or kind == "meta":
+            found = _file_damage(store, row, kind, level) if there[-1] else _damage(row[kind], "is missing")
+            damages += [found] if found else []
     if level >= Level.SHA and all(there):
         members, images = _verify_images(store, row, level)
         damages += members
@@ -171,12 +182,13 @@ def _verify_unit(store: Store, row: dict[str, Any], level: Level) -> UnitReport:
 
 def _file_damage(store: Store, row: dict[str, Any], kind: str, level: Level) -> Damage | None:
     """The first thing that is wrong with a unit's shard or metadata as a whole file."""
+    home, name = home_of(store, row[kind])
     try:
-        size, sealed = store.size(row[kind]), row[f"{kind}_bytes"]
+        size, sealed = home.size(name), row[f"{kind}_bytes"]
         if level >= Level.SIZES and size != sealed:
             return _damage(row[kind], f"has {size:,} bytes, and {sealed:,} were sealed")
         if level >= Level.SHA:
-            with store.open(row[kind]) as file:
+            with home.open(name) as file:
                 if hashlib.file_digest(file, "sha256").digest() != row[f"{kind}_sha256"]:
                     return _damage(row[kind], "does not have the sha256 that was sealed")
     except OSError as error:
@@ -198,7 +210,8 @@ def _verify_images(store: Store, row: dict[str, Any], level: Level) -> tuple[lis
             f"has {table.num_rows} rows and {len(kept)} kept, and {row['rows']} and {row['kept']} were sealed"
         )
         damages.append(_damage(row["meta"], text))
-    with store.open(row["shard"]) as shard:
+    home, name = home_of(store, row["shard"])
+    with home.open(name) as shard:
         for sample in kept:
             found = _image_fault(shard, sample, level)
             if found:

@@ -12,11 +12,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ingest.shard import NO_COLUMNS
 from ingest.sources.source import PROBLEMS, Item, Problem, first_folder
 
 
 class FolderSource:
     """Images below a folder; see the module's docstring."""
+
+    extra = NO_COLUMNS
 
     def __init__(self, path: Path) -> None:
         self.name = os.fsencode(path.resolve().name).decode("utf-8", "backslashreplace")

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import pyarrow as pa
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -74,10 +76,12 @@ class Source(Protocol):
     """Images in their place of origin.
 
     `name` begins every path that is reported. `items` yields the same items in the same order as long as
-    nothing in the source changes. `read` gives each item's bytes, or its problem, in the order asked.
+    nothing in the source changes. `read` gives each item's bytes, or its problem, in the order asked. Items
+    have no further columns than `extra` has.
     """
 
     name: str
+    extra: pa.Schema
 
     def items(self) -> Iterator[Item]: ...
 

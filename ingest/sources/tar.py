@@ -1,4 +1,6 @@
-"""A local tar, plain or compressed by gzip, bzip2 or xz: its regular members, in the order of the archive.
+"""A tar, plain or compressed by gzip, bzip2 or xz: its regular members, in the order of the archive.
+
+What `ingest.sources.webdataset` knows as companions of an image goes into the image's row.
 
 Headers are read here and not by `tarfile.TarFile`, which keeps every member in memory, reads extended headers
 of any size, and takes a damaged header for the end of the archive. Nothing is ever extracted: a member's name
@@ -7,16 +9,20 @@ is a label.
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from pathlib import Path, PurePath
+from types import TracebackType
+from typing import Any, Self
 
 from ingest.sources.source import PROBLEMS, Item, Problem, first_folder
+from ingest.sources.webdataset import COLUMNS, COMPANIONS, LARGEST_COMPANION, Member, joined, kind_of
+from ingest.store import open_store
 
 _BLOCK = 512
 # Long names and PAX records; real ones are a few hundred bytes.
@@ -36,7 +42,7 @@ _EXTENSIONS = (
 )
 
 
-_DECOMPRESSORS: dict[bytes, Callable[[Path, Any], Any]] = {
+_DECOMPRESSORS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
@@ -52,27 +58,23 @@ class TarError(Exception):
 
 
 class TarSource:
-    """Images in a tar; see the module's docstring."""
+    """Images in a tar, a local one or `s3://bucket/key`; see the module's docstring."""
 
-    def __init__(self, path: Path) -> None:
-        self.name = os.fsencode(path.name).decode("utf-8", "backslashreplace")
-        self._path = path
+    extra = COLUMNS
+
+    def __init__(self, place: Path | str) -> None:
+        self.name = os.fsencode(PurePath(place).name).decode("utf-8", "backslashreplace")
+        self._place = place
         self._unpacked: _Unpacked | None = None
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "tar", "name": self.name, "bytes": self._path.stat().st_size}
+        with open_file(self._place) as file:
+            return {"kind": "tar", "name": self.name, "bytes": file.seek(0, os.SEEK_END)}
 
     def items(self) -> Iterator[Item]:
         """Regular members without hidden names. A damaged archive ends in an item that says so."""
-        unpacked = _Unpacked(self._path)
-        try:
-            for item in _members(unpacked):
-                if not any(part.startswith(b".") for part in item.path.split(b"/")):
-                    yield item
-        except TarError as error:
-            yield Item(b"", problem=error.problem)
-        finally:
-            unpacked.close()
+        with _Unpacked(self._place) as unpacked:
+            yield from joined(_listed(unpacked))
 
     def read(self, items: Iterable[Item], *, max_bytes: int) -> Iterator[bytes | Problem]:
         for item in items:
@@ -87,7 +89,7 @@ class TarSource:
         try:
             # Kept open from unit to unit: a compressed archive is unpacked once, not once per unit.
             if self._unpacked is None:
-                self._unpacked = _Unpacked(self._path)
+                self._unpacked = _Unpacked(self._place)
             return self._unpacked.exactly(item.offset, item.size)
         except TarError as error:
             self.close()
@@ -99,15 +101,31 @@ class TarSource:
             self._unpacked = None
 
 
+def open_file(place: Path | str) -> io.BufferedIOBase:
+    """A local file, or `s3://bucket/key`, to read and seek in."""
+    if isinstance(place, Path):
+        return place.open("rb")
+    folder, _, name = place.rpartition("/")
+    return open_store(folder).open(name)
+
+
 class _Unpacked:
     """The archive's bytes by offset. Going back in a compressed archive is correct, and slow."""
 
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            magic = file.read(6)
-        opener = next((opener for start, opener in _DECOMPRESSORS.items() if magic.startswith(start)), open)
-        self._file = cast(BinaryIO, opener(path, "rb"))
-        self._end = _EXPANSION_FREE + _LARGEST_EXPANSION * path.stat().st_size
+    def __init__(self, place: Path | str) -> None:
+        self._packed = open_file(place)
+        opener = _decompressor(self._packed)
+        self._end = _EXPANSION_FREE + _LARGEST_EXPANSION * self._packed.seek(0, os.SEEK_END)
+        self._packed.seek(0)
+        self._file: io.BufferedIOBase = self._packed if opener is None else opener(self._packed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def at_most(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset`; fewer at the end of the archive."""
@@ -132,6 +150,7 @@ class _Unpacked:
 
     def close(self) -> None:
         self._file.close()
+        self._packed.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +161,46 @@ class _Extension:
     size: int | None = None
 
 
-def is_tar(path: Path) -> bool:
+def is_tar(place: Path | str) -> bool:
     """Whether this is an archive that can be read from its first block on."""
-    unpacked = _Unpacked(path)
+    with _Unpacked(place) as unpacked:
+        try:
+            block = unpacked.exactly(0, _BLOCK)
+            return not block.strip(b"\0") or bool(tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape"))
+        except (TarError, tarfile.HeaderError):
+            return False
+
+
+def is_compressed(place: Path | str) -> bool:
+    """Whether members cannot be read at their offsets."""
+    with open_file(place) as file:
+        return _decompressor(file) is not None
+
+
+def _decompressor(file: io.BufferedIOBase) -> Callable[[Any], Any] | None:
+    magic = file.read(6)
+    return next((opener for start, opener in _DECOMPRESSORS.items() if magic.startswith(start)), None)
+
+
+def _listed(archive: _Unpacked) -> Iterator[Member]:
+    """The members without hidden names, and at once what companions say: going back would be slow."""
     try:
-        block = unpacked.exactly(0, _BLOCK)
-        return not block.strip(b"\0") or bool(tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape"))
-    except (TarError, tarfile.HeaderError):
-        return False
-    finally:
-        unpacked.close()
+        for item in _members(archive):
+            if any(part.startswith(b".") for part in item.path.split(b"/")):
+                continue
+            if not item.problem and kind_of(item.path) in COMPANIONS:
+                yield Member(item, _beginning(archive, item))
+            else:
+                yield Member(item)
+    except TarError as error:
+        yield Member(Item(b"", problem=error.problem))
+
+
+def _beginning(archive: _Unpacked, item: Item) -> bytes | None:
+    try:
+        return archive.exactly(item.offset, min(item.size, LARGEST_COMPANION))
+    except TarError:
+        return None  # its row will say so
 
 
 def _members(archive: _Unpacked) -> Iterator[Item]:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from fastwarc.warc import WarcRecord
 
 from ingest.header import sniff
+from ingest.shard import NO_COLUMNS
 from ingest.sources.source import PROBLEMS, Item, Problem
 from ingest.web_archive import RESOURCE, RESPONSE, ArchiveError, message, records, target
 
@@ -23,6 +24,8 @@ _STARTS = (b"WARC/", b"\x1f\x8b", b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd")
 
 class WarcSource:
     """Images in a WARC; see the module's docstring."""
+
+    extra = NO_COLUMNS
 
     def __init__(self, path: Path) -> None:
         self.name = os.fsencode(path.name).decode("utf-8", "backslashreplace")

@@ -138,7 +138,7 @@ class Reader:
             self._close(next(iter(self._open)))
         rows = self._dataset.unit_rows(unit_index)
         descriptor = None
-        if self._dataset.is_local:
+        if self._dataset.shard_is_local(unit_index):
             descriptor = os.open(Path(self._dataset.shard_path(unit_index)), os.O_RDONLY | os.O_CLOEXEC)
         unit = _OpenUnit(descriptor, rows, rows.offsets.tolist(), rows.sizes.tolist())
         self._open[unit_index] = unit

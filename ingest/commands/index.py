@@ -1,0 +1,67 @@
+"""`ingest index`: tars that others made become a dataset where they lie."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ingest.commands.crawl import DEFAULTS, LIMITS, crawl_json, print_crawl
+from ingest.commands.options import CORES, Json, Workers
+from ingest.crawl_settings import CrawlSettings
+from ingest.image import ImageLimits, Treatment
+from ingest.index import index_tars
+from ingest.layout import KEY_SLOTS
+from ingest.progress import CrawlProgress, Meter
+
+
+def index(
+    tars: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TAR...", help="Uncompressed tars: paths or s3:// URLs, also with * in the name."
+        ),
+    ],
+    *,
+    output: Annotated[
+        str,
+        typer.Option(help="The dataset's folder, which may be that of the tars, or s3://bucket/prefix."),
+    ],
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add to a dataset that was made from others.")
+    ] = False,
+    unit_rows: Annotated[
+        int, typer.Option(min=1, max=KEY_SLOTS, help="Images per work unit.")
+    ] = DEFAULTS.unit_rows,
+    max_bytes: Annotated[
+        int, typer.Option(min=1, help="Larger files are rejected unread.")
+    ] = LIMITS.max_bytes,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Images that claim more are rejected undecoded.")
+    ] = LIMITS.max_pixels,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="CPU time that checking one image may take.")
+    ] = DEFAULTS.seconds,
+    memory_mb: Annotated[
+        int, typer.Option(min=64, help="Memory that checking one image may take, MiB.")
+    ] = DEFAULTS.memory_mb,
+    workers: Workers = CORES,
+    as_json: Json = False,
+) -> None:
+    """Make WebDataset tars a dataset without copying them: images stay in the tars, as they are.
+
+    Nothing is re-encoded, and no metadata is stripped. Run again, it goes on where it stopped.
+    """
+    settings = CrawlSettings(
+        unit_rows=unit_rows,
+        treatment=Treatment(limits=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels)),
+        seconds=seconds,
+        memory_mb=memory_mb,
+    )
+    with Meter(Console(stderr=True)) as meter:
+        progress = CrawlProgress(meter)
+        report = index_tars(tars, output, settings, workers=workers, progress=progress, extend=extend)
+    if as_json:
+        typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
+    else:
+        print_crawl(report, progress.seconds)
