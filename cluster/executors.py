@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from cluster.attend import Stream
@@ -10,6 +11,8 @@ from cluster.job import Executor, ExecutorName
 from cluster.local import LocalExecutor
 from cluster.runs import RunFolder, Status
 from cluster.site import Site
+
+logger = logging.getLogger(__name__)
 
 
 def make_executor(
@@ -59,6 +62,9 @@ def cancel(run: RunFolder) -> None:
     Raises:
         UserError: if it has ended already, or can be reached only from another machine.
     """
+    if run.read_status().executor == "ray":
+        _cancel_on_ray(run)
+        return
     status = status_of(run)
     if status.state.ended:
         raise UserError(f"the run in {run.path} is not running: it is {status.state}")
@@ -67,9 +73,23 @@ def cancel(run: RunFolder) -> None:
             from cluster.slurm import SlurmHandle
 
             SlurmHandle(run).cancel()
-        case "ray":
-            from cluster.ray import reopen
-
-            reopen(run).cancel()
         case _:
             run.cancel()
+
+
+def _cancel_on_ray(run: RunFolder) -> None:
+    """Its supervisor looks for the request in the run folder: its Ray need not be reached from here."""
+    from cluster.ray import reopen
+
+    if run.read_status().state.ended:
+        raise UserError(f"the run in {run.path} is not running: it is {run.read_status().state}")
+    run.request_cancel()
+    try:
+        status = status_of(run)
+        if not status.state.ended:
+            reopen(run).cancel()
+    except UserError as error:
+        logger.warning("%s; the run was asked through its folder", error)
+        return
+    if status.state.ended:
+        raise UserError(f"the run in {run.path} is not running: it is {status.state}")

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -45,6 +46,7 @@ from cluster.site import Site
 from cluster.source import PACKAGES
 from cluster.submission import prepare_run
 
+_CONNECTING = threading.Lock()
 POLL_SECONDS = 0.5
 PATIENCE = 10.0  # seconds that a supervisor may take to go after its last word
 
@@ -88,6 +90,7 @@ class RayExecutor:
         run, name = RunFolder.create(job.folder), actor_name(job.folder)
         _refuse_second(run, name)
         with contextlib.closing(run.lock()):
+            _refuse_elsewhere(run)
             write_record(run, self._address or os.environ.get("RAY_ADDRESS"))
             prepare_run(
                 run, job, executor="ray", known_id=name, site=self._site, keep_source=self._keep_source
@@ -129,17 +132,18 @@ class RayExecutor:
     def _connect(self) -> None:
         """Join the cluster, or start one; a process that has joined one stays with it."""
         address = self._address or os.environ.get("RAY_ADDRESS")
-        if load_ray().is_initialized():
-            return
-        if address is not None:
-            join(address, NAMESPACE)
-        elif "SLURM_JOB_ID" in os.environ:
-            allocation = AllocationRay(os.environ)
-            atexit.register(allocation.stop)
-            join(allocation.address, OWN)
-            allocation.wait_for_nodes()
-        else:
-            start_here()
+        with _CONNECTING:  # the stages of a graph come here side by side
+            if load_ray().is_initialized():
+                return
+            if address is not None:
+                join(address, NAMESPACE)
+            elif "SLURM_JOB_ID" in os.environ:
+                allocation = AllocationRay(os.environ)
+                atexit.register(allocation.stop)
+                join(allocation.address, OWN)
+                allocation.wait_for_nodes()
+            else:
+                start_here()
 
     def _runtime_env(self, function: str, run: Path | None) -> dict[str, Any]:
         """The site's environment, and where the workers find the source."""
@@ -226,8 +230,19 @@ def current_status(run: RunFolder) -> Status:
     except UserError:
         if not record_of(run)["own"]:
             raise
+        if _is_shared(run):  # by its supervisor and its ranks
+            return replace(status, reason="its Ray cannot be reached from here")
         return _ended_without_a_word(run, status)  # its Ray ended with whoever submitted it
     return _with_ray(run, actor_name(run.path))
+
+
+def _is_shared(run: RunFolder) -> bool:
+    """Whether anybody holds the run's lock."""
+    try:
+        run.lock(patience=0).close()
+    except AlreadyRunning:
+        return True
+    return False
 
 
 def actor_name(folder: Path) -> str:
@@ -275,6 +290,20 @@ def _find(name: str) -> Any:
         return load_ray().get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return None
+
+
+def _refuse_elsewhere(run: RunFolder) -> None:
+    """A job that waits in SLURM's queue holds no lock."""
+    from cluster.executors import status_of  # which knows of this executor
+
+    if not (run.path / "status.json").is_file() or run.read_status().executor == "ray":
+        return
+    status = status_of(run)
+    if not status.state.ended:
+        raise AlreadyRunning(
+            f"the run in {run.path} is going on already, on {status.executor} as {status.id}; "
+            f"`submit cancel {run.path}` ends it"
+        )
 
 
 def _refuse_second(run: RunFolder, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cluster.runs import RunFolder
 
 NAMESPACE = "submit"  # of all our actors
 OWN = f"{NAMESPACE}-own"  # of a driver whose Ray ends with it
+CONNECT_PATIENCE = 5.0  # seconds
 RECORD = "ray.json"  # in the run folder: where its supervisor is
 
 
@@ -33,12 +35,27 @@ def join(address: str, namespace: str) -> None:
     Raises:
         UserError: if there is none at that address.
     """
+    _refuse_silence(address)
     try:
         _init(namespace=namespace, address=address)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
             f"no Ray answers at {address}: {first_line(error)}; give the address that `ray start --head` has "
             "printed, from a machine of that cluster, or a ray:// address"
+        ) from None
+
+
+def _refuse_silence(address: str) -> None:
+    """Ray itself would try for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return  # "auto", or the name of a plug-in
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_PATIENCE).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray answers at {address}: {error}; give the address that `ray start --head` has printed, "
+            "from a machine of that cluster"
         ) from None
 
 
@@ -74,9 +91,14 @@ def detached() -> bool:
 
 
 def write_record(run: RunFolder, address: str | None) -> None:
-    """Write down which cluster runs it, and from where; without an address, what this process has joined."""
-    address = address or load_ray().get_runtime_context().gcs_address
-    record = {"address": address, "own": not detached(), "directory": str(Path.cwd())}
+    """Write down which cluster runs it, how it is reached, and from where it was submitted."""
+    joined = load_ray().get_runtime_context().gcs_address
+    record = {
+        "address": address or joined,
+        "cluster": joined,
+        "own": not detached(),
+        "directory": str(Path.cwd()),
+    }
     write_atomically(run.path / RECORD, json.dumps(record) + "\n")
 
 
@@ -87,13 +109,20 @@ def record_of(run: RunFolder) -> dict[str, Any]:
 
 
 def rejoin(run: RunFolder) -> None:
-    """Join the cluster that runs it, unless this process has joined one.
+    """Join the cluster that runs it.
 
     Raises:
-        UserError: if it cannot be reached from here.
+        UserError: if it cannot be reached from here, or this process has joined another.
     """
+    record = record_of(run)
     if not load_ray().is_initialized():
-        join(os.environ.get("RAY_ADDRESS") or record_of(run)["address"], NAMESPACE)
+        given = None if record["own"] else os.environ.get("RAY_ADDRESS")
+        join(given or record["address"], NAMESPACE)
+    if (joined := load_ray().get_runtime_context().gcs_address) != record["cluster"]:
+        raise UserError(
+            f"the run in {run.path} is on the Ray of {record['cluster']}, and this process has joined "
+            f"{joined}: ask for that run alone, without RAY_ADDRESS"
+        )
 
 
 def first_line(error: Exception) -> str:

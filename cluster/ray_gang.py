@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 TICK = 0.5  # seconds between two looks at what somebody wishes
 # Ray takes up to half a minute to find out that a node is gone; then a rank that obeys no signal is given up.
 PATIENCE_WITH_NODES = 60.0
+PATIENCE_WITH_STARTS = 300.0  # an actor's environment may have to be installed first
 
 
 class Wishes:
@@ -112,13 +113,13 @@ class Gang:
         Returns:
             False if somebody asked for the end in the meantime.
         """
-        share, wait = 0.0, self._ray.util.placement_group
+        share, placement_group = 0.0, self._ray.util.placement_group
         while self._wishes.look() is None:
             # Nodes come and go while it waits, and a share of the wrong nodes may fit nowhere.
             if (now := cpus_per_rank(self._job.resources, self._ray.nodes())) != share:
                 self._remove_group()
                 share, bundle = now, bundle_of(self._job.resources, now)
-                self._group = wait(
+                self._group = placement_group(
                     [bundle] * self._job.resources.nodes, strategy="STRICT_SPREAD", name=self._name
                 )
             if self._group.wait(TICK):
@@ -145,15 +146,25 @@ class Gang:
         self._threads = max(1, int(share))
 
     def locate(self) -> End | None:
-        """Learn where Ray has put the ranks; how it ended if a node has gone already."""
+        """Learn where Ray has put the ranks; how it ended if a node has gone already, or it was to end."""
+        asked = [worker.place.remote() for worker in self._workers]
+        deadline = time.monotonic() + PATIENCE_WITH_STARTS
+        # The actor of a node that has gone waits for another node, perhaps for ever.
+        while len(self._ray.wait(asked, num_returns=len(asked), timeout=TICK)[0]) < len(asked):
+            if self._wishes.look() is not None:
+                return End(state=State.PREEMPTED, cause=Cause.PREEMPTED)
+            if time.monotonic() > deadline:
+                return self._lost_before_the_start("Ray has not started their actors")
         try:
-            self._places = self._ray.get([worker.place.remote() for worker in self._workers])
+            self._places = self._ray.get(asked)
         except self._ray.exceptions.RayError as error:
-            message = f"a node or its worker was gone before the ranks had started: {first_line(error)}"
-            return End(
-                state=State.FAILED, cause=Cause.LOST, failure=Failure(rank=None, type="Lost", message=message)
-            )
+            return self._lost_before_the_start(first_line(error))
         return None
+
+    def _lost_before_the_start(self, why: str) -> End:
+        message = f"a node or its worker was gone before the ranks had started: {why}"
+        failure = Failure(rank=None, type="Lost", message=message)
+        return End(state=State.FAILED, cause=Cause.LOST, failure=failure)
 
     def start(self) -> None:
         """Start the ranks, all at once."""
@@ -235,14 +246,19 @@ class Gang:
         failed = self._failed_ranks()
         if not failed and all(code == 0 for code in self._codes.values()):
             return End(state=State.COMPLETED)
+        if failed and (hang := self._hang()) is not None:  # whatever its end did to the others
+            return End(state=State.FAILED, cause=Cause.HANG, failure=hang)
         marked = self._marked if failed else self._run.requeue_mark(self._start).exists()
         if marked or (self._wishes.number is not None and self._only_as_asked()):
             return End(state=State.PREEMPTED, cause=Cause.PREEMPTED)
         if self._lost:  # its peers have errors of their own: their connections broke
             return End(state=State.FAILED, cause=Cause.LOST, failure=self._loss())
-        failure = self._first_failure()
-        cause = Cause.HANG if failure.type == "Hang" else Cause.CRASH
-        return End(state=State.FAILED, cause=cause, failure=failure)
+        return End(state=State.FAILED, cause=Cause.CRASH, failure=self._first_failure())
+
+    def _hang(self) -> Failure | None:
+        """What the watchdog of a node has written down before it killed the ranks there."""
+        error = self._run.first_error()
+        return error if error is not None and error.type == "Hang" else None
 
     def _only_as_asked(self) -> bool:
         """Whether no rank ended otherwise than by what it was asked to do, or was killed with."""

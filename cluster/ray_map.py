@@ -22,6 +22,8 @@ def map_items(
     runtime_env: dict[str, Any],
 ) -> Iterator[tuple[int, Any]]:
     """See `cluster.ray.RayExecutor.map`."""
+    if in_flight < 1:
+        raise ValueError(f"at least one item must be out at a time, not {in_flight}")
     ray = load_ray()
     task = ray.remote(call).options(
         name=function, num_cpus=cpus, max_retries=retries, retry_exceptions=False, runtime_env=runtime_env

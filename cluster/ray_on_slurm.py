@@ -29,9 +29,10 @@ class AllocationRay:
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._nodes = cpus_of_nodes(environment)
+        tools = all(shutil.which(name) for name in ("srun", "scontrol"))
+        self._nodes = cpus_of_nodes(environment) if tools else {}
         here = environment.get("SLURMD_NODENAME")
-        if here not in self._nodes or shutil.which("srun") is None:
+        if here not in self._nodes:
             raise UserError(
                 "Ray starts on the nodes of a SLURM allocation from one of them only: give the command in a "
                 "batch script, or through `srun --pty`; or give the address of a Ray cluster"

@@ -71,8 +71,9 @@ class Supervisor:
             )
             self._stop(self._run.read_status(), State.FAILED, failure)
         finally:
+            # Also when nothing can be written any more: whoever looks sees that the actor has gone.
             self._lock.close()
-        load_ray().kill(self._actor, no_restart=True)
+            load_ray().kill(self._actor, no_restart=True)
 
     def _see_through(self) -> None:
         status = self._run.read_status()

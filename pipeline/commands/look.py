@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,7 +47,10 @@ def status(
 
 def look_at(run: RunFolder) -> dict[str, Any]:
     """Everything that is known of a run, as plain values."""
-    now = status_of(run)
+    try:
+        now = status_of(run)
+    except UserError as error:  # one cluster that does not answer hides no other run
+        now = replace(run.read_status(), reason=str(error))
     return {
         "run": run.path.name,
         "folder": str(run.path),

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.errors import AlreadyRunning
+from cluster.host import Process
 from cluster.job import PREEMPTED_EXIT_CODE, Job, Resources, State
 from cluster.ray import RayExecutor, actor_name, current_status, reopen
 from cluster.ray_connect import NAMESPACE, load_ray, write_record
@@ -23,7 +25,7 @@ from cluster.ray_gang import cpus_per_rank
 from cluster.ray_on_slurm import cpus_of_nodes, head_options, ports_of, step
 from cluster.ray_rank import RankWorker
 from cluster.restarts import Cause, read_restarts
-from cluster.runs import RunFolder, explain
+from cluster.runs import RunFolder, Status, explain
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
@@ -36,6 +38,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 from cluster.errors import UserError
 from cluster.preempt import Preempted, PreemptionFlag
+from cluster.runs import RunFolder
 
 RANK, START = int(os.environ.get("RANK", "0")), int(os.environ.get("SUBMIT_START", "0"))
 
@@ -68,6 +71,13 @@ def die():
 
 def mistake():
     raise UserError("data.root is empty: crawl something into it")
+
+def hang_and_be_killed(run):
+    if RANK == 0:
+        values = {"rank": None, "type": "Hang", "message": "no step on n0"}
+        RunFolder(Path(run)).write_error("hang-n0", values | {"user_error": False, "traceback": ""})
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
 
 def save_and_stop_once():
     if START == 0:
@@ -315,6 +325,68 @@ def test_a_lost_node_restarts_all_on_what_is_there(cluster: Any, tmp_path: Path)
     assert handle.wait() is State.COMPLETED
     assert (tmp_path / f"start-{run.read_status().attempt - 1}-1").exists()
     assert set(causes(run)) == {Cause.LOST}
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_hang_is_told_as_the_watchdog_wrote_it(cluster: Any, tmp_path: Path) -> None:
+    """The ranks were killed for it, and could not write a word."""
+    job = make_job(tmp_path / "run", "hang_and_be_killed", max_crashes=1, run=str(tmp_path / "run"))
+    assert RayExecutor(cluster.address).submit(job).wait() is State.FAILED
+    run = RunFolder(job.folder)
+    assert causes(run) == [Cause.HANG]
+    failure = run.read_status().failure
+    assert failure is not None
+    assert failure.message == "no step on n0"
+
+
+@pytest.mark.ray
+@needs_ray
+def test_what_cannot_be_reached_is_said_at_once(tmp_path: Path) -> None:
+    code = "from cluster.ray_connect import join; join('127.0.0.1:5', 'x')"
+    began = time.monotonic()
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "no Ray answers at 127.0.0.1:5" in told.stderr
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_run_whose_ray_cannot_be_reached_is_asked_to_end_through_its_folder(
+    cluster: Any, tmp_path: Path
+) -> None:
+    job = make_job(tmp_path / "run", "work_until_asked_to_stop", folder=str(tmp_path))
+    handle = RayExecutor(cluster.address).submit(job)
+    both_ready(tmp_path, "ready-{}")
+    run = RunFolder(job.folder)
+    record = json.loads((run.path / "ray.json").read_text())
+    (run.path / "ray.json").write_text(json.dumps(record | {"address": "127.0.0.1:5"}))
+    code = (
+        "import sys; from pathlib import Path; from cluster.executors import cancel;"
+        "from cluster.runs import RunFolder; cancel(RunFolder(Path(sys.argv[1])))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "asked through its folder" in told.stderr
+    assert handle.wait() is State.CANCELLED
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_run_that_waits_in_another_queue_is_not_taken(cluster: Any, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "die")
+    run = RunFolder.create(job.folder)
+    run.write_job(job)
+    waits = Status(
+        state=State.PENDING, name="t", executor="local", id="local-1", ranks=1, attempt=0, submitted=1.0
+    )
+    here = Process.current()
+    run.write_status(replace(waits, launcher=replace(here, host="another-machine")))
+    with pytest.raises(AlreadyRunning, match="on local as local-1"):
+        RayExecutor(cluster.address).submit(job)
 
 
 @pytest.mark.ray
