@@ -57,6 +57,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 LISTED = 20
+HOSTS_LISTED = 10
 
 
 @app.callback()
@@ -160,7 +161,18 @@ def _print_stats(found: counting.Stats) -> None:
         ("meta", found.meta_bytes),
     ):
         table.add_row(name, in_bytes(size), "")
-    for name, counts in (("format", found.formats), ("label", found.labels)):
+    if found.retryable:
+        table.add_row("retryable", f"{found.retryable:,}", "of what failed")
+    if found.hosts.hosts:
+        table.add_row("hosts", f"{found.hosts.hosts:,}", "at least" if found.hosts.missing_at_most else "")
+    statuses = {str(status): count for status, count in found.http_statuses.items()}
+    failing = {host.host: host.failed for host in found.hosts.most_failed[:HOSTS_LISTED]}
+    for name, counts in (
+        ("format", found.formats),
+        ("label", found.labels),
+        ("http status", statuses),
+        ("failed at host", failing),
+    ):
         for row, (value, count) in enumerate(list(counts.items())[:LISTED]):
             table.add_row("" if row else name, f"{count:,}", Text(visible(value)))
         if len(counts) > LISTED:

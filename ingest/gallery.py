@@ -23,8 +23,9 @@ from PIL import Image
 
 from ingest import layout
 from ingest.dataset import Dataset
+from ingest.histogram import Histogram
 from ingest.image import ImageError, ImageLimits, decode
-from ingest.stats import Histogram, Stats
+from ingest.stats import Stats
 from ingest.store import open_store
 from ingest.wording import in_bytes, several, visible
 

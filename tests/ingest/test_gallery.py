@@ -14,7 +14,8 @@ from PIL import Image
 
 from ingest.dataset import open_dataset, sealed_head
 from ingest.gallery import BINS, chart, draw_positions, render, sample_photos, settings_of
-from ingest.stats import Histogram, count
+from ingest.histogram import Histogram
+from ingest.stats import count
 from ingest.wording import visible
 
 VOID = {"meta", "img", "br", "rect"}
