@@ -20,7 +20,7 @@ from ingest import stats as counting
 from ingest.commands.crawl import crawl
 from ingest.commands.gc import gc
 from ingest.commands.options import CORES, DatasetFolder, Json, Workers
-from ingest.dataset import open_dataset, sealed_head
+from ingest.dataset import open_dataset
 from ingest.doctor import image_checks
 from ingest.progress import Meter
 from ingest.store import PosixStore
@@ -206,6 +206,9 @@ def show(
     output: Annotated[
         Path | None, typer.Option(help="The page. [default: the dataset's name + .html]")
     ] = None,
+    view: Annotated[
+        str | None, typer.Option(help="Show images of this view, and the duplicates that it leaves out.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=0, max=2000, help="How many images to show.")] = 60,
     seed: Annotated[int, typer.Option(help="Which images to show.")] = 0,
 ) -> None:
@@ -216,13 +219,12 @@ def show(
     if page.is_dir() or not page.parent.is_dir():
         wrong = "is a folder" if page.is_dir() else f"would lie in {page.parent}, and there is no such folder"
         raise UserError(f"--output {page} {wrong}: name a file in a folder that exists")
+    seen = open_dataset(dataset, view=view)
     found = _count(dataset)
-    opened = open_dataset(dataset, sealed=found.root)
-    photos = list(gallery.sample_photos(opened, samples=samples, seed=seed))
-    made = gallery.settings_of(dataset, sealed_head(dataset, found.root)["generations"])
-    text = gallery.render(found, photos, made)
+    text = gallery.show(dataset, found, view=view, samples=samples, seed=seed)
     PosixStore(page.parent).replace(page.name, text.encode())
-    typer.echo(f"{page} shows {several(len(photos), 'image')} of {found.kept:,} ({in_bytes(len(text))})")
+    shown = several(min(samples, len(seen)), "image")
+    typer.echo(f"{page} shows {shown} of {len(seen):,} ({in_bytes(len(text))})")
 
 
 @app.command()

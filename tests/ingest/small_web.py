@@ -63,8 +63,10 @@ def _serving() -> Iterator[int]:
 
 
 def crawl_small_web(folder: Path, *, robots: bool = True) -> CrawlReport:
-    """16 URLs of three hosts: 8 pictures, 2 in a folder that robots.txt closes, 2 with X-Robots-Tag, 1 that is
-    no picture, 2 that are gone, 1 that is busy. The dataset is `folder`/web.
+    """Make the dataset `folder`/web of 16 URLs of three hosts.
+
+    8 are pictures, 2 lie where robots.txt does not let us, 2 have an X-Robots-Tag, 1 is no picture, 2 are
+    gone, 1 is busy.
     """
     with _serving() as port:
         one, two, three = (f"http://127.0.0.{host}:{port}" for host in (1, 2, 3))

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ingest.dataset import open_dataset, sealed_head
-from ingest.gallery import BINS, chart, draw_positions, render, sample_photos, settings_of
+from ingest.gallery import BINS, chart, show
 from ingest.histogram import Histogram
 from ingest.stats import count
+from ingest.thumbnails import draw_positions
 from ingest.wording import visible
 
 VOID = {"meta", "img", "br", "rect"}
@@ -46,10 +46,9 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def page_of(dataset, *, samples=60, seed=0):
+def page_of(dataset, *, view=None, samples=60, seed=0):
     stats = count(dataset, progress=lambda done, total: None)
-    photos = list(sample_photos(open_dataset(dataset), samples=samples, seed=seed))
-    return render(stats, photos, settings_of(dataset, sealed_head(dataset, stats.root)["generations"]))
+    return show(str(dataset), stats, view=view, samples=samples, seed=seed)
 
 
 def pictures(page):
