@@ -16,13 +16,16 @@ from typer.core import TyperGroup
 
 from cluster.doctor import Check, doctor_report, doctor_table
 from cluster.errors import UserError
-from ingest import stats as counting
+from ingest.commands.card import card
+from ingest.commands.counted import counted
 from ingest.commands.crawl import crawl
 from ingest.commands.gc import gc
 from ingest.commands.options import CORES, DatasetFolder, Json, Workers
 from ingest.dataset import open_dataset
 from ingest.doctor import image_checks
 from ingest.progress import Meter
+from ingest.provenance import name_of
+from ingest.stats import Stats
 from ingest.store import PosixStore
 from ingest.verify import Damage, Level, read_seal, verify_root, verify_units
 from ingest.wording import in_bytes, several, visible
@@ -71,6 +74,7 @@ def options(
 
 
 app.command("crawl-shards")(crawl)
+app.command()(card)
 app.command()(gc)
 
 
@@ -126,21 +130,14 @@ def _print_verdict(dataset: str, damages: list[Damage], level: Level, images: in
 @app.command()
 def stats(dataset: DatasetFolder, as_json: Json = False) -> None:
     """Count what is in a dataset: statuses and reasons, bytes, formats, sizes, labels."""
-    found = _count(dataset)
+    found = counted(dataset)
     if as_json:
         typer.echo(json.dumps(found.as_json(), indent=2))
     else:
         _print_stats(found)
 
 
-def _count(dataset: str) -> counting.Stats:
-    with Meter(Console(stderr=True)) as meter:
-        return counting.count(
-            dataset, progress=lambda done, total: meter.tell("counting units", done=done, total=total)
-        )
-
-
-def _print_stats(found: counting.Stats) -> None:
+def _print_stats(found: Stats) -> None:
     share = 100 / max(1, found.planned)
     typer.echo(f"{visible(found.path)}\nroot {found.root}\n")
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -183,7 +180,7 @@ def _print_stats(found: counting.Stats) -> None:
         Console().print(_size_table(found))
 
 
-def _size_table(found: counting.Stats) -> Table:
+def _size_table(found: Stats) -> Table:
     sizes = {
         "width": found.widths.summary(),
         "height": found.heights.summary(),
@@ -215,12 +212,12 @@ def show(
     """Make one self-contained HTML page of a dataset: images, sizes, formats, and what was not kept."""
     from ingest import gallery
 
-    page = Path(f"{gallery.name_of(dataset)}.html") if output is None else output
+    page = Path(f"{name_of(dataset)}.html") if output is None else output
     if page.is_dir() or not page.parent.is_dir():
         wrong = "is a folder" if page.is_dir() else f"would lie in {page.parent}, and there is no such folder"
         raise UserError(f"--output {page} {wrong}: name a file in a folder that exists")
     seen = open_dataset(dataset, view=view)
-    found = _count(dataset)
+    found = counted(dataset)
     text = gallery.show(dataset, found, view=view, samples=samples, seed=seed)
     PosixStore(page.parent).replace(page.name, text.encode())
     shown = several(min(samples, len(seen)), "image")

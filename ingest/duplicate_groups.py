@@ -93,6 +93,8 @@ def read_groups(path: str | Path, view: str, *, seed: int) -> Groups | None:
         return None
     try:
         with file, pq.ParquetFile(file) as parquet:
+            if not set(COLUMNS) <= set(parquet.schema_arrow.names):
+                raise KeyError
             settings = json.loads((parquet.schema_arrow.metadata or {}).get(b"settings", b"{}"))
             return _choose(_groups(parquet, settings.get("against", [])), random.Random(seed))
     except (pa.ArrowException, KeyError, IndexError, ValueError, AttributeError):

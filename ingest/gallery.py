@@ -6,7 +6,6 @@ the page's own policy forbids scripts and anything from elsewhere.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -15,9 +14,8 @@ import numpy as np
 from ingest.dataset import Dataset, open_dataset, sealed_head
 from ingest.duplicate_groups import Group, Groups, Member, read_groups
 from ingest.histogram import Histogram
-from ingest.provenance import made_of
+from ingest.provenance import made_of, name_of
 from ingest.stats import Losses, Stats
-from ingest.store import open_store
 from ingest.thumbnails import Photo, photos_of, sample_photos
 from ingest.wording import in_bytes, several, visible
 
@@ -81,12 +79,6 @@ def share_bars(counts: Sequence[tuple[str, int]]) -> tuple[Bar, ...]:
     return tuple(
         Bar(label=visible(label), count=count, height=100 * count / largest) for label, count in counts
     )
-
-
-def name_of(path: str) -> str:
-    """The last part of a dataset's folder or URL."""
-    root = open_store(path).root
-    return root.resolve().name if isinstance(root, Path) else root.rpartition("/")[2]
 
 
 def show(dataset: str, stats: Stats, *, view: str | None, samples: int, seed: int) -> str:

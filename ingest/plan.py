@@ -202,7 +202,12 @@ def freeze(
             plans,
             rechunked(_counted(_tables(sources, described, urls, known, plans), listed), settings.unit_rows),
             identity=lambda: _identity(described, settings, plans),
-            more=lambda: {"repeated": urls.repeated, "known": urls.known, "locations": list(locations)},
+            more=lambda: {
+                "repeated": urls.repeated,
+                "known": urls.known,
+                "locations": list(locations),
+                "contact": settings.fetch.contact,
+            },
         )
     if plan is None:
         wanted = "nothing new" if plans else "nothing to ingest"

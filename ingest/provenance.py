@@ -13,6 +13,12 @@ from ingest.wording import several
 OPT_OUTS = {"robots.txt": "--ignore-robots", "X-Robots-Tag": "--ignore-x-robots"}
 
 
+def name_of(path: str) -> str:
+    """The last part of a dataset's folder or URL."""
+    root = open_store(path).root
+    return root.resolve().name if isinstance(root, Path) else root.rpartition("/")[2]
+
+
 def read_generations(path: str | Path, numbers: Sequence[int]) -> dict[int, dict[str, Any] | None]:
     """The plans of these generations; None if one is not here, as only crawls need it."""
     store = open_store(path)
@@ -50,6 +56,8 @@ def opt_outs(plan: Mapping[str, Any]) -> dict[str, str]:
 def setting_words(plan: Mapping[str, Any]) -> dict[str, str]:
     """The settings that are set, and the builds, by their names; opt-outs are apart."""
     settings = {flag: value for flag, value in plan["settings"].items() if flag not in OPT_OUTS.values()}
+    if settings.get("--resize") is None:
+        settings.pop("--quality", None)  # of an encoder that was not used
     values = {name: value for name, value in (settings | plan["builds"]).items() if value not in (None, "")}
     return {
         name: " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -54,9 +54,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Not in a test's output."""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, address: object) -> None:
+        """A client may hang up."""
+
+
 @contextmanager
 def _serving() -> Iterator[int]:
-    with ThreadingHTTPServer(("", 0), _Handler) as server:
+    with _Server(("", 0), _Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_port
         server.shutdown()
