@@ -16,7 +16,8 @@ from typer.core import TyperGroup
 
 from cluster.doctor import Check, doctor_report, doctor_table
 from cluster.errors import UserError
-from ingest import stats as counting
+from ingest.commands.card import card
+from ingest.commands.counted import counted
 from ingest.commands.crawl import crawl
 from ingest.commands.dedup import dedup
 from ingest.commands.gc import gc
@@ -25,9 +26,11 @@ from ingest.commands.options import CORES, DatasetFolder, Json, Workers
 from ingest.commands.retry import retry
 from ingest.commands.urls import urls
 from ingest.commands.view import view
-from ingest.dataset import open_dataset, sealed_head
+from ingest.dataset import open_dataset
 from ingest.doctor import image_checks
 from ingest.progress import Meter
+from ingest.provenance import name_of
+from ingest.stats import Stats
 from ingest.store import PosixStore
 from ingest.verify import Damage, Level, read_seal, verify_root, verify_units
 from ingest.wording import in_bytes, several, visible
@@ -61,6 +64,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 LISTED = 20
+HOSTS_LISTED = 10
 
 
 @app.callback()
@@ -76,6 +80,7 @@ def options(
 app.command("crawl-shards")(crawl)
 app.command("dedup")(dedup)
 app.command("view")(view)
+app.command()(card)
 app.command()(gc)
 app.command()(index)
 app.command()(retry)
@@ -133,21 +138,14 @@ def _print_verdict(dataset: str, damages: list[Damage], level: Level, images: in
 @app.command()
 def stats(dataset: DatasetFolder, as_json: Json = False) -> None:
     """Count what is in a dataset: statuses and reasons, bytes, formats, sizes, labels."""
-    found = _count(dataset)
+    found = counted(dataset)
     if as_json:
         typer.echo(json.dumps(found.as_json(), indent=2))
     else:
         _print_stats(found)
 
 
-def _count(dataset: str) -> counting.Stats:
-    with Meter(Console(stderr=True)) as meter:
-        return counting.count(
-            dataset, progress=lambda done, total: meter.tell("counting units", done=done, total=total)
-        )
-
-
-def _print_stats(found: counting.Stats) -> None:
+def _print_stats(found: Stats) -> None:
     share = 100 / max(1, found.planned)
     typer.echo(f"{visible(found.path)}\nroot {found.root}\n")
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -168,7 +166,18 @@ def _print_stats(found: counting.Stats) -> None:
         ("meta", found.meta_bytes),
     ):
         table.add_row(name, in_bytes(size), "")
-    for name, counts in (("format", found.formats), ("label", found.labels)):
+    if found.retryable:
+        table.add_row("retryable", f"{found.retryable:,}", "of what failed")
+    if found.hosts.hosts:
+        table.add_row("hosts", f"{found.hosts.hosts:,}", "at least" if found.hosts.missing_at_most else "")
+    statuses = {str(status): count for status, count in found.http_statuses.items()}
+    failing = {host.host: host.failed for host in found.hosts.most_failed[:HOSTS_LISTED]}
+    for name, counts in (
+        ("format", found.formats),
+        ("label", found.labels),
+        ("http status", statuses),
+        ("failed at host", failing),
+    ):
         for row, (value, count) in enumerate(list(counts.items())[:LISTED]):
             table.add_row("" if row else name, f"{count:,}", Text(visible(value)))
         if len(counts) > LISTED:
@@ -179,7 +188,7 @@ def _print_stats(found: counting.Stats) -> None:
         Console().print(_size_table(found))
 
 
-def _size_table(found: counting.Stats) -> Table:
+def _size_table(found: Stats) -> Table:
     sizes = {
         "width": found.widths.summary(),
         "height": found.heights.summary(),
@@ -202,23 +211,25 @@ def show(
     output: Annotated[
         Path | None, typer.Option(help="The page. [default: the dataset's name + .html]")
     ] = None,
+    view: Annotated[
+        str | None, typer.Option(help="Show images of this view, and the duplicates that it leaves out.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=0, max=2000, help="How many images to show.")] = 60,
     seed: Annotated[int, typer.Option(help="Which images to show.")] = 0,
 ) -> None:
     """Make one self-contained HTML page of a dataset: images, sizes, formats, and what was not kept."""
     from ingest import gallery
 
-    page = Path(f"{gallery.name_of(dataset)}.html") if output is None else output
+    page = Path(f"{name_of(dataset)}.html") if output is None else output
     if page.is_dir() or not page.parent.is_dir():
         wrong = "is a folder" if page.is_dir() else f"would lie in {page.parent}, and there is no such folder"
         raise UserError(f"--output {page} {wrong}: name a file in a folder that exists")
-    found = _count(dataset)
-    opened = open_dataset(dataset, sealed=found.root)
-    photos = list(gallery.sample_photos(opened, samples=samples, seed=seed))
-    made = gallery.settings_of(dataset, sealed_head(dataset, found.root)["generations"])
-    text = gallery.render(found, photos, made)
+    seen = open_dataset(dataset, view=view)
+    found = counted(dataset)
+    text = gallery.show(dataset, found, view=view, samples=samples, seed=seed)
     PosixStore(page.parent).replace(page.name, text.encode())
-    typer.echo(f"{page} shows {several(len(photos), 'image')} of {found.kept:,} ({in_bytes(len(text))})")
+    shown = several(min(samples, len(seen)), "image")
+    typer.echo(f"{page} shows {shown} of {len(seen):,} ({in_bytes(len(text))})")
 
 
 @app.command()

@@ -4,53 +4,24 @@ Paths and labels come from the wild. The template escapes them, what is unprinta
 the page's own policy forbids scripts and anything from elsewhere.
 """
 
-import base64
-import hashlib
-import io
-import json
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from PIL import Image
 
-from ingest import layout
-from ingest.dataset import Dataset
-from ingest.image import ImageError, ImageLimits, decode
-from ingest.stats import Histogram, Stats
-from ingest.store import open_store
+from ingest.dataset import Dataset, open_dataset, sealed_head
+from ingest.duplicate_groups import Group, Groups, Member, read_groups
+from ingest.histogram import Histogram
+from ingest.provenance import made_of, name_of
+from ingest.stats import Losses, Stats
+from ingest.thumbnails import Photo, photos_of, sample_photos
 from ingest.wording import in_bytes, several, visible
 
-THUMBNAIL = (480, 240)
-THUMBNAIL_QUALITY = 80
-# Below this a picture is shown in whole pixels, not smoothed.
-TINY = 100
-COLUMNS = ["status", "slot", "offset", "size", "sha256", "width", "height", "url", "labels"]
 BINS = 36
 LABELS_SHOWN = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Photo:
-    """One sampled image; jpeg is base64, empty if the sample is damaged."""
-
-    key: str
-    label: str
-    url: str
-    width: int
-    height: int
-    bytes: str
-    ratio: float
-    tiny: bool
-    jpeg: str
-    damage: str
+HOSTS_SHOWN = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,100 +81,67 @@ def share_bars(counts: Sequence[tuple[str, int]]) -> tuple[Bar, ...]:
     )
 
 
-def thumbnail(image: Image.Image) -> str:
-    """A small JPEG of the picture, base64; pictures smaller than a thumbnail keep their pixels."""
-    image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    quality = 95 if max(image.size) < TINY else THUMBNAIL_QUALITY
-    image.save(buffer, "JPEG", quality=quality)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+def show(dataset: str, stats: Stats, *, view: str | None, samples: int, seed: int) -> str:
+    """The page of a dataset that was counted, or of one of its views.
 
-
-def _fit(width: int, height: int) -> tuple[int, int]:
-    """The size of a picture's thumbnail."""
-    scale = min(1.0, THUMBNAIL[0] / width, THUMBNAIL[1] / height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def draw_positions(total: int, samples: int, seed: int) -> list[int]:
-    """Distinct positions among all kept samples, ascending; memory does not grow with the dataset."""
-    return sorted(random.Random(seed).sample(range(total), min(samples, total)))
-
-
-def sample_photos(dataset: Dataset, *, samples: int, seed: int) -> Iterator[Photo]:
-    """Images drawn without regard to anything but the seed, in the dataset's order."""
-    ends = np.cumsum(dataset.counts)
-    positions = draw_positions(len(dataset), samples, seed)
-    placed = [(int(np.searchsorted(ends, position, side="right")), position) for position in positions]
-    for unit_index, group in groupby(placed, key=lambda pair: pair[0]):
-        first = int(ends[unit_index] - dataset.counts[unit_index])
-        with dataset.store.open(dataset.files.name(unit_index, "meta")) as file:
-            table = pq.read_table(file, columns=COLUMNS)
-        kept = table.filter(pc.equal(table["status"], "kept"))
-        rows = kept.take([position - first for _, position in group]).to_pylist()
-        for row in rows:
-            key = layout.sample_key(int(dataset.units[unit_index]), row["slot"])
-            yield _photo(key, row, _read(dataset, unit_index, row))
-
-
-def _read(dataset: Dataset, unit_index: int, row: dict[str, Any]) -> bytes:
-    """An image's bytes; fewer where the shard is damaged, which the page then shows in the image's place."""
-    try:
-        return dataset.read_shard(unit_index, row["offset"], row["size"])
-    except OSError:
-        return b""
-
-
-def _photo(key: str, row: dict[str, Any], data: bytes) -> Photo:
-    jpeg = damage = ""
-    if hashlib.sha256(data).digest() != row["sha256"]:
-        damage = "damaged: not the bytes that were kept"
-    limits = ImageLimits(max_bytes=row["size"], max_pixels=row["width"] * row["height"])
-    try:
-        jpeg = "" if damage else thumbnail(decode(data, limits=limits, at_least=_fit))
-    except ImageError as error:
-        damage = f"damaged: {error.reason}"
-    return Photo(
-        key=key,
-        label=visible(", ".join(row["labels"])),
-        url=visible(row["url"]),
-        width=row["width"],
-        height=row["height"],
-        bytes=in_bytes(row["size"]),
-        ratio=min(max(row["width"] / row["height"], 0.45), 3.2),
-        tiny=max(row["width"], row["height"]) < TINY,
-        jpeg=jpeg,
-        damage=damage,
+    Raises:
+        UserError: there is no such view, or something is damaged.
+    """
+    opened = open_dataset(dataset, sealed=stats.root, view=view)
+    groups = None if view is None else read_groups(dataset, view, seed=seed)
+    whole = opened if view is None else open_dataset(dataset, sealed=stats.root)
+    return render(
+        stats,
+        list(sample_photos(opened, samples=samples, seed=seed)),
+        made_of(dataset, sealed_head(dataset, stats.root)["generations"]),
+        view=None if view is None else (view, len(opened)),
+        duplicates=None if groups is None else _duplicates(groups, whole),
     )
 
 
-def settings_of(path: str | Path, generations: Sequence[int]) -> list[tuple[str, str]]:
-    """How the dataset was made, from its frozen plans, as names and values."""
-    store = open_store(path)
-    rows: list[tuple[str, str]] = []
-    for generation in generations:
-        name = layout.plan_name(generation)
-        try:
-            plan = json.loads(store.read(name))
-        except FileNotFoundError:
-            # Nothing but the crawl needs the plan: a dataset may be copied without it.
-            rows.append((name, "is not here"))
-            continue
-        for source in plan["sources"]:
-            files = f"{several(source['items'], 'file')}, sha256 of their list {source['sha256']}"
-            rows.append(("source", f"{source['kind']} {source['name']}: {files}"))
-        rows += [(name, str(value)) for name, value in (plan["settings"] | plan["builds"]).items() if value]
-    return [(visible(name), visible(value)) for name, value in rows]
+def _duplicates(groups: Groups, dataset: Dataset) -> dict[str, Any]:
+    """What the template shows of groups: each sample with its picture, None where the dataset has none."""
+    shown = [*groups.largest, *groups.drawn]
+    photos = photos_of(dataset, [key for group in shown for key in group.keys])
+
+    def described(group: Group) -> dict[str, Any]:
+        return {
+            "winner": None if group.evaluation else photos.get(group.winner),
+            "evaluation": visible(group.evaluation[:12]),
+            "dropped": group.dropped,
+            "members": [(photos.get(member.key), _likeness(member)) for member in group.members],
+            "left_out": group.dropped - len(group.members),
+        }
+
+    return {
+        "groups": groups.groups,
+        "dropped": groups.dropped,
+        "largest": [described(group) for group in groups.largest],
+        "drawn": [described(group) for group in groups.drawn],
+    }
 
 
-def name_of(path: str) -> str:
-    """The last part of a dataset's folder or URL."""
-    root = open_store(path).root
-    return root.resolve().name if isinstance(root, Path) else root.rpartition("/")[2]
+def _likeness(member: Member) -> str:
+    return "equal bytes" if member.exact else f"{several(member.distance, 'bit')} apart"
 
 
-def render(stats: Stats, photos: Sequence[Photo], settings: Sequence[tuple[str, str]]) -> str:
-    """The page."""
+def render(
+    stats: Stats,
+    photos: Sequence[Photo],
+    made: Sequence[tuple[str, str]],
+    *,
+    view: tuple[str, int] | None = None,
+    duplicates: Mapping[str, Any] | None = None,
+) -> str:
+    """The page.
+
+    Args:
+        stats: of the whole dataset.
+        photos: samples of it, or of the view.
+        made: how it was made, names and values.
+        view: its name, and how many samples it has.
+        duplicates: groups of them.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ingest", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -217,6 +155,9 @@ def render(stats: Stats, photos: Sequence[Photo], settings: Sequence[tuple[str, 
             for name, count in (("kept", stats.kept), ("rejected", stats.rejected), ("failed", stats.failed))
         ],
         photos=photos,
+        view=None if view is None else {"name": view[0], "kept": view[1]},
+        shown_of=stats.kept if view is None else view[1],
+        duplicates=duplicates,
         histograms=[
             chart("Shorter side", stats.short_sides, unit="px"),
             chart("Longer side", stats.long_sides, unit="px"),
@@ -227,16 +168,28 @@ def render(stats: Stats, photos: Sequence[Photo], settings: Sequence[tuple[str, 
         formats=share_bars(list(stats.formats.items())),
         labels=share_bars(labels[:LABELS_SHOWN]),
         labels_left_out=max(0, len(labels) - LABELS_SHOWN),
-        losses=[
-            {
-                "tone": loss.status,
-                "status": loss.status,
-                "reason": visible(loss.reason),
-                "count": loss.count,
-                "urls": [visible(url) for url in loss.first_urls],
-                "left_out": loss.count - len(loss.first_urls),
-            }
-            for loss in stats.losses
-        ],
-        settings=settings,
+        losses=[_loss(loss) for loss in stats.losses],
+        hosts=stats.hosts,
+        host_bars={
+            "URLs by host": share_bars(
+                [(host.host, host.attempts) for host in stats.hosts.most_attempts[:HOSTS_SHOWN]]
+            ),
+            "Failed URLs by host": share_bars(
+                [(host.host, host.failed) for host in stats.hosts.most_failed[:HOSTS_SHOWN]]
+            ),
+            "HTTP status": share_bars([(str(x), count) for x, count in stats.http_statuses.items()]),
+        },
+        made=[(visible(name), visible(value)) for name, value in made],
     )
+
+
+def _loss(loss: Losses) -> dict[str, Any]:
+    samples = loss.samples
+    return {
+        "status": loss.status,
+        "reason": visible(loss.reason),
+        "count": loss.count,
+        "retryable": loss.retryable,
+        "samples": [(visible(lost.url), lost.http_status) for lost in samples],
+        "left_out": loss.count - len(samples),
+    }

@@ -243,7 +243,12 @@ def freeze(
             plans,
             in_units(tables, settings.unit_rows, lists=lists, in_place=in_place),
             identity=lambda: _identity(described, settings, plans),
-            more=lambda: {"repeated": urls.repeated, "known": urls.known, "locations": list(locations)},
+            more=lambda: {
+                "repeated": urls.repeated,
+                "known": urls.known,
+                "locations": list(locations),
+                "contact": settings.fetch.contact,
+            },
         )
     if plan is None:
         wanted = "nothing new" if plans else "nothing to ingest"

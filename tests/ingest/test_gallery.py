@@ -2,19 +2,27 @@
 
 import base64
 import io
+import json
 import os
 import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from small_web import MARKUP, crawl_small_web
 
-from ingest.dataset import open_dataset, sealed_head
-from ingest.gallery import BINS, chart, draw_positions, render, sample_photos, settings_of
-from ingest.stats import Histogram, count
+from cluster.errors import UserError
+from ingest.duplicate_groups import read_groups
+from ingest.gallery import BINS, chart, show
+from ingest.histogram import Histogram
+from ingest.stats import count
+from ingest.thumbnails import draw_positions
+from ingest.view import write_view
 from ingest.wording import visible
 
 VOID = {"meta", "img", "br", "rect"}
@@ -45,10 +53,9 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def page_of(dataset, *, samples=60, seed=0):
+def page_of(dataset, *, view=None, samples=60, seed=0):
     stats = count(dataset, progress=lambda done, total: None)
-    photos = list(sample_photos(open_dataset(dataset), samples=samples, seed=seed))
-    return render(stats, photos, settings_of(dataset, sealed_head(dataset, stats.root)["generations"]))
+    return show(str(dataset), stats, view=view, samples=samples, seed=seed)
 
 
 def pictures(page):
@@ -210,3 +217,109 @@ def test_visible_text_is_printable_and_leaves_printable_text_alone(text):
     assert visible(text).isprintable()
     if text.isprintable():
         assert visible(text) == text
+
+
+def write_duplicates(path, name, rows, *, against=()):
+    """The list that lies beside a view: rows of winner, key, distance, exact, evaluation."""
+    columns = [[row[column] for row in sorted(rows)] for column in range(5)]
+    schema = pa.schema(
+        [("winner", pa.uint64()), ("key", pa.uint64()), ("distance", pa.uint8()), ("exact", pa.bool_()),
+         ("evaluation", pa.uint16())],
+        metadata={"root": "", "settings": json.dumps({"hamming": 3, "against": list(against)})},
+    )  # fmt: skip
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+    pq.write_table(pa.table(arrays, schema=schema), path / "views" / f"{name}.duplicates.parquet")
+
+
+@pytest.fixture
+def viewed(tmp_path, scene, crawl):
+    """Ten pictures in units of four, and a view that keeps those with even numbers."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(10):
+        scene(number, 300, 200).save(source / f"{number}.png")
+    report = crawl([source], tmp_path / "out", unit_rows=4)
+    keeps = {unit: np.arange(size) % 2 == 0 for unit, size in enumerate((4, 4, 2))}
+    write_view(tmp_path / "out", "even", root=report.root, keeps=keeps)
+    return tmp_path / "out"
+
+
+def is_scene(picture, scene, number):
+    return np.abs(np.asarray(picture, float) - np.asarray(scene(number, 300, 200), float)).mean() < 6
+
+
+def test_view_shows_its_own_samples(viewed, scene):
+    page = Page(page_of(viewed, view="even"))
+    shown = pictures(page)
+    assert [is_scene(picture, scene, 2 * place) for place, picture in enumerate(shown)] == [True] * 5
+    text = "".join(page.text)
+    assert "All 5 images in the view even" in text
+    assert "keeps 5 of 10 images" in text
+    assert "Duplicates" not in text
+
+
+def test_duplicates_show_the_winner_beside_what_was_left_out_for_it(viewed, scene):
+    rows = [(0, 1, 0, True, None), (0, 100_001, 1, False, None), (100_002, 200_001, 3, False, None)]
+    write_duplicates(viewed, "even", rows)
+    page = Page(page_of(viewed, view="even", samples=0))
+    shown = pictures(page)
+    assert [is_scene(picture, scene, n) for picture, n in zip(shown, (0, 1, 5, 6, 9), strict=True)] == (
+        [True] * 5
+    )
+    text = "".join("".join(page.text).split())
+    assert "3imagesin2groups." in text
+    assert "stays0000000000000equalbytes00000000000011bitapart0000000100001" in text
+    assert "stays00000001000023bitsapart0000000200001" in text
+    assert "Duplicates" not in page_of(viewed), "without the view there are no groups"
+
+
+def test_duplicates_of_evaluations_and_missing_samples_are_tiles_of_text(viewed):
+    write_duplicates(
+        viewed, "even", [(7, 1, 2, False, 1), (9_900_000, 3, 0, True, None)], against=["a" * 64, "b" * 64]
+    )
+    page = Page(page_of(viewed, view="even", samples=0))
+    text = " ".join("".join(page.text).split())
+    assert "an image of an evaluation root bbbbbbbbbbbb…" in text.replace("evaluationroot", "evaluation root")
+    assert "not in this dataset" in text
+    assert len(page.all("img")) == 2
+
+
+def test_largest_groups_come_first_and_most_members_are_counted_not_shown(viewed):
+    rows = [(winner, 200_001, 1, False, None) for winner in range(1000, 1100)]
+    rows += [(2000, 200_000, 0, True, None)] * 500
+    write_duplicates(viewed, "even", rows)
+    groups = read_groups(viewed, "even", seed=0)
+    assert (groups.groups, groups.dropped) == (101, 600)
+    assert (groups.largest[0].winner, groups.largest[0].dropped) == (2000, 500)
+    assert len(groups.largest[0].members) < 20
+    drawn = [group.winner for group in groups.drawn]
+    assert drawn == sorted(set(drawn) - {group.winner for group in groups.largest})
+    assert drawn == [group.winner for group in read_groups(viewed, "even", seed=0).drawn]
+    assert drawn != [group.winner for group in read_groups(viewed, "even", seed=1).drawn]
+    assert "and 489 more" in " ".join("".join(Page(page_of(viewed, view="even")).text).split())
+
+
+def test_damaged_list_of_duplicates_and_unknown_view_are_one_sentence(viewed):
+    with pytest.raises(UserError, match="no view named odd: it has even"):
+        page_of(viewed, view="odd")
+    path = viewed / "views" / "even.duplicates.parquet"
+    for data in (b"gone", (viewed / "views" / "even.parquet").read_bytes()):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"even\.duplicates\.parquet is not a list of duplicates"):
+            page_of(viewed, view="even")
+
+
+def test_what_was_not_fetched_is_shown_with_reason_url_and_answer(tmp_path):
+    crawl_small_web(tmp_path)
+    html = page_of(tmp_path / "web")
+    page = Page(html)
+    assert not {"script", "iframe"} & {tag for tag, _ in page.elements}
+    text = " ".join("".join(page.text).split())
+    assert "2 failed: http_404" in text
+    assert f"/{visible(MARKUP)} HTTP 404" in text
+    assert "1 failed: http_503 (1 may succeed later)" in text
+    assert re.search(r"/private/8\.jpg (?!HTTP)", text), "nothing was answered, and no answer is shown"
+    assert "3 hosts" in text
+    assert "robots.txthonoured" in text
+    assert "X-Robots-Taghonoured" in text
+    assert "\u202e" not in html

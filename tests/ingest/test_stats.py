@@ -1,15 +1,19 @@
 """Counts of a dataset: nothing disappears, and percentiles are those of the values."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_web import MARKUP, crawl_small_web
 
 from cluster.errors import UserError
-from ingest.stats import URLS_KEPT_PER_REASON, Histogram, count
+from ingest.frequent import Frequent
+from ingest.histogram import Histogram
+from ingest.stats import SAMPLES_PER_REASON, count
 
 
 def silent(done, total):
@@ -59,7 +63,7 @@ def test_D2_statuses_add_up_to_the_plan_over_all_units(folder, crawl, tmp_path):
         ("rejected", "not_an_image"): 1,
         ("failed", "truncated"): 1,
     }
-    assert [url for loss in stats.losses for url in loss.first_urls if "half" in url] == [
+    assert [lost.url for loss in stats.losses for lost in loss.samples if "half" in lost.url] == [
         "pictures/dog/half.png"
     ]
     assert stats.formats == {"jpeg": 4, "png": 3, "webp": 3}
@@ -84,12 +88,12 @@ def test_bytes_are_those_on_disk(folder, crawl, tmp_path):
 def test_dataset_without_one_image_counts_too(tmp_path, crawl):
     source = tmp_path / "source"
     source.mkdir()
-    for number in range(URLS_KEPT_PER_REASON + 5):
+    for number in range(SAMPLES_PER_REASON + 5):
         (source / f"{number:03}.jpg").write_text("no picture")
     crawl([source], tmp_path / "out")
     stats = count(tmp_path / "out", progress=silent)
-    assert (stats.kept, stats.rejected, stats.labels, stats.formats) == (0, URLS_KEPT_PER_REASON + 5, {}, {})
-    assert len(stats.losses[0].first_urls) == URLS_KEPT_PER_REASON
+    assert (stats.kept, stats.rejected, stats.labels, stats.formats) == (0, SAMPLES_PER_REASON + 5, {}, {})
+    assert len(stats.losses[0].samples) == SAMPLES_PER_REASON
     json.dumps(stats.as_json())
 
 
@@ -97,7 +101,7 @@ def test_json_holds_every_number(folder, crawl, tmp_path):
     crawl([folder()], tmp_path / "out")
     answer = json.loads(json.dumps(count(tmp_path / "out", progress=silent).as_json()))
     assert answer["planned"] == answer["kept"] + answer["rejected"] + answer["failed"] == 11
-    assert answer["reasons"] == [{"status": "rejected", "reason": "not_an_image", "count": 1}]
+    assert answer["reasons"] == [{"status": "rejected", "reason": "not_an_image", "count": 1, "retryable": 0}]
     assert answer["width"]["p50"] == 24
 
 
@@ -107,3 +111,64 @@ def test_unreadable_metadata_is_one_sentence(folder, crawl, tmp_path):
     meta.write_bytes(b"gone")
     with pytest.raises(UserError, match=f"{meta.name} cannot be read: .* `ingest verify"):
         count(tmp_path / "out", progress=silent)
+
+
+def test_crawl_of_the_web_is_counted_by_host_answer_and_reason(tmp_path):
+    crawl_small_web(tmp_path)
+    answer = json.loads(json.dumps(count(tmp_path / "web", progress=silent).as_json()))
+    assert (answer["planned"], answer["kept"], answer["rejected"], answer["failed"]) == (16, 8, 5, 3)
+    assert answer["retryable"] == 1
+    assert {each["reason"]: (each["count"], each["retryable"]) for each in answer["reasons"]} == {
+        "robots_disallowed": (2, 0), "x_robots_tag": (2, 0), "not_an_image": (1, 0), "http_404": (2, 0),
+        "http_503": (1, 1),
+    }  # fmt: skip
+    assert answer["http_statuses"] == {"200": 11, "404": 2, "503": 1}, "robots.txt is no answer to a URL"
+    hosts = answer["hosts"]
+    assert (hosts["hosts"], hosts["missing_at_most"]) == (3, 0)
+    assert hosts["most_attempts"] == [
+        {"host": "127.0.0.1", "attempts": 8, "rejected": 1, "failed": 1},
+        {"host": "127.0.0.2", "attempts": 4, "rejected": 0, "failed": 2},
+        {"host": "127.0.0.3", "attempts": 4, "rejected": 4, "failed": 0},
+    ]
+    assert [host["host"] for host in hosts["most_failed"]] == ["127.0.0.2", "127.0.0.1"]
+    assert answer["columns"] == ["<i>score", "page"]
+
+
+def test_samples_of_what_was_lost_come_from_everywhere_and_are_always_the_same(tmp_path, crawl):
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(6 * SAMPLES_PER_REASON):
+        (source / f"{number:03}.jpg").write_text("no picture")
+    crawl([source], tmp_path / "out", unit_rows=SAMPLES_PER_REASON)
+    samples, again = (count(tmp_path / "out", progress=silent).losses[0].samples for _ in range(2))
+    assert samples == again
+    assert len(set(samples)) == SAMPLES_PER_REASON
+    units = Counter(int(lost.url[-7:-4]) // SAMPLES_PER_REASON for lost in samples)
+    assert len(units) == 6, "of every unit, not of the first"
+
+
+def test_samples_have_url_and_http_status(tmp_path):
+    crawl_small_web(tmp_path)
+    losses = {loss.reason: loss for loss in count(tmp_path / "web", progress=silent).losses}
+    assert {lost.http_status for lost in losses["http_404"].samples} == {404}
+    assert any(lost.url.endswith(MARKUP) for lost in losses["http_404"].samples)
+    assert {lost.http_status for lost in losses["robots_disallowed"].samples} == {None}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdefghijkl"), st.integers(1, 9)), max_size=200), st.integers(1, 8)
+)
+def test_frequent_names_are_never_lost_and_counts_lack_no_more_than_is_said(added, capacity):
+    frequent, truth = Frequent(capacity=capacity), Counter()
+    for name, times in added:
+        frequent.add(name, times, 1)
+        truth[name] += times
+        assert len(frequent.counts) <= 2 * capacity
+    for name, times in truth.items():
+        there = frequent.counts.get(name, (0, 0))[0]
+        assert times - frequent.missing <= there <= times
+    if len(truth) <= 2 * capacity:
+        assert frequent.missing == 0
+        assert [(name, parts[0]) for name, parts in frequent.top()] == sorted(
+            truth.items(), key=lambda item: (-item[1], item[0])
+        )

@@ -1,0 +1,29 @@
+"""`ingest card`: what a dataset is made of, as Markdown."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.errors import UserError
+from ingest.card import dataset_card
+from ingest.commands.counted import counted
+from ingest.commands.options import DatasetFolder
+from ingest.provenance import name_of
+from ingest.store import PosixStore
+
+
+def card(
+    dataset: DatasetFolder,
+    output: Annotated[
+        Path | None, typer.Option(help="The file, such as README.md. [default: printed]")
+    ] = None,
+) -> None:
+    """Write the dataset's card: sources, opt-outs, counts, settings, and how to ask for removal."""
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise UserError(f"--output {output} cannot be a file: name one in a folder that exists")
+    text = dataset_card(dataset, counted(dataset), name=name_of(dataset))
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        PosixStore(output.parent).replace(output.name, text.encode())
