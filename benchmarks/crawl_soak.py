@@ -1,13 +1,14 @@
-"""Claim: however often a crawl is killed, the same command finishes it, with the bytes of an undisturbed crawl.
+"""Claim: however often a crawl is killed, the same command finishes it, with the undisturbed crawl's bytes.
 
     python benchmarks/crawl_soak.py [--kills 200] [--images 20000] [--seed 0]
 
-A local server replays the images: its answers are a pure function of the URL. `ingest crawl-shards` is killed
-with SIGKILL at random moments, the whole process group or one process of it, and started again by the same
-command until the dataset is sealed. A kill comes some time after a unit was committed, or, if the crawl is ahead of
-the kills, some time after the one before; meanwhile the server answers slowly. So the kills are spread over
-all of the crawl, its start and its planning too. Exits with 1 if the root differs from the undisturbed crawl's, if a URL's row is lost,
-doubled or not what the server's answer must give, or if a file is damaged.
+A local server replays the images: its answers are a pure function of the URL. `ingest crawl-shards` is
+killed with SIGKILL at random moments, the whole process group or one process of it, and started again by the
+same command until the dataset is sealed. A kill comes some time after a unit was committed, or, if the crawl
+is ahead of the kills, some time after the one before; meanwhile the server answers slowly. So the kills are
+spread over all of the crawl, its start and its planning too. Exits with 1 if the root differs from the
+undisturbed crawl's, if a URL's row is lost, doubled or not what the server's answer must give, or if a file
+is damaged.
 """
 
 import argparse
@@ -36,8 +37,9 @@ from replay_server import ALLOWED, ReplayServer, expected
 COMMAND = [sys.executable, "-c", "from ingest.cli import main; main()", "crawl-shards"]
 OPTIONS = ["--contact", "soak@example.org", "--allow-private", *ALLOWED, "--attempts", "1"]
 OPTIONS += ["--per-host", "8", "--workers", "2"]
-# Seconds before an answer once there was progress: the crawl still moves, or no kill would find it working.
-HELD_BACK = 0.5
+# Mean seconds before an answer. Until there is progress, no quicker than units can be committed: else many
+# wait, and are all committed at once. Then the crawl still moves, or no kill would find it working.
+QUICK, SLOW = 0.04, 2.0
 # Answers that may be on their way through the checkers before the first unit is committed.
 RUN_AHEAD = 512
 
@@ -127,7 +129,7 @@ def soak(
         RuntimeError: the crawl failed by itself, or was sealed before all kills.
     """
     result = Soak()
-    with ReplayServer() as server:
+    with ReplayServer(hosts=2) as server:
         urls = server.urls(images)
         pq.write_table(pa.table({"url": urls}), folder / "urls.parquet")
         common = [str(folder / "urls.parquet"), "--unit-rows", str(unit_rows), *OPTIONS]
@@ -165,13 +167,13 @@ def _finish(crawl: LocalCrawl) -> None:
 
 
 def _let_run(crawl: LocalCrawl, output: Path, server: ReplayServer, due: float, pause: float) -> None:
-    """Until it has committed a unit, if fewer than `due` are, and then for the pause; answers come slowly then."""
+    """Until it has committed a unit, if fewer than `due` are, and then, slowly, for the pause."""
     before = committed(output)
     if before < due:
-        server.delay = 0.0
+        server.delay = QUICK
         while crawl.running() and committed(output) == before:
             time.sleep(0.02)
-    server.delay = HELD_BACK
+    server.delay = SLOW
     until = time.monotonic() + pause
     while crawl.running() and time.monotonic() < until:
         time.sleep(0.02)
@@ -214,7 +216,7 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--unit-rows", type=int, default=20)
+    parser.add_argument("--unit-rows", type=int, default=40)
     parser.add_argument("--pauses", type=float, nargs=2, default=(0.5, 4.0), metavar=("LEAST", "MOST"))
     parser.add_argument("--executor", choices=["local"], default="local")
     parser.add_argument("--seed", type=int, default=0)

@@ -26,6 +26,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from crawl_soak import soak
 from peak_memory import PeakMemory
 
+KEEP_BYTES = Treatment()
 CONTACT = "https://example.org/crawl"
 
 
@@ -35,7 +36,7 @@ def server():
         yield server
 
 
-def url_crawl(source, output, *, extend=False, workers=2, unit_rows=32, treatment=Treatment(), **fetch):
+def url_crawl(source, output, *, extend=False, workers=2, unit_rows=32, treatment=KEEP_BYTES, **fetch):
     return crawl_shards(
         [str(source)],
         output,
