@@ -124,7 +124,7 @@ def measure(command: list[str], environment: dict[str, str], output: Path) -> Ru
     with tempfile.TemporaryFile() as log:
         started = time.monotonic()
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        with PeakMemory(process.pid, every=0.1) as memory:
+        with PeakMemory(process.pid, every=0.25) as memory:
             _, status, usage = os.wait4(process.pid, 0)
         wall = time.monotonic() - started
         process.returncode = os.waitstatus_to_exitcode(status)

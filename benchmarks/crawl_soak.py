@@ -5,10 +5,10 @@
 A local server replays the images: its answers are a pure function of the URL. `ingest crawl-shards` is
 killed with SIGKILL at random moments, the whole process group or one process of it, and started again by the
 same command until the dataset is sealed. A kill comes some time after a unit was committed, or, if the crawl
-is ahead of the kills, some time after the one before; meanwhile the server answers slowly. So the kills are
-spread over all of the crawl, its start and its planning too. Exits with 1 if the root differs from the
-undisturbed crawl's, if a URL's row is lost, doubled or not what the server's answer must give, or if a file
-is damaged.
+is ahead of the kills, some time after the one before; meanwhile the server answers slowly, or holds back. So
+the kills are spread over all of the crawl, its start and its planning too. Exits with 1 if the root differs
+from the undisturbed crawl's, if a URL's row is lost, doubled or not what the server's answer must give, or if
+a file is damaged.
 """
 
 import argparse
@@ -36,9 +36,11 @@ from replay_server import ALLOWED, ReplayServer, expected
 
 COMMAND = [sys.executable, "-c", "from ingest.cli import main; main()", "crawl-shards"]
 OPTIONS = ["--contact", "soak@example.org", "--allow-private", *ALLOWED, "--attempts", "1"]
+# No answer may come too late, however long it is held back.
+OPTIONS += ["--deadline", "600"]
 OPTIONS += ["--per-host", "8", "--workers", "2"]
 # Mean seconds before an answer. Until there is progress, no quicker than units can be committed: else many
-# wait, and are all committed at once. Then the crawl still moves, or no kill would find it working.
+# wait, and are all committed at once. Then slowly, and not at all while the crawl is ahead of the kills.
 QUICK, SLOW = 0.04, 2.0
 # Answers that may be on their way through the checkers before the first unit is committed.
 RUN_AHEAD = 512
@@ -151,7 +153,7 @@ def soak(
             if not killed:
                 raise RuntimeError(f"the crawl was sealed after {result.kills.total()} of {kills} kills")
             result.kills[killed] += 1
-        server.delay = 0.0
+        server.held, server.delay = False, 0.0
         result.starts += not crawl.running()
         _finish(crawl)
         result.seconds = time.monotonic() - started
@@ -170,12 +172,13 @@ def _let_run(crawl: LocalCrawl, output: Path, server: ReplayServer, due: float, 
     """Until it has committed a unit, if fewer than `due` are, and then, slowly, for the pause."""
     before = committed(output)
     if before < due:
-        server.delay = QUICK
+        server.held, server.delay = False, QUICK
         while crawl.running() and committed(output) == before:
             time.sleep(0.02)
     server.delay = SLOW
     until = time.monotonic() + pause
     while crawl.running() and time.monotonic() < until:
+        server.held = committed(output) >= due
         time.sleep(0.02)
 
 

@@ -82,11 +82,13 @@ class ReplayServer:
 
     Attributes:
         delay: mean seconds before an answer, which is up to twice that; may be changed at any time.
+        held: no answers at present.
         answered: answers given, robots.txt aside.
     """
 
     def __init__(self, hosts: int = 4) -> None:
         self.delay = 0.0
+        self.held = False
         self.answered = 0
         self._addresses = [f"127.0.2.{1 + number}" for number in range(hosts)]
         self._port = 0
@@ -140,6 +142,8 @@ class ReplayServer:
                     continue
                 if self.delay:
                     await asyncio.sleep(random.uniform(0, 2 * self.delay))
+                while self.held:
+                    await asyncio.sleep(0.02)
                 writer.write(_answer(path))
                 await writer.drain()
                 self.answered += 1
