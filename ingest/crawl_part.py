@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from cluster.job import write_atomically
 from cluster.preempt import STOP_SIGNALS, Preempted
+from cluster.runs import RunFolder
 from ingest.commit import read_commits
 from ingest.crawl import Counts, Progress, crawl_units, seal_plan, told_if_it_cannot_be_written
 from ingest.fetch import FetchSettings
@@ -154,6 +155,8 @@ class _Report:
             self._due = time.monotonic() + _REPORT_EVERY_S
 
     def write(self, counts: Counts) -> None:
+        # A node that was cut off goes on: what it makes is right, but it asks sites a second time.
+        RunFolder(self._folder).refuse_if_superseded()
         write_atomically(_report_file(self._folder, self._rank), json.dumps(counts_json(counts)))
         if counts.units_done > self._marked:
             # A newer name is progress to whoever starts the job again, and renews its budget of restarts.

@@ -1,8 +1,9 @@
 """A crawl by many crawlers: on this machine, on Ray, or as jobs of SLURM.
 
 A plan's units are divided into contiguous parts. Rows are sorted by site, so that a site is asked by one
-crawler, which knows how often it may be: by two, if the border of parts lies in it, and by more only if it
-has more rows than a part. Parts and workers may be others each time: the dataset is the same.
+crawler, which knows how often it may be; only one that a border of parts cuts is asked by two, by one of them
+at its end and by the other at its beginning. Parts and workers may be others each time: the dataset is the
+same.
 """
 
 import hashlib
@@ -11,10 +12,14 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, zip_longest
 from pathlib import Path
+
+import pyarrow as pa
 
 from cluster.errors import AlreadyRunning, UserError
 from cluster.executors import status_of
@@ -33,15 +38,17 @@ from ingest.crawl_part import (
     sum_into,
 )
 from ingest.fetch import FetchSettings
+from ingest.grouping import domain_hashes
 from ingest.plan import Plan
 from ingest.wording import visible
 
-# One event loop fetches about as many images as this many processes check: see benchmarks/RESULTS.md.
-WORKERS_PER_CRAWLER = 8
+# Of web images of 128 kB, the process that fetches takes 0.9 to 1.2 ms of CPU each, and a worker 2.4 ms to
+# check and 4.0 ms to resize it: more workers than this would wait for the one.
+WORKERS_PER_CRAWLER = 4
 _POLL_S = 0.2
 _POLL_SLURM_S = 2.0
-# A call on Ray is the smaller, the more evenly the last ones end, and the larger, the less often all of its
-# URLs but those of slow sites are fetched.
+# The smaller a call on Ray is, the more evenly the last ones end; the larger, the more rarely all that is left
+# of it is a slow site.
 _CALLS_PER_CRAWLER = 8
 _UNITS_PER_CALL = 16
 _RAY_RETRIES = 20
@@ -49,11 +56,33 @@ _RAY_RETRIES = 20
 logger = logging.getLogger(__name__)
 
 
-def divide(units: Sequence[int], parts: int) -> list[Sequence[int]]:
-    """Contiguous parts of nearly equal length, as many as asked for or as there are units."""
+def divide(units: Sequence[int], parts: int, site: Callable[[int], Hashable | None]) -> list[Sequence[int]]:
+    """Contiguous parts of nearly equal length, not more than asked for.
+
+    Args:
+        units: ascending.
+        parts: how many.
+        site: whose image comes first in a unit; None if nobody is asked. A site that begins several units is
+            not cut: its units are of one part.
+    """
     parts = min(parts, len(units))
-    cuts = [len(units) * part // parts for part in range(1, parts)]
-    return [units[first:stop] for first, stop in pairwise([0, *cuts, len(units)])] if parts else []
+    cuts = [_end_of_site(units, len(units) * part // parts, site) for part in range(1, parts)]
+    return [units[first:stop] for first, stop in pairwise(sorted({0, *cuts, len(units)}))]
+
+
+def _end_of_site(units: Sequence[int], at: int, site: Callable[[int], Hashable | None]) -> int:
+    here = site(units[at])
+    if here is None or at + 1 == len(units) or site(units[at + 1]) != here:
+        return at
+    return bisect_left(range(len(units)), True, lo=at + 1, key=lambda each: site(units[each]) != here)
+
+
+def first_site(plan: Plan, unit: int) -> Hashable | None:
+    """The site of a unit's first row; None if it is not fetched."""
+    row = plan.table(unit).slice(0, 1)
+    if plan.sources[row["source"][0].as_py()]["kind"] != "urls":
+        return None
+    return int(domain_hashes(row["path"].cast(pa.string()))[0])
 
 
 def crawl_here(
@@ -72,7 +101,7 @@ def crawl_here(
     """
     if parts == 1:
         return crawl_plan(plan, fetch=fetch, workers=workers, progress=progress, counts=counts)
-    if chunks := divide(_begin(plan, fetch, counts), parts):
+    if chunks := divide(_begin(plan, fetch, counts), parts, partial(first_site, plan)):
         shared = replace(fetch, connections=math.ceil(fetch.connections / len(chunks)))
         orders = _orders(plan, chunks, shared, math.ceil(workers / len(chunks)))
         # What could not be removed is in the system's folder for such things.
@@ -122,7 +151,10 @@ def crawl_on_ray(
     from cluster.ray import RayExecutor
 
     left = _begin(plan, fetch, counts)
-    calls = [part.to_json() for part in _orders(plan, list(_in_turns(left, parts)), fetch, workers)]
+    pieces = divide(
+        left, max(parts * _CALLS_PER_CRAWLER, len(left) // _UNITS_PER_CALL), partial(first_site, plan)
+    )
+    calls = [part.to_json() for part in _orders(plan, _in_turns(pieces, parts), fetch, workers)]
     executor = RayExecutor(site.ray_address, site=site)
     done = [replace(counts)]
     progress(counts)
@@ -133,14 +165,10 @@ def crawl_on_ray(
     return _end(plan, progress, counts)
 
 
-def _in_turns(left: Sequence[int], parts: int) -> Iterator[Sequence[int]]:
-    """Small pieces, so ordered that those under way at a time lie far apart, and a site in one of them."""
-    pieces = []
-    for part in divide(left, parts):
-        size = min(_UNITS_PER_CALL, math.ceil(len(part) / _CALLS_PER_CRAWLER))
-        pieces.append([part[at : at + size] for at in range(0, len(part), size)])
-    for turn in range(max(map(len, pieces), default=0)):
-        yield from (piece[turn] for piece in pieces if turn < len(piece))
+def _in_turns(pieces: Sequence[Sequence[int]], parts: int) -> list[Sequence[int]]:
+    """So ordered that those under way at a time lie far apart: a site that a border cuts is in one of them."""
+    far = [pieces[len(pieces) * part // parts : len(pieces) * (part + 1) // parts] for part in range(parts)]
+    return [piece for turn in zip_longest(*far) for piece in turn if piece is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +207,7 @@ def submit_to_slurm(
 
     left = set(_begin(plan, fetch, Counts()))
     counts.units, counts.planned = len(plan.units), plan.rows
-    chunks = divide(plan.units, parts)
+    chunks = divide(plan.units, parts, partial(first_site, plan))
     stem = _run_name(plan)
     names = [f"{stem}-{number + 1}-of-{len(chunks)}" for number in range(len(chunks))]
     _refuse_other_parts(runs, stem, names)

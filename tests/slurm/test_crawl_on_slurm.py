@@ -58,7 +58,7 @@ def units_done(folder: Path) -> int:
 
 def test_D1_C1_requeued_parts_and_a_lost_node_change_nothing(slurm: SlurmLab, tmp_path: Path) -> None:
     with PictureServer(LOGIN) as server:
-        server.write_list(tmp_path / "list.txt", 240, [LOGIN])
+        server.write_list(tmp_path / "list.txt", 180, [LOGIN])
         root = expected_root(tmp_path)
         server.seconds = 0.3
 
@@ -66,20 +66,21 @@ def test_D1_C1_requeued_parts_and_a_lost_node_change_nothing(slurm: SlurmLab, tm
         runs = [RunFolder(path.parent) for path in sorted((tmp_path / "runs").glob("*/status.json"))]
         jobs = [(run.path / "slurm-job").read_text().strip() for run in runs]
         assert len(runs) == 3
-        assert all(f"{run.path.name}: submitted as slurm job {job}" in said for run, job in zip(runs, jobs))
+        assert all(
+            f"{run.path.name}: submitted as slurm job {job}" in said
+            for run, job in zip(runs, jobs, strict=True)
+        )
 
         wait_until(lambda: units_done(tmp_path) >= 3, "three units", 60)
         slurm.run("scontrol", "requeue", jobs[0])
-        # The same command again: what is going on is left alone.
-        assert "is going on as slurm job" in crawl(slurm, tmp_path).stderr
-        other = crawl(slurm, tmp_path, "--parts", "2", check=False)
-        assert (other.returncode, "going on in other parts" in other.stderr) == (2, True)
-
-        done = units_done(tmp_path)
-        wait_until(lambda: units_done(tmp_path) >= done + 3, "three more units", 60)
+        wait_until(runs[0].requeue_mark(0).exists, "the first part has stopped as it was asked to")
         node = runs[1].read_status().nodes
         assert node is not None
         slurm.kill_node(int(node.removeprefix("node")))
+        # The same command again: what is going on is left alone.
+        assert crawl(slurm, tmp_path).stderr.count("is going on as slurm job") == 3
+        other = crawl(slurm, tmp_path, "--parts", "2", check=False)
+        assert (other.returncode, "going on in other parts" in other.stderr) == (2, True)
         server.seconds = 0.02
         wait_until((tmp_path / "out" / "DATASET.json").is_file, "the dataset is sealed", 90)
         for run in runs:
