@@ -428,7 +428,11 @@ class _Crawl:
     def _read(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
         """What lies in folders and archives, in the plan's order."""
         max_bytes = self._settings.treatment.limits.max_bytes
+        opened: int | None = None
         for (_, source), group in groupby(self._items(urls=False), key=lambda each: (each.unit, each.source)):
+            if opened not in (None, source):
+                self._sources[opened].close()  # thousands of archives cannot all be open
+            opened = source
             attempts = list(group)
             read = self._sources[source].read([each.item for each in attempts], max_bytes=max_bytes)
             for attempt, data in zip(attempts, read, strict=True):

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from cluster.errors import UserError
 from ingest.image import Checked
 from ingest.shard import MetaWriter
 from ingest.sources.source import Item, Problem
@@ -53,11 +54,21 @@ class ForeignTar:
         self._tar.close()
 
     def shard(self) -> dict[str, Any]:
-        """Name, bytes and sha256 of the whole tar, for commit records; it is read once."""
+        """Name, bytes and sha256 of the whole tar, for commit records; it is read once.
+
+        Raises:
+            UserError: it cannot be read.
+        """
         if self._shard is None:
-            with open_file(self._place) as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                self._shard = {"name": self.name, "bytes": file.seek(0, os.SEEK_END), "sha256": digest}
+            try:
+                with open_file(self._place) as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                    self._shard = {"name": self.name, "bytes": file.seek(0, os.SEEK_END), "sha256": digest}
+            except OSError as error:
+                raise UserError(
+                    f"{self._place} cannot be read ({error.strerror}): mend that, then run the same command "
+                    "again"
+                ) from error
         return self._shard
 
 

@@ -6,6 +6,7 @@ units.
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -49,9 +50,9 @@ def index_tars(
     """
     store = open_store(output)
     places = [place for text in tars for place in map(_place, expand(text))]
-    repeated = next((place for place in places if places.count(place) > 1), None)
-    if repeated is not None:
-        raise UserError(f"{repeated} is given twice: leave one of them out")
+    repeated = [place for place, times in Counter(places).items() if times > 1]
+    if repeated:
+        raise UserError(f"{repeated[0]} is given twice: leave one of them out")
     names = [_name(store, place) for place in places]
     counts = Counts()
 

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ingest.sources.source import PROBLEMS, Item, Problem, first_folder
-from ingest.sources.webdataset import COLUMNS, COMPANIONS, LARGEST_COMPANION, Member, joined, kind_of
+from ingest.sources.webdataset import COLUMNS, LARGEST_COMPANION, Member, joined, member_of
 from ingest.store import open_store
 
 _BLOCK = 512
@@ -94,6 +94,8 @@ class TarSource:
         except TarError as error:
             self.close()
             return PROBLEMS[error.problem]
+        except OSError:  # it cannot even be opened
+            return PROBLEMS["io_error"]
 
     def close(self) -> None:
         if self._unpacked is not None:
@@ -184,23 +186,19 @@ def _decompressor(file: io.BufferedIOBase) -> Callable[[Any], Any] | None:
 
 def _listed(archive: _Unpacked) -> Iterator[Member]:
     """The members without hidden names, and at once what companions say: going back would be slow."""
+
+    def beginning(item: Item) -> bytes | None:
+        try:
+            return archive.exactly(item.offset, min(item.size, LARGEST_COMPANION))
+        except TarError:
+            return None  # its row will say so
+
     try:
         for item in _members(archive):
-            if any(part.startswith(b".") for part in item.path.split(b"/")):
-                continue
-            if not item.problem and kind_of(item.path) in COMPANIONS:
-                yield Member(item, _beginning(archive, item))
-            else:
-                yield Member(item)
+            if not any(part.startswith(b".") for part in item.path.split(b"/")):
+                yield member_of(item, beginning)
     except TarError as error:
-        yield Member(Item(b"", problem=error.problem))
-
-
-def _beginning(archive: _Unpacked, item: Item) -> bytes | None:
-    try:
-        return archive.exactly(item.offset, min(item.size, LARGEST_COMPANION))
-    except TarError:
-        return None  # its row will say so
+        yield member_of(Item(b"", problem=error.problem), beginning)
 
 
 def _members(archive: _Unpacked) -> Iterator[Item]:

@@ -14,7 +14,7 @@ wants it to take.
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 from ingest.sources.source import Item
 from ingest.sources.urls import split_labels
 
-COMPANIONS = ("txt", "caption", "cls", "label", "json")
+COMPANIONS = (b"txt", b"caption", b"cls", b"label", b"json")
 # What a companion may say; the rest of a longer one is not read.
 LARGEST_COMPANION = 1 << 16
 COLUMNS = pa.schema([pa.field("source_url", pa.string()), pa.field("json", pa.string())])
@@ -39,16 +39,24 @@ class Member:
 
     Attributes:
         item: it as an attempt.
+        key: what it shares with the other members of its sample.
+        kind: what it is, in lower case: the part of its name behind the first dot.
         text: of a companion: its first bytes, up to LARGEST_COMPANION; None for all others.
     """
 
     item: Item
-    text: bytes | None = None
+    key: bytes
+    kind: bytes
+    text: bytes | None
 
 
-def kind_of(path: bytes) -> str:
-    """What a member is, in lower case: the part of its name behind the first dot."""
-    return _text(path.rpartition(b"/")[2].partition(b".")[2]).lower()
+def member_of(item: Item, beginning: Callable[[Item], bytes | None]) -> Member:
+    """A member; `beginning` is called for what may be a companion, and gives None if it cannot be read."""
+    folder, slash, name = item.path.rpartition(b"/")
+    key, _, kind = name.partition(b".")
+    kind = kind.lower()
+    text = beginning(item) if kind in COMPANIONS and not item.problem else None
+    return Member(item, folder + slash + key, kind, text)
 
 
 def joined(members: Iterable[Member]) -> Iterator[Item]:
@@ -67,21 +75,15 @@ def joined(members: Iterable[Member]) -> Iterator[Item]:
 
 def _continues(sample: list[Member], member: Member) -> bool:
     """A name that comes a second time begins another sample."""
-    path = member.item.path
     return (
         len(sample) < _LARGEST_SAMPLE
-        and _key(path) == _key(sample[0].item.path)
-        and all(kind_of(other.item.path) != kind_of(path) for other in sample)
+        and member.key == sample[0].key
+        and all(member.kind != other.kind for other in sample)
     )
 
 
-def _key(path: bytes) -> bytes:
-    folder, slash, name = path.rpartition(b"/")
-    return folder + slash + name.partition(b".")[0]
-
-
 def _attempts(sample: list[Member]) -> Iterator[Item]:
-    companions = {kind_of(m.item.path): m.text for m in sample if m.text is not None}
+    companions = {member.kind: member.text for member in sample if member.text is not None}
     others = [member.item for member in sample if member.text is None]
     if not companions or not others:
         yield from (member.item for member in sample)
@@ -91,23 +93,23 @@ def _attempts(sample: list[Member]) -> Iterator[Item]:
         yield replace(item, **said | {"labels": said["labels"] or item.labels})
 
 
-def _said(companions: dict[str, bytes]) -> dict[str, Any]:
+def _said(companions: dict[bytes, bytes]) -> dict[str, Any]:
     """Caption, labels and further columns of a sample."""
-    texts = {kind: _text(data).strip() for kind, data in companions.items() if kind != "json"}
-    caption = texts.get("txt") or texts.get("caption") or None
-    labels = split_labels(texts.get("cls") or texts.get("label"))
+    texts = {kind: _text(data).strip() for kind, data in companions.items() if kind != b"json"}
+    caption = texts.get(b"txt") or texts.get(b"caption") or None
+    labels = split_labels(texts.get(b"cls") or texts.get(b"label"))
     extra: dict[str, str] = {}
-    if "json" in companions:
-        rest = _object(companions["json"])
+    if b"json" in companions:
+        rest = _object(companions[b"json"])
         if rest is None:
-            extra["json"] = _text(companions["json"])
+            extra["json"] = _text(companions[b"json"])
         else:
             caption = _take_caption(rest, caption)
             labels = labels or _take_labels(rest)
             if isinstance(rest.get("url"), str):
                 extra["source_url"] = _sound(rest.pop("url"))
             if rest:
-                extra["json"] = _spelled(rest) or _text(companions["json"])
+                extra["json"] = _spelled(rest) or _text(companions[b"json"])
     return {"caption": caption, "labels": tuple(labels), "extra": extra}
 
 

@@ -17,7 +17,7 @@ from ingest.plan import freeze, open_images
 from ingest.sources import webdataset as companions
 from ingest.sources.source import Item
 from ingest.sources.tar import TarSource
-from ingest.sources.webdataset import LARGEST_COMPANION, Member, joined
+from ingest.sources.webdataset import LARGEST_COMPANION, joined, member_of
 from ingest.store import PosixStore
 
 KINDS = ["jpg", "txt", "json", "cls", "caption", "label", "npy", "left.png", ""]
@@ -34,6 +34,10 @@ def archive(path, members, *, opener=open):
 
 def listed(path):
     return {item.path.decode(): item for item in TarSource(path).items()}
+
+
+def member(path, text=b"", offset=0):
+    return member_of(Item(path.encode(), offset=offset), lambda item: text)
 
 
 def rows_of(output):
@@ -177,7 +181,7 @@ def test_D4_one_key_for_ever_is_held_in_bounds():
         nonlocal held
         for number in range(10_000):
             held += 1
-            yield Member(Item(f"a.{number}.jpg".encode()))
+            yield member(f"a.{number}.jpg")
 
     for number, _ in enumerate(joined(endless())):
         assert held - number <= companions._LARGEST_SAMPLE + 1
@@ -187,18 +191,15 @@ def test_D4_one_key_for_ever_is_held_in_bounds():
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c/a"]), st.sampled_from(KINDS)), max_size=25))
 def test_D2_every_member_is_an_attempt_or_a_companion_of_one(names):
-    members = [
-        Member(Item(f"{key}.{kind}".encode(), offset=n), b"said" if kind in companions.COMPANIONS else None)
-        for n, (key, kind) in enumerate(names)
-    ]
+    members = [member(f"{key}.{kind}", b"said", offset=n) for n, (key, kind) in enumerate(names)]
     items = list(joined(members))
     places = {item.offset for item in items}
     assert len(places) == len(items)
-    assert all(member.item.offset in places for member in members if member.text is None)
-    for member in members:
-        if member.item.offset not in places:
-            key = member.item.path.partition(b".")[0]
-            near = [item for item in items if abs(item.offset - member.item.offset) < len(KINDS)]
+    assert all(each.item.offset in places for each in members if each.text is None)
+    for each in members:
+        if each.item.offset not in places:
+            key = each.item.path.partition(b".")[0]
+            near = [item for item in items if abs(item.offset - each.item.offset) < len(KINDS)]
             assert any(item.path.startswith(key + b".") for item in near)
 
 
@@ -216,6 +217,6 @@ def test_D2_every_member_is_an_attempt_or_a_companion_of_one(names):
     ).map(lambda value: json.dumps(value).encode())
 )
 def test_D4_any_json_becomes_text_that_files_can_hold(data):
-    (item,) = joined([Member(Item(b"1.jpg")), Member(Item(b"1.json"), data)])
+    (item,) = joined([member("1.jpg"), member("1.json", data)])
     for text in (item.caption or "", *item.labels, *item.extra.values()):
         assert len(text.encode()) <= 4 * LARGEST_COMPANION

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -304,6 +305,19 @@ def test_D4_a_truncated_tar_ends_in_a_row_that_says_so(tars, tmp_path):
     rows = rows_of(tmp_path / "out")
     assert [row["reason"] for row in rows] == [None, None, "tar_truncated", "tar_truncated"]
     assert read_all(open_dataset(tmp_path / "out")) == images[:2]
+
+
+def test_more_tars_than_files_may_be_open(tmp_path, scene, encode):
+    data = encode(scene(), "JPEG")
+    for number in range(60):
+        with webdataset.TarWriter(str(tmp_path / f"{number:02}.tar")) as out:
+            out.write({"__key__": "x", "jpg": data})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, hard))  # noqa: PTH208
+    try:
+        assert index([tmp_path / "*.tar"], tmp_path / "out").counts.kept == 60
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_tars_on_s3_are_indexed_there_and_from_here(tars, tmp_path, bucket):
