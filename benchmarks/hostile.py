@@ -20,8 +20,8 @@ from peak_memory import PeakMemory
 from ingest.crawl import CrawlSettings, crawl_shards
 from ingest.dataset import sealed_units
 from ingest.image import Treatment
-from ingest.plan import open_images
 from ingest.pool import Checker
+from ingest.sources.opening import open_images
 
 MEMORY_LIMIT = 2_000_000_000
 SECONDS_LIMIT = 10.0

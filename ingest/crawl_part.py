@@ -22,7 +22,9 @@ from cluster.job import write_atomically
 from cluster.preempt import STOP_SIGNALS, Preempted
 from cluster.runs import RunFolder
 from ingest.commit import read_commits
-from ingest.crawl import Counts, Progress, crawl_units, seal_plan, told_if_it_cannot_be_written
+from ingest.counts import Counts, Progress
+from ingest.crawl import seal_plan, told_if_it_cannot_be_written
+from ingest.crawl_units import crawl_units
 from ingest.fetch import FetchSettings
 from ingest.plan import Plan, read_plans
 from ingest.store import open_store

@@ -28,7 +28,8 @@ from cluster.local import LocalExecutor
 from cluster.runs import RunFolder, Status, explain
 from cluster.site import Site
 from ingest.commit import read_commits
-from ingest.crawl import Counts, CrawlReport, Progress, crawl_plan, refuse_to_start, seal_plan
+from ingest.counts import Counts, CrawlReport, Progress
+from ingest.crawl import crawl_plan, refuse_to_start, seal_plan
 from ingest.crawl_part import (
     CRAWL_CALL,
     CRAWL_RANK,
@@ -47,8 +48,8 @@ from ingest.wording import visible
 WORKERS_PER_CRAWLER = 4
 _POLL_S = 0.2
 _POLL_SLURM_S = 2.0
-# The smaller a call on Ray is, the more evenly the last ones end; the larger, the more rarely all that is left
-# of it is a slow site.
+# The smaller a call on Ray is, the more evenly the last ones end; the larger, the more rarely a slow site is
+# all that is left of it.
 _CALLS_PER_CRAWLER = 8
 _UNITS_PER_CALL = 16
 _RAY_RETRIES = 20
@@ -166,7 +167,7 @@ def crawl_on_ray(
 
 
 def _in_turns(pieces: Sequence[Sequence[int]], parts: int) -> list[Sequence[int]]:
-    """So ordered that those under way at a time lie far apart: a site that a border cuts is in one of them."""
+    """In such an order that those under way lie far apart: a site that a border cuts is in one of them."""
     far = [pieces[len(pieces) * part // parts : len(pieces) * (part + 1) // parts] for part in range(parts)]
     return [piece for turn in zip_longest(*far) for piece in turn if piece is not None]
 

@@ -15,10 +15,11 @@ from urllib.request import url2pathname
 
 from cluster.errors import UserError
 from ingest import layout
-from ingest.crawl import Counts, CrawlReport, Progress, crawl_plan, told_if_it_cannot_be_written
+from ingest.counts import Counts, CrawlReport, Progress
+from ingest.crawl import crawl_plan, told_if_it_cannot_be_written
 from ingest.crawl_settings import CrawlSettings
+from ingest.freeze import freeze
 from ingest.in_place import ForeignTar
-from ingest.plan import freeze
 from ingest.sources.tar import is_compressed, is_tar
 from ingest.sources.urls import expand
 from ingest.store import Store, open_store

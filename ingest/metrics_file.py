@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from cluster.errors import UserError
-from ingest.crawl import Counts
+from ingest.counts import Counts
 from ingest.pace import Pace
 from ingest.wording import visible
 

@@ -3,7 +3,7 @@
 from collections import deque
 from typing import NamedTuple
 
-from ingest.crawl import Counts
+from ingest.counts import Counts
 from ingest.hosts import SlowHost
 
 WINDOW_S = 60.0

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ingest.crawl import Counts
+from ingest.counts import Counts
 from ingest.metrics_file import MetricsFile
 from ingest.pace import Pace
 from ingest.wording import duration, visible

@@ -20,7 +20,8 @@ from ingest.commands.executors import (
     run_plan,
 )
 from ingest.commands.options import Json
-from ingest.crawl import Counts, CrawlReport, plan_shards
+from ingest.counts import Counts, CrawlReport
+from ingest.crawl import plan_shards
 from ingest.crawl_part import counts_json
 from ingest.crawl_settings import CrawlSettings
 from ingest.fetch import FetchSettings

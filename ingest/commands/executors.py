@@ -11,7 +11,8 @@ from cluster.errors import UserError
 from cluster.job import ExecutorName
 from cluster.site import load_site
 from ingest.commands.options import CORES
-from ingest.crawl import Counts, CrawlReport, Progress, told_if_it_cannot_be_written
+from ingest.counts import Counts, CrawlReport, Progress
+from ingest.crawl import told_if_it_cannot_be_written
 from ingest.crawl_parts import (
     WORKERS_PER_CRAWLER,
     SlurmPart,

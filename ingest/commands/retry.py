@@ -20,7 +20,8 @@ from ingest.commands.executors import (
     run_plan,
 )
 from ingest.commands.options import DatasetFolder, Json
-from ingest.crawl import Counts, told_if_it_cannot_be_written
+from ingest.counts import Counts
+from ingest.crawl import told_if_it_cannot_be_written
 from ingest.fetch import FetchSettings
 from ingest.progress import CrawlProgress, Meter
 from ingest.retry import plan_retry

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ingest.crawl import CrawlReport, crawl_shards
+from ingest.counts import CrawlReport
+from ingest.crawl import crawl_shards
 from ingest.crawl_settings import CrawlSettings
 
 Encode = Callable[..., bytes]

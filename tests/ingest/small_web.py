@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ingest.crawl import CrawlReport, crawl_shards
+from ingest.counts import CrawlReport
+from ingest.crawl import crawl_shards
 from ingest.crawl_settings import CrawlSettings
 from ingest.fetch import FetchSettings
 

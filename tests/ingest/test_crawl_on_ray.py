@@ -8,7 +8,8 @@ from picture_server import NETWORK, PictureServer
 
 from cluster.errors import UserError
 from cluster.site import Site
-from ingest.crawl import Counts, crawl_plan, plan_shards
+from ingest.counts import Counts
+from ingest.crawl import crawl_plan, plan_shards
 from ingest.crawl_parts import crawl_on_ray
 from ingest.crawl_settings import CrawlSettings
 from ingest.fetch import FetchSettings

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from picture_server import NETWORK, PictureServer
 
 from cluster.errors import UserError
-from ingest.crawl import Counts, plan_shards
+from ingest.counts import Counts
+from ingest.crawl import plan_shards
 from ingest.crawl_part import Part
 from ingest.crawl_parts import crawl_here, divide
 from ingest.crawl_settings import CrawlSettings

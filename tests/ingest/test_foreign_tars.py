@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from ingest.crawl_settings import CrawlSettings
 from ingest.dataset import open_dataset, sealed_units
-from ingest.plan import freeze, open_images
+from ingest.freeze import freeze
 from ingest.sources import webdataset as companions
+from ingest.sources.opening import open_images
 from ingest.sources.source import Item
 from ingest.sources.tar import TarSource
 from ingest.sources.webdataset import LARGEST_COMPANION, joined, member_of

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from cluster.errors import UserError
 from ingest import cli
-from ingest.crawl import Counts
+from ingest.counts import Counts
 from ingest.hosts import SlowHost
 from ingest.metrics_file import WRITE_EVERY_S, MetricsFile
 from ingest.pace import Pace

@@ -11,8 +11,9 @@ import pytest
 from cluster.errors import UserError
 from ingest import crawl_settings
 from ingest.crawl_settings import CrawlSettings
+from ingest.freeze import freeze
 from ingest.image import ImageLimits, Treatment
-from ingest.plan import freeze, open_source
+from ingest.sources.opening import open_source
 from ingest.sources.urls import Columns
 from ingest.store import PosixStore
 

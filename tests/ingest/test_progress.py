@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from rich.console import Console
 
-from ingest.crawl import Counts
+from ingest.counts import Counts
 from ingest.hosts import SlowHost
 from ingest.progress import CrawlProgress, Meter
 from ingest.wording import duration

@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 from cluster.errors import UserError
 from ingest import cli, s3, s3_requests
 from ingest.commit import commit, read_commit
+from ingest.crawl_settings import CrawlSettings
 from ingest.dataset import open_dataset
-from ingest.plan import CrawlSettings, freeze, open_images
+from ingest.freeze import freeze
+from ingest.sources.opening import open_images
 from ingest.store import PosixStore, open_store
 from ingest.verify import Level, read_seal, verify_root, verify_units
 from ingest.view import read_view, write_view

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
-from ingest.plan import open_images
 from ingest.sources import tar
 from ingest.sources.folder import FolderSource
+from ingest.sources.opening import open_images
 from ingest.sources.source import PROBLEMS, Problem
 from ingest.sources.tar import TarSource
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import UserError
 from ingest.dataset import sealed_units
-from ingest.plan import open_images
+from ingest.sources.opening import open_images
 from ingest.sources.source import PROBLEMS
 from ingest.sources.warc import WarcSource, is_warc
 

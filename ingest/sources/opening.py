@@ -1,0 +1,57 @@
+"""From what a user names to a source of images."""
+
+import os
+from pathlib import Path
+
+from cluster.errors import UserError
+from ingest.sources.folder import FolderSource
+from ingest.sources.source import Source
+from ingest.sources.tar import TarSource, is_tar
+from ingest.sources.urls import Columns, UrlList, list_format
+from ingest.sources.warc import WarcSource, is_warc
+
+
+def open_source(text: str, columns: Columns) -> Source | UrlList:
+    """What `open_images` opens, or a list of URLs.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if list_format(text) is not None and not Path(text).is_dir():
+        return UrlList(text, columns)
+    return open_images(text)
+
+
+def open_images(text: str) -> Source:
+    """A folder, a tar (a local one, or on S3), or a local WARC.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if text.startswith("s3://"):
+        return _remote_tar(text)
+    path = Path(text)
+    if path.is_dir():
+        return FolderSource(path)
+    if not path.exists():
+        raise UserError(f"source {text} does not exist")
+    if path.is_file() and os.access(path, os.R_OK) and is_tar(path):
+        return TarSource(path)
+    if path.is_file() and os.access(path, os.R_OK) and is_warc(path):
+        return WarcSource(path)
+    raise UserError(
+        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2 or xz), nor a WARC file, "
+        "nor named like a list of URLs (.parquet, .csv, .tsv, .jsonl or .txt, also with .gz or .zst)"
+    )
+
+
+def _remote_tar(url: str) -> Source:
+    try:
+        readable = is_tar(url)
+    except FileNotFoundError:
+        raise UserError(f"source {url} does not exist") from None
+    if not readable:
+        raise UserError(
+            f"source {url} is no readable tar, and nothing else is read from there but lists of URLs"
+        )
+    return TarSource(url)
