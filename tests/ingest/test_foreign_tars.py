@@ -148,7 +148,7 @@ def test_columns_of_tars_and_folders_lie_side_by_side(tmp_path, folder, crawl, s
 
 def test_D4_long_texts_are_cut_and_make_small_units(tmp_path, monkeypatch):
     monkeypatch.setattr("ingest.grouping._CHUNK_BYTES", 5 * LARGEST_COMPANION)
-    monkeypatch.setattr("ingest.plan._BATCH", 2)
+    monkeypatch.setattr("ingest.freeze._BATCH", 2)
     long = "ü".encode() * LARGEST_COMPANION
     members = [(f"{n}.{kind}", data) for n in range(12) for kind, data in (("jpg", b"x"), ("txt", long))]
     source = open_images(str(archive(tmp_path / "x.tar", members)))
