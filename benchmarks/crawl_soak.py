@@ -41,7 +41,7 @@ OPTIONS += ["--deadline", "600"]
 OPTIONS += ["--per-host", "8", "--workers", "2"]
 # Mean seconds before an answer. Until there is progress, no quicker than units can be committed: else many
 # wait, and are all committed at once. Then slowly, and not at all while the crawl is ahead of the kills.
-QUICK, SLOW = 0.04, 2.0
+QUICK, SLOW = 0.04, 0.3
 # Answers that may be on their way through the checkers before the first unit is committed.
 RUN_AHEAD = 512
 
