@@ -38,7 +38,7 @@ from cluster.ray_connect import (
 )
 from cluster.ray_gang import bundle_of, cpus_per_rank
 from cluster.ray_map import map_items
-from cluster.ray_on_slurm import AllocationRay
+from cluster.ray_on_slurm import AllocationRay, demand_a_token
 from cluster.ray_rank import share_lock
 from cluster.ray_supervisor import Supervisor
 from cluster.runs import Failure, RunFolder, Status
@@ -133,6 +133,8 @@ class RayExecutor:
         """Join the cluster, or start one; a process that has joined one stays with it."""
         address = self._address or os.environ.get("RAY_ADDRESS")
         with _CONNECTING:  # the stages of a graph come here side by side
+            if address is None and "SLURM_JOB_ID" in os.environ:
+                demand_a_token()
             if load_ray().is_initialized():
                 return
             if address is not None:

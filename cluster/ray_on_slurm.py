@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -109,6 +111,17 @@ class AllocationRay:
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines()]
         return "; ".join([line for line in lines if line][-3:]) or "not a word"
+
+
+def demand_a_token() -> None:
+    """Whoever reaches a Ray that asks for none runs code as this user, and the network is everybody's.
+
+    The head, the other nodes and this process inherit it; other processes cannot join. Called before the
+    first import of Ray, which reads it then.
+    """
+    kept = Path.home() / ".ray" / "auth_token"  # what Ray itself takes, if the user has made one
+    if "RAY_AUTH_MODE" not in os.environ and not kept.is_file():
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def step(node: str, cpus: int, words: list[str]) -> list[str]:

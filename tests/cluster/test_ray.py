@@ -488,7 +488,8 @@ def test_an_allocation_gets_a_ray_on_all_its_nodes_that_ends_with_the_command(tm
     commands = {
         "scontrol": '[ "$2" = node ] && echo "NodeAddr=127.0.0.1" || printf "n1\\nn2\\n"',
         # What follows srun's own options, on this machine.
-        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; echo $$ >> "$STEPS"; exec "$@"',
+        "srun": 'echo $RAY_AUTH_MODE $RAY_AUTH_TOKEN >> "$STEPS.tokens";'
+        ' while [ "${1#--}" != "$1" ]; do shift; done; echo $$ >> "$STEPS"; exec "$@"',
     }
     for name, script in commands.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -504,7 +505,6 @@ def test_an_allocation_gets_a_ray_on_all_its_nodes_that_ends_with_the_command(tm
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "PYTHONPATH": str(tmp_path),
         "HOME": str(tmp_path),
-        "RAY_AUTH_MODE": "disabled",
         "STEPS": str(tmp_path / "steps"),
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NODELIST": "n[1-2]",
@@ -512,12 +512,16 @@ def test_an_allocation_gets_a_ray_on_all_its_nodes_that_ends_with_the_command(tm
         "SLURMD_NODENAME": "n1",
     }
     command = [sys.executable, "-c", code, str(tmp_path / "job.json")]
-    environment = os.environ | allocation
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"} | allocation
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=200)
     assert done.stdout.splitlines()[-1:] == ["completed"], done.stderr
     pids = [int(pid) for pid in (tmp_path / "steps").read_text().split()]
     assert len(pids) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    modes, tokens = zip(*map(str.split, (tmp_path / "steps.tokens").read_text().splitlines()), strict=True)
+    assert set(modes) == {"token"}  # nobody else on the network may run code here
+    assert len(set(tokens)) == 1
+    assert len(tokens[0]) == 64
 
 
 def test_two_jobs_on_one_node_have_ports_of_their_own() -> None:
