@@ -111,12 +111,15 @@ def test_images_are_read_from_the_tars_and_nothing_is_copied(tars, tmp_path):
 
 def test_D2_every_attempt_has_its_row_in_units_of_one_tar(tars, tmp_path):
     paths, images = tars
-    index(paths, tmp_path / "out")
+    # 8 rows and 4: units of 3 would run on from one tar into the other.
+    index(paths, tmp_path / "out", unit_rows=3)
     units = sealed_units(tmp_path / "out", open_dataset(tmp_path / "out").root).to_pylist()
     assert [(unit["rows"], unit["kept"], Path(unit["shard"]).name) for unit in units] == [
-        (4, 4, "a.tar"),
-        (4, 3, "a.tar"),
-        (4, 3, "b.tar"),
+        (3, 3, "a.tar"),
+        (3, 3, "a.tar"),
+        (2, 1, "a.tar"),
+        (3, 3, "b.tar"),
+        (1, 0, "b.tar"),
     ]
     for unit in units:
         data = Path(unit["shard"]).read_bytes()
