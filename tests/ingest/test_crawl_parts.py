@@ -48,17 +48,28 @@ def crawl(source, output, parts, progress=lambda counts: None):
     return crawl_here(plan, fetch=FETCH, workers=2, parts=parts, progress=progress, counts=counts)
 
 
-def crawler(rank):
-    for process in psutil.Process().children():
-        command = process.cmdline()
-        if "cluster.rank" in command and process.environ()["RANK"] == str(rank):
-            return process
-    raise AssertionError(f"there is no crawler {rank}")
+def crawlers(rank):
+    """The crawler of that number, if it has been started."""
+    ranks = [child for child in psutil.Process().children() if "cluster.rank" in child.cmdline()]
+    return [process for process in ranks if process.environ().get("RANK") == str(rank)]
+
+
+@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=12), parts=st.integers(1, 20))
+def test_a_site_that_begins_several_units_is_of_one_part(sizes, parts):
+    sites = [site for site, size in enumerate(sizes) for _ in range(size)]
+    units = range(100, 100 + len(sites))
+    made = divide(units, parts, lambda unit: sites[unit - 100])
+    assert [unit for part in made for unit in part] == list(units)
+    assert len(made) <= parts
+    for site in set(sites):
+        mine = [number for number, part in enumerate(made) if any(sites[unit - 100] == site for unit in part)]
+        # The unit before its second may hold its first rows: only there may a border cut it.
+        assert len(mine) <= 2
 
 
 @given(units=st.lists(st.integers(0, 10_000), unique=True), parts=st.integers(1, 50))
 def test_parts_are_contiguous_even_and_whole(units, parts):
-    made = divide(units, parts)
+    made = divide(units, parts, lambda unit: None)
     assert [unit for part in made for unit in part] == units
     assert len(made) == min(parts, len(units))
     lengths = {len(part) for part in made}
@@ -99,12 +110,16 @@ def test_D1_a_crawler_that_is_killed_is_named_and_others_go_on_with_its_units(tm
     server.seconds = 0.1
     output = tmp_path / "out"
 
-    killed = []
+    second, killed = [], []
 
     def kill_the_second(counts):
-        if counts.units_done >= 3 and not killed:
-            killed.append(crawler(1))
-            killed[0].kill()
+        """Stopped at once, so that it cannot be done already when it is killed."""
+        if not second:
+            second.extend(crawlers(1))
+            for process in second:
+                process.suspend()
+        elif counts.units_done >= 3 and not killed:
+            killed.append(second[0].kill())
 
     with pytest.raises(
         UserError, match=r"^crawler 2 of 3 died: Killed: killed by SIGKILL.*same command again"
