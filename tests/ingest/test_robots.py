@@ -198,3 +198,12 @@ def test_pauses_that_a_host_asked_for_count_as_its_time():
     assert hosts.take(34.1) is not None
     (told,) = hosts.slowest(5)
     assert told.seconds == pytest.approx((4.0 + 30.1) / 3)
+
+
+def test_a_host_that_could_be_asked_more_is_not_slow():
+    hosts = Hosts(per_host=2, rate=None, idle_limit=10)
+    for job in range(4):
+        hosts.add("idle", job, 0.0)
+    assert hosts.take(0.0) is not None
+    hosts.done("idle", 50.0)
+    assert hosts.slowest(5) == []
