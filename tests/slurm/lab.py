@@ -32,6 +32,8 @@ NAMESPACES = Path("/run/netns")
 LOCK = Path("/run/seerlab.lock")
 SUBNET = "10.91.5"
 LOGIN, CONTROL = f"{SUBNET}.1", f"{SUBNET}.2"
+# Further addresses of the login machine: sites of a web.
+SITES = [f"{SUBNET}.{number}" for number in range(3, 9)]
 FIRST_NODE = 10  # last number of the address of node0
 GPUS = 2
 
@@ -307,6 +309,7 @@ class SlurmLab:
         here += [
             f"link add {PREFIX} type veth peer name login netns {control}",
             f"address add {LOGIN}/24 dev {PREFIX}",
+            *(f"address add {site}/24 dev {PREFIX}" for site in SITES),
             f"link set {PREFIX} up",
         ]
         # The switch is in a namespace of its own, where no firewall of this machine filters what it forwards.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from lab import LOGIN, SlurmLab, wait_until
+from lab import SITES, SUBNET, SlurmLab, wait_until
 
 from cluster.job import State
 from cluster.restarts import read_restarts
@@ -22,6 +22,7 @@ from picture_server import PictureServer
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
+NETWORK = f"{SUBNET}.0/24"
 COMMAND = [sys.executable, "-c", "from ingest.cli import main; main()", "crawl-shards"]
 
 
@@ -30,7 +31,7 @@ def crawl(lab: SlurmLab, folder: Path, *words: Any, check: bool = True) -> subpr
     site = folder / "site.yaml"
     site.write_text(yaml.safe_dump({"cpus_per_rank": 1, "signal_seconds": 30}))
     options = ["--executor", "slurm", "--parts", "3", "--cluster", site, "--runs", folder / "runs"]
-    options += ["--unit-rows", "5", "--contact", "test@example.org", "--allow-private", f"{LOGIN}/32"]
+    options += ["--unit-rows", "5", "--contact", "test@example.org", "--allow-private", NETWORK]
     command = [*COMMAND, folder / "list.txt", "--output", folder / "out", *options, *words]
     done = subprocess.run(
         [str(word) for word in command],
@@ -45,7 +46,7 @@ def crawl(lab: SlurmLab, folder: Path, *words: Any, check: bool = True) -> subpr
 
 
 def expected_root(folder: Path) -> str:
-    fetch = FetchSettings(contact="test@example.org", allow_private=(f"{LOGIN}/32",), per_host=8)
+    fetch = FetchSettings(contact="test@example.org", allow_private=(NETWORK,), per_host=8)
     settings = CrawlSettings(unit_rows=5, fetch=fetch)
     source = str(folder / "list.txt")
     whole = folder / "whole"
@@ -57,10 +58,10 @@ def units_done(folder: Path) -> int:
 
 
 def test_D1_C1_requeued_parts_and_a_lost_node_change_nothing(slurm: SlurmLab, tmp_path: Path) -> None:
-    with PictureServer(LOGIN) as server:
-        server.write_list(tmp_path / "list.txt", 180, [LOGIN])
+    with PictureServer() as server:
+        server.write_list(tmp_path / "list.txt", 180, SITES)
         root = expected_root(tmp_path)
-        server.seconds = 0.3
+        server.seconds = 1.0
 
         said = crawl(slurm, tmp_path).stderr
         runs = [RunFolder(path.parent) for path in sorted((tmp_path / "runs").glob("*/status.json"))]
@@ -72,6 +73,7 @@ def test_D1_C1_requeued_parts_and_a_lost_node_change_nothing(slurm: SlurmLab, tm
         )
 
         wait_until(lambda: units_done(tmp_path) >= 3, "three units", 60)
+        server.seconds = 15.0  # nobody is done before all has happened
         slurm.run("scontrol", "requeue", jobs[0])
         wait_until(runs[0].requeue_mark(0).exists, "the first part has stopped as it was asked to")
         node = runs[1].read_status().nodes
@@ -96,8 +98,8 @@ def test_D1_C1_requeued_parts_and_a_lost_node_change_nothing(slurm: SlurmLab, tm
 
 
 def test_waiting_for_the_jobs_ends_with_the_report(slurm: SlurmLab, tmp_path: Path) -> None:
-    with PictureServer(LOGIN) as server:
-        server.write_list(tmp_path / "list.txt", 30, [LOGIN])
+    with PictureServer() as server:
+        server.write_list(tmp_path / "list.txt", 30, SITES)
         root = expected_root(tmp_path)
         done = crawl(slurm, tmp_path, "--wait")
     assert f"root      {root}" in done.stdout
