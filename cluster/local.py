@@ -13,13 +13,14 @@ from types import FrameType
 from typing import IO
 
 from cluster.attend import Echo, Stream, signals_passed_on
-from cluster.errors import AlreadyRunning, UserError
+from cluster.errors import UserError
 from cluster.host import Process
 from cluster.job import PREEMPTED_EXIT_CODE, Job, State
 from cluster.notify import notify
 from cluster.rank_process import death, end_group, free_port, rank_defaults, start_rank
 from cluster.runs import Failure, RunFolder, Status
 from cluster.site import Site, write_site
+from cluster.submission import refuse_if_elsewhere
 
 POLL_SECONDS = 0.05
 SECONDS_TO_END = 3.0  # for the other ranks, once one has failed
@@ -50,7 +51,7 @@ class LocalExecutor:
             )
         run = RunFolder.create(job.folder)
         lock = run.lock()
-        _refuse_if_elsewhere(run)
+        refuse_if_elsewhere(run, "local")
         run.clear_cancel()
         run.clear_attempt()
         run.write_job(job)
@@ -234,20 +235,6 @@ class LocalHandle:
                 # Not Popen.send_signal: it reaps a rank that has just ended, behind _observe's back.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, number)
-
-
-def _refuse_if_elsewhere(run: RunFolder) -> None:
-    """The lock speaks for this machine only; SLURM and Ray know of the others."""
-    from cluster.executors import status_of  # which knows of this executor
-
-    if not (run.path / "status.json").is_file() or run.read_status().executor == "local":
-        return
-    status = status_of(run)
-    if not status.state.ended:
-        raise AlreadyRunning(
-            f"the run in {run.path} is going on already, on {status.executor} as {status.id}; "
-            f"`submit cancel {run.path}` ends it"
-        )
 
 
 def _has_ended(pid: int) -> bool:

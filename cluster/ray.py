@@ -44,7 +44,7 @@ from cluster.ray_supervisor import Supervisor
 from cluster.runs import Failure, RunFolder, Status
 from cluster.site import Site
 from cluster.source import PACKAGES
-from cluster.submission import prepare_run
+from cluster.submission import prepare_run, refuse_if_elsewhere
 
 _CONNECTING = threading.Lock()
 POLL_SECONDS = 0.5
@@ -90,7 +90,7 @@ class RayExecutor:
         run, name = RunFolder.create(job.folder), actor_name(job.folder)
         _refuse_second(run, name)
         with contextlib.closing(run.lock()):
-            _refuse_elsewhere(run)
+            refuse_if_elsewhere(run, "ray")
             write_record(run, self._address or os.environ.get("RAY_ADDRESS"))
             prepare_run(
                 run, job, executor="ray", known_id=name, site=self._site, keep_source=self._keep_source
@@ -292,20 +292,6 @@ def _find(name: str) -> Any:
         return load_ray().get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return None
-
-
-def _refuse_elsewhere(run: RunFolder) -> None:
-    """A job that waits in SLURM's queue holds no lock."""
-    from cluster.executors import status_of  # which knows of this executor
-
-    if not (run.path / "status.json").is_file() or run.read_status().executor == "ray":
-        return
-    status = status_of(run)
-    if not status.state.ended:
-        raise AlreadyRunning(
-            f"the run in {run.path} is going on already, on {status.executor} as {status.id}; "
-            f"`submit cancel {run.path}` ends it"
-        )
 
 
 def _refuse_second(run: RunFolder, name: str) -> None:

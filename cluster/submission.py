@@ -1,13 +1,35 @@
-"""What every cluster's job finds in its run folder when it starts."""
+"""What a job finds in its run folder when it starts, and whether it may start there."""
 
 from __future__ import annotations
 
 import time
 
+from cluster.errors import AlreadyRunning
 from cluster.job import ExecutorName, Job, State
 from cluster.runs import RunFolder, Status
 from cluster.site import Site, write_site
 from cluster.source import snapshot_source
+
+
+def refuse_if_elsewhere(run: RunFolder, here: ExecutorName) -> None:
+    """The lock of a run speaks for one machine, and who waits in a queue holds none: the executors know.
+
+    Args:
+        here: the executor that asks; it knows of its own runs by other means.
+
+    Raises:
+        AlreadyRunning: if the run goes on, or waits, on another executor.
+    """
+    from cluster.executors import status_of  # which knows of the executors that ask
+
+    if not (run.path / "status.json").is_file() or run.read_status().executor == here:
+        return
+    status = status_of(run)
+    if not status.state.ended:
+        raise AlreadyRunning(
+            f"the run in {run.path} is going on already, on {status.executor} as {status.id}; "
+            f"`submit cancel {run.path}` ends it"
+        )
 
 
 def prepare_run(

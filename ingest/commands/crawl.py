@@ -19,14 +19,13 @@ from ingest.commands.executors import (
     Wait,
     run_plan,
 )
-from ingest.commands.options import Json
+from ingest.commands.options import Json, MaxBytes, MaxPixels, MemoryMb, Seconds, UnitRows
 from ingest.counts import Counts, CrawlReport
 from ingest.crawl import plan_shards
 from ingest.crawl_part import counts_json
 from ingest.crawl_settings import CrawlSettings
 from ingest.fetch import FetchSettings
 from ingest.image import Crop, Encoding, ImageLimits, Treatment
-from ingest.layout import KEY_SLOTS
 from ingest.metrics_file import MetricsFile
 from ingest.progress import CrawlProgress, Meter
 from ingest.sources.urls import Columns
@@ -79,21 +78,11 @@ def crawl(
         bool,
         typer.Option(help="Make the perceptual hash; without it, the pixels of a kept JPEG stay unread."),
     ] = True,
-    unit_rows: Annotated[
-        int, typer.Option(min=1, max=KEY_SLOTS, help="Attempts per work unit and shard.")
-    ] = DEFAULTS.unit_rows,
-    max_bytes: Annotated[
-        int, typer.Option(min=1, help="Larger files are rejected unread.")
-    ] = LIMITS.max_bytes,
-    max_pixels: Annotated[
-        int, typer.Option(min=1, help="Images that claim more are rejected undecoded.")
-    ] = LIMITS.max_pixels,
-    seconds: Annotated[
-        float, typer.Option(min=0.1, help="CPU time that checking one image may take.")
-    ] = DEFAULTS.seconds,
-    memory_mb: Annotated[
-        int, typer.Option(min=64, help="Memory that checking one image may take, MiB.")
-    ] = DEFAULTS.memory_mb,
+    unit_rows: UnitRows = DEFAULTS.unit_rows,
+    max_bytes: MaxBytes = LIMITS.max_bytes,
+    max_pixels: MaxPixels = LIMITS.max_pixels,
+    seconds: Seconds = DEFAULTS.seconds,
+    memory_mb: MemoryMb = DEFAULTS.memory_mb,
     url_column: Annotated[str | None, typer.Option(help="Of lists. [default: seen from the names]")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Of lists: alt text or caption.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Of lists: labels or hashtags.")] = None,

@@ -7,11 +7,19 @@ import typer
 from rich.console import Console
 
 from ingest.commands.crawl import DEFAULTS, LIMITS, crawl_json, print_crawl
-from ingest.commands.options import CORES, Json, Workers
+from ingest.commands.options import (
+    CORES,
+    Json,
+    MaxBytes,
+    MaxPixels,
+    MemoryMb,
+    Seconds,
+    UnitRows,
+    Workers,
+)
 from ingest.crawl_settings import CrawlSettings
 from ingest.image import ImageLimits, Treatment
 from ingest.index import index_tars
-from ingest.layout import KEY_SLOTS
 from ingest.progress import CrawlProgress, Meter
 
 
@@ -30,21 +38,11 @@ def index(
     extend: Annotated[
         bool, typer.Option("--extend", help="Add to a dataset that was made from others.")
     ] = False,
-    unit_rows: Annotated[
-        int, typer.Option(min=1, max=KEY_SLOTS, help="Images per work unit.")
-    ] = DEFAULTS.unit_rows,
-    max_bytes: Annotated[
-        int, typer.Option(min=1, help="Larger files are rejected unread.")
-    ] = LIMITS.max_bytes,
-    max_pixels: Annotated[
-        int, typer.Option(min=1, help="Images that claim more are rejected undecoded.")
-    ] = LIMITS.max_pixels,
-    seconds: Annotated[
-        float, typer.Option(min=0.1, help="CPU time that checking one image may take.")
-    ] = DEFAULTS.seconds,
-    memory_mb: Annotated[
-        int, typer.Option(min=64, help="Memory that checking one image may take, MiB.")
-    ] = DEFAULTS.memory_mb,
+    unit_rows: UnitRows = DEFAULTS.unit_rows,
+    max_bytes: MaxBytes = LIMITS.max_bytes,
+    max_pixels: MaxPixels = LIMITS.max_pixels,
+    seconds: Seconds = DEFAULTS.seconds,
+    memory_mb: MemoryMb = DEFAULTS.memory_mb,
     workers: Workers = CORES,
     as_json: Json = False,
 ) -> None:

@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import psutil
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,9 +20,10 @@ from cluster.errors import UserError
 from ingest.counts import Counts
 from ingest.crawl import plan_shards
 from ingest.crawl_part import Part
-from ingest.crawl_parts import crawl_here, divide
+from ingest.crawl_parts import crawl_here, divide, first_site
 from ingest.crawl_settings import CrawlSettings
 from ingest.fetch import FetchSettings
+from ingest.grouping import domain_hashes
 
 FETCH = FetchSettings(contact="test@example.org", allow_private=(NETWORK,))
 SETTINGS = CrawlSettings(unit_rows=5, fetch=FETCH)
@@ -40,6 +43,19 @@ def dataset_bytes(output):
         for path in output.rglob("*")
         if path.is_file() and not path.name.startswith(".") and path.parent.parent.name != "plan"
     }
+
+
+def test_the_largest_site_of_a_list_is_asked_by_one_crawler(tmp_path):
+    urls = [f"http://127.0.2.{1 + n % 4}:9/{n}.png" for n in range(20)]
+    urls += [f"http://127.0.2.9:9/{n}.png" for n in range(80)]
+    (tmp_path / "list.txt").write_text("\n".join(urls))
+    quiet = {"progress": lambda counts: None, "counts": Counts()}
+    plan = plan_shards([str(tmp_path / "list.txt")], tmp_path / "out", SETTINGS, **quiet)
+    (large,) = domain_hashes(pa.chunked_array([[urls[-1]]])).tolist()
+    assert sum(first_site(plan, unit) == large for unit in plan.units) >= 15
+    for parts in (2, 3, 7):
+        divided = divide(plan.units, parts, partial(first_site, plan))
+        assert sum(any(first_site(plan, unit) == large for unit in part) for part in divided) == 1
 
 
 def crawl(source, output, parts, progress=lambda counts: None):

@@ -103,6 +103,19 @@ def test_D2_only_what_may_succeed_later_is_tried_again(tmp_path):
         assert open_dataset(output).root == last
 
 
+def test_D1_a_retry_by_two_crawlers_is_that_by_one(tmp_path):
+    broken = {str(number): 503 for number in range(12)}
+    with server(broken) as base:
+        (tmp_path / "l.txt").write_text("".join(f"{base}/{number}.png\n" for number in range(14)))
+        for name in ("one", "two"):
+            run("crawl-shards", tmp_path / "l.txt", "--output", tmp_path / name, *FLAGS)
+        broken.clear()
+        run("retry", tmp_path / "one", "--contact", "a@b.org")
+        run("retry", tmp_path / "two", "--contact", "a@b.org", "--parts", 2)
+    assert open_dataset(tmp_path / "one").root == open_dataset(tmp_path / "two").root
+    assert len(open_dataset(tmp_path / "two")) == 14
+
+
 def test_an_unfinished_retry_goes_on_and_others_are_refused(tmp_path, monkeypatch):
     broken = {"1": 503, "2": 503}
     output = tmp_path / "out"
