@@ -103,11 +103,16 @@ class Job:
         resources, folder = Resources(**values.pop("resources")), Path(values.pop("folder"))
         return cls(resources=resources, folder=folder, **values)
 
-    def resolve(self) -> Callable[..., object]:
+    def resolve(self) -> Callable[..., Any]:
         """Import the function."""
-        module, _, name = self.function.partition(":")
-        function: Callable[..., object] = getattr(importlib.import_module(module), name)
-        return function
+        return import_function(self.function)
+
+
+def import_function(name: str) -> Callable[..., Any]:
+    """The function that is called "package.module:function"."""
+    module, _, own = name.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), own)
+    return function
 
 
 class Handle(Protocol):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.job import import_function
 from cluster.ray_connect import first_line, load_ray
 
 
@@ -46,8 +46,7 @@ def map_items(
 
 def call(function: str, item: Any) -> Any:
     """What runs on a worker."""
-    module, _, name = function.partition(":")
-    return getattr(importlib.import_module(module), name)(item)
+    return import_function(function)(item)
 
 
 def _result(ray: Any, reference: Any, index: int, item: Any, retries: int) -> Any:

@@ -41,6 +41,7 @@ from ingest.crawl_part import (
 from ingest.fetch import FetchSettings
 from ingest.grouping import domain_hashes
 from ingest.plan import Plan
+from ingest.store import absolute
 from ingest.wording import visible
 
 # Of web images of 128 kB, the process that fetches takes 0.9 to 1.2 ms of CPU each, and a worker 2.4 ms to
@@ -274,8 +275,7 @@ def _end(plan: Plan, progress: Progress, counts: Counts) -> CrawlReport:
 
 
 def _orders(plan: Plan, chunks: Sequence[Sequence[int]], fetch: FetchSettings, workers: int) -> list[Part]:
-    root = plan.store.root
-    output = str(root.resolve()) if isinstance(root, Path) else root
+    output = absolute(plan.store)
     return [
         Part(output=output, generation=plan.generation, units=units, fetch=fetch, workers=workers)
         for units in chunks
@@ -294,7 +294,7 @@ def _job(name: str, orders: Sequence[Part], folder: Path, *, cpus: int) -> Job:
 
 def _run_name(plan: Plan) -> str:
     """Of the jobs of this plan in this output: the same each time, and nobody else's."""
-    text = str(plan.store.root.resolve()) if isinstance(plan.store.root, Path) else plan.store.root
+    text = absolute(plan.store)
     digest = hashlib.sha256(f"{text}\n{plan.fingerprint}".encode()).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text.rstrip("/").rpartition("/")[2])
     return f"crawl-{name}-{digest}"

@@ -30,6 +30,7 @@ from ingest.dedup_tasks import (
 )
 from ingest.hamming import MAX_RADIUS
 from ingest.spread import MapTasks
+from ingest.store import absolute
 from ingest.view import PackedKeeps, view_name, write_duplicates, write_view
 
 DUPLICATES_SCHEMA = pa.schema(
@@ -107,7 +108,8 @@ def dedup(
         against: datasets whose images, and all that equal or look like them, are dropped.
         within: a view; what it drops is not looked at, and is not in the new one.
         scratch: where partitions lie meanwhile; by default where temporary files do.
-        map_tasks: the executor.
+        map_tasks: the executor; if it takes tasks to other machines, all must reach the datasets and
+            `scratch` by the same names.
         progress: is told what is being done, how many tasks of it are done, and of how many.
 
     Raises:
@@ -119,25 +121,31 @@ def dedup(
     if scratch is not None and not scratch.is_dir():
         raise UserError(f"--scratch {scratch} is not a folder: name one that exists")
     own = open_dataset(dataset, view=within)
-    evaluations = tuple((path, open_dataset(path).root) for path in against)
-    for path, root in evaluations:
-        if root == own.root:
+    others = [open_dataset(path) for path in against]
+    for path, other in zip(against, others, strict=True):
+        if other.root == own.root:
             raise UserError(f"{path} is the dataset itself: comparing it against itself would leave nothing")
-    with tempfile.TemporaryDirectory(prefix="ingest-dedup-", dir=scratch) as folder:
-        sizes = [len(open_dataset(path, sealed=root)) for path, root in evaluations]
+    evaluations = tuple((absolute(other.store), other.root) for other in others)
+    scratch = None if scratch is None else scratch.resolve()
+    # A task that was given up may still write there; what could not be removed must not cost the result.
+    with tempfile.TemporaryDirectory(
+        prefix="ingest-dedup-", dir=scratch, ignore_cleanup_errors=True
+    ) as folder:
         sources = Sources(
             evaluations=evaluations,
-            path=str(dataset),
+            path=absolute(own.store),
             root=own.root,
             within=within,
             scratch=folder,
             radius=radius,
-            partitions=max(1, -(-(sum(sizes) + len(own)) // ROWS_PER_PARTITION)),
+            partitions=max(1, -(-sum(map(len, [own, *others])) // ROWS_PER_PARTITION)),
         )
         tasks = scatter_tasks(sources)
-        counts = _told(map_tasks(scatter, tasks), "reading hashes", len(tasks), progress)
+        orders = [task.to_json() for task in tasks]
+        counts = _told(map_tasks(scatter, orders), "reading hashes", len(tasks), progress)
         searches = partition_tasks(sources, len(tasks))
-        found = _told(map_tasks(search, searches), "comparing", len(searches), progress)
+        orders = [task.to_json() for task in searches]
+        found = _told(map_tasks(search, orders), "comparing", len(searches), progress)
         drops = collect(searches)
     keys = drops["id"] - np.uint64(sources.first_own)
     write_view(dataset, name, root=own.root, keeps=_keeps(own, keys))

@@ -1,23 +1,23 @@
 """The tasks of a deduplication: scatter units' hashes to partitions, search each partition, collect.
 
-Functions of plain tasks, which leave what they find on scratch disk: any executor can map them, and a task
+Functions of tasks as JSON, which leave what they find on scratch disk: any executor can map them, and a task
 that is done again writes the same. Disk: 24 bytes per sample, and 16 * (radius + 1) more for near duplicates.
 A task's memory is bounded by ROWS_PER_TASK and ROWS_PER_PARTITION; `collect` holds 17 bytes for each pair
 that looks alike and 18 for each sample that is dropped.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ingest import duplicates, layout
 from ingest.dataset import Dataset, open_dataset
-from ingest.partition import read_partition
+from ingest.partition import read_partition, whole_file
 
 ROWS_PER_TASK = 1 << 20
 ROWS_PER_PARTITION = 1 << 22
@@ -29,7 +29,8 @@ DATASET_SHIFT = 48
 class Sources:
     """What is compared: evaluation datasets (path, root), and the dataset itself with its view.
 
-    `scratch` is a folder that all tasks can reach; `radius` is None for exact duplicates only.
+    Paths are absolute, and `scratch` is a folder that all tasks can reach; `radius` is None for exact
+    duplicates only.
     """
 
     evaluations: tuple[tuple[str, str], ...]
@@ -51,6 +52,11 @@ class Sources:
     def first_own(self) -> int:
         return len(self.evaluations) << DATASET_SHIFT
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """What `asdict` made, and JSON may have carried."""
+        return cls(**{**values, "evaluations": tuple((path, root) for path, root in values["evaluations"])})
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScatterTask:
@@ -62,6 +68,14 @@ class ScatterTask:
     first: int
     last: int
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        return cls(**{**values, "sources": Sources.from_json(values["sources"])})
+
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionTask:
@@ -71,6 +85,14 @@ class PartitionTask:
     files: int
     partition: int
     band: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        return cls(**{**values, "sources": Sources.from_json(values["sources"])})
 
 
 def scatter_tasks(sources: Sources) -> list[ScatterTask]:
@@ -86,8 +108,9 @@ def scatter_tasks(sources: Sources) -> list[ScatterTask]:
     return tasks
 
 
-def scatter(task: ScatterTask) -> tuple[int, int]:
-    """Write the hashes of some units by partition; says how many samples have no phash, or a flat one."""
+def scatter(values: Mapping[str, Any]) -> tuple[int, int]:
+    """Write the hashes of a ScatterTask's units; says how many samples have no phash, or a flat one."""
+    task = ScatterTask.from_json(values)
     sources = task.sources
     opened = sources.open(task.dataset)
     digests, hashes, ids, hashed_ids = [], [], [], []
@@ -101,9 +124,9 @@ def scatter(task: ScatterTask) -> tuple[int, int]:
         if sources.radius is not None:
             column = rows["phash"].combine_chunks()
             there = np.asarray(column.is_valid())
-            values = column.fill_null(0).to_numpy(zero_copy_only=False)
-            dull = there & duplicates.is_flat(values)
-            hashes.append(values[there & ~dull])
+            phashes = column.fill_null(0).to_numpy(zero_copy_only=False)
+            dull = there & duplicates.is_flat(phashes)
+            hashes.append(phashes[there & ~dull])
             hashed_ids.append(own[there & ~dull])
             unhashed += int((~there).sum())
             flat += int(dull.sum())
@@ -121,12 +144,13 @@ def scatter(task: ScatterTask) -> tuple[int, int]:
     return unhashed, flat
 
 
-def search(task: PartitionTask) -> tuple[int, int, int, int]:
-    """Find the duplicates of one partition, and leave them in files.
+def search(values: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    """Find the duplicates of a PartitionTask's partition, and leave them in files.
 
     Returns:
         Pairs compared, hot buckets, their members, pairs in them that were not compared.
     """
+    task = PartitionTask.from_json(values)
     sources, parts = task.sources, task.sources.partitions
     files = [_files(sources, number) for number in range(task.files)]
     if task.band is None or sources.radius is None:
@@ -175,7 +199,8 @@ def _found(task: PartitionTask, kind: str) -> Path:
 
 
 def _save(task: PartitionTask, kind: str, records: NDArray[Any]) -> None:
-    np.save(_found(task, kind), records, allow_pickle=False)
+    with whole_file(_found(task, kind)) as file:
+        np.save(file, records, allow_pickle=False)
 
 
 def _load(tasks: Sequence[PartitionTask], kind: str, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -2,16 +2,33 @@
 
 A file has the positions of its partitions, partitions + 1 int64, and then the records. A thousand files hold
 what a file per task and partition would need a million for.
+
+A name comes with its whole content, and once there it stays: a machine that was given up for lost may go on,
+and make the same file again while others read it.
 """
 
-from collections.abc import Iterable
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _POSITION = np.dtype(np.int64)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which gets its name when all of it is on disk."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with draft.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
 
 
 def write_partitions(
@@ -28,7 +45,7 @@ def write_partitions(
     order = np.argsort(partition, kind="stable")
     counts = np.bincount(partition, minlength=partitions)
     positions = np.concatenate([[0], np.cumsum(counts)]).astype(_POSITION)
-    with path.open("wb") as file:
+    with whole_file(path) as file:
         positions.tofile(file)
         records[order].tofile(file)
 
@@ -43,4 +60,6 @@ def read_partition(
             start, end = np.fromfile(file, _POSITION, 2, offset=partition * _POSITION.itemsize)
             file.seek((partitions + 1) * _POSITION.itemsize + int(start) * dtype.itemsize)
             parts.append(np.fromfile(file, dtype, int(end - start)))
+            if len(parts[-1]) != end - start:
+                raise OSError(f"{path} is shorter than it was written: the disk or file system is at fault")
     return np.concatenate(parts)

@@ -1,7 +1,7 @@
-"""A function over many tasks, in processes of this machine.
+"""A function over many tasks, in processes of this machine or on Ray; on SLURM, see `ingest.spread_slurm`.
 
 What is mapped are functions of modules, of and into plain values, that leave larger results in files: any
-executor that calls them all and keeps the answers in order will do.
+executor that calls them all and keeps the answers in order will do. Other machines take JSON values only.
 """
 
 import multiprocessing
@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from cluster.errors import UserError
+from cluster.site import Site
 
 T = TypeVar("T")
 R = TypeVar("R")
+_RAY_RETRIES = 20
 
 
 class MapTasks(Protocol):
@@ -49,6 +51,37 @@ def processes(workers: int) -> Iterator[MapTasks]:
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def on_ray(site: Site, *, parts: int) -> MapTasks:
+    """A Ray cluster: the site's, RAY_ADDRESS's, a SLURM allocation's, or one started here.
+
+    A task whose worker or node is lost is done again.
+
+    Args:
+        parts: tasks at a time, on a core each.
+    """
+    from cluster.ray import RayExecutor
+
+    executor = RayExecutor(site.ray_address, site=site)
+
+    def spread(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+        early: dict[int, Any] = {}
+        following = 0
+        for index, answer in executor.map(
+            import_name(function), tasks, in_flight=parts, retries=_RAY_RETRIES, cpus=1
+        ):
+            early[index] = answer
+            while following in early:
+                yield early.pop(following)
+                following += 1
+
+    return spread
+
+
+def import_name(function: Callable[..., Any]) -> str:
+    """By which another machine imports it."""
+    return f"{function.__module__}:{function.__name__}"
 
 
 def _one_by_one(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:

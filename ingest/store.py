@@ -129,6 +129,11 @@ def open_store(path: str | Path) -> Store:
     return S3Store(path)
 
 
+def absolute(store: Store) -> str:
+    """The store's folder or URL, to open it by on another machine, whatever the working directory there."""
+    return str(store.root.resolve()) if isinstance(store.root, Path) else store.root
+
+
 def home_of(store: Store, name: str) -> tuple[Store, str]:
     """The store that a file of a dataset is in, and its name there.
 

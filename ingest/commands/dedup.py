@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +10,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cluster.errors import UserError
+from cluster.job import ExecutorName
+from cluster.site import load_site
+from ingest.commands.executors import Cluster, Runs
 from ingest.commands.options import CORES, DatasetFolder, Json, Workers
 from ingest.dedup import DedupReport
 from ingest.dedup import dedup as find_duplicates
 from ingest.hamming import MAX_RADIUS
 from ingest.progress import Meter
-from ingest.spread import processes
+from ingest.provenance import name_of
+from ingest.spread import MapTasks, on_ray, processes
+from ingest.spread_slurm import on_slurm
 from ingest.wording import duration, several, visible
 
 
@@ -36,14 +43,38 @@ def dedup(
         str | None, typer.Option(metavar="VIEW", help="Look at this view's samples only.")
     ] = None,
     scratch: Annotated[
-        Path | None, typer.Option(help="Folder for temporary files: 88 bytes per image at --hamming 3.")
+        Path | None,
+        typer.Option(
+            help="Folder for temporary files: 88 bytes per image at --hamming 3. For ray and slurm, one that "
+            "all nodes reach."
+        ),
     ] = None,
     workers: Workers = CORES,
+    executor: Annotated[
+        ExecutorName, typer.Option(help="What compares; never changes the result.")
+    ] = "local",
+    parts: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="For ray and slurm: how many compare at a time, on a core each; jobs of SLURM."
+        ),
+    ] = None,
+    cluster: Cluster = "default",
+    runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """Make a view that keeps one of each group of duplicates: the first."""
     started = time.monotonic()
-    with Meter(Console(stderr=True)) as meter, processes(workers) as map_tasks:
+    tasks = _executor(
+        executor,
+        workers=workers,
+        parts=parts,
+        cluster=cluster,
+        name=f"dedup-{name_of(dataset)}-{name}",
+        runs=runs,
+        scratch=scratch,
+    )
+    with Meter(Console(stderr=True)) as meter, tasks as map_tasks:
         report = find_duplicates(
             dataset,
             name,
@@ -58,6 +89,33 @@ def dedup(
         typer.echo(json.dumps({"path": dataset} | asdict(report), indent=2))
     else:
         _print(report, dataset, near=near, seconds=time.monotonic() - started)
+
+
+def _executor(
+    executor: ExecutorName,
+    *,
+    workers: int,
+    parts: int | None,
+    cluster: str,
+    name: str,
+    runs: Path,
+    scratch: Path | None,
+) -> AbstractContextManager[MapTasks]:
+    """What does the tasks; see the options."""
+    if executor == "local":
+        if parts is not None:
+            raise UserError(
+                "--parts is for ray and slurm: on this machine, say with --workers how many compare"
+            )
+        return processes(workers)
+    if parts is None:
+        raise UserError(f"say with --parts how many tasks --executor {executor} is to do at a time")
+    if scratch is None:
+        raise UserError(f"--executor {executor} needs --scratch: a folder that all nodes reach by its name")
+    site = load_site(cluster)
+    if executor == "ray":
+        return nullcontext(on_ray(site, parts=parts))
+    return nullcontext(on_slurm(site, name=name, parts=parts, runs=runs, scratch=scratch))
 
 
 def _print(report: DedupReport, dataset: str, *, near: bool, seconds: float) -> None:

@@ -1,7 +1,5 @@
 """A crawl on Ray: the same dataset as at home, though a worker is killed and a node is lost."""
 
-import importlib.util
-
 import psutil
 import pytest
 from picture_server import NETWORK, PictureServer
@@ -14,34 +12,9 @@ from ingest.crawl_parts import crawl_on_ray
 from ingest.crawl_settings import CrawlSettings
 from ingest.fetch import FetchSettings
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
-    ),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
 FETCH = FetchSettings(contact="test@example.org", allow_private=(NETWORK,))
-
-
-@pytest.fixture(scope="module")
-def ray_cluster():
-    patch = pytest.MonkeyPatch()
-    # A token that an earlier `ray.init` has left in the home folder must not decide who may join.
-    patch.setenv("RAY_AUTH_MODE", "disabled")
-    patch.delenv("RAY_ADDRESS", raising=False)
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args=SMALL | {"num_cpus": 0})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, **SMALL)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-    patch.undo()
 
 
 def planned(source, output):

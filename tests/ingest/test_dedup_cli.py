@@ -113,6 +113,9 @@ def test_view_intersects(dataset):
         (["view", "--name", "v", "--remove", "none.txt"], "none.txt cannot be read: No such file"),
         (["dedup", "--name", "v", "--within", "none"], "has no view named none"),
         (["dedup", "--name", "v", "--against", "none"], "none is not a dataset"),
+        (["dedup", "--name", "v", "--parts", "2"], "--parts is for ray and slurm"),
+        (["dedup", "--name", "v", "--executor", "ray", "--scratch", "."], "say with --parts how many"),
+        (["dedup", "--name", "v", "--executor", "slurm", "--parts", "2"], "a folder that all nodes reach"),
     ],
 )
 def test_mistakes_end_in_one_sentence(dataset, arguments, sentence):
