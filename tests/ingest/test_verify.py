@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -120,6 +123,21 @@ def test_truncated_shard_is_found_by_size_and_its_images_by_sha(dataset):
     deeper = faults(dataset, Level.SHA)
     assert deeper.keys() == {name, key(0, 2), key(0, 3)}
     assert "is cut off" in deeper[key(0, 3)]
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="util-linux is not installed")
+def test_a_shard_that_may_not_be_opened_does_not_stop_the_rest(dataset):
+    closed, other = shards(dataset)
+    closed.chmod(0)
+    other.unlink()
+    command = [sys.executable, "-c", "from ingest.cli import main; main()", "verify", dataset, "--json"]
+    if os.geteuid() == 0:  # who may open everything, unless told not to
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    told = {damage["what"]: damage["sentence"] for damage in json.loads(done.stdout)["damages"]}
+    assert "cannot be read: Permission denied" in told[str(closed.relative_to(dataset))]
+    assert "is missing" in told[str(other.relative_to(dataset))]
 
 
 def test_swapped_shards_are_found_by_sha(dataset):
