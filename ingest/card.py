@@ -4,26 +4,17 @@ Markdown with the YAML head that the Hugging Face hub reads. It says what the da
 more: the same dataset gives the same card.
 """
 
-import hashlib
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from cluster.errors import UserError
 from ingest import layout
 from ingest.dataset import sealed_head
 from ingest.histogram import Histogram
 from ingest.provenance import OPT_OUTS, asks_servers, opt_outs, read_generations, setting_words, source_words
 from ingest.stats import Stats
-from ingest.store import open_store
-from ingest.view import NAME
+from ingest.view import read_view, view_names
 from ingest.wording import in_bytes, several, visible
 
 HOSTS_LISTED = 20
@@ -196,20 +187,12 @@ def _hosts(stats: Stats) -> str:
 
 def _views(path: str, stats: Stats) -> Iterator[str]:
     """Those of this root; a view of an older one says nothing about this dataset."""
-    store = open_store(path)
-    found = []
-    for file in sorted(entry.name for entry in store.list(layout.VIEWS)):
-        stem = PurePath(file).stem
-        if not file.endswith(".parquet") or not NAME.fullmatch(stem) or stem.endswith(".duplicates"):
-            continue
-        data = store.read(file)
-        try:
-            table = pq.read_table(io.BytesIO(data), columns=["kept"])
-        except (pa.ArrowException, OSError):
-            raise UserError(f"{store.where(file)} is not a readable view: make it again") from None
-        if (table.schema.metadata or {}).get(b"root") == stats.root.encode():
-            digest = hashlib.sha256(data).hexdigest()
-            found.append((_code(stem), f"`{digest}`", pc.sum(table["kept"]).as_py() or 0))
+    views = [read_view(path, name, root=None) for name in view_names(path)]
+    found = [
+        (_code(view.name), f"`{view.digest}`", int(view.kept.sum()))
+        for view in views
+        if view.root == stats.root
+    ]
     yield _table(("view", "sha256", "images"), found, numbers=1) if found else "There are none."
 
 

@@ -31,7 +31,7 @@ from ingest.dedup_tasks import (
 from ingest.hamming import MAX_RADIUS
 from ingest.spread import MapTasks
 from ingest.store import absolute
-from ingest.view import PackedKeeps, view_name, write_duplicates, write_view
+from ingest.view import PackedKeeps, refuse_taken_name, write_duplicates, write_view
 
 DUPLICATES_SCHEMA = pa.schema(
     [
@@ -115,12 +115,12 @@ def dedup(
     Raises:
         UserError: there is no such dataset or view, or another view of this name exists.
     """
-    view_name(name)
     if radius is not None and not 0 <= radius <= MAX_RADIUS:
         raise UserError(f"hashes cannot be compared at a distance of {radius}: use 0 to {MAX_RADIUS} bits")
     if scratch is not None and not scratch.is_dir():
         raise UserError(f"--scratch {scratch} is not a folder: name one that exists")
     own = open_dataset(dataset, view=within)
+    refuse_taken_name(dataset, name, root=own.root)
     others = [open_dataset(path) for path in against]
     for path, other in zip(against, others, strict=True):
         if other.root == own.root:

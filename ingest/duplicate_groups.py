@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from ingest.store import open_store
-from ingest.view import view_name
+from ingest.view import duplicates_name
 
 COLUMNS = ["winner", "key", "distance", "exact", "evaluation"]
 LARGEST = 6
@@ -85,8 +85,7 @@ def read_groups(path: str | Path, view: str, *, seed: int) -> Groups | None:
     Raises:
         UserError: it is there and is no such list.
     """
-    store = open_store(path)
-    name = view_name(view).removesuffix(".parquet") + ".duplicates.parquet"
+    store, name = open_store(path), duplicates_name(view)
     try:
         file = store.open(name)
     except FileNotFoundError:

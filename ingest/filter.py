@@ -15,7 +15,7 @@ from ingest.conditions import DERIVED, Condition, evaluate, parse
 from ingest.dataset import Dataset, open_dataset, sealed_units
 from ingest.sample_list import SampleList, read_sample_list
 from ingest.spread import MapTasks
-from ingest.view import PackedKeeps, read_view, view_name, write_view
+from ingest.view import PackedKeeps, read_view, refuse_taken_name, write_view
 
 ROWS_PER_TASK = 1 << 19
 UNMATCHED_NAMED = 20
@@ -132,8 +132,8 @@ def filter_view(
         UserError: a view, list, column or condition is not there or not right, or another view of this name
             exists.
     """
-    view_name(name)
     opened = open_dataset(dataset)
+    refuse_taken_name(dataset, name, root=opened.root)
     lists = [read_sample_list(path) for path in wanted.lists]
     for view in wanted.within:
         read_view(dataset, view, root=opened.root)
@@ -183,8 +183,8 @@ def filter_units(task: FilterTask) -> FilteredUnits:
         rows = opened.kept_rows(index, sorted(columns))
         passes = [view.of_slots(unit, len(rows)) for view in views]
         found = [_listed(listed, unit, rows) for listed in lists]
-        passes += [entries < 0 for entries in found[: len(wanted.remove)]]
-        passes += [entries >= 0 for entries in found[len(wanted.remove) :]]
+        passes += [~named for named, _ in found[: len(wanted.remove)]]
+        passes += [named for named, _ in found[len(wanted.remove) :]]
         stays = np.ones(len(rows), bool)
         verdicts = [evaluate(condition, rows) for condition in conditions]
         nobody = np.zeros(len(rows), bool)
@@ -196,8 +196,8 @@ def filter_units(task: FilterTask) -> FilteredUnits:
             answer.null[step] += int((stays & null).sum())
             stays &= fits
         answer.keeps.append((unit, stays))
-        for number, entries in enumerate(found):
-            answer.matched[number] = np.union1d(answer.matched[number], entries[entries >= 0])
+        for number, (_, entries) in enumerate(found):
+            answer.matched[number] = np.union1d(answer.matched[number], entries)
     return answer
 
 
@@ -224,7 +224,7 @@ def _check_columns(opened: Dataset, conditions: Sequence[Condition]) -> None:
             )
 
 
-def _listed(listed: SampleList, unit: int, rows: pa.Table) -> NDArray[np.int64]:
+def _listed(listed: SampleList, unit: int, rows: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     keys = rows["slot"].to_numpy().astype(np.uint64) + np.uint64(unit * layout.KEY_SLOTS)
     return listed.find(keys, rows["url"] if len(listed.urls) else None)
 

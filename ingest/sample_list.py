@@ -37,22 +37,29 @@ class SampleList:
     urls: pa.Array
     lines: NDArray[np.int64]
 
-    def find(self, keys: NDArray[np.uint64], urls: pa.Array | None) -> NDArray[np.int64]:
-        """For each sample, one of the entries that name it: its place in `lines`, or -1, (n,).
+    def find(
+        self, keys: NDArray[np.uint64], urls: pa.Array | None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which samples are named, and by what: one may be by its key and by its URL.
 
         Args:
             keys: of the samples, (n,).
             urls: where they came from; None if the list has no URLs.
+
+        Returns:
+            Whether an entry names the sample, (n,); and places in `lines` of the entries that name any,
+            ascending.
         """
         place = np.searchsorted(self.keys, keys)
         there = place < len(self.keys)
         there[there] = self.keys[place[there]] == keys[there]
-        found = np.where(there, place, -1)
+        entries = [np.unique(place[there])]
         if urls is not None:
             spelled = pa.array([_spelled(url) for url in urls.to_pylist()], pa.string())
             by_url = pc.index_in(spelled, value_set=self.urls).fill_null(-1).to_numpy()
-            found = np.where((found < 0) & (by_url >= 0), len(self.keys) + by_url, found)
-        return found
+            entries.append(len(self.keys) + np.unique(by_url[by_url >= 0]))
+            there |= by_url >= 0
+        return there, np.concatenate(entries)
 
     def names(self, entries: Iterable[int]) -> list[str]:
         """Entries by their places, as text."""
@@ -88,7 +95,7 @@ def _spelled(url: str) -> str:
 
 
 def _text_lines(path: Path) -> tuple[list[int], list[str]]:
-    lines = path.read_bytes().decode("utf-8", "backslashreplace").splitlines()
+    lines = path.read_bytes().decode("utf-8-sig", "backslashreplace").splitlines()
     entries = [line.strip() for line in lines if line.strip()]
     return [int(e) for e in entries if _KEY.fullmatch(e)], [e for e in entries if not _KEY.fullmatch(e)]
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from ingest import layout
@@ -24,7 +23,7 @@ THUMBNAIL = (480, 240)
 THUMBNAIL_QUALITY = 80
 # Below this a picture is shown in whole pixels, not smoothed.
 TINY = 100
-COLUMNS = ["status", "slot", "offset", "size", "sha256", "width", "height", "url", "labels"]
+COLUMNS = ["offset", "size", "sha256", "width", "height", "url", "labels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ def sample_photos(dataset: Dataset, *, samples: int, seed: int) -> Iterator[Phot
     placed = [(int(np.searchsorted(ends, position, side="right")), position) for position in positions]
     for unit_index, group in groupby(placed, key=lambda pair: pair[0]):
         first = int(ends[unit_index] - dataset.counts[unit_index])
-        rows = _kept(dataset, unit_index).take([position - first for _, position in group])
+        rows = dataset.kept_rows(unit_index, COLUMNS).take([position - first for _, position in group])
         yield from _photos(dataset, unit_index, rows)
 
 
@@ -75,22 +74,12 @@ def photos_of(dataset: Dataset, keys: Iterable[int]) -> dict[int, Photo]:
         unit_index = int(np.searchsorted(dataset.units, unit))
         if unit_index == len(dataset.units) or dataset.units[unit_index] != unit:
             continue
-        table = _kept(dataset, unit_index)
+        table = dataset.kept_rows(unit_index, COLUMNS)
         slots = pa.array([key % layout.KEY_SLOTS for key in group], table["slot"].type)
         rows = table.filter(pc.is_in(table["slot"], value_set=slots))
         for photo in _photos(dataset, unit_index, rows):
             found[int(photo.key)] = photo
     return found
-
-
-def _kept(dataset: Dataset, unit_index: int) -> pa.Table:
-    """Rows of the unit's samples, those of the view if there is one."""
-    with dataset.store.open(dataset.files.name(unit_index, "meta")) as file:
-        table = pq.read_table(file, columns=COLUMNS)
-    kept = table.filter(pc.equal(table["status"], "kept"))
-    if dataset.view is not None:
-        kept = kept.filter(dataset.view.keeps(int(dataset.units[unit_index]))[kept["slot"].to_numpy()])
-    return kept
 
 
 def _photos(dataset: Dataset, unit_index: int, rows: pa.Table) -> Iterator[Photo]:

@@ -106,6 +106,11 @@ def view_name(name: str) -> str:
     return f"{layout.VIEWS}/{name}.parquet"
 
 
+def duplicates_name(name: str) -> str:
+    """Where the list of a view's duplicates lies in its dataset."""
+    return view_name(name).removesuffix(".parquet") + f"{DUPLICATES}.parquet"
+
+
 def view_names(dataset_path: str | Path) -> list[str]:
     """The dataset's views, whatever root they are of, sorted."""
     files = (PurePath(entry.name) for entry in open_store(dataset_path).list(layout.VIEWS))
@@ -155,6 +160,16 @@ def read_view(dataset_path: str | Path, name: str, *, root: str | None) -> ViewB
     return view
 
 
+def refuse_taken_name(dataset_path: str | Path, name: str, *, root: str) -> None:
+    """Before the work: a view of this name that was made for another root cannot be the one to be written.
+
+    Raises:
+        UserError: there is one, or the name is none.
+    """
+    if open_store(dataset_path).exists(view_name(name)):
+        read_view(dataset_path, name, root=root)
+
+
 def write_view(
     dataset_path: str | Path, name: str, *, root: str, keeps: Mapping[int, NDArray[np.bool_]]
 ) -> Path | str:
@@ -193,8 +208,7 @@ def write_duplicates(dataset_path: str | Path, name: str, table: pa.Table) -> Pa
     Raises:
         UserError: another list is there.
     """
-    store = open_store(dataset_path)
-    file = view_name(name).removesuffix(".parquet") + f"{DUPLICATES}.parquet"
+    store, file = open_store(dataset_path), duplicates_name(name)
     path = store.where(file)
     data = _parquet_bytes(table)
     if store.create_if_absent(file, data) != data:

@@ -266,6 +266,16 @@ def test_the_same_again_changes_nothing_and_another_is_refused(planted):
     assert {path.name: path.read_bytes() for path in (planted / "views").iterdir()} == before
 
 
+def test_a_name_that_another_root_has_is_refused_before_any_work(planted):
+    write_view(planted, "clean", root="0" * 64, keeps={0: np.ones(3, bool)})
+
+    def no_work(function, tasks):
+        raise AssertionError("work was begun")
+
+    with pytest.raises(UserError, match=r"view clean was made for root 000000000000 .* under another name"):
+        dedup(planted, "clean", radius=3, map_tasks=no_work)
+
+
 def test_scratch_is_used_and_left_empty(planted, tmp_path):
     (tmp_path / "scratch").mkdir()
     run(planted, "clean", scratch=tmp_path / "scratch")

@@ -98,6 +98,22 @@ def test_removal_by_key_and_by_any_spelling_of_a_url(dataset, tmp_path):
     assert report.steps == (Dropped(step=f"remove {tmp_path / 'takedown.txt'}", dropped=4, null=0),)
 
 
+def test_a_sample_that_is_named_twice_leaves_no_line_over(dataset, tmp_path):
+    pairs = {
+        "key": ["0000000000001", "0000000000002"],
+        "url": [f"https://example.org/0/{n}.jpg" for n in (1, 2)],
+    }
+    pq.write_table(pa.table(pairs), tmp_path / "list.parquet")
+    report = run(dataset, "v", remove=(str(tmp_path / "list.parquet"),))
+    assert (report.kept, report.lists[0].lines, report.lists[0].unmatched) == (3, 4, 0)
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(dataset, tmp_path):
+    (tmp_path / "list.txt").write_text("https://example.org/0/1.jpg\n", encoding="utf-8-sig")
+    report = run(dataset, "v", remove=(str(tmp_path / "list.txt"),))
+    assert (report.kept, report.lists[0].unmatched) == (4, 0)
+
+
 def test_an_address_is_not_taken_for_another(dataset, tmp_path):
     (tmp_path / "list.txt").write_text(
         "https://example.com/a-b.jpg\nhttps://example.com/A-b.jpg?x=1\nexample.com/a-b.jpg?x=1\n1\n"
@@ -203,6 +219,16 @@ def test_D1_view_does_not_depend_on_tasks_or_workers(tmp_path, monkeypatch, work
     assert reports[0] == reports[1]
     views = [(tmp_path / name / "views" / "v.parquet").read_bytes() for name in ("one", "two")]
     assert views[0] == views[1]
+
+
+def test_a_name_that_another_root_has_is_refused_before_any_work(dataset):
+    write_view(dataset, "v", root="0" * 64, keeps={})
+
+    def no_work(function, tasks):
+        raise AssertionError("work was begun")
+
+    with pytest.raises(UserError, match="view v was made for root 000000000000"):
+        filter_view(dataset, "v", Filter(), map_tasks=no_work)
 
 
 def test_a_published_view_is_never_replaced(dataset):
