@@ -1,7 +1,7 @@
 """Claims: dedup finds every near duplicate within r bits, of 10 million hashes in a minute on one core; and
 what perceptual hashes find of photographs that were changed.
 
-    python benchmarks/dedup.py hashes [--count 10000000] [--radius 3] [--scratch FOLDER]
+    python benchmarks/dedup.py hashes [--count 10000000] [--radius 4] [--scratch FOLDER]
     python benchmarks/dedup.py photos photos.tar
 
 hashes: random ones, a tenth of them copies of others at 0 to r + 2 bits, through the functions that
@@ -131,22 +131,23 @@ def hashes_main(count: int, radius: int, scratch: Path | None) -> None:
 
 def extrapolate(count: int, radius: int, seconds: float, compared: int) -> None:
     """Work per hash is constant but for comparisons, which grow with the square of the count."""
-    width = 64 - bands(64, radius)[0][1]
-    bucket = bands(64, radius)[0][1] + bands(width, radius)[0][1]
-    tables = (radius + 1) ** 2
+    outer = [length for _, length in bands(64, radius)]
+    # How likely two random hashes are to share a bucket: over all tables, and if there were bands alone.
+    chance = sum(2.0 ** -(length + part) for length in outer for _, part in bands(64 - length, radius))
+    plain_chance = sum(2.0**-length for length in outer)
     pairs = compare_seconds(1 << 22)
     print(f"model: {seconds / count * 1e6:.2f} us per hash, and {pairs * 1e9:.1f} ns for each of")
-    print(f"  N^2 / 2 * {tables} / 2^{bucket} compared pairs ({count**2 / 2 * tables / 2**bucket:,.0f} here")
+    print(f"  N^2 / 2 * {chance:.3g} compared pairs ({count**2 / 2 * chance:,.0f} here")
     print(f"  by the model, {compared:,} counted)")
     for large in (10**9, 10**10):
-        compares = large**2 / 2 * tables / 2**bucket
+        compares = large**2 / 2 * chance
         linear, square = large * seconds / count / 3600, compares * pairs / 3600
         print(
             f"  {large:.0e}: {linear + square:.1f} core-hours ({linear:.1f} + {square:.1f} for "
             f"{compares:.1e} pairs), {large * 16 * (radius + 1) / 1e9:,.0f} GB of scratch"
         )
-        plain = large**2 / 2 * 4 / 2**16
-        print(f"    (buckets of one 16-bit band: {plain:.1e} pairs, {plain * pairs / 3600:,.0f} core-hours)")
+        plain = large**2 / 2 * plain_chance
+        print(f"    (buckets of one band: {plain:.1e} pairs, {plain * pairs / 3600:,.0f} core-hours)")
 
 
 def compare_seconds(count: int) -> float:
@@ -244,7 +245,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     hashes = commands.add_parser("hashes")
     hashes.add_argument("--count", type=int, default=10_000_000)
-    hashes.add_argument("--radius", type=int, default=3)
+    hashes.add_argument("--radius", type=int, default=4)
     hashes.add_argument("--scratch", type=Path)
     photos = commands.add_parser("photos")
     photos.add_argument("tar")

@@ -33,8 +33,13 @@ def dedup(
         bool, typer.Option("--near/--exact", help="Also drop what looks alike, or equal bytes only.")
     ] = True,
     hamming: Annotated[
-        int, typer.Option(min=0, max=MAX_RADIUS, help="Bits in which hashes of near duplicates may differ.")
-    ] = 3,
+        int,
+        typer.Option(
+            min=0,
+            max=MAX_RADIUS,
+            help="Bits in which hashes of near duplicates may differ: nearly always an even number.",
+        ),
+    ] = 4,
     against: Annotated[
         list[str] | None,
         typer.Option(metavar="DATASET", help="Drop what equals or looks like one of its images. Repeatable."),
@@ -45,8 +50,8 @@ def dedup(
     scratch: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for temporary files: 88 bytes per image at --hamming 3. For ray and slurm, one that "
-            "all nodes reach."
+            help="Folder for temporary files: 104 bytes per image at --hamming 4. For ray and slurm, one "
+            "that all nodes reach."
         ),
     ] = None,
     workers: Workers = CORES,

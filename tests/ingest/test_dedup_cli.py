@@ -66,6 +66,15 @@ def test_dedup_exact_and_radius(dataset):
     assert (exact["kept"], zero["kept"]) == (4, 4)
 
 
+def test_dedup_drops_by_default_what_differs_in_up_to_four_bits(tmp_path):
+    # Hashes have 32 bits set, so that they differ in 2, 4, 6, ... bits.
+    hashes = [0x0F1E2D3C4B5A6978 ^ bits for bits in (0, 0b11011, 0x3F00)]
+    assert [phash.bit_count() for phash in hashes] == [32, 32, 32]
+    seal_rows(tmp_path / "out", [[{"phash": phash} for phash in hashes]])
+    answer = json.loads(run("dedup", tmp_path / "out", "--name", "clean", "--json", "--workers", 1).stdout)
+    assert (answer["kept"], answer["near"]) == (2, 1)
+
+
 def test_view_makes_and_lists(dataset, tmp_path):
     assert "has no views" in run("view", dataset).stdout
     (tmp_path / "asked.txt").write_text("0000000000000\nhttps://example.org/gone.jpg\n")
