@@ -37,7 +37,7 @@ def dedup(
         typer.Option(
             min=0,
             max=MAX_RADIUS,
-            help="Bits in which hashes of near duplicates may differ: nearly always an even number.",
+            help="Bits in which hashes of near duplicates may differ; as a rule they differ in 2, 4, 6, ...",
         ),
     ] = 4,
     against: Annotated[

@@ -1,13 +1,16 @@
 """Deduplication on Ray: the same view as at home."""
 
 import json
+import math
 import random
 
 import pytest
 from sealed_rows import seal_rows
 from typer.testing import CliRunner
 
+from cluster.site import Site
 from ingest import cli, dedup_tasks
+from ingest.spread import on_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -46,3 +49,9 @@ def test_D1_C1_a_view_made_on_ray_equals_one_made_here(ray_cluster, tmp_path, mo
         here, ray = ((tmp_path / name / "views" / file).read_bytes() for name in ("here", "ray"))
         assert here == ray
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_answers_come_in_the_order_of_the_tasks(ray_cluster):
+    tasks = [200_000, 3, 4, 5]  # the first is done last
+    spread = on_ray(Site(ray_address=ray_cluster.address), parts=2)
+    assert list(spread(math.factorial, tasks)) == [math.factorial(task) for task in tasks]
