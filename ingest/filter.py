@@ -52,13 +52,14 @@ class Filter:
         ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FilterTask:
-    """Units first to last - 1 of a dataset."""
+    """Units first to last - 1 of a dataset; the filter's lists were read once, for all tasks alike."""
 
     path: str
     root: str
     filter: Filter
+    lists: tuple[SampleList, ...]
     first: int
     last: int
 
@@ -134,11 +135,11 @@ def filter_view(
     """
     opened = open_dataset(dataset)
     refuse_taken_name(dataset, name, root=opened.root)
-    lists = [read_sample_list(path) for path in wanted.lists]
+    lists = tuple(map(read_sample_list, wanted.lists))
     for view in wanted.within:
         read_view(dataset, view, root=opened.root)
     _check_columns(opened, [parse(text) for text in wanted.where])
-    tasks = _tasks(opened, wanted)
+    tasks = _tasks(opened, wanted, lists)
     keeps = PackedKeeps()
     dropped = np.zeros((2, len(wanted.steps)), np.int64)
     matched = [np.zeros(len(listed.lines), bool) for listed in lists]
@@ -168,7 +169,7 @@ def filter_units(task: FilterTask) -> FilteredUnits:
     wanted = task.filter
     opened = open_dataset(task.path, sealed=task.root)
     views = [read_view(task.path, view, root=task.root) for view in wanted.within]
-    lists = [read_sample_list(path) for path in wanted.lists]
+    lists = task.lists
     conditions = [parse(text) for text in wanted.where]
     columns = {column for condition in conditions for column in condition.columns}
     columns |= {"url"} if any(len(listed.urls) for listed in lists) else set()
@@ -201,11 +202,11 @@ def filter_units(task: FilterTask) -> FilteredUnits:
     return answer
 
 
-def _tasks(opened: Dataset, wanted: Filter) -> list[FilterTask]:
+def _tasks(opened: Dataset, wanted: Filter, lists: tuple[SampleList, ...]) -> list[FilterTask]:
     step = (np.cumsum(opened.counts) - opened.counts) // ROWS_PER_TASK
     starts = [*np.flatnonzero(np.diff(step, prepend=-1)).tolist(), len(step)]
     return [
-        FilterTask(path=opened.path, root=opened.root, filter=wanted, first=first, last=last)
+        FilterTask(path=opened.path, root=opened.root, filter=wanted, lists=lists, first=first, last=last)
         for first, last in pairwise(starts)
     ]
 

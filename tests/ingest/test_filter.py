@@ -114,6 +114,21 @@ def test_a_list_may_begin_with_a_byte_order_mark(dataset, tmp_path):
     assert (report.kept, report.lists[0].unmatched) == (4, 0)
 
 
+def test_a_list_is_read_once(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(filtering, "ROWS_PER_TASK", 1)
+    (tmp_path / "list.txt").write_text("0000000000001\n0000000100000\n")
+    with processes(1) as map_tasks:
+        report = filter_view(
+            dataset,
+            "v",
+            Filter(remove=(str(tmp_path / "list.txt"),)),
+            map_tasks=map_tasks,
+            progress=lambda done, total: (tmp_path / "list.txt").write_text("0000000000000\n"),
+        )
+    assert kept_keys(dataset, "v") == [0, 2, 100_001]
+    assert report.lists[0].unmatched == 0
+
+
 def test_an_address_is_not_taken_for_another(dataset, tmp_path):
     (tmp_path / "list.txt").write_text(
         "https://example.com/a-b.jpg\nhttps://example.com/A-b.jpg?x=1\nexample.com/a-b.jpg?x=1\n1\n"
