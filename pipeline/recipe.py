@@ -138,6 +138,10 @@ class Optim(Section):
     clip_norm: PositiveFloat | None = None
 
 
+# Of `train`: these change no number beyond rounding, and may be others when a run goes on.
+LAYOUT = ("strategy", "shard_ranks", "cpu_offload", "checkpointing", "compile")
+
+
 class Train(Section):
     """How long, in what arithmetic, and what lies where. Exactly one of `steps` and `epochs`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ import torch.distributed as dist
 from tiny_training import make_dataset, make_recipe
 from torch import Tensor
 
+from cluster.errors import UserError
 from cluster.torch_dist import World
+from pipeline.models.regnet import RegNet
 from pipeline.pieces import named_tensors, whole
+from pipeline.recipe import RegNetParameters
 from pipeline.train.checkpoint import latest, read_tensors
 from pipeline.train.loop import Training, forward_backward, gradient_norm, set_up, steps, train
 from pipeline.train.metrics import Stopwatch
+from pipeline.train.parallel import compile_blocks
 
 Ranks = Callable[..., list[Any]]
 TRUNK = {"depth": 6, "w_0": 16, "w_a": 12.0, "w_m": 2.0, "group_width": 8}  # stages of 1, 2 and 3 blocks
@@ -150,3 +155,117 @@ def test_T2_every_strategy_trains_the_same(data: Path, tmp_path: Path, run_on_ra
         for key in tensors.keys() - {NO_EFFECT}:
             difference = (tensors[key] - wanted[key]).abs().max() / wanted[key].abs().max()
             assert difference <= 10 * tolerance, (name, key)
+
+
+Tensors = dict[str, np.ndarray[Any, Any]]
+
+
+def _step(
+    group: dist.ProcessGroup | None, data: Path, folder: Path, section: dict[str, Any]
+) -> tuple[Tensors, Tensors]:
+    """Load the newest checkpoint, do one step more, and save; every tensor, whole, before and after it."""
+    t = prepare(group, data, folder, section)
+    before = _show(t)
+    train(replace(t, total_steps=t.step + 1), Never())  # type: ignore[arg-type]
+    if t.metrics is not None:
+        t.metrics.close()
+    return before, _show(t)
+
+
+def _show(t: Training) -> Tensors:
+    shown = {}
+    for name, tensor in named_tensors(t.method):
+        shown[name] = whole(tensor.detach(), tensor).numpy().copy()
+        for key, value in t.optimizer.state.get(tensor, {}).items():
+            shown[f"{name}/{key}"] = whole(value, tensor).numpy().copy()
+    return shown
+
+
+def test_T3_a_checkpoint_passes_between_strategies_and_ranks(
+    data: Path, tmp_path: Path, run_on_ranks: Ranks
+) -> None:
+    way = [
+        (2, "fsdp2"),
+        (1, "ddp"),
+        (3, "fairscale"),
+        (2, "ddp"),
+        (3, "fsdp2"),
+        (2, "fairscale"),
+        (1, "fsdp2"),
+    ]
+    saved: Tensors = {}
+    for steps_done, (ranks, strategy) in enumerate(way, start=1):
+        everyone = run_on_ranks(ranks, _step, data, tmp_path, {"strategy": strategy})
+        assert len(losses(tmp_path)) == steps_done
+        for loaded, _ in everyone if saved else []:
+            assert loaded.keys() == saved.keys()
+            for name, values in saved.items():
+                np.testing.assert_array_equal(loaded[name], values, err_msg=f"{strategy} {name}")
+        saved = everyone[0][1]
+    momenta = [name for name in saved if name.endswith("/momentum_buffer")]
+    assert len(momenta) > 20 and all(np.abs(saved[name]).max() > 0 for name in momenta)
+
+
+def test_float16_finds_its_loss_scale_and_keeps_it(data: Path, tmp_path: Path, run_on_ranks: Ranks) -> None:
+    section = {"precision": "fp16", "strategy": "fsdp2", "steps": 20}
+    run_on_ranks(2, _train, data, tmp_path, {"run": section})
+    checkpoint = latest(tmp_path / "run")
+    assert checkpoint is not None
+    factor, steps_taken = json.loads((checkpoint / "state.json").read_text())["loss_scale"]
+    assert 1 < factor < 2**16
+    taken = losses(tmp_path / "run")
+    assert steps_taken == len(taken) == 20 - np.log2(2**16 / factor)
+    assert np.isfinite(taken).all()
+    resumed = prepare(None, data, tmp_path / "run", section | {"strategy": "ddp"}, optim__lr=0.01)
+    assert resumed.scale.state() == [factor, steps_taken]
+
+
+def test_T4_compiled_blocks_compute_the_same() -> None:
+    parameters = RegNetParameters(depth=2, w_0=16, w_a=12.0, w_m=2.0, group_width=8)
+    trunk = RegNet(parameters, stem="low_resolution").double()
+    images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+
+    def gradients() -> dict[str, Tensor]:
+        trunk.zero_grad()
+        trunk(images).square().mean().backward()
+        return {name: p.grad.clone() for name, p in trunk.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compile_blocks(trunk)
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-10)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
+
+
+def test_a_probe_sees_a_sharded_trunk_whole(data: Path, tmp_path: Path, run_on_ranks: Ranks) -> None:
+    probe = {"train": str(data), "test": str(data), "every_steps": 1, "image_size": 16}
+    found = {}
+    for strategy in ("ddp", "fsdp2", "fairscale"):
+        run_on_ranks(2, _probed, data, tmp_path / strategy, strategy, probe)
+        rows = (tmp_path / strategy / "metrics.jsonl").read_text().splitlines()
+        found[strategy] = [json.loads(row)["knn"] for row in rows]
+    assert len(found["ddp"]) == 2
+    assert found["ddp"] == found["fsdp2"] == found["fairscale"]
+
+
+def _probed(group: dist.ProcessGroup, data: Path, folder: Path, strategy: str, probe: dict[str, Any]) -> None:
+    t = prepare(group, data, folder, {"strategy": strategy, "steps": 2}, probe=probe)
+    train(t, Never())  # type: ignore[arg-type]
+
+
+def test_checkpointing_that_does_not_fit_the_trunk_is_refused(data: Path, tmp_path: Path) -> None:
+    for wrong in ([[1], [2]], [[1], [3], []], [[1], [2, 1], []]):
+        with pytest.raises(UserError, match=r"stages have 1, 2, 3 blocks: give one list per stage"):
+            prepare(None, data, tmp_path, {"checkpointing": wrong})
+
+
+def test_sharding_that_does_not_fit_the_ranks_is_refused(
+    data: Path, tmp_path: Path, run_on_ranks: Ranks
+) -> None:
+    with pytest.raises(AssertionError, match="shard_ranks 2 does not divide 3 ranks"):
+        run_on_ranks(
+            3, _train, data, tmp_path, {"run": {"strategy": "fsdp2", "shard_ranks": 2, "precision": "fp32"}}
+        )
+    with pytest.raises(ValueError, match=r"go with train\.strategy: fsdp2"):
+        make_recipe(data, train={"steps": 1, "shard_ranks": 2})
