@@ -22,16 +22,17 @@ from cluster.torch_dist import World, choose_device, distributed, own_place
 from cluster.watchdog import Watchdog
 from pipeline.collectives import all_gather_rows
 from pipeline.data.loader import Batch, Loader
+from pipeline.interop import init_file, read_weights, warm_start
 from pipeline.methods.build import build_method
 from pipeline.methods.swav import SwAVMethod
 from pipeline.recipe import PretrainRecipe
-from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.checkpoint import Checkpoints, latest
 from pipeline.train.guard import Guard, Suspect, find_suspects
 from pipeline.train.metrics import Metrics, Stopwatch, embedding_std, rankme
 from pipeline.train.optim import build_optimizer
 from pipeline.train.parallel import DTYPES, arithmetic, parallelize, without_averaging
 from pipeline.train.probe import KnnProbe
-from pipeline.train.provenance import adopt, record_attempt
+from pipeline.train.provenance import adopt, record_attempt, record_warm_start
 from pipeline.train.schedule import learning_rate
 from pipeline.train.stragglers import Stragglers
 
@@ -133,6 +134,8 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
     rank_rows = recipe.data.batch_size // world.size
     engine = parallelize(method, train=recipe.train, rank_rows=rank_rows, world=world)
     optimizer = build_optimizer(method, recipe.optim)
+    if recipe.trunk.init_from is not None and latest(folder) is None:
+        read_weights(recipe.trunk)  # it must fit, too
     if world.is_first:  # only now: a recipe that does not fit must not claim the folder
         adopt(recipe, folder)
         record_attempt(folder, ranks=world.size, device=str(world.device))
@@ -150,6 +153,10 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
     if state is not None:
         loader.check_state(state["loader"])
         logger.info("going on from step %d of %d", state["step"], total_steps)
+    elif recipe.trunk.init_from is not None:
+        warm_start(method.trunk, read_weights(recipe.trunk))
+        if world.is_first:
+            record_warm_start(folder, init_file(recipe.trunk.init_from))
     step = 0 if state is None else state["step"]
     in_a_row = 0 if state is None else state["skipped_in_a_row"]
     run = RunFolder(folder)
