@@ -49,6 +49,7 @@ MILLIONS = {
     "seer_regnety_64gf": 276.46,
     "seer_regnety_128gf": 637.42,
     "seer_regnety_256gf": 1272.16,
+    "seer_regnet_10b": 9323.93,
     "swav_resnet50": 23.51,
 }
 
