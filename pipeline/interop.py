@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from pipeline.models.trunk import build_trunk
+from pipeline.pieces import copy_own_piece, named_tensors
 from pipeline.recipe import Trunk
 
 _IN_BLOCK = {
@@ -109,10 +110,13 @@ def init_file(init_from: str) -> Path:
 
 @torch.no_grad()
 def warm_start(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights that `read_weights` has found to fit into a trunk, in place, in the trunk's precision."""
-    for name, tensor in network.state_dict().items():
+    """Copy weights that `read_weights` has found to fit into a trunk, in place, in the trunk's precision.
+
+    Of a sharded trunk, this rank's pieces are filled.
+    """
+    for name, tensor in named_tensors(network):
         if name in weights:
-            tensor.copy_(weights[name])
+            copy_own_piece(tensor, weights[name])
 
 
 def _vissl_name(name: str) -> str:

@@ -4,25 +4,28 @@ import argparse
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from tiny_training import make_dataset, make_recipe
 from torch import Tensor, nn
 
 from cluster.errors import UserError
+from cluster.torch_dist import World
 from pipeline.export import TrunkSpec, export_trunk, load_trunk, save_trunk
 from pipeline.interop import from_timm, from_vissl, read_weights, to_vissl, warm_start
 from pipeline.models.regnet import PRESETS, widths_and_depths
 from pipeline.models.trunk import build_trunk
+from pipeline.pieces import named_tensors, whole
 from pipeline.recipe import Trunk
 from pipeline.train.checkpoint import latest, read_tensors
-from pipeline.train.loop import pretrain
+from pipeline.train.loop import pretrain, set_up
 from pipeline.transfer.features import Preprocessing
 
 TINY = Trunk(name="regnety_tiny")
@@ -377,3 +380,26 @@ def test_a_run_starts_from_the_file_once_and_goes_on_without_it(tmp_path: Path) 
     with pytest.raises(UserError, match=r"trunk\.init_from: there is no file"):
         pretrain(recipe, tmp_path / "new")
     assert not (tmp_path / "new").exists()  # what cannot begin claims no folder
+
+
+def _started(group: Any, data: Path, folder: Path, strategy: str, path: Path) -> dict[str, Any]:
+    """The trunk that a run on these ranks starts from, put together."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    cpu = torch.device("cpu")
+    world = World(rank=rank, size=size, local_rank=rank, device=cpu, group=group, control=group)
+    trunk = {"name": "regnety_tiny", "init_from": str(path)}
+    recipe = make_recipe(data, trunk=trunk, train={"steps": 4, "strategy": strategy})
+    method = set_up(recipe, folder, world).method
+    return {name: whole(tensor.detach(), tensor).numpy() for name, tensor in named_tensors(method.trunk)}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fairscale"])
+def test_every_strategy_starts_from_the_same_weights(
+    strategy: str, tmp_path: Path, run_on_ranks: Callable[..., list[Any]]
+) -> None:
+    data, path = make_dataset(tmp_path), write("vissl", tmp_path)
+    expected = tiny_weights()
+    for found in run_on_ranks(2, _started, data, tmp_path / "run", strategy, path):
+        assert found.keys() == expected.keys()
+        for name, tensor in found.items():
+            assert torch.equal(torch.from_numpy(tensor), expected[name]), name

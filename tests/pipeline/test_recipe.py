@@ -17,6 +17,7 @@ from cluster.errors import UserError
 from cluster.settings import apply_override, check_recipe, find_recipe, load_recipe
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe
+from pipeline.train.activation_checkpointing import checkpoint_activations
 
 SHIPPED = sorted(
     (kind, Path(str(file)).stem)
@@ -64,6 +65,7 @@ def test_a_pretraining_recipe_names_its_aim_and_builds_the_published_trunk(name:
         trunk = build_trunk(recipe.trunk)
     millions = sum(parameter.numel() for parameter in trunk.parameters()) / 1e6
     assert millions == pytest.approx(MILLIONS[name], abs=0.006)
+    checkpoint_activations(trunk, recipe.train.checkpointing, reentrant=False)  # its stages have these blocks
 
 
 @pytest.mark.parametrize("name", [name for _, name in SHIPPED if name.startswith("seer_")])
