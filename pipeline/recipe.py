@@ -64,7 +64,11 @@ class RegNetParameters(Section):
 
 
 class Trunk(Section):
-    """The network that is kept: a published size by name, or `regnet_y` with `regnet` parameters."""
+    """The network that is kept: a published size by name, or `regnet_y` with `regnet` parameters.
+
+    `init_from` starts its weights from an exported trunk, or from a checkpoint of timm's or VISSL's, instead
+    of the seed; a run that goes on does not read it again.
+    """
 
     name: Literal[
         "regnet_y",
@@ -90,6 +94,7 @@ class Trunk(Section):
     ]
     stem: Literal["imagenet", "low_resolution"] = "imagenet"
     regnet: RegNetParameters | None = None
+    init_from: str | None = None
 
     @model_validator(mode="after")
     def _parameters_belong_to_regnet_y(self) -> Self:

@@ -22,10 +22,11 @@ from cluster.torch_dist import World, choose_device, distributed, own_place
 from cluster.watchdog import Watchdog
 from pipeline.collectives import all_gather_rows
 from pipeline.data.loader import Batch, Loader
+from pipeline.interop import init_file, read_weights, warm_start
 from pipeline.methods.build import Method, assemble_method
 from pipeline.pieces import norms, own
 from pipeline.recipe import PretrainRecipe
-from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.checkpoint import Checkpoints, latest
 from pipeline.train.engine import Engine
 from pipeline.train.guard import Guard, Suspect, find_suspects
 from pipeline.train.loss_scale import LossScale
@@ -33,7 +34,7 @@ from pipeline.train.metrics import Metrics, Stopwatch, embedding_std, rankme
 from pipeline.train.optim import build_optimizer
 from pipeline.train.parallel import DTYPES, arithmetic, parallelize
 from pipeline.train.probe import KnnProbe, whole_trunk
-from pipeline.train.provenance import adopt, record_attempt
+from pipeline.train.provenance import adopt, record_attempt, record_warm_start
 from pipeline.train.schedule import learning_rate
 from pipeline.train.stragglers import Stragglers
 
@@ -142,6 +143,8 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
     rank_rows = recipe.data.batch_size // world.size
     engine = parallelize(method, train=recipe.train, seed=recipe.seed, rank_rows=rank_rows, world=world)
     optimizer = build_optimizer(engine, recipe.optim)
+    if recipe.trunk.init_from is not None and latest(folder) is None:
+        read_weights(recipe.trunk)  # it must fit, too
     if world.is_first:  # only now: a recipe that does not fit must not claim the folder
         adopt(recipe, folder)
         record_attempt(folder, ranks=world.size, device=str(world.device))
@@ -161,6 +164,10 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         loader.check_state(state["loader"])
         scale.load(state["loss_scale"])
         logger.info("going on from step %d of %d", state["step"], total_steps)
+    elif recipe.trunk.init_from is not None:
+        warm_start(method.trunk, read_weights(recipe.trunk))
+        if world.is_first:
+            record_warm_start(folder, init_file(recipe.trunk.init_from))
     step = 0 if state is None else state["step"]
     in_a_row = 0 if state is None else state["skipped_in_a_row"]
     run = RunFolder(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import socket
@@ -98,3 +99,11 @@ def record_attempt(folder: Path, *, ranks: int, device: str) -> None:
     }
     with (folder / "attempts.jsonl").open("a") as file:
         file.write(json.dumps(values) + "\n")
+
+
+def record_warm_start(folder: Path, weights: Path) -> None:
+    """Write init_from.json: which file the trunk's weights started from, and its digest."""
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    values = {"path": str(weights.absolute()), "sha256": digest}
+    write_atomically(folder / "init_from.json", json.dumps(values, indent=2) + "\n")
