@@ -80,6 +80,7 @@ def whole_shape(parameter: Tensor) -> torch.Size:
     return parameter.shape if share is None else share.shape
 
 
+@torch.no_grad()
 def copy_own_piece(parameter: Tensor, whole: Tensor, *, into: Tensor | None = None) -> None:
     """Copy this rank's part of a whole tensor into a parameter that may be a piece; no communication.
 
