@@ -54,6 +54,24 @@ def all_gather_rows(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     return torch.cat(pieces)
 
 
+@torch.no_grad()
+def average(tensor: Tensor, group: ProcessGroup) -> None:
+    """Mean over the ranks, in place. On the CPU its rounding depends on the values, not on their places."""
+    if tensor.device.type == "cpu":
+        pieces = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(pieces, tensor, group=group)
+        tensor.copy_(mean_of(pieces))
+    else:
+        dist.all_reduce(tensor, dist.ReduceOp.AVG, group=group)
+
+
+def mean_of(pieces: list[Tensor]) -> Tensor:
+    """The mean of tensors of one shape, added up in their order; the first is overwritten with it."""
+    for piece in pieces[1:]:
+        pieces[0].add_(piece)
+    return pieces[0].div_(len(pieces))
+
+
 class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:

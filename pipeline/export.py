@@ -144,7 +144,7 @@ def export_trunk(run: Path, out: Path) -> TrunkSpec:
     network = build_trunk(recipe.trunk)
     network.load_state_dict(read_tensors(checkpoint, prefix="trunk."), strict=True)
     spec = TrunkSpec(
-        architecture=recipe.trunk,
+        architecture=recipe.trunk.model_copy(update={"init_from": None}),  # it is in the provenance
         preprocessing=evaluation_preprocessing(recipe),
         feature_dim=network.feature_dim,
         provenance=_provenance(run, checkpoint, recipe),
@@ -158,12 +158,14 @@ def _provenance(run: Path, checkpoint: Path, recipe: PretrainRecipe) -> dict[str
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["step"] <= state["step"]][-1:]
     attempt = json.loads((run / "attempts.jsonl").read_text().splitlines()[-1])
+    warm = run / "init_from.json"
     return {
         "what": "pretrained on images without labels",
         "method": recipe.method.name,
         "data": state["loader"]["root"],
         "samples": state["loader"]["samples"],
         "steps": state["step"],
+        "init_from": json.loads(warm.read_text())["sha256"] if warm.is_file() else None,
         "version": attempt["version"],
         "commit": attempt["commit"],
         "uncommitted_changes": attempt["dirty"],

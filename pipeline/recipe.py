@@ -64,7 +64,11 @@ class RegNetParameters(Section):
 
 
 class Trunk(Section):
-    """The network that is kept: a published size by name, or `regnet_y` with `regnet` parameters."""
+    """The network that is kept: a published size by name, or `regnet_y` with `regnet` parameters.
+
+    `init_from` starts its weights from an exported trunk, or from a checkpoint of timm's or VISSL's, instead
+    of the seed; a run that goes on does not read it again.
+    """
 
     name: Literal[
         "regnet_y",
@@ -90,6 +94,7 @@ class Trunk(Section):
     ]
     stem: Literal["imagenet", "low_resolution"] = "imagenet"
     regnet: RegNetParameters | None = None
+    init_from: str | None = None
 
     @model_validator(mode="after")
     def _parameters_belong_to_regnet_y(self) -> Self:
@@ -138,22 +143,43 @@ class Optim(Section):
     clip_norm: PositiveFloat | None = None
 
 
+# Of `train`: these change no number beyond rounding, and may be others when a run goes on.
+LAYOUT = ("strategy", "shard_ranks", "cpu_offload", "checkpointing", "compile")
+
+
 class Train(Section):
-    """How long and in what arithmetic. Exactly one of `steps` and `epochs`."""
+    """How long, in what arithmetic, and what lies where. Exactly one of `steps` and `epochs`.
+
+    `checkpointing` recomputes activations in the backward pass: of every block ("full"), or, for each stage
+    of the trunk, of the runs of blocks that end at these numbers: SEER-10B has [[2], [7], [9, 17], []].
+    `shard_ranks` are the ranks that share one copy of the parameters, all by default; the GPUs of one node
+    keep the gathering within it. `cpu_offload` keeps parameters and optimizer in host memory.
+    """
 
     steps: PositiveInt | None = None
     epochs: PositiveInt | None = None
     accumulate: PositiveInt = 1
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     sync_bn_samples: PositiveInt | None = None
+    checkpointing: Literal["none", "full"] | tuple[tuple[PositiveInt, ...], ...] = "none"
     compile: bool = False
-    strategy: Literal["ddp"] = "ddp"
+    strategy: Literal["ddp", "fsdp2", "fairscale"] = "ddp"
+    shard_ranks: PositiveInt | None = None
+    cpu_offload: bool = False
     max_skipped_steps: PositiveInt = 3
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of train.steps and train.epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _only_fsdp2_has_them(self) -> Self:
+        if self.strategy != "fsdp2" and (self.shard_ranks is not None or self.cpu_offload):
+            raise ValueError("train.shard_ranks and train.cpu_offload go with train.strategy: fsdp2")
+        if self.strategy == "fairscale" and self.precision == "fp64":
+            raise ValueError("train.strategy: fairscale has no fp64 parameters: use fsdp2 or ddp")
         return self
 
 

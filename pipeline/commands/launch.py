@@ -55,6 +55,7 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
     follow: Follow = False,
 ) -> None:
     """Pretrain a trunk. The same command with the same --run goes on where the run was stopped."""
+    from pipeline.interop import read_weights
     from pipeline.stages import pretrain_job, resources_for
     from pipeline.train.provenance import check_same_recipe, pin_dataset, to_yaml
 
@@ -74,6 +75,8 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
     resources = resources_for(recipe.run, gpus_per_node=None if chosen == "local" else site.gpus_per_node)
     if not dry_run or (folder / "recipe.yaml").is_file():  # a dry run needs no data
         recipe = pin_dataset(recipe, folder)
+    if recipe.trunk.init_from is not None and not dry_run and not (folder / "recipe.yaml").is_file():
+        read_weights(recipe.trunk)  # only to say now, not when the job starts, that they do not fit
     check_same_recipe(recipe, folder)
     job = pretrain_job(recipe, folder.absolute() if chosen != "local" else folder, resources)
     if dry_run and chosen == "slurm":

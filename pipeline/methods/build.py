@@ -11,11 +11,24 @@ from pipeline.models.initialize import initialize
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe import PretrainRecipe
 
+Method = SwAVMethod
 
-def build_method(recipe: PretrainRecipe, *, group: ProcessGroup | None) -> SwAVMethod:
+
+def build_method(recipe: PretrainRecipe, *, group: ProcessGroup | None) -> Method:
     """The recipe's method on its trunk, in float32 on the CPU, with weights drawn from the recipe's seed.
 
     The weights are equal on every rank, whatever the global random state.
+
+    Raises:
+        UserError: as `assemble_method` does.
+    """
+    method = assemble_method(recipe, group=group)
+    initialize(method, seed=recipe.seed)
+    return method
+
+
+def assemble_method(recipe: PretrainRecipe, *, group: ProcessGroup | None) -> Method:
+    """The recipe's method on its trunk, without meaningful weights; on `meta` it takes no memory.
 
     Raises:
         UserError: if the batch does not divide over the ranks, or the crops are too few for the method.
@@ -32,7 +45,7 @@ def build_method(recipe: PretrainRecipe, *, group: ProcessGroup | None) -> SwAVM
             f"method {recipe.method.name} compares crops of an image, and data.crops gives one: set count: 2"
         )
     trunk = build_trunk(recipe.trunk)
-    method = SwAVMethod(
+    return SwAVMethod(
         trunk,
         recipe.method,
         feature_dim=trunk.feature_dim,
@@ -40,5 +53,3 @@ def build_method(recipe: PretrainRecipe, *, group: ProcessGroup | None) -> SwAVM
         assignment_views=recipe.data.crops[0].count,
         group=group,
     )
-    initialize(method, seed=recipe.seed)
-    return method

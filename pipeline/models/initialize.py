@@ -1,7 +1,7 @@
-"""Reproducible weights: each parameter is drawn whole from a generator keyed by (seed, its name).
+"""Reproducible weights: each parameter is drawn whole from a generator keyed by (seed, name), then sliced.
 
 Nothing depends on the order of construction, on the global random state or on the rank, so a trunk built on
-`meta` and filled piece by piece equals one built at once.
+`meta`, sharded, and filled piece by piece equals one built at once.
 """
 
 from __future__ import annotations
@@ -10,24 +10,31 @@ import hashlib
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.models.heads import Prototypes
+from pipeline.pieces import clean_name, copy_own_piece, whole_shape
+from pipeline.train.batchnorm import CoupledBatchNorm
 
 
 def initialize(module: nn.Module, *, seed: int) -> None:
-    """Fill every parameter and every BatchNorm buffer of `module`, in place.
+    """Fill every parameter and every buffer of `module`, in place; of a sharded one, this rank's pieces.
 
     Convolutions are drawn from He et al.'s normal by fan-out (as RegNet's authors do), linear layers from
     torch's uniform by fan-in, prototypes uniformly on the sphere. BatchNorm starts as the identity: the last
     gamma of a block is 1 and not 0, because LARC and LARS have no trust ratio for a weight of length 0.
+    Buffers of other modules (queues) start at zero.
 
     Raises:
         TypeError: if a module holds parameters of a kind that has no rule here.
     """
     for name, child in module.named_modules():
         if next(child.parameters(recurse=False), None) is not None:
-            _fill(child, _Draw(seed, name))
+            _fill(child, _Draw(seed, clean_name(name)))
+        else:
+            for buffer in child.buffers(recurse=False):
+                buffer.zero_()
 
 
 class _Draw:
@@ -37,10 +44,10 @@ class _Draw:
         self.key = f"{seed}/{module}"
 
     def normal(self, parameter: str, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self._generator(parameter))
+        return torch.randn(whole_shape(like), generator=self._generator(parameter))
 
     def uniform(self, parameter: str, like: Tensor, bound: float) -> Tensor:
-        return (2 * torch.rand(like.shape, generator=self._generator(parameter)) - 1) * bound
+        return (2 * torch.rand(whole_shape(like), generator=self._generator(parameter)) - 1) * bound
 
     def _generator(self, parameter: str) -> torch.Generator:
         digest = hashlib.blake2b(f"{self.key}.{parameter}".encode(), digest_size=8).digest()
@@ -53,18 +60,20 @@ def _fill(module: nn.Module, draw: _Draw) -> None:
         case nn.Conv2d():
             height, width = module.kernel_size
             deviation = math.sqrt(2 / (height * width * module.out_channels))
-            module.weight.copy_(draw.normal("weight", module.weight) * deviation)
+            copy_own_piece(module.weight, draw.normal("weight", module.weight) * deviation)
             if module.bias is not None:
                 module.bias.zero_()
         case nn.Linear():
             bound = 1 / math.sqrt(module.in_features)
-            module.weight.copy_(draw.uniform("weight", module.weight, bound))
+            copy_own_piece(module.weight, draw.uniform("weight", module.weight, bound))
             if module.bias is not None:
-                module.bias.copy_(draw.uniform("bias", module.bias, bound))
-        case nn.BatchNorm1d() | nn.BatchNorm2d():
-            module.reset_parameters()
+                copy_own_piece(module.bias, draw.uniform("bias", module.bias, bound))
+        case nn.BatchNorm1d() | nn.BatchNorm2d() | CoupledBatchNorm():
+            copy_own_piece(module.weight, torch.ones(whole_shape(module.weight)))
+            module.bias.zero_()
+            for name, buffer in module.named_buffers(recurse=False):
+                buffer.fill_(1 if name == "running_var" else 0)
         case Prototypes():
-            module.weight.copy_(draw.normal("weight", module.weight))
-            module.normalize()
+            copy_own_piece(module.weight, F.normalize(draw.normal("weight", module.weight), dim=1))
         case _:
             raise TypeError(f"no rule to initialise a {type(module).__name__}")

@@ -71,6 +71,9 @@ class CoupledBatchNorm(nn.Module):
         groups_per_rank: groups of samples within this rank; 1 if a group spans ranks.
         sharing: the ranks of this rank's one group; None if it is alone.
         everyone: the ranks over which running statistics are averaged; None if all have the same.
+
+    Attributes:
+        keep_statistics: while a forward pass is done again, the running statistics stay as they are.
     """
 
     running_mean: Tensor
@@ -97,19 +100,25 @@ class CoupledBatchNorm(nn.Module):
         self.groups_per_rank = groups_per_rank
         self.sharing = sharing
         self.everyone = everyone
+        self.keep_statistics = False
         self.train(source.training)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return self._native(x, self.running_mean, self.running_var, momentum=0.0)
         if self.sharing is None and self.everyone is None and self.groups_per_rank == 1:
-            self.num_batches_tracked.add_(1)
-            return self._native(x, self.running_mean, self.running_var, momentum=self.momentum)
+            mean, variance = self.running_mean, self.running_var
+            if self.keep_statistics:  # autograd expects the same number of tensors again
+                mean, variance = mean.clone(), variance.clone()
+            else:
+                self.num_batches_tracked.add_(1)
+            return self._native(x, mean, variance, momentum=self.momentum)
         if self.groups_per_rank == 1:
             y, mean, variance = self._group(x)
         else:
             y, mean, variance = self._groups_of_this_rank(x)
-        self._update_running(mean, variance)
+        if not self.keep_statistics:
+            self._update_running(mean, variance)
         return y
 
     def _native(self, x: Tensor, mean: Tensor, variance: Tensor, *, momentum: float) -> Tensor:

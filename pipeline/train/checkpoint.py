@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 from cluster.errors import UserError
 from cluster.job import write_atomically
 from cluster.torch_dist import World
+from pipeline.pieces import copy_own_piece, is_share, named_tensors, whole, whole_shape
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Checkpoints:
         if self._world.is_first:
             temporary.mkdir(parents=True)
         self._world.barrier()
-        tensors = collect(self._method, self._optimizer)
+        tensors = collect(self._method, self._optimizer, keep=self._world.is_first)
         group = self._world.control
         with _alone_on_purpose():
             save_tensors(
@@ -138,24 +139,31 @@ class Checkpoints:
     def _read(self, checkpoint: Path) -> None:
         # The metadata is a pickle: ours, and as we wrote it, which the manifest has just shown (S1).
         reader = FileSystemReader(checkpoint)
-        wanted = collect(self._method, None)
         saved = reader.read_metadata().state_dict_metadata
-        parameters = dict(self._method.named_parameters())
+        parameters = dict(named_tensors(self._method))
+        targets = {f"{_METHOD}{name}": (tensor, tensor) for name, tensor in parameters.items()}
         for name, entry in saved.items():
             if name.startswith(_OPTIMIZER) and isinstance(entry, TensorStorageMetadata):
-                parameter = parameters[name.removeprefix(_OPTIMIZER).rpartition("/")[0]]
-                wanted[name] = _like(parameter, entry)
-        if missing := sorted(wanted.keys() ^ saved.keys()):
+                parameter_name, _, key = name.removeprefix(_OPTIMIZER).rpartition("/")
+                parameter = parameters[parameter_name]
+                tensor = _like(parameter, entry)
+                targets[name] = (tensor, parameter)
+                self._optimizer.state[parameter][key] = tensor
+        if missing := sorted(targets.keys() ^ saved.keys()):
             raise UserError(
                 f"{checkpoint} was saved by another model: {missing[0]} is not in both; start a new run"
             )
         group = self._world.control
+        direct = {name: tensor for name, (tensor, parameter) in targets.items() if not is_share(parameter)}
         with _alone_on_purpose():
-            load_tensors(wanted, storage_reader=reader, process_group=group, no_dist=group is None)
-        for name, tensor in wanted.items():
-            if name.startswith(_OPTIMIZER):
-                parameter_name, _, key = name.removeprefix(_OPTIMIZER).rpartition("/")
-                self._optimizer.state[parameters[parameter_name]][key] = tensor
+            load_tensors(direct, storage_reader=reader, process_group=group, no_dist=group is None)
+            # One after the other: a rank that holds shares has no room for all that is whole.
+            for name in sorted(targets.keys() - direct.keys()):
+                tensor, parameter = targets[name]
+                entry = cast(TensorStorageMetadata, saved[name])
+                full = torch.empty(entry.size, dtype=entry.properties.dtype)
+                load_tensors({name: full}, storage_reader=reader, no_dist=True)
+                copy_own_piece(parameter, full, into=tensor)
 
     def _broken_file(self, checkpoint: Path) -> str | None:
         """The first file of this rank's share that is not what the manifest says."""
@@ -175,19 +183,31 @@ class Checkpoints:
                 shutil.rmtree(old.rename(old.with_name(f".deleting-{old.name}")))
 
 
-def collect(method: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:
-    """Every tensor of a training, by name; the optimizer's are called after the parameter they belong to.
+def collect(method: nn.Module, optimizer: Optimizer, *, keep: bool = True) -> dict[str, Tensor]:
+    """Every tensor of a training, by name; the optimizer's are called after the parameter they belong to. The
+    names and whole shapes are the same for every strategy. All ranks call it together.
+
+    Args:
+        keep: whether this rank keeps what must be put together from all ranks' shares, on the CPU.
 
     Raises:
         TypeError: if the optimizer keeps something else than tensors: it would be lost.
     """
-    tensors = {f"{_METHOD}{name}": value for name, value in method.state_dict().items()}
-    if optimizer is None:
-        return tensors
-    for name, parameter in method.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
+    tensors: dict[str, Tensor] = {}
+
+    def add(name: str, tensor: Tensor, parameter: Tensor) -> None:
+        if not is_share(parameter):
+            tensors[name] = tensor.detach()
+        else:
+            full = whole(tensor, parameter)
+            if keep:
+                tensors[name] = full.cpu()
+
+    for name, tensor in named_tensors(method):
+        add(f"{_METHOD}{name}", tensor, tensor)
+        for key, value in optimizer.state.get(tensor, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"{_OPTIMIZER}{name}/{key}"] = value
+                add(f"{_OPTIMIZER}{name}/{key}", value, tensor)
             elif value is not None:
                 raise TypeError(f"the optimizer keeps a {type(value).__name__} as {key!r}, not a tensor")
     return tensors
@@ -258,7 +278,7 @@ def read_tensors(checkpoint: Path, *, prefix: str) -> dict[str, Tensor]:
 
 def _like(parameter: Tensor, entry: TensorStorageMetadata) -> Tensor:
     """Room for a tensor of the optimizer: laid out as its parameter is, for sums in the same order."""
-    if parameter.shape == entry.size:
+    if whole_shape(parameter) == entry.size:
         return torch.empty_like(parameter, dtype=entry.properties.dtype, requires_grad=False)
     return torch.empty(entry.size, dtype=entry.properties.dtype)
 

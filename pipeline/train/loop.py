@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from cluster.errors import UserError
@@ -22,16 +22,19 @@ from cluster.torch_dist import World, choose_device, distributed, own_place
 from cluster.watchdog import Watchdog
 from pipeline.collectives import all_gather_rows
 from pipeline.data.loader import Batch, Loader
-from pipeline.methods.build import build_method
-from pipeline.methods.swav import SwAVMethod
+from pipeline.interop import init_file, read_weights, warm_start
+from pipeline.methods.build import Method, assemble_method
+from pipeline.pieces import norms, own
 from pipeline.recipe import PretrainRecipe
-from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.checkpoint import Checkpoints, latest
+from pipeline.train.engine import Engine
 from pipeline.train.guard import Guard, Suspect, find_suspects
+from pipeline.train.loss_scale import LossScale
 from pipeline.train.metrics import Metrics, Stopwatch, embedding_std, rankme
 from pipeline.train.optim import build_optimizer
-from pipeline.train.parallel import DTYPES, arithmetic, parallelize, without_averaging
-from pipeline.train.probe import KnnProbe
-from pipeline.train.provenance import adopt, record_attempt
+from pipeline.train.parallel import DTYPES, arithmetic, parallelize
+from pipeline.train.probe import KnnProbe, whole_trunk
+from pipeline.train.provenance import adopt, record_attempt, record_warm_start
 from pipeline.train.schedule import learning_rate
 from pipeline.train.stragglers import Stragglers
 
@@ -73,12 +76,13 @@ class Training:
     run: RunFolder
     world: World
     loader: Loader
-    method: SwAVMethod
-    engine: nn.Module
+    method: Method
+    engine: Engine
     optimizer: Optimizer
     guard: Guard
     checkpoints: Checkpoints
     metrics: Metrics | None  # on the first rank
+    scale: LossScale
     probe: KnnProbe | None  # on the first rank, if the recipe has one
     watchdog: Watchdog
     stragglers: Stragglers
@@ -95,17 +99,22 @@ def train(t: Training, preemption: PreemptionFlag) -> None:
             group["lr"] = lr
         t.guard.remember()
         terms, embeddings = forward_backward(t, batches, step)
-        norm = gradient_norm(t.method)
-        accepted = t.guard.accepts(terms["loss"], norm)
+        norm = gradient_norm(t)
+        overflowed = t.scale.overflowed(terms["loss"], norm)
+        accepted = not overflowed and t.guard.accepts(terms["loss"], norm)
         if accepted:
             if t.recipe.optim.clip_norm is not None:
-                clip_grads_with_norm_(t.method.parameters(), t.recipe.optim.clip_norm, norm)
+                clip(t.method, norm, limit=t.recipe.optim.clip_norm)
             t.optimizer.step()
-            t.method.after_step(step)
+            t.engine.after_step(step)
         t.optimizer.zero_grad(set_to_none=True)
         done = step + 1
         watch.step()
-        if accepted:
+        if overflowed:
+            logger.info(
+                "step %d: the gradient overflowed float16; the loss scale is %g now", done, t.scale.factor
+            )
+        elif accepted:
             log(t, done, terms | {"grad_norm": norm}, embeddings[-1], lr=lr, watch=watch)
         else:
             report_skip(t, done, batches, embeddings)
@@ -129,10 +138,13 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         device=world.device,
     )
     total_steps = count_steps(recipe, loader.steps_per_epoch)
-    method = build_method(recipe, group=world.group)
+    with torch.device("meta"):
+        method = assemble_method(recipe, group=world.group)
     rank_rows = recipe.data.batch_size // world.size
-    engine = parallelize(method, train=recipe.train, rank_rows=rank_rows, world=world)
-    optimizer = build_optimizer(method, recipe.optim)
+    engine = parallelize(method, train=recipe.train, seed=recipe.seed, rank_rows=rank_rows, world=world)
+    optimizer = build_optimizer(engine, recipe.optim)
+    if recipe.trunk.init_from is not None and latest(folder) is None:
+        read_weights(recipe.trunk)  # it must fit, too
     if world.is_first:  # only now: a recipe that does not fit must not claim the folder
         adopt(recipe, folder)
         record_attempt(folder, ranks=world.size, device=str(world.device))
@@ -146,10 +158,16 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         keep_last=recipe.run.keep_last,
         keep_every_steps=recipe.run.keep_every_steps,
     )
+    scale = LossScale(enabled=recipe.train.precision == "fp16")
     state = checkpoints.load()
     if state is not None:
         loader.check_state(state["loader"])
+        scale.load(state["loss_scale"])
         logger.info("going on from step %d of %d", state["step"], total_steps)
+    elif recipe.trunk.init_from is not None:
+        warm_start(method.trunk, read_weights(recipe.trunk))
+        if world.is_first:
+            record_warm_start(folder, init_file(recipe.trunk.init_from))
     step = 0 if state is None else state["step"]
     in_a_row = 0 if state is None else state["skipped_in_a_row"]
     run = RunFolder(folder)
@@ -165,6 +183,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         guard=Guard(method, world=world, max_skipped=recipe.train.max_skipped_steps, in_a_row=in_a_row),
         checkpoints=checkpoints,
         metrics=Metrics(folder, step=step, total_steps=total_steps) if world.is_first else None,
+        scale=scale,
         probe=KnnProbe(recipe, device=world.device) if recipe.probe and world.is_first else None,
         watchdog=watchdog or unwatched,
         stragglers=Stragglers(world, step=step),
@@ -212,21 +231,31 @@ def forward_backward(t: Training, batches: list[Batch], step: int) -> tuple[dict
     scalars: dict[str, Tensor] = {}
     embeddings = []
     for number, batch in enumerate(batches, start=1):
-        with without_averaging(t.engine, unless=number == len(batches)):
+        with t.engine.micro_batch(last=number == len(batches)):
             with t.stragglers.augmenting():
                 crops = t.loader.augment(batch, dtype=DTYPES[t.recipe.train.precision])
             with arithmetic(t.recipe.train, t.world.device):
                 terms = t.engine(crops, step)
-            (terms["loss"] / len(batches)).backward()
+            torch.autograd.backward(terms["loss"] * (t.scale.factor / len(batches)))
         embeddings.append(terms.pop("embedding"))
         for name, value in terms.items():
             scalars[name] = scalars.get(name, 0) + value.detach() / len(batches)
     return scalars, embeddings
 
 
-def gradient_norm(method: nn.Module) -> Tensor:
-    """Length of the whole gradient."""
-    return get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
+def gradient_norm(t: Training) -> Tensor:
+    """Length of the whole gradient, over all ranks' pieces, after the loss scale is taken out of it."""
+    parameters = [parameter for parameter in t.method.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    t.scale.unscale([own(gradient) for gradient in gradients])
+    length: Tensor = torch.linalg.vector_norm(norms(gradients, parameters))
+    return length
+
+
+def clip(method: nn.Module, norm: Tensor, *, limit: float) -> None:
+    """Shorten the gradient to `limit` if its length, `norm`, is more."""
+    gradients = [own(parameter.grad) for parameter in method.parameters() if parameter.grad is not None]
+    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 def log(
@@ -242,8 +271,10 @@ def log(
     timing = watch.lap(images_per_step=images, device=t.world.device)
     seconds = timing["seconds"]
     t.stragglers.report(step=done, seconds=seconds, waiting=seconds * timing["data_wait_share"])
+    trunk = None
     if probed:
         t.watchdog.busy("probing")
+        trunk = whole_trunk(t.method.trunk, t.recipe.trunk, keep=t.world.is_first)
     if t.metrics is not None:
         scalars = {name: float(value) for name, value in terms.items()}
         values = {
@@ -253,8 +284,8 @@ def log(
             "embedding_std": embedding_std(embeddings),
             "rankme": rankme(embeddings),
         }
-        if t.probe is not None and probed:
-            values["knn"] = t.probe.accuracy(t.method.trunk)
+        if t.probe is not None and trunk is not None:
+            values["knn"] = t.probe.accuracy(trunk)
         t.metrics.log(done, values)
         t.metrics.time(done, timing)
         t.metrics.progress(
@@ -287,7 +318,8 @@ def save(t: Training, done: int) -> None:
     if t.metrics is not None:
         t.run.refuse_if_superseded()
         t.metrics.sync()
-    t.checkpoints.save(done, {"loader": t.loader.state(), "skipped_in_a_row": t.guard.in_a_row})
+    loose = {"skipped_in_a_row": t.guard.in_a_row, "loss_scale": t.scale.state()}
+    t.checkpoints.save(done, {"loader": t.loader.state(), **loose})
     if t.world.is_first:
         logger.info("checkpoint of step %d saved in %.2f s", done, time.perf_counter() - before)
 

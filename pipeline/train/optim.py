@@ -1,6 +1,7 @@
 """Optimizers. LARC and LARS keep each layer's step in proportion to its weights, as large batches need.
 
-Both use the gradients as scratch: after a step they hold what was added to the momentum.
+Both use the gradients as scratch: after a step they hold what was added to the momentum. Lengths are those
+of whole parameters, also where a rank holds a piece only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pipeline import recipe
+from pipeline.pieces import norms, own
 
 LARC_EPSILON = 1e-8  # as in apex, which SwAV and SEER were trained with
 
@@ -81,12 +83,12 @@ class LARC(Optimizer):
             if not weights:
                 continue
             decay = group["weight_decay"]
-            length, slope = _norms(weights), _norms(gradients)
+            length, slope = norms(weights, weights), norms(gradients, weights)
             scale = group["trust"] * length / (slope + decay * length + LARC_EPSILON)
             scale = torch.where(length == 0, 1.0, scale)
             scale = torch.where(slope == 0, 0.0, scale)
-            torch._foreach_add_(gradients, weights, alpha=decay)
-            torch._foreach_mul_(gradients, list(scale.unbind()))
+            torch._foreach_add_(_own(gradients), _own(weights), alpha=decay)
+            torch._foreach_mul_(_own(gradients), list(scale.unbind()))
             _momentum_step(self, group, weights, gradients)
         return loss
 
@@ -129,11 +131,11 @@ class LARS(Optimizer):
             if not weights:
                 continue
             if group["weight_decay"]:
-                torch._foreach_add_(gradients, weights, alpha=group["weight_decay"])
+                torch._foreach_add_(_own(gradients), _own(weights), alpha=group["weight_decay"])
             if group["adapt"]:
-                length, slope = _norms(weights), _norms(gradients)
+                length, slope = norms(weights, weights), norms(gradients, weights)
                 scale = torch.where((length == 0) | (slope == 0), 1.0, group["trust"] * length / slope)
-                torch._foreach_mul_(gradients, list(scale.unbind()))
+                torch._foreach_mul_(_own(gradients), list(scale.unbind()))
             _momentum_step(self, group, weights, gradients)
         return loss
 
@@ -150,10 +152,6 @@ def _with_gradients(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
     return weights, [weight.grad for weight in weights]
 
 
-def _norms(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(list(torch._foreach_norm(tensors)))
-
-
 def _momentum_step(
     optimizer: Optimizer, group: dict[str, Any], weights: list[Tensor], updates: list[Tensor]
 ) -> None:
@@ -163,6 +161,11 @@ def _momentum_step(
         if not state:
             state["momentum_buffer"] = torch.zeros_like(weight)
         buffers.append(state["momentum_buffer"])
-    torch._foreach_mul_(buffers, group["momentum"])
-    torch._foreach_add_(buffers, updates)
-    torch._foreach_add_(weights, buffers, alpha=-group["lr"])
+    momentum = _own(buffers)
+    torch._foreach_mul_(momentum, group["momentum"])
+    torch._foreach_add_(momentum, _own(updates))
+    torch._foreach_add_(_own(weights), momentum, alpha=-group["lr"])
+
+
+def _own(tensors: list[Tensor]) -> list[Tensor]:
+    return [own(tensor) for tensor in tensors]

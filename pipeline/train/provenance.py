@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import socket
@@ -17,7 +18,7 @@ from cluster.job import write_atomically
 from cluster.settings import read_yaml
 from cluster.source import source_version
 from ingest.dataset import open_dataset
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe import LAYOUT, PretrainRecipe
 
 
 def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
@@ -39,7 +40,8 @@ def adopt(recipe: PretrainRecipe, folder: Path) -> None:
     """Write recipe.yaml into a new run folder, or make sure that the one there means the same training.
 
     Raises:
-        UserError: naming every key that differs. The `run` section may differ: it changes no number.
+        UserError: naming every key that differs. The `run` section may differ, it changes no number; and how
+            the training lies on its ranks, which changes none beyond rounding.
     """
     check_same_recipe(recipe, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,12 +53,18 @@ def check_same_recipe(recipe: PretrainRecipe, folder: Path) -> None:
     if not (folder / "recipe.yaml").is_file():
         return
     there, here = read_yaml(folder / "recipe.yaml"), recipe.model_dump(mode="json")
-    different = differences(there | {"run": None}, here | {"run": None})
+    different = differences(_numbers(there), _numbers(here))
     if different:
         raise UserError(
             f"{folder} holds a run with another recipe ({'; '.join(different)}): "
             "give the same recipe to go on with it, or another --run"
         )
+
+
+def _numbers(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What of a recipe decides on the numbers."""
+    train = {key: value for key, value in recipe["train"].items() if key not in LAYOUT}
+    return recipe | {"run": None, "train": train}
 
 
 def differences(there: Any, here: Any, key: str = "") -> list[str]:
@@ -91,3 +99,11 @@ def record_attempt(folder: Path, *, ranks: int, device: str) -> None:
     }
     with (folder / "attempts.jsonl").open("a") as file:
         file.write(json.dumps(values) + "\n")
+
+
+def record_warm_start(folder: Path, weights: Path) -> None:
+    """Write init_from.json: which file the trunk's weights started from, and its digest."""
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    values = {"path": str(weights.absolute()), "sha256": digest}
+    write_atomically(folder / "init_from.json", json.dumps(values, indent=2) + "\n")

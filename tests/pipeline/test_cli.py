@@ -134,6 +134,9 @@ def test_mistakes_are_told_in_one_line_and_in_full_with_debug(recipe: Path) -> N
     assert "wants 2 nodes" in told and "--executor slurm or ray" in told
     assert "did you mean 'optim.lr'?" in line(submit("pretrain", "--recipe", recipe, "optim.lrr=1"))
     assert "nowhere is not a dataset" in line(submit("pretrain", "--recipe", recipe, "data.root=nowhere"))
+    assert "there is no file nowhere" in line(
+        submit("pretrain", "--recipe", recipe, "trunk.init_from=nowhere")
+    )
     assert "there is no run in runs/nothing" in line(submit("status", "nothing"))
     assert "there is no run" in line(submit("logs", "nothing"))
     assert "no runs in runs" in submit("status").output

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,9 @@ from tiny_training import make_values
 
 from cluster.errors import UserError
 from cluster.settings import apply_override, check_recipe, find_recipe, load_recipe
+from pipeline.models.trunk import build_trunk
 from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe
+from pipeline.train.activation_checkpointing import checkpoint_activations
 
 SHIPPED = sorted(
     (kind, Path(str(file)).stem)
@@ -34,6 +37,45 @@ def mine(tmp_path: Path) -> Path:
 
 def load(path: Path, *overrides: str) -> PretrainRecipe:
     return load_recipe(PretrainRecipe, str(path), list(overrides), kind="pretrain")
+
+
+# Trunks of the shipped recipes in millions of parameters, with no classifier: sums over the published widths
+# (tests/pipeline/models/test_regnet.py). The two small ones have no published name.
+MILLIONS = {
+    "cifar10": 0.66,
+    "demo": 0.66,
+    "seer_regnety_8gf": 37.16,
+    "seer_regnety_16gf": 80.57,
+    "seer_regnety_32gf": 141.33,
+    "seer_regnety_64gf": 276.46,
+    "seer_regnety_128gf": 637.42,
+    "seer_regnety_256gf": 1272.16,
+    "seer_regnet_10b": 9323.93,
+    "swav_resnet50": 23.51,
+}
+
+
+@pytest.mark.parametrize("name", [name for kind, name in SHIPPED if kind == "pretrain"])
+def test_a_pretraining_recipe_names_its_aim_and_builds_the_published_trunk(name: str) -> None:
+    header = find_recipe(name, kind="pretrain").read_text().partition("\nseed:")[0]
+    assert "Aims at: " in header
+    assert all(line.startswith("# ") for line in header.splitlines())
+    recipe = load_recipe(PretrainRecipe, name, kind="pretrain")
+    with torch.device("meta"):
+        trunk = build_trunk(recipe.trunk)
+    millions = sum(parameter.numel() for parameter in trunk.parameters()) / 1e6
+    assert millions == pytest.approx(MILLIONS[name], abs=0.006)
+    checkpoint_activations(trunk, recipe.train.checkpointing, reentrant=False)  # its stages have these blocks
+
+
+@pytest.mark.parametrize("name", [name for _, name in SHIPPED if name.startswith("seer_")])
+def test_a_recipe_of_SEER_is_one_epoch_of_a_billion_images_at_its_rate(name: str) -> None:
+    recipe = load_recipe(PretrainRecipe, name, kind="pretrain")
+    assert recipe.train.steps is not None
+    images = recipe.train.steps * recipe.data.batch_size
+    assert images == pytest.approx(1e9, rel=1e-3)
+    assert recipe.optim.lr == pytest.approx(0.3 * recipe.data.batch_size / 256)
+    assert recipe.data.batch_size % (recipe.train.sync_bn_samples or 1) == 0
 
 
 @pytest.mark.parametrize(("kind", "name"), SHIPPED)

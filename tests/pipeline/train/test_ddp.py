@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.train.parallel import mean_in_rank_order
+from pipeline.train.ddp import mean_in_rank_order
 
 
 class Bucket:

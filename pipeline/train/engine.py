@@ -1,0 +1,36 @@
+"""What the loop asks of a method that all ranks train together, whatever lies where."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from pipeline.methods.build import Method
+
+
+class Engine(Protocol):
+    """A method on its ranks; `pipeline.train.parallel` makes it.
+
+    Attributes:
+        method: what is trained. Its parameters may be pieces of whole ones (see `pipeline.pieces`).
+    """
+
+    method: Method
+
+    def __call__(self, crops: list[Tensor], step: int) -> dict[str, Tensor]:
+        """The method's `forward`; a backward pass through its loss leaves gradients averaged over ranks."""
+        ...
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch: gradients add up, and are averaged with the last."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """The method's `after_step`."""
+        ...
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The method's `param_groups`, of the parameters as they lie on this rank."""
+        ...
