@@ -1,10 +1,15 @@
 """Fetching from a server that does everything wrong, and from one that does it right."""
 
+import gzip
+import random
 import socket
+import socketserver
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,6 +17,9 @@ from hostile_server import ALLOWED, GOOD, REBINDING, HostileServer
 
 from cluster.errors import UserError
 from ingest.fetch import Fetched, Fetcher, FetchSettings
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from peak_memory import PeakMemory
 
 SETTINGS = FetchSettings(
     contact="https://example.org/crawl",
@@ -182,3 +190,32 @@ def test_leaving_early_and_closing_leaves_no_thread_and_no_socket(server):
         next(unfinished)
     assert set(threading.enumerate()) <= threads
     assert sockets() == []
+
+
+def test_D4_bodies_that_unfold_and_then_stall_are_not_all_in_memory(server):
+    rough = random.Random(0)
+    unfolded = b"".join(bytes(2000) + rough.randbytes(6) for _ in range(8_000))
+    body = gzip.compress(unfolded)
+    reply = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    stalled = threading.Event()
+
+    class Stalls(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(10_000)
+            self.request.sendall(reply + body[:-20])
+            stalled.wait()
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        request_queue_size = 64
+
+    with Server(("", 0), Stalls) as stalling, PeakMemory(kind="rss") as memory:
+        threading.Thread(target=stalling.serve_forever, args=(0.05,), daemon=True).start()
+        before = psutil.Process().memory_info().rss
+        urls = [f"http://127.0.1.{n}:{stalling.server_address[1]}/" for n in range(1, 25)]
+        outcomes = fetched(urls, replace(SETTINGS, deadline=1.0, max_bytes=32 << 20, robots=False))
+        stalled.set()
+        stalling.shutdown()
+    assert {reason(outcome) for outcome in outcomes.values()} == {"deadline"}
+    # Eight of them whole, 16 MB each, and 1 MB of the others; all would be 384 MB.
+    assert memory.peak - before < 250 << 20
