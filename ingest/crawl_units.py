@@ -1,6 +1,7 @@
 """Units of a plan become shards: read or fetch, check, write in the plan's order, commit."""
 
 import logging
+import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -27,6 +28,7 @@ _WAITING_BYTES = 128 << 20
 # URLs known at a time: enough that slow sites do not hold up the others.
 _WINDOW = 16_384
 _HOSTS_EVERY_S = 2.0
+_MOST_FILES = 65_536
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def crawl_units(
     counts: Counts,
 ) -> None:
     """Make and commit those of the plan's units that nobody has committed yet."""
+    _allow_many_files()
     settings = plan.settings
     with ExitStack() as stack:
         sources: dict[int, Source] = {}
@@ -73,6 +76,16 @@ def crawl_units(
         stack.callback(crawl.close)
         for attempt, data, verdict in checker.run(crawl.arrivals()):
             crawl.take(attempt, data, verdict)
+
+
+def _allow_many_files() -> None:
+    """Lift this process's limit of open files: connections and units under way may be more than the usual
+    1,024, and a connection that cannot be opened would look like a host that cannot be reached.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class _Unit:
@@ -112,6 +125,7 @@ class _Crawl:
         self._memory = Memory(_WAITING_BYTES)
         self._extra = plan.extra_columns()
         self._rows: dict[int, int] = {}
+        self._made_by_others: set[int] = set()  # since this run began
         self._open: dict[int, _Unit] = {}
         self._hosts_due = 0.0
         self._indexed: dict[str, str] = {}  # sha256 of foreign tars that units name
@@ -189,11 +203,16 @@ class _Crawl:
     def _items(self, *, urls: bool) -> Iterator[_Attempt]:
         """The attempts that have a URL, or those that have none."""
         for unit in self._left:
+            if unit in self._made_by_others:
+                continue
             # Hours may have passed: another worker may have made it.
             if unit not in self._rows and (record := read_commit(self._plan.store, unit)) is not None:
                 self._counts.add_committed(record)
+                self._made_by_others.add(unit)
                 continue
             items = self._plan.items(unit)
+            if not urls and items[0][0] not in self._sources:
+                return  # a plan has rows with URLs last
             self._rows[unit] = len(items)
             for row, (source, item) in enumerate(items):
                 if (source not in self._sources) == urls:
