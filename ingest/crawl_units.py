@@ -27,6 +27,9 @@ from ingest.sources.source import Item, Problem, Source
 _WAITING_BYTES = 128 << 20
 # URLs known at a time: enough that slow sites do not hold up the others.
 _WINDOW = 16_384
+# Rows that wait for their turn in a shard, of 1.5 kB each: beyond, no further URLs are taken up. A few slow
+# sites in every unit would otherwise have more and more units wait for them.
+_WAITING_ROWS = 1 << 20
 _HOSTS_EVERY_S = 2.0
 _MOST_FILES = 65_536
 
@@ -127,6 +130,7 @@ class _Crawl:
         self._rows: dict[int, int] = {}
         self._made_by_others: set[int] = set()  # since this run began
         self._open: dict[int, _Unit] = {}
+        self._waiting = 0  # rows in the open units that are not written
         self._hosts_due = 0.0
         self._indexed: dict[str, str] = {}  # sha256 of foreign tars that units name
         self._left = self._not_done(units)
@@ -142,12 +146,15 @@ class _Crawl:
             yield from self._read()
         if len(self._sources) < len(self._plan.sources):
             with Fetcher[_Attempt](self._fetch, window=_WINDOW) as fetcher:
-                for attempt, outcome in fetcher.run(self._requests()):
+                for attempt, outcome in fetcher.run(self._requests(), held=self._is_full):
                     self._look_at_hosts(fetcher)
                     body = outcome.data if isinstance(outcome, Fetched) else outcome
                     self._counts.bytes_read += len(body) if isinstance(body, bytes) else 0
                     yield attempt._replace(http_status=outcome.http_status), body
             self._counts.slowest_hosts = ()
+
+    def _is_full(self) -> bool:
+        return self._waiting >= _WAITING_ROWS
 
     def _look_at_hosts(self, fetcher: Fetcher[_Attempt]) -> None:
         now = time.monotonic()
@@ -170,7 +177,9 @@ class _Crawl:
         if verdict.data is not None:  # held once, as `stored`
             verdict = replace(verdict, data=None)
         outcome = attempt, isinstance(data, Problem) and data.retryable, verdict
+        self._waiting += 1
         for (due, retryable, judged), image in unit.reorder.put(attempt.row, outcome, stored):
+            self._waiting -= 1
             self._write(unit.writer, due, retryable, judged, image)
         if unit.reorder.next == unit.rows:
             self._commit(attempt.unit, self._open.pop(attempt.unit))

@@ -169,6 +169,21 @@ def test_reads_no_further_ahead_than_the_window_and_lets_the_consumer_set_the_pa
     assert taken == 1000
 
 
+def test_while_it_is_held_it_reads_on_only_when_nothing_is_under_way(server):
+    read = 0
+
+    def requests():
+        nonlocal read
+        for number in range(300):
+            read += 1
+            yield number, f"{server.url('good')}?{number}"
+
+    with Fetcher(replace(SETTINGS, robots=False)) as fetcher:
+        for taken, _ in enumerate(fetcher.run(requests(), held=lambda: read >= 100), 1):
+            assert read <= 128 or read - taken <= 64
+    assert taken == 300
+
+
 def test_leaving_early_and_closing_leaves_no_thread_and_no_socket(server):
     fetched([server.url("good")])  # c-ares keeps one thread per process, from its first use on
     process = psutil.Process()

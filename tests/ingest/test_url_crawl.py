@@ -264,3 +264,30 @@ def test_more_hosts_at_a_time_than_the_usual_limit_of_open_files(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, files)
     assert set(report.counts.failed) == {"http_404"}
+
+
+def test_few_units_are_open_though_each_waits_for_a_slow_site(tmp_path, monkeypatch):
+    monkeypatch.setattr("ingest.crawl_units._WAITING_ROWS", 10)
+    monkeypatch.setattr("ingest.crawl_units._WINDOW", 128)
+    monkeypatch.setattr("ingest.pool._BATCH_IMAGES", 1)
+    most_open = 0
+
+    def progress(counts):
+        nonlocal most_open
+        most_open = max(most_open, len(list((tmp_path / "out").glob("shards/*/.*.tmp"))))
+
+    with PictureServer() as quick, PictureServer(seconds=1.5) as slow:
+        slow_sites, quick_sites = ([f"127.0.2.{n}" for n in range(first, 61, 2)] for first in (1, 2))
+        urls = slow.write_list(tmp_path / "slow.txt", 30, slow_sites).read_text()
+        urls += quick.write_list(tmp_path / "quick.txt", 270, quick_sites).read_text()
+        (tmp_path / "urls.txt").write_text(urls)
+        fetch = FetchSettings(contact=CONTACT, allow_private=(NETWORK,), attempts=1, robots=False)
+        report = crawl_shards(
+            [str(tmp_path / "urls.txt")],
+            tmp_path / "out",
+            CrawlSettings(unit_rows=10, fetch=fetch),
+            workers=1,
+            progress=progress,
+        )
+    assert report.counts.done == 300
+    assert most_open < 20  # of 30
