@@ -234,3 +234,20 @@ def test_D4_bodies_that_unfold_and_then_stall_are_not_all_in_memory(server):
     assert {reason(outcome) for outcome in outcomes.values()} == {"deadline"}
     # Eight of them whole, 16 MB each, and 1 MB of the others; all would be 384 MB.
     assert memory.peak - before < 250 << 20
+
+
+def test_a_redirect_is_an_answer(server):
+    class RedirectsOrHangsUp(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            number = int(self.rfile.readline().split()[1].rpartition(b"/")[2])
+            if number % 2:
+                place = f"{server.url('good')}?{number}"
+                self.wfile.write(f"HTTP/1.1 302 Found\r\nLocation: {place}\r\n\r\n".encode())
+
+    with socketserver.TCPServer(("", 0), RedirectsOrHangsUp) as other:
+        threading.Thread(target=other.serve_forever, args=(0.05,), daemon=True).start()
+        urls = [f"http://127.0.1.200:{other.server_address[1]}/{number}" for number in range(30)]
+        outcomes = fetched(urls, replace(SETTINGS, robots=False, per_host=1))
+        other.shutdown()
+    # Never eight failures in a row, after which a host would be left alone.
+    assert [reason(outcomes[url]) for url in urls] == ["reset", ""] * 15
