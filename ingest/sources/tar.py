@@ -214,7 +214,8 @@ def _members(archive: _Unpacked) -> Iterator[Item]:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise TarError("tar_damaged") from error
-        if info.size < 0:
+        # Base-256 sizes go to 95 bits; files, and the plan's columns, end before 64.
+        if not 0 <= info.size < 1 << 63:
             raise TarError("tar_damaged")
         at += _BLOCK
         if info.type in _EXTENSIONS:
