@@ -152,3 +152,14 @@ def test_what_saving_costs_is_told(data: Path, tmp_path: Path, caplog: pytest.Lo
     saved = [row for row in timing if "checkpoint" in row]
     assert saved[-1]["checkpoint"] == 10
     assert all(0 < row["stalled"] < 60 and 0 < row["written"] < 60 for row in saved)
+
+
+def test_going_back_undoes_the_steps_since_the_checkpoint(data: Path, tmp_path: Path) -> None:
+    after_a_step, at_once = tmp_path / "after a step", tmp_path / "at once"
+    _train(None, make_values(data, train__steps=12), after_a_step, [6, 7, 8])
+    # Nothing was taken after step 5 here, so that there is nothing to undo.
+    values = make_values(data, train__steps=12, train__max_skipped_steps=4)
+    _train(None, values, at_once, [5, 6, 7, 8])
+    assert rows(after_a_step) == rows(at_once)
+    one, other = final_tensors(after_a_step), final_tensors(at_once)
+    assert all(torch.equal(one[name], other[name]) for name in one)
