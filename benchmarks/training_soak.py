@@ -164,16 +164,15 @@ def change_ranks(recipe: dict[str, Any], changes: int, chance: random.Random, fo
         worst = max(worst, *(abs(one["loss"] - other["loss"]) for one, other in pairs))
         shutil.rmtree(copy)
     print(
-        f"{changes} changes from {RANKS} to 1, 2 or 3 ranks: batches {'equal' if same_batches else 'DIFFER'}, "
-        f"losses of {CHANGED_STEPS} steps within {worst:.1e}"
+        f"{changes} changes from {RANKS} to 1, 2 or 3 ranks: "
+        f"batches {'equal' if same_batches else 'DIFFER'}, losses of {CHANGED_STEPS} steps within {worst:.1e}"
     )
     return same_batches and worst <= 1e-9
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--strategy", choices=("ddp", "fsdp2", "fairscale"), default="fsdp2")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--changes", type=int, default=20)

@@ -1,17 +1,18 @@
 """One training step, counted and not run: its FLOPs, and the bytes that live at its fullest moment.
 
-The recipe's own method, with its own layers, checkpointing and optimizer, takes two steps on fake tensors, which
-have shapes and no values. So nothing is estimated, and 10 billion parameters take a few seconds.
+The recipe's own method, with its layers, checkpointing and optimizer, takes two steps on fake tensors, which
+have shapes and no values. So nothing is estimated, and 10 billion parameters take seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
@@ -74,7 +75,7 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
         matrices=sum(p.numel() for p in parameters if p.ndim > 1),
         vectors=sum(p.numel() for p in parameters if p.ndim <= 1),
         trunk=sum(p.numel() for p in method.trunk.parameters()),
-        largest_blocks=(max(map(sum, zip(sizes, sizes[1:], strict=False)), default=sizes[0]), max(sizes)),
+        largest_blocks=(max(map(sum, pairwise(sizes))), max(sizes)),
         forward_flops=flops[0] / rank_rows,
         flops=flops[1] / rank_rows,
         weights=peak["PARAM"],
@@ -85,6 +86,21 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
         whole_gradients=sum(p.numel() * p.element_size() for p in parameters if p.requires_grad),
         batch_norms=norms * len({crops.size for crops in recipe.data.crops}),
     )
+
+
+def count_steps(recipe: PretrainRecipe, *, near: int) -> Callable[[int], StepCount]:
+    """Counts for any number of rows: exact for `near`, else on the line through it and twice as many.
+
+    Raises:
+        UserError: as `count_step` does.
+    """
+    here = count_step(recipe, rank_rows=near)
+    per_row = (count_step(recipe, rank_rows=2 * near).activations - here.activations) / near
+
+    def count(rows: int) -> StepCount:
+        return replace(here, activations=round(here.activations + (rows - near) * per_row))
+
+    return count
 
 
 def prepare(recipe: PretrainRecipe, *, rank_rows: int) -> Method:
@@ -144,7 +160,7 @@ def _crops(recipe: PretrainRecipe, rank_rows: int) -> list[Tensor]:
 def _convolution_backward(
     gradient: Sequence[int], x: Sequence[int], weight: Sequence[int], *others: Any, **_: Any
 ) -> int:
-    """As many as forward for the gradient of the input, and as many for that of the weights: torch's own count
+    """As many as forward for the gradient of the input, and as many for that of the weights: torch's count
     takes a grouped convolution's weight gradient for that of an ungrouped one. The arguments are shapes.
     """
     wanted = others[-1]  # of input, weight and bias
