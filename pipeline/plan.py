@@ -170,8 +170,6 @@ def _memory(recipe: PretrainRecipe, counted: StepCount, *, gpus: int) -> dict[st
         share = (counted.matrices / shards + counted.vectors) / (counted.matrices + counted.vectors)
         for kind in ("weights", "gradients", "optimizer"):
             memory[kind] *= share
-        if compute < 4:  # autocast's copies of the weights: here they are what is gathered
-            memory["activations"] -= compute * counted.matrices
         two, one = counted.largest_blocks
         # Two blocks are gathered at a time; the gradients of one are whole until they are reduced.
         memory["gathered"] = compute * two + (compute + 4) * one

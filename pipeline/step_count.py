@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
@@ -24,7 +24,7 @@ from pipeline.train.activation_checkpointing import checkpoint_activations, stag
 from pipeline.train.batchnorm import CoupledBatchNorm, convert_batchnorm
 from pipeline.train.ddp import ReplicatedEngine
 from pipeline.train.optim import build_optimizer
-from pipeline.train.parallel import DTYPES, arithmetic
+from pipeline.train.parallel import COMPUTE_DTYPES, DTYPES, arithmetic
 
 _HERE = torch.device("cpu")
 
@@ -38,9 +38,8 @@ class StepCount:
         trunk: parameters of the trunk, of both kinds.
         largest_blocks: parameters of the largest two blocks that follow each other, and of the largest.
         forward_flops, flops: per image; a product and its sum are two. Recomputation counts as it is done.
-        weights, gradients, optimizer, buffers, activations: bytes at the fullest moment of the step; images
-            and what lives for a moment are activations.
-        whole_gradients: bytes of all gradients.
+        weights, gradients, optimizer, buffers, activations: bytes at the fullest moment of the step, if
+            nothing were sharded; images and what lives for a moment are activations.
         batch_norms: calls of BatchNorm layers whose sums go over the ranks.
     """
 
@@ -55,7 +54,6 @@ class StepCount:
     optimizer: int
     buffers: int
     activations: int
-    whole_gradients: int
     batch_norms: int
 
 
@@ -68,6 +66,10 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
     with FakeTensorMode(allow_non_fake_inputs=True):
         method = prepare(recipe, rank_rows=rank_rows)
         peak, flops = take_steps(method, recipe, rank_rows=rank_rows)
+    numbers = sum(p.numel() for p in method.parameters())
+    # What the optimizer keeps for each parameter, and the gradients, are kept in float32.
+    held = {p.dtype: p.element_size() for p in method.parameters()}
+    wide = max(held.values()) / min(held.values())
     sizes = [sum(p.numel() for p in block.parameters()) for stage in stages(method.trunk) for block in stage]
     parameters = list(method.parameters())
     norms = sum(isinstance(module, CoupledBatchNorm) for module in method.modules())
@@ -78,12 +80,11 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
         largest_blocks=(max(map(sum, pairwise(sizes))), max(sizes)),
         forward_flops=flops[0] / rank_rows,
         flops=flops[1] / rank_rows,
-        weights=peak["PARAM"],
-        gradients=peak["GRAD"],
-        optimizer=peak["OPT"],
+        weights=round(numbers * max(held.values())),
+        gradients=round(peak["GRAD"] * wide),
+        optimizer=round(peak["OPT"] * wide),
         buffers=peak["BUFFER"],
         activations=peak["ACT"] + peak["TEMP"] + peak["OTH"],
-        whole_gradients=sum(p.numel() * p.element_size() for p in parameters if p.requires_grad),
         batch_norms=norms * len({crops.size for crops in recipe.data.crops}),
     )
 
@@ -112,6 +113,11 @@ def prepare(recipe: PretrainRecipe, *, rank_rows: int) -> Method:
         method = assemble_method(recipe.model_copy(update={"data": section}), group=None)
     finally:
         torch.set_default_dtype(default)
+    compute = COMPUTE_DTYPES.get(recipe.train.precision)
+    if recipe.train.strategy != "ddp" and compute is not None:  # as FSDP2 gathers them
+        for module in (*method.trunk.modules(), *method.head.modules()):
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.weight = nn.Parameter(module.weight.to(compute))
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=None, group=None)
     checkpoint_activations(method.trunk, recipe.train.checkpointing)
     return method
@@ -128,25 +134,30 @@ def take_steps(
     alone = World(rank=0, size=1, local_rank=0, device=_HERE, group=None, control=None)
     engine = ReplicatedEngine(method, world=alone)
     optimizer = build_optimizer(engine, recipe.optim)
+
+    def backward(step: int) -> None:
+        crops = _crops(recipe, rank_rows)
+        with arithmetic(recipe.train, _HERE):
+            terms = engine(crops, step)
+        forward.append(counter.get_total_flops())
+        torch.autograd.backward(terms["loss"])
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    forward: list[float] = []
+    with FlopCounterMode(display=False, custom_mapping=_BACKWARD) as counter:
+        backward(0)
+    flops = (forward[0], float(counter.get_total_flops()))
+    update()
     tracker = MemTracker()
     tracker.track_external(method, optimizer)
-    forward, whole = 0.0, 0.0
     with tracker:
-        for step in range(2):
-            crops = _crops(recipe, rank_rows)
-            tracker.track_external(*crops)
-            with FlopCounterMode(display=False, custom_mapping=_BACKWARD) as counter:
-                with arithmetic(recipe.train, _HERE):
-                    terms = engine(crops, step)
-                forward = counter.get_total_flops()
-                torch.autograd.backward(terms["loss"])
-                whole = counter.get_total_flops()
-            del crops, terms
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            tracker.reset_mod_stats()  # it keeps those of one iteration
+        backward(1)
+        update()
     snapshot = tracker.get_tracker_snapshot("peak")[_HERE]
-    return {str(kind).rpartition(".")[2]: size for kind, size in snapshot.items()}, (forward, whole)
+    return {str(kind).rpartition(".")[2]: size for kind, size in snapshot.items()}, flops
 
 
 def _crops(recipe: PretrainRecipe, rank_rows: int) -> list[Tensor]:

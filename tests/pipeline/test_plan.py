@@ -68,7 +68,6 @@ COUNTED = StepCount(
     optimizer=4_004_000_000,
     buffers=1_000_000,
     activations=10_000_000_000,
-    whole_gradients=4_004_000_000,
     batch_norms=200,
 )
 
@@ -105,10 +104,9 @@ def test_replicas_average_their_gradients_in_a_ring() -> None:
 
 
 def test_shards_hold_a_share_and_gather_every_block_for_each_crop_size_forward_and_backward() -> None:
-    plan, whole = planned(8, strategy="fsdp2"), planned(8)
+    plan = planned(8, strategy="fsdp2")
     assert plan.memory["weights"] == pytest.approx(4 * (1e9 / 8 + 1e6), rel=1e-3)
     assert plan.memory["gathered"] == pytest.approx(2 * 3e8 + 6 * 2e8)
-    assert plan.memory["activations"] == whole.memory["activations"] - 2e9  # autocast's copies
     assert plan.moved["NVLink: weights"] == pytest.approx(4 * 2 * 1e9 * 7 / 8)
     hybrid = planned(64, strategy="fsdp2", shard_ranks=8)
     assert "network: weights" not in hybrid.moved
