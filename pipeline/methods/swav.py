@@ -108,6 +108,10 @@ class SwAVMethod(nn.Module):
             self.queue.copy_(torch.cat([rows, self.queue], dim=1)[:, :length])
             self.queue_filled.add_(rows.shape[1]).clamp_(max=length)
 
+    def forget_batches(self) -> None:
+        """Drop what the next `after_step` would put into the queue: the training goes back."""
+        self._waiting, self._waiting_step = [], -1
+
     def param_groups(self) -> list[dict[str, Any]]:
         """Weights, and apart from them biases and norms, which some recipes leave undecayed."""
         parameters = list(self.parameters())
