@@ -51,7 +51,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 TOLERANCE = 1e-9  # float64, over 5 steps
 ROOM = 0.85  # of the device's memory: what may be planned with
-TINY_GROUPS = {"depth": 4, "w_0": 16, "w_a": 12.0, "w_m": 1.5, "group_width": 5}
+TINY_GROUPS = {"depth": 2, "w_0": 16, "w_a": 12.0, "w_m": 1.5, "group_width": 5}  # compiles in time
 
 
 def main() -> int:

@@ -50,7 +50,7 @@ class Arm:
             self.engine.after_step(self.done)
         self.optimizer.zero_grad(set_to_none=True)
         marks.append(mark(self.world.device))
-        loss = float(terms["loss"])
+        loss = float(terms["loss"].detach())
         self.done += 1
         forward, backward, update = (between(*pair) for pair in pairwise(marks))
         self.times.append((forward, backward, update))
