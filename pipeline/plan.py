@@ -164,6 +164,7 @@ def _memory(recipe: PretrainRecipe, counted: StepCount, *, gpus: int) -> dict[st
         "activations": float(counted.activations),
         "buffers": float(counted.buffers),
         "gathered": 0.0,
+        "whole gradients": 0.0,
     }
     shards = _shards(recipe, gpus)
     if shards > 1:
@@ -171,8 +172,12 @@ def _memory(recipe: PretrainRecipe, counted: StepCount, *, gpus: int) -> dict[st
         for kind in ("weights", "gradients", "optimizer"):
             memory[kind] *= share
         two, one = counted.largest_blocks
+        gathered = compute if recipe.train.strategy == "fsdp2" else 4  # fairscale's are float32
         # Two blocks are gathered at a time; the gradients of one are whole until they are reduced.
-        memory["gathered"] = compute * two + (compute + 4) * one
+        memory["gathered"] = gathered * two + (gathered + 4) * one
+        if recipe.train.strategy == "fsdp2" and len({crops.size for crops in recipe.data.crops}) > 1:
+            # Autograd adds up what the passes of all crop sizes give before FSDP2 may reduce it.
+            memory["whole gradients"] = float(compute * counted.matrices)
     return memory
 
 

@@ -34,7 +34,8 @@ def checkpoint_activations(
     Args:
         checkpointing: "full" makes every block a run of its own; else for each stage the numbers, ascending,
             of the blocks that end a run, counted from 1. Blocks after the last one are not recomputed.
-        reentrant: torch's older way, with a backward pass of its own for each run; fairscale knows no other.
+        reentrant: torch's older way, with a backward pass of its own for each run. FairScale knows no other;
+            FSDP2's gradients come out wrong with it where a trunk sees several crop sizes (T1 tells).
 
     Raises:
         UserError: if the numbers do not fit the trunk.

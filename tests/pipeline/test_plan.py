@@ -107,6 +107,7 @@ def test_shards_hold_a_share_and_gather_every_block_for_each_crop_size_forward_a
     plan = planned(8, strategy="fsdp2")
     assert plan.memory["weights"] == pytest.approx(4 * (1e9 / 8 + 1e6), rel=1e-3)
     assert plan.memory["gathered"] == pytest.approx(2 * 3e8 + 6 * 2e8)
+    assert plan.memory["whole gradients"] == 2e9  # they wait for the other crop size's pass
     assert plan.moved["NVLink: weights"] == pytest.approx(4 * 2 * 1e9 * 7 / 8)
     hybrid = planned(64, strategy="fsdp2", shard_ranks=8)
     assert "network: weights" not in hybrid.moved
