@@ -87,7 +87,9 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
     with pytest.raises(UserError) as error:
         load(mine, "optim.learning_rate=1", "optim.lr=2")
     assert str(error.value).startswith(f"recipe {mine}: 'optim.learning_rate' is not a key of optim")
-    assert "Allowed: clip_norm, decay_bias_and_norm, final_lr, lr, momentum, name" in str(error.value)
+    assert "Allowed: clip_norm, clip_trust, decay_bias_and_norm, final_lr, lr, lr_bias, mom" in str(
+        error.value
+    )
     with pytest.raises(
         UserError, match=r"'optim\.warmup_step' .*; did you mean 'optim\.warmup_steps'\? Allowed"
     ):
@@ -98,6 +100,14 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
         UserError, match=r"'data\.crops\.1\.photometric\.hues' .* 'data\.crops\.1\.photometric\.hue'"
     ):
         load(mine, "data.crops.1.photometric.hues=0.1")
+    with pytest.raises(
+        UserError,
+        match=r"'method\.prototype' is not a key of method; .*'method\.prototypes'\? Allowed: epsilon,",
+    ):
+        load(mine, "method.prototype=3")
+    byol = "method={name: byol, projector: [8], predictor: 8, momentums: 1}"
+    with pytest.raises(UserError, match=r"did you mean 'method\.momentum'\? Allowed: momentum, name"):
+        load(mine, byol)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +119,9 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
         ("data.crops=[]", r"data\.crops: Tuple should have at least 1 item"),
         ("data.crops.0.scale=[0.5]", r"data\.crops\.0\.scale\.1: Field required"),
         ("data=null", r"data: "),
+        ("method.prototypes=-1", r"method\.prototypes: Input should be greater than 0"),
+        ("method.name=moco", r"method: Input tag 'moco' .* 'swav', 'barlow_twins', 'byol', 'simsiam'"),
+        ("optim.clip_trust=true", r"optim\.clip_trust goes with optim\.name: lars"),
         ("train.epochs=3", r"train: give exactly one of train\.steps and train\.epochs"),
         ("trunk.name=regnet_y", r"trunk: `regnet` parameters go with name: regnet_y"),
         ("seed=1.5", r"seed: Input should be a valid integer"),
