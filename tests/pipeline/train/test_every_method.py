@@ -149,7 +149,9 @@ def test_T2_fairscale_trains_every_method_as_fsdp2_does(
             expected = found[f"{name}, fsdp2"]
             assert found[f"{name}, fairscale"].keys() == expected.keys()
             for key, value in found[f"{name}, fairscale"].items():
-                np.testing.assert_allclose(value, expected[key], rtol=1e-4, atol=1e-5, err_msg=f"{name} {key}")
+                np.testing.assert_allclose(
+                    value, expected[key], rtol=1e-4, atol=1e-5, err_msg=f"{name} {key}"
+                )
 
 
 def _whole_and_cut(
