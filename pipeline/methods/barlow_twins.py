@@ -66,9 +66,10 @@ class BarlowTwinsMethod(nn.Module):
         )
         with torch.autocast(z_a.device.type, enabled=False):
             wide = torch.promote_types(z_a.dtype, torch.float32)
+            z_a, z_b = z_a.to(wide), z_b.to(wide)
             terms = barlow_twins_loss(
-                z_a.to(wide),
-                z_b.to(wide),
+                z_a,
+                z_b,
                 off_diagonal_weight=self.section.off_diagonal_weight,
                 group=self.group,
             )

@@ -102,7 +102,7 @@ class BYOLMethod(nn.Module):
         with torch.autocast(z_a.device.type, enabled=False):
             wide = torch.promote_types(z_a.dtype, torch.float32)
             loss = byol_loss(p_a.to(wide), p_b.to(wide), t_a.to(wide), t_b.to(wide), group=self.group)
-        return {"loss": loss, "embedding": z_a.detach()}
+        return {"loss": loss, "embedding": z_a.detach().to(wide)}
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

@@ -70,7 +70,7 @@ class SimSiamMethod(nn.Module):
         with torch.autocast(z_a.device.type, enabled=False):
             wide = torch.promote_types(z_a.dtype, torch.float32)
             loss = simsiam_loss(p_a.to(wide), p_b.to(wide), z_a.to(wide), z_b.to(wide), group=self.group)
-        return {"loss": loss, "embedding": z_a.detach()}
+        return {"loss": loss, "embedding": z_a.detach().to(wide)}
 
     def after_step(self, step: int) -> None:
         """Nothing is kept between steps."""

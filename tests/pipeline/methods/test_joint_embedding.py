@@ -316,5 +316,5 @@ def test_bfloat16_autocast_keeps_the_loss_in_float32(section: dict[str, Any]) ->
     method = build(section).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = method([view.float() for view in make_views()], 0)
-    assert terms["loss"].dtype == torch.float32 and bool(terms["loss"].isfinite())
+    assert terms["loss"].dtype == terms["embedding"].dtype == torch.float32 and bool(terms["loss"].isfinite())
     terms["loss"].backward()
