@@ -52,14 +52,24 @@ class Never:
 
 
 def prepare(
-    group: dist.ProcessGroup | None, data: Path, folder: Path, method: dict[str, Any], section: dict[str, Any]
+    group: dist.ProcessGroup | None,
+    data: Path,
+    folder: Path,
+    method: dict[str, Any],
+    section: dict[str, Any],
+    init_from: Path | None = None,
 ) -> Training:
     """A training whose learning rate does not depend on when it ends."""
     rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
     recipe = make_recipe(
         data,
         data__crops=VIEWS,
-        trunk={"name": "regnet_y", "regnet": TRUNK, "stem": "low_resolution"},
+        trunk={
+            "name": "regnet_y",
+            "regnet": TRUNK,
+            "stem": "low_resolution",
+            "init_from": init_from and str(init_from),
+        },
         method=method,
         optim={"name": "sgd", "lr": 0.05, "schedule": "constant"},
         train={"steps": 3} | section,
@@ -197,3 +207,15 @@ def test_T3_every_method_goes_on_exactly_and_its_trunks_are_exported(
         assert not torch.equal(saved["trunk.stem.conv.weight"], saved["teacher.trunk.stem.conv.weight"])
     with pytest.raises(UserError, match="barlow_twins without a teacher: export --which student"):
         export_trunk(tmp_path / "barlow_twins-ddp" / "cut", tmp_path / "none", which="teacher")
+
+
+def test_student_and_teacher_start_from_the_same_trunk_where_there_is_one(data: Path, tmp_path: Path) -> None:
+    cold = prepare(None, data, tmp_path / "cold", METHODS["byol"], {"steps": 1})
+    train(cold, Never())  # type: ignore[arg-type]
+    export_trunk(tmp_path / "cold", tmp_path / "trunk")
+    warm = prepare(None, data, tmp_path / "warm", METHODS["byol"], {}, init_from=tmp_path / "trunk")
+    written = load_file(tmp_path / "trunk" / "trunk.safetensors")
+    assert len(warm.method.trunks()) == 2
+    for trunk in warm.method.trunks():
+        for name, tensor in trunk.state_dict().items():
+            torch.testing.assert_close(tensor, written[name], rtol=0, atol=0, msg=name)
