@@ -1,22 +1,22 @@
 """Claim: however often a crawl is killed, the same command finishes it, with the undisturbed crawl's bytes.
 
-    python benchmarks/crawl_soak.py [--kills 200] [--images 20000] [--seed 0]
+    python benchmarks/crawl_soak.py [--executor local] [--kills 200] [--images 20000] [--seed 0]
 
 A local server replays the images: its answers are a pure function of the URL. `ingest crawl-shards` is
 killed with SIGKILL at random moments, the whole process group or one process of it, and started again by the
-same command until the dataset is sealed. A kill comes some time after a unit was committed, or, if the crawl
-is ahead of the kills, some time after the one before; meanwhile the server answers slowly, or holds back. So
-the kills are spread over all of the crawl, its start and its planning too. Exits with 1 if the root differs
-from the undisturbed crawl's, if a URL's row is lost, doubled or not what the server's answer must give, or if
-a file is damaged.
+same command until the dataset is sealed. On Ray a kill is of a crawler, a checker, the waiting command, or a
+whole node; on SLURM of a crawler, a checker, a batch script or the waiting command, or a job is requeued.
+
+A kill comes some time after a unit was committed, or, if the crawl is ahead of the kills, some time after the
+one before; meanwhile the server answers slowly, or holds back. So the kills are spread over all of the crawl,
+its start and its planning too. Exits with 1 if the root differs from that of an undisturbed crawl on this
+machine, if a URL's row is lost, doubled or not what the server's answer must give, or if a file is damaged.
 """
 
 import argparse
 import os
 import random
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,21 +24,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.dataset import open_dataset, sealed_units
 from ingest.verify import Level, read_seal, verify_root, verify_units
 
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "ingest"))
-from replay_server import ALLOWED, ReplayServer, expected
+sys.path += [str(Path(__file__).parents[1] / "tests" / "ingest"), str(Path(__file__).parent)]
+from replay_server import ReplayServer, expected
+from soak_crawls import GROUNDS, Crawl, LocalCrawl
 
-COMMAND = [sys.executable, "-c", "from ingest.cli import main; main()", "crawl-shards"]
-OPTIONS = ["--contact", "soak@example.org", "--allow-private", *ALLOWED, "--attempts", "1"]
+OPTIONS = ["--contact", "soak@example.org", "--attempts", "1", "--per-host", "8"]
 # No answer may come too late, however long it is held back.
 OPTIONS += ["--deadline", "600"]
-OPTIONS += ["--per-host", "8", "--workers", "2"]
 # Mean seconds before an answer. Until there is progress, no quicker than units can be committed: else many
 # wait, and are all committed at once. Then slowly, and not at all while the crawl is ahead of the kills.
 QUICK, SLOW = 0.04, 0.3
@@ -46,56 +44,12 @@ QUICK, SLOW = 0.04, 0.3
 RUN_AHEAD = 512
 
 
-class LocalCrawl:
-    """The crawl as processes of this machine: started, killed, and started again.
-
-    Another executor needs the same three methods.
-    """
-
-    def __init__(self, arguments: list[str], log: Path) -> None:
-        self._command = [*COMMAND, *arguments]
-        self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def running(self) -> bool:
-        """Whether it is; a crawl that ended by itself must have ended well."""
-        if self._process is None or self._process.poll() is None:
-            return self._process is not None
-        if self._process.returncode not in (0, -signal.SIGKILL):
-            raise RuntimeError(f"the crawl ended with {self._process.returncode}:\n{self._log.read_text()}")
-        return False
-
-    def start(self) -> None:
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-
-    def kill(self, chance: random.Random) -> str:
-        """SIGKILL to all processes or to one; returns which, or "" if it had ended."""
-        if self._process is None or not self.running():
-            return ""
-        checkers = psutil.Process(self._process.pid).children(recursive=True)
-        checkers = [each for each in checkers if each.status() != psutil.STATUS_ZOMBIE]
-        if chance.random() < 0.5:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        elif (number := chance.randint(0, len(checkers))) < len(checkers):
-            checkers[number].kill()
-            return "checker"
-        else:
-            self._process.kill()
-            self._process.wait()
-            return "crawler"
-        self._process.wait()
-        return "group"
-
-
 @dataclass(kw_only=True)
 class Soak:
     """What came of a soak.
 
     Attributes:
-        kills: by who was killed: "group", "crawler", "checker".
+        kills: by what was killed, such as "crawler".
         starts: of the crawl.
         crawls: that the kills are spread over; one that is sealed before it had all is followed by another.
         undisturbed: Merkle root of a crawl that was left alone.
@@ -123,59 +77,70 @@ class Soak:
 
 
 def soak(
-    folder: Path, *, images: int, kills: int, unit_rows: int, pauses: tuple[float, float], seed: int
+    folder: Path,
+    *,
+    images: int,
+    kills: int,
+    unit_rows: int,
+    pauses: tuple[float, float],
+    seed: int,
+    executor: str = "local",
 ) -> Soak:
     """Crawl once undisturbed and once with kills, into `folder`, and compare.
 
     Args:
+        executor: of the crawls that are killed: one of `GROUNDS`.
         pauses: least and most seconds from a commit to a kill.
 
     Raises:
         RuntimeError: a crawl failed by itself.
     """
     result = Soak()
-    with ReplayServer(hosts=2) as server:
+    with GROUNDS[executor](folder) as ground, ReplayServer(ground.addresses) as server:
         urls = server.urls(images)
         pq.write_table(pa.table({"url": urls}), folder / "urls.parquet")
         common = [str(folder / "urls.parquet"), "--unit-rows", str(unit_rows), *OPTIONS]
-        undisturbed = LocalCrawl([*common, "--output", str(folder / "undisturbed")], folder / "log")
-        _finish(undisturbed)
-        result.undisturbed = open_dataset(folder / "undisturbed").root
+        common += ["--allow-private", ground.network]
+        whole = folder / "undisturbed"
+        _finish(LocalCrawl([*common, "--workers", "2", "--output", str(whole)], folder / "log"), whole)
+        result.undisturbed = open_dataset(whole).root
         started = time.monotonic()
         chance = random.Random(seed)
         while result.kills.total() < kills:
             output = folder / f"killed-{result.crawls}"
-            crawl = LocalCrawl([*common, "--output", str(output)], folder / "log")
+            crawl = ground.crawl([*common, "--output", str(output)], folder / "log")
             before, wanted = result.kills.total(), kills - result.kills.total()
-            while result.kills.total() < kills:
+            while result.kills.total() < kills and not _sealed(output):
                 if not crawl.running():
                     crawl.start()
-                    result.starts += 1
                 # Whoever has had this many kills may have done this much.
                 due = (images - RUN_AHEAD) / unit_rows * (result.kills.total() - before + 1) / (wanted + 1)
                 _let_run(crawl, output, server, due, chance.uniform(*pauses))
-                if not (killed := crawl.kill(chance)):
-                    break
-                result.spread.append(committed(output) * unit_rows / images)
-                result.kills[killed] += 1
+                if killed := crawl.kill(chance):
+                    result.spread.append(committed(output) * unit_rows / images)
+                    result.kills[killed] += 1
             server.held, server.delay = False, 0.0
-            if not (output / "DATASET.json").exists():
-                result.starts += not crawl.running()
-                _finish(crawl)
+            _finish(crawl, output)
+            result.starts += crawl.starts
             result.crawls += 1
             _compare(output, urls, result)
         result.seconds = time.monotonic() - started
     return result
 
 
-def _finish(crawl: LocalCrawl) -> None:
-    if not crawl.running():
-        crawl.start()
-    while crawl.running():
+def _sealed(output: Path) -> bool:
+    return (output / "DATASET.json").exists()
+
+
+def _finish(crawl: Crawl, output: Path) -> None:
+    """Let it end, and start it again while there is no dataset."""
+    while crawl.running() or not _sealed(output):
+        if not crawl.running():
+            crawl.start()
         time.sleep(0.05)
 
 
-def _let_run(crawl: LocalCrawl, output: Path, server: ReplayServer, due: float, pause: float) -> None:
+def _let_run(crawl: Crawl, output: Path, server: ReplayServer, due: float, pause: float) -> None:
     """Until it has committed a unit, if fewer than `due` are, and then, slowly, for the pause."""
     before = committed(output)
     if before < due:
@@ -229,7 +194,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--unit-rows", type=int, default=40)
     parser.add_argument("--pauses", type=float, nargs=2, default=(0.5, 4.0), metavar=("LEAST", "MOST"))
-    parser.add_argument("--executor", choices=["local"], default="local")
+    parser.add_argument("--executor", choices=sorted(GROUNDS), default="local")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -240,8 +205,9 @@ def main() -> None:
             unit_rows=options.unit_rows,
             pauses=tuple(options.pauses),
             seed=options.seed,
+            executor=options.executor,
         )
-    of = ", ".join(f"{count} of the {who}" for who, count in sorted(result.kills.items()))
+    of = ", ".join(f"{count} {who}" for who, count in sorted(result.kills.items()))
     print(
         f"{result.kills.total()} kills ({of}) and {result.starts} starts over {result.crawls} crawls of "
         f"{options.images} images, {options.executor}, seed {options.seed}, in {result.seconds:.0f} s: "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, StringConstraints, model_validator
 
 from cluster.job import ExecutorName, write_atomically
 from cluster.settings import Section, check_recipe, load_recipe, read_yaml
@@ -31,6 +31,8 @@ class Site(Section):
     `sbatch` holds any other option of sbatch by its long name: `{reservation: vision}`. `container` is an
     image for SLURM's pyxis plugin; this Python, the datasets and the runs must be in it or in
     `container_mounts`. `signal_seconds` before its time limit a job is asked to save.
+    `failures_per_node_day` decides how often runs save; the default is what Kokolis et al., 2024
+    (https://arxiv.org/abs/2410.21680) saw on Meta's RSC-1.
     """
 
     executor: ExecutorName | None = None
@@ -45,6 +47,7 @@ class Site(Section):
     memory_gb: PositiveInt | None = None
     minutes: PositiveInt | None = None
     signal_seconds: PositiveInt = 180
+    failures_per_node_day: NonNegativeFloat = 0.0065
     modules: tuple[str, ...] = ()
     container: str | None = None
     container_mounts: tuple[str, ...] = ()

@@ -111,7 +111,9 @@ def init_process_group(
         dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timeout)
         world = _world()
         return world, world
-    dist.init_process_group("nccl", rank=rank, world_size=size, device_id=device, timeout=timeout)
+    # gloo is for parameters that are kept in host memory.
+    backends = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backends, rank=rank, world_size=size, device_id=device, timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
     if not isinstance(control, dist.ProcessGroup):
         raise RuntimeError("this rank is not in the group of all ranks")

@@ -20,7 +20,8 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _BLANK = "".join(map(chr, range(0x21)))
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HOST = re.compile(r"[a-z0-9._~-]+")
-_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+# Behind a lone percent sign, an unescaped digit would become part of another escape.
+_ESCAPE = re.compile(r"(?<!%)(?<!%[0-9A-Fa-f])%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 # Lone percent signs stay, as in browsers.
 _PATH_SAFE = "!$%&'()*+,-./:;=@[]_|~\\"
@@ -91,8 +92,10 @@ def _absolute(before: str, base: str) -> tuple[str, str, str]:
     """Scheme, authority and path of what stands before the query; the path may still be relative."""
     scheme = ""
     if match := _SCHEME.match(before):
-        scheme = match[1].lower()
-        before = "//" + before[match.end() :].lstrip("/")
+        scheme, rest = match[1].lower(), before[match.end() :]
+        # As browsers have it, `https:a.png` on a page of https names a file beside it.
+        relative = rest and base and scheme == _split(base)[0] and not rest.startswith("//")
+        before = rest if relative else "//" + rest.lstrip("/")
     elif base:
         scheme = _split(base)[0]
     if before.startswith("//"):
@@ -108,7 +111,7 @@ def _host_and_port(authority: str, scheme: str) -> str | None:
     name, colon, port = authority.rpartition(":")
     if not colon or "]" in port:
         name, port = authority, ""
-    if port and not (port.isascii() and port.isdigit() and int(port[-6:]) < 65536 and len(port) < 12):
+    if port and not (port.isascii() and port.isdigit() and len(port) < 12 and int(port) < 65536):
         return None
     host = _ipv6(name[1:-1]) if name.startswith("[") and name.endswith("]") else _name(name)
     port = port.lstrip("0") or ("0" if port else "")

@@ -19,7 +19,9 @@ class BombError(Exception):
 
 
 class Decoder(Protocol):
-    """`feed` gives what a piece decodes to, at most `limit` + 1 bytes; `complete`: the end was seen."""
+    """`feed` gives what a piece decodes to, little more than `limit` bytes, and holds back the rest: for that
+    feed it b"", before another piece. `complete`: the end was seen.
+    """
 
     def feed(self, data: bytes, limit: int) -> bytes: ...
 
@@ -55,19 +57,23 @@ class _Zlib:
     def __init__(self, *, gzip: bool) -> None:
         self._gzip = gzip
         self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 16) if gzip else None
+        self._held_back = b""
 
     @property
     def complete(self) -> bool:
         return self._inflate is None or self._inflate.eof
 
     def feed(self, data: bytes, limit: int) -> bytes:
+        data, self._held_back = self._held_back + data, b""
         if self._inflate is None:
+            if not data:
+                return b""
             bare = data[0] & 0x0F != 8
             self._inflate = zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS)
         pieces: list[bytes] = []
         left = limit + 1
         try:
-            while data and left > 0:
+            while True:
                 if self._inflate.eof:
                     # Another member; anything else behind the end is padding.
                     if not self._gzip or not data.startswith(b"\x1f"):
@@ -75,7 +81,12 @@ class _Zlib:
                     self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
                 pieces.append(self._inflate.decompress(data, left))
                 left -= len(pieces[-1])
-                data = self._inflate.unused_data
+                data = self._inflate.unconsumed_tail or self._inflate.unused_data
+                if left <= 0:
+                    self._held_back = data
+                    break
+                if not data:
+                    break
         except zlib.error as error:
             raise BadEncodingError(str(error)) from error
         return b"".join(pieces)

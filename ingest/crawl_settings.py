@@ -14,6 +14,8 @@ from ingest.fetch import FetchSettings
 from ingest.image import Crop, Encoding, ImageLimits, Treatment
 
 FORMAT = 2
+# Of a checking process, besides the image that it was sent: its batch, and what reading takes.
+_CHECKER_ROOM = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,12 @@ class CrawlSettings:
             raise UserError(f"--quality must be from 1 to 100, not {self.treatment.quality}")
         if self.seconds <= 0 or self.memory_mb < 1:
             raise UserError("--seconds and --memory-mb must be greater than 0")
+        max_bytes = self.treatment.limits.max_bytes
+        if self.memory_mb << 20 < max_bytes + _CHECKER_ROOM:
+            raise UserError(
+                f"--memory-mb {self.memory_mb} cannot hold a file of --max-bytes {max_bytes}: give at least "
+                f"--memory-mb {-(-(max_bytes + _CHECKER_ROOM) // (1 << 20))}, or fewer --max-bytes"
+            )
         fetch = self.fetch
         if min(fetch.deadline, fetch.attempts, fetch.per_host, fetch.connections) <= 0:
             raise UserError("--deadline, --attempts, --per-host and --connections must be greater than 0")

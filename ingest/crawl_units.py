@@ -1,6 +1,7 @@
 """Units of a plan become shards: read or fetch, check, write in the plan's order, commit."""
 
 import logging
+import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,7 +27,11 @@ from ingest.sources.source import Item, Problem, Source
 _WAITING_BYTES = 128 << 20
 # URLs known at a time: enough that slow sites do not hold up the others.
 _WINDOW = 16_384
+# Rows that wait for their turn in a shard, of 1.5 kB each: beyond, no further URLs are taken up. A few slow
+# sites in every unit would otherwise have more and more units wait for them.
+_WAITING_ROWS = 1 << 20
 _HOSTS_EVERY_S = 2.0
+_MOST_FILES = 65_536
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +54,7 @@ def crawl_units(
     counts: Counts,
 ) -> None:
     """Make and commit those of the plan's units that nobody has committed yet."""
+    _allow_many_files()
     settings = plan.settings
     with ExitStack() as stack:
         sources: dict[int, Source] = {}
@@ -73,6 +79,16 @@ def crawl_units(
         stack.callback(crawl.close)
         for attempt, data, verdict in checker.run(crawl.arrivals()):
             crawl.take(attempt, data, verdict)
+
+
+def _allow_many_files() -> None:
+    """Lift this process's limit of open files: connections and units under way may be more than the usual
+    1,024, and a connection that cannot be opened would look like a host that cannot be reached.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class _Unit:
@@ -112,7 +128,9 @@ class _Crawl:
         self._memory = Memory(_WAITING_BYTES)
         self._extra = plan.extra_columns()
         self._rows: dict[int, int] = {}
+        self._made_by_others: set[int] = set()  # since this run began
         self._open: dict[int, _Unit] = {}
+        self._waiting = 0  # rows in the open units that are not written
         self._hosts_due = 0.0
         self._indexed: dict[str, str] = {}  # sha256 of foreign tars that units name
         self._left = self._not_done(units)
@@ -128,12 +146,15 @@ class _Crawl:
             yield from self._read()
         if len(self._sources) < len(self._plan.sources):
             with Fetcher[_Attempt](self._fetch, window=_WINDOW) as fetcher:
-                for attempt, outcome in fetcher.run(self._requests()):
+                for attempt, outcome in fetcher.run(self._requests(), held=self._is_full):
                     self._look_at_hosts(fetcher)
                     body = outcome.data if isinstance(outcome, Fetched) else outcome
                     self._counts.bytes_read += len(body) if isinstance(body, bytes) else 0
                     yield attempt._replace(http_status=outcome.http_status), body
             self._counts.slowest_hosts = ()
+
+    def _is_full(self) -> bool:
+        return self._waiting >= _WAITING_ROWS
 
     def _look_at_hosts(self, fetcher: Fetcher[_Attempt]) -> None:
         now = time.monotonic()
@@ -156,7 +177,9 @@ class _Crawl:
         if verdict.data is not None:  # held once, as `stored`
             verdict = replace(verdict, data=None)
         outcome = attempt, isinstance(data, Problem) and data.retryable, verdict
+        self._waiting += 1
         for (due, retryable, judged), image in unit.reorder.put(attempt.row, outcome, stored):
+            self._waiting -= 1
             self._write(unit.writer, due, retryable, judged, image)
         if unit.reorder.next == unit.rows:
             self._commit(attempt.unit, self._open.pop(attempt.unit))
@@ -189,11 +212,16 @@ class _Crawl:
     def _items(self, *, urls: bool) -> Iterator[_Attempt]:
         """The attempts that have a URL, or those that have none."""
         for unit in self._left:
+            if unit in self._made_by_others:
+                continue
             # Hours may have passed: another worker may have made it.
             if unit not in self._rows and (record := read_commit(self._plan.store, unit)) is not None:
                 self._counts.add_committed(record)
+                self._made_by_others.add(unit)
                 continue
             items = self._plan.items(unit)
+            if not urls and items[0][0] not in self._sources:
+                return  # a plan has rows with URLs last
             self._rows[unit] = len(items)
             for row, (source, item) in enumerate(items):
                 if (source not in self._sources) == urls:

@@ -68,11 +68,15 @@ class Fetcher(Generic[Token]):
         if self._results is not None:
             self._results.put(RuntimeError("the fetcher was closed before its outcomes were taken"))
 
-    def run(self, requests: Iterable[tuple[Token, str]]) -> Iterator[tuple[Token, Outcome]]:
-        """Fetch all; outcomes come in the order in which they complete.
+    def run(
+        self, requests: Iterable[tuple[Token, str]], *, held: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[Token, Outcome]]:
+        """Fetch all; outcomes come in the order in which they complete. Leaving off early ends what is under
+        way.
 
-        `requests` is read in the caller's thread, at most `window` ahead. Leaving off early ends what is
-        under way.
+        Args:
+            requests: read in the caller's thread, at most `window` ahead.
+            held: while it says so, requests are read only when nothing is under way any more.
         """
         if self._results is not None:
             raise RuntimeError("a fetcher runs one run at a time")
@@ -82,7 +86,7 @@ class Fetcher(Generic[Token]):
         more, outstanding = True, 0
         try:
             while more or outstanding:
-                room = more and outstanding + batch <= self._window
+                room = more and outstanding + batch <= self._window and not (outstanding and held())
                 if room:
                     jobs = list(itertools.islice(source, batch))
                     more = len(jobs) == batch

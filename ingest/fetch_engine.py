@@ -236,6 +236,7 @@ class Engine(Generic[Token]):
         answer = await self._answer(host, job)
         if answer.location is None:
             return Fetched(answer.data, answer.status)
+        self._hosts.answered(host)
         self._redirect(job, answer)
         return None
 

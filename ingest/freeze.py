@@ -7,8 +7,7 @@ settings and builds go on with the plan that is there, anything else is refused 
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,9 +21,9 @@ from ingest.sources.source import Item, Source, first_folder
 from ingest.sources.urls import UrlList
 from ingest.store import Store
 
-T = TypeVar("T")
-# A row may have 100 KB of a companion's text.
 _BATCH = 1_024
+# A stranger's item may have a name of 1 MB, and 128 KB of a companion's text.
+_BATCH_CHARACTERS = 8 << 20
 
 
 def freeze(
@@ -119,7 +118,7 @@ def _tables(
                 urls.add(_url_items(table, number, schema, source))
         else:
             about = _Listing(source)
-            for batch in batched(about.items(), _BATCH):
+            for batch in _batches(about.items()):
                 yield filled(_items_table(number, batch, source.extra), schema)
             described.append(about.describe())
     if lists:
@@ -171,7 +170,7 @@ def _described(sources: Sequence[Source | UrlList], listed: Callable[[int], None
             described.append(source.describe())
             continue
         about = _Listing(source)
-        for batch in batched(about.items(), _BATCH):
+        for batch in _batches(about.items()):
             count += len(batch)
             listed(count)
         described.append(about.describe())
@@ -231,8 +230,16 @@ def _counted(tables: Iterable[pa.Table], listed: Callable[[int], None]) -> Itera
         yield table
 
 
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items, the last one shorter. (itertools.batched came with Python 3.12.)"""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """The items in lists that end after _BATCH items, or earlier, when their texts are very long."""
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        texts = (item.path, item.caption or "", *item.extra.values(), *item.labels)
+        size += sum(map(len, texts))
+        if len(batch) == _BATCH or size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
         yield batch

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 _PARTS = 256
 _MEMORY = 256 << 20
+# Rows; a part with more is split once more. To sort one takes some 600 bytes a row.
+_LARGEST_PART = 1 << 19
 # Of a unit's rows: whoever works on it has them in memory. Usual ones take 3 MB.
 _CHUNK_BYTES = 128 << 20
 _HOST = r"^\s*[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#]*@)?(?P<host>\[[^\]]*\]|[^/?#:\s]+)"
@@ -52,14 +54,18 @@ class ByDomain:
     """Takes tables with a column `url`, and gives their rows back sorted; a context manager.
 
     Equal domains keep the order in which their rows came; of equal URLs only the first row stays. All tables
-    must have one schema.
+    must have one schema. Memory is bounded by the largest part, or by the largest site if that is more.
+
+    Args:
+        depth: which byte of the hash tells the parts apart.
 
     Attributes:
         repeated: rows that were left out because their URL had come before.
         known: rows that were left out because their URL was known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 0) -> None:
+        self._depth = depth
         self._folder = tempfile.TemporaryDirectory(prefix="ingest-")
         self._parts = [_Part(Path(self._folder.name, f"{number:03d}.arrow")) for number in range(_PARTS)]
         self._buffered = 0
@@ -82,10 +88,12 @@ class ByDomain:
         table = table.append_column("domain", pa.array(hashes, pa.uint64()))
         order = np.argsort(hashes, kind="stable")
         table = table.take(order)
-        ends = np.searchsorted(hashes[order] >> np.uint64(56), np.arange(_PARTS + 1, dtype=np.uint64))
+        hashes = hashes[order]
+        bytes_here = hashes >> np.uint64(56 - 8 * self._depth) & np.uint64(_PARTS - 1)
+        ends = np.searchsorted(bytes_here, np.arange(_PARTS + 1, dtype=np.uint64))
         for part, start, end in zip(self._parts, ends[:-1], ends[1:], strict=True):
             if end > start:
-                part.tables.append(table.slice(start, end - start))
+                part.add(table.slice(start, end - start), hashes[start], hashes[end - 1])
         self._buffered += table.nbytes
         if self._buffered > _MEMORY:
             for part in self._parts:
@@ -94,14 +102,23 @@ class ByDomain:
 
     def tables(self, known: "ByDomain | None" = None) -> Iterator[pa.Table]:
         """The rows, without those whose URL is among `known`: one table per part of the hash's range."""
+        # Or finer parts, of which there are as many again, could find too many files open.
+        for each in [*self._parts, *(known._parts if known else ())]:
+            each.close()
         for number, part in enumerate(self._parts):
+            before = None if known is None else known._parts[number]
+            both = [part] if before is None else [part, before]
+            several_sites = min(each.lowest for each in both) < max(each.highest for each in both)
+            if part.rows and sum(each.rows for each in both) > _LARGEST_PART and several_sites:
+                yield from self._finer(part, before)
+                continue
             table = part.read()
             if table is None:
                 continue
             first = _first_of_each(table["url"])
             self.repeated += len(table) - len(first)
             table = table.take(first)
-            seen = None if known is None else known._parts[number].read()
+            seen = None if before is None else before.read()
             if seen is not None:
                 fresh = pc.invert(pc.is_in(table["url"], value_set=seen["url"].combine_chunks()))
                 new = table.filter(fresh)
@@ -110,14 +127,32 @@ class ByDomain:
             order = np.argsort(table["domain"].to_numpy(), kind="stable")
             yield table.take(order).drop_columns("domain")
 
+    def _finer(self, part: "_Part", before: "_Part | None") -> Iterator[pa.Table]:
+        with ByDomain(self._depth + 1) as urls, ByDomain(self._depth + 1) as known:
+            for table in part.read_by_batch():
+                urls.add(table.drop_columns("domain"))
+            for table in before.read_by_batch() if before else ():
+                known.add(table.drop_columns("domain"))
+            yield from urls.tables(known)
+            self.repeated += urls.repeated
+            self.known += urls.known
+
 
 class _Part:
     """The rows of one part of the hash's range: the last ones in memory, those before in a file."""
 
     def __init__(self, path: Path) -> None:
         self.tables: list[pa.Table] = []
+        self.rows = 0
+        self.lowest, self.highest = (1 << 64) - 1, 0
         self._path = path
         self._writer: pa.RecordBatchStreamWriter | None = None
+
+    def add(self, table: pa.Table, lowest: np.uint64, highest: np.uint64) -> None:
+        """Take rows with hashes between these."""
+        self.tables.append(table)
+        self.rows += len(table)
+        self.lowest, self.highest = min(self.lowest, int(lowest)), max(self.highest, int(highest))
 
     def spill(self) -> None:
         if not self.tables:
@@ -130,13 +165,16 @@ class _Part:
         self.tables = []
 
     def read(self) -> pa.Table | None:
+        tables = list(self.read_by_batch())
+        return pa.concat_tables(tables) if tables else None
+
+    def read_by_batch(self) -> Iterator[pa.Table]:
         self.close()
-        spilled = []
         if self._path.exists():
             with pa.ipc.open_stream(str(self._path)) as reader:
-                spilled = [reader.read_all()]
-        tables = spilled + self.tables
-        return pa.concat_tables(tables) if tables else None
+                for batch in reader:
+                    yield pa.Table.from_batches([batch])
+        yield from self.tables
 
     def close(self) -> None:
         if self._writer is not None:

@@ -97,6 +97,7 @@ class Hosts(Generic[Job]):
         self._waiting: list[tuple[float, str]] = []
         # In the order in which they became idle.
         self._idle: OrderedDict[str, None] = OrderedDict()
+        self._forget_beyond = _HOSTS_KNOWN
 
     def add(self, name: str, job: Job, now: float, *, first: bool = False) -> None:
         """Put a job at the end of its host's queue, or in front."""
@@ -127,6 +128,7 @@ class Hosts(Generic[Job]):
             if refusal := self._refusal(host, now):
                 job = host.queue.popleft()
                 self._list(name, host, now)
+                self._rest(name, host, now)
                 return name, job, refusal
             if host.active >= self._per_host:
                 continue
@@ -251,7 +253,9 @@ class Hosts(Generic[Job]):
             return
         self._idle[name] = None
         self._idle.move_to_end(name)
-        if len(self._idle) > _HOSTS_KNOWN:
-            for old in list(islice(self._idle, _HOSTS_KNOWN // 10)):
+        if len(self._idle) > self._forget_beyond:
+            # Those that asked for a day of peace stay, at the front: not to be looked at for every request.
+            for old in list(islice(self._idle, len(self._idle) - _HOSTS_KNOWN * 9 // 10)):
                 if max(self._hosts[old].refused_until, self._hosts[old].not_before) <= now:
                     del self._idle[old], self._hosts[old]
+            self._forget_beyond = max(_HOSTS_KNOWN, len(self._idle) + _HOSTS_KNOWN // 10)

@@ -190,27 +190,30 @@ class _BodyReader:
 
     async def read(self, until: int) -> bool:
         """Read on, to the end (True) or beyond `until` bytes, encoded or decoded (False)."""
-        readany = self._stream.readany
-        while piece := await readany():
-            self._encoded += len(piece)
+        piece = b""  # at first, what the decoder holds back
+        while True:
             if self._decoder is not None:
-                piece = self._decoded(piece)
-            self._size += len(piece)
-            self._pieces.append(piece)
+                piece = self._decoded(piece, until)
+            if piece:
+                self._size += len(piece)
+                self._pieces.append(piece)
             if self._size > until or self._encoded > until:
                 if self._size > self._max_bytes or self._encoded > self._max_bytes:
                     if self._cut:
                         return True
                     raise after_answer("too_many_bytes", self._status, rejected=True)
                 return False
+            if not (piece := await self._stream.readany()):
+                break
+            self._encoded += len(piece)
         if self._decoder is not None and not self._decoder.complete and not self._cut:
             raise after_answer("truncated_body", self._status, retryable=True)
         return True
 
-    def _decoded(self, piece: bytes) -> bytes:
+    def _decoded(self, piece: bytes, until: int) -> bytes:
         assert self._decoder is not None
         try:
-            decoded = self._decoder.feed(piece, self._max_bytes - self._size)
+            decoded = self._decoder.feed(piece, until - self._size)
             check_ratio(self._size + len(decoded), self._encoded)
         except BadEncodingError as error:
             raise after_answer("bad_encoding", self._status) from error

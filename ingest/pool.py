@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,8 @@ Result = tuple[Token, bytes | Problem, Checked]
 # Small images travel together; a large one alone.
 _BATCH_IMAGES = 64
 _BATCH_BYTES = 1 << 19
+# Nor do those of slow sites wait for others.
+_BATCH_SECONDS = 1.0
 _LIVES_WITHOUT_AN_IMAGE = 3
 
 logger = logging.getLogger(__name__)
@@ -78,7 +81,7 @@ class Checker(Generic[Token]):
         pending: deque[Future[list[Result[Token]]]] = deque()
         for batch in _batches(rows):
             pending.append(self._threads.submit(self._check_batch, batch))
-            if len(pending) >= 3 * self._workers:
+            while pending and (len(pending) >= 3 * self._workers or pending[0].done()):
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
@@ -224,9 +227,11 @@ def _batches(rows: Iterable[Row[Token]]) -> Iterator[list[Row[Token]]]:
     batch: list[Row[Token]] = []
     size = 0
     for row in rows:
+        if not batch:
+            due = time.monotonic() + _BATCH_SECONDS
         batch.append(row)
         size += len(row[1]) if isinstance(row[1], bytes) else 0
-        if len(batch) == _BATCH_IMAGES or size >= _BATCH_BYTES:
+        if len(batch) == _BATCH_IMAGES or size >= _BATCH_BYTES or time.monotonic() >= due:
             yield batch
             batch, size = [], 0
     if batch:

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from cluster.errors import UserError
 from cluster.rank_process import OPENMP_SETTINGS
-from pipeline.commands import evaluate, graph, launch, look, transfer
+from pipeline.commands import evaluate, graph, launch, look, plan, transfer
 
 
 class Commands(TyperGroup):
@@ -62,6 +62,7 @@ COMMANDS: list[Callable[..., None]] = [
     look.logs,
     look.cancel,
     launch.preflight,
+    plan.plan,
     look.doctor,
 ]
 for command in COMMANDS:

@@ -209,6 +209,9 @@ class Train(Section):
     of the trunk, of the runs of blocks that end at these numbers: SEER-10B has [[2], [7], [9, 17], []].
     `shard_ranks` are the ranks that share one copy of the parameters, all by default; the GPUs of one node
     keep the gathering within it. `cpu_offload` keeps parameters and optimizer in host memory.
+    A step whose loss or gradient is not finite, or whose loss is `spike_deviations` above the last ones, is
+    skipped; after `max_skipped_steps` in a row the run goes back to a checkpoint and passes over the data
+    since, `max_rollbacks` times at most and once from the same checkpoint.
     """
 
     steps: PositiveInt | None = None
@@ -222,6 +225,8 @@ class Train(Section):
     shard_ranks: PositiveInt | None = None
     cpu_offload: bool = False
     max_skipped_steps: PositiveInt = 3
+    spike_deviations: PositiveFloat = 20.0
+    max_rollbacks: NonNegativeInt = 2
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -260,8 +265,9 @@ class Run(Section):
     workers: NonNegativeInt = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: PositiveInt = 10
+    profile: Annotated[str, Field(pattern=r"^\d+:\d+$")] | None = None  # from after one step to another
     hang_seconds: PositiveFloat = 300.0  # without a step: the ranks' stacks are written down, and they end
-    checkpoint_minutes: PositiveFloat = 10.0
+    checkpoint_minutes: PositiveFloat | None = None  # by Young/Daly: 10 to 60, from the cost of a save
     checkpoint_every_steps: PositiveInt | None = None
     keep_last: PositiveInt = 2
     keep_every_steps: PositiveInt | None = None

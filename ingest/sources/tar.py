@@ -27,6 +27,8 @@ from ingest.store import open_store
 _BLOCK = 512
 # Long names and PAX records; real ones are a few hundred bytes.
 _LARGEST_EXTENSION = 1 << 20
+# No system takes names of more than 4096 bytes.
+_LONGEST_NAME = 1 << 16
 # A tar of images hardly shrinks: one that unpacks to more than this is a bomb.
 _LARGEST_EXPANSION = 100
 _EXPANSION_FREE = 1 << 30
@@ -214,13 +216,16 @@ def _members(archive: _Unpacked) -> Iterator[Item]:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise TarError("tar_damaged") from error
-        if info.size < 0:
+        # Base-256 sizes go to 95 bits; files, and the plan's columns, end before 64.
+        if not 0 <= info.size < 1 << 63:
             raise TarError("tar_damaged")
         at += _BLOCK
         if info.type in _EXTENSIONS:
             extension = _extended(extension, info, archive, at)
             at += _padded(info.size)
             continue
+        if len(extension.path) > _LONGEST_NAME:
+            raise TarError("tar_damaged")
         size = info.size if extension.size is None else extension.size
         path = _clean(extension.path or info.name.encode("utf-8", "surrogateescape"))
         extension = _Extension()

@@ -8,7 +8,9 @@ and labels is said, or seen from their names.
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, cast
@@ -41,6 +43,8 @@ _BLOCK_BYTES = 8 << 20
 # Names of columns that plans and shards have of their own.
 _TAKEN = {*META_SCHEMA.names, "domain", "path", "problem", "source"}
 _LABELS = pa.list_(pa.field("element", pa.string(), nullable=False))
+# Opens a list, unpacked, from its beginning.
+_Opened = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,8 @@ class UrlList:
         self._columns = columns
         first = next(iter(self._raw()), None)
         names = [] if first is None else first.column_names
+        if repeated := [name for name, times in Counter(names).items() if times > 1]:
+            raise UserError(f"{location} has several columns {repeated[0]!r}: rename all but one")
         self._url = self._find("--url-column", columns.url, URL_NAMES, names) if names else None
         if names and self._url is None:
             raise UserError(
@@ -98,7 +104,8 @@ class UrlList:
             UserError: the list is damaged.
         """
         for table in self._raw():
-            others = [n for n in table.column_names if n not in (self._url, self._caption, self._labels)]
+            used = (self._url, self._caption, self._labels)
+            others = _own_names([name for name in table.column_names if name not in used])
             yield pa.table(
                 {
                     "url": _as_text(table[self._url]).fill_null(""),
@@ -106,7 +113,7 @@ class UrlList:
                     if self._caption is None
                     else _as_text(table[self._caption]),
                     "labels": _as_labels(table[self._labels] if self._labels else None, len(table)),
-                    **{_own_name(name): _plain(table[name]) for name in others},
+                    **{own: _plain(table[name]) for name, own in others.items()},
                 }
             )
 
@@ -130,15 +137,19 @@ class UrlList:
 
     def _raw(self) -> Iterator[pa.Table]:
         try:
-            with self._open() as file:
-                yield from _READERS[self._format](self._unpacked(file))
+            yield from _READERS[self._format](self._unpacked)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError) as error:
-            raise UserError(
-                f"the list {self._location} is damaged, or not {self._format}: {error}"
-            ) from error
+            says = f"the list {self._location} is damaged, or not {self._format}: {error}"
+            if self._format in ("csv", "tsv", "jsonl"):
+                says += (
+                    "; if a column comes, or changes its type, after the first 8 MB: make the list Parquet"
+                )
+            raise UserError(says) from error
 
-    def _unpacked(self, file: Any) -> Any:
-        return file if self._compression is None else pa.CompressedInputStream(file, self._compression)
+    @contextmanager
+    def _unpacked(self) -> Iterator[Any]:
+        with self._open() as file:
+            yield file if self._compression is None else pa.CompressedInputStream(file, self._compression)
 
 
 def list_format(location: str) -> tuple[str, str | None] | None:
@@ -160,41 +171,59 @@ def expand(location: str) -> list[str]:
     return [name.removeprefix("file://") for name in found]
 
 
-def _parquet(file: Any) -> Iterator[pa.Table]:
-    with pq.ParquetFile(file) as parquet:
+def _parquet(opened: _Opened) -> Iterator[pa.Table]:
+    with opened() as file, pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(_BATCH_ROWS, use_threads=False):
             yield pa.Table.from_batches([batch])
 
 
-def _csv(file: Any, *, delimiter: str = ",") -> Iterator[pa.Table]:
-    reader = csv.open_csv(
-        file,
-        read_options=csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-        parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=csv.ConvertOptions(strings_can_be_null=True),
-    )
-    for batch in reader:
-        yield pa.Table.from_batches([batch])
+def _csv(opened: _Opened, *, delimiter: str = ",") -> Iterator[pa.Table]:
+    def reader(file: Any, types: dict[str, pa.DataType]) -> csv.CSVStreamingReader:
+        return csv.open_csv(
+            file,
+            read_options=csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
+            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(strings_can_be_null=True, column_types=types),
+        )
+
+    with opened() as file:
+        first = reader(file, {}).schema
+    # A column that is empty in the first block may have texts later, and one of texts may have odd bytes.
+    texts = [each.name for each in first if pa.types.is_null(each.type) or _is_bytes_or_text(each.type)]
+    with opened() as file:
+        for batch in reader(file, dict.fromkeys(texts, pa.binary())):
+            yield pa.Table.from_batches([batch])
 
 
-def _tsv(file: Any) -> Iterator[pa.Table]:
-    return _csv(file, delimiter="\t")
+def _tsv(opened: _Opened) -> Iterator[pa.Table]:
+    return _csv(opened, delimiter="\t")
 
 
-def _jsonl(file: Any) -> Iterator[pa.Table]:
-    reader = pa_json.open_json(
-        file, read_options=pa_json.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False)
-    )
-    for batch in reader:
-        yield pa.Table.from_batches([batch])
+def _jsonl(opened: _Opened) -> Iterator[pa.Table]:
+    def reader(file: Any, schema: pa.Schema | None) -> Any:
+        return pa_json.open_json(
+            file,
+            read_options=pa_json.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
+            parse_options=pa_json.ParseOptions(explicit_schema=schema),
+        )
+
+    with opened() as file:
+        first = reader(file, None).schema
+    # What is empty in the first block may have texts later.
+    texts = {pa.null(): pa.string(), pa.list_(pa.null()): pa.list_(pa.string())}
+    schema = pa.schema([each.with_type(texts.get(each.type, each.type)) for each in first])
+    with opened() as file:
+        for batch in reader(file, schema):
+            yield pa.Table.from_batches([batch])
 
 
-def _txt(file: Any) -> Iterator[pa.Table]:
+def _txt(opened: _Opened) -> Iterator[pa.Table]:
     """A URL per line; empty lines, and those that begin with #, are none."""
-    lines = io.TextIOWrapper(io.BufferedReader(file, _BLOCK_BYTES), "utf-8", "backslashreplace")
-    urls = (line for line in (line.strip() for line in lines) if line and not line.startswith("#"))
-    for batch in _batches(urls):
-        yield pa.table({"url": pa.array(batch, pa.string())})
+    with opened() as file:
+        lines = io.TextIOWrapper(io.BufferedReader(file, _BLOCK_BYTES), "utf-8-sig", "backslashreplace")
+        urls = (line for line in (line.strip() for line in lines) if line and not line.startswith("#"))
+        for batch in _batches(urls):
+            yield pa.table({"url": pa.array(batch, pa.string())})
 
 
 def _batches(items: Iterable[str]) -> Iterator[list[str]]:
@@ -252,8 +281,16 @@ def split_labels(text: str | None) -> list[str]:
     return [label.strip() for label in text.split(",") if label.strip()]
 
 
-def _own_name(name: str) -> str:
-    return f"source_{name}" if name in _TAKEN else name
+def _own_names(names: Sequence[str]) -> dict[str, str]:
+    """What a list's further columns are called in rows; none takes another's name."""
+    own = {name: name for name in names if name not in _TAKEN}
+    for name in names:
+        if name in _TAKEN:
+            free = f"source_{name}"
+            while free in own.values() or free in _TAKEN:
+                free = f"source_{free}"
+            own[name] = free
+    return {name: own[name] for name in names}
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

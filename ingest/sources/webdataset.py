@@ -29,8 +29,9 @@ LARGEST_COMPANION = 1 << 16
 COLUMNS = pa.schema([pa.field("source_url", pa.string()), pa.field("json", pa.string())])
 _CAPTION_NAMES = ("caption", "text", "alt")
 _LABEL_NAMES = ("labels", "label", "hashtags")
-# Real samples have a handful of members.
+# Real samples have a handful of members, and tens of labels: those beyond these are left out.
 _LARGEST_SAMPLE = 64
+MOST_LABELS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def _said(companions: dict[bytes, bytes]) -> dict[str, Any]:
                 extra["source_url"] = _sound(rest.pop("url"))
             if rest:
                 extra["json"] = _spelled(rest) or _text(companions[b"json"])
-    return {"caption": caption, "labels": tuple(labels), "extra": extra}
+    return {"caption": caption, "labels": tuple(labels[:MOST_LABELS]), "extra": extra}
 
 
 def _object(data: bytes) -> dict[str, Any] | None:
@@ -146,7 +147,9 @@ def _take_labels(rest: dict[str, Any]) -> list[str]:
         values = value if isinstance(value, list) else [value]
         if all(isinstance(each, (str, int)) and each != "" for each in values) and values:
             del rest[name]
-            return split_labels(_sound(value)) if isinstance(value, str) else [_sound(str(v)) for v in values]
+            if isinstance(value, str):
+                return split_labels(_sound(value))
+            return [_sound(str(each)) for each in values[:MOST_LABELS]]
     return []
 
 

@@ -104,6 +104,8 @@ def _tell_more(run: dict[str, Any]) -> None:
     typer.echo(run["why"])
     if run["nodes"]:
         typer.echo(f"attempt {run['attempt']} on {run['nodes']}, {run['ranks']} ranks")
+    for warning in run["progress"].get("warnings", []):
+        typer.echo(warning)
     for restart in run["restarts"]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(restart["time"]))
         who = [f"rank {restart['rank']}"] if restart["rank"] is not None else []

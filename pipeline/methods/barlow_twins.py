@@ -83,6 +83,9 @@ class BarlowTwinsMethod(nn.Module):
     def after_step(self, step: int) -> None:
         """Nothing is kept between steps."""
 
+    def forget_batches(self) -> None:
+        """No batch waits for `after_step`."""
+
     def trunks(self) -> list[nn.Module]:
         """The networks of the recipe's `trunk`."""
         return [self.trunk]

@@ -67,6 +67,7 @@ def assemble_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessG
         case sections.BarlowTwins() as section:
             return BarlowTwinsMethod(trunk, section, **common)
         case sections.BYOL() as section:
-            return BYOLMethod(trunk, section, total_steps=total_steps, **common)
+            teacher = None if section.shared_weights else build_trunk(recipe.trunk)
+            return BYOLMethod(trunk, section, teacher_trunk=teacher, total_steps=total_steps, **common)
         case sections.SimSiam() as section:
             return SimSiamMethod(trunk, section, **common)

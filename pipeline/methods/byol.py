@@ -5,7 +5,6 @@ Grill et al., 2020 (https://arxiv.org/abs/2006.07733). The paper calls them onli
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -43,6 +42,7 @@ class BYOLMethod(nn.Module):
     Args:
         trunk: images to float features (N, feature_dim).
         section: the recipe's `method`.
+        teacher_trunk: another of the same kind; None with shared weights.
         batch_size: samples of the coupled batch, over all ranks; a multiple of the number of ranks.
         total_steps: of the whole run: the teacher stands still at its end.
         group: ranks that share the coupled batch; None for one process.
@@ -56,6 +56,7 @@ class BYOLMethod(nn.Module):
         trunk: nn.Module,
         section: recipe.BYOL,
         *,
+        teacher_trunk: nn.Module | None,
         feature_dim: int,
         batch_size: int,
         total_steps: int,
@@ -69,8 +70,8 @@ class BYOLMethod(nn.Module):
             nn.Identity() if section.predictor is None else MLP((dim, section.predictor, dim), end="plain")
         )
         self.teacher: Teacher | None = None
-        if not section.shared_weights:
-            self.teacher = Teacher(copy.deepcopy(trunk), copy.deepcopy(self.projector))
+        if teacher_trunk is not None:
+            self.teacher = Teacher(teacher_trunk, MLP((feature_dim, *section.projector), end="plain"))
             self.teacher.requires_grad_(not section.stop_gradient)
         self.section = section
         self.group = group
@@ -118,6 +119,9 @@ class BYOLMethod(nn.Module):
             [own(parameter) for parameter in student],
             1 - tau,
         )
+
+    def forget_batches(self) -> None:
+        """No batch waits for `after_step`."""
 
     def trunks(self) -> list[nn.Module]:
         """The networks of the recipe's `trunk`."""

@@ -113,6 +113,10 @@ class SwAVMethod(nn.Module):
         """The networks of the recipe's `trunk`."""
         return [self.trunk]
 
+    def forget_batches(self) -> None:
+        """Drop what the next `after_step` would put into the queue: the training goes back."""
+        self._waiting, self._waiting_step = [], -1
+
     def param_groups(self) -> list[dict[str, Any]]:
         """Weights, and apart from them biases and norms, which some recipes leave undecayed."""
         return weights_and_the_rest(self.parameters())

@@ -11,36 +11,54 @@ then its manifest tells.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
+import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
-from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from torch.optim import Optimizer
 
 from cluster.errors import UserError
 from cluster.job import write_atomically
 from cluster.torch_dist import World
 from pipeline.pieces import copy_own_piece, is_share, named_tensors, whole, whole_shape
+from pipeline.train.checkpoint_period import young_daly
+from pipeline.train.checkpoint_writer import (
+    SaveError,
+    Staging,
+    Writer,
+    alone_on_purpose,
+    digest,
+    sync_folder,
+)
 
 logger = logging.getLogger(__name__)
 
 _METHOD, _OPTIMIZER = "method.", "optimizer."
 _NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A published checkpoint: seconds that the training stood still, and until it was on the disk."""
+
+    step: int
+    stalled: float
+    written: float
+
+    def __str__(self) -> str:
+        return f"stalled {self.stalled:.2f} s, written in {self.written:.1f} s"
 
 
 class Checkpoints:
@@ -49,7 +67,9 @@ class Checkpoints:
     Args:
         folder: the run folder.
         method, optimizer: what is saved, and loaded in place.
-        minutes, every_steps: how often to save; either makes a checkpoint due.
+        minutes, every_steps: how often to save; either makes a checkpoint due. None minutes: as Young and
+            Daly say, from how long the last save held the training up.
+        failures_per_node_day, nodes: how often to expect a failure.
         keep_last, keep_every_steps: what to keep.
         clock: seconds, monotonic.
     """
@@ -61,7 +81,9 @@ class Checkpoints:
         world: World,
         method: nn.Module,
         optimizer: Optimizer,
-        minutes: float,
+        minutes: float | None,
+        failures_per_node_day: float,
+        nodes: int,
         every_steps: int | None,
         keep_last: int,
         keep_every_steps: int | None,
@@ -69,47 +91,84 @@ class Checkpoints:
     ) -> None:
         self._folder = folder / "checkpoints"
         self._world, self._method, self._optimizer = world, method, optimizer
-        self._seconds, self._every_steps = 60 * minutes, every_steps
+        self._minutes, self._every_steps = minutes, every_steps
+        self._failures_per_node_day, self._nodes = failures_per_node_day, nodes
         self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
         self._clock, self._saved_at = clock, clock()
+        self._period = self._new_period(0.0)
+        self._staging, self._writer = Staging(), Writer(world)
+        self._thread: threading.Thread | None = None
+        self._failure: str | None = None
+        self._news: Saved | None = None
 
     def due(self, step: int) -> bool:
         """Whether this rank wants a checkpoint now. Clocks differ: the ranks agree before they save."""
-        on_time = self._world.is_first and self._clock() - self._saved_at >= self._seconds
+        on_time = self._world.is_first and self._clock() - self._saved_at >= self._period
         return on_time or (self._every_steps is not None and step % self._every_steps == 0)
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Publish a checkpoint; when it returns, it is on the disk.
+    def save(self, step: int, state: dict[str, Any], *, wait: bool = True) -> Path:
+        """Publish a checkpoint: before it returns, or in the background while the training goes on.
+
+        At most one is being written: a second save waits for the first. One that fails in the background is
+        told in the log, leaves nothing behind, and the next is tried when it is due.
 
         Args:
             state: JSON values, the same on every rank; given back by `load`.
+            wait: until it is on the disk.
+
+        Raises:
+            UserError: if `wait` and it cannot be written.
         """
+        before = self._clock()
+        self.finish()
         name = f"step-{step:08d}"
         temporary = self._folder / f".saving-{name}"
-        if self._world.is_first:
-            temporary.mkdir(parents=True)
-        self._world.barrier()
         tensors = collect(self._method, self._optimizer, keep=self._world.is_first)
-        group = self._world.control
-        with _alone_on_purpose():
-            save_tensors(
-                tensors,
-                storage_writer=FileSystemWriter(temporary),
-                process_group=group,
-                no_dist=group is None,
-            )
-        # Each rank hashes what it wrote: the work is shared, and the pages are still in its memory.
-        own = sorted(temporary.glob(f"__{self._world.rank}_*"))
-        digests = self._world.gather({path.name: _digest(path) for path in own})
-        if self._world.is_first:
-            write_atomically(temporary / "state.json", json.dumps(state | {"step": step}, indent=2) + "\n")
-            rest = {path.name: _digest(path) for path in (temporary / ".metadata", temporary / "state.json")}
-            files = {name: digest for part in [*digests, rest] for name, digest in sorted(part.items())}
-            write_atomically(temporary / "manifest.json", json.dumps({"files": files}, indent=2) + "\n")
-            self._publish(temporary, name)
-        self._world.barrier()
-        self._saved_at = self._clock()
+        if not wait:
+            tensors = self._staging.copy(tensors)
+        started = self._saved_at = self._clock()
+
+        def write() -> None:
+            try:
+                self._writer.write(
+                    temporary, tensors, state | {"step": step}, lambda: self._publish(temporary, name)
+                )
+            except SaveError as error:
+                self._failure = (
+                    f"checkpoint of step {step} could not be saved ({error}): the older ones are kept"
+                )
+                if not wait and self._world.is_first:
+                    logger.warning("%s, and the next is tried when it is due; free some space", self._failure)
+            else:
+                now = self._clock()
+                self._news = Saved(
+                    step=step, stalled=(now if wait else started) - before, written=now - started
+                )
+                if self._world.is_first:
+                    logger.info("checkpoint of step %d saved: %s", step, self._news)
+
+        self._failure = None
+        if wait:
+            write()
+            if self._failure is not None:
+                raise UserError(f"{self._failure}; free some space there and give the same command again")
+        else:
+            # A daemon: a rank that fails must not wait for a write that the others have left.
+            self._thread = threading.Thread(target=write, name=f"save-{step}", daemon=True)
+            self._thread.start()
+        self._period = self._new_period(self._clock() - before)
         return self._folder / name
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def news(self) -> Saved | None:
+        """The checkpoint published since the last question."""
+        news, self._news = self._news, None
+        return news
 
     def load(self) -> dict[str, Any] | None:
         """Load the newest checkpoint that is whole, in place; a broken one is set aside, with a word.
@@ -136,11 +195,31 @@ class Checkpoints:
             self._world.barrier()
         return None
 
+    def newest(self, good: Callable[[dict[str, Any]], bool]) -> int | None:
+        """The step of the newest checkpoint whose state is good, the same answer on every rank."""
+        found = None
+        if self._world.is_first:
+            states = (json.loads((path / "state.json").read_text()) for path in newest_first(self._folder))
+            found = next((int(state["step"]) for state in states if good(state)), None)
+        step: int | None = self._world.gather(found)[0]
+        return step
+
+    def forget_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps: those steps will be taken again, and be others."""
+        if self._world.is_first:
+            for checkpoint in newest_first(self._folder):
+                if step_of(checkpoint) > step:
+                    _remove(checkpoint)
+            sync_folder(self._folder)
+            write_atomically(self._folder / "latest", f"step-{step:08d}\n")
+        self._world.barrier()
+
     def _read(self, checkpoint: Path) -> None:
         # The metadata is a pickle: ours, and as we wrote it, which the manifest has just shown (S1).
         reader = FileSystemReader(checkpoint)
         saved = reader.read_metadata().state_dict_metadata
         parameters = dict(named_tensors(self._method))
+        self._optimizer.state.clear()
         targets = {f"{_METHOD}{name}": (tensor, tensor) for name, tensor in parameters.items()}
         for name, entry in saved.items():
             if name.startswith(_OPTIMIZER) and isinstance(entry, TensorStorageMetadata):
@@ -155,7 +234,7 @@ class Checkpoints:
             )
         group = self._world.control
         direct = {name: tensor for name, (tensor, parameter) in targets.items() if not is_share(parameter)}
-        with _alone_on_purpose():
+        with alone_on_purpose():
             load_tensors(direct, storage_reader=reader, process_group=group, no_dist=group is None)
             # One after the other: a rank that holds shares has no room for all that is whole.
             for name in sorted(targets.keys() - direct.keys()):
@@ -172,15 +251,28 @@ class Checkpoints:
         except (OSError, ValueError, KeyError) as error:
             return f"its manifest cannot be read: {error}"
 
+    def _new_period(self, save_seconds: float) -> float:
+        """Seconds until the next checkpoint."""
+        if self._minutes is not None:
+            return 60 * self._minutes
+        return young_daly(
+            save_seconds=save_seconds,
+            failures_per_node_day=self._failures_per_node_day,
+            nodes=self._nodes,
+        )
+
     def _publish(self, temporary: Path, name: str) -> None:
-        _sync_folder(temporary)
         temporary.rename(self._folder / name)
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         write_atomically(self._folder / "latest", f"{name}\n")
         for old in newest_first(self._folder)[self._keep_last :]:
             if self._keep_every_steps is None or step_of(old) % self._keep_every_steps:
-                # Renamed first: a half-deleted checkpoint must not look like a broken one.
-                shutil.rmtree(old.rename(old.with_name(f".deleting-{old.name}")))
+                _remove(old)
+
+
+def _remove(checkpoint: Path) -> None:
+    # Renamed first: a half-deleted checkpoint must not look like a broken one.
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".deleting-{checkpoint.name}")))
 
 
 def collect(method: nn.Module, optimizer: Optimizer, *, keep: bool = True) -> dict[str, Tensor]:
@@ -246,7 +338,7 @@ def broken_file(checkpoint: Path, *, share: tuple[int, int] = (0, 1)) -> str | N
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if _digest(path) != files[name]:
+        if digest(path) != files[name]:
             return f"{name} is not as it was written"
     return None
 
@@ -271,7 +363,7 @@ def read_tensors(checkpoint: Path, *, prefix: str) -> dict[str, Tensor]:
         for name, entry in reader.read_metadata().state_dict_metadata.items()
         if name.startswith(_METHOD + prefix) and isinstance(entry, TensorStorageMetadata)
     }
-    with _alone_on_purpose():
+    with alone_on_purpose():
         load_tensors(tensors, storage_reader=reader, no_dist=True)
     return {name.removeprefix(_METHOD + prefix): tensor for name, tensor in tensors.items()}
 
@@ -281,25 +373,3 @@ def _like(parameter: Tensor, entry: TensorStorageMetadata) -> Tensor:
     if whole_shape(parameter) == entry.size:
         return torch.empty_like(parameter, dtype=entry.properties.dtype, requires_grad=False)
     return torch.empty(entry.size, dtype=entry.properties.dtype)
-
-
-@contextlib.contextmanager
-def _alone_on_purpose() -> Iterator[None]:
-    """torch warns of every checkpoint that one process saves or loads."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

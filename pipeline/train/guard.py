@@ -1,20 +1,23 @@
-"""Numbers that are not finite: found on every rank alike, blamed on samples, kept out of the weights."""
+"""Losses that are not finite or leap: found on every rank alike, blamed on samples, kept from the weights."""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cluster.errors import UserError
 from cluster.torch_dist import World
+from pipeline.train.spikes import WINDOW, spike_threshold
 
 logger = logging.getLogger(__name__)
 
-CROPS, EMBEDDINGS = "the augmented crops", "the embeddings"
+CROPS, EMBEDDINGS, SPIKE = "the augmented crops", "the embeddings", "the loss"
 _SAMPLES_NAMED = 8
 
 
@@ -32,20 +35,73 @@ class Suspect:
         return f"rank {self.rank}: {self.what} of samples {names}{more}"
 
 
+class Diverged(UserError):  # noqa: N818
+    """So many steps in a row were skipped, up to `step`, that the weights themselves must be to blame."""
+
+    def __init__(self, message: str, *, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """The training went back, and passed over the data of the steps in between.
+
+    Args:
+        to_step: of the checkpoint.
+        from_step: the last step before it went back.
+    """
+
+    to_step: int
+    from_step: int
+
+
 class Guard:
-    """Lets a step into the weights only if its loss and gradient are finite.
+    """Lets a step into the weights only if its loss and gradient are finite and the loss does not leap.
 
     Args:
         method: its buffers (running statistics, queues) are put back when a step is skipped; its parameters
             have not been touched by then.
-        max_skipped: after so many steps in a row the run stops.
-        in_a_row: steps skipped so far, from the checkpoint.
+        max_skipped: after so many steps in a row the training goes back, or stops.
+        spike_deviations: above the median of the last losses; see `spike_threshold`.
+
+    Attributes:
+        in_a_row: steps skipped so far.
+        rollbacks: of this run so far.
     """
 
-    def __init__(self, method: nn.Module, *, world: World, max_skipped: int, in_a_row: int) -> None:
-        self._world, self._max_skipped, self.in_a_row = world, max_skipped, in_a_row
+    def __init__(self, method: nn.Module, *, world: World, max_skipped: int, spike_deviations: float) -> None:
+        self._world, self._max_skipped, self._spike_deviations = world, max_skipped, spike_deviations
+        self.in_a_row = 0
+        self.rollbacks: list[Rollback] = []
+        self._losses: deque[float] = deque(maxlen=WINDOW)
+        self._why = ""
         self._buffers = list(method.buffers())
         self._copies = [torch.empty_like(buffer) for buffer in self._buffers]
+
+    @property
+    def steps_passed_over(self) -> int:
+        """How far the data is ahead of the steps."""
+        return sum(back.from_step - back.to_step for back in self.rollbacks)
+
+    @property
+    def spiked(self) -> bool:
+        """Whether the last step was refused for the height of its loss, not for what is not finite."""
+        return self._why.startswith("the loss leapt")
+
+    def state(self) -> dict[str, Any]:
+        """JSON values for `load`."""
+        return {
+            "in_a_row": self.in_a_row,
+            "losses": list(self._losses),
+            "rollbacks": [[back.to_step, back.from_step] for back in self.rollbacks],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.in_a_row = state["in_a_row"]
+        self._losses = deque(state["losses"], maxlen=WINDOW)
+        self.rollbacks = [Rollback(to_step=to, from_step=start) for to, start in state["rollbacks"]]
 
     @torch.no_grad()
     def remember(self) -> None:
@@ -58,10 +114,15 @@ class Guard:
         The loss is the coupled batch's and the gradient is averaged already: a number that is not finite on
         one rank has reached them all.
         """
-        finite = bool(torch.isfinite(loss + gradient_norm))
-        if finite:
-            self.in_a_row = 0
-        return finite
+        value, limit = float(loss), spike_threshold(self._losses, deviations=self._spike_deviations)
+        if not bool(torch.isfinite(loss + gradient_norm)):
+            self._why = "the loss or gradient was not finite"
+        elif limit is not None and value > limit:
+            self._why = f"the loss leapt to {value:.4g}, above {limit:.4g}"
+        else:
+            self.in_a_row, self._why = 0, ""
+            self._losses.append(value)
+        return not self._why
 
     @torch.no_grad()
     def skip(self, step: int, suspects: Sequence[Suspect]) -> list[Suspect]:
@@ -76,21 +137,29 @@ class Guard:
             spoil everyone's through BatchNorm and the coupled loss.
 
         Raises:
-            UserError: after `max_skipped` steps in a row.
+            Diverged: after `max_skipped` steps in a row.
         """
         _copy(self._copies, self._buffers)
         self.in_a_row += 1
         everyone = [suspect for part in self._world.gather(list(suspects)) for suspect in part]
         everyone = [suspect for suspect in everyone if suspect.what == CROPS] or everyone
         named = "; ".join(map(str, everyone)) or "every sample's embedding is finite"
+        why = self._why or "the loss or gradient was not finite"
         if self._world.is_first:
-            logger.warning("step %d skipped: the loss or gradient is not finite (%s)", step, named)
+            logger.warning("step %d skipped: %s (%s)", step, why, named)
         if self.in_a_row >= self._max_skipped:
-            raise UserError(
-                f"the loss or gradient was not finite in {self.in_a_row} steps in a row, up to step {step} "
-                f"({named}): lower optim.lr, set optim.clip_norm, or use train.precision=fp32"
+            remedy = "raise train.spike_deviations" if self.spiked else "use train.precision=fp32"
+            raise Diverged(
+                f"{why} in {self.in_a_row} steps in a row, up to step {step} "
+                f"({named}): lower optim.lr, set optim.clip_norm, or {remedy}",
+                step=step,
             )
         return everyone
+
+
+def batch_suspect(rank: int, keys: Tensor) -> Suspect:
+    """All samples of a micro-batch: the loss of one coupled batch does not tell them apart."""
+    return Suspect(rank=rank, keys=tuple(keys.tolist()), what=SPIKE)
 
 
 def find_suspects(rank: int, *, keys: Tensor, crops: Sequence[Tensor], embedding: Tensor) -> list[Suspect]:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from cluster.errors import UserError
 from cluster.preempt import PreemptionFlag, end_preempted
 from cluster.runs import RunFolder
 from cluster.settings import check_recipe
+from cluster.site import Site, read_site
 from cluster.torch_dist import World, choose_device, distributed, own_place
 from cluster.watchdog import Watchdog
 from pipeline.collectives import all_gather_rows
@@ -28,12 +29,13 @@ from pipeline.pieces import norms, own
 from pipeline.recipe import PretrainRecipe
 from pipeline.train.checkpoint import Checkpoints, latest
 from pipeline.train.engine import Engine
-from pipeline.train.guard import Guard, Suspect, find_suspects
+from pipeline.train.guard import Diverged, Guard, Rollback, Suspect, batch_suspect, find_suspects
 from pipeline.train.loss_scale import LossScale
 from pipeline.train.metrics import Metrics, Stopwatch, embedding_std, rankme
 from pipeline.train.optim import build_optimizer, set_learning_rate
 from pipeline.train.parallel import DTYPES, arithmetic, parallelize
 from pipeline.train.probe import KnnProbe, whole_trunk
+from pipeline.train.profile import Profile
 from pipeline.train.provenance import adopt, record_attempt, record_warm_start
 from pipeline.train.schedule import learning_rate
 from pipeline.train.stragglers import Stragglers
@@ -86,11 +88,22 @@ class Training:
     probe: KnnProbe | None  # on the first rank, if the recipe has one
     watchdog: Watchdog
     stragglers: Stragglers
+    profile: Profile
     step: int
     total_steps: int
 
 
 def train(t: Training, preemption: PreemptionFlag) -> None:
+    """All steps that are left; where the guard gives up, again from a checkpoint and with other data."""
+    while True:
+        try:
+            take_steps(t, preemption)
+            return
+        except Diverged as failure:
+            t = roll_back(t, failure)
+
+
+def take_steps(t: Training, preemption: PreemptionFlag) -> None:
     """The loop. `step` counts optimizer steps that are done; the schedule and the method see it from 0."""
     watch = Stopwatch()
     for step, batches in steps(t, watch):
@@ -117,10 +130,14 @@ def train(t: Training, preemption: PreemptionFlag) -> None:
             log(t, done, terms | {"grad_norm": norm}, embeddings[-1], lr=lr, watch=watch)
         else:
             report_skip(t, done, batches, embeddings)
-        due = t.checkpoints.due(done) or done == t.total_steps
+        last = done == t.total_steps
+        # Not amid steps that are skipped: the weights are the last checkpoint's, or those to go back from.
+        due = t.checkpoints.due(done) and t.guard.in_a_row == 0
         due, stop = t.world.any(due, preemption.requested)
-        if due or stop:
-            save(t, done)
+        if due or stop or last:
+            save(t, done, wait=stop or last)
+        tell_saved(t, done)
+        t.profile.step(done)
         if stop and done < t.total_steps:
             end_preempted(t.world, t.run, f"stopped as asked, saved at step {done} of {t.total_steps}")
         t.watchdog.beat(done)
@@ -147,21 +164,32 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
     if world.is_first:  # only now: a recipe that does not fit must not claim the folder
         adopt(recipe, folder)
         record_attempt(folder, ranks=world.size, device=str(world.device))
+    submitted_to = folder / "site.yaml"
+    site = read_site(submitted_to) if submitted_to.is_file() else Site()
     checkpoints = Checkpoints(
         folder,
         world=world,
         method=method,
         optimizer=optimizer,
         minutes=recipe.run.checkpoint_minutes,
+        failures_per_node_day=site.failures_per_node_day,
+        nodes=recipe.run.nodes,
         every_steps=recipe.run.checkpoint_every_steps,
         keep_last=recipe.run.keep_last,
         keep_every_steps=recipe.run.keep_every_steps,
     )
     scale = LossScale(enabled=recipe.train.precision == "fp16")
+    guard = Guard(
+        method,
+        world=world,
+        max_skipped=recipe.train.max_skipped_steps,
+        spike_deviations=recipe.train.spike_deviations,
+    )
     state = checkpoints.load()
     if state is not None:
         loader.check_state(state["loader"])
         scale.load(state["loss_scale"])
+        guard.load(state["guard"])
         logger.info("going on from step %d of %d", state["step"], total_steps)
     elif recipe.trunk.init_from is not None:
         weights = read_weights(recipe.trunk)
@@ -170,7 +198,6 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         if world.is_first:
             record_warm_start(folder, init_file(recipe.trunk.init_from))
     step = 0 if state is None else state["step"]
-    in_a_row = 0 if state is None else state["skipped_in_a_row"]
     run = RunFolder(folder)
     unwatched = Watchdog(run, rank=world.rank, local_rank=world.local_rank, seconds=recipe.run.hang_seconds)
     return Training(
@@ -181,13 +208,14 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         method=method,
         engine=engine,
         optimizer=optimizer,
-        guard=Guard(method, world=world, max_skipped=recipe.train.max_skipped_steps, in_a_row=in_a_row),
+        guard=guard,
         checkpoints=checkpoints,
         metrics=Metrics(folder, step=step, total_steps=total_steps) if world.is_first else None,
         scale=scale,
         probe=KnnProbe(recipe, device=world.device) if recipe.probe and world.is_first else None,
         watchdog=watchdog or unwatched,
         stragglers=Stragglers(world, step=step),
+        profile=Profile(folder, steps=recipe.run.profile, world=world),
         step=step,
         total_steps=total_steps,
     )
@@ -215,7 +243,8 @@ def steps(t: Training, watch: Stopwatch) -> Iterator[tuple[int, list[Batch]]]:
     """The steps that are left, each with its micro-batches."""
     accumulate = t.recipe.train.accumulate
     # The last step's batches live until those of the next are there.
-    batches = t.loader.from_step(t.step * accumulate, held=2 * accumulate - 1)
+    first = t.step + t.guard.steps_passed_over
+    batches = t.loader.from_step(first * accumulate, held=2 * accumulate - 1)
     for step in range(t.step, t.total_steps):
         before = time.perf_counter()
         ready = [next(batches)[1] for _ in range(accumulate)]
@@ -288,6 +317,8 @@ def log(
         if t.probe is not None and trunk is not None:
             values["knn"] = t.probe.accuracy(trunk)
         t.metrics.log(done, values)
+        if done > t.recipe.optim.warmup_steps:  # a trunk that has just been drawn sees all images alike
+            t.metrics.warn_of_collapse(done, values)
         t.metrics.time(done, timing)
         t.metrics.progress(
             done,
@@ -301,9 +332,12 @@ def log(
 
 
 def report_skip(t: Training, done: int, batches: list[Batch], embeddings: list[Tensor]) -> None:
-    """Name the samples behind a number that is not finite; the guard stops the run if it goes on."""
+    """Name the samples behind a step that is skipped; the guard gives up if it goes on."""
     suspects: list[Suspect] = []
     for batch, embedding in zip(batches, embeddings, strict=True):
+        if t.guard.spiked:
+            suspects.append(batch_suspect(t.world.rank, batch.keys))
+            continue
         crops = t.loader.augment(batch, dtype=DTYPES[t.recipe.train.precision])
         suspects += find_suspects(t.world.rank, keys=batch.keys, crops=crops, embedding=embedding)
     everyone = t.guard.skip(done, suspects)
@@ -312,19 +346,56 @@ def report_skip(t: Training, done: int, batches: list[Batch], embeddings: list[T
         t.metrics.log(done, {"epoch": _epoch(t, done), "skipped": skipped})
 
 
-def save(t: Training, done: int) -> None:
-    """Publish a checkpoint, the metrics up to it first."""
+def roll_back(t: Training, failure: Diverged) -> Training:
+    """Go back to the newest checkpoint with no skipped step behind it, and pass over the data since.
+
+    Where to is decided by what the checkpoints hold: a run killed before its next checkpoint decides alike.
+
+    Raises:
+        UserError: the failure, if there is no such checkpoint, or going back has not helped before.
+    """
+    t.checkpoints.finish()
+    to = t.checkpoints.newest(lambda state: state["guard"]["in_a_row"] == 0)
+    before = t.guard.rollbacks
+    if to is None or len(before) >= t.recipe.train.max_rollbacks:
+        raise failure
+    if any(back.to_step == to for back in before):
+        raise UserError(f"other data after step {to} did not help: {failure}") from failure
+    t.watchdog.busy("going back to a checkpoint")
+    t.checkpoints.forget_after(to)
+    state = t.checkpoints.load()
+    if state is None:
+        raise failure
+    t.scale.load(state["loss_scale"])
+    t.guard.load(state["guard"])
+    t.guard.rollbacks.append(Rollback(to_step=state["step"], from_step=failure.step))
+    t.method.forget_batches()
+    if t.world.is_first:
+        logger.warning("%s; going on from step %d with the data after it", failure, state["step"])
+    if t.metrics is not None:
+        t.metrics.go_back(state["step"])
+        # With the step that follows: a run killed before its next checkpoint goes back, and says so, again.
+        t.metrics.log(state["step"] + 1, {"rollback": {"to": state["step"], "from": failure.step}})
+    return replace(t, step=state["step"], stragglers=Stragglers(t.world, step=state["step"]))
+
+
+def save(t: Training, done: int, *, wait: bool) -> None:
+    """Publish a checkpoint, the metrics up to it first; unless `wait`, while the training goes on."""
     t.watchdog.busy("saving a checkpoint")
-    before = time.perf_counter()
     if t.metrics is not None:
         t.run.refuse_if_superseded()
         t.metrics.sync()
-    loose = {"skipped_in_a_row": t.guard.in_a_row, "loss_scale": t.scale.state()}
-    t.checkpoints.save(done, {"loader": t.loader.state(), **loose})
-    if t.world.is_first:
-        logger.info("checkpoint of step %d saved in %.2f s", done, time.perf_counter() - before)
+    loose = {"guard": t.guard.state(), "loss_scale": t.scale.state()}
+    t.checkpoints.save(done, {"loader": t.loader.state(), **loose}, wait=wait)
+
+
+def tell_saved(t: Training, done: int) -> None:
+    """What the checkpoint that has just been published cost, into timing.jsonl."""
+    saved = t.checkpoints.news()
+    if saved is not None and t.metrics is not None:
+        t.metrics.time(done, {"checkpoint": saved.step, "stalled": saved.stalled, "written": saved.written})
 
 
 def _epoch(t: Training, done: int) -> int:
     """The epoch that the last batch of a step belongs to."""
-    return (done * t.recipe.train.accumulate - 1) // t.loader.steps_per_epoch
+    return ((done + t.guard.steps_passed_over) * t.recipe.train.accumulate - 1) // t.loader.steps_per_epoch

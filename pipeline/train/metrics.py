@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,14 @@ from torch import Tensor
 
 from cluster.job import write_atomically
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
 logger = logging.getLogger(__name__)
 
 _RANKME_EPSILON = 1e-7
+# Below these the embeddings are one point, lie on one line, or use one prototype.
+COLLAPSED_BELOW = {"embedding_std": 0.1, "rankme": 2.0, "prototype_entropy": math.log(2)}
 
 
 def embedding_std(embeddings: Tensor) -> float:
@@ -70,10 +75,14 @@ class Metrics:
         self._folder, self._total_steps = folder, total_steps
         self._metrics = _open_truncated(folder / "metrics.jsonl", step)
         self._timing = _open_truncated(folder / "timing.jsonl", step)
+        self._tensorboard = self._open_tensorboard(step)
+        self._warnings: dict[str, str] = {}
+
+    def _open_tensorboard(self, step: int) -> SummaryWriter:
         # Imported by the one rank that writes: it takes as long as a tenth of the rest together.
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """One row of metrics.jsonl. Values that are not finite become null: JSON has no name for them."""
@@ -82,6 +91,15 @@ class Metrics:
     def time(self, step: int, values: Mapping[str, Any]) -> None:
         """One row of timing.jsonl."""
         self._write(self._timing, step, values)
+
+    def warn_of_collapse(self, step: int, values: Mapping[str, Any]) -> None:
+        """Say once of each indicator that it has fallen below its threshold; `progress` keeps saying it."""
+        for name, threshold in COLLAPSED_BELOW.items():
+            if name in values and values[name] < threshold and name not in self._warnings:
+                self._warnings[name] = (
+                    f"collapse: {name} was {values[name]:.4g} at step {step}, below {threshold:.4g}"
+                )
+                logger.warning("%s", self._warnings[name])
 
     def progress(
         self, step: int, *, loss: float, lr: float, images_per_second: float, seconds: float
@@ -107,8 +125,18 @@ class Metrics:
             "loss": loss if math.isfinite(loss) else None,
             "images_per_second": images_per_second,
             "seconds_left": left.total_seconds(),
+            "warnings": list(self._warnings.values()),
         }
         write_atomically(self._folder / "progress.json", json.dumps(values) + "\n")
+
+    def go_back(self, step: int) -> None:
+        """Forget the rows of later steps: the training has gone back."""
+        self._metrics.close()
+        self._timing.close()
+        self._metrics = _open_truncated(self._folder / "metrics.jsonl", step)
+        self._timing = _open_truncated(self._folder / "timing.jsonl", step)
+        self._tensorboard.close()
+        self._tensorboard = self._open_tensorboard(step)
 
     def sync(self) -> None:
         """Bring everything to the disk: a checkpoint must not know of steps that the metrics do not."""

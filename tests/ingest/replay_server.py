@@ -1,6 +1,6 @@
 """A web server whose answers are a pure function of the URL; only when they come is chance.
 
-Real sockets, in a thread of its own, over a few addresses of 127.0.2.0/24, each a host of its own. So two
+Real sockets, in a thread of its own, over a few addresses of this machine, each a host of its own. So two
 crawls of the same URLs get the same responses, however often they ask and in whatever order, and have to make
 the same bytes.
 """
@@ -9,6 +9,7 @@ import asyncio
 import io
 import random
 import threading
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 ALLOWED = ("127.0.2.0/24",)
+ADDRESSES = [f"127.0.2.{number}" for number in range(1, 7)]
 # Of 20 URLs in a row, those that are no images of their own; see `expected`.
 _ODD = {3: "gone", 7: "page", 9: "moved", 12: "cut", 15: "optout", 18: "broken"}
 
@@ -78,7 +80,7 @@ class ReplayServer:
     """Started in a thread by `with`.
 
     Args:
-        hosts: how many addresses serve.
+        addresses: of this machine, that serve.
 
     Attributes:
         delay: mean seconds before an answer, which is up to twice that; may be changed at any time.
@@ -86,11 +88,11 @@ class ReplayServer:
         answered: answers given, robots.txt aside.
     """
 
-    def __init__(self, hosts: int = 4) -> None:
+    def __init__(self, addresses: Sequence[str] = ADDRESSES[:4]) -> None:
         self.delay = 0.0
         self.held = False
         self.answered = 0
-        self._addresses = [f"127.0.2.{1 + number}" for number in range(hosts)]
+        self._addresses = list(addresses)
         self._port = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()

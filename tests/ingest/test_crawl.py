@@ -291,3 +291,14 @@ def test_nothing_is_written_beside_the_output(tmp_path, folder, crawl):
     crawl([source], tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "pictures"]
     assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_D4_files_as_large_as_may_be_fit_into_the_least_memory_that_may_be_given(tmp_path, crawl):
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes((100 << 20) - 8))
+    treatment = Treatment(limits=ImageLimits(max_bytes=100 << 20))
+    with pytest.raises(UserError, match=r"--memory-mb 115 cannot hold .* give at least --memory-mb 116,"):
+        crawl([source], tmp_path / "out", treatment=treatment, memory_mb=115)
+    report = crawl([source], tmp_path / "out", treatment=treatment, memory_mb=116)
+    assert report.counts.failed.total() == 1

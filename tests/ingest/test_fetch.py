@@ -1,10 +1,15 @@
 """Fetching from a server that does everything wrong, and from one that does it right."""
 
+import gzip
+import random
 import socket
+import socketserver
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,6 +17,9 @@ from hostile_server import ALLOWED, GOOD, REBINDING, HostileServer
 
 from cluster.errors import UserError
 from ingest.fetch import Fetched, Fetcher, FetchSettings
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from peak_memory import PeakMemory
 
 SETTINGS = FetchSettings(
     contact="https://example.org/crawl",
@@ -161,6 +169,21 @@ def test_reads_no_further_ahead_than_the_window_and_lets_the_consumer_set_the_pa
     assert taken == 1000
 
 
+def test_while_it_is_held_it_reads_on_only_when_nothing_is_under_way(server):
+    read = 0
+
+    def requests():
+        nonlocal read
+        for number in range(300):
+            read += 1
+            yield number, f"{server.url('good')}?{number}"
+
+    with Fetcher(replace(SETTINGS, robots=False)) as fetcher:
+        for taken, _ in enumerate(fetcher.run(requests(), held=lambda: read >= 100), 1):
+            assert read <= 128 or read - taken <= 64
+    assert taken == 300
+
+
 def test_leaving_early_and_closing_leaves_no_thread_and_no_socket(server):
     fetched([server.url("good")])  # c-ares keeps one thread per process, from its first use on
     process = psutil.Process()
@@ -182,3 +205,49 @@ def test_leaving_early_and_closing_leaves_no_thread_and_no_socket(server):
         next(unfinished)
     assert set(threading.enumerate()) <= threads
     assert sockets() == []
+
+
+def test_D4_bodies_that_unfold_and_then_stall_are_not_all_in_memory(server):
+    rough = random.Random(0)
+    unfolded = b"".join(bytes(2000) + rough.randbytes(6) for _ in range(8_000))
+    body = gzip.compress(unfolded)
+    reply = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    stalled = threading.Event()
+
+    class Stalls(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(10_000)
+            self.request.sendall(reply + body[:-20])
+            stalled.wait()
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        request_queue_size = 64
+
+    with Server(("", 0), Stalls) as stalling, PeakMemory(kind="rss") as memory:
+        threading.Thread(target=stalling.serve_forever, args=(0.05,), daemon=True).start()
+        before = psutil.Process().memory_info().rss
+        urls = [f"http://127.0.1.{n}:{stalling.server_address[1]}/" for n in range(1, 25)]
+        outcomes = fetched(urls, replace(SETTINGS, deadline=1.0, max_bytes=32 << 20, robots=False))
+        stalled.set()
+        stalling.shutdown()
+    assert {reason(outcome) for outcome in outcomes.values()} == {"deadline"}
+    # Eight of them whole, 16 MB each, and 1 MB of the others; all would be 384 MB.
+    assert memory.peak - before < 250 << 20
+
+
+def test_a_redirect_is_an_answer(server):
+    class RedirectsOrHangsUp(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            number = int(self.rfile.readline().split()[1].rpartition(b"/")[2])
+            if number % 2:
+                place = f"{server.url('good')}?{number}"
+                self.wfile.write(f"HTTP/1.1 302 Found\r\nLocation: {place}\r\n\r\n".encode())
+
+    with socketserver.TCPServer(("", 0), RedirectsOrHangsUp) as other:
+        threading.Thread(target=other.serve_forever, args=(0.05,), daemon=True).start()
+        urls = [f"http://127.0.1.200:{other.server_address[1]}/{number}" for number in range(30)]
+        outcomes = fetched(urls, replace(SETTINGS, robots=False, per_host=1))
+        other.shutdown()
+    # Never eight failures in a row, after which a host would be left alone.
+    assert [reason(outcomes[url]) for url in urls] == ["reset", ""] * 15

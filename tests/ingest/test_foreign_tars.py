@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+from itertools import pairwise
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,7 @@ from ingest.sources import webdataset as companions
 from ingest.sources.opening import open_images
 from ingest.sources.source import Item
 from ingest.sources.tar import TarSource
-from ingest.sources.webdataset import LARGEST_COMPANION, joined, member_of
+from ingest.sources.webdataset import LARGEST_COMPANION, MOST_LABELS, joined, member_of
 from ingest.store import PosixStore
 
 KINDS = ["jpg", "txt", "json", "cls", "caption", "label", "npy", "left.png", ""]
@@ -155,6 +156,25 @@ def test_D4_long_texts_are_cut_and_make_small_units(tmp_path, monkeypatch):
     plan = freeze(PosixStore(tmp_path / "out"), [source], CrawlSettings(), listed=lambda items: None)
     assert [len(plan.items(unit)) for unit in plan.units] == [6, 6]
     assert all(item.caption == "ü" * (LARGEST_COMPANION // 2) for _, item in plan.items(0))
+
+
+def test_D4_few_long_texts_are_in_memory_at_a_time(tmp_path):
+    members = [(f"{n}.{kind}", b"x" * 60_000) for n in range(400) for kind in ("jpg", "txt")]
+    counts = [0]
+    source = open_images(str(archive(tmp_path / "x.tar", members)))
+    plan = freeze(PosixStore(tmp_path / "out"), [source], CrawlSettings(), listed=counts.append)
+    assert plan.rows == counts[-1] == 400
+    assert max(after - before for before, after in pairwise(counts)) * 60_000 < 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("cls", b"ab," * 20_000), ("json", b'{"labels":[' + b"1000," * 12_000 + b"1]}")],
+    ids=["text", "JSON"],
+)
+def test_D4_labels_without_end_are_cut(tmp_path, kind, text):
+    path = archive(tmp_path / "x.tar", [("a.jpg", b"x"), (f"a.{kind}", text)])
+    assert len(listed(path)["a.jpg"].labels) == MOST_LABELS
 
 
 @pytest.mark.parametrize("depth", [50, 300, 900, 980, 990, 995, 1000, 2000, 30_000])

@@ -125,3 +125,18 @@ def test_reorder_buffer_is_bounded(scene, encode):
     with Checker(Treatment(), workers=2, seconds=10, memory_mb=768) as checker:
         for number, _, _ in checker.run(rows()):
             assert read - number <= 64 * 6
+
+
+def test_rows_that_come_slowly_do_not_wait_for_a_whole_batch(monkeypatch):
+    monkeypatch.setattr("ingest.pool._BATCH_SECONDS", 0.0)  # as if each came after the time
+    read = 0
+
+    def rows():
+        nonlocal read
+        for number in range(300):
+            read += 1
+            yield number, b"text"
+
+    with Checker(Treatment(), workers=2, seconds=10, memory_mb=768) as checker:
+        answers = [number for number, _, _ in checker.run(rows()) if read - number <= 3 * 2]
+    assert answers == list(range(300))

@@ -3,6 +3,7 @@
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from itertools import islice
 
 import pytest
 from hypothesis import given
@@ -207,3 +208,39 @@ def test_a_host_that_could_be_asked_more_is_not_slow():
     assert hosts.take(0.0) is not None
     hosts.done("idle", 50.0)
     assert hosts.slowest(5) == []
+
+
+def test_hosts_are_forgotten_also_those_that_were_left_alone(monkeypatch):
+    monkeypatch.setattr("ingest.hosts._HOSTS_KNOWN", 100)
+    hosts = Hosts(per_host=1, rate=None, idle_limit=10)
+    for now in range(2_000):
+        for job in range(STRIKES + 3):
+            hosts.add(f"{now}.example", job, now)
+        while (turn := hosts.take(now)) is not None:
+            name, _, refusal = turn
+            if refusal is None:
+                hosts.strike(name, now)
+                hosts.done(name, now)
+    # Those of the last ten minutes are still left alone.
+    assert len(hosts._hosts) < 600 + 2 * 100
+
+
+def test_hosts_that_stay_left_alone_are_not_looked_at_for_every_request(monkeypatch):
+    looks = 0
+
+    def counted(idle, stop):
+        nonlocal looks
+        looks += 1
+        return islice(idle, stop)
+
+    monkeypatch.setattr("ingest.hosts._HOSTS_KNOWN", 100)
+    monkeypatch.setattr("ingest.hosts.islice", counted)
+    hosts = Hosts(per_host=1, rate=None, idle_limit=10)
+    for number in range(1_000):
+        hosts.add(f"{number}.example", "job", now=0)
+        name, _, _ = hosts.take(now=0)
+        if number < 100:
+            hosts.wait(name, seconds=1e6, now=0)
+        hosts.done(name, now=0)
+    # Once for every tenth of those that may be known.
+    assert 0 < looks <= 1_000 // 10

@@ -238,6 +238,8 @@ def test_D4_compressed_tar_that_unpacks_without_end(tmp_path, monkeypatch):
         pytest.param({"type": tarfile.XHDTYPE, "size": 1 << 33}, id="endless extended header"),
         pytest.param({"type": tarfile.GNUTYPE_LONGNAME, "size": 1 << 33}, id="endless name"),
         pytest.param({"type": tarfile.REGTYPE, "size": -512}, id="negative size"),
+        pytest.param({"type": tarfile.REGTYPE, "size": 1 << 64}, id="size beyond every file"),
+        pytest.param({"name": "x" * 100_000}, id="name beyond every system"),
     ],
 )
 def test_D4_hostile_headers_end_the_archive(tmp_path, header):

@@ -1,7 +1,12 @@
 """Crawls of lists of URLs over real HTTP: same bytes whatever the web does with time, a row for every URL."""
 
+import os
+import resource
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -10,17 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 from hostile_server import ALLOWED as HOSTILE_NETWORK
 from hostile_server import HostileServer
+from picture_server import NETWORK, PictureServer
 from replay_server import ALLOWED, ReplayServer, expected
 
 from cluster.errors import UserError
-from ingest.crawl import crawl_shards
+from ingest.counts import Counts
+from ingest.crawl import crawl_plan, crawl_shards, plan_shards
 from ingest.crawl_settings import CrawlSettings
 from ingest.dataset import open_dataset, sealed_units
 from ingest.fetch import FetchSettings
 from ingest.image import ImageLimits, Treatment
 from ingest.plan import read_plans
 from ingest.sources.urls import Columns
-from ingest.store import open_store
+from ingest.store import PosixStore, open_store
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from crawl_soak import soak
@@ -192,3 +199,95 @@ def test_other_work_for_the_same_output_is_refused_with_the_way_out(tmp_path, se
     with pytest.raises(UserError, match=r"nothing to ingest in none\.txt"):
         url_crawl(write_list(tmp_path / "none.txt", ["# nothing"]), tmp_path / "other")
     assert open_dataset(output).root == root
+
+
+@dataclass(frozen=True)
+class _Watched(PosixStore):
+    """Calls `opened` before a file is opened."""
+
+    opened: Callable[[str], None]
+
+    def open(self, name):
+        self.opened(name)
+        return super().open(name)
+
+
+def _watched_crawl(plan, fetch, opened):
+    counts = Counts()
+    watched = replace(plan, store=_Watched(plan.store.root, opened))
+    crawl_plan(watched, fetch=fetch, workers=1, progress=lambda counts: None, counts=counts)
+    return counts
+
+
+@pytest.fixture
+def mixed_plan(tmp_path, server, folder):
+    """Units of files alone, of files and URLs, and of URLs alone."""
+    sources = [str(folder(count=6)), str(write_list(tmp_path / "urls.txt", server.urls(43)))]
+    fetch = FetchSettings(contact=CONTACT, allow_private=ALLOWED, attempts=1)
+    settings = CrawlSettings(unit_rows=5, fetch=fetch)
+    plan = plan_shards(sources, tmp_path / "out", settings, progress=lambda counts: None, counts=Counts())
+    return plan, fetch
+
+
+def test_units_that_others_make_meanwhile_are_counted_once(mixed_plan):
+    plan, fetch = mixed_plan
+    opens = 0
+
+    def opened(name):
+        nonlocal opens
+        opens += 1
+        if opens == 2:  # this crawl has seen that nothing is done, and begins with the first unit
+            crawl_plan(plan, fetch=fetch, workers=1, progress=lambda counts: None, counts=Counts())
+
+    counts = _watched_crawl(plan, fetch, opened)
+    assert counts.done == counts.planned == 50
+    assert counts.units_done == counts.units == 10
+
+
+def test_looking_for_files_reads_no_units_of_urls(mixed_plan):
+    plan, fetch = mixed_plan
+    opens = Counter()
+    _watched_crawl(plan, fetch, lambda name: opens.update([name]))
+    # Its footer, ten units for the URLs, and for the files the two that have some and the one behind them.
+    assert opens[plan.description["items"]["name"]] == 1 + 10 + 3
+
+
+def test_more_hosts_at_a_time_than_the_usual_limit_of_open_files(tmp_path):
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with PictureServer(seconds=0.5) as pictures:
+        sites = [f"127.0.2.{number}" for number in range(1, 101)]
+        urls = pictures.write_list(tmp_path / "urls.txt", 100, sites)
+        # The server's side of the connections counts, too; it has them after ours.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 60, files[1]))  # noqa: PTH208
+        try:
+            report = url_crawl(urls, tmp_path / "out", allow_private=[NETWORK], robots=False)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, files)
+    assert set(report.counts.failed) == {"http_404"}
+
+
+def test_few_units_are_open_though_each_waits_for_a_slow_site(tmp_path, monkeypatch):
+    monkeypatch.setattr("ingest.crawl_units._WAITING_ROWS", 10)
+    monkeypatch.setattr("ingest.crawl_units._WINDOW", 128)
+    monkeypatch.setattr("ingest.pool._BATCH_IMAGES", 1)
+    most_open = 0
+
+    def progress(counts):
+        nonlocal most_open
+        most_open = max(most_open, len(list((tmp_path / "out").glob("shards/*/.*.tmp"))))
+
+    with PictureServer() as quick, PictureServer(seconds=1.5) as slow:
+        slow_sites, quick_sites = ([f"127.0.2.{n}" for n in range(first, 61, 2)] for first in (1, 2))
+        urls = slow.write_list(tmp_path / "slow.txt", 30, slow_sites).read_text()
+        urls += quick.write_list(tmp_path / "quick.txt", 270, quick_sites).read_text()
+        (tmp_path / "urls.txt").write_text(urls)
+        fetch = FetchSettings(contact=CONTACT, allow_private=(NETWORK,), attempts=1, robots=False)
+        report = crawl_shards(
+            [str(tmp_path / "urls.txt")],
+            tmp_path / "out",
+            CrawlSettings(unit_rows=10, fetch=fetch),
+            workers=1,
+            progress=progress,
+        )
+    assert report.counts.done == 300
+    assert most_open < 20  # of 30

@@ -59,6 +59,45 @@ def test_text_lists_skip_comments_and_keep_odd_bytes_visible(tmp_path):
     assert [row["url"] for row in rows(tmp_path / "a.txt.gz")] == ["http://a.org/1", "http://b.org/\\xff"]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_url(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhttp://a/1\nhttp://a/2\n")
+    assert [row["url"] for row in rows(tmp_path / "a.txt")] == ["http://a/1", "http://a/2"]
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl"])
+def test_a_column_may_be_empty_at_first_and_have_odd_bytes_late(tmp_path, name, monkeypatch):
+    monkeypatch.setattr("ingest.sources.urls._BLOCK_BYTES", 1000)
+    if name == "a.jsonl":
+        early = [b'{"url":"http://a","text":null,"tags":[],"by":"me"}'] * 100
+        late = b'{"url":"http://b","text":"sky","tags":["x"],"by":"you"}'
+    else:
+        early = [b"url,text,tags,by", *[b"http://a,,,me"] * 100]
+        late = b"http://b,sky,x,caf\xe9"
+    data = b"\n".join([*early, late, b""])
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    last = {"url": "http://b", "caption": "sky", "labels": ["x"]}
+    found = rows(tmp_path / name)
+    assert len(found) == 101
+    assert found[-1] == last | {"by": "you" if name == "a.jsonl" else "caf\\xe9"}
+    assert UrlList(str(tmp_path / name), Columns()).schema().field("by").type == pa.string()
+
+
+def test_a_column_that_changes_its_type_late_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("ingest.sources.urls._BLOCK_BYTES", 1000)
+    (tmp_path / "a.csv").write_text("url,id\n" + "http://a,1\n" * 200 + "http://a,x\n")
+    with pytest.raises(UserError, match="changes its type, after the first 8 MB: make the list Parquet"):
+        rows(tmp_path / "a.csv")
+
+
+def test_no_column_takes_the_name_of_another(tmp_path):
+    (tmp_path / "a.csv").write_text("url,width,source_width\nhttp://a,1,2\n")
+    (row,) = rows(tmp_path / "a.csv")
+    assert (row["source_source_width"], row["source_width"]) == (1, 2)
+    (tmp_path / "b.csv").write_text("url,x,x\nhttp://a,1,2\n")
+    with pytest.raises(UserError, match="several columns 'x': rename all but one"):
+        UrlList(str(tmp_path / "b.csv"), Columns())
+
+
 def test_columns_can_be_named(tmp_path):
     pq.write_table(
         pa.table({"where": ["http://a"], "url": ["no"], "says": [b"\xff!"], "n": [1]}), tmp_path / "a.parquet"

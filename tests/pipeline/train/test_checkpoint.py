@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +21,8 @@ from torch.optim import Optimizer
 
 from cluster.errors import UserError
 from cluster.torch_dist import World
-from pipeline.train.checkpoint import Checkpoints, broken_file, latest, newest_first, read_tensors
+from pipeline.train.checkpoint import Checkpoints, broken_file, latest, newest_first, read_tensors, step_of
+from pipeline.train.checkpoint_period import young_daly
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
 
@@ -63,6 +67,8 @@ def checkpoints(
 ) -> Checkpoints:
     settings: dict[str, Any] = {
         "minutes": 10.0,
+        "failures_per_node_day": 0.0065,
+        "nodes": 1,
         "every_steps": None,
         "keep_last": 2,
         "keep_every_steps": None,
@@ -245,3 +251,101 @@ def test_state_that_is_no_tensor_is_not_lost_in_silence(tmp_path: Path) -> None:
     optimizer.state[method.unused]["steps"] = 3
     with pytest.raises(TypeError, match="keeps a int as 'steps'"):
         checkpoints(tmp_path, method, optimizer).save(1, {})
+
+
+def _save_behind(group: dist.ProcessGroup | None, folder: Path) -> bool:
+    """On every rank: train on while a checkpoint is written; whether it holds what was saved."""
+    rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+    world = World(
+        rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), group=group, control=group
+    )
+    method, optimizer = make(1)
+    kept = checkpoints(folder, method, optimizer, world=world)
+    expected = {}
+    for step in (1, 2):  # the second waits for the first, and takes its place in memory
+        advance(method, optimizer, 1)
+        expected[step] = {name: value.clone() for name, value in method.state_dict().items()}
+        kept.save(step, {}, wait=False)
+        advance(method, optimizer, 1)
+    kept.finish()
+    world.barrier()
+    return all(
+        torch.equal(tensor, expected[step][f"trunk.{name}"])
+        for step in (1, 2)
+        for name, tensor in read_tensors(folder / "checkpoints" / f"step-{step:08d}", prefix="trunk.").items()
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_T3_a_checkpoint_written_in_the_background_holds_the_step_it_was_asked_at(
+    tmp_path: Path, run_on_ranks: Callable[..., list[Any]], ranks: int
+) -> None:
+    assert all(run_on_ranks(ranks, _save_behind, tmp_path))
+
+
+@contextlib.contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """Writing beyond `size` bytes fails, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def _save_on_a_full_disk(group: dist.ProcessGroup | None, folder: Path) -> str:
+    rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+    world = World(
+        rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), group=group, control=group
+    )
+    method, optimizer = make(1)
+    kept = checkpoints(folder, method, optimizer, world=world)
+    kept.save(1, {})
+    with files_end_at(100) if rank == size - 1 else contextlib.nullcontext():
+        kept.save(2, {}, wait=False)
+        kept.finish()
+        assert kept.news() is not None and kept.news() is None  # of the first
+        try:
+            kept.save(3, {})
+        except UserError as error:
+            told = str(error)
+    left = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert left == ["latest", "step-00000001"], left
+    world.barrier()
+    kept.save(4, {}, wait=False)
+    kept.finish()
+    world.barrier()
+    assert broken_file(newest_first(folder / "checkpoints")[0]) is None
+    assert step_of(newest_first(folder / "checkpoints")[0]) == 4
+    return told
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_full_disk_costs_one_checkpoint_and_leaves_nothing_behind(
+    tmp_path: Path, run_on_ranks: Callable[..., list[Any]], ranks: int
+) -> None:
+    for told in run_on_ranks(ranks, _save_on_a_full_disk, tmp_path):
+        assert told.startswith("checkpoint of step 3 could not be saved ([Errno 27] File too large")
+        assert "give the same command again" in told
+
+
+def test_the_period_follows_young_and_daly_within_ten_minutes_and_an_hour() -> None:
+    # sqrt(2 * 30 s * 86,400 s / (0.0065 * 64)): by hand, 3530.1 s.
+    period = young_daly(save_seconds=30, failures_per_node_day=0.0065, nodes=64)
+    assert period == pytest.approx(3530.1, abs=0.1)
+    assert young_daly(save_seconds=0, failures_per_node_day=0.0065, nodes=64) == 600
+    assert young_daly(save_seconds=30, failures_per_node_day=0.0065, nodes=1) == 3600
+    assert young_daly(save_seconds=30, failures_per_node_day=0, nodes=64) == 3600
+
+
+def test_without_minutes_the_period_follows_the_cost_of_the_last_save(tmp_path: Path) -> None:
+    method, optimizer = make(1)
+    now = itertools.count(0.0, 20.0)  # every look at the clock takes 20 s
+    kept = checkpoints(
+        tmp_path, method, optimizer, minutes=None, failures_per_node_day=1.0, nodes=8, clock=lambda: next(now)
+    )
+    assert [kept.due(1) for _ in range(30)].index(True) == 29  # after 600 s: nothing is known yet
+    kept.save(1, {})
+    # The save cost 60 s or more: sqrt(2 * 60 * 86,400 / 8) = 1138 s.
+    assert [kept.due(2) for _ in range(100)].index(True) > 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable
@@ -14,13 +15,16 @@ from torch import nn
 
 from cluster.errors import UserError
 from cluster.torch_dist import World
-from pipeline.train.guard import Guard, Suspect, find_suspects
+from pipeline.train.guard import Diverged, Guard, Suspect, batch_suspect, find_suspects
+from pipeline.train.spikes import WINDOW, spike_threshold
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
 
 
 def make_guard(method: nn.Module | None = None, *, max_skipped: int = 3, in_a_row: int = 0) -> Guard:
-    return Guard(method or nn.BatchNorm1d(2), world=ALONE, max_skipped=max_skipped, in_a_row=in_a_row)
+    guard = Guard(method or nn.BatchNorm1d(2), world=ALONE, max_skipped=max_skipped, spike_deviations=20.0)
+    guard.load({"in_a_row": in_a_row, "losses": [], "rollbacks": []})
+    return guard
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,7 @@ def test_many_suspects_are_told_briefly() -> None:
 def _skip_on_rank_1(group: dist.ProcessGroup) -> list[int]:
     rank = dist.get_rank(group)
     world = World(rank=rank, size=2, local_rank=rank, device=torch.device("cpu"), group=group, control=group)
-    guard = Guard(nn.BatchNorm1d(2), world=world, max_skipped=3, in_a_row=0)
+    guard = Guard(nn.BatchNorm1d(2), world=world, max_skipped=3, spike_deviations=20.0)
     guard.remember()
     mine = [Suspect(rank=1, keys=(5,), what="the embeddings")] if rank == 1 else []
     return [suspect.rank for suspect in guard.skip(1, mine)]
@@ -98,3 +102,44 @@ def _skip_on_rank_1(group: dist.ProcessGroup) -> list[int]:
 
 def test_every_rank_learns_whose_samples_they_are(run_on_ranks: Callable[..., list[Any]]) -> None:
     assert run_on_ranks(2, _skip_on_rank_1) == [[1], [1]]
+
+
+def losses(count: int = WINDOW) -> list[float]:
+    """Around 4, 0.1 up and down."""
+    return [4 + 0.1 * (number % 3 - 1) for number in range(count)]
+
+
+def test_a_spike_is_far_above_the_median_of_a_full_window() -> None:
+    assert spike_threshold(losses(WINDOW - 1), deviations=20) is None
+    limit = spike_threshold(losses(), deviations=20)
+    assert limit == pytest.approx(4 + 20 * 1.4826 * 0.1)  # the median absolute deviation is 0.1
+    # One outlier moves neither; on a plateau a deviation counts as 1 % of the loss.
+    assert spike_threshold([*losses()[1:], 1e6], deviations=20) == pytest.approx(limit)
+    assert spike_threshold([4.0] * WINDOW, deviations=20) == pytest.approx(4.8)
+
+
+def test_T3_a_spike_is_refused_alike_after_a_resume() -> None:
+    norm = torch.tensor(1.0)
+    guard = make_guard(max_skipped=2)
+    for loss in losses():
+        assert guard.accepts(torch.tensor(loss, dtype=torch.float64), norm)
+    again = make_guard(max_skipped=2)
+    again.load(json.loads(json.dumps(guard.state())))
+    assert again.state() == guard.state()
+    for one in (guard, again):
+        assert one.accepts(torch.tensor(6.9), norm) and not one.spiked
+        assert not one.accepts(torch.tensor(7.1), norm) and one.spiked
+        suspect = batch_suspect(0, torch.tensor([300_005]))
+        one.remember()
+        assert one.skip(130, [suspect]) == [suspect]
+        assert not one.accepts(torch.tensor(8.0), norm)
+        with pytest.raises(
+            Diverged, match=r"the loss leapt to 8, above 6\.965 in 2 .*0000000300005.*spike_deviations"
+        ):
+            one.skip(131, [suspect])
+
+
+def test_skipped_steps_do_not_count_as_losses() -> None:
+    guard = make_guard()
+    assert not guard.accepts(torch.tensor(math.nan), torch.tensor(1.0))
+    assert guard.state()["losses"] == [] and not guard.spiked

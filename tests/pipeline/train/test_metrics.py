@@ -110,3 +110,16 @@ def test_the_stopwatch_starts_anew_with_every_lap() -> None:
     assert first["memory_mb"] > 1
     watch.step()
     assert watch.lap(images_per_step=10, device=torch.device("cpu"))["seconds"] < first["seconds"] * 100
+
+
+def test_each_sign_of_collapse_is_told_once_and_stays_in_the_progress(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Metrics(tmp_path, step=0, total_steps=10)
+    for step, std in enumerate([0.5, 0.09, 0.08], start=1):
+        metrics.warn_of_collapse(step, {"embedding_std": std, "rankme": 40.0})
+        metrics.progress(step, loss=1.0, lr=0.1, images_per_second=1.0, seconds=1.0)
+    metrics.close()
+    told = "collapse: embedding_std was 0.09 at step 2, below 0.1"
+    assert caplog.messages == [told]
+    assert json.loads((tmp_path / "progress.json").read_text())["warnings"] == [told]

@@ -1,0 +1,176 @@
+"""`submit plan`: what a recipe takes, before it is started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cluster.errors import UserError
+from cluster.job import write_atomically
+from cluster.settings import load_recipe
+from cluster.site import load_site
+from pipeline.commands.launch import DEFAULT_RECIPE
+from pipeline.commands.options import Cluster, Json, Overrides
+from pipeline.recipe import PretrainRecipe
+
+if TYPE_CHECKING:
+    from pipeline.plan import Plan
+    from pipeline.step_count import StepCount
+
+GpuName = Literal["v100-32", "a100-40", "a100-80", "h100", "h200"]
+_GPUS_PER_NODE = 8
+
+
+def plan(  # noqa: PLR0917 -- typer passes by name
+    overrides: Overrides = None,
+    recipe_name: Annotated[
+        str | None, typer.Option("--recipe", help="A .yaml file, or the name of a shipped recipe.")
+    ] = None,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines.")] = 1,
+    gpu: Annotated[GpuName, typer.Option("--gpu", help="What is in them.")] = "h100",
+    mfu: Annotated[
+        float, typer.Option("--mfu", min=0.01, max=1, help="The share of its peak that a GPU reaches.")
+    ] = 0.4,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="Of the dataset; needed where train.epochs is set.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="An SVG of time and memory from 1 to 512 GPUs.")
+    ] = None,
+    cluster: Cluster = "default",
+    as_json: Json = False,
+) -> None:
+    """Say what memory, traffic and time a recipe takes, on these nodes and from 1 GPU to 512."""
+    from pipeline.plan import GPUS, make_plan
+    from pipeline.step_count import count_steps
+
+    site = load_site(cluster)
+    recipe = load_recipe(
+        PretrainRecipe, recipe_name or site.recipe or DEFAULT_RECIPE, overrides, kind="pretrain"
+    )
+    per_node = site.gpus_per_node or _GPUS_PER_NODE
+    steps = _steps(recipe, samples)
+    wanted = nodes * per_node
+    if recipe.data.batch_size % wanted:
+        raise UserError(
+            f"data.batch_size {recipe.data.batch_size} does not divide over {wanted} GPUs: use a multiple of "
+            "them, or another --nodes"
+        )
+    counts = sorted({wanted, *(2**power for power in range(10))})
+    count = count_steps(recipe, near=recipe.data.batch_size // wanted)
+    plans = {}
+    for gpus in counts:
+        if recipe.data.batch_size % gpus:
+            continue
+        try:
+            plans[gpus] = make_plan(
+                recipe,
+                gpus=gpus,
+                gpus_per_node=per_node,
+                gpu=GPUS[gpu],
+                mfu=mfu,
+                steps=steps,
+                failures_per_node_day=site.failures_per_node_day,
+                count=count,
+            )
+        except UserError:
+            if gpus == wanted:
+                raise
+    if plot is not None:
+        from pipeline.plan_figure import plan_figure
+
+        write_atomically(plot, plan_figure(list(plans.values()), memory=GPUS[gpu].memory))
+    if as_json:
+        typer.echo(json.dumps([each.to_json() for each in plans.values()], indent=2))
+        return
+    assumed = f"{gpu}, {mfu:.0%} of its peak; rings over all links; BatchNorm's sums 30 us each"
+    _tell(plans, wanted, recipe, count(plans[wanted].rank_rows), assumed=assumed, memory=GPUS[gpu].memory)
+    if plot is not None:
+        typer.echo(f"plot       {plot}")
+
+
+def _steps(recipe: PretrainRecipe, samples: int | None) -> int:
+    if recipe.train.steps is not None:
+        return recipe.train.steps
+    if samples is None:
+        from ingest.dataset import open_dataset
+
+        try:
+            samples = len(open_dataset(recipe.data.root, sealed=recipe.data.sealed, view=recipe.data.view))
+        except UserError as error:
+            raise UserError(f"{error}; or give the number of its images with --samples") from None
+    images = recipe.data.batch_size * recipe.train.accumulate
+    return max(1, (recipe.train.epochs or 0) * samples // images)
+
+
+def _tell(
+    plans: dict[int, Plan],
+    wanted: int,
+    recipe: PretrainRecipe,
+    counted: StepCount,
+    *,
+    assumed: str,
+    memory: float,
+) -> None:
+    here = plans[wanted]
+    total = counted.matrices + counted.vectors
+    console = Console(width=110, highlight=False)
+    lines = {
+        "recipe": f"{recipe.trunk.name}, {recipe.method.name}, batch of {recipe.data.batch_size}",
+        "parameters": f"{total / 1e6:,.1f} million, {counted.trunk / 1e6:,.1f} of them in the trunk",
+        "FLOPs": f"{counted.forward_flops / 1e9:,.1f} billion per image forward, "
+        f"{counted.flops / 1e9:,.1f} with the backward pass",
+        "assumed": assumed,
+    }
+    for name, value in lines.items():
+        console.print(f"{name:<10} {value}")
+    console.print()
+    console.print(_detail(here, memory))
+    console.print(_overview(plans, wanted))
+    need = here.images_per_second / here.gpus
+    console.print(
+        f"The loader must deliver {need:,.1f} images/s per GPU. A checkpoint of "
+        f"{here.checkpoint_bytes / 1e9:,.1f} GB takes {here.checkpoint_seconds:,.0f} s to write in the "
+        f"background; one every {here.checkpoint_period / 60:,.0f} min. "
+        f"Failures to expect: {here.failures:,.1f}."
+    )
+
+
+def _detail(here: Plan, memory: float) -> Table:
+    title = f"{here.gpus} GPUs, {here.rank_rows} images each"
+    table = Table(title=title, title_justify="left")
+    for name, justify in (("memory", "left"), ("GB", "right"), ("moved per step", "left"), ("GB", "right")):
+        table.add_column(name, justify="right" if justify == "right" else "left")
+    kinds = [(kind, size) for kind, size in here.memory.items() if size]
+    kinds.append(("together" if here.fits else f"together, of {memory / 1e9:.0f}", sum(here.memory.values())))
+    moved = list(here.moved.items()) or [("nothing", 0.0)]
+    for number in range(max(len(kinds), len(moved))):
+        row = []
+        for entries in (kinds, moved):
+            entry = entries[number] if number < len(entries) else None
+            row += ["", ""] if entry is None else [entry[0], f"{entry[1] / 1e9:,.2f}"]
+        table.add_row(*row)
+    return table
+
+
+def _overview(plans: dict[int, Plan], wanted: int) -> Table:
+    table = Table(title="From 1 to 512 GPUs", title_justify="left")
+    for name in ("GPUs", "images each", "memory", "step", "images/s", "days", "GPU-hours", "bound by"):
+        table.add_column(name, justify="left" if name == "bound by" else "right")
+    for each in plans.values():
+        table.add_row(
+            f"{'→ ' if each.gpus == wanted else ''}{each.gpus}",
+            str(each.rank_rows),
+            f"{sum(each.memory.values()) / 1e9:,.1f} GB{'' if each.fits else ' too much'}",
+            f"{each.step_seconds:,.3f} s",
+            f"{each.images_per_second:,.0f}",
+            f"{each.days:,.1f}",
+            f"{each.gpu_hours:,.0f}",
+            each.bottleneck,
+        )
+    return table
