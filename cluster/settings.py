@@ -9,7 +9,7 @@ import difflib
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -133,32 +133,44 @@ def _list_index(node: list[Any], part: str, key: str) -> int:
 def _explain(model: type[BaseModel], error: ValidationError) -> str:
     """Pydantic's first complaint, as one sentence with the way out."""
     first = error.errors()[0]
-    location = [part for part in first["loc"] if not isinstance(part, int)]
-    key = ".".join(str(part) for part in first["loc"])
+    location, section = _as_written(model, first["loc"])
+    key = ".".join(location)
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
         given = first.get("input")
         got = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
         return f"{key or 'the recipe'}: {message}{got}"
-    section = _section_at(model, [str(part) for part in location[:-1]])
     allowed = sorted(section.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), allowed, n=1, cutoff=0.5)
-    parent = ".".join(str(part) for part in first["loc"][:-1])
+    close = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5)
+    parent = ".".join(location[:-1])
     hint = f"; did you mean {'.'.join(filter(None, [parent, close[0]]))!r}?" if close else "."
     return f"{key!r} is not a key of {parent or 'the recipe'}{hint} Allowed: {', '.join(allowed)}."
 
 
-def _section_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
-    """The section that a dotted path leads to, through optional fields and tuples."""
-    for name in path:
-        model = _section_in(model.model_fields[name].annotation)
-    return model
+def _as_written(
+    section: type[BaseModel], location: tuple[str | int, ...]
+) -> tuple[list[str], type[BaseModel]]:
+    """The keys of a place as people write them, and the section that the last one is, or should be, in.
+
+    Pydantic adds the name of the section it chose where one of several may stand.
+    """
+    keys, rest, inside = list[str](), list(location), section
+    while rest:
+        section = inside
+        part = rest.pop(0)
+        keys.append(str(part))
+        field = section.model_fields.get(str(part))
+        if field is not None:
+            choices = _sections_in(field.annotation)
+            if field.discriminator is not None and rest:
+                tag, name = rest.pop(0), str(field.discriminator)
+                choices = [each for each in choices if tag in get_args(each.model_fields[name].annotation)]
+            inside = choices[0] if choices else section
+    return keys, section
 
 
-def _section_in(annotation: Any) -> type[BaseModel]:
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold, also as an optional one or in a tuple."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        if argument is not type(None) and argument is not Ellipsis:
-            return _section_in(argument)
-    raise TypeError(f"{annotation} holds no section")
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in _sections_in(argument)]

@@ -127,14 +127,15 @@ def save_trunk(network: nn.Module, spec: TrunkSpec, out: Path) -> None:
     write_atomically(out / "README.md", model_card(spec, sum(t.numel() for t in network.parameters())))
 
 
-def export_trunk(run: Path, out: Path) -> TrunkSpec:
+def export_trunk(run: Path, out: Path, *, which: Literal["student", "teacher"] = "student") -> TrunkSpec:
     """Export the trunk of a run's newest checkpoint, or of the checkpoint given.
 
     Args:
         run: a run folder, or one of its `checkpoints/step-…`.
+        which: the trunk that learns, or the one that follows it.
 
     Raises:
-        UserError: if there is no whole checkpoint there.
+        UserError: if there is no whole checkpoint there, or no teacher in it.
     """
     checkpoint = run if (run / "manifest.json").is_file() else latest(run)
     if checkpoint is None:
@@ -142,12 +143,17 @@ def export_trunk(run: Path, out: Path) -> TrunkSpec:
     run = checkpoint.resolve().parent.parent
     recipe = load_recipe(PretrainRecipe, str(run / "recipe.yaml"), kind="pretrain")
     network = build_trunk(recipe.trunk)
-    network.load_state_dict(read_tensors(checkpoint, prefix="trunk."), strict=True)
+    tensors = read_tensors(checkpoint, prefix="trunk." if which == "student" else "teacher.trunk.")
+    if not tensors:
+        raise UserError(
+            f"{run} was trained by {recipe.method.name} without a teacher: export --which student"
+        )
+    network.load_state_dict(tensors, strict=True)
     spec = TrunkSpec(
         architecture=recipe.trunk.model_copy(update={"init_from": None}),  # it is in the provenance
         preprocessing=evaluation_preprocessing(recipe),
         feature_dim=network.feature_dim,
-        provenance=_provenance(run, checkpoint, recipe),
+        provenance=_provenance(run, checkpoint, recipe) | {"which": which},
     )
     save_trunk(network, spec, out)
     return spec

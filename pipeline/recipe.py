@@ -125,9 +125,56 @@ class SwAV(Section):
     queue_start_step: NonNegativeInt = 0
 
 
+class BarlowTwins(Section):
+    """Zbontar et al., 2021 (https://arxiv.org/abs/2103.03230).
+
+    `projector` are the widths of its layers. `off_diagonal_weight` is the paper's lambda; at 0 nothing keeps
+    the components of the embedding apart. `scale` multiplies the loss.
+    """
+
+    name: Literal["barlow_twins"]
+    projector: tuple[PositiveInt, ...] = Field(min_length=1)
+    off_diagonal_weight: NonNegativeFloat = 0.0051
+    scale: PositiveFloat = 1.0
+
+
+class BYOL(Section):
+    """Grill et al., 2020 (https://arxiv.org/abs/2006.07733).
+
+    `projector` are the widths of its layers, `predictor` that of the predictor's hidden layer. The teacher
+    follows the student by `momentum`, which rises to 1 along a cosine.
+
+    Student and teacher differ in three ways, each of which can be taken away. Architecture: without
+    `predictor` (null) the student has none. Learning rule: without `stop_gradient` the teacher learns by the
+    gradient, as the student does, and follows nobody. Weights: with `shared_weights` the teacher is the
+    student itself.
+    """
+
+    name: Literal["byol"]
+    projector: tuple[PositiveInt, ...] = Field(min_length=1)
+    predictor: PositiveInt | None
+    momentum: Annotated[float, Field(ge=0, le=1)] = 0.996
+    stop_gradient: bool = True
+    shared_weights: bool = False
+
+
+class SimSiam(Section):
+    """Chen & He, 2021 (https://arxiv.org/abs/2011.10566).
+
+    `projector` are the widths of its layers, `predictor` that of the predictor's hidden layer. Without
+    `stop_gradient`, or without a predictor (null), everything collapses to one point, as the paper shows.
+    """
+
+    name: Literal["simsiam"]
+    projector: tuple[PositiveInt, ...] = Field(min_length=1)
+    predictor: PositiveInt | None
+    stop_gradient: bool = True
+
+
 class Optim(Section):
     """The optimizer and its schedule: linear warm-up from `warmup_lr` to `lr`, then cosine to `final_lr`, or
-    constant. `lr` is the peak, not scaled by the batch size.
+    constant. `lr` is the peak, not scaled by the batch size; that of biases and norms is `lr_bias` if given,
+    at every step in the same proportion. With `clip_trust` no layer of LARS moves faster than at `lr`.
     """
 
     name: Literal["sgd", "larc", "lars", "adamw"]
@@ -139,8 +186,16 @@ class Optim(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegativeFloat = 0.0
     trust: PositiveFloat = 0.001
+    clip_trust: bool = False
+    lr_bias: PositiveFloat | None = None
     decay_bias_and_norm: bool = False
     clip_norm: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _only_lars_clips(self) -> Self:
+        if self.clip_trust and self.name != "lars":
+            raise ValueError("optim.clip_trust goes with optim.name: lars")
+        return self
 
 
 # Of `train`: these change no number beyond rounding, and may be others when a run goes on.
@@ -224,7 +279,7 @@ class PretrainRecipe(Section):
     seed: NonNegativeInt = 0
     data: Data
     trunk: Trunk
-    method: SwAV
+    method: Annotated[SwAV | BarlowTwins | BYOL | SimSiam, Field(discriminator="name")]
     optim: Optim
     train: Train
     probe: Probe | None = None

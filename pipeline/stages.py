@@ -48,7 +48,9 @@ class ShardsRecipe(Section):
 
 
 class ExportRecipe(Section):
-    """The newest checkpoint of a run is exported as it is."""
+    """The newest checkpoint of a run is exported as it is: the trunk that learns, or its teacher."""
+
+    which: Literal["student", "teacher"] = "student"
 
 
 class DatasetRecipe(Section):
@@ -168,7 +170,7 @@ def trained(work: Work) -> Result:
 
 def export(work: Work) -> Result:
     """An exported trunk, from the run's newest checkpoint."""
-    spec = export_trunk(work.inputs["run"].path, work.folder)
+    spec = export_trunk(work.inputs["run"].path, work.folder, which=work.recipe.which)
     return Result({"feature_dim": spec.feature_dim, "steps": spec.provenance["steps"]}, TRUNK_FILES)
 
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from cluster.torch_dist import World
 from pipeline.methods.build import Method, assemble_method
+from pipeline.methods.swav import SwAVMethod
 from pipeline.recipe import PretrainRecipe
 from pipeline.train.activation_checkpointing import checkpoint_activations, stages
 from pipeline.train.batchnorm import CoupledBatchNorm, convert_batchnorm
@@ -73,6 +74,8 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
     sizes = [sum(p.numel() for p in block.parameters()) for stage in stages(method.trunk) for block in stage]
     parameters = list(method.parameters())
     norms = sum(isinstance(module, CoupledBatchNorm) for module in method.modules())
+    # SwAV's crops of one size pass together; the views of the other methods do not.
+    passes = len({crops.size for crops in recipe.data.crops}) if isinstance(method, SwAVMethod) else 2
     return StepCount(
         matrices=sum(p.numel() for p in parameters if p.ndim > 1),
         vectors=sum(p.numel() for p in parameters if p.ndim <= 1),
@@ -85,7 +88,7 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
         optimizer=round(peak["OPT"] * wide),
         buffers=peak["BUFFER"],
         activations=peak["ACT"] + peak["TEMP"] + peak["OTH"],
-        batch_norms=norms * len({crops.size for crops in recipe.data.crops}),
+        batch_norms=norms * passes,
     )
 
 
@@ -110,14 +113,15 @@ def prepare(recipe: PretrainRecipe, *, rank_rows: int) -> Method:
     default = torch.get_default_dtype()
     torch.set_default_dtype(DTYPES[recipe.train.precision])  # fake tensors cannot be converted in place
     try:
-        method = assemble_method(recipe.model_copy(update={"data": section}), group=None)
+        method = assemble_method(recipe.model_copy(update={"data": section}), total_steps=1, group=None)
     finally:
         torch.set_default_dtype(default)
     compute = COMPUTE_DTYPES.get(recipe.train.precision)
     if recipe.train.strategy != "ddp" and compute is not None:  # as FSDP2 gathers them
-        for module in (*method.trunk.modules(), *method.head.modules()):
+        for module in method.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                module.weight = nn.Parameter(module.weight.to(compute))
+                learns = module.weight.requires_grad
+                module.weight = nn.Parameter(module.weight.to(compute), requires_grad=learns)
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=None, group=None)
     checkpoint_activations(method.trunk, recipe.train.checkpointing)
     return method

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,11 +21,14 @@ Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that r
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints/step-….")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    which: Annotated[
+        Literal["student", "teacher"], typer.Option("--which", help="The trunk that learns, or its teacher.")
+    ] = "student",
 ) -> None:
     """Write a run's trunk as safetensors with a model card."""
     from pipeline.export import export_trunk
 
-    spec = export_trunk(run, out)
+    spec = export_trunk(run, out, which=which)
     typer.echo(f"{out}: {spec.architecture.name}, {spec.feature_dim} features")
 
 

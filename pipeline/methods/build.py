@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.distributed import ProcessGroup
 
 from cluster.errors import UserError
+from pipeline import recipe as sections
 from pipeline.collectives import world_size
+from pipeline.methods.barlow_twins import BarlowTwinsMethod
+from pipeline.methods.byol import BYOLMethod
+from pipeline.methods.simsiam import SimSiamMethod
 from pipeline.methods.swav import SwAVMethod
 from pipeline.models.initialize import initialize
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe import PretrainRecipe
 
-Method = SwAVMethod
+Method = SwAVMethod | BarlowTwinsMethod | BYOLMethod | SimSiamMethod
 
 
-def build_method(recipe: PretrainRecipe, *, group: ProcessGroup | None) -> Method:
+def build_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessGroup | None) -> Method:
     """The recipe's method on its trunk, in float32 on the CPU, with weights drawn from the recipe's seed.
 
     The weights are equal on every rank, whatever the global random state.
 
+    Args:
+        total_steps: of the whole run, for what changes along it.
+
     Raises:
         UserError: as `assemble_method` does.
     """
-    method = assemble_method(recipe, group=group)
+    method = assemble_method(recipe, total_steps=total_steps, group=group)
     initialize(method, seed=recipe.seed)
     return method
 
 
-def assemble_method(recipe: PretrainRecipe, *, group: ProcessGroup | None) -> Method:
+def assemble_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessGroup | None) -> Method:
     """The recipe's method on its trunk, without meaningful weights; on `meta` it takes no memory.
 
     Raises:
-        UserError: if the batch does not divide over the ranks, or the crops are too few for the method.
+        UserError: if the batch does not divide over the ranks, or the crops are not what the method compares.
     """
     ranks = world_size(group)
     batch_size = recipe.data.batch_size
@@ -40,16 +49,25 @@ def assemble_method(recipe: PretrainRecipe, *, group: ProcessGroup | None) -> Me
             f"data.batch_size {batch_size} does not divide over {ranks} ranks: use a multiple of {ranks}, or "
             "another number of ranks"
         )
-    if sum(crops.count for crops in recipe.data.crops) < 2:
+    crops = sum(crops.count for crops in recipe.data.crops)
+    if crops < 2:
         raise UserError(
             f"method {recipe.method.name} compares crops of an image, and data.crops gives one: set count: 2"
         )
+    if crops > 2 and recipe.method.name != "swav":
+        raise UserError(
+            f"method {recipe.method.name} compares two crops of an image, and data.crops gives {crops}: give "
+            "one group with count: 2, or two with count: 1"
+        )
     trunk = build_trunk(recipe.trunk)
-    return SwAVMethod(
-        trunk,
-        recipe.method,
-        feature_dim=trunk.feature_dim,
-        batch_size=batch_size,
-        assignment_views=recipe.data.crops[0].count,
-        group=group,
-    )
+    common: dict[str, Any] = {"feature_dim": trunk.feature_dim, "batch_size": batch_size, "group": group}
+    match recipe.method:
+        case sections.SwAV() as section:
+            return SwAVMethod(trunk, section, assignment_views=recipe.data.crops[0].count, **common)
+        case sections.BarlowTwins() as section:
+            return BarlowTwinsMethod(trunk, section, **common)
+        case sections.BYOL() as section:
+            teacher = None if section.shared_weights else build_trunk(recipe.trunk)
+            return BYOLMethod(trunk, section, teacher_trunk=teacher, total_steps=total_steps, **common)
+        case sections.SimSiam() as section:
+            return SimSiamMethod(trunk, section, **common)

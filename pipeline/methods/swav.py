@@ -14,6 +14,7 @@ from torch.distributed import ProcessGroup
 
 from pipeline import recipe
 from pipeline.collectives import all_gather_rows, all_reduce_max, all_reduce_sum, rank_in, world_size
+from pipeline.methods.groups import weights_and_the_rest
 from pipeline.models.heads import ProjectionHead, Prototypes
 
 
@@ -108,17 +109,17 @@ class SwAVMethod(nn.Module):
             self.queue.copy_(torch.cat([rows, self.queue], dim=1)[:, :length])
             self.queue_filled.add_(rows.shape[1]).clamp_(max=length)
 
+    def trunks(self) -> list[nn.Module]:
+        """The networks of the recipe's `trunk`."""
+        return [self.trunk]
+
     def forget_batches(self) -> None:
         """Drop what the next `after_step` would put into the queue: the training goes back."""
         self._waiting, self._waiting_step = [], -1
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Weights, and apart from them biases and norms, which some recipes leave undecayed."""
-        parameters = list(self.parameters())
-        return [
-            {"params": [p for p in parameters if p.ndim > 1], "bias_and_norm": False},
-            {"params": [p for p in parameters if p.ndim <= 1], "bias_and_norm": True},
-        ]
+        return weights_and_the_rest(self.parameters())
 
     @torch.no_grad()
     def _assign(self, scores: Tensor, step: int) -> Tensor:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +35,31 @@ class ProjectionHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         embeddings: Tensor = self.layers(features)
         return embeddings
+
+
+class MLP(nn.Module):
+    """Linear layers with BatchNorm and ReLU between them: (N, widths[0]) to (N, widths[-1]).
+
+    A layer that BatchNorm follows has no bias, which the mean would take out again.
+
+    Args:
+        end: what the last layer has: nothing ("plain"), a "bias", or a BatchNorm that neither scales nor
+            shifts ("batch_norm").
+    """
+
+    def __init__(self, widths: Sequence[int], *, end: Literal["plain", "bias", "batch_norm"]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, width in pairwise(widths[:-1]):
+            layers += [nn.Linear(before, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+        layers.append(nn.Linear(widths[-2], widths[-1], bias=end == "bias"))
+        if end == "batch_norm":
+            layers.append(nn.BatchNorm1d(widths[-1], affine=False))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y
 
 
 class Prototypes(nn.Module):

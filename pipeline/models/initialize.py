@@ -17,6 +17,8 @@ from pipeline.models.heads import Prototypes
 from pipeline.pieces import clean_name, copy_own_piece, whole_shape
 from pipeline.train.batchnorm import CoupledBatchNorm
 
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, CoupledBatchNorm)
+
 
 def initialize(module: nn.Module, *, seed: int) -> None:
     """Fill every parameter and every buffer of `module`, in place; of a sharded one, this rank's pieces.
@@ -30,7 +32,7 @@ def initialize(module: nn.Module, *, seed: int) -> None:
         TypeError: if a module holds parameters of a kind that has no rule here.
     """
     for name, child in module.named_modules():
-        if next(child.parameters(recurse=False), None) is not None:
+        if next(child.parameters(recurse=False), None) is not None or isinstance(child, _NORMS):
             _fill(child, _Draw(seed, clean_name(name)))
         else:
             for buffer in child.buffers(recurse=False):
@@ -69,8 +71,9 @@ def _fill(module: nn.Module, draw: _Draw) -> None:
             if module.bias is not None:
                 copy_own_piece(module.bias, draw.uniform("bias", module.bias, bound))
         case nn.BatchNorm1d() | nn.BatchNorm2d() | CoupledBatchNorm():
-            copy_own_piece(module.weight, torch.ones(whole_shape(module.weight)))
-            module.bias.zero_()
+            if module.weight is not None:
+                copy_own_piece(module.weight, torch.ones(whole_shape(module.weight)))
+                module.bias.zero_()
             for name, buffer in module.named_buffers(recurse=False):
                 buffer.fill_(1 if name == "running_var" else 0)
         case Prototypes():

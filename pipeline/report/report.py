@@ -158,10 +158,13 @@ def curves(run: Path) -> list[dict[str, Any]]:
     """Chart, title and meaning of each thing that a run records and that people look at."""
     metrics, timing = (read_rows(run / name) for name in ("metrics.jsonl", "timing.jsonl"))
     wanted = [
-        (metrics, "loss", "Loss", "swapped prediction; it starts at the logarithm of the prototypes"),
+        (metrics, "loss", "Loss", "of the whole batch; SwAV's starts at the logarithm of its prototypes"),
         (metrics, "knn", "Nearest-neighbour accuracy", "percent, measured while training; it steers nothing"),
         (metrics, "lr", "Learning rate", "warm-up, then the schedule"),
+        (metrics, "invariance", "Invariance", "how far the components of the two views are from agreeing"),
+        (metrics, "redundancy", "Redundancy", "how much the components of the embedding repeat each other"),
         (metrics, "prototype_entropy", "Prototype entropy", "a fall to 0 would be a collapse"),
+        (metrics, "embedding_std", "Embedding spread", "1 on the whole sphere; 0 would be a collapse"),
         (metrics, "rankme", "RankMe", "effective number of dimensions that the embedding uses"),
         (timing, "images_per_second", "Images per second", "source images, all crops of each"),
     ]

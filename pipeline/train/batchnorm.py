@@ -90,7 +90,7 @@ class CoupledBatchNorm(nn.Module):
         everyone: ProcessGroup | None,
     ) -> None:
         super().__init__()
-        self.weight, self.bias = source.weight, source.bias
+        self.weight, self.bias = source.weight, source.bias  # none, if it neither scales nor shifts
         for name, buffer in source.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
         # None would be a cumulative average, which depends on when the run was started.
@@ -158,8 +158,12 @@ class CoupledBatchNorm(nn.Module):
 # torch.compile does not follow collectives through an autograd function: it stops before, and goes on after.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _normalize_over_ranks(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: ProcessGroup
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if weight is None or bias is None:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight = torch.ones(x.shape[1], dtype=wide, device=x.device)
+        bias = torch.zeros_like(weight)
     result: tuple[Tensor, Tensor, Tensor] = _NormalizeOverRanks.apply(  # type: ignore[no-untyped-call]
         x, weight, bias, eps, group
     )

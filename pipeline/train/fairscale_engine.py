@@ -17,6 +17,7 @@ from torch import Tensor
 from cluster.errors import UserError
 from cluster.torch_dist import World
 from pipeline.methods.build import Method
+from pipeline.models.heads import Prototypes
 from pipeline.models.initialize import initialize
 from pipeline.pieces import mark_share, named_tensors
 from pipeline.train.activation_checkpointing import stages
@@ -53,12 +54,18 @@ class FairScaleEngine:
         ]
         shapes = {name: parameter.shape for parameter, name in names.items()}
 
-        for stage in stages(method.trunk):
+        for stage in [stage for trunk in method.trunks() for stage in stages(trunk)]:
             for name, block in list(stage.named_children()):
                 stage.add_module(name, sharded(block.to_empty(device=world.device), **settings))
-        prototypes = method.prototypes.to_empty(device=world.device)
-        self._prototypes = sharded(prototypes, **settings)
-        method.add_module("prototypes", self._prototypes)
+        self._prototypes = []
+        for name, child in list(method.named_children()):
+            frozen = not any(parameter.requires_grad for parameter in child.parameters())
+            # A unit of its own: what is frozen too, for the outermost one is freed by its gradients.
+            if isinstance(child, Prototypes) or (frozen and any(True for _ in child.parameters())):
+                unit = sharded(child.to_empty(device=world.device), **settings)
+                method.add_module(name, unit)
+                if isinstance(child, Prototypes):
+                    self._prototypes.append(unit)
         method.to_empty(device=world.device)
         self._root = sharded(method, **settings)
         for name, parameter in named_tensors(method):
@@ -75,7 +82,9 @@ class FairScaleEngine:
             yield
 
     def after_step(self, step: int) -> None:
-        with self._prototypes.summon_full_params():  # their rows are put back on the sphere
+        with contextlib.ExitStack() as stack:
+            for prototypes in self._prototypes:  # their rows are put back on the sphere
+                stack.enter_context(prototypes.summon_full_params())
             self.method.after_step(step)
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from cluster.errors import UserError
 from cluster.torch_dist import World
 from pipeline.collectives import average
 from pipeline.methods.build import Method
+from pipeline.models.heads import Prototypes
 from pipeline.models.initialize import initialize
 from pipeline.recipe import Train
 from pipeline.train.activation_checkpointing import stages
@@ -64,14 +65,16 @@ class ShardedEngine:
             "ignored_params": vectors,
             "offload_policy": CPUOffloadPolicy() if train.cpu_offload else OffloadPolicy(),
         }
-        blocks = [block for stage in stages(method.trunk) for block in stage]
-        for block in blocks:
-            fully_shard(block, mp_policy=policy, **settings)
-        # Scores are computed in full precision.
-        fully_shard(method.prototypes, **settings)
+        for trunk in method.trunks():
+            blocks = [block for stage in stages(trunk) for block in stage]
+            for block in blocks:
+                fully_shard(block, mp_policy=policy, **settings)
+            for block, following in pairwise(blocks):
+                cast(FSDPModule, block).set_modules_to_forward_prefetch([cast(FSDPModule, following)])
+        for child in method.children():
+            if isinstance(child, Prototypes):  # scores are computed in full precision
+                fully_shard(child, **settings)
         fully_shard(method, mp_policy=policy, **settings)
-        for block, following in pairwise(blocks):
-            cast(FSDPModule, block).set_modules_to_forward_prefetch([cast(FSDPModule, following)])
         method.to_empty(device=torch.device("cpu") if train.cpu_offload else world.device)
         self._whole = [parameter for parameter in method.parameters() if parameter.ndim <= 1]
         if train.cpu_offload:  # of what is sharded only

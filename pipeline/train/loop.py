@@ -32,7 +32,7 @@ from pipeline.train.engine import Engine
 from pipeline.train.guard import Diverged, Guard, Rollback, Suspect, batch_suspect, find_suspects
 from pipeline.train.loss_scale import LossScale
 from pipeline.train.metrics import Metrics, Stopwatch, embedding_std, rankme
-from pipeline.train.optim import build_optimizer
+from pipeline.train.optim import build_optimizer, set_learning_rate
 from pipeline.train.parallel import DTYPES, arithmetic, parallelize
 from pipeline.train.probe import KnnProbe, whole_trunk
 from pipeline.train.profile import Profile
@@ -108,8 +108,7 @@ def take_steps(t: Training, preemption: PreemptionFlag) -> None:
     watch = Stopwatch()
     for step, batches in steps(t, watch):
         lr = learning_rate(t.recipe.optim, step=step, total_steps=t.total_steps)
-        for group in t.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(t.optimizer, lr)
         t.guard.remember()
         terms, embeddings = forward_backward(t, batches, step)
         norm = gradient_norm(t)
@@ -156,7 +155,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
     )
     total_steps = count_steps(recipe, loader.steps_per_epoch)
     with torch.device("meta"):
-        method = assemble_method(recipe, group=world.group)
+        method = assemble_method(recipe, total_steps=total_steps, group=world.group)
     rank_rows = recipe.data.batch_size // world.size
     engine = parallelize(method, train=recipe.train, seed=recipe.seed, rank_rows=rank_rows, world=world)
     optimizer = build_optimizer(engine, recipe.optim)
@@ -193,7 +192,9 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         guard.load(state["guard"])
         logger.info("going on from step %d of %d", state["step"], total_steps)
     elif recipe.trunk.init_from is not None:
-        warm_start(method.trunk, read_weights(recipe.trunk))
+        weights = read_weights(recipe.trunk)
+        for trunk in method.trunks():
+            warm_start(trunk, weights)
         if world.is_first:
             record_warm_start(folder, init_file(recipe.trunk.init_from))
     step = 0 if state is None else state["step"]

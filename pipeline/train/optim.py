@@ -23,12 +23,14 @@ class HasParamGroups(Protocol):
     """What a method tells about its parameters."""
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Groups of {"params": [...], "bias_and_norm": bool}."""
+        """Groups of {"params": [...], "bias_and_norm": bool, "lr_fixed": bool}; the rate of the last kind
+        does not follow the schedule.
+        """
         ...
 
 
 def build_optimizer(method: HasParamGroups, section: recipe.Optim) -> Optimizer:
-    """The recipe's optimizer over a method's parameters.
+    """The recipe's optimizer over a method's parameters, each group at its peak rate.
 
     With `decay_bias_and_norm` false, biases and norms are not decayed, and LARS does not scale their steps
     either (as BYOL and Barlow Twins have it). LARC scales every parameter, as SwAV and SEER have it. AdamW
@@ -39,7 +41,9 @@ def build_optimizer(method: HasParamGroups, section: recipe.Optim) -> Optimizer:
         plain = group["bias_and_norm"] and not section.decay_bias_and_norm
         settings: dict[str, Any] = {"weight_decay": 0.0 if plain else section.weight_decay}
         if section.name == "lars":
-            settings["adapt"] = not plain
+            settings |= {"adapt": not plain, "clip": section.clip_trust}
+        lr = section.lr_bias if group["bias_and_norm"] and section.lr_bias is not None else section.lr
+        settings |= {"lr": lr, "lr_factor": None if group["lr_fixed"] else lr / section.lr}
         groups.append({"params": group["params"], **settings})
     match section.name:
         case "larc":
@@ -50,6 +54,13 @@ def build_optimizer(method: HasParamGroups, section: recipe.Optim) -> Optimizer:
             return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum, foreach=True)
         case "adamw":
             return torch.optim.AdamW(groups, lr=section.lr, betas=(section.momentum, 0.999), foreach=True)
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """The schedule's rate of a step, for every group of `build_optimizer` that follows it."""
+    for group in optimizer.param_groups:
+        if group["lr_factor"] is not None:
+            group["lr"] = lr * group["lr_factor"]
 
 
 class LARC(Optimizer):
@@ -101,7 +112,8 @@ class LARS(Optimizer):
         d = g + weight_decay w
         m = momentum m + trust |w| / |d| * d
         w = w - lr m
-    A group with `adapt` false, and a parameter with |w| = 0 or |d| = 0, takes m = momentum m + d.
+    A group with `adapt` false, and a parameter with |w| = 0 or |d| = 0, takes m = momentum m + d. With `clip`
+    the rate of a layer is trust |w| / |d|, but at most lr: m = momentum m + min(trust |w| / |d| / lr, 1) d.
     """
 
     def __init__(
@@ -113,6 +125,7 @@ class LARS(Optimizer):
         weight_decay: float = 0.0,
         trust: float = 0.001,
         adapt: bool = True,
+        clip: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -120,6 +133,7 @@ class LARS(Optimizer):
             "weight_decay": weight_decay,
             "trust": trust,
             "adapt": adapt,
+            "clip": clip,
         }
         super().__init__(params, defaults)
 
@@ -134,7 +148,10 @@ class LARS(Optimizer):
                 torch._foreach_add_(_own(gradients), _own(weights), alpha=group["weight_decay"])
             if group["adapt"]:
                 length, slope = norms(weights, weights), norms(gradients, weights)
-                scale = torch.where((length == 0) | (slope == 0), 1.0, group["trust"] * length / slope)
+                scale = group["trust"] * length / slope
+                if group["clip"]:
+                    scale = (scale / group["lr"]).clamp(max=1.0)
+                scale = torch.where((length == 0) | (slope == 0), 1.0, scale)
                 torch._foreach_mul_(_own(gradients), list(scale.unbind()))
             _momentum_step(self, group, weights, gradients)
         return loss

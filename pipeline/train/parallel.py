@@ -42,9 +42,11 @@ def parallelize(method: Method, *, train: Train, seed: int, rank_rows: int, worl
     """
     method.to(dtype=DTYPES[train.precision])
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=train.sync_bn_samples, group=world.group)
-    checkpoint_activations(method.trunk, train.checkpointing, reentrant=train.strategy == "fairscale")
-    if train.compile:
-        compile_blocks(method.trunk)
+    for trunk in method.trunks():
+        if any(parameter.requires_grad for parameter in trunk.parameters()):
+            checkpoint_activations(trunk, train.checkpointing, reentrant=train.strategy == "fairscale")
+        if train.compile:
+            compile_blocks(trunk)
     if world.group is not None and train.strategy == "fsdp2":
         compute = COMPUTE_DTYPES.get(train.precision)
         return ShardedEngine(method, train=train, seed=seed, compute=compute, world=world)

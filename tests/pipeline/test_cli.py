@@ -181,6 +181,9 @@ def test_a_trunk_is_exported_and_scored(recipe: Path) -> None:
     assert submit("pretrain", "--recipe", recipe, "--run", "short", "train.steps=2").exit_code == 0
     assert submit("export", "runs/short", "trunk").exit_code == 0
     assert Path("trunk/trunk.safetensors").is_file()
+    assert "swav without a teacher: export --which student" in line(
+        submit("export", "runs/short", "teacher", "--which", "teacher")
+    )
     place = ("trunk", "--train", data, "--test", data, "--workers", 0, "--json")
     scores = json.loads(submit("knn", *place, "k=[5]").output)
     assert 0 <= scores["top1"] <= 1 and scores["k"] == 5

@@ -12,9 +12,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_training import make_values
+from torch import nn
 
 from cluster.errors import UserError
 from cluster.settings import apply_override, check_recipe, find_recipe, load_recipe
+from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe
 from pipeline.train.activation_checkpointing import checkpoint_activations
@@ -42,7 +44,15 @@ def load(path: Path, *overrides: str) -> PretrainRecipe:
 # Trunks of the shipped recipes in millions of parameters, with no classifier: sums over the published widths
 # (tests/pipeline/models/test_regnet.py). The two small ones have no published name.
 MILLIONS = {
+    "barlow_twins_regnety_16gf": 80.57,
+    "barlow_twins_resnet50": 23.51,
+    "byol_regnety_16gf": 80.57,
+    "byol_resnet50": 23.51,
     "cifar10": 0.66,
+    "cifar10_barlow_twins": 11.17,
+    "cifar10_byol": 11.17,
+    "cifar10_simsiam": 11.17,
+    "cifar10_swav": 11.17,
     "demo": 0.66,
     "seer_regnety_8gf": 37.16,
     "seer_regnety_16gf": 80.57,
@@ -51,6 +61,8 @@ MILLIONS = {
     "seer_regnety_128gf": 637.42,
     "seer_regnety_256gf": 1272.16,
     "seer_regnet_10b": 9323.93,
+    "simsiam_regnety_16gf": 80.57,
+    "simsiam_resnet50": 23.51,
     "swav_resnet50": 23.51,
 }
 
@@ -78,6 +90,43 @@ def test_a_recipe_of_SEER_is_one_epoch_of_a_billion_images_at_its_rate(name: str
     assert recipe.data.batch_size % (recipe.train.sync_bn_samples or 1) == 0
 
 
+def test_the_two_views_of_barlow_twins_and_byol_are_coloured_differently_as_published() -> None:
+    for name in ("barlow_twins_resnet50", "byol_resnet50"):
+        recipe = load_recipe(PretrainRecipe, name, kind="pretrain")
+        one, other = (group.photometric for group in recipe.data.crops)
+        assert [group.count for group in recipe.data.crops] == [1, 1]
+        assert (one.blur_probability, one.solarize_probability) == (1.0, 0.0)
+        assert (other.blur_probability, other.solarize_probability) == (0.1, 0.2)
+
+
+# Peak rate per 256 images, epochs, warm-up epochs, and the widths of the heads' layers, as the authors and
+# solo-learn have them.
+PUBLISHED: dict[str, tuple[float, int, int, tuple[int, ...]]] = {
+    "barlow_twins_resnet50": (0.2, 1000, 10, (8192, 8192, 8192)),
+    "byol_resnet50": (0.2, 1000, 10, (4096, 256, 4096)),
+    "simsiam_resnet50": (0.05, 100, 0, (2048, 2048, 2048, 512)),
+    "cifar10_barlow_twins": (0.3, 1000, 10, (2048, 2048, 2048)),
+    "cifar10_byol": (1.0, 1000, 10, (4096, 256, 4096)),
+    "cifar10_simsiam": (0.5, 1000, 10, (2048, 2048, 2048, 512)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_has_the_published_schedule_and_sizes(name: str) -> None:
+    rate, epochs, warmup, sizes = PUBLISHED[name]
+    recipe = load_recipe(PretrainRecipe, name, kind="pretrain")
+    steps_per_epoch = (50_000 if name.startswith("cifar10") else 1_281_167) // recipe.data.batch_size
+    assert recipe.optim.lr == pytest.approx(rate * recipe.data.batch_size / 256)
+    assert (recipe.train.epochs, recipe.optim.warmup_steps) == (epochs, warmup * steps_per_epoch)
+    with torch.device("meta"):
+        method = assemble_method(recipe, total_steps=1, group=None)
+    heads = [method.projector, getattr(method, "predictor", None)]
+    linear = [layer for head in heads if head for layer in head.modules() if isinstance(layer, nn.Linear)]
+    found = tuple(layer.out_features for layer in linear)
+    assert found[: len(sizes)] == sizes
+    assert found[len(sizes) :] in ((), (sizes[-2],))  # a predictor ends where it began
+
+
 @pytest.mark.parametrize(("kind", "name"), SHIPPED)
 def test_every_shipped_recipe_is_complete_and_right(kind: str, name: str) -> None:
     load_recipe(MODELS.get(name, PretrainRecipe), name, kind=kind)
@@ -87,7 +136,9 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
     with pytest.raises(UserError) as error:
         load(mine, "optim.learning_rate=1", "optim.lr=2")
     assert str(error.value).startswith(f"recipe {mine}: 'optim.learning_rate' is not a key of optim")
-    assert "Allowed: clip_norm, decay_bias_and_norm, final_lr, lr, momentum, name" in str(error.value)
+    assert "Allowed: clip_norm, clip_trust, decay_bias_and_norm, final_lr, lr, lr_bias, mom" in str(
+        error.value
+    )
     with pytest.raises(
         UserError, match=r"'optim\.warmup_step' .*; did you mean 'optim\.warmup_steps'\? Allowed"
     ):
@@ -98,6 +149,14 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
         UserError, match=r"'data\.crops\.1\.photometric\.hues' .* 'data\.crops\.1\.photometric\.hue'"
     ):
         load(mine, "data.crops.1.photometric.hues=0.1")
+    with pytest.raises(
+        UserError,
+        match=r"'method\.prototype' is not a key of method; .*'method\.prototypes'\? Allowed: epsilon,",
+    ):
+        load(mine, "method.prototype=3")
+    byol = "method={name: byol, projector: [8], predictor: 8, momentums: 1}"
+    with pytest.raises(UserError, match=r"did you mean 'method\.momentum'\? Allowed: momentum, name"):
+        load(mine, byol)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +168,9 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
         ("data.crops=[]", r"data\.crops: Tuple should have at least 1 item"),
         ("data.crops.0.scale=[0.5]", r"data\.crops\.0\.scale\.1: Field required"),
         ("data=null", r"data: "),
+        ("method.prototypes=-1", r"method\.prototypes: Input should be greater than 0"),
+        ("method.name=moco", r"method: Input tag 'moco' .* 'swav', 'barlow_twins', 'byol', 'simsiam'"),
+        ("optim.clip_trust=true", r"optim\.clip_trust goes with optim\.name: lars"),
         ("train.epochs=3", r"train: give exactly one of train\.steps and train\.epochs"),
         ("trunk.name=regnet_y", r"trunk: `regnet` parameters go with name: regnet_y"),
         ("seed=1.5", r"seed: Input should be a valid integer"),
@@ -187,7 +249,8 @@ def test_a_recipe_is_found_by_name_or_by_path(mine: Path, tmp_path: Path) -> Non
     assert find_recipe(str(mine), kind="pretrain") == mine
     assert find_recipe("cifar10", kind="pretrain").name == "cifar10.yaml"
     with pytest.raises(
-        UserError, match=r"there is no recipe 'cifar'; did you mean 'cifar10'\? shipped: cifar10,"
+        UserError,
+        match=r"there is no recipe 'cifar'; did you mean 'cifar10'\? shipped: barlow_twins_regnety_16gf,",
     ):
         find_recipe("cifar", kind="pretrain")
     with pytest.raises(UserError, match="there is no recipe file "):

@@ -69,7 +69,7 @@ def make_crops(step: int, group: ProcessGroup | None = None) -> list[Tensor]:
 def train(group: ProcessGroup | None, sync_samples: int | None) -> dict[str, NDArray[Any]]:
     """Three steps; losses and diagnostics of each, the last gradients, and all weights and buffers."""
     recipe = make_recipe()
-    method = build_method(recipe, group=group).double()
+    method = build_method(recipe, total_steps=STEPS, group=group).double()
     convert_batchnorm(method, rank_rows=BATCH // world_size(group), sync_samples=sync_samples, group=group)
     optimizer = build_optimizer(method, recipe.optim)
     model: nn.Module = method if group is None else DistributedDataParallel(method, broadcast_buffers=False)
@@ -110,7 +110,7 @@ def test_T1_swav_gradients_on_n_ranks_equal_one_rank(
 
 def test_T5_method_equals_the_paper_with_its_queue() -> None:
     """The whole forward: the third step's assignments come from the batch and the two before it."""
-    method = build_method(make_recipe(queue_length=2 * BATCH), group=None).double()
+    method = build_method(make_recipe(queue_length=2 * BATCH), total_steps=STEPS, group=None).double()
     for step in range(3):
         weights = method.prototypes.weight.detach().numpy().copy()
         features = torch.cat([method.trunk(crops) for crops in make_crops(step)])
@@ -130,7 +130,7 @@ def test_T5_method_equals_the_paper_with_its_queue() -> None:
 
 def test_frozen_prototypes_stay_and_have_no_momentum_when_they_thaw() -> None:
     recipe = make_recipe(freeze_prototypes_steps=2)
-    method = build_method(recipe, group=None).double()
+    method = build_method(recipe, total_steps=STEPS, group=None).double()
     optimizer = build_optimizer(method, recipe.optim)
     method.prototypes.normalize()  # they were of length 1 in float32
     start = method.prototypes.weight.detach().clone()
@@ -152,7 +152,7 @@ def test_frozen_prototypes_stay_and_have_no_momentum_when_they_thaw() -> None:
 
 
 def test_a_skipped_step_leaves_the_queue_as_it_was() -> None:
-    method = build_method(make_recipe(), group=None).double()
+    method = build_method(make_recipe(), total_steps=STEPS, group=None).double()
     broken = [torch.full_like(crops, torch.nan) for crops in make_crops(0)]
     method(broken, 0)  # the guard sees the loss and calls neither step nor after_step
     method(make_crops(1), 1)
@@ -162,7 +162,7 @@ def test_a_skipped_step_leaves_the_queue_as_it_was() -> None:
 
 
 def test_accumulated_batches_all_enter_the_queue_newest_first() -> None:
-    method = build_method(make_recipe(queue_length=2 * BATCH), group=None).double()
+    method = build_method(make_recipe(queue_length=2 * BATCH), total_steps=STEPS, group=None).double()
     first = method(make_crops(0), 0)["embedding"]
     second = method(make_crops(1), 0)["embedding"]
     method.after_step(0)
@@ -170,7 +170,7 @@ def test_accumulated_batches_all_enter_the_queue_newest_first() -> None:
 
 
 def test_evaluation_leaves_no_trace() -> None:
-    method = build_method(make_recipe(), group=None).double().eval()
+    method = build_method(make_recipe(), total_steps=STEPS, group=None).double().eval()
     method.prototypes.normalize()
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_evaluation_leaves_no_trace() -> None:
 
 
 def test_groups_of_one_size_pass_the_trunk_together_and_keep_their_order() -> None:
-    method = build_method(make_recipe(queue_length=0), group=None).double()
+    method = build_method(make_recipe(queue_length=0), total_steps=STEPS, group=None).double()
     large, small = make_crops(0)
     pieces = [large[:BATCH], small, large[BATCH:]]
     passes: list[int] = []
@@ -198,7 +198,7 @@ def test_groups_of_one_size_pass_the_trunk_together_and_keep_their_order() -> No
 
 
 def test_bfloat16_autocast_keeps_the_loss_in_float32() -> None:
-    method = build_method(make_recipe(), group=None)
+    method = build_method(make_recipe(), total_steps=STEPS, group=None)
     crops = [crops.float() for crops in make_crops(0)]
     exact = method(crops, 0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -210,7 +210,7 @@ def test_bfloat16_autocast_keeps_the_loss_in_float32() -> None:
 
 
 def test_entropies_tell_a_collapse() -> None:
-    method = build_method(make_recipe(queue_length=0), group=None).double()
+    method = build_method(make_recipe(queue_length=0), total_steps=STEPS, group=None).double()
     healthy = method(make_crops(0), 0)
     nn.init.zeros_(method.head.layers[-1].weight)  # type: ignore[arg-type]
     collapsed = method(make_crops(0), 0)
@@ -222,16 +222,18 @@ def test_entropies_tell_a_collapse() -> None:
 
 def test_methods_of_one_seed_are_equal_whatever_the_global_random_state() -> None:
     torch.manual_seed(0)
-    first = build_method(make_recipe(), group=None).state_dict()
+    first = build_method(make_recipe(), total_steps=STEPS, group=None).state_dict()
     torch.manual_seed(1)
-    second = build_method(make_recipe(), group=None).state_dict()
-    other = build_method(make_recipe().model_copy(update={"seed": 6}), group=None).state_dict()
+    second = build_method(make_recipe(), total_steps=STEPS, group=None).state_dict()
+    other = build_method(
+        make_recipe().model_copy(update={"seed": 6}), total_steps=STEPS, group=None
+    ).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["prototypes.weight"], other["prototypes.weight"])
 
 
 def test_every_parameter_is_in_one_group() -> None:
-    method = build_method(make_recipe(), group=None)
+    method = build_method(make_recipe(), total_steps=STEPS, group=None)
     weights, others = method.param_groups()
     assert (weights["bias_and_norm"], others["bias_and_norm"]) == (False, True)
     found = [id(parameter) for group in (weights, others) for parameter in group["params"]]
@@ -243,7 +245,7 @@ def test_one_crop_is_refused_with_the_way_out() -> None:
     values = make_recipe().model_dump()
     values["data"]["crops"] = [{"count": 1, "size": 16, "scale": (0.2, 1.0)}]
     with pytest.raises(UserError, match=r"data\.crops .* set count: 2"):
-        build_method(PretrainRecipe.model_validate(values), group=None)
+        build_method(PretrainRecipe.model_validate(values), total_steps=STEPS, group=None)
     with pytest.raises(ValueError, match="two views"):
         swav_loss(torch.zeros(1, 4, 3), torch.zeros(1, 4, 3), temperature=0.1)
 
@@ -260,7 +262,7 @@ def _batch_that_does_not_divide(group: ProcessGroup | None) -> str:
     values = make_recipe().model_dump()
     values["data"]["batch_size"] = BATCH + 1
     with pytest.raises(UserError) as caught:
-        build_method(PretrainRecipe.model_validate(values), group=group)
+        build_method(PretrainRecipe.model_validate(values), total_steps=STEPS, group=group)
     return str(caught.value)
 
 
@@ -275,6 +277,6 @@ def test_the_backward_of_a_sum_over_ranks_is_a_sum_over_ranks(run_on_ranks: Call
 
 
 def test_swav_is_a_module_with_its_trunk() -> None:
-    method = build_method(make_recipe(), group=None)
+    method = build_method(make_recipe(), total_steps=STEPS, group=None)
     assert isinstance(method, SwAVMethod)
     assert method.trunk.feature_dim == 56

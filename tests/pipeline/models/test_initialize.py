@@ -44,6 +44,14 @@ def test_a_part_draws_what_the_whole_draws_and_the_global_state_is_untouched() -
     torch.testing.assert_close(norms, torch.ones(12))
 
 
+def test_batchnorm_without_affine_starts_as_the_identity() -> None:
+    norm = nn.BatchNorm1d(3, affine=False)
+    norm.running_var.fill_(7), norm.running_mean.fill_(7)  # type: ignore[union-attr]
+    initialize(nn.Sequential(norm), seed=0)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(norm.eval()(x), x, rtol=1e-4, atol=0)
+
+
 def test_a_kind_without_a_rule_is_refused() -> None:
     with pytest.raises(TypeError, match="LayerNorm"):
         initialize(nn.Sequential(nn.LayerNorm(3)), seed=0)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from pipeline.recipe import Optim
-from pipeline.train.optim import LARC, LARS, build_optimizer
+from pipeline.train.optim import LARC, LARS, build_optimizer, set_learning_rate
 
 STEPS, LR, MOMENTUM, DECAY, TRUST = 4, 0.3, 0.9, 1e-2, 0.02
 
@@ -31,8 +31,8 @@ class Method(nn.Module):
     def param_groups(self) -> list[dict[str, Any]]:
         parameters = list(self.parameters())
         return [
-            {"params": [p for p in parameters if p.ndim > 1], "bias_and_norm": False},
-            {"params": [p for p in parameters if p.ndim <= 1], "bias_and_norm": True},
+            {"params": [p for p in parameters if p.ndim > 1], "bias_and_norm": False, "lr_fixed": False},
+            {"params": [p for p in parameters if p.ndim <= 1], "bias_and_norm": True, "lr_fixed": False},
         ]
 
     def set_gradients(self, step: int) -> dict[str, NDArray[Any]]:
@@ -91,6 +91,30 @@ def test_equals_the_equation_in_numpy(name: str, decay_all: bool) -> None:
         np.testing.assert_allclose(parameter.detach().numpy(), weights[key], rtol=1e-12, atol=1e-14)
     if name == "larc":
         assert torch.equal(method.still, Method().still)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lr", [0.0, 1e-3, 0.3])
+def test_clipped_lars_moves_no_layer_faster_than_the_rate_of_its_step(lr: float) -> None:
+    method = Method()
+    optimizer = build_optimizer(method, make_section("lars", clip_trust=True, decay_bias_and_norm=True))
+    set_learning_rate(optimizer, lr)
+    weights = {key: value.detach().numpy().copy() for key, value in method.named_parameters()}
+    gradients = method.set_gradients(0)
+    optimizer.step()
+    for key, parameter in method.named_parameters():
+        decayed = gradients[key] + DECAY * weights[key]
+        length, slope = np.linalg.norm(weights[key]), np.linalg.norm(decayed)
+        rate = lr if length == 0 else min(TRUST * length / slope, lr)
+        np.testing.assert_allclose(
+            parameter.detach().numpy(), weights[key] - rate * decayed, rtol=1e-12, atol=1e-14
+        )
+
+
+def test_biases_and_norms_may_have_a_rate_that_follows_the_schedule_in_proportion() -> None:
+    optimizer = build_optimizer(Method(), make_section("lars", lr_bias=LR / 4))
+    assert [group["lr"] for group in optimizer.param_groups] == [LR, LR / 4]
+    set_learning_rate(optimizer, LR / 2)
+    assert [group["lr"] for group in optimizer.param_groups] == [LR / 2, LR / 8]
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
