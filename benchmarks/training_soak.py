@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--strategy", choices=("ddp", "fsdp2", "fairscale"), default="fsdp2")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--changes", type=int, default=20)
-    parser.add_argument("--steps", type=int, help="of the killed run; by default 4 for each kill")
+    parser.add_argument("--steps", type=int, help="of the killed run; by default 12 for each kill")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     chance, strategy, same = random.Random(options.seed), options.strategy, True
@@ -184,7 +184,7 @@ def main() -> None:
         folder = Path(name)
         data = make_dataset(folder)
         if options.kills:
-            steps = options.steps or 4 * options.kills
+            steps = options.steps or 12 * options.kills
             recipe = values(data, strategy, steps=steps, precision="fp32", keep=2)
             same &= kill_again_and_again(recipe, options.kills, chance, folder)
         if options.changes:

@@ -89,7 +89,7 @@ def copy_own_piece(parameter: Tensor, whole: Tensor, *, into: Tensor | None = No
     """
     target = parameter if into is None else into
     share: _Share | None = getattr(parameter, _MARK, None)
-    if share is not None:
+    if share is not None and target.shape == parameter.shape:  # not a count that the optimizer keeps
         flat = whole.flatten()
         size, rank = target.numel(), dist.get_rank(share.ranks)
         piece = flat[rank * size : (rank + 1) * size]
@@ -115,7 +115,11 @@ def norms(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     Args:
         tensors: each laid out over the ranks as the parameter beside it.
     """
-    lengths = torch.stack(list(torch._foreach_norm([own(tensor) for tensor in tensors])))
+    # Where parameters are offloaded, their pieces are in host memory and what is whole is not.
+    place = own(tensors[0]).device
+    lengths = torch.stack(
+        [each.to(place) for each in torch._foreach_norm([own(tensor) for tensor in tensors])]
+    )
     groups = [_ranks(parameter) for parameter in parameters]
     ranks = next((group for group in groups if group is not None), None)
     if ranks is None:

@@ -156,7 +156,7 @@ def make_plan(
 
 
 def _memory(recipe: PretrainRecipe, counted: StepCount, *, gpus: int) -> dict[str, float]:
-    compute = _COMPUTE_BYTES[recipe.train.precision]
+    compute = _gathered_bytes(recipe)
     memory = {
         "weights": float(counted.weights),
         "gradients": float(counted.gradients),
@@ -169,12 +169,14 @@ def _memory(recipe: PretrainRecipe, counted: StepCount, *, gpus: int) -> dict[st
     shards = _shards(recipe, gpus)
     if shards > 1:
         share = (counted.matrices / shards + counted.vectors) / (counted.matrices + counted.vectors)
-        for kind in ("weights", "gradients", "optimizer"):
+        # While micro-batches add up, gradients stay whole on every rank.
+        for kind in (
+            ("weights", "optimizer") if recipe.train.accumulate > 1 else ("weights", "gradients", "optimizer")
+        ):
             memory[kind] *= share
         two, one = counted.largest_blocks
-        gathered = compute if recipe.train.strategy == "fsdp2" else 4  # fairscale's are float32
         # Two blocks are gathered at a time; the gradients of one are whole until they are reduced.
-        memory["gathered"] = gathered * two + (gathered + 4) * one
+        memory["gathered"] = compute * two + (compute + 4) * one
         if recipe.train.strategy == "fsdp2" and len({crops.size for crops in recipe.data.crops}) > 1:
             # Autograd adds up what the passes of all crop sizes give before FSDP2 may reduce it.
             memory["whole gradients"] = float(compute * counted.matrices)
@@ -190,7 +192,7 @@ def _moved(recipe: PretrainRecipe, counted: StepCount, *, gpus: int, per_node: i
     everything = width * (counted.matrices + counted.vectors)
     if shards == 1:
         return _by_link("gradients", 2 * everything, ranks=gpus, per_node=per_node)
-    compute = _COMPUTE_BYTES[recipe.train.precision]
+    compute = _gathered_bytes(recipe)
     gathers = 2 * passes * recipe.train.accumulate  # forward and backward, of every size of crops
     moved = _by_link("weights", gathers * compute * counted.matrices, ranks=shards, per_node=per_node)
     moved |= _by_link("gradients", width * counted.matrices, ranks=shards, per_node=per_node)
@@ -206,6 +208,11 @@ def _by_link(what: str, size: float, *, ranks: int, per_node: int) -> dict[str, 
     if ranks > per_node:  # what crosses into a node is shared by all its GPUs' links
         moved[f"network: {what}"] = sent / per_node
     return moved
+
+
+def _gathered_bytes(recipe: PretrainRecipe) -> int:
+    """Of each weight; FairScale's are gathered as they are kept."""
+    return 4 if recipe.train.strategy == "fairscale" else _COMPUTE_BYTES[recipe.train.precision]
 
 
 def _shards(recipe: PretrainRecipe, gpus: int) -> int:

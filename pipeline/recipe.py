@@ -272,6 +272,15 @@ class Run(Section):
     keep_last: PositiveInt = 2
     keep_every_steps: PositiveInt | None = None
 
+    @model_validator(mode="after")
+    def _profile_has_steps(self) -> Self:
+        first, last = map(int, (self.profile or "1:2").split(":"))
+        if not 0 < first < last:
+            raise ValueError(
+                f"profile {self.profile} holds no step: give the first, from 1, and a later last"
+            )
+        return self
+
 
 class PretrainRecipe(Section):
     """Everything `submit pretrain` needs."""

@@ -117,7 +117,7 @@ def prepare(recipe: PretrainRecipe, *, rank_rows: int) -> Method:
     finally:
         torch.set_default_dtype(default)
     compute = COMPUTE_DTYPES.get(recipe.train.precision)
-    if recipe.train.strategy != "ddp" and compute is not None:  # as FSDP2 gathers them
+    if recipe.train.strategy == "fsdp2" and compute is not None:  # as FSDP2 gathers them
         for module in method.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 learns = module.weight.requires_grad
@@ -156,9 +156,12 @@ def take_steps(
     flops = (forward[0], float(counter.get_total_flops()))
     update()
     tracker = MemTracker()
+    method.requires_grad_(True)  # it hooks every parameter; a teacher gets no gradient all the same
     tracker.track_external(method, optimizer)
     with tracker:
-        backward(1)
+        for _ in range(min(2, recipe.train.accumulate)):
+            backward(1)
+            tracker.reset_mod_stats()  # it keeps those of one pass
         update()
     snapshot = tracker.get_tracker_snapshot("peak")[_HERE]
     return {str(kind).rpartition(".")[2]: size for kind, size in snapshot.items()}, flops

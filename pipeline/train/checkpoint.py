@@ -11,6 +11,7 @@ then its manifest tells.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -129,6 +130,10 @@ class Checkpoints:
         started = self._saved_at = self._clock()
 
         def write() -> None:
+            if (
+                self._world.device.type == "cuda"
+            ):  # each thread has a current device of its own, at first GPU 0
+                torch.cuda.set_device(self._world.device)
             try:
                 self._writer.write(
                     temporary, tensors, state | {"step": step}, lambda: self._publish(temporary, name)
@@ -180,8 +185,9 @@ class Checkpoints:
             for leftover in self._folder.glob(".*"):
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
-        self._world.barrier()
-        for checkpoint in newest_first(self._folder):
+        # Listed once: what other nodes see of a shared folder may be older.
+        names = [path.name for path in newest_first(self._folder)] if self._world.is_first else []
+        for checkpoint in (self._folder / name for name in self._world.gather(names)[0]):
             broken = [part for part in self._world.gather(self._broken_file(checkpoint)) if part is not None]
             if not broken:
                 self._read(checkpoint)
@@ -199,8 +205,11 @@ class Checkpoints:
         """The step of the newest checkpoint whose state is good, the same answer on every rank."""
         found = None
         if self._world.is_first:
-            states = (json.loads((path / "state.json").read_text()) for path in newest_first(self._folder))
-            found = next((int(state["step"]) for state in states if good(state)), None)
+            for path in newest_first(self._folder):
+                with contextlib.suppress(OSError, ValueError, KeyError):  # `load` will tell of a broken one
+                    if good(json.loads((path / "state.json").read_text())):
+                        found = step_of(path)
+                        break
         step: int | None = self._world.gather(found)[0]
         return step
 

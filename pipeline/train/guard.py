@@ -125,6 +125,11 @@ class Guard:
         return not self._why
 
     @torch.no_grad()
+    def restore(self) -> None:
+        """Put the buffers back as `remember` found them: the step is not taken."""
+        _copy(self._copies, self._buffers)
+
+    @torch.no_grad()
     def skip(self, step: int, suspects: Sequence[Suspect]) -> list[Suspect]:
         """Undo what the forward passes left behind, and name who may be to blame; all ranks call it together.
 
@@ -139,7 +144,7 @@ class Guard:
         Raises:
             Diverged: after `max_skipped` steps in a row.
         """
-        _copy(self._copies, self._buffers)
+        self.restore()
         self.in_a_row += 1
         everyone = [suspect for part in self._world.gather(list(suspects)) for suspect in part]
         everyone = [suspect for suspect in everyone if suspect.what == CROPS] or everyone

@@ -123,6 +123,7 @@ def take_steps(t: Training, preemption: PreemptionFlag) -> None:
         done = step + 1
         watch.step()
         if overflowed:
+            t.guard.restore()
             logger.info(
                 "step %d: the gradient overflowed float16; the loss scale is %g now", done, t.scale.factor
             )
@@ -285,7 +286,7 @@ def gradient_norm(t: Training) -> Tensor:
 def clip(method: nn.Module, norm: Tensor, *, limit: float) -> None:
     """Shorten the gradient to `limit` if its length, `norm`, is more."""
     gradients = [own(parameter.grad) for parameter in method.parameters() if parameter.grad is not None]
-    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    torch._foreach_mul_(gradients, min(1.0, limit / (float(norm) + 1e-6)))
 
 
 def log(
@@ -354,6 +355,7 @@ def roll_back(t: Training, failure: Diverged) -> Training:
     Raises:
         UserError: the failure, if there is no such checkpoint, or going back has not helped before.
     """
+    t.watchdog.busy("going back to a checkpoint")
     t.checkpoints.finish()
     to = t.checkpoints.newest(lambda state: state["guard"]["in_a_row"] == 0)
     before = t.guard.rollbacks
@@ -361,7 +363,6 @@ def roll_back(t: Training, failure: Diverged) -> Training:
         raise failure
     if any(back.to_step == to for back in before):
         raise UserError(f"other data after step {to} did not help: {failure}") from failure
-    t.watchdog.busy("going back to a checkpoint")
     t.checkpoints.forget_after(to)
     state = t.checkpoints.load()
     if state is None:

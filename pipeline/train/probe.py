@@ -32,7 +32,7 @@ class KnnProbe:
 
     def accuracy(self, trunk: nn.Module) -> float:
         """Top-1 accuracy in percent of the test set's samples by their neighbours in the training set."""
-        network = _Widened(trunk)
+        network = _Widened(trunk.to(self._device))
         train, test = (
             extract_features(
                 network,
