@@ -88,10 +88,11 @@ class Training:
     path: Path
 
     def rows(self, name: str = "metrics") -> list[dict[str, Any]]:
-        """metrics.jsonl, or timing.jsonl; a last line that is being written is left out."""
+        """metrics.jsonl, or timing.jsonl, of steps only; a last line that is being written is left out."""
         path = self.path / f"{name}.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [row for row in rows if "checkpoint" not in row]
 
     def restarts(self) -> list[Restart]:
         """Why attempts ended."""
