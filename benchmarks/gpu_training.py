@@ -141,7 +141,7 @@ class Bench:
     def arm(self, recipe: PretrainRecipe, *, padded: bool = False, nchw: bool = False) -> Arm:
         """The product's path; `nchw` undoes its layout."""
         with torch.device("meta"):
-            method = assemble_method(recipe, group=None)
+            method = assemble_method(recipe, group=None, total_steps=1000)
         if padded:
             pad_groups(method.trunk)
         rows = recipe.data.batch_size
@@ -299,7 +299,7 @@ class Bench:
 def needs_padding(recipe: PretrainRecipe) -> bool:
     """Whether a trunk has group widths that are no multiple of 8."""
     with torch.device("meta"):
-        return pad_groups(assemble_method(recipe, group=None).trunk) > 0
+        return pad_groups(assemble_method(recipe, group=None, total_steps=1000).trunk) > 0
 
 
 if __name__ == "__main__":
