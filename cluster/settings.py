@@ -67,7 +67,7 @@ def find_recipe(name: str, *, kind: str) -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     """One YAML mapping, safely loaded."""
     try:
-        values = yaml.load(path.read_text(), Loader=_YamlWithScientificFloats)  # noqa: S506 -- a SafeLoader
+        values = yaml.load(path.read_text(), Loader=_PlainYaml)  # noqa: S506 -- a SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -83,13 +83,18 @@ def check_recipe(model: type[R], values: dict[str, Any], *, where: str) -> R:
         raise UserError(f"recipe {where}: {_explain(model, error)}") from error
 
 
-class _YamlWithScientificFloats(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-4` as a string; people mean the number."""
+class _PlainYaml(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-4` as a string, and `10:15` as 615; people mean the number, and these words."""
 
 
-_YamlWithScientificFloats.add_implicit_resolver(
+_PlainYaml.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+for _digit in "0123456789":
+    _base_60 = ("tag:yaml.org,2002:str", re.compile(r"^[0-9]+(:[0-9]+)+$"))
+    _PlainYaml.yaml_implicit_resolvers[_digit].insert(0, _base_60)
 
 
 def _shipped(kind: str) -> list[str]:
@@ -104,7 +109,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             f"{override!r} is not an override; write key=value with a dotted key, such as optim.lr=0.3"
         )
     try:
-        value = yaml.load(text, Loader=_YamlWithScientificFloats)  # noqa: S506 -- a SafeLoader
+        value = yaml.load(text, Loader=_PlainYaml)  # noqa: S506 -- a SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"the value of {override!r} is not valid YAML") from error
     *parents, last = key.split(".")

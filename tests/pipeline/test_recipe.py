@@ -192,6 +192,7 @@ def test_overrides_reach_sections_lists_and_what_the_file_leaves_out(mine: Path)
     recipe = load(
         mine,
         "optim.lr=1e-4",
+        "run.profile=10:15",
         "data.crops.0.size=20",
         "data.crops.1.photometric.blur_probability=0",
         "run.keep_last=7",
@@ -199,6 +200,7 @@ def test_overrides_reach_sections_lists_and_what_the_file_leaves_out(mine: Path)
         "trunk={name: regnet_y, regnet: {depth: 4, w_0: 16, w_a: 12, w_m: 1.75, group_width: 8}}",
     )
     assert recipe.optim.lr == 1e-4
+    assert recipe.run.profile == "10:15"  # not 615, as YAML 1.1 has it
     assert recipe.data.crops[0].size == 20
     assert recipe.data.crops[1].photometric.blur_probability == 0
     assert recipe.run.keep_last == 7
