@@ -141,7 +141,6 @@ def kill_again_and_again(recipe: dict[str, Any], kills: int, chance: random.Rand
     same_rows = (whole / "metrics.jsonl").read_bytes() == (broken / "metrics.jsonl").read_bytes()
     same_tensors = a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     told = {True: "equal", False: "DIFFER"}
-    told = {True: "equal", False: "DIFFER"}
     print(f"metrics {told[same_rows]}, tensors {told[same_tensors]}", flush=True)
     return same_rows and same_tensors and kinds.total() == kills
 

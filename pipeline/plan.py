@@ -177,9 +177,8 @@ def _memory(recipe: PretrainRecipe, counted: StepCount, *, gpus: int) -> dict[st
         two, one = counted.largest_blocks
         # Two blocks are gathered at a time; the gradients of one are whole until they are reduced.
         memory["gathered"] = compute * two + (compute + 4) * one
-        if recipe.train.strategy == "fsdp2" and len({crops.size for crops in recipe.data.crops}) > 1:
-            # Autograd adds up what the passes of all crop sizes give before FSDP2 may reduce it.
-            memory["whole gradients"] = float(compute * counted.matrices)
+        if _gradients_wait(recipe, counted):
+            memory["whole gradients"] = float(compute * (counted.matrices - counted.frozen_matrices))
     return memory
 
 
@@ -187,19 +186,29 @@ def _moved(recipe: PretrainRecipe, counted: StepCount, *, gpus: int, per_node: i
     """Bytes that leave one GPU in a step. A ring of N sends (N - 1) / N of what it gathers or scatters."""
     if gpus == 1:
         return {}
-    shards, passes = _shards(recipe, gpus), len({crops.size for crops in recipe.data.crops})
-    width = 8 if recipe.train.precision == "fp64" else 4
-    everything = width * (counted.matrices + counted.vectors)
+    shards, width = _shards(recipe, gpus), 8 if recipe.train.precision == "fp64" else 4
+    learned = counted.matrices - counted.frozen_matrices
     if shards == 1:
+        everything = width * (learned + counted.vectors - counted.frozen_vectors)
         return _by_link("gradients", 2 * everything, ranks=gpus, per_node=per_node)
-    compute = _gathered_bytes(recipe)
-    gathers = 2 * passes * recipe.train.accumulate  # forward and backward, of every size of crops
-    moved = _by_link("weights", gathers * compute * counted.matrices, ranks=shards, per_node=per_node)
-    moved |= _by_link("gradients", width * counted.matrices, ranks=shards, per_node=per_node)
+    gathered = counted.passes * (counted.matrices + learned)  # forward and backward
+    weights = recipe.train.accumulate * _gathered_bytes(recipe) * gathered
+    moved = _by_link("weights", weights, ranks=shards, per_node=per_node)
+    reduced = width * learned * (1 if _gradients_wait(recipe, counted) else counted.passes)
+    moved |= _by_link("gradients", reduced, ranks=shards, per_node=per_node)
     copies = gpus // shards
     if copies > 1:  # each copy's pieces are averaged between nodes
-        moved["network: gradients of copies"] = 2 * (copies - 1) / copies * width * counted.matrices / shards
+        moved["network: gradients of copies"] = 2 * (copies - 1) / copies * reduced / shards
     return moved
+
+
+def _gradients_wait(recipe: PretrainRecipe, counted: StepCount) -> bool:
+    """Whether autograd adds up the whole gradients of a trunk's passes before they may be reduced. FSDP2 has
+    a backward pass for each; so has FairScale where blocks are recomputed.
+    """
+    return (
+        recipe.train.strategy == "fairscale" and recipe.train.checkpointing == "none" and counted.passes > 1
+    )
 
 
 def _by_link(what: str, size: float, *, ranks: int, per_node: int) -> dict[str, float]:

@@ -36,16 +36,20 @@ class StepCount:
 
     Attributes:
         matrices, vectors: parameters of more than one dimension, and of one.
+        frozen_matrices, frozen_vectors: those of them that get no gradient, as a teacher's.
         trunk: parameters of the trunk, of both kinds.
         largest_blocks: parameters of the largest two blocks that follow each other, and of the largest.
         forward_flops, flops: per image; a product and its sum are two. Recomputation counts as it is done.
         weights, gradients, optimizer, buffers, activations: bytes at the fullest moment of the step, if
             nothing were sharded; images and what lives for a moment are activations.
+        passes: of each trunk.
         batch_norms: calls of BatchNorm layers whose sums go over the ranks.
     """
 
     matrices: int
     vectors: int
+    frozen_matrices: int
+    frozen_vectors: int
     trunk: int
     largest_blocks: tuple[int, int]
     forward_flops: float
@@ -55,6 +59,7 @@ class StepCount:
     optimizer: int
     buffers: int
     activations: int
+    passes: int
     batch_norms: int
 
 
@@ -66,6 +71,7 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         method = prepare(recipe, rank_rows=rank_rows)
+        frozen = [parameter for parameter in method.parameters() if not parameter.requires_grad]
         peak, flops = take_steps(method, recipe, rank_rows=rank_rows)
     numbers = sum(p.numel() for p in method.parameters())
     # What the optimizer keeps for each parameter, and the gradients, are kept in float32.
@@ -79,6 +85,8 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
     return StepCount(
         matrices=sum(p.numel() for p in parameters if p.ndim > 1),
         vectors=sum(p.numel() for p in parameters if p.ndim <= 1),
+        frozen_matrices=sum(p.numel() for p in frozen if p.ndim > 1),
+        frozen_vectors=sum(p.numel() for p in frozen if p.ndim <= 1),
         trunk=sum(p.numel() for p in method.trunk.parameters()),
         largest_blocks=(max(map(sum, pairwise(sizes))), max(sizes)),
         forward_flops=flops[0] / rank_rows,
@@ -88,6 +96,7 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
         optimizer=round(peak["OPT"] * wide),
         buffers=peak["BUFFER"],
         activations=peak["ACT"] + peak["TEMP"] + peak["OTH"],
+        passes=passes,
         batch_norms=norms * passes,
     )
 

@@ -43,6 +43,9 @@ class ReplicatedEngine:
         terms = (self._replicas or self.method)(crops, step)
         return cast(dict[str, Tensor], terms)
 
+    def backward(self, loss: Tensor) -> None:
+        torch.autograd.backward(loss)
+
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         if last or self._replicas is None:
             return contextlib.nullcontext()

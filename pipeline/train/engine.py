@@ -20,7 +20,11 @@ class Engine(Protocol):
     method: Method
 
     def __call__(self, crops: list[Tensor], step: int) -> dict[str, Tensor]:
-        """The method's `forward`; a backward pass through its loss leaves gradients averaged over ranks."""
+        """The method's `forward`."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add to the gradients; `loss` is made of the loss of the last call."""
         ...
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:

@@ -76,6 +76,9 @@ class FairScaleEngine:
     def __call__(self, crops: list[Tensor], step: int) -> dict[str, Tensor]:
         return cast(dict[str, Tensor], self._root(crops, step))
 
+    def backward(self, loss: Tensor) -> None:
+        torch.autograd.backward(loss)
+
     @contextlib.contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
         with contextlib.nullcontext() if last else self._root.no_sync():

@@ -6,6 +6,9 @@ Zhao et al., 2023 (https://arxiv.org/abs/2304.11277); Rajbhandari et al., 2020
 A block's weights are gathered when it is called, and dropped when it is done. Vectors (biases, and the gains
 of BatchNorm) stay whole on every rank, in their own precision: all of them together are smaller than one
 matrix, and their gradients are averaged once per step.
+
+Each pass of a trunk (one per crop size) has a backward pass of its own. In one backward pass for all of them
+autograd would keep the whole gradient of every block until the last pass has added to it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -56,6 +59,7 @@ class ShardedEngine:
             raise UserError("train.cpu_offload is for GPUs, and this run has none: set it to false")
         self.method = method
         self._group = world.group
+        self._passes: list[tuple[Tensor, Tensor]] = []  # what came out of a trunk, and what went on from there
         vectors = {parameter for parameter in method.parameters() if parameter.ndim <= 1}
         policy = MixedPrecisionPolicy(
             param_dtype=compute, reduce_dtype=compute and torch.float32, cast_forward_inputs=False
@@ -71,6 +75,8 @@ class ShardedEngine:
                 fully_shard(block, mp_policy=policy, **settings)
             for block, following in pairwise(blocks):
                 cast(FSDPModule, block).set_modules_to_forward_prefetch([cast(FSDPModule, following)])
+            fully_shard(trunk, mp_policy=policy, **settings)
+            trunk.register_forward_hook(self._cut)
         for child in method.children():
             if isinstance(child, Prototypes):  # scores are computed in full precision
                 fully_shard(child, **settings)
@@ -83,7 +89,17 @@ class ShardedEngine:
         initialize(method, seed=seed)
 
     def __call__(self, crops: list[Tensor], step: int) -> dict[str, Tensor]:
+        self._passes.clear()
         return cast(dict[str, Tensor], self.method(crops, step))
+
+    def backward(self, loss: Tensor) -> None:
+        root, passes = cast(FSDPModule, self.method), self._passes
+        root.set_is_last_backward(not passes)
+        torch.autograd.backward(loss)
+        while passes:  # the last one first: its weights were gathered last
+            features, cut = passes.pop()
+            root.set_is_last_backward(not passes)
+            torch.autograd.backward(features, cut.grad)
 
     @contextlib.contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
@@ -97,6 +113,14 @@ class ShardedEngine:
                 gradients, torch.split(flat, [each.numel() for each in gradients]), strict=True
             ):
                 gradient.copy_(mean.view_as(gradient))
+
+    def _cut(self, trunk: nn.Module, images: tuple[Tensor], features: Tensor) -> Tensor:
+        """Let the graph of the trunk end here; `backward` goes on from what is left."""
+        if not features.requires_grad:
+            return features
+        cut = features.detach().requires_grad_()
+        self._passes.append((features, cut))
+        return cut
 
     def after_step(self, step: int) -> None:
         self.method.after_step(step)

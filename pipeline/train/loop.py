@@ -267,7 +267,7 @@ def forward_backward(t: Training, batches: list[Batch], step: int) -> tuple[dict
                 crops = t.loader.augment(batch, dtype=DTYPES[t.recipe.train.precision])
             with arithmetic(t.recipe.train, t.world.device):
                 terms = t.engine(crops, step)
-            torch.autograd.backward(terms["loss"] * (t.scale.factor / len(batches)))
+            t.engine.backward(terms["loss"] * (t.scale.factor / len(batches)))
         embeddings.append(terms.pop("embedding"))
         for name, value in terms.items():
             scalars[name] = scalars.get(name, 0) + value.detach() / len(batches)

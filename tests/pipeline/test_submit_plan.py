@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ def test_activations_lie_on_a_line() -> None:
 COUNTED = StepCount(
     matrices=1_000_000_000,
     vectors=1_000_000,
+    frozen_matrices=0,
+    frozen_vectors=0,
     trunk=900_000_000,
     largest_blocks=(300_000_000, 200_000_000),
     forward_flops=1e12,
@@ -68,11 +71,12 @@ COUNTED = StepCount(
     optimizer=4_004_000_000,
     buffers=1_000_000,
     activations=10_000_000_000,
+    passes=2,
     batch_norms=200,
 )
 
 
-def planned(gpus: int, **train: Any) -> Plan:
+def planned(gpus: int, counted: StepCount = COUNTED, **train: Any) -> Plan:
     recipe = make_recipe(
         Path("nowhere"), data__batch_size=8192, train={"steps": 1000, "precision": "bf16"} | train
     )
@@ -84,7 +88,7 @@ def planned(gpus: int, **train: Any) -> Plan:
         mfu=0.4,
         steps=1000,
         failures_per_node_day=0.01,
-        count=lambda rows: COUNTED,
+        count=lambda rows: counted,
     )
 
 
@@ -107,11 +111,28 @@ def test_shards_hold_a_share_and_gather_every_block_for_each_crop_size_forward_a
     plan = planned(8, strategy="fsdp2")
     assert plan.memory["weights"] == pytest.approx(4 * (1e9 / 8 + 1e6), rel=1e-3)
     assert plan.memory["gathered"] == pytest.approx(2 * 3e8 + 6 * 2e8)
-    assert plan.memory["whole gradients"] == 2e9  # they wait for the other crop size's pass
+    assert plan.memory["whole gradients"] == 0
     assert plan.moved["NVLink: weights"] == pytest.approx(4 * 2 * 1e9 * 7 / 8)
+    assert plan.moved["NVLink: gradients"] == pytest.approx(2 * 4 * 1e9 * 7 / 8)  # once for each crop size
     hybrid = planned(64, strategy="fsdp2", shard_ranks=8)
     assert "network: weights" not in hybrid.moved
-    assert hybrid.moved["network: gradients of copies"] == pytest.approx(2 * 7 / 8 * 4e9 / 8)
+    assert hybrid.moved["network: gradients of copies"] == pytest.approx(2 * 2 * 7 / 8 * 4e9 / 8)
+    fairscale = planned(8, strategy="fairscale")
+    assert fairscale.memory["whole gradients"] == 4e9  # they wait for the other crop size's pass
+    assert fairscale.moved["NVLink: gradients"] == pytest.approx(4 * 1e9 * 7 / 8)
+    assert planned(8, strategy="fairscale", checkpointing="full").memory["whole gradients"] == 0
+
+
+def test_a_teacher_is_gathered_for_its_forward_pass_and_has_no_gradient_to_move() -> None:
+    counted = replace(COUNTED, frozen_matrices=400_000_000, frozen_vectors=400_000)
+    assert planned(16, counted).moved["NVLink: gradients"] == pytest.approx(2 * 4 * 0.6006e9 * 15 / 16)
+    sharded = planned(8, counted, strategy="fsdp2")
+    assert sharded.moved["NVLink: weights"] == pytest.approx(2 * 2 * 1.6e9 * 7 / 8)
+    assert sharded.moved["NVLink: gradients"] == pytest.approx(2 * 4 * 0.6e9 * 7 / 8)
+    method = {"name": "byol", "projector": [16, 8], "predictor": 16}
+    byol = make_recipe(Path("nowhere"), method=method, data__crops=CROPS[:1])
+    teacher = count_step(byol, rank_rows=4)
+    assert 0 < teacher.frozen_matrices < teacher.matrices / 2
 
 
 def test_the_command_prints_a_table_json_and_a_picture(tmp_path: Path) -> None:

@@ -110,13 +110,39 @@ def test_T1_T2_T4_gradients_do_not_depend_on_ranks_strategy_or_checkpointing(
                 assert np.abs(values[key] - expected[key]).max() <= tolerance * scale, (name, key)
 
 
+def _reduced(group: dist.ProcessGroup | None, data: Path, folder: Path) -> list[bool]:
+    t = prepare(group, data, folder, {"strategy": "fsdp2"})
+    weights = [p for p in t.method.trunk.parameters() if p.ndim > 1]
+    step, batches = next(steps(t, Stopwatch()))
+    reduced, backward = [], torch.autograd.backward
+
+    def noted(*tensors: Tensor) -> None:
+        reduced.append(all(weight.grad is not None for weight in weights))
+        backward(*tensors)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.autograd, "backward", noted)
+        forward_backward(t, batches, step)
+    return reduced
+
+
+def test_fsdp2_reduces_the_gradients_of_one_crop_size_before_those_of_the_next_are_made(
+    data: Path, tmp_path: Path, run_on_ranks: Ranks
+) -> None:
+    # Of the loss to the features, then of the small crops, then of the large ones.
+    assert run_on_ranks(2, _reduced, data, tmp_path) == [[False, False, True]] * 2
+
+
 def _train(
     group: dist.ProcessGroup | None, data: Path, folder: Path, trains: dict[str, dict[str, Any]]
 ) -> None:
     for name, section in trains.items():
-        # Float32's rounding grows the faster the larger the steps are.
-        slow = {} if section["precision"] == "fp64" else {"optim__lr": 0.01}
-        t = prepare(group, data, folder / name, section, **slow)
+        changes: dict[str, Any] = {}
+        if section["precision"] == "fp32":
+            # Float32's rounding grows the faster the larger the steps are. One size of crops: FSDP2 adds up
+            # the gradients of two after they are reduced, FairScale before.
+            changes = {"optim__lr": 0.01, "data__crops": [{"count": 3, "size": 16, "scale": [0.3, 1.0]}]}
+        t = prepare(group, data, folder / name, section, **changes)
         train(t, Never())  # type: ignore[arg-type]
         if t.metrics is not None:
             t.metrics.close()
