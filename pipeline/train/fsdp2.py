@@ -59,7 +59,9 @@ class ShardedEngine:
             raise UserError("train.cpu_offload is for GPUs, and this run has none: set it to false")
         self.method = method
         self._group = world.group
-        self._passes: list[tuple[Tensor, Tensor]] = []  # what came out of a trunk, and what went on from there
+        self._passes: list[
+            tuple[Tensor, Tensor]
+        ] = []  # what came out of a trunk, and what went on from there
         vectors = {parameter for parameter in method.parameters() if parameter.ndim <= 1}
         policy = MixedPrecisionPolicy(
             param_dtype=compute, reduce_dtype=compute and torch.float32, cast_forward_inputs=False
