@@ -22,7 +22,7 @@ import torch
 from ingest.dataset import Dataset, open_dataset
 from pipeline.export import export_trunk, pixels_trunk, random_trunk, read_spec
 from pipeline.recipe import KnnRecipe
-from pipeline.train.checkpoint import newest_first, step_of
+from pipeline.train.checkpoint_files import newest_first, step_of
 from pipeline.transfer.features import extract_from_files
 from pipeline.transfer.knn import knn
 

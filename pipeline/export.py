@@ -27,7 +27,7 @@ from ingest.dataset import Dataset
 from pipeline.models.initialize import initialize
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe import PretrainRecipe, Trunk
-from pipeline.train.checkpoint import latest, read_tensors
+from pipeline.train.checkpoint_files import latest, read_tensors
 from pipeline.transfer.features import Preprocessing, evenly_spaced, fit_image, image_batches, normalise
 
 _CALIBRATION_IMAGES = 10_000  # at most, evenly spaced

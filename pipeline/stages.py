@@ -23,7 +23,7 @@ from pipeline.photographs import PhotographsRecipe, cut_tiles, identity
 from pipeline.receipts import Kind, Result, Work, content_digest, folder_identity
 from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe, Run
 from pipeline.report.report import Evidence, ReportRecipe, build_report
-from pipeline.train.checkpoint import step_of
+from pipeline.train.checkpoint_files import step_of
 from pipeline.transfer.features import extract_from_files, load_features, save_features
 from pipeline.transfer.knn import knn
 from pipeline.transfer.linear import linear_probe

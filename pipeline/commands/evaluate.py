@@ -31,7 +31,7 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
     from pipeline.dag import build_graph, load_dag
     from pipeline.receipts import StopRequested
     from pipeline.stages import KINDS
-    from pipeline.train.checkpoint import newest_first, step_of
+    from pipeline.train.checkpoint_files import newest_first, step_of
 
     found = find_run(run, folder)
     checkpoints = newest_first(found.path / "checkpoints")[::-1]

@@ -211,7 +211,7 @@ def _script(job: Job, site: Site) -> str:
 
 
 def _start(folder: Path) -> str:
-    from pipeline.train.checkpoint import latest, step_of
+    from pipeline.train.checkpoint_files import latest, step_of
 
     checkpoint = latest(folder)
     return "from the start" if checkpoint is None else f"from step {step_of(checkpoint)}"

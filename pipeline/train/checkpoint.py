@@ -1,10 +1,5 @@
 """Checkpoints: complete or absent, verified before they are read, and readable by any number of ranks.
 
-    RUN/checkpoints/step-00000123/   *.distcp, .metadata   every tensor (torch.distributed.checkpoint)
-                                     state.json            the rest: step, loader, recipe digest
-                                     manifest.json         bytes and sha256 of every other file
-    RUN/checkpoints/latest           the name of the newest
-
 Written under a temporary name, fsynced, and renamed: a folder `step-…` is whole unless a disk broke it, and
 then its manifest tells.
 """
@@ -14,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,26 +22,24 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from cluster.errors import UserError
 from cluster.job import write_atomically
 from cluster.torch_dist import World
 from pipeline.pieces import copy_own_piece, is_share, named_tensors, whole, whole_shape
+from pipeline.train.checkpoint_files import METHOD, OPTIMIZER, broken_file, newest_first, step_of
 from pipeline.train.checkpoint_period import young_daly
 from pipeline.train.checkpoint_writer import (
     SaveError,
     Staging,
     Writer,
     alone_on_purpose,
-    digest,
     sync_folder,
 )
 
 logger = logging.getLogger(__name__)
-
-_METHOD, _OPTIMIZER = "method.", "optimizer."
-_NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +116,7 @@ class Checkpoints:
         self.finish()
         name = f"step-{step:08d}"
         temporary = self._folder / f".saving-{name}"
-        tensors = collect(self._method, self._optimizer, keep=self._world.is_first)
-        if not wait:
-            tensors = self._staging.copy(tensors)
+        tensors = self._staging.copy(collect(self._method, self._optimizer, world=self._world))
         started = self._saved_at = self._clock()
 
         def write() -> None:
@@ -229,10 +219,10 @@ class Checkpoints:
         saved = reader.read_metadata().state_dict_metadata
         parameters = dict(named_tensors(self._method))
         self._optimizer.state.clear()
-        targets = {f"{_METHOD}{name}": (tensor, tensor) for name, tensor in parameters.items()}
+        targets = {f"{METHOD}{name}": (tensor, tensor) for name, tensor in parameters.items()}
         for name, entry in saved.items():
-            if name.startswith(_OPTIMIZER) and isinstance(entry, TensorStorageMetadata):
-                parameter_name, _, key = name.removeprefix(_OPTIMIZER).rpartition("/")
+            if name.startswith(OPTIMIZER) and isinstance(entry, TensorStorageMetadata):
+                parameter_name, _, key = name.removeprefix(OPTIMIZER).rpartition("/")
                 parameter = parameters[parameter_name]
                 tensor = _like(parameter, entry)
                 targets[name] = (tensor, parameter)
@@ -284,97 +274,34 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".deleting-{checkpoint.name}")))
 
 
-def collect(method: nn.Module, optimizer: Optimizer, *, keep: bool = True) -> dict[str, Tensor]:
-    """Every tensor of a training, by name; the optimizer's are called after the parameter they belong to. The
-    names and whole shapes are the same for every strategy. All ranks call it together.
-
-    Args:
-        keep: whether this rank keeps what must be put together from all ranks' shares, on the CPU.
+def collect(method: nn.Module, optimizer: Optimizer, *, world: World) -> Iterator[tuple[str, Tensor]]:
+    """What this rank writes of a training, by name: its pieces of what is sharded in torch's way, and whole
+    tensors that together are its part of all others. The optimizer's are called after the parameter they
+    belong to. Names and whole shapes are the same for every strategy. All ranks go through it together.
 
     Raises:
         TypeError: if the optimizer keeps something else than tensors: it would be lost.
     """
-    tensors: dict[str, Tensor] = {}
+    dealt = [0] * world.size  # bytes of whole tensors, to each rank
+    for name, tensor, parameter in _named(method, optimizer):
+        full = whole(tensor, parameter) if is_share(parameter) else tensor.detach()
+        if not isinstance(full, DTensor):
+            rank = dealt.index(min(dealt))
+            dealt[rank] += full.nbytes
+            if rank != world.rank:
+                continue
+        yield name, full
 
-    def add(name: str, tensor: Tensor, parameter: Tensor) -> None:
-        if not is_share(parameter):
-            tensors[name] = tensor.detach()
-        else:
-            full = whole(tensor, parameter)
-            if keep:
-                tensors[name] = full.cpu()
 
+def _named(method: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, tensor, and the parameter or buffer that it belongs to."""
     for name, tensor in named_tensors(method):
-        add(f"{_METHOD}{name}", tensor, tensor)
+        yield f"{METHOD}{name}", tensor, tensor
         for key, value in optimizer.state.get(tensor, {}).items():
             if isinstance(value, Tensor):
-                add(f"{_OPTIMIZER}{name}/{key}", value, tensor)
+                yield f"{OPTIMIZER}{name}/{key}", value, tensor
             elif value is not None:
                 raise TypeError(f"the optimizer keeps a {type(value).__name__} as {key!r}, not a tensor")
-    return tensors
-
-
-def newest_first(folder: Path) -> list[Path]:
-    """The published checkpoints of a `checkpoints` folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        (path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of, reverse=True
-    )
-
-
-def step_of(checkpoint: Path) -> int:
-    """The number of optimizer steps behind a checkpoint."""
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def latest(run_folder: Path) -> Path | None:
-    """The newest published checkpoint of a run."""
-    return next(iter(newest_first(run_folder / "checkpoints")), None)
-
-
-def broken_file(checkpoint: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
-    """The first file that differs from the manifest, with what is wrong; None if there is none.
-
-    Args:
-        share: (i, n) looks at every n-th file from the i-th on.
-    """
-    files = json.loads((checkpoint / "manifest.json").read_text())["files"]
-    for name in (".metadata", "state.json"):
-        if name not in files:  # what is read must be what the manifest vouches for
-            return f"{name} is not in the manifest"
-    for name in sorted(files)[share[0] :: share[1]]:
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if digest(path) != files[name]:
-            return f"{name} is not as it was written"
-    return None
-
-
-def read_tensors(checkpoint: Path, *, prefix: str) -> dict[str, Tensor]:
-    """Some of the method's tensors, on the CPU, in one process; for example with prefix "trunk.".
-
-    Args:
-        checkpoint: of a run of one's own: its metadata is a pickle, read once the manifest matches.
-        prefix: of the names in the method's state; left out of the names returned.
-
-    Raises:
-        UserError: if there is no whole checkpoint.
-    """
-    if not (checkpoint / "manifest.json").is_file():
-        raise UserError(f"{checkpoint} is not a checkpoint: it has no manifest.json")
-    if broken := broken_file(checkpoint):
-        raise UserError(f"checkpoint {checkpoint} is broken: {broken}; use an older one")
-    reader = FileSystemReader(checkpoint)
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if name.startswith(_METHOD + prefix) and isinstance(entry, TensorStorageMetadata)
-    }
-    with alone_on_purpose():
-        load_tensors(tensors, storage_reader=reader, no_dist=True)
-    return {name.removeprefix(_METHOD + prefix): tensor for name, tensor in tensors.items()}
 
 
 def _like(parameter: Tensor, entry: TensorStorageMetadata) -> Tensor:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,10 +38,11 @@ class Staging:
         self._rooms: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def copy(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors as they are now; the next call overwrites them. Pieces stay pieces."""
-        rooms = {name: self._room(name, tensor) for name, tensor in tensors.items()}
-        for name, tensor in tensors.items():
+        rooms = {}
+        for name, tensor in tensors:
+            rooms[name] = self._room(name, tensor)
             own(rooms[name]).copy_(own(tensor), non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the next step overwrites what is copied

@@ -27,7 +27,8 @@ from pipeline.interop import init_file, read_weights, warm_start
 from pipeline.methods.build import Method, assemble_method
 from pipeline.pieces import norms, own
 from pipeline.recipe import PretrainRecipe
-from pipeline.train.checkpoint import Checkpoints, latest
+from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.checkpoint_files import latest
 from pipeline.train.engine import Engine
 from pipeline.train.guard import Diverged, Guard, Rollback, Suspect, batch_suspect, find_suspects
 from pipeline.train.loss_scale import LossScale

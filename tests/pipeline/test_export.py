@@ -23,7 +23,7 @@ from pipeline.export import (
 from pipeline.models.initialize import initialize
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe import PretrainRecipe, Trunk
-from pipeline.train.checkpoint import latest, read_tensors
+from pipeline.train.checkpoint_files import latest, read_tensors
 from pipeline.train.loop import pretrain
 from pipeline.transfer.features import Preprocessing, evenly_spaced, image_batches, normalise
 

@@ -24,7 +24,7 @@ from pipeline.models.regnet import PRESETS, widths_and_depths
 from pipeline.models.trunk import build_trunk
 from pipeline.pieces import named_tensors, whole
 from pipeline.recipe import Trunk
-from pipeline.train.checkpoint import latest, read_tensors
+from pipeline.train.checkpoint_files import latest, read_tensors
 from pipeline.train.loop import pretrain, set_up
 from pipeline.transfer.features import Preprocessing
 

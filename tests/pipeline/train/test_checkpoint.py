@@ -21,7 +21,8 @@ from torch.optim import Optimizer
 
 from cluster.errors import UserError
 from cluster.torch_dist import World
-from pipeline.train.checkpoint import Checkpoints, broken_file, latest, newest_first, read_tensors, step_of
+from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.checkpoint_files import broken_file, latest, newest_first, read_tensors, step_of
 from pipeline.train.checkpoint_period import young_daly
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)

@@ -19,7 +19,7 @@ from cluster.errors import UserError
 from cluster.torch_dist import World
 from pipeline.export import export_trunk
 from pipeline.pieces import named_tensors, whole
-from pipeline.train.checkpoint import latest, read_tensors
+from pipeline.train.checkpoint_files import latest, read_tensors
 from pipeline.train.loop import Training, forward_backward, set_up, steps, train
 from pipeline.train.metrics import Stopwatch
 

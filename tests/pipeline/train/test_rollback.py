@@ -21,7 +21,7 @@ from cluster.preempt import PreemptionFlag
 from cluster.torch_dist import World
 from pipeline.data.loader import Batch
 from pipeline.recipe import PretrainRecipe
-from pipeline.train.checkpoint import latest, newest_first, read_tensors, step_of
+from pipeline.train.checkpoint_files import latest, newest_first, read_tensors, step_of
 from pipeline.train.loop import set_up, train
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
