@@ -85,16 +85,17 @@ def _rank(rank: int, place: dict[str, str], recipe: dict[str, Any], folder: str)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), **place}
     torch.set_num_threads(1)
     with Path(os.devnull).open("w") as sys.stderr:
-        from pipeline.train import loop
+        from pipeline.data.loader import Loader
+        from pipeline.train.loop import run_pretrain
 
-        keys, augment = [], loop.Loader.augment
+        keys, augment = [], Loader.augment
 
         def noted(self: Any, batch: Any, **options: Any) -> Any:
             keys.append(batch.keys.tolist())
             return augment(self, batch, **options)
 
-        loop.Loader.augment = noted  # type: ignore[method-assign]
-        loop.run_pretrain(recipe, folder)
+        Loader.augment = noted  # type: ignore[method-assign]
+        run_pretrain(recipe, folder)
         Path(folder, f"keys-{rank}.json").write_text(json.dumps(keys))
 
 
@@ -130,7 +131,7 @@ def kill_again_and_again(recipe: dict[str, Any], kills: int, chance: random.Rand
     kinds: Counter[str] = Counter()
     starts, started = 1, time.monotonic()
     ranks = Ranks(RANKS, recipe, broken)
-    while kinds.total() < kills and not ranks.wait(chance.uniform(0, 2 + 16 * per_step)):
+    while kinds.total() < kills and not ranks.wait(chance.uniform(0, 2 + 10 * per_step)):
         kinds[ranks.kill(chance)] += 1
         ranks = Ranks(RANKS, recipe, broken)
         starts += 1
@@ -175,7 +176,7 @@ def main() -> None:
     parser.add_argument("--strategy", choices=("ddp", "fsdp2", "fairscale"), default="fsdp2")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--changes", type=int, default=20)
-    parser.add_argument("--steps", type=int, help="of the killed run; by default 12 for each kill")
+    parser.add_argument("--steps", type=int, help="of the killed run; by default 8 for each kill")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     chance, strategy, same = random.Random(options.seed), options.strategy, True
@@ -183,7 +184,7 @@ def main() -> None:
         folder = Path(name)
         data = make_dataset(folder)
         if options.kills:
-            steps = options.steps or 12 * options.kills
+            steps = options.steps or 8 * options.kills
             recipe = values(data, strategy, steps=steps, precision="fp32", keep=2)
             same &= kill_again_and_again(recipe, options.kills, chance, folder)
         if options.changes:

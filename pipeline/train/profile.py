@@ -34,10 +34,16 @@ class Profile:
                 activities.append(ProfilerActivity.CUDA)
             self._profiler = profile(activities=activities)
             self._profiler.start()
-        elif done >= self._last and self._profiler is not None:
-            self._profiler.stop()
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._profiler.export_chrome_trace(str(self._folder / self._name))
-            self._profiler = None
-            if self._world.is_first:
-                logger.info("trace of each rank, steps %d to %d: %s", self._first, self._last, self._folder)
+        elif done >= self._last:
+            self.close()
+
+    def close(self) -> None:
+        """Write the trace, if one is being recorded: the run may end amid the steps asked for."""
+        if self._profiler is None:
+            return
+        self._profiler.stop()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._profiler.export_chrome_trace(str(self._folder / self._name))
+        self._profiler = None
+        if self._world.is_first:
+            logger.info("trace of each rank, steps %d to %d: %s", self._first, self._last, self._folder)

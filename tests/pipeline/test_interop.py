@@ -25,7 +25,8 @@ from pipeline.models.trunk import build_trunk
 from pipeline.pieces import named_tensors, whole
 from pipeline.recipe import Trunk
 from pipeline.train.checkpoint_files import latest, read_tensors
-from pipeline.train.loop import pretrain, set_up
+from pipeline.train.loop import pretrain
+from pipeline.train.training import set_up
 from pipeline.transfer.features import Preprocessing
 
 TINY = Trunk(name="regnety_tiny")

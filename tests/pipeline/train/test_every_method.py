@@ -20,8 +20,9 @@ from cluster.torch_dist import World
 from pipeline.export import export_trunk
 from pipeline.pieces import named_tensors, whole
 from pipeline.train.checkpoint_files import latest, read_tensors
-from pipeline.train.loop import Training, forward_backward, set_up, steps, train
+from pipeline.train.loop import forward_backward, steps, train
 from pipeline.train.metrics import Stopwatch
+from pipeline.train.training import Training, set_up
 
 Ranks = Callable[..., list[Any]]
 Tensors = dict[str, NDArray[Any]]

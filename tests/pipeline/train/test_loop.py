@@ -30,7 +30,8 @@ from cluster.torch_dist import World
 from pipeline.data.loader import Batch, Loader
 from pipeline.recipe import PretrainRecipe
 from pipeline.train.checkpoint_files import latest, newest_first, read_tensors
-from pipeline.train.loop import Training, count_steps, forward_backward, pretrain, set_up, train
+from pipeline.train.loop import forward_backward, pretrain, train
+from pipeline.train.training import Training, count_steps, set_up
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
 Ranks = Callable[..., list[Any]]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_training import make_dataset, make_values
+from tiny_training import make_dataset, make_recipe, make_values
 from torch import Tensor
 
 from cluster.errors import UserError
@@ -22,7 +22,8 @@ from cluster.torch_dist import World
 from pipeline.data.loader import Batch
 from pipeline.recipe import PretrainRecipe
 from pipeline.train.checkpoint_files import latest, newest_first, read_tensors, step_of
-from pipeline.train.loop import set_up, train
+from pipeline.train.loop import pretrain, train
+from pipeline.train.training import set_up
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
 Ranks = Callable[..., list[Any]]
@@ -91,11 +92,12 @@ def final_tensors(folder: Path) -> dict[str, Tensor]:
     return read_tensors(checkpoint, prefix="")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "strategy"), [(1, "ddp"), (2, "ddp"), (2, "fsdp2")])
 def test_T3_the_run_goes_back_passes_over_the_data_and_does_so_again_after_a_kill(
-    data: Path, tmp_path: Path, run_on_ranks: Ranks, ranks: int
+    data: Path, tmp_path: Path, run_on_ranks: Ranks, ranks: int, strategy: str
 ) -> None:
-    values, bad = make_values(data, train__steps=14, run__keep_last=10), [6, 7, 8]
+    section = {"steps": 14, "strategy": strategy}
+    values, bad = make_values(data, train=section, run__keep_last=10), [6, 7, 8]
     folder, again = tmp_path / "run", tmp_path / "again"
     answers = run_on_ranks(ranks, _train, values, folder, bad)
     assert [tuple(answer) for answer in answers] == [("", [*range(9), *range(9, 18)])] * ranks
@@ -142,6 +144,13 @@ def test_a_trace_of_each_rank_is_written(
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     assert sum(event.get("name") == "aten::linear" for event in events) > 0
     assert str(trace.parent) in caplog.text
+
+
+def test_a_run_that_ends_amid_the_steps_asked_for_has_a_trace_of_those_it_took(
+    data: Path, tmp_path: Path
+) -> None:
+    pretrain(make_recipe(data, train__steps=5, run__profile="2:40"), tmp_path / "run")
+    assert (tmp_path / "run" / "traces" / "steps-2-40-rank-0.json.gz").stat().st_size > 1000
 
 
 def test_what_saving_costs_is_told(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -18,8 +18,9 @@ from cluster.preempt import PreemptionFlag
 from cluster.torch_dist import World
 from pipeline.data.loader import Batch
 from pipeline.recipe import PretrainRecipe
-from pipeline.train.loop import set_up, train
+from pipeline.train.loop import train
 from pipeline.train.stragglers import Pace, Stragglers, slow_ranks
+from pipeline.train.training import set_up
 
 
 def pace(waiting: float, augmenting: float, step: float = 1.0) -> Pace:

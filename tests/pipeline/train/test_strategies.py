@@ -21,10 +21,11 @@ from pipeline.models.regnet import RegNet
 from pipeline.pieces import named_tensors, whole
 from pipeline.recipe import RegNetParameters
 from pipeline.train.checkpoint_files import latest, read_tensors
-from pipeline.train.loop import Training, forward_backward, gradient_norm, set_up, steps, train
+from pipeline.train.loop import forward_backward, gradient_norm, steps, train
 from pipeline.train.metrics import Stopwatch
 from pipeline.train.parallel import compile_blocks
 from pipeline.train.probe import whole_trunk
+from pipeline.train.training import Training, set_up
 
 Ranks = Callable[..., list[Any]]
 TRUNK = {"depth": 6, "w_0": 16, "w_a": 12.0, "w_m": 2.0, "group_width": 8}  # stages of 1, 2 and 3 blocks
