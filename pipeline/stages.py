@@ -227,9 +227,9 @@ def score_linear(work: Work) -> Result:
 
 def report(work: Work) -> Result:
     """report.html, and the headline numbers."""
-    evidence = Evidence(**work.inputs)
-    build_report(evidence, work.recipe, work.folder / "report.html")
-    return Result({}, ["report.html"])
+    evidence, device = Evidence(**work.inputs), pick_device("auto")
+    build_report(evidence, work.recipe, work.folder / "report.html", device=device)
+    return Result({}, ["report.html"], _gpus(device))
 
 
 def _one_gpu(recipe: Section, gpus_per_node: int | None) -> Resources:
@@ -282,7 +282,12 @@ KINDS: dict[str, Kind] = {
     "knn": Kind(recipe=KnnRecipe, run=score_knn, resources=_one_gpu, inputs=frozenset({"features"})),
     "linear": Kind(recipe=LinearRecipe, run=score_linear, resources=_one_gpu, inputs=frozenset({"features"})),
     "report": Kind(
-        recipe=ReportRecipe, run=report, inputs=REPORT_INPUTS, optional=REPORT_OPTIONAL, version=2
+        recipe=ReportRecipe,
+        run=report,
+        resources=_one_gpu,
+        inputs=REPORT_INPUTS,
+        optional=REPORT_OPTIONAL,
+        version=3,
     ),
 }
 

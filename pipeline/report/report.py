@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
@@ -19,6 +20,7 @@ from pipeline.receipts import Input
 from pipeline.recipe import Data, PretrainRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, line_chart
 from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, nearest_rows
+from pipeline.report.prototypes import PrototypeGallery, prototype_gallery
 from pipeline.transfer.features import Features, load_features
 
 TRUNKS = {"trained": "trained trunk", "random": "random trunk", "pixels": "raw pixels"}
@@ -26,7 +28,10 @@ TONES = {"trained": "t1", "random": "t2", "pixels": "t3"}
 
 
 class ReportRecipe(Section):
-    """What is shown, and how much of it."""
+    """What is shown, and how much of it.
+
+    The nearest prototypes of `prototype_sample` images of the pretraining are looked for.
+    """
 
     title: str = "SEER pipeline"
     labels: PositiveInt = 14
@@ -34,6 +39,9 @@ class ReportRecipe(Section):
     crop_rows: PositiveInt = 6
     queries: PositiveInt = 6
     neighbours: PositiveInt = 8
+    prototypes: PositiveInt = 8
+    images_per_prototype: PositiveInt = 8
+    prototype_sample: PositiveInt = 5_000
     seed: NonNegativeInt = 0
 
 
@@ -73,8 +81,8 @@ class Evidence:
         return {name: getattr(self, roles[name]).receipt.metrics for name in self.trunks()}
 
 
-def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path) -> None:
-    """Write the page."""
+def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path, *, device: torch.device) -> None:
+    """Write the page; the device is for the images that are shown to the prototypes of SwAV."""
     run = evidence.run.path
     pretrain = load_recipe(PretrainRecipe, str(run / "recipe.yaml"), kind="pretrain")
     provenance = json.loads((evidence.trunk.path / "trunk.json").read_text())["provenance"]
@@ -83,6 +91,8 @@ def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path) -> None:
     data_samples, train_samples, test_samples = (
         Samples(_opened(source)) for source in (evidence.data, evidence.train, evidence.test)
     )
+    here = pretrain.model_copy(update={"data": _where_it_is_now(pretrain, evidence.data)})
+    data_labels = _labels(trained[0]) if same_images else {}
     page = (
         _environment()
         .get_template("report.html")
@@ -110,12 +120,8 @@ def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path) -> None:
             wall=evidence.run.receipt.seconds,
             stages=_stages(evidence),
             curves=curves(run),
-            crops=crops_seen(
-                pretrain.model_copy(update={"data": _where_it_is_now(pretrain, evidence.data)}),
-                data_samples,
-                _labels(trained[0]) if same_images else {},
-                count=recipe.crop_rows,
-            ),
+            crops=crops_seen(here, data_samples, data_labels, count=recipe.crop_rows),
+            gallery=_prototypes(run, here, data_samples, data_labels, recipe, device=device),
             queries=nearest_rows(
                 {"trained": trained, "random": random},
                 train_samples,
@@ -197,6 +203,31 @@ def duration(seconds: float) -> str:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _prototypes(
+    run: Path,
+    pretrain: PretrainRecipe,
+    samples: Samples,
+    labels: dict[int, str],
+    recipe: ReportRecipe,
+    *,
+    device: torch.device,
+) -> PrototypeGallery | None:
+    """None for a method without prototypes."""
+    if pretrain.method.name != "swav":
+        return None
+    return prototype_gallery(
+        run,
+        pretrain,
+        samples,
+        labels,
+        rows=recipe.prototypes,
+        images=recipe.images_per_prototype,
+        sample=recipe.prototype_sample,
+        seed=recipe.seed,
+        device=device,
+    )
 
 
 def _features(source: Input) -> tuple[Features, Features]:

@@ -86,7 +86,7 @@ def extract_features(
         for batch in batches:
             parts.append(trunk(normalise(batch.images, preprocessing, device)).float().cpu())
             keys.append(batch.keys.clone())  # kept as they are, they would keep the batch's buffer
-            labels += batch.labels
+            labels += _known(batch.labels, dataset)
     trunk.train(was_training)
     classes = tuple(sorted(set(labels)))
     number = {name: index for index, name in enumerate(classes)}
@@ -154,11 +154,11 @@ def load_features(path: Path) -> Features:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBatch:
-    """uint8 images (n, 3, S, S), int64 keys (n,), and one label per image."""
+    """uint8 images (n, 3, S, S), int64 keys (n,), and the label of each image, None without one."""
 
     images: Tensor
     keys: Tensor
-    labels: list[str]
+    labels: list[str | None]
 
     def pin_memory(self) -> ImageBatch:
         """A copy, ready for an asynchronous copy to a GPU."""
@@ -251,16 +251,20 @@ class _Batches:
             self._reader = Reader(self._dataset, units=64)
         return self._reader
 
-    def _label(self, unit: int, row: int) -> str:
+    def _label(self, unit: int, row: int) -> str | None:
         if self._labels is None or self._labels[0] != unit:
             self._labels = (unit, self._dataset.unit_rows(unit).labels)
-        label = self._labels[1][row]
-        if label is None:
-            raise UserError(
-                f"a sample of {self._dataset.path} has no label; an evaluation needs a dataset crawled from "
-                "a folder or tar whose first folders are the labels"
-            )
-        return label
+        return self._labels[1][row]
+
+
+def _known(labels: list[str | None], dataset: Dataset) -> list[str]:
+    known = [label for label in labels if label is not None]
+    if len(known) < len(labels):
+        raise UserError(
+            f"a sample of {dataset.path} has no label; an evaluation needs a dataset crawled from "
+            "a folder or tar whose first folders are the labels"
+        )
+    return known
 
 
 def evenly_spaced(total: int, limit: int | None) -> NDArray[np.int64]:

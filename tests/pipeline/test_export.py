@@ -9,6 +9,7 @@ from tiny_training import make_dataset, make_recipe
 from torch import nn
 
 from cluster.errors import UserError
+from ingest.crawl import CrawlSettings, crawl_shards
 from ingest.dataset import open_dataset
 from pipeline.export import (
     TrunkSpec,
@@ -167,6 +168,17 @@ def test_batchnorm_is_calibrated_by_a_cumulative_average(data):
     torch.testing.assert_close(network[0].running_var, images.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert network[0].momentum == 0.1
     assert not network.training
+
+
+def test_batchnorm_is_calibrated_on_images_without_labels(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (20, 20), (255, 0, 0)).save(tmp_path / "in" / "a.png")
+    crawl_shards(
+        [str(tmp_path / "in")], tmp_path / "out", CrawlSettings(), workers=1, progress=lambda counts: None
+    )
+    norm = nn.BatchNorm2d(3)
+    calibrate_batchnorm(norm, open_dataset(tmp_path / "out"), preprocessing=VIEW, workers=0, device=CPU)
+    torch.testing.assert_close(norm.running_mean[0], torch.tensor((1 - 0.5) / 0.2))
 
 
 def test_pixels_are_a_trunk_too(tmp_path):

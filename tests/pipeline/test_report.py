@@ -6,15 +6,18 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from tiny_training import make_recipe
 
 from cluster.local import LocalExecutor
 from cluster.settings import read_yaml
 from pipeline.dag import build_graph, closing_lines, load_dag, run_graph
-from pipeline.receipts import Receipt
+from pipeline.receipts import Input, Receipt
 from pipeline.report.figures import Bar, Series, bar_chart, line_chart, ticks
-from pipeline.report.report import curves, duration
+from pipeline.report.report import Evidence, ReportRecipe, build_report, curves, duration
 from pipeline.stages import KINDS
+from pipeline.train.loop import pretrain
 
 HOSTILE = "<script>alert('x')</script>"
 SMALL = [
@@ -154,6 +157,30 @@ def test_the_page_says_what_was_done(demo):
         assert f"{100 * results[name].metrics['top1']:.1f}" in text
 
 
+def test_a_swav_report_shows_prototypes_and_one_of_another_method_does_not(demo, tmp_path):
+    run, folder = demo
+    results, _, _ = run()
+    text = " ".join(" ".join(Page((folder / "latest" / "report" / "report.html").read_text()).text).split())
+    assert "Each of the 240 images of the pretraining was given to the prototype" in text
+    assert "of the 8 prototypes were given any image" in text
+    roles = load_dag("demo", []).stages["report"].inputs
+    inputs = {
+        role: Input(path=folder / "latest" / stage, receipt=results[stage]) for role, stage in roles.items()
+    }
+    method = {"name": "barlow_twins", "projector": [8]}
+    crops = [{"count": 2, "size": 16, "scale": [0.3, 1.0]}]
+    pretrain(
+        make_recipe(inputs["data"].path, method=method, data__crops=crops, train={"steps": 1}),
+        tmp_path / "run",
+    )
+    inputs["run"] = Input(path=tmp_path / "run", receipt=results["pretrain"])
+    page = tmp_path / "report.html"
+    build_report(Evidence(**inputs), ReportRecipe(crop_rows=1), page, device=torch.device("cpu"))
+    text = " ".join(Page(page.read_text()).text)
+    assert "BARLOW_TWINS" in text
+    assert "sees as one thing" not in text
+
+
 def test_pretraining_goes_on_after_a_kill_between_checkpoint_and_receipt(demo):
     run, folder = demo
     results, _, _ = run()
@@ -187,6 +214,8 @@ def test_the_seer_graph_ends_in_a_report_on_datasets_of_its_own(demo, pictures, 
     assert "on 7 images, without their labels" in text
     assert "Two kinds of features" in text
     assert "a training and a test set of its own" in text
+    assert "What the model sees as one thing" in text
+    assert "commonest label" not in text
     assert "photograph" not in text.replace(str(pictures), "")
     for name in ("knn", "knn_random", "linear", "linear_random"):
         assert f"{100 * results[name].metrics['top1']:.1f}" in text

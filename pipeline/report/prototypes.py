@@ -1,0 +1,195 @@
+"""What a SwAV trunk sees as one thing: the images that lie nearest to its strongest prototypes.
+
+A prototype is a direction of the embedding that SwAV groups images by (Caron et al., 2020,
+https://arxiv.org/abs/2006.09882, section 3.1). In training, Sinkhorn spreads every batch equally over the
+prototypes; here each image goes to the nearest one, so that it shows how many of them stand for something.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cluster.errors import UserError
+from ingest.dataset import Dataset, open_dataset
+from pipeline.export import evaluation_preprocessing
+from pipeline.methods.build import assemble_method
+from pipeline.methods.swav import SwAVMethod
+from pipeline.recipe import PretrainRecipe
+from pipeline.report.gallery import Samples, data_uri
+from pipeline.train.checkpoint_files import latest, read_tensors
+from pipeline.transfer.features import Preprocessing, image_batches, normalise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    """The prototype nearest to each of N images, in dataset order.
+
+    `keys` int64 (N,) sample keys; `prototype` int64 (N,); `cosine` float32 (N,), of the embedding and it.
+    """
+
+    keys: Tensor
+    prototype: Tensor
+    cosine: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commonest:
+    """The label that most of some images have, and the share of them that have it."""
+
+    label: str
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """An image of a prototype."""
+
+    picture: str
+    label: str | None
+    cosine: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrototypeRow:
+    """A prototype, by its number: its share of the sample, and its nearest images, the nearest first.
+
+    `commonest` is of all its images, not only of those shown; None if no label is known.
+    """
+
+    prototype: int
+    share: float
+    commonest: Commonest | None
+    members: list[Member]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrototypeGallery:
+    """The strongest prototypes, and of all `prototypes` how many have an image of the sample.
+
+    `sample` of the pretraining's `images` were drawn; `commonest` is of the sample.
+    """
+
+    images: int
+    sample: int
+    prototypes: int
+    used: int
+    commonest: Commonest | None
+    rows: list[PrototypeRow]
+
+
+def prototype_gallery(
+    run: Path,
+    recipe: PretrainRecipe,
+    samples: Samples,
+    labels: Mapping[int, str],
+    *,
+    rows: int,
+    images: int,
+    sample: int,
+    seed: int,
+    device: torch.device,
+) -> PrototypeGallery:
+    """The prototypes with the most images of a sample of the pretraining's, and the nearest images of each.
+
+    Args:
+        run: its newest checkpoint is read.
+        recipe: the run's; `data` says where the images are now.
+        samples: the same images.
+        labels: sample key → label, where it is known.
+        rows, images: prototypes to show, and images of each, at most.
+        sample: images to draw by the seed, at most.
+    """
+    method = load_swav(run, recipe)
+    dataset = open_dataset(recipe.data.root, sealed=recipe.data.sealed, view=recipe.data.view)
+    drawn = np.random.default_rng(seed).choice(len(dataset), min(sample, len(dataset)), replace=False)
+    nearest = nearest_prototypes(
+        method,
+        dataset,
+        np.sort(drawn),  # in the order of the shards: each is opened once
+        preprocessing=evaluation_preprocessing(recipe),
+        device=device,
+    )
+    counts = nearest.prototype.bincount()
+    used = int(counts.count_nonzero())
+    strongest = counts.argsort(descending=True, stable=True)[: min(rows, used)]
+    return PrototypeGallery(
+        images=len(dataset),
+        sample=len(drawn),
+        prototypes=method.section.prototypes,
+        used=used,
+        commonest=_commonest(nearest.keys, labels),
+        rows=[_row(int(prototype), nearest, samples, labels, images=images) for prototype in strongest],
+    )
+
+
+def load_swav(run: Path, recipe: PretrainRecipe) -> SwAVMethod:
+    """The trunk, head and prototypes of a run's newest checkpoint, in evaluation mode, float32 on the CPU.
+
+    Raises:
+        UserError: if there is no whole checkpoint.
+    """
+    checkpoint = latest(run)
+    if checkpoint is None:
+        raise UserError(f"{run} holds no checkpoint; give the folder of a run that has saved one")
+    with torch.device("meta"):
+        method = assemble_method(recipe, total_steps=1, group=None)
+    if not isinstance(method, SwAVMethod):
+        raise ValueError(f"{recipe.method.name} has no prototypes")
+    method.load_state_dict(read_tensors(checkpoint, prefix=""), assign=True)
+    return method.float().eval()
+
+
+def nearest_prototypes(
+    method: SwAVMethod,
+    dataset: Dataset,
+    positions: NDArray[np.int64],
+    *,
+    preprocessing: Preprocessing,
+    device: torch.device,
+) -> Nearest:
+    """The nearest prototype of the images at some positions of the dataset, as an evaluation sees them."""
+    method.to(device)
+    keys: list[Tensor] = []
+    parts: list[tuple[Tensor, Tensor]] = []
+    with torch.inference_mode():
+        for batch in image_batches(dataset, positions, preprocessing=preprocessing, workers=0):
+            features = method.trunk(normalise(batch.images, preprocessing, device))
+            cosines = method.prototypes(F.normalize(method.head(features), dim=1))
+            highest = cosines.max(dim=1)
+            parts.append((highest.indices.cpu(), highest.values.cpu()))
+            keys.append(batch.keys)
+    prototype, cosine = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Nearest(keys=torch.cat(keys), prototype=prototype, cosine=cosine)
+
+
+def _row(
+    prototype: int, nearest: Nearest, samples: Samples, labels: Mapping[int, str], *, images: int
+) -> PrototypeRow:
+    own = (nearest.prototype == prototype).nonzero().squeeze(1)
+    shown = own[nearest.cosine[own].argsort(descending=True, stable=True)[:images]]
+    return PrototypeRow(
+        prototype=prototype,
+        share=len(own) / len(nearest.keys),
+        commonest=_commonest(nearest.keys[own], labels),
+        members=[
+            Member(picture=data_uri(samples.image(key)), label=labels.get(key), cosine=cosine)
+            for key, cosine in zip(nearest.keys[shown].tolist(), nearest.cosine[shown].tolist(), strict=True)
+        ],
+    )
+
+
+def _commonest(keys: Tensor, labels: Mapping[int, str]) -> Commonest | None:
+    known = [labels[key] for key in keys.tolist() if key in labels]
+    if not known:
+        return None
+    label, count = Counter(known).most_common(1)[0]
+    return Commonest(label=label, share=count / len(known))
