@@ -130,7 +130,8 @@ def make_plan(
     bottleneck = max(hidden, key=lambda what: hidden[what])
     step_seconds = hidden[bottleneck] + seconds["batch norm"]
     state = 2 if recipe.optim.name == "adamw" else 1
-    checkpoint = (1 + state) * 4.0 * (counted.matrices + counted.vectors)
+    frozen = counted.frozen_matrices + counted.frozen_vectors  # a teacher, of which no optimizer knows
+    checkpoint = 4.0 * ((1 + state) * (counted.matrices + counted.vectors) - state * frozen)
     checkpoint_seconds = checkpoint / (_CHECKPOINT_BYTES_PER_S * nodes)
     days = steps * step_seconds / 86_400
     return Plan(

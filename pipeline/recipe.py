@@ -67,7 +67,8 @@ class Trunk(Section):
     """The network that is kept: a published size by name, or `regnet_y` with `regnet` parameters.
 
     `init_from` starts its weights from an exported trunk, or from a checkpoint of timm's or VISSL's, instead
-    of the seed; a run that goes on does not read it again.
+    of the seed; a run that goes on does not read it again. `zero_init_residual` starts every block of a
+    ResNet as its shortcut: the gamma of its last BatchNorm is 0.
     """
 
     name: Literal[
@@ -94,7 +95,14 @@ class Trunk(Section):
     ]
     stem: Literal["imagenet", "low_resolution"] = "imagenet"
     regnet: RegNetParameters | None = None
+    zero_init_residual: bool = False
     init_from: str | None = None
+
+    @model_validator(mode="after")
+    def _only_resnets_start_as_shortcuts(self) -> Self:
+        if self.zero_init_residual and not self.name.startswith("resnet"):
+            raise ValueError("`zero_init_residual` goes with name: resnet18 or resnet50")
+        return self
 
     @model_validator(mode="after")
     def _parameters_belong_to_regnet_y(self) -> Self:

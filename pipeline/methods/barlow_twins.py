@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup
 from pipeline import recipe
 from pipeline.collectives import all_reduce_sum, world_size
 from pipeline.methods.groups import weights_and_the_rest
+from pipeline.methods.views import two_views
 from pipeline.models.heads import MLP
 
 # Entries of the cross-correlation that are held at once: 64 MB in float32.
@@ -61,9 +62,7 @@ class BarlowTwinsMethod(nn.Module):
             invariance, redundancy: its two terms before they are weighed.
             embedding: (rank_rows, dim), detached: the first view's.
         """
-        z_a, z_b = (
-            self.projector(self.trunk(view)) for group in crops for view in torch.split(group, self.rank_rows)
-        )
+        z_a, z_b = (self.projector(self.trunk(view)) for view in two_views(crops, rows=self.rank_rows))
         with torch.autocast(z_a.device.type, enabled=False):
             wide = torch.promote_types(z_a.dtype, torch.float32)
             z_a, z_b = z_a.to(wide), z_b.to(wide)

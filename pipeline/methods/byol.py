@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 from pipeline import recipe
 from pipeline.collectives import all_reduce_sum, world_size
 from pipeline.methods.groups import weights_and_the_rest
+from pipeline.methods.views import two_views
 from pipeline.models.heads import MLP
 from pipeline.pieces import own
 
@@ -89,7 +90,7 @@ class BYOLMethod(nn.Module):
             loss: scalar, equal on every rank; between 0 and 8.
             embedding: (rank_rows, dim), detached: the student's, before the predictor, of the first view.
         """
-        views = [view for group in crops for view in torch.split(group, self.rank_rows)]
+        views = two_views(crops, rows=self.rank_rows)
         targets: list[Tensor] = []
         if self.teacher is not None:
             # Before the student: a sharded backward pass gathers ahead what the forward pass gathered last.

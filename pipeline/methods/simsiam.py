@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup
 from pipeline import recipe
 from pipeline.collectives import all_reduce_sum, world_size
 from pipeline.methods.groups import weights_and_the_rest
+from pipeline.methods.views import two_views
 from pipeline.models.heads import MLP
 
 
@@ -61,9 +62,7 @@ class SimSiamMethod(nn.Module):
             loss: scalar, equal on every rank; between -1 and 1.
             embedding: (rank_rows, dim), detached: the projector's, of the first view.
         """
-        z_a, z_b = (
-            self.projector(self.trunk(view)) for group in crops for view in torch.split(group, self.rank_rows)
-        )
+        z_a, z_b = (self.projector(self.trunk(view)) for view in two_views(crops, rows=self.rank_rows))
         p_a, p_b = self.predictor(z_a), self.predictor(z_b)
         if self.section.stop_gradient:
             z_a, z_b = z_a.detach(), z_b.detach()

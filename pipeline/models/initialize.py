@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.models.heads import Prototypes
+from pipeline.models.resnet import Basic, Bottleneck
 from pipeline.pieces import clean_name, copy_own_piece, whole_shape
 from pipeline.train.batchnorm import CoupledBatchNorm
 
@@ -25,8 +26,8 @@ def initialize(module: nn.Module, *, seed: int) -> None:
 
     Convolutions are drawn from He et al.'s normal by fan-out (as RegNet's authors do), linear layers from
     torch's uniform by fan-in, prototypes uniformly on the sphere. BatchNorm starts as the identity: the last
-    gamma of a block is 1 and not 0, because LARC and LARS have no trust ratio for a weight of length 0.
-    Buffers of other modules (queues) start at zero.
+    gamma of a block is 1, unless the trunk asks for 0, because LARC, and LARS where it scales norms too,
+    have no trust ratio for a weight of length 0. Buffers of other modules (queues) start at zero.
 
     Raises:
         TypeError: if a module holds parameters of a kind that has no rule here.
@@ -37,6 +38,9 @@ def initialize(module: nn.Module, *, seed: int) -> None:
         else:
             for buffer in child.buffers(recurse=False):
                 buffer.zero_()
+    for block in module.modules():
+        if isinstance(block, Basic | Bottleneck) and block.zero_init:
+            nn.init.zeros_(block.last_norm.weight)  # type: ignore[arg-type]
 
 
 class _Draw:

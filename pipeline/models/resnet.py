@@ -23,11 +23,19 @@ class ResNet(nn.Module):
         depth: 18 (basic blocks, 512 features) or 50 (bottlenecks, 2048 features).
         stem: "imagenet" is 7x7 stride 2 and a max-pool; "low_resolution" is 3x3 stride 1 and no pool, for
             images of 64 px or less (section 4.2 of the paper, and the field's habit on CIFAR).
+        zero_init_residual: `initialize` starts every block as its shortcut: the last gamma is 0 (Goyal et
+            al., 2017, https://arxiv.org/abs/1706.02677, section 5.1).
     """
 
     feature_dim: int
 
-    def __init__(self, depth: Literal[18, 50], *, stem: Literal["imagenet", "low_resolution"]) -> None:
+    def __init__(
+        self,
+        depth: Literal[18, 50],
+        *,
+        stem: Literal["imagenet", "low_resolution"],
+        zero_init_residual: bool = False,
+    ) -> None:
         super().__init__()
         if stem == "imagenet":
             self.conv1 = nn.Conv2d(3, STEM_WIDTH, 7, stride=2, padding=3, bias=False)
@@ -36,12 +44,13 @@ class ResNet(nn.Module):
             self.conv1 = nn.Conv2d(3, STEM_WIDTH, 3, stride=1, padding=1, bias=False)
             self.pool = nn.Identity()
         self.bn1 = nn.BatchNorm2d(STEM_WIDTH)
-        block, counts = (_Basic, (2, 2, 2, 2)) if depth == 18 else (_Bottleneck, (3, 4, 6, 3))
+        block, counts = (Basic, (2, 2, 2, 2)) if depth == 18 else (Bottleneck, (3, 4, 6, 3))
         before = STEM_WIDTH
         for number, (width, count) in enumerate(zip(STAGE_WIDTHS, counts, strict=True), start=1):
             stage = nn.Sequential()
             for index in range(count):
-                stage.append(block(before, width, stride=2 if number > 1 and index == 0 else 1))
+                stride = 2 if number > 1 and index == 0 else 1
+                stage.append(block(before, width, stride=stride, zero_init=zero_init_residual))
                 before = width * block.expansion
             self.add_module(f"layer{number}", stage)
         self.feature_dim = before
@@ -59,11 +68,14 @@ def _shortcut(in_width: int, width: int, stride: int) -> nn.Sequential | None:
     return nn.Sequential(nn.Conv2d(in_width, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
 
 
-class _Basic(nn.Module):
+class Basic(nn.Module):
+    """Two 3x3 convolutions and a shortcut. `last_norm` starts with a gamma of 0 if `zero_init`."""
+
     expansion = 1
 
-    def __init__(self, in_width: int, width: int, *, stride: int) -> None:
+    def __init__(self, in_width: int, width: int, *, stride: int, zero_init: bool) -> None:
         super().__init__()
+        self.zero_init = zero_init
         self.conv1 = nn.Conv2d(in_width, width, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
@@ -76,12 +88,19 @@ class _Basic(nn.Module):
         y += x if self.downsample is None else self.downsample(x)
         return F.relu(y, inplace=True)
 
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.bn2
 
-class _Bottleneck(nn.Module):
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 and a shortcut. `last_norm` starts with a gamma of 0 if `zero_init`."""
+
     expansion = 4
 
-    def __init__(self, in_width: int, width: int, *, stride: int) -> None:
+    def __init__(self, in_width: int, width: int, *, stride: int, zero_init: bool) -> None:
         super().__init__()
+        self.zero_init = zero_init
         wide = width * self.expansion
         self.conv1 = nn.Conv2d(in_width, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -97,3 +116,7 @@ class _Bottleneck(nn.Module):
         y = self.bn3(self.conv3(y))
         y += x if self.downsample is None else self.downsample(x)
         return F.relu(y, inplace=True)
+
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.bn3

@@ -17,7 +17,7 @@ def build_trunk(section: recipe.Trunk) -> RegNet | ResNet:
     if section.regnet is not None:
         return RegNet(section.regnet, stem=section.stem)
     if section.name == "resnet18":
-        return ResNet(18, stem=section.stem)
+        return ResNet(18, stem=section.stem, zero_init_residual=section.zero_init_residual)
     if section.name == "resnet50":
-        return ResNet(50, stem=section.stem)
+        return ResNet(50, stem=section.stem, zero_init_residual=section.zero_init_residual)
     return RegNet(PRESETS[section.name], stem=section.stem)

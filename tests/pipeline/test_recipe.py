@@ -127,6 +127,19 @@ def test_a_published_recipe_has_the_published_schedule_and_sizes(name: str) -> N
     assert found[len(sizes) :] in ((), (sizes[-2],))  # a predictor ends where it began
 
 
+def test_a_published_recipe_starts_its_blocks_as_its_authors_do() -> None:
+    for name in PUBLISHED:
+        recipe = load_recipe(PretrainRecipe, name, kind="pretrain")
+        published = name.endswith("_resnet50") or name == "cifar10_simsiam"
+        assert recipe.trunk.zero_init_residual == published, name
+
+
+def test_solo_learns_recipes_for_cifar10_do_not_blur() -> None:
+    for name in ("swav", "barlow_twins", "byol", "simsiam"):
+        recipe = load_recipe(PretrainRecipe, f"cifar10_{name}", kind="pretrain")
+        assert not any(group.photometric.blur_probability for group in recipe.data.crops)
+
+
 @pytest.mark.parametrize(("kind", "name"), SHIPPED)
 def test_every_shipped_recipe_is_complete_and_right(kind: str, name: str) -> None:
     load_recipe(MODELS.get(name, PretrainRecipe), name, kind=kind)
@@ -173,6 +186,10 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
         ("optim.clip_trust=true", r"optim\.clip_trust goes with optim\.name: lars"),
         ("train.epochs=3", r"train: give exactly one of train\.steps and train\.epochs"),
         ("trunk.name=regnet_y", r"trunk: `regnet` parameters go with name: regnet_y"),
+        (
+            "trunk.zero_init_residual=true",
+            r"trunk: `zero_init_residual` goes with name: resnet18 or resnet50",
+        ),
         ("seed=1.5", r"seed: Input should be a valid integer"),
     ],
 )

@@ -123,12 +123,13 @@ def test_shards_hold_a_share_and_gather_every_block_for_each_crop_size_forward_a
     assert planned(8, strategy="fairscale", checkpointing="full").memory["whole gradients"] == 0
 
 
-def test_a_teacher_is_gathered_for_its_forward_pass_and_has_no_gradient_to_move() -> None:
+def test_a_teacher_is_gathered_for_its_forward_pass_and_has_no_gradient_or_momentum() -> None:
     counted = replace(COUNTED, frozen_matrices=400_000_000, frozen_vectors=400_000)
     assert planned(16, counted).moved["NVLink: gradients"] == pytest.approx(2 * 4 * 0.6006e9 * 15 / 16)
     sharded = planned(8, counted, strategy="fsdp2")
     assert sharded.moved["NVLink: weights"] == pytest.approx(2 * 2 * 1.6e9 * 7 / 8)
     assert sharded.moved["NVLink: gradients"] == pytest.approx(2 * 4 * 0.6e9 * 7 / 8)
+    assert sharded.checkpoint_bytes == pytest.approx(2 * 4 * 1.001e9 - 4 * 0.4004e9)
     method = {"name": "byol", "projector": [16, 8], "predictor": 16}
     byol = make_recipe(Path("nowhere"), method=method, data__crops=CROPS[:1])
     teacher = count_step(byol, rank_rows=4)

@@ -226,6 +226,33 @@ def test_the_teachers_momentum_rises_along_a_cosine() -> None:
     assert found == sorted(found)
 
 
+@pytest.mark.parametrize("section", [BARLOW, BYOL, SIMSIAM])
+def test_the_embedding_is_the_projectors_of_the_first_view_and_holds_no_graph(
+    section: dict[str, Any],
+) -> None:
+    method = cast(BarlowTwinsMethod | BYOLMethod | SimSiamMethod, build(section))
+    one, other = make_views()
+    embedding = method([torch.cat([one, other])], 0)["embedding"]
+    assert not embedding.requires_grad
+    torch.testing.assert_close(embedding, method.projector(method.trunk(one)).detach(), rtol=0, atol=1e-12)
+
+
+def test_what_follows_the_student_is_not_the_optimizers() -> None:
+    method = cast(BYOLMethod, build(BYOL))
+    learning = {id(parameter) for group in method.param_groups() for parameter in group["params"]}
+    assert learning == {
+        id(parameter) for name, parameter in method.named_parameters() if not name.startswith("teacher.")
+    }
+
+
+def test_a_projector_ends_plain_and_simsiams_predictor_with_a_bias() -> None:
+    for section in (BARLOW, BYOL):
+        last = list(cast(BarlowTwinsMethod | BYOLMethod, build(section)).projector.modules())[-1]
+        assert isinstance(last, nn.Linear) and last.bias is None
+    last = list(cast(SimSiamMethod, build(SIMSIAM)).predictor.modules())[-1]
+    assert isinstance(last, nn.Linear) and last.bias is not None
+
+
 def gradients_of(method: Method) -> set[str]:
     """The parts of a method that learn from a step."""
     method(list(make_views()), 0)["loss"].backward()

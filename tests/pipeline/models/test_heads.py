@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from pipeline.models.heads import ProjectionHead, Prototypes
+from pipeline.models.heads import MLP, ProjectionHead, Prototypes
 from pipeline.recipe import Head
 
 
@@ -15,6 +15,16 @@ def test_batch_norm_and_relu_stand_between_layers_only() -> None:
     without = ProjectionHead(6, Head(hidden=(5, 4), output=3, batch_norm=False))
     assert [type(layer) for layer in without.layers] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
     assert without(torch.randn(2, 6)).shape == (2, 3)
+
+
+def test_an_mlp_ends_with_a_linear_layer_a_bias_or_a_norm_without_affine() -> None:
+    between = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
+    plain, bias = MLP((6, 5, 4, 3), end="plain").layers, MLP((6, 5, 4, 3), end="bias").layers
+    norm = MLP((6, 5, 4, 3), end="batch_norm").layers
+    for layers, last in ((plain, []), (bias, []), (norm, [nn.BatchNorm1d])):
+        assert [type(layer) for layer in layers] == [*between, *between, nn.Linear, *last]
+    assert [layers[6].bias is not None for layers in (plain, bias, norm)] == [False, True, False]
+    assert norm[7].weight is None
 
 
 def test_no_hidden_layer_is_one_linear_map() -> None:

@@ -1,6 +1,7 @@
 """Weights are a function of (seed, name) alone."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -50,6 +51,18 @@ def test_batchnorm_without_affine_starts_as_the_identity() -> None:
     initialize(nn.Sequential(norm), seed=0)
     x = torch.randn(4, 3)
     torch.testing.assert_close(norm.eval()(x), x, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_blocks_of_a_resnet_start_as_their_shortcuts_on_request(
+    name: Literal["resnet18", "resnet50"],
+) -> None:
+    for asked in (True, False):
+        trunk = build_trunk(recipe.Trunk(name=name, zero_init_residual=asked))
+        initialize(nn.ModuleDict({"trunk": trunk}), seed=3)
+        block = trunk.get_submodule("layer4.1").eval()
+        x = torch.randn(2, trunk.feature_dim, 2, 2)
+        assert torch.equal(block(x), x.relu()) == asked
 
 
 def test_a_kind_without_a_rule_is_refused() -> None:

@@ -135,27 +135,19 @@ def test_T1_T2_every_method_equals_one_rank(
                 np.testing.assert_allclose(value, expected[key], rtol=0, atol=1e-10, err_msg=f"{case}: {key}")
 
 
-def _all_steps(
-    group: dist.ProcessGroup, data: Path, folder: Path, cases: dict[str, tuple[dict[str, Any], ...]]
-) -> dict[str, Tensors]:
-    found = {}
-    for name, (method, section) in cases.items():
-        t = prepare(group, data, folder / name, method, section)
-        train(t, Never())  # type: ignore[arg-type]
-        found[name] = show(t)
-    return found
-
-
-def test_T2_fairscale_trains_every_method_as_fsdp2_does(
+def test_T2_fairscale_takes_the_step_that_fsdp2_takes(
     data: Path, tmp_path: Path, run_on_ranks: Ranks
 ) -> None:
-    """In float32, for fairscale has no other; checkpointed, which is another backward pass there."""
+    """In float32, for fairscale has no other; checkpointed, which is another backward pass there.
+
+    One step only: in float32 rounding grows a thousandfold in three steps of SimSiam.
+    """
     cases = {
         f"{name}, {strategy}": (method, {"strategy": strategy, "checkpointing": "full"})
         for name, method in METHODS.items()
         for strategy in ("fsdp2", "fairscale")
     }
-    for found in run_on_ranks(2, _all_steps, data, tmp_path, cases):
+    for found in run_on_ranks(2, _one_step, data, tmp_path, cases):
         for name in METHODS:
             expected = found[f"{name}, fsdp2"]
             assert found[f"{name}, fairscale"].keys() == expected.keys()
