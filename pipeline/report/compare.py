@@ -172,10 +172,11 @@ def _recipe(folder: Path) -> PretrainRecipe:
 def _rows(folder: Path) -> list[dict[str, Any]]:
     """What a run has recorded, without the values that were not finite."""
     path = folder / "metrics.jsonl"
-    rows = read_rows(path) if path.is_file() else []
+    written = read_rows(path) if path.is_file() else []
+    rows = [{key: value for key, value in row.items() if value is not None} for row in written]
     if not any("loss" in row for row in rows):
         raise UserError(f"{folder} has no metrics yet: it writes them every run.log_every steps")
-    return [{key: value for key, value in row.items() if value is not None} for row in rows]
+    return rows
 
 
 def _parts(value: Any) -> dict[str, Any]:

@@ -147,8 +147,9 @@ def test_every_run_has_one_tone_in_all_panels_and_thresholds_are_at_their_height
     assert knn.keys() == {TONES[-1]}  # the others were not probed, and kNN has no threshold
 
 
-def test_runs_that_recorded_no_knn_have_a_page_too(tmp_path: Path) -> None:
+def test_runs_that_recorded_less_have_a_page_too(tmp_path: Path) -> None:
     folders = {name: make_run(tmp_path / name, [row(1), row(2)]) for name in ("a", "b")}
+    folders["c"] = make_run(tmp_path / "c", [{"step": 1, "loss": 1.0, "embedding_std": None}])
     page = comparison_page(compare_runs(folders), CompareRecipe())
     assert "No numbers were recorded for Nearest-neighbour accuracy" in page
 
@@ -206,13 +207,15 @@ def test_what_is_the_same_does_not_differ() -> None:
         (["good", "good"], "a run is named twice"),
         (["good", "nowhere"], "there is no run in "),
         (["good", "silent"], "silent has no metrics yet"),
+        (["good", "nan"], "nan has no metrics yet"),
         (["good", "other"], "other is not a run of pretraining: it has no recipe.yaml"),
         ([f"good{n}" for n in range(9)], "there are 9 runs to compare"),
     ],
 )
 def test_what_cannot_be_compared_is_told_in_one_line(tmp_path: Path, words: list[str], told: str) -> None:
     for name in {*words, "good"} - {"nowhere"}:
-        make_run(tmp_path / name, [] if name == "silent" else [row(1)])
+        rows = {"silent": [], "nan": [row(1, loss=None)]}
+        make_run(tmp_path / name, rows.get(name, [row(1)]))
     if "other" in words:
         (tmp_path / "other" / "recipe.yaml").unlink()
     result = submit("compare", *words, "--folder", tmp_path, "--out", tmp_path / "x.html")
