@@ -144,7 +144,14 @@ def _chart(runs: Sequence[ComparedRun], key: str, title: str, unit: str) -> Mark
     for tone, run in zip(TONES, runs, strict=False):
         steps, values = [step for step, _ in run.curves[key]], [value for _, value in run.curves[key]]
         series.append(Series(name=run.name, x=steps, y=values, tone=tone))
-    return line_chart(series, title=title, x_label="step", unit=unit, floor=COLLAPSED_BELOW.get(key))
+    return line_chart(
+        series,
+        title=title,
+        x_label="step",
+        unit=unit,
+        floor=COLLAPSED_BELOW.get(key),
+        doubling=key == "rankme",  # from tens down to 1: what matters is at the low end
+    )
 
 
 def _meaning(key: str, meaning: str) -> str:

@@ -37,7 +37,13 @@ class Bar:
 
 
 def line_chart(
-    series: Sequence[Series], *, title: str, x_label: str, unit: str = "", floor: float | None = None
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    unit: str = "",
+    floor: float | None = None,
+    doubling: bool = False,
 ) -> Markup:
     """Lines over a shared axis; the description for screen readers gives each one's first and last value.
 
@@ -45,6 +51,7 @@ def line_chart(
 
     Args:
         floor: a value that lines should stay above: drawn as a dotted line.
+        doubling: every tick of the y axis is twice the one below it; for values above 0.
     """
     clean = [
         (line, [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]) for line in series
@@ -54,9 +61,14 @@ def line_chart(
         return Markup("<p class='quiet'>No numbers were recorded for {}.</p>").format(title)
     heights = [y for _, y in points] + ([] if floor is None else [floor])
     x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), 4)
-    y_ticks = ticks(min(heights), max(heights), 4)
+    y_ticks = doubling_ticks(heights) if doubling else ticks(min(heights), max(heights), 4)
     across = _Scale(x_ticks[0], x_ticks[-1], _LEFT, WIDTH - _RIGHT)
-    up = _Scale(y_ticks[0], y_ticks[-1], HEIGHT - _BOTTOM, _TOP)
+    height = math.log2 if doubling else float
+    up_to = _Scale(height(y_ticks[0]), height(y_ticks[-1]), HEIGHT - _BOTTOM, _TOP)
+
+    def up(y: float) -> float:
+        return up_to(height(y))
+
     parts = [_horizontal(up(y), y, unit) for y in y_ticks]
     parts += [
         Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
@@ -119,6 +131,12 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, last + 1)]
+
+
+def doubling_ticks(values: Sequence[float]) -> list[float]:
+    """Powers of two that include the values, which are above 0."""
+    first, last = math.floor(math.log2(min(values))), math.ceil(math.log2(max(values)))
+    return [2.0**power for power in range(first, max(last, first + 1) + 1)]
 
 
 def _bar(bar: Bar, y: float, row: float, left: float, across: _Scale) -> Markup:
