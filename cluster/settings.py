@@ -65,14 +65,22 @@ def find_recipe(name: str, *, kind: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """One YAML mapping, safely loaded."""
+    """One YAML mapping, safely loaded. An alias (`*name`) is as good as its text written out again."""
     try:
         values = yaml.load(path.read_text(), Loader=_PlainYaml)  # noqa: S506 -- a SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping of keys to values, not {type(values).__name__}")
-    return values
+    # The loader has one object for an anchor and all its aliases: an override of one would change the others.
+    copy: dict[str, Any] = _written_out(values)
+    return copy
+
+
+def _written_out(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _written_out(value) for key, value in node.items()}
+    return [_written_out(value) for value in node] if isinstance(node, list) else node
 
 
 def check_recipe(model: type[R], values: dict[str, Any], *, where: str) -> R:

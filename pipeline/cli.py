@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from cluster.errors import UserError
 from cluster.rank_process import OPENMP_SETTINGS
-from pipeline.commands import evaluate, graph, launch, look, plan, transfer
+from pipeline.commands import compare, evaluate, graph, launch, look, plan, transfer
 
 
 class Commands(TyperGroup):
@@ -58,6 +58,7 @@ COMMANDS: list[Callable[..., None]] = [
     transfer.export,
     transfer.knn,
     transfer.linear,
+    compare.compare,
     look.status,
     look.logs,
     look.cancel,

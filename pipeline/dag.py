@@ -223,7 +223,7 @@ def _check_stage(name: str, section: StageSection, recipe: DagRecipe, kinds: Map
     kind = kinds[section.kind]
     roles = kind.inputs | kind.optional
     for role, text in section.inputs.items():
-        if role not in roles:
+        if role not in roles and not kind.alike:
             raise UserError(f"stage {name}: {section.kind} has no input {role!r}{_suggest(role, roles)}")
         if _stage_of(text) not in recipe.stages:
             raise UserError(
@@ -233,6 +233,11 @@ def _check_stage(name: str, section: StageSection, recipe: DagRecipe, kinds: Map
     missing = sorted(kind.inputs - section.inputs.keys())
     if missing:
         raise UserError(f"stage {name}: {section.kind} needs the input {missing[0]!r}; add it under inputs")
+    if len(section.inputs) < kind.alike:
+        raise UserError(
+            f"stage {name}: {section.kind} needs {kind.alike} inputs at least, under names of your choice; "
+            f"it has {len(section.inputs)}"
+        )
 
 
 def _in_order(recipe: DagRecipe) -> list[str]:

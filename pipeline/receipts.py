@@ -112,6 +112,8 @@ class Kind:
         resources: what it runs on, from the recipe and the GPUs of a node (None: as on this machine).
         inputs: roles that must be filled.
         optional: roles that may be filled.
+        alike: how many inputs it takes at least, where these are all of one sort and their roles are names of
+            anybody's choice; 0 where only the roles above may be filled.
         version: raised whenever the same recipe and inputs come to give another output.
         outside: the identity of what the recipe points to outside of the graph, such as a folder of pictures.
     """
@@ -122,6 +124,7 @@ class Kind:
     resources: Callable[[Any, int | None], Resources] = _one_process
     inputs: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
+    alike: int = 0
     version: int = 1
     outside: Callable[[Any], str] = _nothing_outside
 

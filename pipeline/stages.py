@@ -12,7 +12,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 
 from cluster.errors import UserError
-from cluster.job import Job, Resources
+from cluster.job import Job, Resources, write_atomically
 from cluster.runs import RunFolder
 from cluster.settings import Section
 from ingest.crawl import Counts, CrawlSettings, Progress, crawl_shards
@@ -22,6 +22,7 @@ from pipeline.export import export_trunk, pixels_trunk, random_trunk, read_spec
 from pipeline.photographs import PhotographsRecipe, cut_tiles, identity
 from pipeline.receipts import Kind, Result, Work, content_digest, folder_identity
 from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe, Run
+from pipeline.report.compare import CompareRecipe, compare_runs, comparison_page
 from pipeline.report.report import Evidence, ReportRecipe, build_report
 from pipeline.train.checkpoint_files import step_of
 from pipeline.transfer.features import extract_from_files, load_features, save_features
@@ -232,6 +233,13 @@ def report(work: Work) -> Result:
     return Result({}, ["report.html"], _gpus(device))
 
 
+def compare(work: Work) -> Result:
+    """compare.html: the inputs are runs, and their roles are the names of these on the page."""
+    runs = compare_runs({name: source.path for name, source in work.inputs.items()})
+    write_atomically(work.folder / "compare.html", comparison_page(runs, work.recipe))
+    return Result({run.name: run.to_json() for run in runs}, ["compare.html"])
+
+
 def _one_gpu(recipe: Section, gpus_per_node: int | None) -> Resources:
     there = torch.cuda.device_count() if gpus_per_node is None else gpus_per_node
     return Resources(gpus_per_rank=min(1, there))
@@ -289,6 +297,7 @@ KINDS: dict[str, Kind] = {
         optional=REPORT_OPTIONAL,
         version=3,
     ),
+    "compare": Kind(recipe=CompareRecipe, run=compare, alike=2),
 }
 
 

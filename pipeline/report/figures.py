@@ -9,15 +9,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 WIDTH, HEIGHT = 300, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 14, 34
+TONES = ("t1", "t2", "t3", "t4", "t5", "t6", "t7", "t8")  # the colours of page.css
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line: its name in the legend, points in order of x, and a colour class of the page (t1 to t3)."""
+    """One line: its name in the legend, points in order of x, and a tone of the page: one of TONES."""
 
     name: str
     x: Sequence[float]
@@ -35,10 +36,22 @@ class Bar:
     tone: str
 
 
-def line_chart(series: Sequence[Series], *, title: str, x_label: str, unit: str = "") -> Markup:
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    unit: str = "",
+    floor: float | None = None,
+    doubling: bool = False,
+) -> Markup:
     """Lines over a shared axis; the description for screen readers gives each one's first and last value.
 
     Points that are not finite are left out.
+
+    Args:
+        floor: a value that lines should stay above: drawn as a dotted line.
+        doubling: every tick of the y axis is twice the one below it; for values above 0.
     """
     clean = [
         (line, [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]) for line in series
@@ -46,10 +59,16 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, unit: str 
     points = [point for _, kept in clean for point in kept]
     if not points:
         return Markup("<p class='quiet'>No numbers were recorded for {}.</p>").format(title)
+    heights = [y for _, y in points] + ([] if floor is None else [floor])
     x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), 4)
-    y_ticks = ticks(min(y for _, y in points), max(y for _, y in points), 4)
+    y_ticks = doubling_ticks(heights) if doubling else ticks(min(heights), max(heights), 4)
     across = _Scale(x_ticks[0], x_ticks[-1], _LEFT, WIDTH - _RIGHT)
-    up = _Scale(y_ticks[0], y_ticks[-1], HEIGHT - _BOTTOM, _TOP)
+    height = math.log2 if doubling else float
+    up_to = _Scale(height(y_ticks[0]), height(y_ticks[-1]), HEIGHT - _BOTTOM, _TOP)
+
+    def up(y: float) -> float:
+        return up_to(height(y))
+
     parts = [_horizontal(up(y), y, unit) for y in y_ticks]
     parts += [
         Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
@@ -62,16 +81,17 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, unit: str 
             (_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 4, x_label
         )
     )
-    for line, kept in clean:
-        if kept:
-            parts.append(_polyline(line.tone, [(across(x), up(y)) for x, y in kept]))
+    if floor is not None:
+        parts.append(
+            Markup('<path class="floor" d="M{} {:.1f}H{}"/>').format(_LEFT, up(floor), WIDTH - _RIGHT)
+        )
+    parts += [_polyline(line.tone, [(across(x), up(y)) for x, y in kept]) for line, kept in clean if kept]
     description = "; ".join(
         f"{line.name}: from {_number(kept[0][1])} to {_number(kept[-1][1])}{unit}"
         for line, kept in clean
         if kept
     )
-    legend = _legend([line for line, kept in clean if kept]) if len(series) > 1 else Markup("")
-    return _svg(title, description, parts, WIDTH, HEIGHT) + legend
+    return _svg(title, description, parts, WIDTH, HEIGHT)
 
 
 def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) -> Markup:
@@ -111,6 +131,12 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, last + 1)]
+
+
+def doubling_ticks(values: Sequence[float]) -> list[float]:
+    """Powers of two that include the values, which are above 0."""
+    first, last = math.floor(math.log2(min(values))), math.ceil(math.log2(max(values)))
+    return [2.0**power for power in range(first, max(last, first + 1) + 1)]
 
 
 def _bar(bar: Bar, y: float, row: float, left: float, across: _Scale) -> Markup:
@@ -167,13 +193,6 @@ def _horizontal(place: float, value: float, unit: str) -> Markup:
         '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>'
         '<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}{}</text>'
     ).format(_LEFT, WIDTH - _RIGHT, place, place, _LEFT - 6, place + 4, _number(value), unit)
-
-
-def _legend(series: Sequence[Series]) -> Markup:
-    items = Markup("").join(
-        Markup('<span><i class="{}"></i>{}</span>').format(line.tone, escape(line.name)) for line in series
-    )
-    return Markup('<p class="legend">{}</p>').format(items)
 
 
 def _number(value: float) -> str:

@@ -94,7 +94,7 @@ def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path, *, device:
     here = pretrain.model_copy(update={"data": _where_it_is_now(pretrain, evidence.data)})
     data_labels = _labels(trained[0]) if same_images else {}
     page = (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             title=recipe.title,
@@ -201,8 +201,9 @@ def duration(seconds: float) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The rows of a .jsonl file, without one that is being written at the moment."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _prototypes(
@@ -268,7 +269,8 @@ def _stages(evidence: Evidence) -> list[dict[str, Any]]:
     ]
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of this folder, with what they write numbers by."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

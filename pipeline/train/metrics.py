@@ -62,6 +62,11 @@ def rankme(embeddings: Tensor) -> float:
     return float(torch.exp(-(shares * shares.log()).sum()))
 
 
+def signs_of_collapse(values: Mapping[str, Any]) -> list[str]:
+    """The indicators in a row of metrics that are below their thresholds."""
+    return [name for name, threshold in COLLAPSED_BELOW.items() if values.get(name, math.nan) < threshold]
+
+
 class Metrics:
     """The files of one run; only one rank has them.
 
@@ -94,10 +99,11 @@ class Metrics:
 
     def warn_of_collapse(self, step: int, values: Mapping[str, Any]) -> None:
         """Say once of each indicator that it has fallen below its threshold; `progress` keeps saying it."""
-        for name, threshold in COLLAPSED_BELOW.items():
-            if name in values and values[name] < threshold and name not in self._warnings:
+        for name in signs_of_collapse(values):
+            if name not in self._warnings:
                 self._warnings[name] = (
-                    f"collapse: {name} was {values[name]:.4g} at step {step}, below {threshold:.4g}"
+                    f"collapse: {name} was {values[name]:.4g} at step {step}, "
+                    f"below {COLLAPSED_BELOW[name]:.4g}"
                 )
                 logger.warning("%s", self._warnings[name])
 

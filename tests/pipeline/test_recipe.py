@@ -15,7 +15,7 @@ from tiny_training import make_values
 from torch import nn
 
 from cluster.errors import UserError
-from cluster.settings import apply_override, check_recipe, find_recipe, load_recipe
+from cluster.settings import apply_override, check_recipe, find_recipe, load_recipe, read_yaml
 from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe
@@ -222,6 +222,15 @@ def test_overrides_reach_sections_lists_and_what_the_file_leaves_out(mine: Path)
     assert recipe.data.crops[1].photometric.blur_probability == 0
     assert recipe.run.keep_last == 7
     assert recipe.trunk.regnet is not None and recipe.trunk.regnet.depth == 4
+
+
+def test_an_override_of_an_alias_leaves_the_anchor_alone(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("one: &one {section: {number: 1}}\ntwo: {<<: *one}\nthree: *one\n")
+    values = read_yaml(path)
+    apply_override(values, "two.section.number=2")
+    apply_override(values, "three.section.number=3")
+    assert [values[name]["section"]["number"] for name in ("one", "two", "three")] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from cluster.local import LocalExecutor
 from cluster.settings import read_yaml
 from pipeline.dag import build_graph, closing_lines, load_dag, run_graph
 from pipeline.receipts import Input, Receipt
-from pipeline.report.figures import Bar, Series, bar_chart, line_chart, ticks
+from pipeline.report.figures import Bar, Series, bar_chart, doubling_ticks, line_chart, ticks
 from pipeline.report.report import Evidence, ReportRecipe, build_report, curves, duration
 from pipeline.stages import KINDS
 from pipeline.train.loop import pretrain
@@ -225,6 +225,16 @@ def test_ticks_are_round_and_cover_the_range():
     assert ticks(0, 100, 4) == [0, 25, 50, 75, 100]
     assert ticks(0.13, 0.29, 4) == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3])
     assert ticks(5, 5, 4)[0] < 5 < ticks(5, 5, 4)[-1]
+    assert doubling_ticks([1.3, 9.0]) == [1, 2, 4, 8, 16]
+    assert doubling_ticks([2.0]) == [2, 4]
+
+
+def test_equal_ratios_are_equal_heights_where_ticks_double():
+    line = Series(name="a", x=[0, 1, 2], y=[1.5, 3.0, 6.0])
+    chart = line_chart([line], title="RankMe", x_label="step", doubling=True)
+    heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", chart)]
+    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.11)  # drawn to 0.1
+    assert heights[0] - heights[1] > 10
 
 
 def test_charts_escape_and_survive_odd_numbers():

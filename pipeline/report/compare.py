@@ -1,0 +1,198 @@
+"""Runs side by side: what differs between their recipes, how they went, and which of them collapsed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from cluster.errors import UserError
+from cluster.settings import Section, load_recipe
+from pipeline.recipe import PretrainRecipe
+from pipeline.report.figures import TONES, Series, line_chart
+from pipeline.report.report import environment, read_rows
+from pipeline.train.metrics import COLLAPSED_BELOW, signs_of_collapse
+
+# Key in metrics.jsonl, title, unit, meaning.
+PANELS = (
+    ("embedding_std", "Embedding spread", "", "1 on the whole sphere; 0 where all images are one point"),
+    ("rankme", "RankMe", "", "effective number of dimensions that the embedding uses"),
+    ("knn", "Nearest-neighbour accuracy", " %", "of the trunk, by the labels of the recipe's probe"),
+)
+_LONGEST_VALUE = 60  # characters
+_ABSENT = object()
+
+
+class CompareRecipe(Section):
+    """What the page is called."""
+
+    title: str = "Runs compared"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign:
+    """A number that fell below its threshold, and the step where it first did."""
+
+    name: str
+    step: int
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun:
+    """One run among others.
+
+    Attributes:
+        differs: dotted key of the recipe → value, of the keys that are not the same in all runs.
+        last: metric → its last value, and the step that the run has come to.
+        collapse: what is a sign of collapse, if anything.
+        curves: metric → (step, value), of the metrics of PANELS.
+    """
+
+    name: str
+    folder: str
+    differs: dict[str, Any]
+    last: dict[str, Any]
+    collapse: list[Sign]
+    curves: dict[str, list[tuple[int, float]]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without the curves."""
+        return {key: value for key, value in asdict(self).items() if key != "curves"}
+
+    def differences(self) -> list[str]:
+        """What differs, for people: "method.stop_gradient=false"."""
+        return [f"{key}={_text(value)}" for key, value in self.differs.items()]
+
+
+def compare_runs(folders: Mapping[str, Path]) -> list[ComparedRun]:
+    """Read runs that have ended, or still go on.
+
+    Args:
+        folders: a run's name → its folder.
+
+    Raises:
+        UserError: if there are too few or too many, or one is not a run or has recorded nothing.
+    """
+    if not 2 <= len(folders) <= len(TONES):
+        raise UserError(
+            f"there {'is 1 run' if len(folders) == 1 else f'are {len(folders)} runs'} to compare: "
+            f"name two at least, and {len(TONES)} at most"
+        )
+    recipes = {name: _recipe(folder) for name, folder in folders.items()}
+    rows = {name: _rows(folder) for name, folder in folders.items()}
+    differ = what_differs([recipe.model_dump(mode="json", exclude={"run"}) for recipe in recipes.values()])
+    return [
+        ComparedRun(
+            name=name,
+            folder=str(folders[name]),
+            differs={key: values[index] for key, values in differ.items() if values[index] is not _ABSENT},
+            last={
+                key: value
+                for row in rows[name]
+                for key, value in row.items()
+                if isinstance(value, int | float)
+            },
+            collapse=_collapse(rows[name], after=recipe.optim.warmup_steps),
+            curves={key: [(row["step"], row[key]) for row in rows[name] if key in row] for key, *_ in PANELS},
+        )
+        for index, (name, recipe) in enumerate(recipes.items())
+    ]
+
+
+def what_differs(trees: Sequence[Any], key: str = "") -> dict[str, Sequence[Any]]:
+    """Dotted key → its value in each of some trees of plain values, where these are not all the same.
+
+    What one method has and another has not is no difference of its own: `method.name` says it.
+    """
+    compared = [value for value in trees if value is not _ABSENT or not key.startswith("method.")]
+    if all(value == compared[0] for value in compared):
+        return {}
+    parts = [_parts(value) for value in trees]
+    if not all(parts):
+        return {key: trees}
+    found: dict[str, Sequence[Any]] = {}
+    for name in dict.fromkeys(name for each in parts for name in each):
+        below = [each.get(name, _ABSENT) for each in parts]
+        found |= what_differs(below, f"{key}.{name}" if key else name)
+    return found
+
+
+def comparison_page(runs: Sequence[ComparedRun], recipe: CompareRecipe) -> str:
+    """One HTML page that needs nothing else: the runs in a table and, over their steps, in a figure."""
+    return (
+        environment()
+        .get_template("compare.html")
+        .render(
+            title=recipe.title,
+            runs=list(zip(TONES, runs, strict=False)),
+            panels=[
+                {"title": title, "meaning": _meaning(key, meaning), "chart": _chart(runs, key, title, unit)}
+                for key, title, unit, meaning in PANELS
+            ],
+            probed=any(run.curves["knn"] for run in runs),
+        )
+    )
+
+
+def _chart(runs: Sequence[ComparedRun], key: str, title: str, unit: str) -> Markup:
+    series = []
+    for tone, run in zip(TONES, runs, strict=False):
+        steps, values = [step for step, _ in run.curves[key]], [value for _, value in run.curves[key]]
+        series.append(Series(name=run.name, x=steps, y=values, tone=tone))
+    return line_chart(
+        series,
+        title=title,
+        x_label="step",
+        unit=unit,
+        floor=COLLAPSED_BELOW.get(key),
+        doubling=key == "rankme",  # from tens down to 1: what matters is at the low end
+    )
+
+
+def _meaning(key: str, meaning: str) -> str:
+    if key not in COLLAPSED_BELOW:
+        return meaning
+    return f"{meaning}; below {COLLAPSED_BELOW[key]:g}, dotted, it has collapsed"
+
+
+def _collapse(rows: Sequence[Mapping[str, Any]], *, after: int) -> list[Sign]:
+    """The signs as the run itself warns of them: not before the end of its warm-up."""
+    found: dict[str, Sign] = {}
+    for row in rows:
+        for name in signs_of_collapse(row) if row["step"] > after else []:
+            found.setdefault(name, Sign(name=name, step=row["step"], value=row[name]))
+    return list(found.values())
+
+
+def _recipe(folder: Path) -> PretrainRecipe:
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run of pretraining: it has no recipe.yaml")
+    return load_recipe(PretrainRecipe, str(path), kind="pretrain")
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """What a run has recorded, without the values that were not finite."""
+    path = folder / "metrics.jsonl"
+    written = read_rows(path) if path.is_file() else []
+    rows = [{key: value for key, value in row.items() if value is not None} for row in written]
+    if not any("loss" in row for row in rows):
+        raise UserError(f"{folder} has no metrics yet: it writes them every run.log_every steps")
+    return rows
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """What a section, or a list of sections, holds; nothing for a plain value."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return {str(index): item for index, item in enumerate(value)}
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
