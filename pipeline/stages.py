@@ -22,6 +22,8 @@ from pipeline.export import export_trunk, pixels_trunk, random_trunk, read_spec
 from pipeline.photographs import PhotographsRecipe, cut_tiles, identity
 from pipeline.receipts import Kind, Result, Work, content_digest, folder_identity
 from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe, Run
+from pipeline.report.cifar10 import ROLES as CIFAR10_ROLES
+from pipeline.report.cifar10 import Cifar10TableRecipe, write_table
 from pipeline.report.report import Evidence, ReportRecipe, build_report
 from pipeline.train.checkpoint import step_of
 from pipeline.transfer.features import extract_from_files, load_features, save_features
@@ -232,6 +234,11 @@ def report(work: Work) -> Result:
     return Result({}, ["report.html"])
 
 
+def cifar10_table(work: Work) -> Result:
+    """results.md and results.html: what was reached, beside what others have published."""
+    return Result(write_table(work.inputs, work.folder), ["results.md", "results.html"])
+
+
 def _one_gpu(recipe: Section, gpus_per_node: int | None) -> Resources:
     there = torch.cuda.device_count() if gpus_per_node is None else gpus_per_node
     return Resources(gpus_per_rank=min(1, there))
@@ -284,6 +291,7 @@ KINDS: dict[str, Kind] = {
     "report": Kind(
         recipe=ReportRecipe, run=report, inputs=REPORT_INPUTS, optional=REPORT_OPTIONAL, version=2
     ),
+    "cifar10_table": Kind(recipe=Cifar10TableRecipe, run=cifar10_table, inputs=CIFAR10_ROLES),
 }
 
 

@@ -84,7 +84,7 @@ def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path) -> None:
         Samples(_opened(source)) for source in (evidence.data, evidence.train, evidence.test)
     )
     page = (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             title=recipe.title,
@@ -237,15 +237,16 @@ def _stages(evidence: Evidence) -> list[dict[str, Any]]:
     ]
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """The templates of this folder."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f}"
-    environment.filters["thousands"] = lambda value: f"{value:,}"
-    environment.filters["duration"] = duration
-    return environment
+    made.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f}"
+    made.filters["thousands"] = lambda value: f"{value:,}"
+    made.filters["duration"] = duration
+    return made

@@ -15,7 +15,7 @@ from tiny_training import make_values
 from torch import nn
 
 from cluster.errors import UserError
-from cluster.settings import apply_override, check_recipe, find_recipe, load_recipe
+from cluster.settings import apply_override, check_recipe, find_recipe, load_recipe, read_yaml
 from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe
@@ -245,6 +245,16 @@ def test_an_override_sets_one_key_and_no_other(key: list[str], value: Any) -> No
     assert node == value
     assert values["other"] == {"kept": 1}
     assert values.keys() == {"other", key[0]}
+
+
+def test_an_override_of_one_place_leaves_the_aliases_of_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / "shared.yaml"
+    path.write_text("one: &shared {train: {steps: 1}, crops: [{size: 8}]}\nother: *shared\n")
+    values = read_yaml(path)
+    apply_override(values, "one.train.steps=2")
+    apply_override(values, "one.crops.0.size=9")
+    assert values["one"] == {"train": {"steps": 2}, "crops": [{"size": 9}]}
+    assert values["other"] == {"train": {"steps": 1}, "crops": [{"size": 8}]}
 
 
 def test_a_recipe_is_found_by_name_or_by_path(mine: Path, tmp_path: Path) -> None:
