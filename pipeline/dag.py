@@ -215,7 +215,7 @@ def _of_each_stage(override: str, stages: Iterable[str], *, where: Path) -> list
         return [override]
     fitting = fnmatch.filter(stages, pattern)
     if not fitting:
-        raise UserError(f"{override!r}: {where} has no stage {pattern!r}; there are: {', '.join(stages)}")
+        raise UserError(f"{override!r}: {where} has no stage {pattern!r}{_suggest(pattern, stages)}")
     return [f"stages.{name}{dot}{inside}{separator}{value}" for name in fitting]
 
 

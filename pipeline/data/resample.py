@@ -27,19 +27,16 @@ def crop_and_resize(images: Tensor, boxes: Tensor, *, size: int, fixed_point: Fi
 
     Args:
         images: (n, H, W, 3) uint8.
-        boxes: (n, 4) whole numbers on the CPU: left, top, width, height in pixels, inside the image.
+        boxes: (n, 4) whole numbers: left, top, width, height in pixels, inside the image.
         fixed_point: that of the Pillow to agree with; see `installed_fixed_point`.
 
     Returns:
         (n, S, S, 3) uint8 on the images' device: `Image.resize((S, S), BILINEAR, box=…)` of each.
     """
-    # By the largest box how many pixels a weighted mean is of: a GPU could say so only after a pause.
-    widest, highest = boxes[:, 2:].amax(0).tolist()
-    left, top, width, height = boxes.to(images.device, non_blocking=True).double().unbind(1)
-    count_across, count_down = _taps(widest, size), _taps(highest, size)
-    across = _means(images, _weights(left, width, size, count_across, images.shape[2]), fixed_point)
-    down = _weights(top, height, size, count_down, images.shape[1])
-    return _means(across.transpose(1, 2), down, fixed_point).transpose(1, 2).contiguous()
+    left, top, width, height = boxes.double().unbind(1)
+    across = _means(images, _weights(left, width, size, images.shape[2]), fixed_point)
+    down = _means(across.transpose(1, 2), _weights(top, height, size, images.shape[1]), fixed_point)
+    return down.transpose(1, 2).contiguous()
 
 
 def installed_fixed_point() -> FixedPoint:
@@ -103,7 +100,7 @@ def _means(images: Tensor, weighing: tuple[Tensor, Tensor], fixed_point: FixedPo
     return (total >> bits.view(-1, 1, 1, 1)).clamp_(0, 255).to(torch.uint8)
 
 
-def _weights(start: Tensor, length: Tensor, size: int, taps: int, width: int) -> tuple[Tensor, Tensor]:
+def _weights(start: Tensor, length: Tensor, size: int, width: int) -> tuple[Tensor, Tensor]:
     """The first pixel that counts for each new one, (n, size) int64, and the weights from there on, float64
     (n, size, taps), when the stretch [start, start + length) of `width` pixels becomes `size` pixels.
 
@@ -116,16 +113,12 @@ def _weights(start: Tensor, length: Tensor, size: int, taps: int, width: int) ->
     first = torch.floor(centre - reach + 0.5).clamp_(min=0)
     past = torch.floor(centre + reach + 0.5).clamp_(max=width)
     inverse, total, weights = 1 / reach, torch.zeros_like(centre), []
-    for tap in range(taps):
+    for tap in range(2 * math.ceil(max(1.0, width / size)) + 1):
         place = first + tap
         weight = 1 - ((place - centre + 0.5) * inverse).abs()
         weights.append(torch.where(place < past, weight.clamp_(min=0), 0))
         total += weights[-1]
     return first.long(), torch.stack(weights, 2) / total.unsqueeze(2)
-
-
-def _taps(length: int, size: int) -> int:
-    return 2 * math.ceil(max(1.0, length / size)) + 1
 
 
 def _corners(box: list[int]) -> tuple[int, int, int, int]:

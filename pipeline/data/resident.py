@@ -104,7 +104,7 @@ class ResidentImages:
     def _cut(self, boxes: Tensor, size: int) -> Tensor:
         moved = boxes.to(self.pixels.device, non_blocking=True)
         images = self.pixels.index_select(0, moved[:, 0])
-        crops = crop_and_resize(images, boxes[:, 1:5], size=size, fixed_point=self._fixed_point)
+        crops = crop_and_resize(images, moved[:, 1:5], size=size, fixed_point=self._fixed_point)
         flipped = moved[:, 5].bool().view(-1, 1, 1, 1)
         return torch.where(flipped, crops.flip(2), crops).permute(0, 3, 1, 2)
 

@@ -75,8 +75,8 @@ def write_table(inputs: Mapping[str, Input], out: Path) -> dict[str, float]:
     everything = [(run, row) for method, run in runs.items() for row in PUBLISHED[method]]
     comparable = sum(not differences(run, row) for run, row in everything)
     lead = (
-        f"{comparable or 'None'} of the {len(everything)} published accuracies can be compared with ours: "
-        "they are of the same trunk, stem and epochs."
+        f"{comparable} of the {len(everything)} published accuracies are of the same trunk, stem and epochs "
+        "as ours, and can be compared with them."
     )
     notes = _notes(runs)
     write_atomically(out / "results.md", _markdown(lead, groups, notes))
