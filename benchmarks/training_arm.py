@@ -39,7 +39,7 @@ class Arm:
         with arithmetic(self.recipe.train, self.world.device):
             terms = self.engine(self.crops, self.done)
         marks.append(mark(self.world.device))
-        torch.autograd.backward(terms["loss"] * self.scale.factor)
+        self.engine.backward(terms["loss"] * self.scale.factor)
         marks.append(mark(self.world.device))
         parameters = [p for p in self.method.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]

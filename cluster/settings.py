@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from copy import copy
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -131,10 +132,13 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _step_into(node: Any, part: str, *, here: str) -> Any:
-    child = node[_list_index(node, part, here)] if isinstance(node, list) else node.setdefault(part, {})
+    place: Any = _list_index(node, part, here) if isinstance(node, list) else part
+    child = node[place] if isinstance(node, list) else node.get(place, {})
     if not isinstance(child, dict | list):
         raise UserError(f"{here!r} is a value, not a section: it has no keys to override")
-    return child
+    # An alias of YAML is one object in several places: the other places must stay as they are.
+    node[place] = copy(child)
+    return node[place]
 
 
 def _list_index(node: list[Any], part: str, key: str) -> int:

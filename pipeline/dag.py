@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import os
 import socket
 import traceback
@@ -101,7 +102,7 @@ def conclude(
 
 def load_dag(name: str, overrides: list[str]) -> DagRecipe:
     """Read a graph, with the recipes that its stages name, and override it:
-    `stages.pretrain.recipe.train.steps=50`.
+    `stages.pretrain.recipe.train.steps=50`; of all stages of a pattern: `stages.pretrain_*.recipe.seed=1`.
 
     Raises:
         UserError: if a file, stage or key does not exist, or a value is wrong.
@@ -110,10 +111,10 @@ def load_dag(name: str, overrides: list[str]) -> DagRecipe:
     values = read_yaml(path)
     check_recipe(DagRecipe, values, where=str(path))
     _expand_recipes(values)
-    stages = set(values["stages"])
-    for override in overrides:
+    stages = list(values["stages"])
+    for override in [each for word in overrides for each in _of_each_stage(word, stages, where=path)]:
         apply_override(values, override)
-        unknown = set(values["stages"]) - stages
+        unknown = values["stages"].keys() - stages
         if unknown:
             stage = unknown.pop()
             raise UserError(f"{override!r}: {path} has no stage {stage!r}{_suggest(stage, stages)}")
@@ -203,6 +204,19 @@ def _shown_value(shown: Shown, recipe: DagRecipe, result: Receipt | Failed) -> s
         return str(Path(recipe.folder) / "latest" / shown.stage / (shown.file or ""))
     value = result.metrics[shown.metric]
     return f"{100 * value:.1f} %" if isinstance(value, float) else str(value)
+
+
+def _of_each_stage(override: str, stages: Iterable[str], *, where: Path) -> list[str]:
+    """`stages.PATTERN.KEY=VALUE` once for each stage that the pattern fits; any other override as it is."""
+    key, separator, value = override.partition("=")
+    section, _, rest = key.partition(".")
+    pattern, dot, inside = rest.partition(".")
+    if section != "stages" or "*" not in pattern:
+        return [override]
+    fitting = fnmatch.filter(stages, pattern)
+    if not fitting:
+        raise UserError(f"{override!r}: {where} has no stage {pattern!r}{_suggest(pattern, stages)}")
+    return [f"stages.{name}{dot}{inside}{separator}{value}" for name in fitting]
 
 
 def _expand_recipes(values: dict[str, Any]) -> None:

@@ -264,7 +264,11 @@ class Probe(Section):
 
 
 class Run(Section):
-    """Where and how: nothing here changes a number, so none of it is part of a stage's key."""
+    """Where and how: nothing here changes a number, so none of it is part of a stage's key.
+
+    `resident` decodes all images at the start and keeps them in the device's memory, where crops are then
+    cut: for small images of one size, which a GPU trains on faster than a CPU decodes them.
+    """
 
     folder: str = "runs"
     name: str | None = None
@@ -272,6 +276,7 @@ class Run(Section):
     ranks_per_node: PositiveInt | None = None
     workers: NonNegativeInt = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    resident: bool = False
     log_every: PositiveInt = 10
     profile: Annotated[str, Field(pattern=r"^\d+:\d+$")] | None = None  # from after one step to another
     hang_seconds: PositiveFloat = 300.0  # without a step: the ranks' stacks are written down, and they end

@@ -22,6 +22,8 @@ from pipeline.export import export_trunk, pixels_trunk, random_trunk, read_spec
 from pipeline.photographs import PhotographsRecipe, cut_tiles, identity
 from pipeline.receipts import Kind, Result, Work, content_digest, folder_identity
 from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe, Run
+from pipeline.report.cifar10 import ROLES as CIFAR10_ROLES
+from pipeline.report.cifar10 import Cifar10TableRecipe, write_table
 from pipeline.report.compare import CompareRecipe, compare_runs, comparison_page
 from pipeline.report.report import Evidence, ReportRecipe, build_report
 from pipeline.train.checkpoint_files import step_of
@@ -240,6 +242,11 @@ def compare(work: Work) -> Result:
     return Result({run.name: run.to_json() for run in runs}, ["compare.html"])
 
 
+def cifar10_table(work: Work) -> Result:
+    """results.md and results.html: what was reached, beside what others have published."""
+    return Result(write_table(work.inputs, work.folder), ["results.md", "results.html"])
+
+
 def _one_gpu(recipe: Section, gpus_per_node: int | None) -> Resources:
     there = torch.cuda.device_count() if gpus_per_node is None else gpus_per_node
     return Resources(gpus_per_rank=min(1, there))
@@ -298,6 +305,7 @@ KINDS: dict[str, Kind] = {
         version=3,
     ),
     "compare": Kind(recipe=CompareRecipe, run=compare, alike=2),
+    "cifar10_table": Kind(recipe=Cifar10TableRecipe, run=cifar10_table, inputs=CIFAR10_ROLES),
 }
 
 

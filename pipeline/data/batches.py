@@ -2,7 +2,9 @@
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from pipeline.recipe import Data
 _log = logging.getLogger(__name__)
 # Bad samples are rare and windows are shuffled: so many in a row mean that the dataset is broken.
 _MOST_SUBSTITUTES = 1_000
+
+# Writes a sample's crops: of its place, its crops' geometry draws, and where to. BadSampleError if it cannot.
+WriteCrops = Callable[[tuple[int, int], NDArray[np.float64], list[NDArray[Any]]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +57,21 @@ class RankBatches:
 
     Args:
         rows: the rank's rows of every global batch.
+
+    Attributes:
+        count: of the rank's rows.
     """
 
     def __init__(self, dataset: Dataset, data: Data, order: orders.Order, rows: slice) -> None:
         self._dataset, self._data, self._order, self._rows = dataset, data, order, rows
-        self._count: int = rows.stop - rows.start
+        self.count: int = rows.stop - rows.start
         self._reader: Reader | None = None
         self._index: tuple[int, orders.EpochIndex] | None = None
 
     @property
     def crop_bytes(self) -> int:
         """Size of one batch's crops."""
-        return self._count * sum(group.count * 3 * group.size * group.size for group in self._data.crops)
+        return self.count * sum(group.count * 3 * group.size * group.size for group in self._data.crops)
 
     def __call__(self, step: int) -> Batch:
         """The rank's rows of micro-batch `step`, counted over all epochs.
@@ -72,29 +80,41 @@ class RankBatches:
             UserError: if a shard is missing, or hardly any sample of a window can be used.
             OSError: if reading fails again and again.
         """
+        crops = [
+            np.empty((group.count, self.count, group.size, group.size, 3), np.uint8)
+            for group in self._data.crops
+        ]
+        keys, photometric = self.fill(step, crops, self._read_and_cut)
+        return Batch(
+            crops=[torch.from_numpy(of_group).flatten(0, 1).permute(0, 3, 1, 2) for of_group in crops],
+            photometric=photometric,
+            keys=keys,
+        )
+
+    def fill(self, step: int, out: Sequence[NDArray[Any]], write: WriteCrops) -> tuple[Tensor, list[Tensor]]:
+        """Let `write` make the crops of each row of micro-batch `step`; for bad samples, of substitutes.
+
+        Args:
+            out: for each crop group (count, b, …), of which `write` gets (count, …).
+
+        Returns:
+            The keys and the colour parameters, as in `Batch`.
+        """
         epoch, step_of_epoch = divmod(step, self._order.steps_per_epoch)
         reader = self._open_reader()
         places = self.places(step)
         keys = np.array([reader.key(*place) for place in places], np.int64)
-        draws = self._draws(epoch, keys, np.zeros(self._count, np.int64))
-        crops = [
-            np.empty((group.count, self._count, group.size, group.size, 3), np.uint8)
-            for group in self._data.crops
-        ]
+        draws = self._draws(epoch, keys, np.zeros(self.count, np.int64))
         for number, place in enumerate(places):
-            out = [of_group[:, number] for of_group in crops]
+            parts = [of_group[:, number] for of_group in out]
             ahead = 0
             candidate = place
-            while not self._cut(candidate, draws[number], out):
+            while not self._written(write, candidate, draws[number], parts):
                 ahead += 1
                 candidate = self._substitute(epoch, step_of_epoch, number, ahead)
                 keys[number] = reader.key(*candidate)
                 draws[number] = self._draws(epoch, keys[number : number + 1], np.array([ahead]))[0]
-        return Batch(
-            crops=[torch.from_numpy(of_group).flatten(0, 1).permute(0, 3, 1, 2) for of_group in crops],
-            photometric=self._photometric(draws),
-            keys=torch.from_numpy(keys),
-        )
+        return torch.from_numpy(keys), self._photometric(draws)
 
     def places(self, step: int) -> list[tuple[int, int]]:
         """The (unit index, row) of the rank's rows of micro-batch `step`, before any substitution."""
@@ -118,17 +138,22 @@ class RankBatches:
         row = self._rows.start + number
         return self._places(epoch, step, slice(row, row + 1), ahead)[0]
 
-    def _cut(self, place: tuple[int, int], draws: NDArray[np.float64], out: list[NDArray[np.uint8]]) -> bool:
+    def _written(
+        self, write: WriteCrops, place: tuple[int, int], draws: NDArray[np.float64], out: list[NDArray[Any]]
+    ) -> bool:
         """Write a sample's crops; False, and a line in the log, if it is a bad one."""
-        reader = self._open_reader()
         try:
-            cut(reader.read(*place), self._data.crops, draws[:, PHOTOMETRIC_DRAWS:], out)
+            write(place, draws[:, PHOTOMETRIC_DRAWS:], out)
         except BadSampleError as error:
-            _log.warning(
-                "%s is bad: %s; the next row of its window takes its place", reader.name(*place), error
-            )
+            name = self._open_reader().name(*place)
+            _log.warning("%s is bad: %s; the next row of its window takes its place", name, error)
             return False
         return True
+
+    def _read_and_cut(
+        self, place: tuple[int, int], draws: NDArray[np.float64], out: list[NDArray[Any]]
+    ) -> None:
+        cut(self._open_reader().read(*place), self._data.crops, draws, out)
 
     def _draws(self, epoch: int, keys: NDArray[np.int64], attempts: NDArray[np.int64]) -> NDArray[np.float64]:
         """(samples, crops, draws): colour first, then geometry."""
@@ -146,13 +171,13 @@ class RankBatches:
         for group in self._data.crops:
             of_group = draws[:, first : first + group.count, :PHOTOMETRIC_DRAWS].swapaxes(0, 1)
             drawn = draw_parameters(of_group, group.photometric)
-            parameters.append(torch.from_numpy(drawn.reshape(group.count * self._count, -1)))
+            parameters.append(torch.from_numpy(drawn.reshape(group.count * self.count, -1)))
             first += group.count
         return parameters
 
     def _open_reader(self) -> Reader:
         if self._reader is None:
             per_window = math.ceil(self._order.window * len(self._dataset.counts) / self._order.samples) + 2
-            lanes = math.ceil(self._count / self._order.lane_rows)
+            lanes = math.ceil(self.count / self._order.lane_rows)
             self._reader = Reader(self._dataset, units=lanes * per_window)
         return self._reader

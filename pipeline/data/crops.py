@@ -17,7 +17,7 @@ from pipeline.data.reader import BadSampleError
 from pipeline.recipe import CropGroup
 
 _TRIES = 10
-_FLIP, _LEFT, _TOP, _BOXES = range(4)
+FLIP, _LEFT, _TOP, _BOXES = range(4)
 # The draws of one crop that are geometry: flip, position, and two for every try of a box.
 GEOMETRY_DRAWS = _BOXES + 2 * _TRIES
 
@@ -105,7 +105,7 @@ def cut(
             ),
         )
         target[...] = np.frombuffer(crop.tobytes(), np.uint8).reshape(target.shape)
-        if numbers[_FLIP] < group.flip_probability:
+        if numbers[FLIP] < group.flip_probability:
             # Three times as fast as PIL's flip, sixteen times as NumPy's.
             pixels = torch.from_numpy(target)
             pixels.copy_(torch.flip(pixels, (1,)))

@@ -11,6 +11,7 @@ from ingest.dataset import open_dataset
 from pipeline.data.augment import augment
 from pipeline.data.batches import Batch, RankBatches
 from pipeline.data.order import plan_order, rank_rows
+from pipeline.data.resident import RankBoxes, ResidentImages
 from pipeline.data.workers import numbered, start_fork_server
 from pipeline.recipe import Data
 
@@ -25,16 +26,27 @@ class Loader:
         rank, world_size: this rank takes its contiguous rows of every global batch.
         workers: processes that read and crop; 0 does it in this one. The batches do not depend on it.
         device: where `augment` works.
+        resident: decode all images now and keep them on the device, where the crops are then cut: the same
+            crops. For images of one size that fit.
 
     Attributes:
         steps_per_epoch: micro-batches of one epoch.
 
     Raises:
-        UserError: if the dataset is not sealed or smaller than a batch, or the ranks do not divide the batch.
+        UserError: if the dataset is not sealed or smaller than a batch, or the ranks do not divide the batch;
+            or, see `ResidentImages`, if the images cannot be resident.
     """
 
     def __init__(
-        self, data: Data, *, seed: int, rank: int, world_size: int, workers: int, device: torch.device
+        self,
+        data: Data,
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
+        workers: int,
+        device: torch.device,
+        resident: bool = False,
     ) -> None:
         self._data, self._workers, self._device = data, workers, device
         dataset = open_dataset(data.root, sealed=data.sealed, view=data.view)
@@ -55,6 +67,9 @@ class Loader:
         if workers:
             start_fork_server()
         self.steps_per_epoch = order.steps_per_epoch
+        self._images: ResidentImages | None = None
+        if resident:
+            self._images = ResidentImages(dataset, data.crops, workers=workers, device=device)
 
     def from_step(self, step: int, *, held: int = 1) -> Iterator[tuple[int, Batch]]:
         """Batches with their global micro-batch counter, from `step` on, epoch after epoch, without end.
@@ -65,17 +80,22 @@ class Loader:
         Raises:
             UserError: see `RankBatches` and `numbered`.
         """
-        batches = numbered(
-            self._batches,
-            step,
-            workers=self._workers,
-            pin_memory=self._device.type == "cuda",
-            shared_bytes=self._batches.crop_bytes,
-            held=held,
-        )
-        for number, batch in enumerate(batches, step):
+        for number, batch in enumerate(self._endless(step, held), step):
             self._step = number + 1
             yield number, batch
+
+    def _endless(self, step: int, held: int) -> Iterator[Batch]:
+        workers, pin_memory = self._workers, self._device.type == "cuda"
+        if self._images is None:
+            size, make = self._batches.crop_bytes, self._batches
+            yield from numbered(
+                make, step, workers=workers, pin_memory=pin_memory, shared_bytes=size, held=held
+            )
+        else:
+            draw = RankBoxes(self._batches, self.dataset, self._images)
+            size = draw.box_bytes
+            drawn = numbered(draw, step, workers=workers, pin_memory=pin_memory, shared_bytes=size, held=held)
+            yield from map(self._images.cut, drawn)
 
     def locate(self, step: int) -> list[tuple[int, int]]:
         """Where this rank's samples of micro-batch `step` are, as (unit index, row); nothing is read."""

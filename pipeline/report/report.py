@@ -271,14 +271,14 @@ def _stages(evidence: Evidence) -> list[dict[str, Any]]:
 
 def environment() -> Environment:
     """The templates of this folder, with what they write numbers by."""
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f}"
-    environment.filters["thousands"] = lambda value: f"{value:,}"
-    environment.filters["duration"] = duration
-    return environment
+    made.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f}"
+    made.filters["thousands"] = lambda value: f"{value:,}"
+    made.filters["duration"] = duration
+    return made

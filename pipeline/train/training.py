@@ -66,6 +66,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         world_size=world.size,
         workers=recipe.run.workers,
         device=world.device,
+        resident=recipe.run.resident,
     )
     total_steps = count_steps(recipe, loader.steps_per_epoch)
     with torch.device("meta"):

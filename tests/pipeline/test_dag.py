@@ -200,6 +200,16 @@ def test_a_recipes_name_is_replaced_by_its_content_and_can_be_overridden(tmp_pat
     assert load_dag(str(path), override).stages["one"].recipe == {"number": 6}
 
 
+def test_a_pattern_overrides_every_stage_that_it_fits(tmp_path):
+    path = tmp_path / "g.yaml"
+    stages = "  toy_a: {kind: toy}\n  toy_b: {kind: toy, recipe: {number: 2}}\n  other: {kind: toy}\n"
+    path.write_text(f"folder: {tmp_path}\nstages:\n{stages}")
+    made = load_dag(str(path), ["stages.toy_*.recipe.number=5", "stages.toy_b.recipe.number=6"]).stages
+    assert [made[name].recipe for name in made] == [{"number": 5}, {"number": 6}, {}]
+    with pytest.raises(UserError, match=r"no stage 'toi_\*'; did you mean 'toy_[ab]'"):
+        load_dag(str(path), ["stages.toi_*.recipe.number=5"])
+
+
 def test_latest_follows_the_newest_result(tmp_path):
     run(graph(tmp_path, [set()]))
     run(graph(tmp_path, [set()], numbers={0: 9}))

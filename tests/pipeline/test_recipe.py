@@ -273,6 +273,16 @@ def test_an_override_sets_one_key_and_no_other(key: list[str], value: Any) -> No
     assert values.keys() == {"other", key[0]}
 
 
+def test_an_override_of_one_place_leaves_the_aliases_of_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / "shared.yaml"
+    path.write_text("one: &shared {train: {steps: 1}, crops: [{size: 8}]}\nother: *shared\n")
+    values = read_yaml(path)
+    apply_override(values, "one.train.steps=2")
+    apply_override(values, "one.crops.0.size=9")
+    assert values["one"] == {"train": {"steps": 2}, "crops": [{"size": 9}]}
+    assert values["other"] == {"train": {"steps": 1}, "crops": [{"size": 8}]}
+
+
 def test_a_recipe_is_found_by_name_or_by_path(mine: Path, tmp_path: Path) -> None:
     assert find_recipe(str(mine), kind="pretrain") == mine
     assert find_recipe("cifar10", kind="pretrain").name == "cifar10.yaml"

@@ -15,5 +15,5 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_dataset(tmp_path: Path) -> Callable[..., Path]:
-    """own_dataset(images=, unit_rows=): one that the test may damage."""
+    """own_dataset(images=, unit_rows=, size=): one that the test may damage."""
     return lambda **sizes: make_dataset(tmp_path, **sizes)

@@ -14,11 +14,12 @@ def picture(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def make_dataset(folder: Path, *, images: int, unit_rows: int) -> Path:
+def make_dataset(folder: Path, *, images: int, unit_rows: int, size: tuple[int, int] | None = None) -> Path:
+    """Of pictures of one size, or each of another."""
     for number in range(images):
         path = folder / "images" / f"{number:04d}.{('jpg', 'png')[number % 2]}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture(number, 20 + number % 5, 16 + number % 3).save(path)
+        picture(number, *(size or (20 + number % 5, 16 + number % 3))).save(path)
     settings = CrawlSettings(unit_rows=unit_rows)
     crawl_shards([str(folder / "images")], folder / "data", settings, workers=1, progress=lambda counts: None)
     return folder / "data"

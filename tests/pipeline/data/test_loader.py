@@ -30,10 +30,12 @@ CROPS = [{"count": 2, "size": 8, "scale": [0.3, 1.0]}, {"count": 1, "size": 5, "
 
 
 def make_loader(root: Path, *, rank: int = 0, world: int = 1, workers: int = 0, **changes: Any) -> Loader:
-    seed = changes.pop("seed", 3)
+    seed, resident = changes.pop("seed", 3), changes.pop("resident", False)
     values = {"root": str(root), "batch_size": 12, "window": 8, "crops": CROPS} | changes
     data = Data.model_validate(values)
-    return Loader(data, seed=seed, rank=rank, world_size=world, workers=workers, device=torch.device("cpu"))
+    device = torch.device("cpu")
+    sizes: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world, "workers": workers}
+    return Loader(data, **sizes, device=device, resident=resident)
 
 
 def take(loader: Loader, step: int, count: int) -> list[tuple[int, Batch]]:

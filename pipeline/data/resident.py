@@ -1,0 +1,228 @@
+"""A dataset decoded once, and kept in the memory of the device that trains: crops are cut there.
+
+For small images, which a GPU trains on faster than a CPU decodes them. Nothing else changes: order, draws,
+substitutes and, to the bit, the crops are those of `RankBatches`.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cluster.errors import UserError
+from cluster.measure import GIB, devices
+from ingest.dataset import Dataset
+from ingest.image import ImageError, decode
+from pipeline.data.batches import Batch, RankBatches
+from pipeline.data.crops import FLIP, crop_box
+from pipeline.data.reader import BadSampleError, Reader
+from pipeline.data.resample import crop_and_resize, installed_fixed_point
+from pipeline.data.workers import numbered
+from pipeline.recipe import CropGroup
+
+_log = logging.getLogger(__name__)
+_DECODED_AT_ONCE = 256
+# What a crop takes: see `Boxes`.
+_NUMBERS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boxes:
+    """One rank's rows of a global batch, before they are cut.
+
+    Attributes:
+        boxes: for each crop group int32 (count·b, 6), view-major: the image's place in the dataset; left,
+            top, width, height in pixels; and 1 if the crop is flipped, else 0.
+        photometric, keys: as in `Batch`.
+    """
+
+    boxes: list[Tensor]
+    photometric: list[Tensor]
+    keys: Tensor
+
+    def pin_memory(self) -> "Boxes":
+        """A copy, ready for asynchronous copies to a GPU; the CPU reads the parameters."""
+        return Boxes(
+            boxes=[boxes.pin_memory() for boxes in self.boxes],
+            photometric=[parameters.clone() for parameters in self.photometric],
+            keys=self.keys.clone(),
+        )
+
+
+class ResidentImages:
+    """All images of a dataset, in the memory of a device.
+
+    Args:
+        workers: processes that decode.
+
+    Attributes:
+        groups: the crops that are cut.
+        pixels: uint8 (N, H, W, 3), in the dataset's order.
+        bad: place in the dataset → why nobody can use that image.
+
+    Raises:
+        UserError: if the images are not of one size, or too large for the crops or for the memory.
+    """
+
+    def __init__(
+        self, dataset: Dataset, groups: Sequence[CropGroup], *, workers: int, device: torch.device
+    ) -> None:
+        self.groups, self._fixed_point = groups, installed_fixed_point()
+        width, height = _size_of_first(dataset)
+        _refuse_small_crops(dataset, groups, width, height)
+        _refuse_little_memory(dataset, width, height, device)
+        self.pixels = torch.empty((len(dataset), height, width, 3), dtype=torch.uint8, device=device)
+        self.bad: dict[int, str] = {}
+        chunks = -(-len(dataset) // _DECODED_AT_ONCE)
+        decoded = numbered(
+            _Decoder(dataset, width, height),
+            0,
+            workers=min(workers, chunks),
+            pin_memory=device.type == "cuda",
+            shared_bytes=_DECODED_AT_ONCE * height * width * 3,
+        )
+        for number, part in enumerate(islice(decoded, chunks)):
+            first = number * _DECODED_AT_ONCE
+            self.pixels[first : first + len(part.pixels)].copy_(part.pixels, non_blocking=True)
+            self.bad |= part.bad
+        mib = self.pixels.numel() / 2**20
+        _log.info(
+            "%d images of %d x %d are decoded on %s, %.1f MiB", len(dataset), width, height, device, mib
+        )
+
+    def cut(self, drawn: Boxes) -> Batch:
+        """The crops, on the device."""
+        crops = [self._cut(boxes, group.size) for boxes, group in zip(drawn.boxes, self.groups, strict=True)]
+        return Batch(crops=crops, photometric=drawn.photometric, keys=drawn.keys)
+
+    def _cut(self, boxes: Tensor, size: int) -> Tensor:
+        moved = boxes.to(self.pixels.device, non_blocking=True)
+        images = self.pixels.index_select(0, moved[:, 0])
+        crops = crop_and_resize(images, moved[:, 1:5], size=size, fixed_point=self._fixed_point)
+        flipped = moved[:, 5].bool().view(-1, 1, 1, 1)
+        return torch.where(flipped, crops.flip(2), crops).permute(0, 3, 1, 2)
+
+
+class RankBoxes:
+    """Draws the boxes of one rank's batches, each a pure function of its number."""
+
+    def __init__(self, batches: RankBatches, dataset: Dataset, images: ResidentImages) -> None:
+        self._batches, self._groups, self._bad = batches, images.groups, images.bad
+        _, self._height, self._width, _ = images.pixels.shape
+        self._starts = np.cumsum(dataset.counts) - dataset.counts
+
+    @property
+    def box_bytes(self) -> int:
+        """Size of one batch's boxes."""
+        return self._batches.count * sum(group.count for group in self._groups) * _NUMBERS * 4
+
+    def __call__(self, step: int) -> Boxes:
+        """The rank's rows of micro-batch `step`, counted over all epochs.
+
+        Raises:
+            UserError, OSError: as `RankBatches`.
+        """
+        boxes = [np.empty((group.count, self._batches.count, _NUMBERS), np.int32) for group in self._groups]
+        keys, photometric = self._batches.fill(step, boxes, self._draw)
+        return Boxes(
+            boxes=[torch.from_numpy(of_group).flatten(0, 1) for of_group in boxes],
+            photometric=photometric,
+            keys=keys,
+        )
+
+    def _draw(self, place: tuple[int, int], draws: NDArray[np.float64], out: list[NDArray[Any]]) -> None:
+        image = int(self._starts[place[0]]) + place[1]
+        if image in self._bad:
+            raise BadSampleError(self._bad[image])
+        owners = [group for group in self._groups for _ in range(group.count)]
+        targets = (target for of_group in out for target in of_group)
+        for numbers, group, target in zip(draws.tolist(), owners, targets, strict=True):
+            box = crop_box(self._width, self._height, numbers, group)
+            target[:] = image, *box, numbers[FLIP] < group.flip_probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Decoded:
+    pixels: Tensor
+    bad: dict[int, str]
+
+    def pin_memory(self) -> "_Decoded":
+        return _Decoded(pixels=self.pixels.pin_memory(), bad=self.bad)
+
+
+class _Decoder:
+    """Decodes chunks of a dataset by number, in whichever process it is called; behind the last, none."""
+
+    def __init__(self, dataset: Dataset, width: int, height: int) -> None:
+        self._dataset, self._size = dataset, (width, height)
+        self._ends = np.cumsum(dataset.counts)
+        self._reader: Reader | None = None
+
+    def __call__(self, number: int) -> _Decoded:
+        if self._reader is None:
+            self._reader = Reader(self._dataset, units=2)
+        width, height = self._size
+        first = number * _DECODED_AT_ONCE
+        last = min(first + _DECODED_AT_ONCE, len(self._dataset))
+        pixels, bad = np.zeros((max(0, last - first), height, width, 3), np.uint8), {}
+        for position in range(first, last):
+            unit = int(np.searchsorted(self._ends, position, side="right"))
+            row = int(position - self._ends[unit] + self._dataset.counts[unit])
+            try:
+                image = decode(self._reader.read(unit, row))
+            except (BadSampleError, ImageError) as error:
+                bad[position] = str(error)
+                continue
+            if image.size != self._size:
+                raise UserError(
+                    f"run.resident needs images of one size: the first of {self._dataset.path} has "
+                    f"{width} x {height} pixels, {self._reader.name(unit, row)} has {image.width} x "
+                    f"{image.height}: ingest them with --resize and --crop center, or use run.resident=false"
+                )
+            pixels[position - first] = np.asarray(image)
+        return _Decoded(pixels=torch.from_numpy(pixels), bad=bad)
+
+
+def _size_of_first(dataset: Dataset) -> tuple[int, int]:
+    """Width and height of the first image that can be decoded."""
+    reader = Reader(dataset, units=2)
+    try:
+        for unit, count in enumerate(dataset.counts.tolist()):
+            for row in range(count):
+                try:
+                    return decode(reader.read(unit, row)).size
+                except (BadSampleError, ImageError):
+                    continue
+    finally:
+        reader.close()
+    raise UserError(f"no image of {dataset.path} can be decoded: see `ingest verify --level decode`")
+
+
+def _refuse_small_crops(dataset: Dataset, groups: Sequence[CropGroup], width: int, height: int) -> None:
+    """JPEGs much larger than every crop are decoded at a smaller scale, of which there is one per batch."""
+    largest = max(group.size for group in groups)
+    if 2 * largest <= min(width, height):
+        raise UserError(
+            f"run.resident needs crops of more than half the images' shorter side: {dataset.path} has images "
+            f"of {width} x {height} pixels, the largest of data.crops has {largest}: ingest the images with "
+            f"--resize {2 * largest - 1} --crop center, or use run.resident=false"
+        )
+
+
+def _refuse_little_memory(dataset: Dataset, width: int, height: int, device: torch.device) -> None:
+    needed = len(dataset) * height * width * 3 / GIB
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] / GIB
+    else:
+        free = devices(gpus=0, local_rank=0).free_gib
+    if needed > free:
+        raise UserError(
+            f"run.resident does not fit: {len(dataset)} images of {width} x {height} pixels take "
+            f"{needed:.1f} GiB, and {device} has {free:.1f} GiB free: use run.resident=false"
+        )

@@ -1,0 +1,176 @@
+"""What four methods reach on CIFAR-10 here, in one table beside what others have published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.errors import UserError
+from cluster.job import write_atomically
+from cluster.settings import Section
+from pipeline.data.order import plan_order
+from pipeline.models.trunk import build_trunk
+from pipeline.receipts import Input
+from pipeline.recipe import PretrainRecipe
+from pipeline.report import published
+from pipeline.report.published import PUBLISHED, Published
+from pipeline.report.report import duration, environment
+
+METHODS = {"swav": "SwAV", "barlow_twins": "Barlow Twins", "byol": "BYOL", "simsiam": "SimSiam"}
+ROLES = frozenset(
+    {f"{role}_{method}" for method in METHODS for role in ("run", "knn", "linear")}
+    | {"data", "knn_random", "linear_random"}
+)
+COLUMNS = ("Method", "Where", "Trunk", "Epochs", "Steps", "Batch", "kNN, %", "Linear, %", "Comparable")
+
+
+class Cifar10TableRecipe(Section):
+    """Nothing is to be chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One method's run here on `images` images, and its scores: metrics of the kNN and the linear probe."""
+
+    recipe: PretrainRecipe
+    images: int
+    steps: int
+    seconds: float
+    machine: str
+    knn: dict[str, Any]
+    linear: dict[str, Any]
+    temperature: float
+
+    @property
+    def epochs(self) -> float:
+        """How often every image came up, but for those that fill no batch of an epoch."""
+        data = self.recipe.data
+        order = plan_order(
+            samples=self.images, batch_size=data.batch_size, window=data.window, seed=self.recipe.seed
+        )
+        return self.steps * self.recipe.train.accumulate / order.steps_per_epoch
+
+
+def write_table(inputs: Mapping[str, Input], out: Path) -> dict[str, float]:
+    """Write results.md and results.html.
+
+    Args:
+        inputs: of the roles in ROLES.
+
+    Returns:
+        Accuracies as fractions, `knn_{method}` and `linear_{method}`; and how many of the published rows
+        these can be compared with, `comparable`.
+
+    Raises:
+        UserError: if a run is of another method than its role.
+    """
+    runs = {method: _run(method, inputs) for method in METHODS}
+    groups = {name: _rows(name, runs[method], PUBLISHED[method]) for method, name in METHODS.items()}
+    random = (_score(inputs[f"{probe}_random"].receipt.metrics) for probe in ("knn", "linear"))
+    groups["random"] = [("Nothing learned", "here", _trunk(runs["swav"]), "0", "0", "", *random, "")]
+    everything = [(run, row) for method, run in runs.items() for row in PUBLISHED[method]]
+    comparable = sum(not differences(run, row) for run, row in everything)
+    lead = (
+        f"{comparable} of the {len(everything)} published accuracies are of the same trunk, stem and epochs "
+        "as ours, and can be compared with them."
+    )
+    notes = _notes(runs)
+    write_atomically(out / "results.md", _markdown(lead, groups, notes))
+    page = environment().get_template("cifar10.html")
+    write_atomically(
+        out / "results.html", page.render(lead=lead, columns=COLUMNS, groups=groups, notes=notes)
+    )
+    accuracies = {
+        f"{probe}_{method}": float(metrics["top1"])
+        for method, run in runs.items()
+        for probe, metrics in (("knn", run.knn), ("linear", run.linear))
+    }
+    return {**accuracies, "comparable": comparable}
+
+
+def differences(run: Run, row: Published) -> list[str]:
+    """In what a run differs from a published one, that its accuracy could not be held against it."""
+    recipe, knn = run.recipe, run.knn
+    other = {
+        "trunk": recipe.trunk.name != published.TRUNK,
+        "stem": recipe.trunk.stem != published.STEM,
+        "epochs": abs(run.epochs - row.epochs) >= 0.5,
+        "images": (run.images, knn["train_samples"], knn["test_samples"])
+        != (published.TRAIN_IMAGES, published.TRAIN_IMAGES, published.TEST_IMAGES),
+        "kNN": row.source.probe == "knn"
+        and (knn["k"], run.temperature) != (published.K, published.TEMPERATURE),
+    }
+    return [name for name, differs in other.items() if differs]
+
+
+def _run(method: str, inputs: Mapping[str, Input]) -> Run:
+    receipt, knn, linear = (inputs[f"{role}_{method}"].receipt for role in ("run", "knn", "linear"))
+    recipe = PretrainRecipe.model_validate(receipt.recipe)
+    if recipe.method.name != method:
+        raise UserError(
+            f"the table's input run_{method} is a run of {recipe.method.name}: name a stage of {method}"
+        )
+    return Run(
+        recipe=recipe,
+        images=inputs["data"].receipt.metrics["kept"],
+        steps=receipt.metrics["step"],
+        seconds=receipt.seconds,
+        machine=receipt.machine,
+        knn=knn.metrics,
+        linear=linear.metrics,
+        temperature=knn.recipe["temperature"],
+    )
+
+
+def _rows(name: str, run: Run, others: tuple[Published, ...]) -> list[tuple[str, ...]]:
+    """Ours, then theirs; a row has a text for each column."""
+    length = (f"{run.epochs:.0f}" if run.epochs >= 10 else f"{run.epochs:.1f}", f"{run.steps:,}")
+    batch = str(run.recipe.data.batch_size * run.recipe.train.accumulate)
+    rows: list[tuple[str, ...]] = []
+    rows.append((name, "here", _trunk(run), *length, batch, _score(run.knn), _score(run.linear), ""))
+    for row in others:
+        scores = {"knn": "", "linear": ""} | {row.source.probe: f"{100 * row.top1:.1f}"}
+        ours = {"knn": run.knn, "linear": run.linear}[row.source.probe]["top1"]
+        differs = differences(run, row)
+        verdict = f"no: {', '.join(differs)}" if differs else f"yes, ours {100 * (ours - row.top1):+.1f}"
+        setup = (f"{published.TRUNK}, 3x3 stem", str(row.epochs), "", str(row.batch_size))
+        rows.append((name, row.source.name, *setup, scores["knn"], scores["linear"], verdict))
+    return rows
+
+
+def _trunk(run: Run) -> str:
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in build_trunk(run.recipe.trunk).parameters())
+    stem = {"low_resolution": "3x3 stem", "imagenet": "ImageNet's stem"}[run.recipe.trunk.stem]
+    return f"{run.recipe.trunk.name}, {stem}, {parameters / 1e6:.2f} M"
+
+
+def _score(metrics: Mapping[str, Any]) -> str:
+    return f"{100 * metrics['top1']:.1f} ± {100 * metrics['standard_error']:.1f}"
+
+
+def _notes(runs: Mapping[str, Run]) -> list[str]:
+    run, knn = runs["swav"], runs["swav"].knn
+    times = ", ".join(f"{METHODS[method]} {duration(each.seconds)}" for method, each in runs.items())
+    return [
+        f"Top-1 on {knn['test_samples']:,} test images, in percent, ± one binomial standard error. kNN: "
+        f"{knn['train_samples']:,} training images, k = {knn['k']}, T = {run.temperature:g}. Linear: "
+        "logistic regression on the frozen features. One seed each, the last checkpoint.",
+        "Comparable: the same trunk, stem and epochs, all images of CIFAR-10, and the same kNN. Batch sizes, "
+        "recipes and the linear protocol may still differ; theirs have a standard error, too, of 0.3 to 0.4.",
+        *(
+            f"{source.name}: {source.measured}. {source.url}"
+            for source in (published.LIGHTLY, published.SOLO_LEARN)
+        ),
+        f"Time of the pretraining here: {times}, on {run.machine}.",
+    ]
+
+
+def _markdown(lead: str, groups: Mapping[str, list[tuple[str, ...]]], notes: list[str]) -> str:
+    lines = [COLUMNS, tuple("---" for _ in COLUMNS), *(row for rows in groups.values() for row in rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join(["# CIFAR-10, beside published results", lead, table, *notes]) + "\n"
