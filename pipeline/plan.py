@@ -110,8 +110,10 @@ def make_plan(
         count: a step of so many rows per rank (`step_count.count_steps`).
 
     Raises:
-        UserError: if the ranks do not divide the batch, or the strategy does not fit them.
+        UserError: if the ranks do not divide the batch, or the strategy or precision does not fit them.
     """
+    if recipe.train.precision == "bf16" and gpu.name.startswith("v100"):
+        raise UserError("a V100 has no bf16: give train.precision=fp16")
     if recipe.data.batch_size % gpus:
         raise UserError(f"data.batch_size {recipe.data.batch_size} does not divide over {gpus} GPUs")
     rows, nodes = recipe.data.batch_size // gpus, -(-gpus // gpus_per_node)

@@ -159,3 +159,6 @@ def test_the_command_prints_a_table_json_and_a_picture(tmp_path: Path) -> None:
     assert [each["gpus"] for each in values] == [1, 2, 4, 8, 16, 32, 64]
     refused = CliRunner().invoke(app, [*words, "data.batch_size=60"])
     assert refused.exit_code == 2 and "does not divide over 8 GPUs" in refused.output
+    words[words.index("h200")] = "v100-32"
+    refused = CliRunner().invoke(app, [*words, "train.precision=bf16"])
+    assert refused.exit_code == 2 and "a V100 has no bf16: give train.precision=fp16" in refused.output
