@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import recipe
+from pipeline.pieces import own
 
 
 class ProjectionHead(nn.Module):
@@ -85,4 +86,5 @@ class Prototypes(nn.Module):
 
     @torch.no_grad()
     def normalize(self) -> None:
-        self.weight.copy_(F.normalize(self.weight, dim=1))
+        rows = own(self.weight)
+        rows.copy_(F.normalize(rows, dim=1))

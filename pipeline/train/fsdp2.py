@@ -83,6 +83,10 @@ class ShardedEngine:
             if isinstance(child, Prototypes):  # scores are computed in full precision
                 fully_shard(child, **settings)
         fully_shard(method, mp_policy=policy, **settings)
+        for module in method.modules():
+            # The gloo of torch 2.8 gives the sum where it is asked for the mean.
+            if world.device.type == "cpu" and isinstance(module, FSDPModule):
+                module.set_force_sum_reduction_for_comms(True)
         method.to_empty(device=torch.device("cpu") if train.cpu_offload else world.device)
         self._whole = [parameter for parameter in method.parameters() if parameter.ndim <= 1]
         if train.cpu_offload:  # of what is sharded only
