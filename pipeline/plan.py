@@ -186,7 +186,9 @@ def _memory(recipe: PretrainRecipe, counted: StepCount, *, gpus: int) -> dict[st
 
 
 def _moved(recipe: PretrainRecipe, counted: StepCount, *, gpus: int, per_node: int) -> dict[str, float]:
-    """Bytes that leave one GPU in a step. A ring of N sends (N - 1) / N of what it gathers or scatters."""
+    """Bytes that leave one GPU in a step. A ring of N sends (N - 1) / N of what it gathers or scatters. Heads,
+    which run once, are counted as often as the trunk.
+    """
     if gpus == 1:
         return {}
     shards, width = _shards(recipe, gpus), 8 if recipe.train.precision == "fp64" else 4
@@ -197,7 +199,10 @@ def _moved(recipe: PretrainRecipe, counted: StepCount, *, gpus: int, per_node: i
     gathered = counted.passes * (counted.matrices + learned)  # forward and backward
     weights = recipe.train.accumulate * _gathered_bytes(recipe) * gathered
     moved = _by_link("weights", weights, ranks=shards, per_node=per_node)
-    reduced = width * learned * (1 if _gradients_wait(recipe, counted) else counted.passes)
+    reductions = 1 if _gradients_wait(recipe, counted) else counted.passes
+    if recipe.train.strategy == "fsdp2" and recipe.train.accumulate > 1:
+        reductions += 1  # of what earlier micro-batches left, before the last one's passes
+    reduced = width * learned * reductions
     moved |= _by_link("gradients", reduced, ranks=shards, per_node=per_node)
     copies = gpus // shards
     if copies > 1:  # each copy's pieces are averaged between nodes
@@ -207,10 +212,10 @@ def _moved(recipe: PretrainRecipe, counted: StepCount, *, gpus: int, per_node: i
 
 def _gradients_wait(recipe: PretrainRecipe, counted: StepCount) -> bool:
     """Whether autograd adds up the whole gradients of a trunk's passes before they may be reduced. FSDP2 has
-    a backward pass for each; so has FairScale where blocks are recomputed.
+    a backward pass for each; so has FairScale where all blocks are recomputed.
     """
     return (
-        recipe.train.strategy == "fairscale" and recipe.train.checkpointing == "none" and counted.passes > 1
+        recipe.train.strategy == "fairscale" and recipe.train.checkpointing != "full" and counted.passes > 1
     )
 
 

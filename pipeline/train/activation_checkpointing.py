@@ -35,7 +35,7 @@ def checkpoint_activations(
         checkpointing: "full" makes every block a run of its own; else for each stage the numbers, ascending,
             of the blocks that end a run, counted from 1. Blocks after the last one are not recomputed.
         reentrant: torch's older way, with a backward pass of its own for each run. FairScale knows no other;
-            FSDP2's gradients come out wrong with it where a trunk sees several crop sizes (T1 tells).
+            FSDP2's gradients came out wrong with it in one backward pass for several crop sizes (T1).
 
     Raises:
         UserError: if the numbers do not fit the trunk.

@@ -120,9 +120,8 @@ class Checkpoints:
         started = self._saved_at = self._clock()
 
         def write() -> None:
-            if (
-                self._world.device.type == "cuda"
-            ):  # each thread has a current device of its own, at first GPU 0
+            # Each thread has a current device of its own, at first GPU 0.
+            if self._world.device.type == "cuda":
                 torch.cuda.set_device(self._world.device)
             try:
                 self._writer.write(

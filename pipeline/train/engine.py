@@ -24,7 +24,9 @@ class Engine(Protocol):
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """Add to the gradients; `loss` is made of the loss of the last call."""
+        """Add to the gradients; `loss` is made of the loss of the last call. Not `loss.backward()`: the graph
+        may end at a trunk's features.
+        """
         ...
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:

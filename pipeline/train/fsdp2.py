@@ -121,7 +121,9 @@ class ShardedEngine:
                 gradient.copy_(mean.view_as(gradient))
 
     def _cut(self, trunk: nn.Module, images: tuple[Tensor], features: Tensor) -> Tensor:
-        """Let the graph of the trunk end here; `backward` goes on from what is left."""
+        """Let the graph of the trunk end here; `backward` goes on from what is left. All passes have a part in
+        the loss.
+        """
         if not features.requires_grad:
             return features
         cut = features.detach().requires_grad_()

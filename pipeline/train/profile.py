@@ -41,9 +41,13 @@ class Profile:
         """Write the trace, if one is being recorded: the run may end amid the steps asked for."""
         if self._profiler is None:
             return
-        self._profiler.stop()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._profiler.export_chrome_trace(str(self._folder / self._name))
-        self._profiler = None
+        profiler, self._profiler = self._profiler, None
+        profiler.stop()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(str(self._folder / self._name))
+        except OSError as error:  # no reason to lose a run
+            logger.warning("the trace of rank %d could not be written: %s", self._world.rank, error)
+            return
         if self._world.is_first:
             logger.info("trace of each rank, steps %d to %d: %s", self._first, self._last, self._folder)

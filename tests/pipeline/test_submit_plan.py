@@ -114,6 +114,8 @@ def test_shards_hold_a_share_and_gather_every_block_for_each_crop_size_forward_a
     assert plan.memory["whole gradients"] == 0
     assert plan.moved["NVLink: weights"] == pytest.approx(4 * 2 * 1e9 * 7 / 8)
     assert plan.moved["NVLink: gradients"] == pytest.approx(2 * 4 * 1e9 * 7 / 8)  # once for each crop size
+    thrice = planned(8, strategy="fsdp2", accumulate=2).moved["NVLink: gradients"]
+    assert thrice == pytest.approx(3 * 4 * 1e9 * 7 / 8)  # what the first micro-batch left, too
     hybrid = planned(64, strategy="fsdp2", shard_ranks=8)
     assert "network: weights" not in hybrid.moved
     assert hybrid.moved["network: gradients of copies"] == pytest.approx(2 * 2 * 7 / 8 * 4e9 / 8)
