@@ -121,7 +121,7 @@ class ShardedEngine:
                 gradient.copy_(mean.view_as(gradient))
 
     def _cut(self, trunk: nn.Module, images: tuple[Tensor], features: Tensor) -> Tensor:
-        """Let the graph of the trunk end here; `backward` goes on from what is left. Every pass has a part in
+        """Let the graph of the trunk end here; `backward` goes on from what is left. Every pass is part of
         the loss.
         """
         if not features.requires_grad:
