@@ -186,8 +186,8 @@ def _memory(recipe: PretrainRecipe, counted: StepCount, *, gpus: int) -> dict[st
 
 
 def _moved(recipe: PretrainRecipe, counted: StepCount, *, gpus: int, per_node: int) -> dict[str, float]:
-    """Bytes that leave one GPU in a step. A ring of N sends (N - 1) / N of what it gathers or scatters. Heads,
-    which run once, are counted as often as the trunk.
+    """Bytes that leave one GPU in a step. A ring of N sends (N - 1) / N of what it gathers or scatters.
+    Heads, which run once, are counted as often as the trunk.
     """
     if gpus == 1:
         return {}

@@ -32,7 +32,7 @@ class SaveError(Exception):
 
 
 class Staging:
-    """One copy of the tensors that this rank writes, in host memory, made again and again in the same place."""
+    """One copy of what this rank writes, in host memory, made again and again in the same place."""
 
     def __init__(self) -> None:
         self._rooms: dict[str, Tensor] = {}
