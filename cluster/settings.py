@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from copy import copy
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -74,8 +73,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping of keys to values, not {type(values).__name__}")
     # The loader has one object for an anchor and all its aliases: an override of one would change the others.
-    copy: dict[str, Any] = _written_out(values)
-    return copy
+    try:
+        written_out: dict[str, Any] = _written_out(values)
+    except RecursionError:
+        raise UserError(f"{path} has an alias inside of what it stands for: write that part out") from None
+    return written_out
 
 
 def _written_out(node: Any) -> Any:
@@ -132,13 +134,10 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _step_into(node: Any, part: str, *, here: str) -> Any:
-    place: Any = _list_index(node, part, here) if isinstance(node, list) else part
-    child = node[place] if isinstance(node, list) else node.get(place, {})
+    child = node[_list_index(node, part, here)] if isinstance(node, list) else node.setdefault(part, {})
     if not isinstance(child, dict | list):
         raise UserError(f"{here!r} is a value, not a section: it has no keys to override")
-    # An alias of YAML is one object in several places: the other places must stay as they are.
-    node[place] = copy(child)
-    return node[place]
+    return child
 
 
 def _list_index(node: list[Any], part: str, key: str) -> int:
