@@ -277,6 +277,7 @@ def model_card(spec: TrunkSpec, parameters: int) -> str:
         f"mean {view.mean}, std {view.std}",
         "training data": p.get("data", "none"),
         "method": p.get("method", "none"),
+        "network": p.get("which", "the only one"),
         "steps": p.get("steps", 0),
         "commit": p.get("commit", "unknown"),
         "last metrics": ", ".join(f"{k} {v:.4g}" for k, v in p.get("metrics", {}).items()) or "none",

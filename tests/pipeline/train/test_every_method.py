@@ -195,6 +195,7 @@ def test_T3_every_method_goes_on_exactly_and_its_trunks_are_exported(
         for which, prefix in (("student", "trunk."), ("teacher", "teacher.trunk.")):
             spec = export_trunk(run, tmp_path / strategy / which, which=which)  # type: ignore[arg-type]
             assert spec.provenance["which"] == which
+            assert f"| network | {which} |" in (tmp_path / strategy / which / "README.md").read_text()
             for name, tensor in load_file(tmp_path / strategy / which / "trunk.safetensors").items():
                 assert torch.equal(tensor, saved[prefix + name])
         assert not torch.equal(saved["trunk.stem.conv.weight"], saved["teacher.trunk.stem.conv.weight"])
