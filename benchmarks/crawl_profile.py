@@ -16,15 +16,20 @@ _PARTS = {
     "crawler: TLS": ("(ssl.py", "asyncio/sslproto.py"),
     "crawler: robots": ("(ingest/robots.py",),
     "crawler: HTTP": ("(aiohttp/", "(ingest/http_client.py", "(yarl/", "(multidict/"),
-    "crawler: turns and loop": ("(ingest/fetch", "(ingest/hosts.py", "(asyncio/", "(ingest/addresses.py"),
+    "crawler: turns and loop": (
+        "(ingest/fetch",
+        "(ingest/hosts.py",
+        "(ingest/pace.py",
+        "(ingest/addresses.py",
+        "(asyncio/",
+    ),
     "crawler: shards and commits": (
         "(ingest/shard.py",
         "(ingest/commit.py",
-        "(ingest/posix",
         "(ingest/store",
     ),
     "crawler: reordering": ("(ingest/reorder.py",),
-    "crawler: planning": ("(ingest/plan.py", "(ingest/grouping.py", "(ingest/sources/"),
+    "crawler: planning": ("(ingest/freeze.py", "(ingest/plan.py", "(ingest/grouping.py", "(ingest/sources/"),
     "start-up": ("_find_and_load (",),
 }
 _RATE = 200

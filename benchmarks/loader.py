@@ -2,10 +2,10 @@
 
     python benchmarks/loader.py PHOTOS --work FOLDER [--stock-python PATH] [--rounds 7]
 
-PHOTOS is a folder of photographs. From it come three sealed datasets in FOLDER: the photographs, VGA-size
-JPEGs cut from them, and JPEGs padded to 100 KB. Every measurement is a process of its own on one core, and
-counts CPU time within it, so that other work on the machine disturbs little; delivery through worker
-processes counts wall time.
+PHOTOS is a folder of photographs. From it come four sealed datasets in FOLDER: the photographs, VGA-size
+JPEGs cut from them, small ones, and JPEGs padded to 100 KB. Every measurement is a process of its own on one
+core, and counts CPU time within it, so that other work on the machine disturbs little; delivery through
+worker processes counts wall time.
 `--stock-python` is an interpreter of an environment with `torch webdataset numpy pillow`, for stock Pillow.
 """
 

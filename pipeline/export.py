@@ -26,7 +26,7 @@ from cluster.settings import Section, load_recipe
 from ingest.dataset import Dataset
 from pipeline.models.initialize import initialize
 from pipeline.models.trunk import build_trunk
-from pipeline.recipe import PretrainRecipe, Trunk
+from pipeline.recipe import BYOL, PretrainRecipe, Trunk
 from pipeline.train.checkpoint_files import latest, read_tensors
 from pipeline.transfer.features import Preprocessing, evenly_spaced, fit_image, image_batches, normalise
 
@@ -149,11 +149,12 @@ def export_trunk(run: Path, out: Path, *, which: Literal["student", "teacher"] =
             f"{run} was trained by {recipe.method.name} without a teacher: export --which student"
         )
     network.load_state_dict(tensors, strict=True)
+    teacher = isinstance(recipe.method, BYOL) and not recipe.method.shared_weights
     spec = TrunkSpec(
         architecture=recipe.trunk.model_copy(update={"init_from": None}),  # it is in the provenance
         preprocessing=evaluation_preprocessing(recipe),
         feature_dim=network.feature_dim,
-        provenance=_provenance(run, checkpoint, recipe) | {"which": which},
+        provenance=_provenance(run, checkpoint, recipe) | ({"which": which} if teacher else {}),
     )
     save_trunk(network, spec, out)
     return spec
@@ -277,9 +278,9 @@ def model_card(spec: TrunkSpec, parameters: int) -> str:
         f"mean {view.mean}, std {view.std}",
         "training data": p.get("data", "none"),
         "method": p.get("method", "none"),
-        "network": p.get("which", "the only one"),
         "steps": p.get("steps", 0),
         "commit": p.get("commit", "unknown"),
+        **({"network": p["which"]} if "which" in p else {}),
         "last metrics": ", ".join(f"{k} {v:.4g}" for k, v in p.get("metrics", {}).items()) or "none",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())

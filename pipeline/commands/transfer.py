@@ -29,7 +29,8 @@ def export(
     from pipeline.export import export_trunk
 
     spec = export_trunk(run, out, which=which)
-    typer.echo(f"{out}: the {which}'s {spec.architecture.name}, {spec.feature_dim} features")
+    whose = f"the {spec.provenance['which']}'s " if "which" in spec.provenance else ""
+    typer.echo(f"{out}: {whose}{spec.architecture.name}, {spec.feature_dim} features")
 
 
 def knn(  # noqa: PLR0917 -- typer passes by name

@@ -98,6 +98,7 @@ def test_export_takes_the_newest_checkpoint_and_tells_where_it_comes_from(run, d
         "```yaml",
     ):
         assert phrase in card
+    assert "| network |" not in card  # there is no teacher to tell it from
     assert load_trunk(tmp_path).spec == spec
     chosen = export_trunk(run / "checkpoints" / "step-00000002", tmp_path / "chosen")
     assert chosen == spec
