@@ -137,7 +137,7 @@ def draw(curves: dict[str, list[dict[str, float]]], baselines: dict[str, float],
             )  # fmt: skip
     axes.axhline(baselines["pixels"], color="tab:brown", linestyle="--", label="raw pixels")
     axes.axhline(baselines["random"], color="tab:gray", linestyle=":", label="random trunk, calibrated")
-    axes.set(xlabel="minutes on 2 CPU cores", ylabel="kNN top-1, %", xlim=(0, None))
+    axes.set(xlabel="minutes on 2 CPU cores", ylabel="kNN top-1, %", xlim=(0, None), ylim=(20, None))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
