@@ -73,7 +73,7 @@ def main() -> None:
             }
             print(
                 METHODS[method],
-                "{step:6d} steps  {minutes:5.1f} min  kNN {top1:.2f} %".format(**point),
+                "{step:6.0f} steps  {minutes:5.1f} min  kNN {top1:.2f} %".format(**point),
                 flush=True,
             )
             curves[method].append(point)
