@@ -26,11 +26,16 @@ class PictureServer:
 
     Attributes:
         asked: how often each path was, in all.
+        answering: cleared, no picture is sent until it is set again.
+        waiting: how many requests wait for that.
     """
 
     def __init__(self, address: str = "0.0.0.0", *, seconds: float = 0.0) -> None:
         self.asked: Counter[str] = Counter()
         self.seconds = seconds
+        self.answering = threading.Event()
+        self.answering.set()
+        self.waiting = 0
         owner, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
@@ -42,6 +47,11 @@ class PictureServer:
                 status, body = answer(self.path)
                 if status == 200:
                     time.sleep(owner.seconds)
+                    with lock:
+                        owner.waiting += 1
+                    owner.answering.wait()
+                    with lock:
+                        owner.waiting -= 1
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
