@@ -1,6 +1,6 @@
 """Claim: in a quarter of an hour of 2 CPU cores each method learns CIFAR-10 beyond a random trunk.
 
-    python benchmarks/cifar10.py FOLDER [--out out/cifar10] [--minutes 15] [--seed 0]
+    python benchmarks/cifar10.py FOLDER [--out out/cifar10] [--minutes 15] [--seed 0] [--peer peer.jsonl]
 
 FOLDER holds train/<class>/*.jpg and test/<class>/*.jpg; the labels are not used in pretraining. Ingests both,
 then runs `submit pretrain` with the recipes of the graph `cifar10_cpu`, one method after another, with a
@@ -8,8 +8,9 @@ checkpoint every 5 minutes. A trial of 60 steps, outside the minutes, says how m
 method ends its whole cosine schedule. Every checkpoint is scored by kNN (k = 200, T = 0.1, 50,000 training
 images, 10,000 test images) against wall time, beside raw pixels and the random-initialised trunk with
 calibrated BatchNorm. Wall time starts when training has been set up, about 2 s after the command; saving
-counts, evaluation (afterwards) does not. Writes curves-MINUTES-SEED.json and .svg into --out. The same
-command goes on where it was stopped, but the pause counts as wall time.
+counts, evaluation (afterwards) does not. Writes curves-MINUTES-SEED.json and .svg into --out; --peer adds to
+the figure what benchmarks/cifar10_peer.py has printed. The same command goes on where it was stopped, but the
+pause counts as wall time.
 """
 
 import argparse
@@ -39,8 +40,6 @@ CPU = torch.device("cpu")
 WORKERS = 2
 TRIAL_STEPS = 60
 STEPPING = 0.97  # of the minutes: the first steps, checkpoints and noise take the rest
-# The peer: lightly 1.6, RegNetY-200MF, the same protocol, 15 minutes of 2 cores, as measured earlier.
-LIGHTLY = {"swav": 37.31, "barlow_twins": 26.42}
 
 
 def main() -> None:
@@ -49,8 +48,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/cifar10"))
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--peer", type=Path)
     arguments = parser.parse_args()
     out: Path = arguments.out
+    lines = arguments.peer.read_text().splitlines() if arguments.peer else ()
+    peer = {row["method"]: row for row in map(json.loads, lines)}
     for part in ("train", "test"):
         command("ingest", "crawl-shards", str(arguments.folder / part), "--output", str(out / part))
     train, test = open_dataset(out / "train"), open_dataset(out / "test")
@@ -84,7 +86,7 @@ def main() -> None:
     for name, top1 in baselines.items():
         print(f"{name}: kNN {top1:.2f} %")
     (out / f"curves-{attempt}.json").write_text(json.dumps({**curves, **baselines}, indent=2))
-    draw(curves, baselines, out / f"curves-{attempt}.svg")
+    draw(curves, baselines, peer, out / f"curves-{attempt}.svg")
 
 
 def command(*words: str) -> None:
@@ -124,21 +126,26 @@ def score(trunk: Path, train: Dataset, test: Dataset) -> float:
     return 100 * knn(bank, queries, KNN).top1[200]
 
 
-def draw(curves: dict[str, list[dict[str, float]]], baselines: dict[str, float], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+def draw(
+    curves: dict[str, list[dict[str, float]]],
+    baselines: dict[str, float],
+    peer: dict[str, dict[str, Any]],
+    path: Path,
+) -> None:
+    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
     for method, points in curves.items():
         (line,) = axes.plot(
             [p["minutes"] for p in points], [p["top1"] for p in points], marker="o", label=METHODS[method]
         )
-        if method in LIGHTLY:
+        if method in peer:
             axes.plot(
-                [15], [LIGHTLY[method]], marker="s", linestyle="", color=line.get_color(),
-                label=f"{METHODS[method]}, lightly, 15 min",
+                [peer[method]["seconds"] / 60], [peer[method]["knn"]], marker="s", linestyle="",
+                color=line.get_color(), label=f"{METHODS[method]}, lightly",
             )  # fmt: skip
     axes.axhline(baselines["pixels"], color="tab:brown", linestyle="--", label="raw pixels")
     axes.axhline(baselines["random"], color="tab:gray", linestyle=":", label="random trunk, calibrated")
     axes.set(xlabel="minutes on 2 CPU cores", ylabel="kNN top-1, %", xlim=(0, None), ylim=(20, None))
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
