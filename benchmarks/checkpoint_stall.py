@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from cluster.settings import load_recipe
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
+from cluster.typed_yaml import load_recipe
 from pipeline.methods.build import assemble_method
 from pipeline.recipe import PretrainRecipe
 from pipeline.train.checkpoint import Checkpoints

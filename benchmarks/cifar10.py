@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import torch
 import yaml
 
-from cluster.settings import read_yaml
+from cluster.typed_yaml import read_yaml
 from ingest.dataset import Dataset, open_dataset
 from pipeline.export import export_trunk, pixels_trunk, random_trunk, read_spec
 from pipeline.recipe import KnnRecipe

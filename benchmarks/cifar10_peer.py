@@ -6,7 +6,7 @@ It imports nothing of this project and runs under any Python that has lightly an
 the batches are those of the graph `cifar10_cpu`; the learning rates are those of lightly's own CIFAR-10
 benchmark, scaled with the batch as it scales them. As with ours, a trial of 60 steps outside the minutes says
 how many steps fit. The cosine follows steps, not epochs: a dozen epochs would hardly have a schedule. Ours
-has malloc and OpenMP set up by `submit` (cluster/doctor.py, cluster/rank_process.py); export the same here.
+has malloc and OpenMP set up by `submit` (cluster/doctor.py, cluster/rank/process.py); export the same here.
 
 Prints a line of JSON per method: kNN (lightly's own, k = 200, T = 0.1) after the last step, images, seconds
 of the training loop, images/s of the median step.

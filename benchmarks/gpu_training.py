@@ -31,7 +31,7 @@ import yaml
 from padded_groups import pad_groups
 from training_arm import Arm, between, mark
 
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.methods.build import assemble_method
 from pipeline.recipe import PretrainRecipe
 from pipeline.step_count import count_step

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.methods.build import Method
 from pipeline.pieces import norms
 from pipeline.recipe import PretrainRecipe

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from cluster.attend import Stream
 from cluster.errors import UserError
 from cluster.job import Executor, ExecutorName
 from cluster.local import LocalExecutor
-from cluster.runs import RunFolder, Status
+from cluster.run.folder import RunFolder, Status
+from cluster.run.waiting import Stream
 from cluster.site import Site
 
 logger = logging.getLogger(__name__)
@@ -31,11 +31,11 @@ def make_executor(
         keep_source: on SLURM and Ray: run the source that is in the run folder, if there is one.
     """
     if name == "slurm":
-        from cluster.slurm import SlurmExecutor
+        from cluster.slurm.executor import SlurmExecutor
 
         return SlurmExecutor(site, exclude=exclude, keep_source=keep_source)
     if name == "ray":
-        from cluster.ray import RayExecutor
+        from cluster.ray.executor import RayExecutor
 
         return RayExecutor(site.ray_address, stream=stream, site=site, keep_source=keep_source)
     return LocalExecutor(stream=stream, site=site)
@@ -45,11 +45,11 @@ def status_of(run: RunFolder) -> Status:
     """The state of a run, as true as it can be told from here."""
     match run.read_status().executor:
         case "slurm":
-            from cluster.slurm import current_status
+            from cluster.slurm.executor import current_status
 
             return current_status(run)
         case "ray":
-            from cluster.ray import current_status as on_ray
+            from cluster.ray.executor import current_status as on_ray
 
             return on_ray(run)
         case _:
@@ -70,7 +70,7 @@ def cancel(run: RunFolder) -> None:
         raise UserError(f"the run in {run.path} is not running: it is {status.state}")
     match status.executor:
         case "slurm":
-            from cluster.slurm import SlurmHandle
+            from cluster.slurm.executor import SlurmHandle
 
             SlurmHandle(run).cancel()
         case _:
@@ -79,7 +79,7 @@ def cancel(run: RunFolder) -> None:
 
 def _cancel_on_ray(run: RunFolder) -> None:
     """Its supervisor looks for the request in the run folder: its Ray need not be reached from here."""
-    from cluster.ray import reopen
+    from cluster.ray.executor import reopen
 
     if run.read_status().state.ended:
         raise UserError(f"the run in {run.path} is not running: it is {run.read_status().state}")

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, StringConstraints, model_validator
 
 from cluster.job import ExecutorName, write_atomically
-from cluster.settings import Section, check_recipe, load_recipe, read_yaml
+from cluster.typed_yaml import Section, check_recipe, load_recipe, read_yaml
 
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 OptionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]

@@ -19,8 +19,8 @@ from types import FrameType
 from typing import Any, Self
 
 from cluster.job import write_atomically
-from cluster.preempt import STOP_SIGNALS, Preempted
-from cluster.runs import RunFolder
+from cluster.rank.preempt import STOP_SIGNALS, Preempted
+from cluster.run.folder import RunFolder
 from ingest.commit import read_commits
 from ingest.counts import Counts, Progress
 from ingest.crawl import seal_plan, told_if_it_cannot_be_written

@@ -25,7 +25,7 @@ from cluster.errors import AlreadyRunning, UserError
 from cluster.executors import status_of
 from cluster.job import Job, Resources, State
 from cluster.local import LocalExecutor
-from cluster.runs import RunFolder, Status, explain
+from cluster.run.folder import RunFolder, Status, explain
 from cluster.site import Site
 from ingest.commit import read_commits
 from ingest.counts import Counts, CrawlReport, Progress
@@ -150,7 +150,7 @@ def crawl_on_ray(
         workers: checking processes of each crawler, and the cores that it takes.
         parts: crawlers at a time.
     """
-    from cluster.ray import RayExecutor
+    from cluster.ray.executor import RayExecutor
 
     left = _begin(plan, fetch, counts)
     pieces = divide(
@@ -205,7 +205,7 @@ def submit_to_slurm(
     Raises:
         UserError: SLURM refuses; or the same crawl is going on in another number of parts.
     """
-    from cluster.slurm import SlurmExecutor, SlurmHandle
+    from cluster.slurm.executor import SlurmExecutor, SlurmHandle
 
     left = set(_begin(plan, fetch, Counts()))
     counts.units, counts.planned = len(plan.units), plan.rows

@@ -61,7 +61,7 @@ def on_ray(site: Site, *, parts: int) -> MapTasks:
     Args:
         parts: tasks at a time, on a core each.
     """
-    from cluster.ray import RayExecutor
+    from cluster.ray.executor import RayExecutor
 
     executor = RayExecutor(site.ray_address, site=site)
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from cluster.errors import UserError
 from cluster.executors import status_of
 from cluster.job import Job, Resources, State, import_function, write_atomically
-from cluster.runs import RunFolder, Status, explain
+from cluster.run.folder import RunFolder, Status, explain
 from cluster.site import Site
 from ingest.spread import MapTasks, import_name
 from ingest.wording import visible
@@ -45,7 +45,7 @@ def on_slurm(site: Site, *, name: str, parts: int, runs: Path, scratch: Path) ->
     stem = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{secrets.token_hex(4)}"
 
     def spread(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
-        from cluster.slurm import SlurmExecutor
+        from cluster.slurm.executor import SlurmExecutor
 
         # A node that was given up may still write there.
         with tempfile.TemporaryDirectory(

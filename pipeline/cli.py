@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from cluster.errors import UserError
-from cluster.rank_process import OPENMP_SETTINGS
+from cluster.rank.process import OPENMP_SETTINGS
 from pipeline.commands import compare, evaluate, graph, launch, look, plan, transfer
 
 

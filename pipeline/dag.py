@@ -17,7 +17,7 @@ from pydantic import Field, StringConstraints
 
 from cluster.errors import UserError
 from cluster.job import Executor
-from cluster.settings import Section, apply_override, check_recipe, find_recipe, read_yaml
+from cluster.typed_yaml import Section, apply_override, check_recipe, find_recipe, read_yaml
 from pipeline.receipts import Kind, Receipt, Source, Stage, StopRequested, ensure
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]

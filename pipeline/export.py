@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from cluster.job import write_atomically
-from cluster.settings import Section, load_recipe
+from cluster.typed_yaml import Section, load_recipe
 from ingest.dataset import Dataset
 from pipeline.models.initialize import initialize
 from pipeline.models.trunk import build_trunk

@@ -26,7 +26,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model
 
 from cluster.errors import UserError
 from cluster.job import write_atomically
-from cluster.settings import Section
+from cluster.typed_yaml import Section
 from ingest.image import ImageError, ImageLimits, decode
 from pipeline.receipts import folder_identity, list_files
 from pipeline.recipe import Fraction

@@ -12,9 +12,9 @@ from cluster.errors import AlreadyRunning, UserError
 from cluster.executors import status_of
 from cluster.job import Executor, Job
 from cluster.local import LocalExecutor
-from cluster.runs import RunFolder, explain, raise_unless_completed
-from cluster.settings import check_recipe
-from cluster.slurm import SlurmExecutor, SlurmHandle
+from cluster.run.folder import RunFolder, explain, raise_unless_completed
+from cluster.slurm.executor import SlurmExecutor, SlurmHandle
+from cluster.typed_yaml import check_recipe
 from pipeline.dag import DagRecipe, Failed, build_graph, point_to
 from pipeline.receipts import Receipt, Stage, ensure, find_receipt, finish, prepare, run_job
 from pipeline.stages import KINDS

@@ -13,8 +13,8 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from cluster.errors import UserError
 from cluster.job import Job, Resources, write_atomically
-from cluster.runs import RunFolder
-from cluster.settings import Section
+from cluster.run.folder import RunFolder
+from cluster.typed_yaml import Section
 from ingest.crawl import Counts, CrawlSettings, Progress, crawl_shards
 from ingest.dataset import open_dataset
 from ingest.image import Treatment

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.methods.build import Method, assemble_method
 from pipeline.methods.swav import SwAVMethod
 from pipeline.recipe import PretrainRecipe

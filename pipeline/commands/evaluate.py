@@ -74,7 +74,7 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
     as_json: Json = False,
 ) -> None:
     """Evaluate the new checkpoints of a run on a timetable: by scrontab, or by jobs that queue each other."""
-    from cluster import schedule as timetable
+    from cluster.slurm import schedule as timetable
 
     schedules = folder / "schedules"
     if what == "list":

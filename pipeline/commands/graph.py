@@ -65,14 +65,14 @@ def run_on(
         if executor == "local":
             results = run_graph(stages, LocalExecutor(stream=progress), say=say)
         elif executor == "ray":
-            from cluster.ray import RayExecutor
+            from cluster.ray.executor import RayExecutor
             from pipeline.stage_jobs import run_graph_as_jobs
 
             on_ray = RayExecutor(site.ray_address, site=site)
             results = run_graph_as_jobs(dag, stages, on_ray, gpus_per_node=site.gpus_per_node, say=say)
         else:
-            from cluster.exclusions import excluded_nodes
-            from cluster.slurm import SlurmExecutor
+            from cluster.preflight.exclusions import excluded_nodes
+            from cluster.slurm.executor import SlurmExecutor
             from pipeline.stage_jobs import submit_graph, wait_for_graph
 
             engine = SlurmExecutor(site, exclude=excluded_nodes(Path(dag.folder).parent))

@@ -15,9 +15,9 @@ from rich.console import Console
 from cluster.errors import UserError
 from cluster.executors import make_executor, status_of
 from cluster.job import PREEMPTED_EXIT_CODE, ExecutorName, Job, Resources, State
-from cluster.runs import RunFolder, explain
-from cluster.settings import load_recipe
+from cluster.run.folder import RunFolder, explain
 from cluster.site import Site, load_site, read_site
+from cluster.typed_yaml import load_recipe
 from pipeline.commands.look import find_run
 from pipeline.commands.options import (
     Cluster,
@@ -150,9 +150,9 @@ def preflight(  # noqa: PLR0917 -- typer passes by name
     as_json: Json = False,
 ) -> None:
     """Say which machines are fit for a large run, and leave the others out of the next ones."""
-    from cluster import exclusions
-    from cluster.fitness import fitness_table, to_json
-    from cluster.preflight import preflight as look_at
+    from cluster.preflight import exclusions
+    from cluster.preflight.preflight import preflight as look_at
+    from cluster.preflight.verdict import fitness_table, to_json
 
     if readmit is not None:
         exclusions.readmit(folder, readmit)
@@ -199,13 +199,13 @@ def close(run: RunFolder, state: State) -> None:
 
 
 def _excluded(runs: Path) -> list[str]:
-    from cluster.exclusions import excluded_nodes
+    from cluster.preflight.exclusions import excluded_nodes
 
     return excluded_nodes(runs)
 
 
 def _script(job: Job, site: Site) -> str:
-    from cluster.slurm_script import render
+    from cluster.slurm.script import render
 
     return render(job, site, exclude=_excluded(job.folder.parent))
 

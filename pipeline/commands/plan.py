@@ -12,8 +12,8 @@ from rich.table import Table
 
 from cluster.errors import UserError
 from cluster.job import write_atomically
-from cluster.settings import load_recipe
 from cluster.site import load_site
+from cluster.typed_yaml import load_recipe
 from pipeline.commands.launch import DEFAULT_RECIPE
 from pipeline.commands.options import Cluster, Json, Overrides
 from pipeline.recipe import PretrainRecipe

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.settings import load_recipe
+from cluster.typed_yaml import load_recipe
 from pipeline.commands.options import Device, Json, Overrides
 from pipeline.recipe import KnnRecipe, LinearRecipe
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.errors import UserError
-from cluster.measure import GIB, devices
+from cluster.preflight.measure import GIB, devices
 from ingest.dataset import Dataset
 from ingest.image import ImageError, decode
 from pipeline.data.batches import Batch, RankBatches

@@ -11,7 +11,7 @@ import torch
 
 from cluster.errors import UserError
 from cluster.job import write_atomically
-from cluster.settings import Section
+from cluster.typed_yaml import Section
 from pipeline.data.order import plan_order
 from pipeline.models.trunk import build_trunk
 from pipeline.receipts import Input

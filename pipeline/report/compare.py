@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from cluster.errors import UserError
-from cluster.settings import Section, load_recipe
+from cluster.typed_yaml import Section, load_recipe
 from pipeline.recipe import PretrainRecipe
 from pipeline.report.figures import TONES, Series, line_chart
 from pipeline.report.report import environment, read_rows

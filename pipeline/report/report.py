@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 
 from cluster.job import write_atomically
-from cluster.settings import Section, load_recipe
+from cluster.typed_yaml import Section, load_recipe
 from ingest.dataset import Dataset, open_dataset
 from pipeline.receipts import Input
 from pipeline.recipe import Data, PretrainRecipe

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from cluster.errors import UserError
 from cluster.job import write_atomically
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.pieces import copy_own_piece, is_share, named_tensors, whole, whole_shape
 from pipeline.train.checkpoint_files import METHOD, OPTIMIZER, broken_file, newest_first, step_of
 from pipeline.train.checkpoint_period import young_daly

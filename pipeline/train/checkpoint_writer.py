@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from cluster.job import write_atomically
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.pieces import own
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from torch.distributed import GradBucket, ProcessGroup  # type: ignore[attr-defi
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.collectives import mean_of
 from pipeline.methods.build import Method
 

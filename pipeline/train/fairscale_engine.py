@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import UserError
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.methods.build import Method
 from pipeline.models.heads import Prototypes
 from pipeline.models.initialize import initialize

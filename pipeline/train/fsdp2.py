@@ -30,7 +30,7 @@ from torch.distributed.fsdp import (
 )
 
 from cluster.errors import UserError
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.collectives import average
 from pipeline.methods.build import Method
 from pipeline.models.heads import Prototypes

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import UserError
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.train.spikes import WINDOW, spike_threshold
 
 logger = logging.getLogger(__name__)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import UserError
-from cluster.preempt import PreemptionFlag, end_preempted
-from cluster.runs import RunFolder
-from cluster.settings import check_recipe
-from cluster.torch_dist import choose_device, distributed, own_place
-from cluster.watchdog import Watchdog
+from cluster.hang.watchdog import Watchdog
+from cluster.rank.preempt import PreemptionFlag, end_preempted
+from cluster.rank.torch_dist import choose_device, distributed, own_place
+from cluster.run.folder import RunFolder
+from cluster.typed_yaml import check_recipe
 from pipeline.collectives import all_gather_rows
 from pipeline.data.loader import Batch
 from pipeline.pieces import norms, own

@@ -12,7 +12,7 @@ import torch
 import torch._dynamo
 from torch import nn
 
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.methods.build import Method
 from pipeline.models.initialize import initialize
 from pipeline.recipe import Train

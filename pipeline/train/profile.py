@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
 
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 
 logger = logging.getLogger(__name__)
 

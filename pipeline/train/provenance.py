@@ -15,8 +15,8 @@ import yaml
 
 from cluster.errors import UserError
 from cluster.job import write_atomically
-from cluster.settings import read_yaml
-from cluster.source import source_version
+from cluster.run.source import source_version
+from cluster.typed_yaml import read_yaml
 from ingest.dataset import open_dataset
 from pipeline.recipe import LAYOUT, PretrainRecipe
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 
 logger = logging.getLogger(__name__)
 

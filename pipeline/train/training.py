@@ -10,10 +10,10 @@ import torch
 from torch.optim import Optimizer
 
 from cluster.errors import UserError
-from cluster.runs import RunFolder
+from cluster.hang.watchdog import Watchdog
+from cluster.rank.torch_dist import World
+from cluster.run.folder import RunFolder
 from cluster.site import Site, read_site
-from cluster.torch_dist import World
-from cluster.watchdog import Watchdog
 from pipeline.data.loader import Loader
 from pipeline.interop import init_file, read_weights, warm_start
 from pipeline.methods.build import Method, assemble_method

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cluster.errors import UserError
-from cluster.settings import Section
+from cluster.typed_yaml import Section
 from ingest.dataset import Dataset
 from ingest.image import ImageError, decode
 from pipeline.data.reader import BadSampleError, Reader

@@ -21,13 +21,13 @@ import pytest
 from cluster.errors import UserError
 from cluster.job import Job, Resources, State
 from cluster.local import LocalExecutor
-from cluster.runs import RunFolder, explain, raise_unless_completed
+from cluster.run.folder import RunFolder, explain, raise_unless_completed
 
 RANK_FUNCTIONS = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 from cluster.errors import UserError
-from cluster.preempt import Preempted, PreemptionFlag
+from cluster.rank.preempt import Preempted, PreemptionFlag
 
 RANK = int(os.environ["RANK"])
 

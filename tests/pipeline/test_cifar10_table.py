@@ -9,7 +9,7 @@ from tiny_training import make_dataset
 
 from cluster.errors import UserError
 from cluster.local import LocalExecutor
-from cluster.settings import load_recipe
+from cluster.typed_yaml import load_recipe
 from pipeline.dag import build_graph, closing_lines, load_dag, run_graph
 from pipeline.receipts import Receipt
 from pipeline.recipe import PretrainRecipe

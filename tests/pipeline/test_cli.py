@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from cluster.host import Process
 from cluster.job import State
-from cluster.runs import Failure, RunFolder, Status
+from cluster.run.folder import Failure, RunFolder, Status
 from ingest.dataset import open_dataset
 from pipeline.cli import app
 

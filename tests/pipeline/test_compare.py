@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from cluster.errors import UserError
 from cluster.job import State
 from cluster.local import LocalExecutor
-from cluster.runs import RunFolder, Status
+from cluster.run.folder import RunFolder, Status
 from pipeline.cli import app
 from pipeline.dag import DagRecipe, build_graph, load_dag, run_graph
 from pipeline.receipts import Receipt

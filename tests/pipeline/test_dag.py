@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
-from cluster.settings import Section
+from cluster.typed_yaml import Section
 from pipeline.dag import DagRecipe, Failed, build_graph, load_dag, run_dag, run_graph
 from pipeline.receipts import Kind, Result
 

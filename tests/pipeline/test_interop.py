@@ -17,7 +17,7 @@ from tiny_training import make_dataset, make_recipe
 from torch import Tensor, nn
 
 from cluster.errors import UserError
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.export import TrunkSpec, export_trunk, load_trunk, save_trunk
 from pipeline.interop import from_timm, from_vissl, read_weights, to_vissl, warm_start
 from pipeline.models.regnet import PRESETS, widths_and_depths

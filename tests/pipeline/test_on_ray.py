@@ -15,8 +15,8 @@ from tiny_training import make_dataset, make_recipe
 
 from cluster.job import Resources, State
 from cluster.local import LocalExecutor
-from cluster.restarts import Cause, read_restarts
-from cluster.runs import RunFolder
+from cluster.run.folder import RunFolder
+from cluster.run.restarts import Cause, read_restarts
 from pipeline.dag import DagRecipe, build_graph
 from pipeline.receipts import Receipt
 from pipeline.stage_jobs import run_graph_as_jobs
@@ -77,7 +77,7 @@ def rank_process(run: RunFolder, rank: int) -> psutil.Process:
 
 
 def test_C1_T3_a_killed_worker_and_a_lost_node_change_no_number(ray_cluster: Any, tmp_path: Path) -> None:
-    from cluster.ray import RayExecutor
+    from cluster.ray.executor import RayExecutor
 
     recipe = make_recipe(make_dataset(tmp_path), train__steps=200)
     here = pretrain_job(recipe, tmp_path / "local", Resources(ranks_per_node=2, cpus_per_rank=1))
@@ -98,7 +98,7 @@ def test_C1_T3_a_killed_worker_and_a_lost_node_change_no_number(ray_cluster: Any
 
 
 def test_C2_a_graph_runs_as_jobs_and_not_twice(ray_cluster: Any, tmp_path: Path) -> None:
-    from cluster.ray import RayExecutor
+    from cluster.ray.executor import RayExecutor
 
     data = make_dataset(tmp_path)
     training = make_recipe(data, train__steps=4).model_dump(mode="json")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cluster.errors import UserError
-from cluster.settings import check_recipe
+from cluster.typed_yaml import check_recipe
 from pipeline import photographs as module
 from pipeline.photographs import SHIPPED, PhotographsRecipe, cut_tiles, identity, read_folder
 from pipeline.receipts import folder_identity

@@ -15,7 +15,7 @@ from tiny_training import make_values
 from torch import nn
 
 from cluster.errors import UserError
-from cluster.settings import apply_override, check_recipe, find_recipe, load_recipe, read_yaml
+from cluster.typed_yaml import apply_override, check_recipe, find_recipe, load_recipe, read_yaml
 from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe

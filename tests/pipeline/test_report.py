@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_training import make_recipe
 
 from cluster.local import LocalExecutor
-from cluster.settings import read_yaml
+from cluster.typed_yaml import read_yaml
 from pipeline.dag import build_graph, closing_lines, load_dag, run_graph
 from pipeline.receipts import Input, Receipt
 from pipeline.report.figures import Bar, Series, bar_chart, doubling_ticks, line_chart, ticks

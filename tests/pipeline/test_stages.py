@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.settings import Section
+from cluster.typed_yaml import Section
 from pipeline.receipts import Kind, Receipt, Result, Source, Stage, Work, content_digest, ensure, stage_key
 
 

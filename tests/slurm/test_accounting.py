@@ -6,7 +6,7 @@ import pytest
 from lab import SlurmLab, wait_until
 
 from cluster.job import State
-from cluster.slurm_state import find_state, from_accounting
+from cluster.slurm.state import find_state, from_accounting
 
 pytestmark = pytest.mark.slurm
 

@@ -102,7 +102,7 @@ def test_a_crash_is_tried_three_times_and_then_told_with_rank_and_node(
     """One rank ends without a word beside one that would have asked to be started again."""
     (tmp_path / "crash.py").write_text(
         "import os, time\n"
-        "from cluster.preempt import Preempted\n"
+        "from cluster.rank.preempt import Preempted\n"
         "def run():\n"
         "    if os.environ['RANK'] == '1':\n"
         "        os.kill(os.getpid(), 11)\n"
@@ -118,7 +118,7 @@ def test_a_crash_is_tried_three_times_and_then_told_with_rank_and_node(
     }
     code = (
         "import json, sys; from cluster.job import Job; from cluster.site import load_site; "
-        "from cluster.slurm import SlurmExecutor; from pathlib import Path; "
+        "from cluster.slurm.executor import SlurmExecutor; from pathlib import Path; "
         "job = Job.from_json(sys.argv[1]); h = SlurmExecutor(load_site(sys.argv[2])).submit(job); "
         "(Path(job.folder) / 'source' / 'crash.py').write_text(Path('crash.py').read_text()); print(h.wait())"
     )

@@ -11,8 +11,8 @@ import yaml
 from lab import SITES, SUBNET, SlurmLab, wait_until
 
 from cluster.job import State
-from cluster.restarts import read_restarts
-from cluster.runs import RunFolder
+from cluster.run.folder import RunFolder
+from cluster.run.restarts import read_restarts
 from ingest.crawl import crawl_shards
 from ingest.crawl_settings import CrawlSettings
 from ingest.fetch import FetchSettings

@@ -11,8 +11,8 @@ from lab import SlurmLab, wait_until
 from cluster.errors import UserError
 from cluster.executors import status_of
 from cluster.job import State
-from cluster.restarts import read_restarts
-from cluster.runs import list_runs
+from cluster.run.folder import list_runs
+from cluster.run.restarts import read_restarts
 from cluster.site import Site
 from ingest import dedup_tasks
 from ingest.dedup import dedup

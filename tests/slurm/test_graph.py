@@ -123,7 +123,7 @@ def test_a_schedule_evaluates_what_is_new_once_however_often_it_fires(
     slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     file = tmp_path / "runs" / "schedules" / "nightly.json"
     subprocess.run(
-        [sys.executable, "-m", "cluster.schedule", str(file)],
+        [sys.executable, "-m", "cluster.slurm.schedule", str(file)],
         cwd=tmp_path,
         env=submit.environment(),
         check=True,

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from lab import SlurmLab, wait_until
 
-from cluster.restarts import Restart, read_restarts
-from cluster.runs import RunFolder, Status
+from cluster.run.folder import RunFolder, Status
+from cluster.run.restarts import Restart, read_restarts
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cluster.errors import UserError
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.checkpoint_files import broken_file, latest, newest_first, read_tensors, step_of
 from pipeline.train.checkpoint_period import young_daly

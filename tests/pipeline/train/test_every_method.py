@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny_training import make_dataset, make_recipe
 
 from cluster.errors import UserError
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.export import export_trunk
 from pipeline.pieces import named_tensors, whole
 from pipeline.train.checkpoint_files import latest, read_tensors

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cluster.errors import UserError
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.train.guard import Diverged, Guard, Suspect, batch_suspect, find_suspects
 from pipeline.train.spikes import WINDOW, spike_threshold
 

@@ -15,7 +15,7 @@ from tiny_training import make_dataset, make_values
 
 from cluster.job import Job, Resources, State
 from cluster.local import LocalExecutor
-from cluster.runs import RunFolder
+from cluster.run.folder import RunFolder
 
 
 def stop_a_rank_at(folder: Path, step: int) -> None:

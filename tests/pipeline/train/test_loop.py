@@ -24,9 +24,9 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from cluster.job import Job, Resources, State
-from cluster.preempt import Preempted, PreemptionFlag
-from cluster.runs import RunFolder
-from cluster.torch_dist import World
+from cluster.rank.preempt import Preempted, PreemptionFlag
+from cluster.rank.torch_dist import World
+from cluster.run.folder import RunFolder
 from pipeline.data.loader import Batch, Loader
 from pipeline.recipe import PretrainRecipe
 from pipeline.train.checkpoint_files import latest, newest_first, read_tensors

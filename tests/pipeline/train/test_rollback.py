@@ -17,8 +17,8 @@ from tiny_training import make_dataset, make_recipe, make_values
 from torch import Tensor
 
 from cluster.errors import UserError
-from cluster.preempt import PreemptionFlag
-from cluster.torch_dist import World
+from cluster.rank.preempt import PreemptionFlag
+from cluster.rank.torch_dist import World
 from pipeline.data.loader import Batch
 from pipeline.recipe import PretrainRecipe
 from pipeline.train.checkpoint_files import latest, newest_first, read_tensors, step_of

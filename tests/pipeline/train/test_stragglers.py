@@ -14,8 +14,8 @@ import torch.distributed as dist
 from tiny_training import make_dataset, make_values
 from torch import Tensor
 
-from cluster.preempt import PreemptionFlag
-from cluster.torch_dist import World
+from cluster.rank.preempt import PreemptionFlag
+from cluster.rank.torch_dist import World
 from pipeline.data.loader import Batch
 from pipeline.recipe import PretrainRecipe
 from pipeline.train.loop import train

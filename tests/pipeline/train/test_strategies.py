@@ -16,7 +16,7 @@ from tiny_training import make_dataset, make_recipe
 from torch import Tensor
 
 from cluster.errors import UserError
-from cluster.torch_dist import World
+from cluster.rank.torch_dist import World
 from pipeline.models.regnet import RegNet
 from pipeline.pieces import named_tensors, whole
 from pipeline.recipe import RegNetParameters

@@ -1,0 +1,64 @@
+"""Being asked to stop: signals only set a flag, which the work looks at when it can stop."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Protocol, Self
+
+from cluster.run.folder import RunFolder
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+
+
+class Preempted(Exception):  # noqa: N818 -- not an error
+    """The work has saved where it is and ends early; its rank exits with status 85."""
+
+
+class PreemptionFlag:
+    """Within its `with` block, SIGTERM and SIGUSR2 set `requested` and do nothing else.
+
+    Entered by the work itself, hence after any handler that a launcher has installed in the process.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in STOP_SIGNALS:
+            self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+
+class Ranks(Protocol):
+    """All ranks of a job, as one of them sees them."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes for all."""
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+
+def end_preempted(ranks: Ranks, run: RunFolder, message: str) -> NoReturn:
+    """All ranks have saved: end together, to be started again. Called on all of them.
+
+    The mark is made between two barriers: a rank that crashed never reaches the first one, so that its end
+    is not taken for a wish; and once the first rank has left, a launcher may kill the others.
+    """
+    ranks.barrier()
+    if ranks.is_first:
+        run.mark_requeue()
+    ranks.barrier()
+    raise Preempted(message)

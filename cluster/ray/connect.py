@@ -1,0 +1,130 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import UserError
+from cluster.job import write_atomically
+from cluster.run.folder import RunFolder
+
+NAMESPACE = "submit"  # of all our actors
+OWN = f"{NAMESPACE}-own"  # of a driver whose Ray ends with it
+CONNECT_PATIENCE = 5.0  # seconds
+RECORD = "ray.json"  # in the run folder: where its supervisor is
+
+
+def load_ray() -> Any:
+    """The library; imported where it is used, so that the product imports without it."""
+    try:
+        import ray
+        import ray.util.scheduling_strategies  # not part of `import ray`
+    except ImportError as error:
+        raise UserError(f"the Ray executor needs Ray: pip install '.[ray]' ({error})") from None
+    return ray
+
+
+def join(address: str, namespace: str) -> None:
+    """Become a driver of an existing cluster.
+
+    Raises:
+        UserError: if there is none at that address.
+    """
+    _refuse_silence(address)
+    try:
+        _init(namespace=namespace, address=address)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"no Ray answers at {address}: {first_line(error)}; give the address that `ray start --head` has "
+            "printed, from a machine of that cluster, or a ray:// address"
+        ) from None
+
+
+def _refuse_silence(address: str) -> None:
+    """Ray itself would try for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return  # "auto", or the name of a plug-in
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_PATIENCE).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray answers at {address}: {error}; give the address that `ray start --head` has printed, "
+            "from a machine of that cluster"
+        ) from None
+
+
+def start_here() -> None:
+    """Start a Ray on this machine that ends with this process.
+
+    Raises:
+        UserError: if it does not start.
+    """
+    # Cores that this process may not use are not Ray's to give away.
+    cores = len(os.sched_getaffinity(0))
+    try:
+        _init(namespace=OWN, address="local", num_cpus=cores)
+    except Exception as error:  # Ray raises no more than that
+        raise UserError(
+            f"Ray did not start on this machine: {first_line(error)} Its logs are in /tmp/ray; "
+            "--executor local needs no Ray"
+        ) from error
+
+
+def _init(**options: Any) -> None:
+    # Nobody was asked whether Ray may report from here.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray puts the working directory before PYTHONPATH on every worker: a checkout there would be imported in
+    # place of the run's own source.
+    with contextlib.chdir("/"):
+        load_ray().init(log_to_driver=False, logging_level="WARNING", **options)
+
+
+def detached() -> bool:
+    """Whether the cluster that this process has joined outlives it."""
+    return bool(load_ray().get_runtime_context().namespace != OWN)
+
+
+def write_record(run: RunFolder, address: str | None) -> None:
+    """Write down which cluster runs it, how it is reached, and from where it was submitted."""
+    joined = load_ray().get_runtime_context().gcs_address
+    record = {
+        "address": address or joined,
+        "cluster": joined,
+        "own": not detached(),
+        "directory": str(Path.cwd()),
+    }
+    write_atomically(run.path / RECORD, json.dumps(record) + "\n")
+
+
+def record_of(run: RunFolder) -> dict[str, Any]:
+    """What `write_record` wrote."""
+    record: dict[str, Any] = json.loads((run.path / RECORD).read_text())
+    return record
+
+
+def rejoin(run: RunFolder) -> None:
+    """Join the cluster that runs it.
+
+    Raises:
+        UserError: if it cannot be reached from here, or this process has joined another.
+    """
+    record = record_of(run)
+    if not load_ray().is_initialized():
+        given = None if record["own"] else os.environ.get("RAY_ADDRESS")
+        join(given or record["address"], NAMESPACE)
+    if (joined := load_ray().get_runtime_context().gcs_address) != record["cluster"]:
+        raise UserError(
+            f"the run in {run.path} is on the Ray of {record['cluster']}, and this process has joined "
+            f"{joined}: ask for that run alone, without RAY_ADDRESS"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """Ray's errors are long; the first line says what happened."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,352 @@
+"""Run a job on Ray: on a cluster that is there, on one started in a SLURM allocation, or on this machine.
+
+A supervisor actor sees the run through (`cluster.ray.supervisor`); each rank is a process that an actor
+watches (`cluster.ray.rank_worker`). The run folder must be on a file system that all nodes share.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import importlib.util
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from cluster.errors import AlreadyRunning, UserError
+from cluster.job import Job, State
+from cluster.ray.connect import (
+    NAMESPACE,
+    OWN,
+    detached,
+    first_line,
+    join,
+    load_ray,
+    record_of,
+    rejoin,
+    start_here,
+    write_record,
+)
+from cluster.ray.gang import bundle_of, cpus_per_rank
+from cluster.ray.in_allocation import AllocationRay, demand_a_token
+from cluster.ray.map import map_items
+from cluster.ray.rank_worker import share_lock
+from cluster.ray.supervisor import Supervisor
+from cluster.run.folder import Failure, RunFolder, Status
+from cluster.run.source import PACKAGES
+from cluster.run.waiting import Echo, Stream, signals_passed_on
+from cluster.site import Site
+from cluster.submit import prepare_run, refuse_if_elsewhere
+
+_CONNECTING = threading.Lock()
+POLL_SECONDS = 0.5
+PATIENCE = 10.0  # seconds that a supervisor may take to go after its last word
+
+
+class RayExecutor:
+    """Submits to Ray.
+
+    Args:
+        address: of an existing cluster, as `ray.init` takes it; None: RAY_ADDRESS, else inside a SLURM
+            allocation a cluster on its nodes, else one on this machine. The last two end with this process.
+        stream: where rank 0's output is repeated while somebody waits.
+        site: the cluster's facts: the ranks' environment, and who is told of the end.
+        keep_source: go on with the source that a run was first submitted with, where it has one.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        stream: Stream | None = None,
+        site: Site | None = None,
+        keep_source: bool = False,
+    ) -> None:
+        self._address = address
+        self._stream = stream
+        self._site = site
+        self._keep_source = keep_source
+
+    def submit(self, job: Job) -> RayHandle:
+        """Start a job and return. On an existing cluster it needs this process no more; on a Ray of our own
+        the caller has to `wait()`: the handle's `detached` tells.
+
+        Raises:
+            AlreadyRunning: if the run has not ended.
+            UserError: if there is no Ray, or this one can never run the job.
+        """
+        self._connect()
+        job = replace(job, folder=job.folder.resolve())
+        if not detached():
+            _refuse_what_cannot_fit(job)
+        run, name = RunFolder.create(job.folder), actor_name(job.folder)
+        _refuse_second(run, name)
+        with contextlib.closing(run.lock()):
+            refuse_if_elsewhere(run, "ray")
+            write_record(run, self._address or os.environ.get("RAY_ADDRESS"))
+            prepare_run(
+                run, job, executor="ray", known_id=name, site=self._site, keep_source=self._keep_source
+            )
+        with contextlib.closing(share_lock(run)):  # until the supervisor has its own share
+            handle = RayHandle(run, name, stream=self._stream)
+            environment = self._runtime_env(job.function, run.path)
+            _start_supervisor(run, name, environment)
+        return handle
+
+    def map(
+        self, function: str, items: Iterable[Any], *, in_flight: int, retries: int, cpus: float = 1
+    ) -> Iterator[tuple[int, Any]]:
+        """Call a function once for each item, on the cluster's workers.
+
+        Args:
+            function: "package.module:function" of one JSON value, returning another.
+            items: read as they are needed, never as a whole.
+            in_flight: the most items that are out at a time.
+            retries: how often an item is given out again because its worker or node was lost. What the
+                function raises is not tried again.
+            cpus: cores that each call takes.
+
+        Returns:
+            Pairs of an item's position and its result, in the order in which they are done.
+
+        Raises:
+            RuntimeError, UserError: names the item that failed; the items still out are called off.
+            UserError: a Ray that was started here has no node with so many cores.
+        """
+        self._connect()
+        if not detached():
+            _refuse_what_is_too_large(function, cpus)
+        environment = self._runtime_env(function, None)
+        return map_items(
+            function, items, in_flight=in_flight, retries=retries, cpus=cpus, runtime_env=environment
+        )
+
+    def _connect(self) -> None:
+        """Join the cluster, or start one; a process that has joined one stays with it."""
+        address = self._address or os.environ.get("RAY_ADDRESS")
+        with _CONNECTING:  # the stages of a graph come here side by side
+            if address is None and "SLURM_JOB_ID" in os.environ:
+                demand_a_token()
+            if load_ray().is_initialized():
+                return
+            if address is not None:
+                join(address, NAMESPACE)
+            elif "SLURM_JOB_ID" in os.environ:
+                allocation = AllocationRay(os.environ)
+                atexit.register(allocation.stop)
+                join(allocation.address, OWN)
+                allocation.wait_for_nodes()
+            else:
+                start_here()
+
+    def _runtime_env(self, function: str, run: Path | None) -> dict[str, Any]:
+        """The site's environment, and where the workers find the source."""
+        folders = [] if run is None else [str(run / "source")]
+        folders += source_folders(function)
+        environment = {} if self._site is None else dict(self._site.environment)
+        return {"env_vars": environment | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(folders))}}
+
+
+class RayHandle:
+    """A job that Ray runs."""
+
+    def __init__(self, run: RunFolder, name: str, *, stream: Stream | None = None) -> None:
+        self._run = run
+        self._name = name
+        self._stream = stream
+        self._echo = Echo(run, stream)
+        self._detached = detached()
+
+    @property
+    def id(self) -> str:
+        """The name of the supervisor actor."""
+        return self._name
+
+    @property
+    def detached(self) -> bool:
+        """Whether the cluster is somebody else's; a Ray of our own ends with this process."""
+        return self._detached
+
+    def state(self) -> State:
+        """Where the job is now."""
+        return _with_ray(self._run, self._name).state
+
+    def wait(self) -> State:
+        """Block until the job has ended for good. On a Ray of our own, signals become a request to save and
+        stop; on another they end the waiting, and the job goes on.
+        """
+        with contextlib.nullcontext() if self._detached else signals_passed_on(self._pass_on):
+            while not (state := self.state()).ended:
+                self._echo.show()
+                time.sleep(POLL_SECONDS)
+        self._echo.show()
+        return state
+
+    def cancel(self) -> None:
+        """Ask the ranks to save and end."""
+        self._run.request_cancel()
+        self._ask(signal.SIGTERM)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        if self._stream is not None:
+            self._stream.write(
+                f"{signal.Signals(number).name}: saving and stopping at the next step; "
+                "Ctrl-C (again) stops at once\n"
+            )
+        self._ask(number)
+
+    def _ask(self, number: int) -> None:
+        if (supervisor := _find(self._name)) is not None:
+            supervisor.ask.remote(number)
+
+
+def reopen(run: RunFolder) -> RayHandle:
+    """The handle of a run that was submitted before, perhaps by another process.
+
+    Raises:
+        UserError: if its Ray cannot be reached from here.
+    """
+    rejoin(run)
+    return RayHandle(run, actor_name(run.path))
+
+
+def current_status(run: RunFolder) -> Status:
+    """What status.json says, corrected by what Ray says: a supervisor that was killed writes nothing.
+
+    Raises:
+        UserError: if the run has not ended, and its Ray cannot be reached from here.
+    """
+    status = run.read_status()
+    if status.state.ended:
+        return status
+    try:
+        rejoin(run)
+    except UserError:
+        if not record_of(run)["own"]:
+            raise
+        if _is_shared(run):  # by its supervisor and its ranks
+            return replace(status, reason="its Ray cannot be reached from here")
+        return _ended_without_a_word(run, status)  # its Ray ended with whoever submitted it
+    return _with_ray(run, actor_name(run.path))
+
+
+def _is_shared(run: RunFolder) -> bool:
+    """Whether anybody holds the run's lock."""
+    try:
+        run.lock(patience=0).close()
+    except AlreadyRunning:
+        return True
+    return False
+
+
+def actor_name(folder: Path) -> str:
+    """The supervisor's name: equal for every submission of one run."""
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    return f"{folder.name}-{digest}"
+
+
+def source_folders(function: str) -> list[str]:
+    """Where this process has the product and the function from, for workers that have neither installed."""
+    folders = []
+    for package in dict.fromkeys([*PACKAGES, function.partition(":")[0].partition(".")[0]]):
+        spec = importlib.util.find_spec(package)
+        if spec is None or package in sys.stdlib_module_names:
+            continue
+        origins = [*(spec.submodule_search_locations or [spec.origin or ""])]
+        folders += [str(Path(origin).parent) for origin in origins if origin]
+    # What is installed here is for this Python; a worker has its own.
+    return [folder for folder in dict.fromkeys(folders) if not folder.endswith("-packages")]
+
+
+def _with_ray(run: RunFolder, name: str) -> Status:
+    """The status, as true as a process that has joined the cluster can tell."""
+    status = run.read_status()
+    if status.state.ended or _find(name) is not None:
+        return status
+    return _ended_without_a_word(run, run.read_status())  # it may have ended properly between the two looks
+
+
+def _ended_without_a_word(run: RunFolder, status: Status) -> Status:
+    if status.state.ended:
+        return status
+    if run.cancel_requested():
+        return replace(status, state=State.CANCELLED)
+    message = (
+        "the supervisor is gone without having written how it ended: the Ray cluster was stopped; "
+        "`submit resume` goes on from the last checkpoint"
+    )
+    return replace(status, state=State.FAILED, failure=Failure(rank=None, type="Killed", message=message))
+
+
+def _find(name: str) -> Any:
+    """The supervisor; None if there is none."""
+    try:
+        return load_ray().get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def _refuse_second(run: RunFolder, name: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while _find(name) is not None:
+        written = (run.path / "status.json").is_file() and run.read_status().state.ended
+        if not written or time.monotonic() > deadline:
+            raise AlreadyRunning(
+                f"the run in {run.path} is going on already, as Ray actor {name}; "
+                f"`submit cancel {run.path}` ends it"
+            )
+        time.sleep(0.1)  # it has said its last word, and goes
+
+
+def _start_supervisor(run: RunFolder, name: str, runtime_env: dict[str, Any]) -> None:
+    ray = load_ray()
+    actor = ray.remote(Supervisor).options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        num_cpus=0,
+        max_restarts=-1,
+        runtime_env=runtime_env,
+    )
+    try:
+        ray.get(actor.remote(str(run.path), name, runtime_env).ready.remote())
+    except ValueError as error:  # the name was taken in the meantime
+        raise AlreadyRunning(f"the run in {run.path} is going on already: {error}") from None
+    except ray.exceptions.RayError as error:
+        message = f"Ray could not start the supervisor of {run.path}: {first_line(error)}"
+        failure = Failure(rank=None, type=type(error).__name__, message=message)
+        run.write_status(run.read_status().stopped(State.FAILED, failure=failure))
+        raise RuntimeError(message) from error
+
+
+def _refuse_what_is_too_large(function: str, cpus: float) -> None:
+    """A Ray of our own does not grow: a call that no node has room for would wait for ever."""
+    most = max(node["Resources"].get("CPU", 0) for node in load_ray().nodes() if node["Alive"])
+    if cpus > most:
+        raise UserError(
+            f"each call of {function} wants {cpus:g} cores, and the largest node of the Ray started here has "
+            f"{most:g}: ask for fewer, or give the address of a Ray cluster"
+        )
+
+
+def _refuse_what_cannot_fit(job: Job) -> None:
+    """A Ray of our own does not grow."""
+    nodes = [node for node in load_ray().nodes() if node["Alive"]]
+    bundle = bundle_of(job.resources, cpus_per_rank(job.resources, nodes))
+    fit = [
+        node for node in nodes if all(node["Resources"].get(kind, 0) >= size for kind, size in bundle.items())
+    ]
+    if len(fit) < job.resources.nodes:
+        wants = " and ".join(f"{size:g} {kind}" for kind, size in bundle.items())
+        raise UserError(
+            f"{job.name} wants {job.resources.nodes} nodes with {wants} each, and the Ray started here has "
+            f"{len(fit)}: ask for less, or give the address of a Ray cluster"
+        )

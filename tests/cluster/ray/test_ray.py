@@ -1,0 +1,532 @@
+"""The Ray executor, on real clusters of several nodes on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import AlreadyRunning
+from cluster.host import Process
+from cluster.job import PREEMPTED_EXIT_CODE, Job, Resources, State
+from cluster.ray.connect import NAMESPACE, load_ray, write_record
+from cluster.ray.executor import RayExecutor, actor_name, current_status, reopen
+from cluster.ray.gang import cpus_per_rank
+from cluster.ray.in_allocation import cpus_of_nodes, head_options, ports_of, step
+from cluster.ray.rank_worker import RankWorker
+from cluster.run.folder import RunFolder, Status, explain
+from cluster.run.restarts import Cause, read_restarts
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
+)
+PATIENCE = 90.0
+SMALL: dict[str, Any] = {"object_store_memory": 80 << 20, "include_dashboard": False}
+
+FUNCTIONS = """
+import json, os, signal, sys, time
+from pathlib import Path
+from cluster.errors import UserError
+from cluster.rank.preempt import Preempted, PreemptionFlag
+from cluster.run.folder import RunFolder
+
+RANK, START = int(os.environ.get("RANK", "0")), int(os.environ.get("SUBMIT_START", "0"))
+
+def all_reduce(folder):
+    import torch
+    from cluster.rank.torch_dist import distributed
+    with distributed("cpu") as world:
+        total = torch.tensor([world.rank + 1.0])
+        torch.distributed.all_reduce(total)
+    seen = {"total": total.item(), "directory": os.getcwd(), "source": sys.modules["cluster"].__file__}
+    Path(folder, f"seen-{RANK}.json").write_text(json.dumps(seen | dict(os.environ)))
+    print(f"hello from {RANK}")
+
+def checkpoint_then_die_once(run):
+    latest = Path(run, "checkpoints", "latest")
+    if START > 0:
+        print(f"resumed from {latest.read_text()}")
+        return
+    if RANK == 0:
+        latest.parent.mkdir()
+        latest.write_text("step-1")
+    while not latest.exists():
+        time.sleep(0.01)
+    if RANK == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def mistake():
+    raise UserError("data.root is empty: crawl something into it")
+
+def hang_and_be_killed(run):
+    if RANK == 0:
+        values = {"rank": None, "type": "Hang", "message": "no step on n0"}
+        RunFolder(Path(run)).write_error("hang-n0", values | {"user_error": False, "traceback": ""})
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+def save_and_stop_once():
+    if START == 0:
+        raise Preempted("saved")
+
+def work_until_asked_to_stop(folder):
+    with PreemptionFlag() as flag:
+        Path(folder, f"ready-{RANK}").write_text(f"{os.getpid()}")
+        while not flag.requested:
+            time.sleep(0.01)
+    raise Preempted("saved")
+
+def wait_in_the_first_start(folder, run):
+    Path(folder, f"start-{START}-{RANK}").touch()
+    while START == 0 and not Path(folder, "go").exists():
+        time.sleep(0.05)
+
+def square(item):
+    return item * item
+
+def die_once(item):
+    if item["number"] == 2 and not Path(item["folder"], "died").exists():
+        Path(item["folder"], "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item["number"]
+
+def refuse_3(item):
+    if item == 3:
+        raise ValueError("three")
+    return item
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A head without cores and two nodes with one each; the rank functions are importable."""
+    # A token that the last `ray.init` has left in the home folder must not decide who may join.
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_AUTH_MODE", "disabled")
+    patch.delenv("RAY_ADDRESS", raising=False)
+    from ray.cluster_utils import Cluster
+
+    folder = tmp_path_factory.mktemp("functions")
+    (folder / "ray_functions.py").write_text(FUNCTIONS)
+    patch.syspath_prepend(folder)
+    cluster = Cluster(initialize_head=True, head_node_args=SMALL | {"num_cpus": 0})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, **SMALL)
+    yield cluster
+    load_ray().shutdown()
+    cluster.shutdown()
+    patch.undo()
+
+
+def make_job(folder: Path, name: str, /, *, nodes: int = 2, max_crashes: int = 3, **arguments: Any) -> Job:
+    return Job(
+        name="test",
+        function=f"ray_functions:{name}",
+        arguments=arguments,
+        resources=Resources(nodes=nodes),
+        folder=folder,
+        max_crashes=max_crashes,
+    )
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def both_ready(folder: Path, pattern: str = "ready-{}") -> None:
+    wait_until(lambda: all((folder / pattern.format(rank)).exists() for rank in range(2)))
+
+
+def causes(run: RunFolder) -> list[Cause]:
+    return [restart.cause for restart in read_restarts(run)]
+
+
+@pytest.mark.ray
+@needs_ray
+def test_C1_ranks_on_two_nodes_reduce_and_rank_0_is_heard(cluster: Any, tmp_path: Path) -> None:
+    class Heard(list[str]):
+        def write(self, text: str) -> None:
+            self.append(text)
+
+        def flush(self) -> None: ...
+
+    heard = Heard()
+    job = make_job(tmp_path / "run", "all_reduce", folder=str(tmp_path))
+    handle = RayExecutor(cluster.address, stream=heard).submit(job)
+    assert handle.wait() is State.COMPLETED
+    seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]
+    assert [one["total"] for one in seen] == [3.0, 3.0]
+    assert [(one["RANK"], one["LOCAL_RANK"], one["WORLD_SIZE"]) for one in seen] == [
+        ("0", "0", "2"),
+        ("1", "0", "2"),
+    ]
+    assert seen[0]["RAY_RAYLET_PID"] != seen[1]["RAY_RAYLET_PID"]
+    assert {one["OMP_NUM_THREADS"] for one in seen} == {"1"}
+    assert "MALLOC_MMAP_THRESHOLD_" in seen[0]
+    assert seen[0]["source"] == str(job.folder / "source" / "cluster" / "__init__.py")
+    assert seen[0]["directory"] == str(Path.cwd())
+    assert "".join(heard) == "hello from 0\n"
+    status = RunFolder(job.folder).read_status()
+    assert (status.executor, status.id, status.attempt) == ("ray", handle.id, 1)
+    assert not read_restarts(RunFolder(job.folder))
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_killed_rank_restarts_all_from_the_last_checkpoint(cluster: Any, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "checkpoint_then_die_once", run=str(tmp_path / "run"))
+    assert RayExecutor(cluster.address).submit(job).wait() is State.COMPLETED
+    run = RunFolder(job.folder)
+    assert run.tail(0) == run.tail(1) == ["resumed from step-1"]
+    assert run.read_status().attempt == 2
+    (restart,) = read_restarts(run)
+    assert (restart.cause, restart.rank, restart.checkpoint) == (Cause.CRASH, 1, "step-1")
+    assert restart.message == "Killed: killed by SIGKILL (out of memory?)"
+    assert restart.node is not None
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_spent_budget_ends_the_run_with_the_reason(cluster: Any, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "die", nodes=1, max_crashes=2)
+    assert RayExecutor(cluster.address).submit(job).wait() is State.FAILED
+    status = RunFolder(job.folder).read_status()
+    assert status.attempt == 2
+    assert "2 attempts ended by crash without any checkpoint; the last: Killed" in explain(status)
+    assert status.failure is not None
+    assert (status.failure.rank, status.failure.node) == (0, status.nodes)
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_mistake_of_the_user_is_not_tried_again(cluster: Any, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "mistake", nodes=1)
+    assert RayExecutor(cluster.address).submit(job).wait() is State.FAILED
+    status = RunFolder(job.folder).read_status()
+    assert status.attempt == 1
+    assert explain(status) == "data.root is empty: crawl something into it"
+
+
+@pytest.mark.ray
+@needs_ray
+def test_ranks_that_saved_on_request_start_again_for_free(cluster: Any, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "save_and_stop_once", nodes=1, max_crashes=1)
+    assert RayExecutor(cluster.address).submit(job).wait() is State.COMPLETED
+    assert causes(RunFolder(job.folder)) == [Cause.PREEMPTED]
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_run_goes_on_without_its_submitter_once_and_can_be_cancelled(cluster: Any, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "work_until_asked_to_stop", folder=str(tmp_path))
+    (tmp_path / "job.json").write_text(job.to_json())
+    code = (
+        "import sys; from pathlib import Path; from cluster.job import Job;"
+        "from cluster.ray.executor import RayExecutor;"
+        "RayExecutor(sys.argv[2]).submit(Job.from_json(Path(sys.argv[1]).read_text()))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "job.json"), cluster.address]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": sys.path[0]})
+    both_ready(tmp_path)
+    pids = [int((tmp_path / f"ready-{rank}").read_text()) for rank in range(2)]
+    run = RunFolder.open(job.folder)
+    wait_until(lambda: current_status(run).state is State.RUNNING)
+    with pytest.raises(AlreadyRunning, match="going on already, as Ray actor run-"):
+        RayExecutor(cluster.address).submit(job)
+    handle = reopen(run)
+    handle.cancel()
+    assert handle.wait() is State.CANCELLED
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert causes(run) == [Cause.PREEMPTED]  # they had saved
+
+
+@pytest.mark.ray
+@needs_ray
+def test_what_the_cluster_has_no_room_for_waits_and_can_be_cancelled(cluster: Any, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "die", nodes=5)
+    handle = RayExecutor(cluster.address).submit(job)
+    assert handle.state() is State.PENDING
+    handle.cancel()
+    assert handle.wait() is State.CANCELLED
+    assert RunFolder(job.folder).read_status().attempt == 0
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_lost_supervisor_is_made_anew_and_goes_on(cluster: Any, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    job = make_job(run.path, "wait_in_the_first_start", folder=str(tmp_path), run=str(run.path))
+    handle = RayExecutor(cluster.address).submit(job)
+    both_ready(tmp_path, "start-0-{}")
+    wait_until(lambda: handle.state() is State.RUNNING)
+    ray = load_ray()
+    ray.kill(ray.get_actor(actor_name(run.path), namespace=NAMESPACE), no_restart=False)
+    assert handle.wait() is State.COMPLETED
+    assert run.read_status().attempt == 2
+    assert causes(run) == [Cause.LOST]
+
+
+@pytest.mark.ray
+@needs_ray
+def test_map_does_lost_items_again_and_reads_no_more_than_it_may(cluster: Any, tmp_path: Path) -> None:
+    read = 0
+
+    def items() -> Iterator[dict[str, Any]]:
+        nonlocal read
+        for number in range(8):
+            read += 1
+            yield {"number": number, "folder": str(tmp_path)}
+
+    done = []
+    executor = RayExecutor(cluster.address)
+    for index, result in executor.map("ray_functions:die_once", items(), in_flight=2, retries=2):
+        assert index == result
+        done.append(index)
+        assert read <= len(done) + 1  # the one that is still out
+    assert sorted(done) == list(range(8))
+    assert (tmp_path / "died").exists()
+
+
+@pytest.mark.ray
+@needs_ray
+def test_map_names_the_item_that_failed(cluster: Any) -> None:
+    results = RayExecutor(cluster.address).map("ray_functions:refuse_3", range(9), in_flight=1, retries=0)
+    with pytest.raises(RuntimeError, match="item 3, 3: ValueError: three"):
+        list(results)
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_lost_node_restarts_all_on_what_is_there(cluster: Any, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    job = make_job(run.path, "wait_in_the_first_start", folder=str(tmp_path), run=str(run.path))
+    handle = RayExecutor(cluster.address).submit(job)
+    both_ready(tmp_path, "start-0-{}")
+    wait_until(lambda: handle.state() is State.RUNNING)
+    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+    cluster.add_node(num_cpus=1, **SMALL)
+    assert handle.wait() is State.COMPLETED
+    assert (tmp_path / f"start-{run.read_status().attempt - 1}-1").exists()
+    assert set(causes(run)) == {Cause.LOST}
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_hang_is_told_as_the_watchdog_wrote_it(cluster: Any, tmp_path: Path) -> None:
+    """The ranks were killed for it, and could not write a word."""
+    job = make_job(tmp_path / "run", "hang_and_be_killed", max_crashes=1, run=str(tmp_path / "run"))
+    assert RayExecutor(cluster.address).submit(job).wait() is State.FAILED
+    run = RunFolder(job.folder)
+    assert causes(run) == [Cause.HANG]
+    failure = run.read_status().failure
+    assert failure is not None
+    assert failure.message == "no step on n0"
+
+
+@pytest.mark.ray
+@needs_ray
+def test_what_cannot_be_reached_is_said_at_once(tmp_path: Path) -> None:
+    code = "from cluster.ray.connect import join; join('127.0.0.1:5', 'x')"
+    began = time.monotonic()
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "no Ray answers at 127.0.0.1:5" in told.stderr
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_run_whose_ray_cannot_be_reached_is_asked_to_end_through_its_folder(
+    cluster: Any, tmp_path: Path
+) -> None:
+    job = make_job(tmp_path / "run", "work_until_asked_to_stop", folder=str(tmp_path))
+    handle = RayExecutor(cluster.address).submit(job)
+    both_ready(tmp_path, "ready-{}")
+    run = RunFolder(job.folder)
+    record = json.loads((run.path / "ray.json").read_text())
+    (run.path / "ray.json").write_text(json.dumps(record | {"address": "127.0.0.1:5"}))
+    code = (
+        "import sys; from pathlib import Path; from cluster.executors import cancel;"
+        "from cluster.run.folder import RunFolder; cancel(RunFolder(Path(sys.argv[1])))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "asked through its folder" in told.stderr
+    assert handle.wait() is State.CANCELLED
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_run_that_waits_in_another_queue_is_not_taken(cluster: Any, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "die")
+    run = RunFolder.create(job.folder)
+    run.write_job(job)
+    waits = Status(
+        state=State.PENDING, name="t", executor="local", id="local-1", ranks=1, attempt=0, submitted=1.0
+    )
+    here = Process.current()
+    run.write_status(replace(waits, launcher=replace(here, host="another-machine")))
+    with pytest.raises(AlreadyRunning, match="on local as local-1"):
+        RayExecutor(cluster.address).submit(job)
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_signal_that_comes_before_the_process_is_not_lost(cluster: Any, tmp_path: Path) -> None:
+    list(RayExecutor(cluster.address).map("ray_functions:square", [1], in_flight=1, retries=0))  # joins
+    job = make_job(tmp_path / "run", "work_until_asked_to_stop", nodes=1, folder=str(tmp_path))
+    run = RunFolder.create(job.folder)
+    run.write_job(job)
+    write_record(run, cluster.address)
+    worker = RankWorker(str(run.path), 0)
+    worker.send(signal.SIGTERM)
+    places = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "SUBMIT_START": "0"}
+    assert worker.run(places, 1) in (-signal.SIGTERM, PREEMPTED_EXIT_CODE)
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_ray_of_our_own_refuses_what_cannot_fit_and_saves_on_ctrl_c(tmp_path: Path) -> None:
+    (tmp_path / "ray_functions.py").write_text(FUNCTIONS)
+    job = make_job(tmp_path / "run", "work_until_asked_to_stop", nodes=1, folder=str(tmp_path))
+    (tmp_path / "job.json").write_text(job.to_json())
+    code = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from cluster.errors import UserError
+from cluster.job import Job, Resources
+from cluster.ray.executor import RayExecutor
+executor, job = RayExecutor(stream=sys.stdout), Job.from_json(Path(sys.argv[1]).read_text())
+try:
+    executor.submit(replace(job, resources=Resources(nodes=2)))
+except UserError as error:
+    print(error)
+print(executor.submit(job).wait())
+"""
+    outside = {
+        name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "SLURM_JOB_ID")
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "job.json")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=outside | {"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)},  # Ray keeps a token at home
+    )
+    wait_until((tmp_path / "ready-0").exists)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    lines = output.splitlines()
+    assert "wants 2 nodes with" in lines[0]
+    assert lines[-1] == "preempted"
+    assert RunFolder(job.folder).read_status().state is State.PREEMPTED
+
+
+def test_the_product_imports_without_ray() -> None:
+    code = """
+import importlib, pkgutil, sys
+sys.modules["ray"] = None
+import cluster, pipeline.cli, pipeline.stages
+for module in pkgutil.walk_packages(cluster.__path__, "cluster."):
+    importlib.import_module(module.name)
+from cluster.errors import UserError
+try:
+    next(cluster.ray.executor.RayExecutor().map("os:getcwd", [], in_flight=1, retries=0))
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("the Ray executor needs Ray: pip install '.[ray]'")
+
+
+def test_ranks_share_the_smallest_of_the_largest_nodes() -> None:
+    nodes = [
+        {"Alive": alive, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}}
+        for alive, cpus, gpus in [(True, 2, 0), (True, 64, 8), (True, 48, 8), (False, 96, 8)]
+    ]
+    assert cpus_per_rank(Resources(nodes=2, ranks_per_node=8, gpus_per_rank=1), nodes) == 6
+    assert cpus_per_rank(Resources(nodes=3), nodes) == 2
+    assert cpus_per_rank(Resources(nodes=1, ranks_per_node=3), nodes[:1]) == 0.6666
+    assert cpus_per_rank(Resources(nodes=1, cpus_per_rank=5), nodes) == 5
+
+
+def test_each_node_of_an_allocation_gets_the_cores_that_the_job_has_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$3" = "n[1-3]" ] && printf "n1\\nn2\\nn3\\n"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    environment = {"SLURM_JOB_NODELIST": "n[1-3]", "SLURM_JOB_CPUS_PER_NODE": "16(x2),8"}
+    assert cpus_of_nodes(environment) == {"n1": 16, "n2": 16, "n3": 8}
+    assert "--num-cpus=8" in step("n3", 8, ["--address=n1:20000"])
+
+
+@pytest.mark.ray
+@needs_ray
+def test_an_allocation_gets_a_ray_on_all_its_nodes_that_ends_with_the_command(tmp_path: Path) -> None:
+    (tmp_path / "ray_functions.py").write_text(FUNCTIONS)
+    commands = {
+        "scontrol": '[ "$2" = node ] && echo "NodeAddr=127.0.0.1" || printf "n1\\nn2\\n"',
+        # What follows srun's own options, on this machine.
+        "srun": 'echo $RAY_AUTH_MODE $RAY_AUTH_TOKEN >> "$STEPS.tokens";'
+        ' while [ "${1#--}" != "$1" ]; do shift; done; echo $$ >> "$STEPS"; exec "$@"',
+    }
+    for name, script in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    job = make_job(tmp_path / "run", "save_and_stop_once")
+    (tmp_path / "job.json").write_text(job.to_json())
+    code = (
+        "import sys; from pathlib import Path; from cluster.job import Job;"
+        "from cluster.ray.executor import RayExecutor;"
+        "print(RayExecutor().submit(Job.from_json(Path(sys.argv[1]).read_text())).wait())"
+    )
+    allocation = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHONPATH": str(tmp_path),
+        "HOME": str(tmp_path),
+        "STEPS": str(tmp_path / "steps"),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_JOB_CPUS_PER_NODE": "1(x2)",
+        "SLURMD_NODENAME": "n1",
+    }
+    command = [sys.executable, "-c", code, str(tmp_path / "job.json")]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"} | allocation
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.stdout.splitlines()[-1:] == ["completed"], done.stderr
+    pids = [int(pid) for pid in (tmp_path / "steps").read_text().split()]
+    assert len(pids) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    modes, tokens = zip(*map(str.split, (tmp_path / "steps.tokens").read_text().splitlines()), strict=True)
+    assert set(modes) == {"token"}  # nobody else on the network may run code here
+    assert len(set(tokens)) == 1
+    assert len(tokens[0]) == 64
+
+
+def test_two_jobs_on_one_node_have_ports_of_their_own() -> None:
+    taken = [port for job in range(1_000, 2_000) for port in ports_of(job).values()]
+    assert len(set(taken)) == len(taken)
+    assert min(taken) >= 20_000
+    assert max(taken) < 32_768
+    assert set(head_options(7, ports_of(7))) & set(head_options(8, ports_of(8))) == {"--head"}

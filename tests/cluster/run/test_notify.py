@@ -1,0 +1,79 @@
+"""People are told when a run stops."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from cluster.job import State
+from cluster.run.folder import Failure, RunFolder, Status
+from cluster.run.notify import notify
+from cluster.site import Notify, Site, write_site
+
+FAILED = Status(
+    state=State.FAILED,
+    name="train",
+    executor="slurm",
+    id="7",
+    ranks=4,
+    attempt=3,
+    submitted=0.0,
+    failure=Failure(rank=2, type="ValueError", message="boom; $(rm -rf /)", node="node1"),
+)
+
+
+def make_run(folder: Path, settings: Notify) -> RunFolder:
+    run = RunFolder.create(folder / "train")
+    write_site(Site(notify=settings), run.path / "site.yaml")
+    return run
+
+
+def test_a_command_gets_the_cause_as_its_last_word_and_as_json(tmp_path: Path) -> None:
+    script = (
+        "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text(sys.argv[2] + '\\n' + sys.stdin.read())"
+    )
+    out = tmp_path / "told"
+    notify(make_run(tmp_path, Notify(command=(sys.executable, "-c", script, str(out)))), FAILED)
+    words, values = out.read_text().splitlines()
+    assert words == ("train is failed: rank 2 of 4 on node1 failed first: ValueError: boom; $(rm -rf /)")
+    assert json.loads(values) == {
+        "run": "train",
+        "folder": str(tmp_path / "train"),
+        "state": "failed",
+        "cause": words.removeprefix("train is failed: "),
+        "rank": 2,
+        "node": "node1",
+        "attempt": 3,
+    }
+
+
+def test_a_webhook_gets_the_same(tmp_path: Path) -> None:
+    got: list[bytes] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Hook) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/hook"
+        notify(make_run(tmp_path, Notify(webhook=url)), FAILED)
+    assert json.loads(got[0])["node"] == "node1"
+
+
+def test_a_hook_that_fails_fails_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    notify(make_run(tmp_path, Notify(command=("/does/not/exist",), webhook="http://127.0.0.1:9/")), FAILED)
+    assert "/does/not/exist" in caplog.text
+    notify(make_run(tmp_path, Notify(webhook="http://127.0.0.1:notaport/")), FAILED)
+    assert "nobody is told" in caplog.text
+    notify(RunFolder.create(tmp_path / "nobody"), FAILED)  # a run without a site

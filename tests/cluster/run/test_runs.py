@@ -1,0 +1,134 @@
+"""Run folders: status, lists, logs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import UserError
+from cluster.host import Process
+from cluster.job import Job, Resources, State, write_atomically
+from cluster.run.folder import Failure, RunFolder, Status, list_runs
+
+
+def make_status(**changes: object) -> Status:
+    status = Status(
+        state=State.RUNNING,
+        name="mine",
+        executor="local",
+        id="local-1",
+        ranks=2,
+        attempt=1,
+        submitted=1.0,
+        launcher=Process.current(),
+    )
+    return replace(status, **changes)  # type: ignore[arg-type]
+
+
+def test_a_status_is_read_as_it_was_written(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "mine")
+    failure = Failure(rank=1, type="ValueError", message="boom", traceback="…", log_tail=("a", "b"))
+    status = make_status(state=State.FAILED, ended=2.0, failure=failure)
+    run.write_status(status)
+    assert run.read_status() == status
+    assert run.status() == status
+
+
+def test_a_reader_never_sees_half_a_status(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "mine")
+    run.write_status(make_status())
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            run.write_status(make_status(failure=Failure(rank=0, type="X", message="y" * 10_000)))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(300):
+            run.read_status()
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        stat = Path(f"/proc/{child.pid}/stat").read_text()
+        assert stat
+        here = Process.current()
+        assert here.alive()
+        assert not replace(here, started="1@another-boot").alive()
+        assert not replace(here, pid=child.pid).alive()  # the child started later than this process
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_dead_launcher_elsewhere_cannot_be_judged(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "mine")
+    elsewhere = Process(host="node7", pid=os.getpid(), started="1@x")
+    run.write_status(make_status(launcher=elsewhere))
+    assert run.status().state is State.RUNNING
+    with pytest.raises(UserError, match="was started on node7"):
+        run.cancel()
+    run.write_status(make_status(launcher=replace(elsewhere, host=Process.current().host)))
+    assert run.status().state is State.FAILED
+    run.request_cancel()
+    assert run.status().state is State.CANCELLED
+
+
+def test_runs_are_listed_by_name(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        RunFolder.create(tmp_path / name).write_status(make_status(name=name))
+    (tmp_path / "not-a-run").mkdir()
+    assert [run.read_status().name for run in list_runs(tmp_path)] == ["a", "b"]
+    assert list_runs(tmp_path / "nowhere") == []
+    with pytest.raises(UserError, match="there is no run in"):
+        RunFolder.open(tmp_path / "not-a-run")
+
+
+def test_a_log_is_followed_to_the_end_of_the_run(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "mine")
+    run.write_status(make_status())
+    run.log(0).write_text("first\n")
+    seen: list[str] = []
+    reader = threading.Thread(target=lambda: seen.extend(run.follow(0, status=RunFolder.read_status)))
+    reader.start()
+    while not seen:
+        time.sleep(0.01)
+    with run.log(0).open("a") as log:
+        log.write("last\n")
+    run.write_status(make_status(state=State.COMPLETED))
+    reader.join(timeout=10)
+    assert "".join(seen) == "first\nlast\n"
+
+
+def test_a_tail_is_a_few_lines_of_one_attempt(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "mine")
+    assert run.tail(0) == []
+    run.log(0).write_text("old\n" + "".join(f"{i}\n" for i in range(100)))
+    assert run.tail(0, lines=2) == ["98", "99"]
+    run.log(0).write_text("old\nnew\n")
+    assert run.tail(0, start=4) == ["new"]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../up", "-x"])
+def test_a_jobs_name_is_safe_in_paths_and_commands(name: str) -> None:
+    with pytest.raises(UserError, match="cannot be a job's name"):
+        Job(name=name, function="a:b", arguments={}, resources=Resources(), folder=Path("x"))
+
+
+def test_an_atomic_write_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "x.json", "1")
+    write_atomically(tmp_path / "x.json", "2")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+    assert (tmp_path / "x.json").read_text() == "2"

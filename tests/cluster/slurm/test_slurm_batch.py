@@ -1,0 +1,276 @@
+"""What the batch script makes of how its ranks ended. SLURM's commands are scripts that answer as told."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.job import Job, Resources, State
+from cluster.run.folder import RunFolder, Status
+from cluster.run.restarts import Cause, read_restarts
+from cluster.slurm.batch import begin, end
+from cluster.slurm.script import NOTHING_TO_DO
+
+SCONTROL = """#!/bin/sh
+case "$1" in
+  requeue) echo "$2" >> "$ASKED" ;;
+  *) echo "JobId=7 JobState=RUNNING Restarts=0 StartTime=$START TimeLimit=$LIMIT EndTime=$START" ;;
+esac
+"""
+
+
+class Batch:
+    """A run whose job 7 is in its first start, with what lies in its folder."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.run = RunFolder.create(folder / "run")
+        self.asked = folder / "asked"
+        job = Job(name="t", function="a:b", arguments={}, resources=Resources(nodes=2), folder=self.run.path)
+        self.run.write_job(job)
+        (self.run.path / "site.yaml").write_text(yaml.safe_dump({}))
+        status = Status(
+            state=State.RUNNING,
+            name="t",
+            executor="slurm",
+            id="7",
+            ranks=2,
+            attempt=1,
+            submitted=0.0,
+            started=time.time(),
+            nodes="n[0-1]",
+        )
+        self.run.write_status(replace(status, **changes))
+
+    def error(self, rank: int, kind: str = "ValueError", *, user_error: bool = False) -> None:
+        name = "hang-n1" if kind == "Hang" else f"rank-{rank}"
+        values = {"rank": rank, "type": kind, "message": "boom", "user_error": user_error, "traceback": ""}
+        self.run.write_error(name, values)
+
+    def log(self, *lines: str) -> None:
+        text = "\n".join(["2026-01-01 00:00:00,000 slurm attempt 1 on n[0-1]", *lines, ""])
+        (self.run.path / "logs" / "slurm.log").write_text(text)
+
+    def verdict(self) -> tuple[str, list[str], bool]:
+        """The run's state, why its attempts ended, and whether SLURM was asked to start it again."""
+        causes = [str(restart.cause) for restart in read_restarts(self.run)]
+        return str(self.run.read_status().state), causes, self.asked.exists()
+
+
+@pytest.fixture
+def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Batch:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in (("scontrol", SCONTROL), ("sinfo", '#!/bin/sh\necho "$NODES"\n')):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    for name, value in {
+        "PATH": f"{tools}:/usr/bin:/bin",
+        "ASKED": str(tmp_path / "asked"),
+        "LIMIT": "UNLIMITED",
+        "START": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "NODES": "n0 alloc",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n[0-1]",
+        "SUBMIT_START": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return Batch(tmp_path)
+
+
+def test_ranks_that_end_well_complete_the_run(batch: Batch) -> None:
+    assert end(batch.run, status=0, stopped=False) == 0
+    assert batch.verdict() == ("completed", [], False)
+
+
+def test_the_error_of_a_start_that_was_given_up_is_not_this_one_s(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBMIT_START", "4")
+    batch.error(1)  # written late, by a node that was cut off
+    monkeypatch.setenv("SUBMIT_START", "0")
+    assert end(batch.run, status=0, stopped=False) == 0
+    assert batch.verdict() == ("completed", [], False)
+
+
+def test_ranks_that_saved_start_again(batch: Batch) -> None:
+    batch.run.mark_requeue()
+    batch.log("srun: error: n0: task 0: Exited with exit code 85", "srun: error: n1: task 1: Terminated")
+    end(batch.run, status=143, stopped=True)
+    assert batch.verdict() == ("pending", ["preempted"], True)
+
+
+@pytest.mark.parametrize(
+    ("limit", "cause"), [("00:02:00", "time_limit"), ("00:10:00", "preempted"), ("1-00:00:00", "preempted")]
+)
+def test_the_time_limit_has_its_own_name(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, limit: str, cause: str
+) -> None:
+    monkeypatch.setenv("LIMIT", limit)
+    batch.run.mark_requeue()
+    end(batch.run, status=85, stopped=False)
+    assert batch.verdict() == ("pending", [cause], True)
+
+
+def test_a_crash_beside_ranks_that_saved_is_a_crash(batch: Batch) -> None:
+    batch.run.mark_requeue()
+    batch.log(
+        "srun: error: n1: task 1: Segmentation fault", "srun: error: n0: task 0: Exited with exit code 85"
+    )
+    end(batch.run, status=139, stopped=False)
+    assert batch.verdict() == ("pending", ["crash"], True)
+    restart = read_restarts(batch.run)[0]
+    assert (restart.rank, restart.node, restart.message) == (1, "n1", "Killed: Segmentation fault")
+
+
+def test_an_error_beside_the_mark_is_a_crash(batch: Batch) -> None:
+    batch.run.mark_requeue()
+    batch.error(1)
+    end(batch.run, status=143, stopped=True)
+    assert batch.verdict() == ("pending", ["crash"], True)
+
+
+def test_a_signal_before_anybody_could_hear_it_is_no_crash(batch: Batch) -> None:
+    batch.log("srun: error: n1: task 1: User defined signal 2")
+    end(batch.run, status=140, stopped=False)
+    assert batch.verdict() == ("pending", ["lost"], True)
+
+
+def test_a_node_that_does_not_answer_goes_before_the_errors_of_its_peers(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODES", "n1 down*")
+    batch.error(0, "RuntimeError")
+    end(batch.run, status=143, stopped=True)
+    assert batch.verdict() == ("pending", ["lost"], True)
+    assert read_restarts(batch.run)[0].node == "n1"
+
+
+def test_a_hang_is_told_apart(batch: Batch) -> None:
+    batch.error(1, "Hang")
+    batch.error(0, "RuntimeError")
+    end(batch.run, status=137, stopped=False)
+    assert batch.verdict() == ("pending", ["hang"], True)
+
+
+def test_what_the_user_has_to_mend_is_not_tried_again(batch: Batch) -> None:
+    batch.error(0, "UserError", user_error=True)
+    assert end(batch.run, status=2, stopped=False) == 1
+    assert batch.verdict() == ("failed", ["crash"], False)
+    failure = batch.run.read_status().failure
+    assert failure is not None
+    assert failure.user_error
+
+
+def test_the_third_crash_is_the_last(batch: Batch) -> None:
+    for attempt in (1, 2, 3):
+        batch.run.write_status(
+            replace(batch.run.read_status(), state=State.RUNNING, attempt=attempt, started=time.time())
+        )
+        batch.asked.unlink(missing_ok=True)
+        batch.error(1)
+        end(batch.run, status=1, stopped=False)
+    assert batch.verdict() == ("failed", ["crash"] * 3, False)
+    failure = batch.run.read_status().failure
+    assert failure is not None
+    assert failure.message.startswith("3 attempts ended by crash without any checkpoint")
+
+
+def test_a_cancelled_run_ends(batch: Batch) -> None:
+    batch.run.request_cancel()
+    batch.run.mark_requeue()
+    end(batch.run, status=85, stopped=False)
+    assert batch.verdict() == ("cancelled", ["preempted"], False)
+
+
+def test_a_start_that_was_given_up_writes_nothing(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch.run.write_status(replace(batch.run.read_status(), start=1))
+    before = batch.run.read_status()
+    with pytest.raises(RuntimeError, match="has taken this run over"):
+        end(batch.run, status=1, stopped=False)
+    assert (batch.run.read_status(), batch.verdict()[1:]) == (before, ([], False))
+
+
+def test_begin_finds_nothing_to_do_in_a_complete_run(batch: Batch) -> None:
+    batch.run.write_status(batch.run.read_status().stopped(State.COMPLETED))
+    assert begin(batch.run) == NOTHING_TO_DO
+
+
+@pytest.mark.parametrize(("marked", "cause"), [(True, Cause.PREEMPTED), (False, Cause.LOST)])
+def test_begin_accounts_for_a_start_that_nobody_saw_end(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, *, marked: bool, cause: Cause
+) -> None:
+    if marked:
+        batch.run.mark_requeue()
+    monkeypatch.setenv("SUBMIT_START", "2")  # start 1 did not come as far as its `begin`
+    assert begin(batch.run) == 0
+    status = batch.run.read_status()
+    assert (status.state, status.attempt, status.start) == (State.RUNNING, 2, 2)
+    assert [restart.cause for restart in read_restarts(batch.run)] == [cause]
+    assert not batch.run.requeue_mark(0).exists()
+
+
+def test_begin_does_not_start_what_was_cancelled(batch: Batch) -> None:
+    batch.run.request_cancel()
+    assert begin(batch.run) == 1
+    assert batch.verdict()[0] == "cancelled"
+
+
+CANCEL = "slurmstepd: error: *** JOB 7 ON n0 CANCELLED AT 2026-01-01T00:00:00 ***"
+
+
+@pytest.mark.parametrize(
+    ("line", "state", "again"),
+    [
+        (CANCEL, "cancelled", False),
+        (CANCEL.replace(" ***", " DUE TO PREEMPTION ***").replace("*** JOB", "*** JOB"), "pending", True),
+        ("", "pending", True),
+    ],
+)
+def test_what_somebody_cancels_does_not_come_back(batch: Batch, line: str, state: str, again: bool) -> None:
+    batch.log(line)
+    batch.run.requeue_mark(0).touch()
+    end(batch.run, status=143, stopped=True)
+    assert batch.verdict() == (state, ["preempted"], again)
+
+
+def test_a_cancel_of_an_earlier_attempt_does_not_count(batch: Batch) -> None:
+    log = batch.run.path / "logs" / "slurm.log"
+    log.write_text(f"2026-01-01 00:00:00,000 slurm attempt 1 on n0\n{CANCEL}\n2026 slurm attempt 2 on n0\n")
+    batch.run.requeue_mark(0).touch()
+    end(batch.run, status=143, stopped=True)
+    assert batch.verdict() == ("pending", ["preempted"], True)
+
+
+def test_a_rank_that_runs_out_of_memory_is_told_as_that(batch: Batch) -> None:
+    batch.run.write_job(replace(batch.run.read_job(), max_crashes=1))
+    batch.log("srun: error: n1: task 1: Out Of Memory")
+    end(batch.run, status=1, stopped=False)
+    status = batch.run.read_status()
+    assert status.state is State.OUT_OF_MEMORY
+    assert status.failure is not None
+    assert (status.failure.rank, status.failure.node) == (1, "n1")
+
+
+def test_a_killed_attempt_is_paid_for_until_its_last_sign_only(batch: Batch) -> None:
+    """Eight GPUs for an hour; the next start comes sixty hours later."""
+    now = time.time()
+    status = replace(batch.run.read_status(), started=now - 61 * 3600, gpus=8)
+    batch.run.write_status(status)
+    batch.log()
+    for path in (
+        batch.run.path / "status.json",
+        batch.run.path / "job.json",
+        batch.run.path / "logs" / "slurm.log",
+    ):
+        os.utime(path, (now - 60 * 3600, now - 60 * 3600))
+    begin(batch.run)
+    after = batch.run.read_status()
+    assert after.gpu_hours == pytest.approx(8, rel=1e-3)
+    assert after.seconds == pytest.approx(3600, rel=1e-3)
+    assert (batch.run.path / "slurm-job").read_text() == "7\n"

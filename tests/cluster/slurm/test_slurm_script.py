@@ -1,0 +1,202 @@
+"""The batch script, and what is asked of SLURM: all that needs none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import UserError
+from cluster.job import Job, Resources, State
+from cluster.site import Notify, Site, load_site
+from cluster.slurm.command import clean_environment
+from cluster.slurm.executor import SlurmExecutor
+from cluster.slurm.script import job_name, render
+from cluster.slurm.state import _seen
+
+JOB = Job(
+    name="train",
+    function="a:b",
+    arguments={},
+    resources=Resources(nodes=64, ranks_per_node=8, gpus_per_rank=1),
+    folder=Path("/shared/runs/train"),
+)
+
+
+def options(script: str) -> dict[str, str]:
+    lines = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
+def test_resources_and_site_become_options() -> None:
+    site = Site(
+        partition="gpu",
+        account="vision",
+        qos="long",
+        constraint="h100",
+        exclude=("bad1",),
+        cpus_per_rank=12,
+        memory_gb=900,
+        minutes=4320,
+        sbatch={"exclusive": True, "reservation": "r1"},
+    )
+    found = options(render(JOB, site, after=["7", "8"], exclude=["bad2"]))
+    expected = {
+        "nodes": "64",
+        "ntasks-per-node": "8",
+        "gpus-per-node": "8",
+        "cpus-per-task": "12",
+        "mem": "900G",
+        "time": "4320",
+        "partition": "gpu",
+        "account": "vision",
+        "qos": "long",
+        "constraint": "h100",
+        "exclude": "bad1,bad2",
+        "exclusive": "",
+        "reservation": "r1",
+        "requeue": "",
+        "signal": "USR2@180",
+        "dependency": "afterok:7:8,singleton",
+        "kill-on-invalid-dep": "yes",
+        "job-name": job_name(JOB),
+    }
+    assert expected.items() <= found.items()
+
+
+def test_what_the_site_does_not_say_is_left_to_slurm() -> None:
+    found = options(render(replace(JOB, resources=Resources()), Site()))
+    assert (
+        not {"time", "partition", "account", "gpus-per-node", "mem", "cpus-per-task", "wckey"} & found.keys()
+    )
+
+
+def test_runs_of_one_name_in_two_folders_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    names = {job_name(replace(JOB, folder=tmp_path / place / "baseline")) for place in ("one", "two")}
+    assert len(names) == 2
+    assert all(name.startswith("train-") for name in names)
+
+
+def test_a_short_job_is_not_asked_to_stop_as_it_starts() -> None:
+    job = replace(JOB, resources=Resources(minutes=10))
+    assert options(render(job, Site(signal_seconds=600)))["signal"] == "USR2@300"
+
+
+def test_options_that_are_off_are_left_out_and_those_that_are_on_have_no_value() -> None:
+    found = options(render(JOB, Site(sbatch={"exclusive": True, "contiguous": False, "nice": 1})))
+    assert (found["exclusive"], found["nice"]) == ("", "1")
+    assert "contiguous" not in found
+
+
+def test_a_job_s_own_time_limit_goes_before_the_site_s() -> None:
+    job = replace(JOB, resources=Resources(minutes=5))
+    assert options(render(job, Site(minutes=100)))["time"] == "5"
+
+
+@pytest.mark.parametrize(
+    "hostile", ["$(touch pwned)", "`touch pwned`", "'; touch pwned; '", '"\ntouch pwned\n"']
+)
+def test_S1_nothing_of_the_input_is_run_by_the_shell(tmp_path: Path, hostile: str) -> None:
+    site = Site(environment={"X": hostile}, modules=(hostile,), container=hostile)
+    script = render(replace(JOB, folder=tmp_path / hostile.replace("/", "_").replace("\n", " ")), site)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    # Python too: what begins and ends the attempt does not come to an end here.
+    for name in ("srun", "scontrol", "python"):
+        (tools / name).write_text(f'#!/bin/sh\necho {name} "$4" >> called\n')
+        (tools / name).chmod(0o755)
+    script = script.replace(sys.executable, str(tools / "python"))
+    (tmp_path / "script").write_text("module() { :; }\n" + script)
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n"}
+    subprocess.run(["bash", "script"], cwd=tmp_path, env=environment, check=False, capture_output=True)
+    assert not (tmp_path / "pwned").exists()
+    called = (tmp_path / "called").read_text().splitlines()
+    assert [line.split()[0] for line in called] == ["scontrol", "python", "srun", "python"]
+
+
+def test_S1_a_line_break_never_gets_into_an_option(tmp_path: Path) -> None:
+    for job, site in [
+        (replace(JOB, folder=tmp_path / "a\ntouch pwned"), Site()),
+        (JOB, Site(partition="a\ntouch pwned")),
+        (JOB, Site(sbatch={"comment": "a\ntouch pwned"})),
+    ]:
+        with pytest.raises(UserError, match="line break"):
+            render(job, site)
+
+
+def test_a_dry_run_needs_no_slurm_and_a_submission_says_that_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "srun" in render(JOB, Site())
+    with pytest.raises(UserError, match="there is no sbatch here"):
+        SlurmExecutor(Site()).submit(replace(JOB, folder=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_of_an_enclosing_job_is_handed_on() -> None:
+    inside = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_CPU_BIND": "x",
+        "SLURM_CONF": "/etc/slurm.conf",
+        "SRUN_DEBUG": "3",
+        "RANK": "1",
+        "MASTER_ADDR": "node0",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SUBMIT_START": "2",
+        "SUBMIT_CLUSTER": "site.yaml",
+        "SBATCH_ACCOUNT": "vision",
+        "HOME": "/root",
+    }
+    kept = {"SLURM_CONF", "SUBMIT_CLUSTER", "HOME"}
+    assert clean_environment(inside) == {name: inside[name] for name in kept}
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [
+        ("PREEMPTED", State.PREEMPTED),
+        ("TIMEOUT", State.TIMEOUT),
+        ("NODE_FAIL", State.NODE_FAIL),
+        ("OUT_OF_MEMORY", State.OUT_OF_MEMORY),
+        ("CANCELLED+", State.CANCELLED),
+        ("COMPLETING", State.RUNNING),
+        ("REQUEUED", State.PENDING),
+        ("INVENTED_LATER", State.RUNNING),
+    ],
+)
+def test_ends_stay_distinct(word: str, state: State) -> None:
+    assert _seen(word).state is state
+
+
+def test_the_default_site_says_nothing() -> None:
+    assert load_site("default") == Site()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"partitoin": "gpu"}, "did you mean 'partition'"),
+        ({"environment": {"A B": "1"}}, "environment"),
+        ({"sbatch": {"output=x\n": "1"}}, "sbatch"),
+        ({"notify": {"webhook": "file:///etc/passwd"}}, "webhook"),
+    ],
+)
+def test_a_wrong_site_file_is_told_in_a_sentence(
+    tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    import yaml
+
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=message):
+        load_site(str(tmp_path / "site.yaml"))
+
+
+def test_a_webhook_is_http() -> None:
+    assert Notify(webhook="https://example.org/hook").webhook == "https://example.org/hook"

@@ -1,0 +1,104 @@
+"""What is known of a run on SLURM when nobody could write it down. SLURM's commands are scripts."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import AlreadyRunning
+from cluster.job import Job, Resources, State
+from cluster.run.folder import RunFolder, Status
+from cluster.site import Site
+from cluster.slurm import executor as slurm
+from cluster.slurm.executor import SlurmExecutor, SlurmHandle, current_status
+
+SQUEUE = """#!/bin/sh
+cat "$ANSWERS/queue"
+"""
+SCONTROL = """#!/bin/sh
+[ -f "$ANSWERS/$4" ] && { cat "$ANSWERS/$4"; exit 0; }
+echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1
+"""
+SBATCH = """#!/bin/sh
+[ "$1" = --test-only ] && exit 0
+echo 8
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run that was handed to sbatch, which has not answered."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in (
+        ("squeue", SQUEUE),
+        ("scontrol", SCONTROL),
+        ("sbatch", SBATCH),
+        ("sacct", "#!/bin/sh\n"),
+    ):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    monkeypatch.setenv("ANSWERS", str(tmp_path))
+    (tmp_path / "queue").write_text("")
+    run = RunFolder.create(tmp_path / "run")
+    run.write_job(job(run))
+    run.write_status(
+        Status(state=State.PENDING, name="t", executor="slurm", id="", ranks=1, attempt=0, submitted=1.0)
+    )
+    return run
+
+
+def job(run: RunFolder) -> Job:
+    return Job(name="t", function="a:b", arguments={}, resources=Resources(), folder=run.path)
+
+
+def test_a_job_whose_id_nobody_wrote_down_is_found_by_its_name(run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "queue").write_text("7\n")
+    (tmp_path / "7").write_text("JobId=7 JobState=RUNNING NodeList=n0\n")
+    assert current_status(run).id == "7"
+    assert SlurmHandle(run).state() is State.RUNNING
+    assert SlurmHandle(run).id == "7"
+    with pytest.raises(AlreadyRunning, match="on slurm as 7"):
+        SlurmExecutor(Site()).submit(job(run))
+
+
+def test_a_job_that_never_came_into_the_queue_has_failed(run: RunFolder) -> None:
+    with contextlib.closing(run.lock()):  # somebody is submitting it
+        assert current_status(run).state is State.PENDING
+    status = current_status(run)
+    assert status.state is State.FAILED
+    assert status.failure is not None
+    assert "never came into SLURM's queue" in status.failure.message
+    assert run.read_status().state is State.FAILED
+    SlurmExecutor(Site()).submit(job(run))
+    assert SlurmHandle(run).id == "8"
+
+
+def test_an_end_that_nobody_wrote_down_is_written_before_the_next_submission(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    (run.path / "slurm-job").write_text("6\n")
+    (tmp_path / "6").write_text("JobId=6 JobState=NODE_FAIL NodeList=n0\n")
+    told = tmp_path / "told"
+    (run.path / "site.yaml").write_text(f"notify: {{command: [sh, -c, 'cat >> {told}']}}\n")
+    SlurmExecutor(Site()).submit(job(run))
+    assert "node_fail" in told.read_text()
+    assert run.read_status().state is State.PENDING
+
+
+def test_a_slow_look_does_not_end_what_was_submitted_since(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sacct takes its time, and the run is submitted again meanwhile."""
+    (run.path / "slurm-job").write_text("6\n")
+    again = Status(state=State.PENDING, name="t", executor="slurm", id="8", ranks=1, attempt=0, submitted=2.0)
+
+    def find_state(job_id: str) -> None:
+        run.write_status(again)
+
+    monkeypatch.setattr(slurm, "find_state", find_state)
+    current_status(run)
+    assert run.read_status() == again
