@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from cluster.typed_yaml import read_yaml
-from ingest.dataset import Dataset, open_dataset
+from ingest.dataset.open import Dataset, open_dataset
 from pipeline.export import export_trunk, pixels_trunk, random_trunk, read_spec
 from pipeline.recipe import KnnRecipe
 from pipeline.report.cifar10 import METHODS

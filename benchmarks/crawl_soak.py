@@ -27,8 +27,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ingest.dataset import open_dataset, sealed_units
-from ingest.verify import Level, read_seal, verify_root, verify_units
+from ingest.dataset.open import open_dataset, sealed_units
+from ingest.dataset.verify import Level, read_seal, verify_root, verify_units
 
 sys.path += [str(Path(__file__).parents[1] / "tests" / "ingest"), str(Path(__file__).parent)]
 from replay_server import ReplayServer, expected

@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from ingest import duplicates
-from ingest.dedup_tasks import ROWS_PER_PARTITION, ROWS_PER_TASK
-from ingest.hamming import bands
-from ingest.image import perceptual_hash
-from ingest.partition import read_partition
+from ingest.dedup import duplicates
+from ingest.dedup.hamming import bands
+from ingest.dedup.partition import read_partition
+from ingest.dedup.tasks import ROWS_PER_PARTITION, ROWS_PER_TASK
+from ingest.image.check import perceptual_hash
 
 Copy = Callable[[Image.Image], Image.Image]
 
@@ -152,7 +152,7 @@ def extrapolate(count: int, radius: int, seconds: float, compared: int) -> None:
 
 def compare_seconds(count: int) -> float:
     """Of one pair: hashes in full buckets of 64, as at a size 100 times larger."""
-    from ingest.hamming import _at_lags
+    from ingest.dedup.hamming import _at_lags
 
     table = np.sort(np.random.default_rng(1).integers(0, 2**64, count, dtype=np.uint64))
     buckets = np.arange(count, dtype=np.uint64) // np.uint64(64)

@@ -17,10 +17,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from peak_memory import PeakMemory
 
-from ingest.crawl import CrawlSettings, crawl_shards
-from ingest.dataset import sealed_units
-from ingest.image import Treatment
-from ingest.pool import Checker
+from ingest.crawl.crawl import CrawlSettings, crawl_shards
+from ingest.dataset.open import sealed_units
+from ingest.image.check import Treatment
+from ingest.image.check_pool import Checker
 from ingest.sources.opening import open_images
 
 MEMORY_LIMIT = 2_000_000_000

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import pyarrow.parquet as pq
 from peak_memory import PeakMemory
 
-from ingest.dataset import sealed_units
+from ingest.dataset.open import sealed_units
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "ingest"))
 from hostile_server import ALLOWED, HostileServer

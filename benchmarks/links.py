@@ -2,8 +2,8 @@
 
     python benchmarks/links.py WARC...
 
-For every page the links of ingest.links are compared with those that BeautifulSoup with html5lib finds by
-rules written anew from the same sentence: of each <img> and <source>, the largest srcset candidate, else a
+For every page the links of ingest.links.page are compared with those that BeautifulSoup with html5lib finds
+by rules written anew from the same sentence: of each <img> and <source>, the largest srcset candidate, else a
 lazy-load attribute, else src; and the images that <meta> and <link rel=image_src> name. Prints, for each
 file, pages, images, the URLs that only one of the two found, and pages/s of ours and of the other.
 """
@@ -17,8 +17,8 @@ from urllib.parse import urldefrag, urljoin, urlsplit
 from bs4 import BeautifulSoup
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-from ingest.canonical_url import canonical
-from ingest.links import page_links
+from ingest.links.page import page_links
+from ingest.web.url import canonical
 
 SHOWN = 10
 LAZY = [

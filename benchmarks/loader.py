@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ingest.crawl import CrawlSettings, crawl_shards
-from ingest.dataset import Dataset, open_dataset
+from ingest.crawl.crawl import CrawlSettings, crawl_shards
+from ingest.dataset.open import Dataset, open_dataset
 from pipeline.data.batches import RankBatches
 from pipeline.data.loader import Loader
 from pipeline.data.order import plan_order

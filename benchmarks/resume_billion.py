@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ingest import layout
-from ingest.commit import UNITS_SCHEMA, canonical
+from ingest.dataset import layout
+from ingest.dataset.commit import UNITS_SCHEMA, canonical
 from pipeline.data.loader import Loader
 from pipeline.recipe import Data
 
@@ -38,7 +38,7 @@ CROPS = [{"count": 2, "size": 224, "scale": [0.14, 1.0]}]
 
 
 def make_sealed_list(folder: Path) -> None:
-    """What `ingest.commit.seal` writes for a billion samples; the digests are random."""
+    """What `ingest.dataset.commit.seal` writes for a billion samples; the digests are random."""
     rng = np.random.default_rng(0)
     root = rng.bytes(32).hex()
     digests = [rng.bytes(32) for _ in range(2 * UNITS)]

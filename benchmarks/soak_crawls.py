@@ -189,7 +189,7 @@ def on_ray(folder: Path) -> Iterator[Ground]:
         crawlers = [
             process
             for process in psutil.Process().children(recursive=True)
-            if "ray::ingest.crawl_part:crawl_call" in _words(process)
+            if "ray::ingest.crawl.part:crawl_call" in _words(process)
         ]
         return _kill_crawler_or_checker(crawlers, chance)
 

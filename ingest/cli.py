@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from cluster.doctor import Check, doctor_report, doctor_table
 from cluster.errors import UserError
+from cluster.wording import in_bytes, several, visible
 from ingest.commands.card import card
 from ingest.commands.counted import counted
 from ingest.commands.crawl import crawl
@@ -26,14 +27,13 @@ from ingest.commands.options import CORES, DatasetFolder, Json, Workers
 from ingest.commands.retry import retry
 from ingest.commands.urls import urls
 from ingest.commands.view import view
-from ingest.dataset import open_dataset
-from ingest.doctor import image_checks
-from ingest.progress import Meter
-from ingest.provenance import name_of
-from ingest.stats import Stats
-from ingest.store import PosixStore
-from ingest.verify import Damage, Level, read_seal, verify_root, verify_units
-from ingest.wording import in_bytes, several, visible
+from ingest.dataset.open import open_dataset
+from ingest.dataset.verify import Damage, Level, read_seal, verify_root, verify_units
+from ingest.image.doctor import image_checks
+from ingest.progress.crawl_progress import Meter
+from ingest.report.provenance import name_of
+from ingest.report.stats import Stats
+from ingest.store.store import PosixStore
 
 
 class Commands(TyperGroup):
@@ -218,7 +218,7 @@ def show(
     seed: Annotated[int, typer.Option(help="Which images to show.")] = 0,
 ) -> None:
     """Make one self-contained HTML page of a dataset: images, sizes, formats, and what was not kept."""
-    from ingest import gallery
+    from ingest.report import gallery
 
     page = Path(f"{name_of(dataset)}.html") if output is None else output
     if page.is_dir() or not page.parent.is_dir():

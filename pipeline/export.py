@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cluster.errors import UserError
 from cluster.job import write_atomically
 from cluster.typed_yaml import Section, load_recipe
-from ingest.dataset import Dataset
+from ingest.dataset.open import Dataset
 from pipeline.models.initialize import initialize
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe import BYOL, PretrainRecipe, Trunk

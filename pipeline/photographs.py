@@ -27,7 +27,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model
 from cluster.errors import UserError
 from cluster.job import write_atomically
 from cluster.typed_yaml import Section
-from ingest.image import ImageError, ImageLimits, decode
+from ingest.image.check import ImageError, ImageLimits, decode
 from pipeline.receipts import folder_identity, list_files
 from pipeline.recipe import Fraction
 

@@ -15,9 +15,9 @@ from cluster.errors import UserError
 from cluster.job import Job, Resources, write_atomically
 from cluster.run.folder import RunFolder
 from cluster.typed_yaml import Section
-from ingest.crawl import Counts, CrawlSettings, Progress, crawl_shards
-from ingest.dataset import open_dataset
-from ingest.image import Treatment
+from ingest.crawl.crawl import Counts, CrawlSettings, Progress, crawl_shards
+from ingest.dataset.open import open_dataset
+from ingest.image.check import Treatment
 from pipeline.export import export_trunk, pixels_trunk, random_trunk, read_spec
 from pipeline.photographs import PhotographsRecipe, cut_tiles, identity
 from pipeline.receipts import Kind, Result, Work, content_digest, folder_identity

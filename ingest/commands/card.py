@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from cluster.errors import UserError
-from ingest.card import dataset_card
 from ingest.commands.counted import counted
 from ingest.commands.options import DatasetFolder
-from ingest.provenance import name_of
-from ingest.store import PosixStore
+from ingest.report.card import dataset_card
+from ingest.report.provenance import name_of
+from ingest.store.store import PosixStore
 
 
 def card(

@@ -2,8 +2,8 @@
 
 from rich.console import Console
 
-from ingest.progress import Meter
-from ingest.stats import Stats, count
+from ingest.progress.crawl_progress import Meter
+from ingest.report.stats import Stats, count
 
 
 def counted(dataset: str) -> Stats:

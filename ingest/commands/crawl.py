@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from cluster.errors import UserError
-from ingest.commands.executors import (
+from cluster.wording import duration, in_bytes, several, visible
+from ingest.commands.executor_options import (
     Cluster,
     ExecutorOption,
     Parts,
@@ -20,16 +21,15 @@ from ingest.commands.executors import (
     run_plan,
 )
 from ingest.commands.options import Json, MaxBytes, MaxPixels, MemoryMb, Seconds, UnitRows
-from ingest.counts import Counts, CrawlReport
-from ingest.crawl import plan_shards
-from ingest.crawl_part import counts_json
-from ingest.crawl_settings import CrawlSettings
-from ingest.fetch import FetchSettings
-from ingest.image import Crop, Encoding, ImageLimits, Treatment
-from ingest.metrics_file import MetricsFile
-from ingest.progress import CrawlProgress, Meter
-from ingest.sources.urls import Columns
-from ingest.wording import duration, in_bytes, several, visible
+from ingest.crawl.crawl import plan_shards
+from ingest.crawl.part import counts_json
+from ingest.image.check import Crop, Encoding, ImageLimits, Treatment
+from ingest.plan.settings import CrawlSettings
+from ingest.progress.counts import Counts, CrawlReport
+from ingest.progress.crawl_progress import CrawlProgress, Meter
+from ingest.progress.metrics_file import MetricsFile
+from ingest.sources.url_list import Columns
+from ingest.web.fetcher import FetchSettings
 
 DEFAULTS = CrawlSettings()
 LIMITS = DEFAULTS.treatment.limits

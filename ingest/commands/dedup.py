@@ -12,17 +12,17 @@ from rich.console import Console
 
 from cluster.errors import UserError
 from cluster.job import ExecutorName
+from cluster.map.on_slurm import on_slurm
+from cluster.map.tasks import MapTasks, on_ray, processes
 from cluster.site import load_site
-from ingest.commands.executors import Cluster, Runs
+from cluster.wording import duration, several, visible
+from ingest.commands.executor_options import Cluster, Runs
 from ingest.commands.options import CORES, DatasetFolder, Json, Workers
-from ingest.dedup import DedupReport
-from ingest.dedup import dedup as find_duplicates
-from ingest.hamming import MAX_RADIUS
-from ingest.progress import Meter
-from ingest.provenance import name_of
-from ingest.spread import MapTasks, on_ray, processes
-from ingest.spread_slurm import on_slurm
-from ingest.wording import duration, several, visible
+from ingest.dedup.dedup import DedupReport
+from ingest.dedup.dedup import dedup as find_duplicates
+from ingest.dedup.hamming import MAX_RADIUS
+from ingest.progress.crawl_progress import Meter
+from ingest.report.provenance import name_of
 
 
 def dedup(

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ingest.gc import find_garbage
-from ingest.wording import in_bytes, several, visible
+from cluster.wording import in_bytes, several, visible
+from ingest.dataset.gc import find_garbage
 
 
 def gc(

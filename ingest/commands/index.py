@@ -17,10 +17,10 @@ from ingest.commands.options import (
     UnitRows,
     Workers,
 )
-from ingest.crawl_settings import CrawlSettings
-from ingest.image import ImageLimits, Treatment
-from ingest.index import index_tars
-from ingest.progress import CrawlProgress, Meter
+from ingest.crawl.index import index_tars
+from ingest.image.check import ImageLimits, Treatment
+from ingest.plan.settings import CrawlSettings
+from ingest.progress.crawl_progress import CrawlProgress, Meter
 
 
 def index(

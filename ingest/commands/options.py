@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ingest.layout import KEY_SLOTS
+from ingest.dataset.layout import KEY_SLOTS
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]

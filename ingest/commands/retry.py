@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from ingest.commands.crawl import Connections, Contact, PerHost, PerHostRate, crawl_json, print_crawl
-from ingest.commands.executors import (
+from ingest.commands.executor_options import (
     Cluster,
     ExecutorOption,
     Parts,
@@ -20,12 +20,12 @@ from ingest.commands.executors import (
     run_plan,
 )
 from ingest.commands.options import DatasetFolder, Json
-from ingest.counts import Counts
-from ingest.crawl import told_if_it_cannot_be_written
-from ingest.fetch import FetchSettings
-from ingest.progress import CrawlProgress, Meter
-from ingest.retry import plan_retry
-from ingest.store import open_store
+from ingest.crawl.crawl import told_if_it_cannot_be_written
+from ingest.plan.retry import plan_retry
+from ingest.progress.counts import Counts
+from ingest.progress.crawl_progress import CrawlProgress, Meter
+from ingest.store.store import open_store
+from ingest.web.fetcher import FetchSettings
 
 DEFAULTS = FetchSettings()
 

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.errors import UserError
+from cluster.map.tasks import processes
+from cluster.wording import several, visible
 from ingest.commands.options import CORES, DatasetFolder, Json, Workers
-from ingest.dataset import open_dataset
-from ingest.filter import Filter, FilterReport, filter_view
-from ingest.progress import Meter
-from ingest.spread import processes
-from ingest.view import read_view, view_names
-from ingest.wording import several, visible
+from ingest.dataset.open import open_dataset
+from ingest.dataset.view import read_view, view_names
+from ingest.filter.filter import Filter, FilterReport, filter_view
+from ingest.progress.crawl_progress import Meter
 
 
 def view(

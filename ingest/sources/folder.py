@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ingest.shard import NO_COLUMNS
+from ingest.dataset.shard import NO_COLUMNS
 from ingest.sources.source import PROBLEMS, Item, Problem, first_folder
 
 

@@ -7,7 +7,7 @@ from cluster.errors import UserError
 from ingest.sources.folder import FolderSource
 from ingest.sources.source import Source
 from ingest.sources.tar import TarSource, is_tar
-from ingest.sources.urls import Columns, UrlList, list_format
+from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
 
 

@@ -1,6 +1,6 @@
 """A tar, plain or compressed by gzip, bzip2 or xz: its regular members, in the order of the archive.
 
-What `ingest.sources.webdataset` knows as companions of an image goes into the image's row.
+What `ingest.sources.companions` knows as companions of an image goes into the image's row.
 
 Headers are read here and not by `tarfile.TarFile`, which keeps every member in memory, reads extended headers
 of any size, and takes a damaged header for the end of the archive. Nothing is ever extracted: a member's name
@@ -20,9 +20,9 @@ from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
 
+from ingest.sources.companions import COLUMNS, LARGEST_COMPANION, Member, joined, member_of
 from ingest.sources.source import PROBLEMS, Item, Problem, first_folder
-from ingest.sources.webdataset import COLUMNS, LARGEST_COMPANION, Member, joined, member_of
-from ingest.store import open_store
+from ingest.store.store import open_store
 
 _BLOCK = 512
 # Long names and PAX records; real ones are a few hundred bytes.

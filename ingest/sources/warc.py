@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 
 from fastwarc.warc import WarcRecord
 
-from ingest.header import sniff
-from ingest.shard import NO_COLUMNS
+from ingest.dataset.shard import NO_COLUMNS
+from ingest.image.header import sniff
 from ingest.sources.source import PROBLEMS, Item, Problem
-from ingest.web_archive import RESOURCE, RESPONSE, ArchiveError, message, records, target
+from ingest.sources.warc_records import RESOURCE, RESPONSE, ArchiveError, message, records, target
 
 # Enough for every magic number, through a content coding.
 _BEGINNING = 4096

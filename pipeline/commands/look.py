@@ -172,7 +172,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what is installed and active, and how to mend what is not."""
-    from ingest.doctor import image_checks
+    from ingest.image.doctor import image_checks
 
     checks = [*image_checks(), *doctor_report(folder)]
     if as_json:

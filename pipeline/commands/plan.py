@@ -98,7 +98,7 @@ def _steps(recipe: PretrainRecipe, samples: int | None) -> int:
     if recipe.train.steps is not None:
         return recipe.train.steps
     if samples is None:
-        from ingest.dataset import open_dataset
+        from ingest.dataset.open import open_dataset
 
         try:
             samples = len(open_dataset(recipe.data.root, sealed=recipe.data.sealed, view=recipe.data.view))

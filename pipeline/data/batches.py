@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.errors import UserError
-from ingest.dataset import Dataset
+from ingest.dataset.open import Dataset
 from pipeline.data import order as orders
 from pipeline.data.augment import PHOTOMETRIC_DRAWS, draw_parameters
 from pipeline.data.crops import GEOMETRY_DRAWS, cut

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import UserError
-from ingest.dataset import open_dataset
+from ingest.dataset.open import open_dataset
 from pipeline.data.augment import augment
 from pipeline.data.batches import Batch, RankBatches
 from pipeline.data.order import plan_order, rank_rows

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster.errors import UserError
-from ingest.dataset import Dataset, UnitRows
+from ingest.dataset.open import Dataset, UnitRows
 
 _log = logging.getLogger(__name__)
 _READ_ATTEMPTS = 5

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from cluster.preflight.measure import GIB, devices
-from ingest.dataset import Dataset
-from ingest.image import ImageError, decode
+from ingest.dataset.open import Dataset
+from ingest.image.check import ImageError, decode
 from pipeline.data.batches import Batch, RankBatches
 from pipeline.data.crops import FLIP, crop_box
 from pipeline.data.reader import BadSampleError, Reader

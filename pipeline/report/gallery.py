@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ingest.dataset import Dataset, UnitRows
-from ingest.image import decode
+from ingest.dataset.open import Dataset, UnitRows
+from ingest.image.check import decode
 from pipeline.data.loader import Loader
 from pipeline.data.reader import Reader
 from pipeline.recipe import PretrainRecipe

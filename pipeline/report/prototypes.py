@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.errors import UserError
-from ingest.dataset import Dataset, open_dataset
+from ingest.dataset.open import Dataset, open_dataset
 from pipeline.export import evaluation_preprocessing
 from pipeline.methods.build import assemble_method
 from pipeline.methods.swav import SwAVMethod

@@ -15,7 +15,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from cluster.job import write_atomically
 from cluster.typed_yaml import Section, load_recipe
-from ingest.dataset import Dataset, open_dataset
+from ingest.dataset.open import Dataset, open_dataset
 from pipeline.receipts import Input
 from pipeline.recipe import Data, PretrainRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, line_chart

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ingest.dataset import open_dataset
+from ingest.dataset.open import open_dataset
 from pipeline.export import evaluation_preprocessing
 from pipeline.models.trunk import build_trunk
 from pipeline.pieces import is_piece, named_tensors, whole

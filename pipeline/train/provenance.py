@@ -17,7 +17,7 @@ from cluster.errors import UserError
 from cluster.job import write_atomically
 from cluster.run.source import source_version
 from cluster.typed_yaml import read_yaml
-from ingest.dataset import open_dataset
+from ingest.dataset.open import open_dataset
 from pipeline.recipe import LAYOUT, PretrainRecipe
 
 

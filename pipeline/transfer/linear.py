@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cluster.errors import UserError
-from ingest.dataset import open_dataset
+from ingest.dataset.open import open_dataset
 from pipeline.recipe import LinearRecipe
 from pipeline.transfer.features import Features, extract_from_files, shared_labels
 from pipeline.transfer.knn import binomial_error

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ingest.counts import CrawlReport
-from ingest.crawl import crawl_shards
-from ingest.crawl_settings import CrawlSettings
+from ingest.crawl.crawl import crawl_shards
+from ingest.plan.settings import CrawlSettings
+from ingest.progress.counts import CrawlReport
 
 Encode = Callable[..., bytes]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from ingest.commit import commit, seal
-from ingest.image import Checked
-from ingest.shard import NO_COLUMNS, ShardWriter
-from ingest.store import open_store
+from ingest.dataset.commit import commit, seal
+from ingest.dataset.shard import NO_COLUMNS, ShardWriter
+from ingest.image.check import Checked
+from ingest.store.store import open_store
 
 Row = dict[str, Any]
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ingest.counts import CrawlReport
-from ingest.crawl import crawl_shards
-from ingest.crawl_settings import CrawlSettings
-from ingest.fetch import FetchSettings
+from ingest.crawl.crawl import crawl_shards
+from ingest.plan.settings import CrawlSettings
+from ingest.progress.counts import CrawlReport
+from ingest.web.fetcher import FetchSettings
 
 MARKUP = "<script>alert(1)</script>\u202egpj.exe"
 

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ingest import cli
-from ingest.dataset import open_dataset
-from ingest.verify import Level
+from ingest.dataset.open import open_dataset
+from ingest.dataset.verify import Level
 
 COMMAND = [sys.executable, "-c", "from ingest.cli import main; main()"]
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from cluster.host import Process
 from cluster.job import State
 from cluster.run.folder import Failure, RunFolder, Status
-from ingest.dataset import open_dataset
+from ingest.dataset.open import open_dataset
 from pipeline.cli import app
 
 SUBMIT = [sys.executable, "-c", "from pipeline.cli import main; main()"]

@@ -9,8 +9,8 @@ from tiny_training import make_dataset, make_recipe
 from torch import nn
 
 from cluster.errors import UserError
-from ingest.crawl import CrawlSettings, crawl_shards
-from ingest.dataset import open_dataset
+from ingest.crawl.crawl import CrawlSettings, crawl_shards
+from ingest.dataset.open import open_dataset
 from pipeline.export import (
     TrunkSpec,
     calibrate_batchnorm,

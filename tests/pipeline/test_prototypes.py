@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny_training import make_dataset, make_recipe
 
-from ingest.dataset import open_dataset
-from ingest.view import PackedKeeps, write_view
+from ingest.dataset.open import open_dataset
+from ingest.dataset.view import PackedKeeps, write_view
 from pipeline.export import export_trunk, load_trunk
 from pipeline.report.gallery import Samples, data_uri
 from pipeline.report.prototypes import load_swav, prototype_gallery

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ingest.crawl import CrawlSettings, crawl_shards
+from ingest.crawl.crawl import CrawlSettings, crawl_shards
 from pipeline.recipe import PretrainRecipe
 
 

@@ -13,9 +13,9 @@ from lab import SITES, SUBNET, SlurmLab, wait_until
 from cluster.job import State
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import read_restarts
-from ingest.crawl import crawl_shards
-from ingest.crawl_settings import CrawlSettings
-from ingest.fetch import FetchSettings
+from ingest.crawl.crawl import crawl_shards
+from ingest.plan.settings import CrawlSettings
+from ingest.web.fetcher import FetchSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ingest"))
 from picture_server import PictureServer

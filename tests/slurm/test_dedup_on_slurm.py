@@ -11,13 +11,13 @@ from lab import SlurmLab, wait_until
 from cluster.errors import UserError
 from cluster.executors import status_of
 from cluster.job import State
+from cluster.map.on_slurm import on_slurm
+from cluster.map.tasks import MapTasks, processes
 from cluster.run.folder import list_runs
 from cluster.run.restarts import read_restarts
 from cluster.site import Site
-from ingest import dedup_tasks
-from ingest.dedup import dedup
-from ingest.spread import MapTasks, processes
-from ingest.spread_slurm import on_slurm
+from ingest.dedup import tasks as dedup_tasks
+from ingest.dedup.dedup import dedup
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ingest"))
 from sealed_rows import seal_rows
@@ -55,7 +55,7 @@ def test_D1_C1_a_view_made_on_slurm_equals_one_made_here(
         seal_rows(tmp_path / name, units)
     seal_rows(tmp_path / "eval", [units[3][:2]])
     monkeypatch.setattr(dedup_tasks, "ROWS_PER_TASK", 16)
-    monkeypatch.setattr("ingest.dedup.ROWS_PER_PARTITION", 10)
+    monkeypatch.setattr("ingest.dedup.dedup.ROWS_PER_PARTITION", 10)
     with processes(1) as here:
         expected = dedup("here", "clean", radius=3, against=["eval"], map_tasks=here)
     there = jobs(tmp_path, 2)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ingest.crawl import CrawlSettings, crawl_shards
+from ingest.crawl.crawl import CrawlSettings, crawl_shards
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import integers, sampled_from
 
 from cluster.errors import UserError
-from ingest.dataset import open_dataset
+from ingest.dataset.open import open_dataset
 from pipeline.data import batches as batches_module
 from pipeline.data import workers as workers_module
 from pipeline.data.loader import Batch, Loader

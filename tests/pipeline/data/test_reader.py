@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from ingest.dataset import Dataset, open_dataset
+from ingest.dataset.open import Dataset, open_dataset
 from pipeline.data import reader as module
 from pipeline.data.reader import BadSampleError, Reader
 

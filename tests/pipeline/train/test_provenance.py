@@ -12,7 +12,7 @@ from tiny_training import make_dataset, make_recipe
 from cluster.errors import UserError
 from cluster.run.source import source_version
 from cluster.typed_yaml import load_recipe
-from ingest.dataset import open_dataset
+from ingest.dataset.open import open_dataset
 from pipeline.recipe import PretrainRecipe
 from pipeline.train.provenance import adopt, differences, pin_dataset, record_attempt
 

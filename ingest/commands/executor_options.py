@@ -1,0 +1,130 @@
+"""What runs a crawl: the options, and what they start."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.errors import UserError
+from cluster.job import ExecutorName
+from cluster.site import load_site
+from ingest.commands.options import CORES
+from ingest.crawl.crawl import told_if_it_cannot_be_written
+from ingest.crawl.divide import (
+    WORKERS_PER_CRAWLER,
+    SlurmPart,
+    crawl_here,
+    crawl_on_ray,
+    submit_to_slurm,
+    wait_for_slurm,
+)
+from ingest.plan.plan import Plan
+from ingest.progress.counts import Counts, CrawlReport, Progress
+from ingest.web.fetcher import FetchSettings
+
+ExecutorOption = Annotated[ExecutorName, typer.Option("--executor", help="What runs the crawlers.")]
+Parts = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Crawlers, each a process that fetches and its workers; on SLURM each is a job. Never changes "
+        f"the result. [default: one for {WORKERS_PER_CRAWLER} workers; to be said for ray and slurm]",
+    ),
+]
+PartWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes that check images; never changes the result. [default: as many as cores; for ray and "
+        f"slurm, of each part: the site's cpus_per_rank, or {WORKERS_PER_CRAWLER}]",
+    ),
+]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        envvar="SUBMIT_CLUSTER", help="For ray and slurm: the site, a .yaml file or one of configs/cluster."
+    ),
+]
+Runs = Annotated[Path, typer.Option(help="For slurm: where the folders of its jobs are made.")]
+Wait = Annotated[bool, typer.Option("--wait", help="For slurm: return when the crawl has ended.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How a crawl is spread; see the options.
+
+    Raises:
+        UserError: they do not go together, or there is no such site.
+    """
+
+    executor: ExecutorName
+    parts: int | None
+    workers: int | None
+    cluster: str
+    runs: Path
+    wait: bool
+
+    def __post_init__(self) -> None:
+        if self.executor == "local":
+            return
+        load_site(self.cluster)
+        if self.parts is None:
+            raise UserError(f"say with --parts how many crawlers --executor {self.executor} is to run")
+
+
+def run_plan(
+    plan: Plan, spread: Spread, *, fetch: FetchSettings, progress: Progress, counts: Counts
+) -> CrawlReport | None:
+    """Do what is left of a plan; None if it was left to SLURM.
+
+    Raises:
+        UserError: as what runs the crawl says.
+    """
+    with told_if_it_cannot_be_written(plan.store):
+        if spread.executor == "local":
+            workers = spread.workers or CORES
+            parts = spread.parts or math.ceil(workers / WORKERS_PER_CRAWLER)
+            return crawl_here(
+                plan, fetch=fetch, workers=workers, parts=parts, progress=progress, counts=counts
+            )
+        assert spread.parts is not None
+        site = load_site(spread.cluster)
+        workers = spread.workers or site.cpus_per_rank or WORKERS_PER_CRAWLER
+        if spread.executor == "ray":
+            return crawl_on_ray(
+                plan,
+                fetch=fetch,
+                workers=workers,
+                parts=spread.parts,
+                site=site,
+                progress=progress,
+                counts=counts,
+            )
+        submitted = submit_to_slurm(
+            plan,
+            fetch=fetch,
+            workers=workers,
+            parts=spread.parts,
+            site=site,
+            runs=spread.runs,
+            counts=counts,
+        )
+        _tell(submitted)
+        # With nothing to submit, all units are there; a job that did not live to seal them may be missed.
+        if spread.wait or not submitted:
+            return wait_for_slurm(plan, submitted, progress=progress, counts=counts)
+        return None
+
+
+def _tell(submitted: list[SlurmPart]) -> None:
+    for part in submitted:
+        how = "submitted" if part.new else "is going on"
+        typer.echo(f"{part.run.path.name}: {how} as slurm job {part.id}", err=True)
+    if submitted:
+        folder = submitted[0].run.path.parent
+        typer.echo(
+            f"The last of them seals the dataset. `submit list --folder {folder}` tells how they go.",
+            err=True,
+        )

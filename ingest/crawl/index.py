@@ -1,0 +1,107 @@
+"""`ingest index`: tars that others made become a dataset without a copy of their images.
+
+Plan, check, commit and seal are those of a crawl, and so is going on after a kill. Only the shards are not
+written: a unit's shard is the tar that its images are in, and a tar of many images is the shard of several
+units.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from cluster.errors import UserError
+from ingest.crawl.crawl import crawl_plan, told_if_it_cannot_be_written
+from ingest.dataset import layout
+from ingest.plan.freeze import freeze
+from ingest.plan.settings import CrawlSettings
+from ingest.progress.counts import Counts, CrawlReport, Progress
+from ingest.sources.tar import is_compressed, is_tar
+from ingest.sources.tar_in_place import ForeignTar
+from ingest.sources.url_list import expand
+from ingest.store.store import Store, open_store
+
+
+def index_tars(
+    tars: Sequence[str],
+    output: str | Path,
+    settings: CrawlSettings,
+    *,
+    workers: int,
+    progress: Progress,
+    extend: bool = False,
+) -> CrawlReport:
+    """Make the rows of tars, and seal them as a dataset; go on where an earlier run stopped.
+
+    Args:
+        tars: uncompressed tars in the order of their images in the dataset: paths, file:// or s3:// URLs;
+            with * in the name, all that match.
+        output: the dataset's folder, which may be the tars' own, or `s3://bucket/prefix`.
+        settings: of the checks; images are kept as they are whatever it says of resizing.
+        workers: checking processes; does not change the result.
+        progress: is told how far it is.
+        extend: add these tars to a dataset that was made from others.
+
+    Raises:
+        UserError: a tar cannot be used in place, or has changed since a part of it was indexed; the output
+            was planned for other work, or cannot be written.
+    """
+    store = open_store(output)
+    places = [place for text in tars for place in map(_place, expand(text))]
+    repeated = [place for place, times in Counter(places).items() if times > 1]
+    if repeated:
+        raise UserError(f"{repeated[0]} is given twice: leave one of them out")
+    names = [_name(store, place) for place in places]
+    counts = Counts()
+
+    def listed(items: int) -> None:
+        counts.planned = items
+        progress(counts)
+
+    with ExitStack() as stack, told_if_it_cannot_be_written(store):
+        sources = [ForeignTar(*pair) for pair in zip(places, names, strict=True)]
+        for source in sources:
+            stack.callback(source.close)
+        store.prepare()
+        plan = freeze(store, sources, settings, listed=listed, extend=extend, locations=places)
+        return crawl_plan(plan, fetch=settings.fetch, workers=workers, progress=progress, counts=counts)
+
+
+def _place(text: str) -> str:
+    """An absolute path or an s3:// URL of a tar that can be used in place."""
+    if text.startswith("file://"):
+        text = url2pathname(urlsplit(text).path)
+    if "://" in text and not text.startswith("s3://"):
+        raise UserError(f"{text} cannot be used in place: copy it to a folder or to S3")
+    # Links are not resolved: what they lead to may move.
+    place = text if "://" in text else os.path.abspath(text)  # noqa: PTH100
+    where = place if "://" in place else Path(place)
+    try:
+        place.encode()
+        if not is_tar(where):
+            raise UserError(f"{place} is not a readable tar: give tars, such as a/*.tar")
+        if is_compressed(where):
+            raise UserError(
+                f"{place} is compressed, and its images cannot be read where they lie: unpack it first, or "
+                "copy its images with `ingest crawl-shards`"
+            )
+    except UnicodeEncodeError:
+        shown = os.fsencode(place).decode("utf-8", "backslashreplace")
+        raise UserError(f"{shown} has a name that is no UTF-8: rename it") from None
+    except OSError as error:
+        raise UserError(f"{place} cannot be read: {error.strerror or error}") from error
+    return place
+
+
+def _name(store: Store, place: str) -> str:
+    """What the dataset calls the tar: a dataset and tars in its own folder can be moved together."""
+    root = str(store.root) if "://" in str(store.root) else os.path.abspath(store.root)  # noqa: PTH100
+    if not place.startswith(f"{root}/"):
+        return place
+    name = place.removeprefix(f"{root}/")
+    if name.startswith((f"{layout.SHARDS}/", f"{layout.META}/")):
+        raise UserError(f"{place} lies among the dataset's own files: move it, or use another --output")
+    return name

@@ -1,0 +1,301 @@
+"""Units of a plan become shards: read or fetch, check, write in the plan's order, commit."""
+
+import logging
+import resource
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import groupby
+from typing import NamedTuple
+
+from cluster.errors import UserError
+from ingest.crawl.reorder import Memory, Reorder
+from ingest.dataset.commit import commit, read_commit, read_commits
+from ingest.dataset.shard import ShardWriter
+from ingest.image.check import Checked
+from ingest.image.check_pool import Checker
+from ingest.plan.plan import Plan
+from ingest.progress.counts import Counts, Progress
+from ingest.sources.opening import open_images
+from ingest.sources.source import Item, Problem, Source
+from ingest.sources.tar_in_place import KIND as IN_PLACE
+from ingest.sources.tar_in_place import ForeignTar, InPlaceWriter
+from ingest.web.fetcher import Fetched, Fetcher, FetchSettings
+
+# What may wait in memory for its turn in a shard, in all units together.
+_WAITING_BYTES = 128 << 20
+# URLs known at a time: enough that slow sites do not hold up the others.
+_WINDOW = 16_384
+# Rows that wait for their turn in a shard, of 1.5 kB each: beyond, no further URLs are taken up. A few slow
+# sites in every unit would otherwise have more and more units wait for them.
+_WAITING_ROWS = 1 << 20
+_HOSTS_EVERY_S = 2.0
+_MOST_FILES = 65_536
+
+logger = logging.getLogger(__name__)
+
+
+class _Attempt(NamedTuple):
+    unit: int
+    row: int
+    source: int
+    item: Item
+    http_status: int | None = None
+
+
+def crawl_units(
+    plan: Plan,
+    units: Iterable[int],
+    *,
+    fetch: FetchSettings,
+    workers: int,
+    progress: Progress,
+    counts: Counts,
+) -> None:
+    """Make and commit those of the plan's units that nobody has committed yet."""
+    _allow_many_files()
+    settings = plan.settings
+    with ExitStack() as stack:
+        sources: dict[int, Source] = {}
+        for number, (source, place) in enumerate(zip(plan.sources, plan.locations, strict=True)):
+            if source["kind"] != "urls":
+                in_place = source["kind"] == IN_PLACE
+                sources[number] = ForeignTar(place, source["name"]) if in_place else open_images(place)
+                stack.callback(sources[number].close)
+        checker = stack.enter_context(
+            Checker[_Attempt](
+                settings.treatment, workers=workers, seconds=settings.seconds, memory_mb=settings.memory_mb
+            )
+        )
+        crawl = _Crawl(
+            plan=plan,
+            units=list(units),
+            sources=sources,
+            fetch=fetch,
+            counts=counts,
+            progress=progress,
+        )
+        stack.callback(crawl.close)
+        for attempt, data, verdict in checker.run(crawl.arrivals()):
+            crawl.take(attempt, data, verdict)
+
+
+def _allow_many_files() -> None:
+    """Lift this process's limit of open files: connections and units under way may be more than the usual
+    1,024, and a connection that cannot be opened would look like a host that cannot be reached.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+class _Unit:
+    """A unit under way: rows come in any order, and are written in the plan's."""
+
+    def __init__(self, rows: int, writer: ShardWriter | InPlaceWriter, memory: Memory) -> None:
+        self.rows = rows
+        self.writer = writer
+        self.reorder = Reorder[tuple[_Attempt, bool, Checked]](memory)
+        self._closing = ExitStack()
+        self._closing.callback(self.reorder.close)
+        self._closing.enter_context(self.writer)
+
+    def close(self) -> None:
+        self._closing.close()
+
+
+class _Crawl:
+    """One run over some units of a plan."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        units: Sequence[int],
+        sources: Mapping[int, Source],
+        fetch: FetchSettings,
+        counts: Counts,
+        progress: Progress,
+    ) -> None:
+        self._plan = plan
+        self._settings = plan.settings
+        self._sources = sources
+        self._fetch = replace(fetch, max_bytes=plan.settings.treatment.limits.max_bytes)
+        self._counts = counts
+        self._progress = progress
+        self._memory = Memory(_WAITING_BYTES)
+        self._extra = plan.extra_columns()
+        self._rows: dict[int, int] = {}
+        self._made_by_others: set[int] = set()  # since this run began
+        self._open: dict[int, _Unit] = {}
+        self._waiting = 0  # rows in the open units that are not written
+        self._hosts_due = 0.0
+        self._indexed: dict[str, str] = {}  # sha256 of foreign tars that units name
+        self._left = self._not_done(units)
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        for unit in self._open.values():
+            unit.close()
+
+    def arrivals(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
+        """Every attempt of the units left, with what came of getting its bytes, in the order of arrival."""
+        if self._sources:
+            yield from self._read()
+        if len(self._sources) < len(self._plan.sources):
+            with Fetcher[_Attempt](self._fetch, window=_WINDOW) as fetcher:
+                for attempt, outcome in fetcher.run(self._requests(), held=self._is_full):
+                    self._look_at_hosts(fetcher)
+                    body = outcome.data if isinstance(outcome, Fetched) else outcome
+                    self._counts.bytes_read += len(body) if isinstance(body, bytes) else 0
+                    yield attempt._replace(http_status=outcome.http_status), body
+            self._counts.slowest_hosts = ()
+
+    def _is_full(self) -> bool:
+        return self._waiting >= _WAITING_ROWS
+
+    def _look_at_hosts(self, fetcher: Fetcher[_Attempt]) -> None:
+        now = time.monotonic()
+        if now >= self._hosts_due:
+            self._counts.slowest_hosts = fetcher.slowest_hosts()
+            self._hosts_due = now + _HOSTS_EVERY_S
+            # Verdicts come in batches: when only slow hosts are left, long after one another.
+            self._progress(self._counts)
+
+    def take(self, attempt: _Attempt, data: bytes | Problem, verdict: Checked) -> None:
+        """Write what is due; commit a unit that is whole. If another worker was first, its result stands."""
+        unit = self._open.get(attempt.unit)
+        if unit is None:
+            unit = _Unit(self._rows[attempt.unit], self._writer(attempt), self._memory)
+            self._open[attempt.unit] = unit
+        original = data if isinstance(data, bytes) else b""
+        in_place = isinstance(unit.writer, InPlaceWriter)
+        stored = original if verdict.data is None or in_place else verdict.data
+        self._count(verdict, stored)
+        if verdict.data is not None:  # held once, as `stored`
+            verdict = replace(verdict, data=None)
+        outcome = attempt, isinstance(data, Problem) and data.retryable, verdict
+        self._waiting += 1
+        for (due, retryable, judged), image in unit.reorder.put(attempt.row, outcome, stored):
+            self._waiting -= 1
+            self._write(unit.writer, due, retryable, judged, image)
+        if unit.reorder.next == unit.rows:
+            self._commit(attempt.unit, self._open.pop(attempt.unit))
+        self._progress(self._counts)
+
+    def _writer(self, attempt: _Attempt) -> ShardWriter | InPlaceWriter:
+        source = self._sources.get(attempt.source)
+        if not isinstance(source, ForeignTar):
+            return ShardWriter(self._plan.store, attempt.unit, extra=self._extra)
+        shard = source.shard()
+        if self._indexed.setdefault(source.name, shard["sha256"]) != shard["sha256"]:
+            raise UserError(
+                f"{source.name} has changed since a part of it was indexed: restore it to go on, or use "
+                "another --output"
+            )
+        return InPlaceWriter(self._plan.store, attempt.unit, shard=shard, extra=self._extra)
+
+    def _not_done(self, units: Sequence[int]) -> list[int]:
+        left = []
+        tars = {source.name for source in self._sources.values() if isinstance(source, ForeignTar)}
+        for unit, record in read_commits(self._plan.store, units):
+            if record is None:
+                left.append(unit)
+            else:
+                self._counts.add_committed(record)
+                if record["shard"]["name"] in tars:
+                    self._indexed[record["shard"]["name"]] = record["shard"]["sha256"]
+        return left
+
+    def _items(self, *, urls: bool) -> Iterator[_Attempt]:
+        """The attempts that have a URL, or those that have none."""
+        for unit in self._left:
+            if unit in self._made_by_others:
+                continue
+            # Hours may have passed: another worker may have made it.
+            if unit not in self._rows and (record := read_commit(self._plan.store, unit)) is not None:
+                self._counts.add_committed(record)
+                self._made_by_others.add(unit)
+                continue
+            items = self._plan.items(unit)
+            if not urls and items[0][0] not in self._sources:
+                return  # a plan has rows with URLs last
+            self._rows[unit] = len(items)
+            for row, (source, item) in enumerate(items):
+                if (source not in self._sources) == urls:
+                    yield _Attempt(unit, row, source, item)
+
+    def _requests(self) -> Iterator[tuple[_Attempt, str]]:
+        for attempt in self._items(urls=True):
+            yield attempt, attempt.item.path.decode()
+
+    def _read(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
+        """What lies in folders and archives, in the plan's order."""
+        max_bytes = self._settings.treatment.limits.max_bytes
+        opened: int | None = None
+        for (_, source), group in groupby(self._items(urls=False), key=lambda each: (each.unit, each.source)):
+            if opened not in (None, source):
+                self._sources[opened].close()  # thousands of archives cannot all be open
+            opened = source
+            attempts = list(group)
+            read = self._sources[source].read([each.item for each in attempts], max_bytes=max_bytes)
+            for attempt, data in zip(attempts, read, strict=True):
+                self._counts.bytes_read += len(data) if isinstance(data, bytes) else 0
+                yield attempt, data
+
+    def _write(
+        self,
+        writer: ShardWriter | InPlaceWriter,
+        attempt: _Attempt,
+        retryable: bool,
+        verdict: Checked,
+        image: bytes,
+    ) -> None:
+        item = attempt.item
+        url = _text(item.path)
+        if attempt.source in self._sources and not _is_address(item.path):
+            url = _within(self._sources[attempt.source].name, url)
+        row = {
+            "url": url,
+            "labels": item.labels,
+            "caption": item.caption,
+            "retryable": retryable,
+            "http_status": attempt.http_status,
+            "extra": item.extra,
+        }
+        if isinstance(writer, InPlaceWriter):
+            writer.add(verdict, image, offset=item.offset, **row)
+        else:
+            writer.add(verdict, image, **row)
+
+    def _commit(self, number: int, unit: _Unit) -> None:
+        ours = unit.writer.publish(generation=self._plan.generation, fingerprint=self._plan.fingerprint)
+        unit.close()
+        if commit(self._plan.store, ours) != ours:
+            logger.info("unit %d was committed by another worker first, with another result", number)
+        self._counts.units_done += 1
+
+    def _count(self, verdict: Checked, stored: bytes) -> None:
+        if verdict.status == "kept":
+            self._counts.kept += 1
+            self._counts.bytes_stored += len(stored)
+        else:
+            reasons = self._counts.rejected if verdict.status == "rejected" else self._counts.failed
+            reasons[verdict.reason] += 1
+
+
+def _within(source: str, path: str) -> str:
+    """Where an image came from, for people."""
+    return f"{source}/{path}" if path else source
+
+
+def _is_address(path: bytes) -> bool:
+    # Paths within folders and tars have no empty part.
+    return b"://" in path
+
+
+def _text(name: bytes) -> str:
+    """Bytes that are no text show as \\x escapes."""
+    return name.decode("utf-8", "backslashreplace")

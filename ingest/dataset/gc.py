@@ -1,0 +1,58 @@
+"""Garbage: what committed units left behind and no commit names. All else may be in use.
+
+A worker that came second with a unit, or was killed after it had published and before it had committed,
+leaves files that nobody reads. Of a unit without a commit nothing is touched: its files may be about to be
+committed.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster.errors import UserError
+from ingest.dataset import layout
+from ingest.dataset.commit import read_commits
+from ingest.store.store import Entry, Store, open_store
+
+# A write that has not ended by then was killed; a slow second worker's is left alone.
+STALE_SECONDS = 24 * 3600
+_COMMIT = re.compile(rf"{layout.COMMITS}/(\d+)\.json")
+_OF_UNIT = re.compile(r"[^/]+(?:/[^/]+)?/\.?(\d{8,})-[^/]+")
+
+
+def find_garbage(path: str | Path) -> tuple[Store, Iterator[Entry]]:
+    """The dataset's store, and each file in it that can be deleted.
+
+    Raises:
+        UserError: there is no dataset.
+    """
+    store = open_store(path)
+    if not (store.exists(layout.plan_name(0)) or store.exists(layout.DATASET)):
+        raise UserError(f"{path} is not a dataset: check the path")
+    return store, _garbage(store)
+
+
+def _garbage(store: Store) -> Iterator[Entry]:
+    # The commits come first: a unit that is committed after this keeps all its files until the next time.
+    matches = (_COMMIT.fullmatch(entry.name) for entry in store.list(layout.COMMITS))
+    named: dict[int, set[str]] = {}
+    for unit, record in read_commits(store, [int(match[1]) for match in matches if match]):
+        if record is not None:
+            named[unit] = {record["shard"]["name"], record["meta"]["name"]}
+    old = time.time() - STALE_SECONDS
+    for folder in (layout.SHARDS, layout.META):
+        for entry in store.list(folder):
+            names = named.get(_unit(entry.name))
+            if names is not None and entry.name not in names:
+                yield entry
+    for folder in (layout.SHARDS, layout.META, layout.COMMITS):
+        for entry in store.unfinished(folder):
+            if _unit(entry.name) in named and entry.modified < old:
+                yield entry
+
+
+def _unit(name: str) -> int:
+    """The unit that a shard, a metadata file or a draft belongs to; -1 for files of others."""
+    match = _OF_UNIT.fullmatch(name)
+    return int(match[1]) if match else -1

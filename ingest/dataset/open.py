@@ -1,0 +1,259 @@
+"""Opening a sealed dataset: the only way the pipeline sees data. What is not sealed is never looked at."""
+
+import contextlib
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cluster.errors import UserError
+from ingest.dataset import layout
+from ingest.dataset.view import ViewBitmaps, read_view
+from ingest.store.store import Store, home_of, open_store
+
+_BLOCKS_KEPT = 4
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UnitRows:
+    """The samples of one unit in slot order: those that are kept and, with a view, in the view.
+
+    Attributes:
+        offsets, sizes: where each image lies in the unit's tar, bytes, (n,) int64.
+        sha256: of each image's bytes, (n, 32) uint8.
+        keys: unit * 100,000 + slot, (n,) uint64.
+        labels: the first label of each, None without one.
+    """
+
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    sha256: NDArray[np.uint8]
+    keys: NDArray[np.uint64]
+    labels: list[str | None]
+
+
+class UnitFiles:
+    """Names of units' files, read from the sealed list when asked for: there can be a million of them.
+
+    The list comes in blocks, of which the last few used are kept.
+
+    Args:
+        store: the dataset's files.
+        listing: name of the sealed list of units.
+        rows: the units' places in the list, ascending.
+    """
+
+    def __init__(self, store: Store, listing: str, rows: NDArray[np.int64]) -> None:
+        self._store = store
+        self._listing = listing
+        self._rows = rows
+        self._starts: NDArray[np.int64] | None = None  # the first row of each block, and the end
+        self._blocks: OrderedDict[int, pa.Table] = OrderedDict()
+
+    def name(self, unit_index: int, kind: Literal["shard", "meta"]) -> str:
+        """Of a unit's tar or Parquet file, in the dataset; see `store.home_of` for tars elsewhere."""
+        row = int(self._rows[unit_index])
+        if self._starts is None:
+            with self._store.open(self._listing) as file:
+                metadata = pq.read_metadata(file)
+            sizes = [metadata.row_group(block).num_rows for block in range(metadata.num_row_groups)]
+            self._starts = np.cumsum([0, *sizes])
+        block = int(np.searchsorted(self._starts, row, side="right")) - 1
+        if block not in self._blocks:
+            with _parquet(self._store, self._listing) as parquet:
+                self._blocks[block] = parquet.read_row_group(
+                    block, columns=["shard", "meta"], use_threads=False
+                )
+        self._blocks.move_to_end(block)
+        while len(self._blocks) > _BLOCKS_KEPT:
+            self._blocks.popitem(last=False)
+        name: str = self._blocks[block][kind][row - int(self._starts[block])].as_py()
+        return name
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """A sealed dataset, or a view of it. Units without a sample are left out.
+
+    Attributes:
+        path: the dataset's folder or URL.
+        store: its files.
+        root: Merkle root, hex: the dataset's identity.
+        view: the view's bitmaps; None for the whole dataset.
+        units: unit numbers, ascending, (u,) uint32.
+        counts: samples per unit, (u,) int64.
+        files: names of each unit's files below `path`.
+    """
+
+    path: str
+    store: Store
+    root: str
+    view: ViewBitmaps | None
+    units: NDArray[np.uint32]
+    counts: NDArray[np.int64]
+    files: UnitFiles
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def shard_path(self, unit_index: int) -> str:
+        """Path or URL of the tar that a unit's images are in; several units may have one tar."""
+        name = self.files.name(unit_index, "shard")
+        home, below = home_of(self.store, name)
+        return f"{self.path}/{name}" if home is self.store else str(home.where(below))
+
+    def meta_path(self, unit_index: int) -> str:
+        return f"{self.path}/{self.files.name(unit_index, 'meta')}"
+
+    def shard_is_local(self, unit_index: int) -> bool:
+        """Whether a unit's tar can be opened by its path."""
+        home, _ = home_of(self.store, self.files.name(unit_index, "shard"))
+        return isinstance(home.root, Path)
+
+    def read_shard(self, unit_index: int, offset: int, size: int) -> bytes:
+        """Bytes of a unit's tar; fewer where it ends."""
+        home, name = home_of(self.store, self.files.name(unit_index, "shard"))
+        return home.read_range(name, offset, size)
+
+    def unit_rows(self, unit_index: int) -> UnitRows:
+        """Read one unit's rows; the caller keeps them as long as it needs them."""
+        table = self.kept_rows(unit_index, ["offset", "size", "sha256", "labels"])
+        slots = table["slot"].to_numpy()
+        return UnitRows(
+            offsets=table["offset"].to_numpy().astype(np.int64),
+            sizes=table["size"].to_numpy().astype(np.int64),
+            sha256=np.frombuffer(b"".join(table["sha256"].to_pylist()), np.uint8).reshape(-1, 32),
+            keys=np.uint64(self.units[unit_index]) * np.uint64(layout.KEY_SLOTS) + slots.astype(np.uint64),
+            labels=[labels[0] if labels else None for labels in table["labels"].to_pylist()],
+        )
+
+    def classes(self) -> tuple[str, ...]:
+        """Distinct first labels, sorted. Reads the labels of every unit."""
+        found: set[str] = set()
+        for unit_index in range(len(self.units)):
+            labels = self.kept_rows(unit_index, ["labels"])["labels"]
+            found.update(pc.unique(pc.list_flatten(pc.list_slice(labels, 0, 1))).to_pylist())
+        return tuple(sorted(found))
+
+    def kept_rows(self, unit_index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """One unit's samples in slot order: `slot`, and those of the columns that it has; None for all."""
+        read = None if columns is None else list(dict.fromkeys(["slot", "status", *columns]))
+        # One thread: loader workers are forked, and threads do not survive that.
+        with _parquet(self.store, self.files.name(unit_index, "meta")) as parquet:
+            table = parquet.read(columns=read, use_threads=False)
+        table = table.filter(pc.equal(table["status"], "kept"))
+        if self.view is not None:
+            table = table.filter(self.view.keeps(int(self.units[unit_index]))[table["slot"].to_numpy()])
+        return table
+
+
+def open_dataset(path: str | Path, *, sealed: str | None = None, view: str | None = None) -> Dataset:
+    """Open a sealed dataset.
+
+    Args:
+        path: its folder, or `s3://bucket/prefix`.
+        sealed: a root to pin, hex; None opens the latest.
+        view: name of a view to see it through.
+
+    Raises:
+        UserError: it is no dataset, is not sealed, has no such root or view, or is damaged.
+    """
+    store = open_store(path)
+    root = _latest(store) if sealed is None else sealed
+    table = sealed_units(path, root, columns=["unit", "kept"])
+    units = table["unit"].to_numpy().astype(np.uint32)
+    counts = table["kept"].to_numpy().astype(np.int64)
+    bitmaps = None if view is None else read_view(path, view, root=root)
+    if bitmaps is not None:
+        kept = dict(zip(bitmaps.units.tolist(), bitmaps.kept.tolist(), strict=True))
+        counts = np.array([kept.get(unit, 0) for unit in units.tolist()], np.int64)
+    used = np.flatnonzero(counts)
+    return Dataset(
+        path=str(path),
+        store=store,
+        root=root,
+        view=bitmaps,
+        units=units[used],
+        counts=counts[used],
+        files=UnitFiles(store, layout.sealed_name(root, "parquet"), used),
+    )
+
+
+def sealed_head(path: str | Path, root: str) -> dict[str, Any]:
+    """What was sealed as this root: counts by status and reason, bytes, units.
+
+    Raises:
+        UserError: there is no such root.
+    """
+    store = open_store(path)
+    try:
+        head: dict[str, Any] = json.loads(store.read(layout.sealed_name(root, "json")))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} has no sealed root {root[:12]}: see {store.where('sealed')} for those it has"
+        ) from None
+    return head
+
+
+def sealed_units(path: str | Path, root: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Every unit sealed as this root, empty ones too, ascending; columns of `commit.UNITS_SCHEMA`.
+
+    Raises:
+        UserError: there is no such root, or its list of units is damaged.
+    """
+    head = sealed_head(path, root)
+    store, listing = open_store(path), layout.sealed_name(root, "parquet")
+    damaged = (
+        f"{path}: the list of units of root {root[:12]} is damaged; remove {store.where(listing)} "
+        "and run the crawl again, which makes it from the commits"
+    )
+    try:
+        file = store.open(listing)
+    except FileNotFoundError:
+        raise UserError(damaged) from None
+    with file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != head["units_sha256"]:
+            raise UserError(damaged)
+        file.seek(0)  # what is parsed is what was checked, whatever happens to the name
+        with pq.ParquetFile(file) as parquet:
+            return parquet.read(columns=columns, use_threads=False)
+
+
+@contextlib.contextmanager
+def _parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file that is none becomes a sentence; a missing or unreadable one stays an OSError."""
+    try:
+        with store.open(name) as file, pq.ParquetFile(file) as parquet:
+            yield parquet
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{store.where(name)} is damaged, restore it from a copy; `ingest verify` names all such"
+        ) from error
+
+
+def _latest(store: Store) -> str:
+    path = store.root
+    try:
+        root: str = json.loads(store.read(layout.DATASET))["sealed"]
+    except FileNotFoundError:
+        if store.exists(layout.plan_name(0)):
+            raise UserError(
+                f"{path} is not sealed yet: run the same `ingest crawl-shards` command again to finish it"
+            ) from None
+        raise UserError(
+            f"{path} is not a dataset: make one with `ingest crawl-shards SOURCE --output {path}`"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{store.where(layout.DATASET)} is damaged: run the crawl again, which writes it anew"
+        ) from None
+    return root

@@ -1,0 +1,284 @@
+"""Is a sealed dataset whole? Four levels, each with all that the ones before it check.
+
+names   the seal is what it says, and every file that it names is there
+sizes   every file has the size that was sealed
+sha     every shard, metadata file and image has the sha256 that was sealed, and the commits give the root
+decode  every image decodes to the size that its row says
+
+Nothing is mended and nothing stops at the first fault: each damaged thing is told in a sentence of its own.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.errors import UserError
+from ingest.dataset import layout
+from ingest.dataset.commit import UNITS_SCHEMA, merkle_root
+from ingest.dataset.shard import META_SCHEMA
+from ingest.image.check import ImageError, ImageLimits, decode
+from ingest.store.store import Store, home_of, open_store
+
+
+class Level(IntEnum):
+    """How far to look."""
+
+    NAMES = 0
+    SIZES = 1
+    SHA = 2
+    DECODE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """One damaged thing.
+
+    Attributes:
+        what: the file's path in the dataset, or the image's key.
+        sentence: what is wrong with it.
+    """
+
+    what: str
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitReport:
+    """What was found in one unit, and how many of its images were looked at one by one."""
+
+    unit: int
+    images: int
+    damages: tuple[Damage, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seal:
+    """What was sealed: the root, its head, and one row per unit as `commit.UNITS_SCHEMA` has them."""
+
+    root: str
+    head: dict[str, Any]
+    units: tuple[dict[str, Any], ...]
+
+
+def read_seal(path: str | Path) -> tuple[Seal | None, list[Damage]]:
+    """The latest seal, and what is wrong with it; None if it cannot say which files belong to the dataset.
+
+    Raises:
+        UserError: there is no sealed dataset.
+    """
+    store = open_store(path)
+    try:
+        pointer = store.read(layout.DATASET)
+    except (FileNotFoundError, NotADirectoryError):
+        wrong = f"{path} is not a sealed dataset: it has no {layout.DATASET}"
+        raise UserError(f"{wrong}; finish its crawl, or check the path") from None
+    root = _text_at(pointer, "sealed")
+    if root is None or len(root) != 64 or not set(root) <= set("0123456789abcdef"):
+        return None, [_damage(layout.DATASET, "does not name a sealed root")]
+    head_name, list_name = layout.sealed_name(root, "json"), layout.sealed_name(root, "parquet")
+    head_bytes, list_bytes = _bytes_of(store, head_name), _bytes_of(store, list_name)
+    absent = [n for n, data in ((head_name, head_bytes), (list_name, list_bytes)) if data is None]
+    if head_bytes is None or list_bytes is None:
+        return None, [_damage(name, "is missing") for name in absent]
+    if _text_at(head_bytes, "root") != root:
+        return None, [_damage(head_name, "is not the head of this root")]
+    if _text_at(head_bytes, "units_sha256") != hashlib.sha256(list_bytes).hexdigest():
+        mend = "remove it and run the crawl again, which makes it from the commits"
+        return None, [_damage(list_name, f"is not the list that was sealed: {mend}")]
+    head = json.loads(head_bytes)
+    rows = pq.read_table(io.BytesIO(list_bytes), schema=UNITS_SCHEMA).to_pylist()
+    counted = {"units": len(rows), "planned": _total(rows, "rows"), "kept": _total(rows, "kept")}
+    counted |= {status: _total(rows, status) for status in ("rejected", "failed")}
+    said = {name: _number_said(name, head.get(name)) for name in counted}
+    damages = [
+        _damage(head_name, f"says {name} = {said[name]}, and its list of units gives {count}")
+        for name, count in counted.items()
+        if said[name] != count
+    ]
+    return Seal(root=root, head=head, units=tuple(rows)), damages
+
+
+def verify_units(path: str | Path, seal: Seal, level: Level, *, workers: int) -> Iterator[UnitReport]:
+    """Check every unit, in order; `workers` threads share the work."""
+    store = open_store(path)
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(lambda unit: _verify_unit(store, *unit, level=level), _first_of_shard(seal.units))
+
+
+def _first_of_shard(units: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Each unit, and whether it is the first of its shard: a foreign tar, the shard of many, is read once."""
+    seen: set[tuple[str, bytes]] = set()
+    for row in units:
+        shard = (row["shard"], row["shard_sha256"])
+        yield row, shard not in seen
+        seen.add(shard)
+
+
+def verify_root(path: str | Path, seal: Seal) -> list[Damage]:
+    """The Merkle root, computed again from the commits; and each commit against the list that was sealed."""
+    damages: list[Damage] = []
+    leaves = []
+    names = [layout.commit_name(row["unit"]) for row in seal.units]
+    commits = open_store(path).read_many(names)
+    for row, name, data in zip(seal.units, names, commits, strict=True):
+        if data is None:
+            continue  # told by its unit
+        leaves.append(data)
+        if not _agrees(data, row):
+            damages.append(_damage(name, "is not the commit that was sealed"))
+    if len(leaves) < len(seal.units) or damages:
+        return damages
+    root = merkle_root(leaves)
+    if root != seal.root:
+        damages.append(_damage("commits", f"give root {root[:12]}, not the sealed {seal.root[:12]}"))
+    return damages
+
+
+def _agrees(commit: bytes, row: dict[str, Any]) -> bool:
+    """Whether a commit says what the sealed list says of its unit."""
+    try:
+        record = json.loads(commit)
+        counts = [record["unit"], record["rows"], record["kept"]]
+        counts += [sum(record[status].values()) for status in ("rejected", "failed")]
+        files = [record[kind][field] for kind in ("shard", "meta") for field in ("name", "bytes", "sha256")]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return counts == [row[name] for name in ("unit", "rows", "kept", "rejected", "failed")] and files == [
+        row["shard"],
+        row["shard_bytes"],
+        row["shard_sha256"].hex(),
+        row["meta"],
+        row["meta_bytes"],
+        row["meta_sha256"].hex(),
+    ]
+
+
+def _verify_unit(store: Store, row: dict[str, Any], first: bool, *, level: Level) -> UnitReport:
+    damages: list[Damage] = []
+    images = 0
+    if not store.exists(layout.commit_name(row["unit"])):
+        damages.append(_damage(layout.commit_name(row["unit"]), "is missing"))
+    there = []
+    for kind in ("shard", "meta"):
+        home, name = home_of(store, row[kind])
+        there.append(home.exists(name))
+        if first or kind == "meta":
+            found = _file_damage(store, row, kind, level) if there[-1] else _damage(row[kind], "is missing")
+            damages += [found] if found else []
+    if level >= Level.SHA and all(there):
+        members, images = _verify_images(store, row, level)
+        damages += members
+    return UnitReport(unit=row["unit"], images=images, damages=tuple(damages))
+
+
+def _file_damage(store: Store, row: dict[str, Any], kind: str, level: Level) -> Damage | None:
+    """The first thing that is wrong with a unit's shard or metadata as a whole file."""
+    home, name = home_of(store, row[kind])
+    try:
+        size, sealed = home.size(name), row[f"{kind}_bytes"]
+        if level >= Level.SIZES and size != sealed:
+            return _damage(row[kind], f"has {size:,} bytes, and {sealed:,} were sealed")
+        if level >= Level.SHA:
+            with home.open(name) as file:
+                if hashlib.file_digest(file, "sha256").digest() != row[f"{kind}_sha256"]:
+                    return _damage(row[kind], "does not have the sha256 that was sealed")
+    except OSError as error:
+        return _damage(row[kind], f"cannot be read: {error.strerror}")
+    return None
+
+
+def _verify_images(store: Store, row: dict[str, Any], level: Level) -> tuple[list[Damage], int]:
+    """Each image of a unit against its row; and the rows against what was sealed."""
+    try:
+        with store.open(row["meta"]) as file:
+            table = pq.read_table(file, schema=META_SCHEMA)
+    except (pa.ArrowException, OSError):
+        return [_damage(row["meta"], "is not readable Parquet: its images cannot be checked one by one")], 0
+    damages = []
+    kept = [sample for sample in table.to_pylist() if sample["status"] == "kept"]
+    if (table.num_rows, len(kept)) != (row["rows"], row["kept"]):
+        text = (
+            f"has {table.num_rows} rows and {len(kept)} kept, and {row['rows']} and {row['kept']} were sealed"
+        )
+        damages.append(_damage(row["meta"], text))
+    home, name = home_of(store, row["shard"])
+    try:
+        shard = home.open(name)
+    except OSError:
+        return damages, 0  # told of the shard as a whole
+    with shard:
+        for sample in kept:
+            found = _image_fault(shard, sample, level)
+            if found:
+                key = layout.sample_key(row["unit"], sample["slot"])
+                damages.append(_damage(key, f"(slot {sample['slot']} of {row['shard']}) {found}"))
+    return damages, len(kept)
+
+
+def _image_fault(shard: io.BufferedIOBase, sample: dict[str, Any], level: Level) -> str:
+    """What is wrong with one image, in words; empty if nothing is."""
+    try:
+        shard.seek(sample["offset"])
+        data = shard.read(sample["size"])
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if len(data) < sample["size"]:
+        return "is cut off: its shard ends before it"
+    if hashlib.sha256(data).digest() != sample["sha256"]:
+        return "does not have the sha256 of its row"
+    return _decode_fault(data, sample) if level >= Level.DECODE else ""
+
+
+def _decode_fault(data: bytes, sample: dict[str, Any]) -> str:
+    """Whether bytes that are those that were kept still make the picture that was kept."""
+    size = (sample["width"], sample["height"])
+    try:
+        image = decode(data, limits=ImageLimits(max_bytes=len(data), max_pixels=size[0] * size[1]))
+    except ImageError as error:
+        return f"does not decode: {error.reason}"
+    if image.size != size:
+        return f"decodes to {image.width} x {image.height}, and its row says {size[0]} x {size[1]}"
+    return ""
+
+
+def _damage(what: str, problem: str) -> Damage:
+    return Damage(what=what, sentence=f"{what} {problem}")
+
+
+def _bytes_of(store: Store, name: str) -> bytes | None:
+    """The file, or None if there is none; a file that cannot be read has no bytes to agree with."""
+    try:
+        return store.read(name)
+    except FileNotFoundError:
+        return None
+
+
+def _text_at(data: bytes, key: str) -> str | None:
+    """A text value of a JSON object, or None if there is no such thing in these bytes."""
+    try:
+        value = json.loads(data)[key]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return value if isinstance(value, str) else None
+
+
+def _number_said(name: str, value: Any) -> Any:
+    """A count of a seal's head, summed over its reasons where it has them; damaged ones as they are."""
+    if name in ("rejected", "failed") and isinstance(value, dict):
+        if not all(type(count) is int for count in value.values()):
+            return value
+        return sum(value.values())
+    return value
+
+
+def _total(rows: list[dict[str, Any]], name: str) -> int:
+    return sum(row[name] for row in rows)

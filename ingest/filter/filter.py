@@ -1,0 +1,240 @@
+"""Views by filtering: conditions on columns, removals and picks by lists, intersections with other views."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cluster.errors import UserError
+from cluster.map.tasks import MapTasks
+from ingest.dataset import layout
+from ingest.dataset.open import Dataset, open_dataset, sealed_units
+from ingest.dataset.view import PackedKeeps, read_view, refuse_taken_name, write_view
+from ingest.filter.conditions import DERIVED, Condition, evaluate, parse
+from ingest.filter.sample_list import SampleList, read_sample_list
+
+ROWS_PER_TASK = 1 << 19
+UNMATCHED_NAMED = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """What a sample must fulfil: all of it.
+
+    Attributes:
+        within: views that must have it.
+        remove: lists that must not name it.
+        keep: lists that must name it.
+        where: conditions on its columns, as typed.
+    """
+
+    within: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        return self.remove + self.keep
+
+    @property
+    def steps(self) -> list[str]:
+        """What drops samples, in the order in which it is asked."""
+        return [
+            *(f"within {name}" for name in self.within),
+            *(f"remove {path}" for path in self.remove),
+            *(f"keep {path}" for path in self.keep),
+            *(f"where {text}" for text in self.where),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FilterTask:
+    """Units first to last - 1 of a dataset; the filter's lists were read once, for all tasks alike."""
+
+    path: str
+    root: str
+    filter: Filter
+    lists: tuple[SampleList, ...]
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FilteredUnits:
+    """A task's answer.
+
+    Attributes:
+        keeps: for each unit its number and whether each slot stays.
+        dropped, null: by each step, and those of them for a null; (steps,) int64. A sample counts for the
+            first step that drops it.
+        matched: of each list, the entries that name a sample of these units.
+    """
+
+    keeps: list[tuple[int, NDArray[np.bool_]]]
+    dropped: NDArray[np.int64]
+    null: NDArray[np.int64]
+    matched: list[NDArray[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """What one step dropped of what those before it had left; `null` of these for want of a value."""
+
+    step: str
+    dropped: int
+    null: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmatched:
+    """Lines of a list that name no sample of the dataset, and the first few of them."""
+
+    path: str
+    lines: int
+    unmatched: int
+    named: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterReport:
+    """What a filter made of a dataset's samples: samples = kept + all that was dropped."""
+
+    root: str
+    view: str
+    samples: int
+    kept: int
+    steps: tuple[Dropped, ...]
+    lists: tuple[Unmatched, ...]
+
+
+def filter_view(
+    dataset: str | Path,
+    name: str,
+    wanted: Filter,
+    *,
+    map_tasks: MapTasks,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> FilterReport:
+    """Write a view of the samples that a filter lets through.
+
+    Args:
+        dataset: a sealed dataset.
+        name: of the new view.
+        wanted: the filter.
+        map_tasks: the executor.
+        progress: is told how many units are done, and of how many.
+
+    Raises:
+        UserError: a view, list, column or condition is not there or not right, or another view of this name
+            exists.
+    """
+    opened = open_dataset(dataset)
+    refuse_taken_name(dataset, name, root=opened.root)
+    lists = tuple(map(read_sample_list, wanted.lists))
+    for view in wanted.within:
+        read_view(dataset, view, root=opened.root)
+    _check_columns(opened, [parse(text) for text in wanted.where])
+    tasks = _tasks(opened, wanted, lists)
+    keeps = PackedKeeps()
+    dropped = np.zeros((2, len(wanted.steps)), np.int64)
+    matched = [np.zeros(len(listed.lines), bool) for listed in lists]
+    for task, answer in zip(tasks, map_tasks(filter_units, tasks), strict=True):
+        for unit, stays in answer.keeps:
+            keeps.add(unit, stays)
+        dropped += [answer.dropped, answer.null]
+        for seen, entries in zip(matched, answer.matched, strict=True):
+            seen[entries] = True
+        progress(task.last, len(opened.units))
+    write_view(dataset, name, root=opened.root, keeps=keeps)
+    return FilterReport(
+        root=opened.root,
+        view=name,
+        samples=len(opened),
+        kept=len(opened) - int(dropped[0].sum()),
+        steps=tuple(
+            Dropped(step=step, dropped=count, null=null)
+            for step, count, null in zip(wanted.steps, *dropped.tolist(), strict=True)
+        ),
+        lists=tuple(map(_unmatched, wanted.lists, lists, matched)),
+    )
+
+
+def filter_units(task: FilterTask) -> FilteredUnits:
+    """Decide every sample of some units."""
+    wanted = task.filter
+    opened = open_dataset(task.path, sealed=task.root)
+    views = [read_view(task.path, view, root=task.root) for view in wanted.within]
+    lists = task.lists
+    conditions = [parse(text) for text in wanted.where]
+    columns = {column for condition in conditions for column in condition.columns}
+    columns |= {"url"} if any(len(listed.urls) for listed in lists) else set()
+    answer = FilteredUnits(
+        keeps=[],
+        dropped=np.zeros(len(wanted.steps), np.int64),
+        null=np.zeros(len(wanted.steps), np.int64),
+        matched=[np.empty(0, np.int64) for _ in lists],
+    )
+    for index in range(task.first, task.last):
+        unit = int(opened.units[index])
+        rows = opened.kept_rows(index, sorted(columns))
+        passes = [view.of_slots(unit, len(rows)) for view in views]
+        found = [_listed(listed, unit, rows) for listed in lists]
+        passes += [~named for named, _ in found[: len(wanted.remove)]]
+        passes += [named for named, _ in found[len(wanted.remove) :]]
+        stays = np.ones(len(rows), bool)
+        verdicts = [evaluate(condition, rows) for condition in conditions]
+        nobody = np.zeros(len(rows), bool)
+        nulls = [nobody for _ in passes]
+        passes += [nobody if verdict is None else verdict.fits for verdict in verdicts]
+        nulls += [~nobody if verdict is None else verdict.null for verdict in verdicts]
+        for step, (fits, null) in enumerate(zip(passes, nulls, strict=True)):
+            answer.dropped[step] += int((stays & ~fits).sum())
+            answer.null[step] += int((stays & null).sum())
+            stays &= fits
+        answer.keeps.append((unit, stays))
+        for number, (_, entries) in enumerate(found):
+            answer.matched[number] = np.union1d(answer.matched[number], entries)
+    return answer
+
+
+def _tasks(opened: Dataset, wanted: Filter, lists: tuple[SampleList, ...]) -> list[FilterTask]:
+    step = (np.cumsum(opened.counts) - opened.counts) // ROWS_PER_TASK
+    starts = [*np.flatnonzero(np.diff(step, prepend=-1)).tolist(), len(step)]
+    return [
+        FilterTask(path=opened.path, root=opened.root, filter=wanted, lists=lists, first=first, last=last)
+        for first, last in pairwise(starts)
+    ]
+
+
+def _check_columns(opened: Dataset, conditions: Sequence[Condition]) -> None:
+    """Decide each condition once per generation, whose units have the same columns: mistakes show at once."""
+    sealed = sealed_units(opened.path, opened.root, columns=["unit", "generation"])
+    generation = sealed["generation"].to_numpy()[np.isin(sealed["unit"].to_numpy(), opened.units)]
+    samples = [opened.kept_rows(int(index)) for index in np.unique(generation, return_index=True)[1]]
+    for condition in conditions:
+        if samples and all(evaluate(condition, rows) is None for rows in samples):
+            names = {name for rows in samples for name in rows.column_names} | set(DERIVED)
+            raise UserError(
+                f"--where '{condition.text}': the dataset has no column {condition.column}; it has "
+                + ", ".join(sorted(names - {"status", "reason", "retryable"}))
+            )
+
+
+def _listed(listed: SampleList, unit: int, rows: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    keys = rows["slot"].to_numpy().astype(np.uint64) + np.uint64(unit * layout.KEY_SLOTS)
+    return listed.find(keys, rows["url"] if len(listed.urls) else None)
+
+
+def _unmatched(path: str, listed: SampleList, matched: NDArray[np.bool_]) -> Unmatched:
+    entries = np.flatnonzero(~matched)
+    return Unmatched(
+        path=path,
+        lines=int(listed.lines.sum()),
+        unmatched=int(listed.lines[entries].sum()),
+        named=tuple(listed.names(entries[:UNMATCHED_NAMED].tolist())),
+    )

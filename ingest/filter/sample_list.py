@@ -1,0 +1,126 @@
+"""Lists of samples as people write them: takedown requests, hand-picked samples. Keys or URLs, or both.
+
+A text file has one per line; a Parquet, csv or tsv file has a column `key` or `url`, or both. 13 digits are
+the key of a sample; all else is where it came from, compared with the column `url` by canonical address, so
+that two spellings of one are the same.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cluster.errors import UserError
+from ingest.web.url import canonical
+
+_KEY = re.compile(r"[0-9]{13}", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleList:
+    """The entries of a file, each once.
+
+    Attributes:
+        keys: ascending, (k,) uint64.
+        urls: canonical where they are addresses, sorted.
+        lines: how many lines of the file each entry stands for, keys before urls, (k + u,) int64.
+    """
+
+    keys: NDArray[np.uint64]
+    urls: pa.Array
+    lines: NDArray[np.int64]
+
+    def find(
+        self, keys: NDArray[np.uint64], urls: pa.Array | None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which samples are named, and by what: one may be by its key and by its URL.
+
+        Args:
+            keys: of the samples, (n,).
+            urls: where they came from; None if the list has no URLs.
+
+        Returns:
+            Whether an entry names the sample, (n,); and places in `lines` of the entries that name any,
+            ascending.
+        """
+        place = np.searchsorted(self.keys, keys)
+        there = place < len(self.keys)
+        there[there] = self.keys[place[there]] == keys[there]
+        entries = [np.unique(place[there])]
+        if urls is not None:
+            spelled = pa.array([_spelled(url) for url in urls.to_pylist()], pa.string())
+            by_url = pc.index_in(spelled, value_set=self.urls).fill_null(-1).to_numpy()
+            entries.append(len(self.keys) + np.unique(by_url[by_url >= 0]))
+            there |= by_url >= 0
+        return there, np.concatenate(entries)
+
+    def names(self, entries: Iterable[int]) -> list[str]:
+        """Entries by their places, as text."""
+        count = len(self.keys)
+        return [f"{self.keys[e]:013d}" if e < count else self.urls[e - count].as_py() for e in entries]
+
+
+def read_sample_list(path: str | Path) -> SampleList:
+    """Read a list.
+
+    Raises:
+        UserError: there is no such file, it is not what its name says, or it has neither keys nor urls.
+    """
+    path = Path(path)
+    try:
+        keys, urls = _columns(path) if path.suffix in (".parquet", ".csv", ".tsv") else _text_lines(path)
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read: {reason}") from error
+    distinct_keys, key_lines = np.unique(np.array(keys, np.uint64), return_counts=True)
+    distinct_urls, url_lines = np.unique(
+        np.array([_spelled(url) for url in urls], object), return_counts=True
+    )
+    return SampleList(
+        keys=distinct_keys,
+        urls=pa.array(distinct_urls.tolist(), pa.string()),
+        lines=np.concatenate([key_lines, url_lines]),
+    )
+
+
+def _spelled(url: str) -> str:
+    return canonical(url) or url
+
+
+def _text_lines(path: Path) -> tuple[list[int], list[str]]:
+    lines = path.read_bytes().decode("utf-8-sig", "backslashreplace").splitlines()
+    entries = [line.strip() for line in lines if line.strip()]
+    return [int(e) for e in entries if _KEY.fullmatch(e)], [e for e in entries if not _KEY.fullmatch(e)]
+
+
+def _columns(path: Path) -> tuple[list[int], list[str]]:
+    if path.suffix == ".parquet":
+        names = set(pq.read_schema(path).names)
+        table = pq.read_table(path, columns=sorted(names & {"key", "url"}))
+    else:
+        texts = pyarrow.csv.ConvertOptions(column_types={"key": pa.string(), "url": pa.string()})
+        delimiter = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
+        table = pyarrow.csv.read_csv(path, parse_options=delimiter, convert_options=texts)
+        names = set(table.column_names)
+    if not names & {"key", "url"}:
+        raise UserError(
+            f"{path} has neither a column key nor a column url: it has {', '.join(sorted(names))}"
+        )
+    keys = [str(key) for key in _values(table, "key")]
+    for key in keys:
+        if not (key.isascii() and key.isdigit() and len(key) <= 13):
+            raise UserError(f"{path} has {key!r} in its column key: keys of samples have 13 digits")
+    return [int(key) for key in keys], [str(url) for url in _values(table, "url")]
+
+
+def _values(table: pa.Table, name: str) -> list[object]:
+    if name not in table.column_names:
+        return []
+    return [value for value in table[name].to_pylist() if value not in (None, "")]

@@ -1,0 +1,310 @@
+"""One image, safely: sniff, bound, decode, turn upright, hash, and make what is stored.
+
+Bytes come from strangers. Format and size are judged from the header (`ingest.image.header`) before a decoder
+sees them, only six decoders can be reached, and every way to fail is an `ImageError` with a status and a
+reason. Time and memory are bounded by the process that calls (`ingest.image.check_worker`), not here.
+
+What a picture is, decided once for the crawler and for training:
+- the first frame of an animation, turned upright by its EXIF orientation, 8-bit RGB;
+- transparent parts show white: the colour hidden under them is arbitrary, and pages are mostly white;
+- 16-bit grey keeps its upper 8 bits; 32-bit and float grey, which have no agreed range, are stretched from
+  their smallest to their largest value; colour profiles are ignored.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The plugins register themselves; without this the first WebP or TIFF would import all forty of Pillow's
+# formats.
+from PIL import Image, TiffImagePlugin, WebPImagePlugin
+
+from ingest.image.header import claimed_size, sniff
+from ingest.image.orientation import orientation_of, turned, upright
+from ingest.image.phash import HASH_SIDE, perceptual_hash
+from ingest.image.stripping import stripped
+
+__all__ = ["Checked", "ImageError", "ImageLimits", "Treatment", "check", "decode", "perceptual_hash", "sniff"]
+
+Crop = Literal["keep_ratio", "center"]
+Encoding = Literal["jpeg", "webp"]
+Status = Literal["kept", "rejected", "failed"]
+
+_DECODERS = {
+    "jpeg": "JPEG",
+    "png": "PNG",
+    "webp": WebPImagePlugin.WebPImageFile.format,
+    "gif": "GIF",
+    "bmp": "BMP",
+    "tiff": TiffImagePlugin.TiffImageFile.format,
+}
+# What the encoders can hold.
+_LONGEST = {"jpeg": 65_500, "webp": 16_383}
+# In any of these ways a PNG may tell its orientation, before the pixels or after them.
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+
+
+class ImageError(Exception):
+    """Why an image is not usable.
+
+    Attributes:
+        status: "rejected", we do not want it; or "failed", it could not be read.
+        reason: one word for the row and the statistics.
+    """
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLimits:
+    """What is refused before decoding: files over `max_bytes`, pictures that claim over `max_pixels`."""
+
+    max_bytes: int = 32 << 20
+    max_pixels: int = 64_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Treatment:
+    """What a crawl makes of an image.
+
+    Attributes:
+        limits: what is refused.
+        resize: the shorter side in pixels after resizing and encoding, never enlarged; None keeps the
+            original bytes, less their metadata.
+        crop: with `resize`: the whole picture in its ratio, or the square in its middle.
+        encoding: with `resize`: the format that is stored.
+        quality: of the encoder, 1 to 100.
+        phash: whether to make the perceptual hash. If neither it nor `resize` needs the pixels, a JPEG's are
+            not decoded: its headers are, and its segments are there, up to its end mark. Damage within its
+            entropy-coded data then shows only to whoever decodes it.
+    """
+
+    limits: ImageLimits = ImageLimits()
+    resize: int | None = None
+    crop: Crop = "keep_ratio"
+    encoding: Encoding = "jpeg"
+    quality: int = 95
+    phash: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """The verdict on one image. Sizes are upright pixels; only status and reason are sure to be there.
+
+    Attributes:
+        data: the bytes to store; None means the original bytes.
+        sha256: of the bytes to store, hex.
+    """
+
+    status: Status
+    reason: str = ""
+    format: str | None = None
+    width: int | None = None
+    height: int | None = None
+    original_width: int | None = None
+    original_height: int | None = None
+    sha256: str | None = None
+    phash: int | None = None
+    data: bytes | None = None
+
+
+def decode(
+    data: bytes,
+    *,
+    limits: ImageLimits = ImageLimits(),
+    at_least: Callable[[int, int], tuple[int, int]] | None = None,
+) -> Image.Image:
+    """The upright RGB picture in these bytes.
+
+    Args:
+        data: a whole image file.
+        limits: what is refused before decoding.
+        at_least: called with a JPEG's upright width and height, answers the least (width, height) that will
+            do: the picture is decoded at the smallest DCT scale, 1, 1/2, 1/4 or 1/8, that is not smaller in
+            either direction.
+
+    Raises:
+        ImageError: it is refused, or cannot be decoded completely.
+    """
+    try:
+        image, kind = _open(data, limits)
+        if kind == "jpeg" and at_least is not None:
+            turn = orientation_of(image, kind)
+            image.draft("RGB", turned(at_least(*turned(image.size, turn)), turn))
+        image.load()
+        return upright(_rgb(image), orientation_of(image, kind))
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _as_image_error(error) from error
+
+
+def check(data: bytes, treatment: Treatment) -> Checked:
+    """Judge one image and make the bytes to store, which carry no metadata.
+
+    What is kept can be trained on: its first frame decodes from the first pixel to the last, but for JPEGs
+    whose pixels nobody asked for (`Treatment.phash`).
+    """
+    try:
+        image, kind = _open(data, treatment.limits)
+        if treatment.resize is None:
+            return _kept_as_it_is(data, image, kind, treatment)
+        return _made_smaller(image, kind, treatment)
+    except Exception as error:
+        verdict = _as_image_error(error)
+        return Checked(status=verdict.status, reason=verdict.reason, format=sniff(data))
+
+
+def _kept_as_it_is(data: bytes, image: Image.Image, kind: str, treatment: Treatment) -> Checked:
+    # Only a PNG that says something has to be decoded for what it says.
+    silent = kind == "png" and not any(name in data for name in _PNG_ORIENTATION)
+    turn = 1 if silent else orientation_of(image, kind)
+    stored = stripped(data, kind, turn)
+    if stored is not data:
+        # What is judged is what is stored.
+        image, _ = _open(stored, treatment.limits)
+    size = image.size
+    if kind == "jpeg":
+        # Grey at 1/8 scale finds truncation as the full decode does, and saves most of its work.
+        image.draft("L", (2 * HASH_SIDE, 2 * HASH_SIDE))
+    if kind != "jpeg" or treatment.phash:
+        image.load()
+    # Of a TIFF on its side, Pillow knows the upright size only now.
+    width, height = turned(size if kind == "jpeg" else image.size, turn)
+    grey = image.mode == "L" and "transparency" not in image.info
+    return Checked(
+        status="kept",
+        format=kind,
+        width=width,
+        height=height,
+        original_width=width,
+        original_height=height,
+        sha256=hashlib.sha256(stored).hexdigest(),
+        phash=perceptual_hash(image if grey else _rgb(image), orientation=turn) if treatment.phash else None,
+        data=None if stored is data else stored,
+    )
+
+
+def _made_smaller(image: Image.Image, kind: str, treatment: Treatment) -> Checked:
+    size = image.size
+    if kind == "jpeg":
+        image.draft("RGB", _target(size, treatment))
+    image.load()
+    size = size if kind == "jpeg" else image.size
+    turn = orientation_of(image, kind)
+    picture, target = _rgb(image), _target(size, treatment)
+    if picture.size != target:
+        box = _middle(picture.size) if treatment.crop == "center" else None
+        picture = picture.resize(target, Image.Resampling.BICUBIC, box)
+    picture = upright(picture, turn)
+    stored = _encode(picture, treatment.encoding, treatment.quality)
+    original_width, original_height = turned(size, turn)
+    return Checked(
+        status="kept",
+        format=treatment.encoding,
+        width=picture.width,
+        height=picture.height,
+        original_width=original_width,
+        original_height=original_height,
+        sha256=hashlib.sha256(stored).hexdigest(),
+        phash=perceptual_hash(picture) if treatment.phash else None,
+        data=stored,
+    )
+
+
+def _open(data: bytes, limits: ImageLimits) -> tuple[Image.Image, str]:
+    """The image with only its header read, and its format; nothing of the claimed size is allocated."""
+    if not data:
+        raise ImageError("rejected", "empty")
+    if len(data) > limits.max_bytes:
+        raise ImageError("rejected", "too_many_bytes")
+    kind = sniff(data)
+    if kind is None:
+        raise ImageError("rejected", "not_an_image")
+    claimed = claimed_size(data, kind)
+    if claimed is not None and claimed[0] * claimed[1] > limits.max_pixels:
+        raise ImageError("rejected", "too_many_pixels")
+    if kind == "webp" and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        # Its decoder would only say that it failed.
+        raise ImageError("failed", "truncated")
+    image = Image.open(io.BytesIO(data), formats=(_DECODERS[kind],))
+    # Once more: a GIF's frame may be larger than its screen, and decoders may read another header than we
+    # did.
+    if image.width * image.height > limits.max_pixels:
+        raise ImageError("rejected", "too_many_pixels")
+    return image, kind
+
+
+def _as_image_error(error: Exception) -> ImageError:
+    """Pillow's plugins raise nearly every kind of exception on damaged input; here each becomes a verdict."""
+    if isinstance(error, ImageError):
+        return error
+    if isinstance(error, MemoryError):
+        return ImageError("failed", "memory_limit")
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageError("rejected", "too_many_pixels")
+    text = str(error).lower()
+    if isinstance(error, EOFError) or "truncated" in text or "unexpected end" in text:
+        return ImageError("failed", "truncated")
+    if text.startswith("decoder ") and text.endswith(" not available"):
+        return ImageError("failed", "no_decoder")
+    return ImageError("failed", "undecodable")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; see the module's docstring for transparency and deep greys."""
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        flat = Image.new("RGB", image.size, "white")
+        flat.paste(layered, mask=layered.getchannel("A"))
+        return flat
+    # Converting RGB to RGB would copy every pixel, for half of the whole decode's time.
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        return Image.fromarray(_stretched(np.asarray(image, np.float64))).convert("RGB")
+    return image.convert("RGB")
+
+
+def _stretched(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    grey: NDArray[np.float64] = np.rint((values - low) * (255 / (high - low) if high > low else 0.0))
+    return grey.astype(np.uint8)
+
+
+def _target(size: tuple[int, int], treatment: Treatment) -> tuple[int, int]:
+    """The size to store, never enlarged, and within what the format can hold."""
+    longest = _LONGEST[treatment.encoding]
+    shorter = treatment.resize or min(size)
+    if treatment.crop == "center":
+        return (min(shorter, longest, *size),) * 2
+    scale = min(1.0, shorter / min(size), longest / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The square in the middle: left, top, right, bottom. Whole pixels: what keeps its scale stays sharp."""
+    left, top = ((length - min(size)) // 2 for length in size)
+    return left, top, left + min(size), top + min(size)
+
+
+def _encode(picture: Image.Image, encoding: Encoding, quality: int) -> bytes:
+    # Pillow would carry comments over from the original.
+    picture.info = {}
+    buffer = io.BytesIO()
+    picture.save(buffer, encoding, quality=quality)
+    return buffer.getvalue()

@@ -1,0 +1,100 @@
+"""The image links of one web archive: the pages of a WARC, or what a WAT says of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import aiohttp
+import fsspec
+from fastwarc.warc import WarcRecord
+
+from ingest.links.page import LONGEST_PAGE, Link, Page, opts_out, page_links
+from ingest.links.wat import wat_page
+from ingest.sources.warc_records import (
+    METADATA,
+    RESOURCE,
+    RESPONSE,
+    ArchiveError,
+    body,
+    content_type,
+    message,
+    records,
+    target,
+)
+from ingest.web.url import resolve
+
+# The JSON of a page's links can be longer than the page.
+_LONGEST_ENVELOPE = 2 * LONGEST_PAGE
+_PAGE_TYPES = ("text/html", "application/xhtml+xml")
+_REASONS = {
+    "warc_damaged": "it is damaged, or no WARC",
+    "warc_truncated": "it ends within a record",
+    "io_error": "it cannot be read",
+}
+
+
+@dataclass(kw_only=True)
+class ArchiveCounts:
+    """What one archive held; counts up while it is read.
+
+    Attributes:
+        records: of any kind.
+        pages: web pages among them, opted out or not.
+        opted_out: pages that asked not to be used.
+        found: images on the pages that are used, each address once per page.
+        damage: why it could not be read to its end, or "".
+    """
+
+    records: int = 0
+    pages: int = 0
+    opted_out: int = 0
+    found: int = 0
+    damage: str = ""
+
+
+def archive_links(
+    archive: str, counts: ArchiveCounts, *, ignore_opt_outs: bool
+) -> Iterator[tuple[str, Link]]:
+    """Every link with the address of its page, in the order of the archive; ends where that is damaged.
+
+    Args:
+        archive: a path, or any address that fsspec opens.
+        counts: is counted up.
+        ignore_opt_outs: yield the images of pages that ask not to be used, too.
+    """
+    try:
+        with fsspec.open(archive, "rb") as file:
+            for url, page in _pages(file, counts):
+                counts.pages += 1
+                counts.opted_out += page.opted_out
+                if page.opted_out and not ignore_opt_outs:
+                    continue
+                counts.found += len(page.links)
+                for link in page.links:
+                    yield url, link
+    except ArchiveError as error:
+        counts.damage = _REASONS[error.problem]
+    except (OSError, aiohttp.ClientError) as error:
+        counts.damage = f"{_REASONS['io_error']} ({type(error).__name__})"
+
+
+def _pages(file: BinaryIO, counts: ArchiveCounts) -> Iterator[tuple[str, Page]]:
+    for record in records(file):
+        counts.records += 1
+        found: tuple[str, Page] | None = None
+        if record.record_type in (RESPONSE, RESOURCE):
+            found = _stored_page(record)
+        elif record.record_type == METADATA and content_type(record.headers) == "application/json":
+            found = wat_page(body(record, _LONGEST_ENVELOPE))
+        if found is not None:
+            yield found
+
+
+def _stored_page(record: WarcRecord) -> tuple[str, Page] | None:
+    """A page that was answered with status 200, under an address of the web."""
+    url = resolve(target(record).decode("utf-8", "replace"))
+    found = message(record, max_bytes=LONGEST_PAGE) if url else None
+    if url is None or found is None or found.status != 200 or found.content_type not in _PAGE_TYPES:
+        return None
+    page = page_links(found.body, url, charset=found.charset)
+    return url, Page(page.links, page.opted_out or any(map(opts_out, found.robots)))

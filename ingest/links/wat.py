@@ -1,0 +1,67 @@
+"""The images that a WAT record names: the JSON that a crawl's extractor wrote about one web page.
+
+An extractor lists each attribute by itself, so that sizes of one image in several attributes are several
+links here; within one `srcset` the largest is taken, as in pages. The JSON quotes the page: it is hostile.
+"""
+
+import json
+from typing import Any
+
+from ingest.links.page import Page, element_images, meta_images, opts_out, resolved, robots_meta
+from ingest.web.url import resolve
+
+_ELEMENTS = {"IMG": "img", "SOURCE": "source", "IMAGE": "image"}
+
+
+def wat_page(data: bytes) -> tuple[str, Page] | None:
+    """The page's address and its links; None if the record tells of no answered request for a page."""
+    try:
+        envelope = _part(json.loads(data), "Envelope")
+    except (ValueError, RecursionError):
+        return None
+    about = _part(envelope, "WARC-Header-Metadata")
+    response = _part(envelope, "Payload-Metadata", "HTTP-Response-Metadata")
+    url = resolve(_text(about, "WARC-Target-URI").strip("<>"))
+    page = _part(response, "HTML-Metadata")
+    if url is None or not page or str(_part(response, "Response-Message").get("Status")) != "200":
+        return None
+    head = _part(page, "Head")
+    headers = _part(response, "Headers")
+    tags = [value for name, value in headers.items() if name.lower() == "x-robots-tag"]
+    opted_out = any(opts_out(tag) for values in tags for tag in _texts(values))
+    found: list[tuple[str, str]] = []
+    for meta in _parts(head, "Metas"):
+        fields = {key: _text(meta, key) for key in ("name", "property", "content")}
+        opted_out |= robots_meta(fields)
+        found += meta_images(fields)
+    for link in _parts(head, "Link"):
+        if "image_src" in _text(link, "rel").lower().split():
+            found.append((_text(link, "url"), ""))
+    for link in _parts(page, "Links"):
+        name, _, attribute = _text(link, "path").partition("@/")
+        if name in _ELEMENTS:
+            element = {attribute: _text(link, "url"), "alt": _text(link, "alt")}
+            found += element_images(_ELEMENTS[name], element)
+    base = resolve(_text(head, "Base"), url) or url
+    return url, Page(resolved(found, base), opted_out)
+
+
+def _part(value: Any, *names: str) -> dict[str, Any]:
+    """The object below these names, or an empty one."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _parts(value: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    found = value.get(name)
+    return [part for part in found if isinstance(part, dict)] if isinstance(found, list) else []
+
+
+def _text(value: dict[str, Any], name: str) -> str:
+    found = value.get(name)
+    return found if isinstance(found, str) else ""
+
+
+def _texts(value: Any) -> list[str]:
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]

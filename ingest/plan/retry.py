@@ -1,0 +1,95 @@
+"""Another try at what failed and may succeed by now: a new generation of the attempts that say so.
+
+An attempt that was retried counts by its newest row only. So a retry looks at the rows of the newest retry,
+and of the generations after it: that one has taken up all the others.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster.errors import UserError
+from ingest.dataset.commit import read_commits
+from ingest.plan.by_domain import ByDomain
+from ingest.plan.plan import Plan, filled, in_units, publish_plan, read_plans
+from ingest.plan.settings import CrawlSettings, made_with
+from ingest.sources.tar_in_place import KIND as IN_PLACE
+from ingest.store.store import Store
+
+
+def plan_retry(store: Store, *, deadline: float | None, attempts: int | None) -> Plan | None:
+    """A generation of all attempts whose row says that they may succeed later.
+
+    Args:
+        store: the dataset's files.
+        deadline, attempts: of URLs, this time; None: as before.
+
+    Returns:
+        The unfinished retry that is there already, or a new one; None if there is nothing to retry.
+
+    Raises:
+        UserError: nothing was planned here, or another generation is not finished.
+    """
+    plans = read_plans(store)
+    if not plans:
+        raise UserError(f"{store.root} is not a dataset: make one with `ingest crawl-shards`")
+    for plan in plans:
+        if any(record is None for _, record in read_commits(store, plan.units)):
+            if plan is plans[-1] and "retries" in plan.description:
+                return plan
+            raise UserError(
+                f"{store.root} is not finished: first run the crawl of its generation {plan.generation} again"
+            )
+    newest = max((plan.generation for plan in plans if "retries" in plan.description), default=0)
+    tried = plans[newest:]
+    settings = plans[-1].settings
+    sources = [source for plan in tried for source in plan.sources]
+    lists = {number for number, source in enumerate(sources) if source["kind"] == "urls"}
+    in_place = {number for number, source in enumerate(sources) if source["kind"] == IN_PLACE}
+    fetch = settings.fetch
+    fetch = replace(fetch, deadline=deadline or fetch.deadline, attempts=attempts or fetch.attempts)
+    settings = replace(settings, fetch=fetch)
+    return publish_plan(
+        store,
+        plans,
+        in_units(_retryable(tried), settings.unit_rows, lists=lists, in_place=in_place),
+        identity=lambda: _identity(tried, plans, settings),
+        more=lambda: {"locations": [place for plan in tried for place in plan.locations]},
+    )
+
+
+def _identity(tried: Sequence[Plan], plans: Sequence[Plan], settings: CrawlSettings) -> dict[str, Any]:
+    return made_with(settings) | {
+        "sources": [source for plan in tried for source in plan.sources],
+        "extends": [plan.fingerprint for plan in plans],
+        "retries": [plan.generation for plan in tried],
+    }
+
+
+def _retryable(plans: Sequence[Plan]) -> Iterator[pa.Table]:
+    """The attempts to make again: those without URLs first, the others by site. All have one schema."""
+    schema = pa.unify_schemas([plan.columns() for plan in plans], promote_options="permissive")
+    first_source = 0
+    with ByDomain() as urls:
+        for plan in plans:
+            kinds = pa.array([source["kind"] == "urls" for source in plan.sources])
+            for unit, record in read_commits(plan.store, plan.units):
+                assert record is not None
+                with plan.store.open(record["meta"]["name"]) as file:
+                    rows = pq.read_table(file, columns=["retryable"], use_threads=False)
+                # A unit's rows are in the order of its plan.
+                table = plan.table(unit).filter(rows["retryable"])
+                with_url = kinds.take(table["source"].combine_chunks())
+                shifted = pc.add(table["source"], pa.scalar(first_source, pa.uint32()))
+                table = filled(table.set_column(0, "source", shifted), schema)
+                if len(local := table.filter(pc.invert(with_url))):
+                    yield local
+                remote = table.filter(with_url)
+                urls.add(remote.append_column("url", remote["path"].cast(pa.string())))
+            first_source += len(plan.sources)
+        for table in urls.tables():
+            yield table.drop_columns("url")

@@ -1,0 +1,160 @@
+"""What decides a crawl's output, and in words what keeps two crawls apart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self, get_args
+
+import PIL
+import pyarrow as pa
+from PIL import features
+
+from cluster.errors import UserError
+from ingest.dataset import layout
+from ingest.image.check import Crop, Encoding, ImageLimits, Treatment
+from ingest.web.fetcher import FetchSettings
+
+FORMAT = 2
+# Of a checking process, besides the image that it was sent: its batch, and what reading takes.
+_CHECKER_ROOM = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrawlSettings:
+    """What a crawl makes of its sources. Every field decides output bytes, and so belongs to the fingerprint.
+
+    Attributes:
+        unit_rows: attempts per unit.
+        treatment: of each image: limits, what is stored, and whether it is hashed.
+        seconds: CPU time one image may take.
+        memory_mb: memory that checking one image may take, MiB.
+        fetch: which bytes a URL gives. Whom to contact, and how many requests there are at a time, decide
+            nothing, and are no flags.
+    """
+
+    unit_rows: int = 16_384
+    treatment: Treatment = field(default_factory=Treatment)
+    seconds: float = 10.0
+    memory_mb: int = 768
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.unit_rows <= layout.KEY_SLOTS:
+            raise UserError(f"--unit-rows must be from 1 to {layout.KEY_SLOTS:,}, not {self.unit_rows}")
+        if self.treatment.resize is not None and self.treatment.resize < 1:
+            raise UserError(f"--resize must be at least 1 pixel, not {self.treatment.resize}")
+        if self.treatment.crop not in get_args(Crop):
+            raise UserError(f"--crop must be one of {', '.join(get_args(Crop))}, not {self.treatment.crop}")
+        if self.treatment.encoding not in get_args(Encoding):
+            known = ", ".join(get_args(Encoding))
+            raise UserError(f"--encoding must be one of {known}, not {self.treatment.encoding}")
+        if not 1 <= self.treatment.quality <= 100:
+            raise UserError(f"--quality must be from 1 to 100, not {self.treatment.quality}")
+        if self.seconds <= 0 or self.memory_mb < 1:
+            raise UserError("--seconds and --memory-mb must be greater than 0")
+        max_bytes = self.treatment.limits.max_bytes
+        if self.memory_mb << 20 < max_bytes + _CHECKER_ROOM:
+            raise UserError(
+                f"--memory-mb {self.memory_mb} cannot hold a file of --max-bytes {max_bytes}: give at least "
+                f"--memory-mb {-(-(max_bytes + _CHECKER_ROOM) // (1 << 20))}, or fewer --max-bytes"
+            )
+        fetch = self.fetch
+        if min(fetch.deadline, fetch.attempts, fetch.per_host, fetch.connections) <= 0:
+            raise UserError("--deadline, --attempts, --per-host and --connections must be greater than 0")
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any]) -> Self:
+        """The settings that `flags` wrote down."""
+        limits = ImageLimits(max_bytes=flags["--max-bytes"], max_pixels=flags["--max-pixels"])
+        return cls(
+            unit_rows=flags["--unit-rows"],
+            treatment=Treatment(
+                limits=limits,
+                resize=flags["--resize"],
+                crop=flags["--crop"],
+                encoding=flags["--encoding"],
+                quality=flags["--quality"],
+                phash=flags["--no-phash"] is None,
+            ),
+            seconds=flags["--seconds"],
+            memory_mb=flags["--memory-mb"],
+            fetch=FetchSettings(
+                deadline=flags["--deadline"],
+                attempts=flags["--attempts"],
+                max_redirects=flags["--max-redirects"],
+                robots=flags["--ignore-robots"] is None,
+                x_robots=flags["--ignore-x-robots"] is None,
+                allow_private=tuple(flags["--allow-private"] or ()),
+            ),
+        )
+
+    def flags(self) -> dict[str, Any]:
+        """The settings by the command's option that sets them; an option without a value is True or None."""
+        limits = self.treatment.limits
+        return {
+            "--unit-rows": self.unit_rows,
+            "--resize": self.treatment.resize,
+            "--crop": self.treatment.crop,
+            "--encoding": self.treatment.encoding,
+            "--quality": self.treatment.quality,
+            "--no-phash": None if self.treatment.phash else True,
+            "--max-bytes": limits.max_bytes,
+            "--max-pixels": limits.max_pixels,
+            "--seconds": self.seconds,
+            "--memory-mb": self.memory_mb,
+            "--deadline": self.fetch.deadline,
+            "--attempts": self.fetch.attempts,
+            "--max-redirects": self.fetch.max_redirects,
+            "--ignore-robots": None if self.fetch.robots else True,
+            "--ignore-x-robots": None if self.fetch.x_robots else True,
+            "--allow-private": list(self.fetch.allow_private) or None,
+        }
+
+
+def builds() -> dict[str, str | None]:
+    """Versions of what makes bytes. pillow-simd resizes differently from Pillow: its version has .post."""
+    codecs = {name: features.version(name) for name in ("libjpeg_turbo", "zlib", "webp", "libtiff")}
+    return {"pillow": PIL.__version__, **codecs, "pyarrow": pa.__version__}
+
+
+def made_with(settings: CrawlSettings) -> dict[str, Any]:
+    """What decides the output besides the sources."""
+    return {"format": FORMAT, "settings": settings.flags(), "builds": builds()}
+
+
+def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """What keeps these two plans apart, as the middle of a sentence, most likely cause first."""
+    if theirs.get("format") != FORMAT:
+        return (
+            f"in format {theirs.get('format')}, not {FORMAT}: use the version that made it to go on with it"
+        )
+    old, new = theirs["settings"], ours["settings"]
+    flags = [flag for flag in new if old.get(flag) != new[flag]]
+    if flags:
+        values = [settings.get(flags[0]) for settings in (old, new)]
+        brief = len(flags) == 1 and None not in values
+        given = str(values[1]) if brief else _options(flags, new, "with", "without")
+        return (
+            f"{_options(flags, old, 'with', 'without')}, not {given}: "
+            f"{_options(flags, old, 'use', 'leave out')} to go on with it"
+        )
+    if theirs["sources"] != ours["sources"]:
+        before, now = (", ".join(_source(source) for source in plan["sources"]) for plan in (theirs, ours))
+        if before == now:
+            return f"from {before}, in which names or sizes have changed since: restore them to go on with it"
+        return f"from {before}, not from {now}: give it the same sources to go on with it"
+    changed = [name for name in ours["builds"] if theirs["builds"].get(name) != ours["builds"][name]]
+    wanted = ", ".join(f"{name} {theirs['builds'].get(name)}" for name in changed)
+    given = ", ".join(f"{name} {ours['builds'][name]}" for name in changed)
+    return f"with {wanted}, and here is {given}, which makes other bytes: use the former to go on with it"
+
+
+def _options(flags: Sequence[str], settings: dict[str, Any], present: str, absent: str) -> str:
+    given = [(flag, settings.get(flag)) for flag in flags if settings.get(flag) is not None]
+    there = " ".join(flag if value is True else f"{flag} {value}" for flag, value in given)
+    missing = " ".join(flag for flag in flags if settings.get(flag) is None)
+    return " and ".join(f"{word} {names}" for word, names in ((present, there), (absent, missing)) if names)
+
+
+def _source(source: dict[str, Any]) -> str:
+    size = f"{source['items']:,} files" if "items" in source else f"sha256 {source['sha256'][:8]}"
+    return f"{source['name']} ({size})"

@@ -1,0 +1,235 @@
+"""The dataset card: what a dataset is made of, for whoever uses it, or finds an image of theirs in it.
+
+Markdown with the YAML head that the Hugging Face hub reads. It says what the dataset's own files say, and no
+more: the same dataset gives the same card.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cluster.wording import in_bytes, several, visible
+from ingest.dataset import layout
+from ingest.dataset.open import sealed_head
+from ingest.dataset.view import read_view, view_names
+from ingest.report.histogram import Histogram
+from ingest.report.provenance import (
+    OPT_OUTS,
+    asks_servers,
+    opt_outs,
+    read_generations,
+    setting_words,
+    source_words,
+)
+from ingest.report.stats import Stats
+
+HOSTS_LISTED = 20
+# Reasons that say: the site does not want this.
+OPT_OUT_REASONS = {"robots.txt": "robots_disallowed", "X-Robots-Tag": "x_robots_tag"}
+READING = """Shards are WebDataset tars. `meta/` has one Parquet row per attempt, kept or not, with its URL or
+path, its place in the shard, sha256 and perceptual hash. `ingest verify` checks all of it against the root.
+"""
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+
+Plans = Mapping[int, dict[str, Any] | None]
+
+
+def dataset_card(path: str, stats: Stats, *, name: str) -> str:
+    """The card of a dataset that was counted.
+
+    Args:
+        path: the dataset's folder or URL.
+        stats: its numbers.
+        name: what to call it.
+
+    Raises:
+        UserError: the dataset is damaged.
+    """
+    head = sealed_head(path, stats.root)
+    plans = read_generations(path, head["generations"])
+    parts = [
+        _front_matter(name, stats.kept),
+        f"# {_words(name)}\n",
+        _summary(stats),
+        "## Sources\n\n" + "\n".join(_sources(plans)),
+        "## Opt-outs\n\n" + "\n".join(_opt_outs(stats, plans)),
+        "## Licences and removal\n\n" + "\n".join(_licences(plans)),
+        "## What became of the attempts\n\n" + _attempts(stats),
+        "## Images\n\n" + _images(stats),
+        *([] if not stats.hosts.hosts else ["## Hosts\n\n" + _hosts(stats)]),
+        "## Views\n\n" + "\n".join(_views(path, stats)),
+        "## How it was made\n\n" + "\n".join(_made(plans)),
+        "## How to read it\n\n" + READING,
+    ]
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def _front_matter(name: str, images: int) -> str:
+    """JSON strings are YAML strings, whatever characters are in them."""
+    return "\n".join(
+        [
+            "---",
+            f"pretty_name: {json.dumps(visible(name))}",
+            "license: unknown",
+            "task_categories:",
+            "- image-feature-extraction",
+            "tags:",
+            "- webdataset",
+            "size_categories:",
+            f"- {_size_category(images)}",
+            "configs:",
+            "- config_name: default",
+            "  data_files:",
+            "  - split: train",
+            f"    path: {layout.SHARDS}/*/*.tar",
+            "---\n",
+        ]
+    )
+
+
+def _size_category(images: int) -> str:
+    """As the hub spells them: n<1K, 1K<n<10K, … n>1T."""
+    steps = next((step for step in range(len(_SIZES)) if images < 1000 * 10**step), len(_SIZES))
+    if steps == 0:
+        return "n<1K"
+    return f"n>{_SIZES[-1]}" if steps == len(_SIZES) else f"{_SIZES[steps - 1]}<n<{_SIZES[steps]}"
+
+
+def _summary(stats: Stats) -> str:
+    return "\n".join(
+        [
+            f"{several(stats.kept, 'image')} ({in_bytes(stats.image_bytes)}) of "
+            f"{several(stats.planned, 'attempt')}, in {several(stats.units, 'shard')}. Nobody curated them:",
+            "they may show anything, and labels and captions, where there are any, are their sources' own.\n",
+            f"Root: `{stats.root}`",
+        ]
+    )
+
+
+def _sources(plans: Plans) -> Iterator[str]:
+    for number, plan in plans.items():
+        if plan is None:
+            yield f"- generation {number}: its plan is not here"
+            continue
+        for source in plan["sources"]:
+            yield f"- {_code(source_words(source))}" + (f" (generation {number})" if number else "")
+
+
+def _opt_outs(stats: Stats, plans: Plans) -> Iterator[str]:
+    asked = {number: plan for number, plan in plans.items() if plan is not None and asks_servers(plan)}
+    if not asked:
+        yield "No image of this dataset was fetched from the web by this crawl."
+        return
+    lost = {loss.reason: loss.count for loss in stats.losses}
+    for name in OPT_OUTS:
+        told = sorted({opt_outs(plan)[name] for plan in asked.values()})
+        if len(told) == 1:
+            how = told[0]
+        else:
+            how = ", ".join(f"{opt_outs(plan)[name]} in generation {n}" for n, plan in asked.items())
+        left_out = lost.get(OPT_OUT_REASONS[name], 0)
+        yield f"- {name}: {how}; {several(left_out, 'URL')} left out because of it"
+    if unreachable := lost.get("robots_unreachable", 0):
+        yield f"- {several(unreachable, 'URL')} not asked for, as the site's robots.txt could not be read"
+
+
+def _licences(plans: Plans) -> Iterator[str]:
+    yield "The licence of each image is unknown: images belong to their owners. That one could be had does"
+    yield "not mean that it may be copied, shown or trained on; whoever uses this dataset must find out.\n"
+    contacts = sorted(
+        {plan["contact"] for plan in plans.values() if plan is not None and plan.get("contact")}
+    )
+    if contacts:
+        yield f"To have an image removed, write to {' or '.join(_code(contact) for contact in contacts)}:"
+    else:
+        yield "To have an image removed, ask whoever gave you this dataset (it has no contact on record):"
+    yield "give its URL or its key. A view without it can then be made with `ingest view`."
+
+
+def _attempts(stats: Stats) -> str:
+    rows: list[tuple[str, str, int, int | str]] = [("kept", "", stats.kept, "")]
+    rows += [(loss.status, _code(loss.reason), loss.count, loss.retryable or "") for loss in stats.losses]
+    rows.append(("**all**", "", stats.planned, stats.retryable or ""))
+    table = _table(("status", "reason", "attempts", "may succeed later"), rows, numbers=2)
+    if not stats.http_statuses:
+        return table
+    statuses = ", ".join(
+        f"HTTP {status} {several(count, 'time')}" for status, count in stats.http_statuses.items()
+    )
+    return f"{table}\n\nBy the server's last answer: {statuses}."
+
+
+def _images(stats: Stats) -> str:
+    if not stats.kept:
+        return "There are none."
+    formats = ", ".join(f"{_words(name)} {count:,}" for name, count in stats.formats.items())
+    rows: list[tuple[str, Histogram]] = [
+        ("width, pixels", stats.widths),
+        ("height, pixels", stats.heights),
+        ("shorter side, pixels", stats.short_sides),
+        ("longer side, pixels", stats.long_sides),
+        ("file, bytes", stats.sizes),
+    ]
+    columns = ("", *rows[0][1].summary())
+    lines = [f"Formats: {formats}.\n"]
+    lines.append(_table(columns, [(name, *each.summary().values()) for name, each in rows], numbers=7))
+    if stats.labels:
+        lines.append(f"\n{several(len(stats.labels), 'label')}.")
+    if stats.columns:
+        lines.append(f"\nFurther columns: {', '.join(map(_code, stats.columns))}.")
+    return "\n".join(lines)
+
+
+def _hosts(stats: Stats) -> str:
+    about = "At least " if stats.hosts.missing_at_most else ""
+    rows = [
+        (_code(host.host), host.attempts, host.rejected, host.failed)
+        for host in stats.hosts.most_attempts[:HOSTS_LISTED]
+    ]
+    table = _table(("host", "attempts", "rejected", "failed"), rows, numbers=3)
+    which = "" if stats.hosts.hosts <= HOSTS_LISTED else "; those with most URLs are"
+    return f"{about}{several(stats.hosts.hosts, 'host')}{which}:\n\n{table}"
+
+
+def _views(path: str, stats: Stats) -> Iterator[str]:
+    """Those of this root; a view of an older one says nothing about this dataset."""
+    views = [read_view(path, name, root=None) for name in view_names(path)]
+    found = [
+        (_code(view.name), f"`{view.digest}`", int(view.kept.sum()))
+        for view in views
+        if view.root == stats.root
+    ]
+    yield _table(("view", "sha256", "images"), found, numbers=1) if found else "There are none."
+
+
+def _made(plans: Plans) -> Iterator[str]:
+    for number, plan in plans.items():
+        if plan is None:
+            continue
+        if len(plans) > 1:
+            yield f"Generation {number}:\n"
+        rows = [(_code(name), _code(value)) for name, value in setting_words(plan).items()]
+        yield _table(("setting or build", "value"), rows, numbers=0)
+        yield f"\nFingerprint: `{plan['fingerprint']}`\n"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: int) -> str:
+    """`numbers` is how many columns, after those of words, are aligned to the right."""
+    words = len(columns) - numbers
+    lines = [columns, ["---"] * words + ["---:"] * numbers]
+    lines += [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _code(text: str) -> str:
+    """Text from the wild as code, which nothing in it can end."""
+    shown = visible(text)
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    pad = " " if "`" in shown or shown != shown.strip() or not shown else ""
+    return f"{ticks}{pad}{shown}{pad}{ticks}"
+
+
+def _words(text: str) -> str:
+    """Text from the wild as text, in which nothing is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>()#!|&~$])", r"\\\1", visible(text))

@@ -1,0 +1,79 @@
+"""How a dataset was made, in words, from its frozen plans."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.wording import several
+from ingest.dataset import layout
+from ingest.store.store import open_store
+
+# Flags by what they make a crawl ignore.
+OPT_OUTS = {"robots.txt": "--ignore-robots", "X-Robots-Tag": "--ignore-x-robots"}
+
+
+def name_of(path: str) -> str:
+    """The last part of a dataset's folder or URL."""
+    root = open_store(path).root
+    return root.resolve().name if isinstance(root, Path) else root.rpartition("/")[2]
+
+
+def read_generations(path: str | Path, numbers: Sequence[int]) -> dict[int, dict[str, Any] | None]:
+    """The plans of these generations; None if one is not here, as only crawls need it."""
+    store = open_store(path)
+    plans: dict[int, dict[str, Any] | None] = {}
+    for number in numbers:
+        try:
+            plans[number] = json.loads(store.read(layout.plan_name(number)))
+        except FileNotFoundError:
+            plans[number] = None
+    return plans
+
+
+def source_words(source: Mapping[str, Any]) -> str:
+    """What a source was: its kind, name, and the digest that pins it."""
+    digest = f"sha256 {source['sha256']}" if "sha256" in source else ""
+    if "items" in source:
+        digest = f"{several(source['items'], 'file')}, sha256 of their list {source['sha256']}"
+    return f"{source['kind']} {source['name']}" + (f": {digest}" if digest else "")
+
+
+def asks_servers(plan: Mapping[str, Any]) -> bool:
+    """Whether images of this plan were fetched from the web."""
+    return any(source["kind"] == "urls" for source in plan["sources"])
+
+
+def opt_outs(plan: Mapping[str, Any]) -> dict[str, str]:
+    """Whether each way to opt out was honoured or ignored, by its name."""
+    settings = plan["settings"]
+    return {
+        name: "honoured" if settings.get(flag) is None else f"IGNORED ({flag})"
+        for name, flag in OPT_OUTS.items()
+    }
+
+
+def setting_words(plan: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that are set, and the builds, by their names; opt-outs are apart."""
+    settings = {flag: value for flag, value in plan["settings"].items() if flag not in OPT_OUTS.values()}
+    if settings.get("--resize") is None:
+        settings.pop("--quality", None)  # of an encoder that was not used
+    values = {name: value for name, value in (settings | plan["builds"]).items() if value not in (None, "")}
+    return {
+        name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in values.items()
+    }
+
+
+def made_of(path: str | Path, generations: Sequence[int]) -> list[tuple[str, str]]:
+    """All of it as names and values, one generation after the other."""
+    rows: list[tuple[str, str]] = []
+    for number, plan in read_generations(path, generations).items():
+        if plan is None:
+            rows.append((layout.plan_name(number), "is not here"))
+            continue
+        rows += [("source", source_words(source)) for source in plan["sources"]]
+        if asks_servers(plan):
+            rows += opt_outs(plan).items()
+        rows += setting_words(plan).items()
+    return rows

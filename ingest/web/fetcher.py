@@ -1,0 +1,118 @@
+"""Fetch images over HTTP: politely, safely, and many at a time.
+
+`Fetcher` looks like an iterator from outside. Inside, one thread runs an event loop (`fetch_engine.py`): URLs
+queue per host (`hosts.py`), each attempt asks robots.txt (`robots.py`) and then the server
+(`http_client.py`), over addresses that were checked (`addresses.py`).
+"""
+
+import asyncio
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from ingest.web.addresses import AddressPolicy
+from ingest.web.engine import Engine, Fetched, FetchSettings, Outcome
+from ingest.web.host_queues import SlowHost
+from ingest.web.http_client import user_agent
+from ingest.web.robots_txt import TOKEN
+
+__all__ = ["FetchSettings", "Fetched", "Fetcher", "Outcome"]
+
+Token = TypeVar("Token")
+Returned = TypeVar("Returned")
+
+_BATCH = 64
+
+
+class Fetcher(Generic[Token]):
+    """Fetches URLs; a context manager, of one run at a time. Nothing of it is left when it closes.
+
+    Args:
+        settings: limits and manners.
+        window: URLs read ahead of the outcomes taken; more of them let more hosts take turns.
+        nameservers: instead of the system's; addresses, with ":port" if it is not 53.
+
+    Raises:
+        UserError: on entering, if a setting cannot be used.
+    """
+
+    def __init__(
+        self, settings: FetchSettings, *, window: int = 8192, nameservers: Sequence[str] = ()
+    ) -> None:
+        self._window = window
+        self._policy = AddressPolicy(settings.allow_private)
+        self._agent = user_agent(TOKEN, settings.contact)
+        self._settings = settings
+        self._nameservers = tuple(nameservers)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fetcher", daemon=True)
+        self._results: queue.SimpleQueue[tuple[Token, Outcome] | BaseException] | None = None
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._engine: Engine[Token] = self._within(self._opened)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed = True
+        self._within(self._engine.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        if self._results is not None:
+            self._results.put(RuntimeError("the fetcher was closed before its outcomes were taken"))
+
+    def run(
+        self, requests: Iterable[tuple[Token, str]], *, held: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[Token, Outcome]]:
+        """Fetch all; outcomes come in the order in which they complete. Leaving off early ends what is under
+        way.
+
+        Args:
+            requests: read in the caller's thread, at most `window` ahead.
+            held: while it says so, requests are read only when nothing is under way any more.
+        """
+        if self._results is not None:
+            raise RuntimeError("a fetcher runs one run at a time")
+        results = self._results = queue.SimpleQueue()
+        source = iter(requests)
+        batch = min(_BATCH, self._window)
+        more, outstanding = True, 0
+        try:
+            while more or outstanding:
+                room = more and outstanding + batch <= self._window and not (outstanding and held())
+                if room:
+                    jobs = list(itertools.islice(source, batch))
+                    more = len(jobs) == batch
+                    outstanding += len(jobs)
+                    self._loop.call_soon_threadsafe(self._engine.add, jobs, results.put)
+                try:
+                    result = results.get(block=not room and outstanding > 0)
+                except queue.Empty:
+                    continue
+                if isinstance(result, BaseException):
+                    raise result
+                outstanding -= 1
+                if self._engine.taken(result[1]):
+                    self._loop.call_soon_threadsafe(self._engine.pump)
+                yield result
+        finally:
+            self._results = None
+            if outstanding and not self._closed:
+                self._within(self._engine.abandon)
+
+    def slowest_hosts(self) -> list[SlowHost]:
+        """Those whose queues will take longest. Looks at every host: to be asked now and then."""
+        return self._within(self._engine.slowest_hosts)
+
+    async def _opened(self) -> Engine[Token]:
+        return Engine(self._settings, self._policy, self._agent, self._nameservers)
+
+    def _within(self, function: Callable[[], Coroutine[Any, Any, Returned]]) -> Returned:
+        return asyncio.run_coroutine_threadsafe(function(), self._loop).result()

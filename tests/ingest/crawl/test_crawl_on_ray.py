@@ -1,0 +1,96 @@
+"""A crawl on Ray: the same dataset as at home, though workers are killed and a node is lost."""
+
+import contextlib
+import threading
+import time
+
+import psutil
+import pytest
+from picture_server import NETWORK, PictureServer
+
+from cluster.errors import UserError
+from cluster.site import Site
+from ingest.crawl.crawl import crawl_plan, plan_shards
+from ingest.crawl.divide import crawl_on_ray
+from ingest.plan.settings import CrawlSettings
+from ingest.progress.counts import Counts
+from ingest.web.fetcher import FetchSettings
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+FETCH = FetchSettings(contact="test@example.org", allow_private=(NETWORK,))
+
+
+def planned(source, output):
+    counts = Counts()
+    settings = CrawlSettings(unit_rows=5, fetch=FETCH)
+    return plan_shards([str(source)], output, settings, progress=lambda counts: None, counts=counts), counts
+
+
+def workers():
+    """The processes that make a part now."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "ray::ingest.crawl.part:crawl_call" in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+def test_D1_C1_killed_workers_and_a_lost_node_change_nothing(ray_cluster, tmp_path):
+    with PictureServer(seconds=0.02) as server:
+        source = server.write_list(tmp_path / "list.txt", 120)
+        plan, counts = planned(source, tmp_path / "whole")
+        expected = crawl_plan(plan, fetch=FETCH, workers=1, progress=lambda counts: None, counts=counts)
+        events = []
+
+        def kill_at_work():
+            """Whoever waits for a picture is in the middle of a part; the others get theirs afterwards."""
+            deadline = time.monotonic() + 15
+            while not server.waiting and time.monotonic() < deadline:
+                time.sleep(0.01)
+            struck = workers()
+            for process in struck:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            if struck:
+                events.append("killed")
+            server.answering.set()
+
+        def strike(counts):
+            if counts.units_done >= 2 and server.answering.is_set() and not events:
+                server.answering.clear()
+                threading.Thread(target=kill_at_work, daemon=True).start()
+            if counts.units_done >= 8 and events == ["killed"]:
+                ray_cluster.remove_node(ray_cluster.list_all_nodes()[-1], allow_graceful=False)
+                events.append("lost")
+
+        plan, counts = planned(source, tmp_path / "out")
+        report = crawl_on_ray(
+            plan,
+            fetch=FETCH,
+            workers=1,
+            parts=2,
+            site=Site(ray_address=ray_cluster.address),
+            progress=strike,
+            counts=counts,
+        )
+    assert events == ["killed", "lost"]
+    assert report.root == expected.root
+    assert report.counts.done == report.counts.planned == 120
+    assert (report.counts.kept, report.counts.units_done) == (expected.counts.kept, 24)
+
+
+def test_a_mistake_that_a_worker_finds_is_told(ray_cluster, tmp_path):
+    with PictureServer() as server:
+        plan, counts = planned(server.write_list(tmp_path / "list.txt", 10), tmp_path / "out")
+        (tmp_path / "out" / "shards").touch()
+        with pytest.raises(UserError, match=r"cannot write .*out: "):
+            crawl_on_ray(
+                plan,
+                fetch=FETCH,
+                workers=1,
+                parts=2,
+                site=Site(ray_address=ray_cluster.address),
+                progress=lambda counts: None,
+                counts=counts,
+            )

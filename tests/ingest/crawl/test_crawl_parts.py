@@ -1,0 +1,182 @@
+"""A crawl by several crawlers on this machine: the same dataset, whatever their number and their fate."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+
+import psutil
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from picture_server import NETWORK, PictureServer
+
+from cluster.errors import UserError
+from ingest.crawl.crawl import plan_shards
+from ingest.crawl.divide import crawl_here, divide, first_site
+from ingest.crawl.part import Part
+from ingest.plan.by_domain import domain_hashes
+from ingest.plan.settings import CrawlSettings
+from ingest.progress.counts import Counts
+from ingest.web.fetcher import FetchSettings
+
+FETCH = FetchSettings(contact="test@example.org", allow_private=(NETWORK,))
+SETTINGS = CrawlSettings(unit_rows=5, fetch=FETCH)
+COMMAND = [sys.executable, "-c", "from ingest.cli import main; main()"]
+
+
+@pytest.fixture
+def server():
+    with PictureServer() as server:
+        yield server
+
+
+def dataset_bytes(output):
+    """Every file that readers can see, and its digest."""
+    return {
+        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).digest()
+        for path in output.rglob("*")
+        if path.is_file() and not path.name.startswith(".") and path.parent.parent.name != "plan"
+    }
+
+
+def test_the_largest_site_of_a_list_is_asked_by_one_crawler(tmp_path):
+    urls = [f"http://127.0.2.{1 + n % 4}:9/{n}.png" for n in range(20)]
+    urls += [f"http://127.0.2.9:9/{n}.png" for n in range(80)]
+    (tmp_path / "list.txt").write_text("\n".join(urls))
+    quiet = {"progress": lambda counts: None, "counts": Counts()}
+    plan = plan_shards([str(tmp_path / "list.txt")], tmp_path / "out", SETTINGS, **quiet)
+    (large,) = domain_hashes(pa.chunked_array([[urls[-1]]])).tolist()
+    assert sum(first_site(plan, unit) == large for unit in plan.units) >= 15
+    for parts in (2, 3, 7):
+        divided = divide(plan.units, parts, partial(first_site, plan))
+        assert sum(any(first_site(plan, unit) == large for unit in part) for part in divided) == 1
+
+
+def crawl(source, output, parts, progress=lambda counts: None):
+    counts = Counts()
+    plan = plan_shards([str(source)], output, SETTINGS, progress=progress, counts=counts)
+    return crawl_here(plan, fetch=FETCH, workers=2, parts=parts, progress=progress, counts=counts)
+
+
+def crawlers(rank):
+    """The crawler of that number, if it has been started."""
+    ranks = [child for child in psutil.Process().children() if "cluster.rank" in child.cmdline()]
+    return [process for process in ranks if process.environ().get("RANK") == str(rank)]
+
+
+@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=12), parts=st.integers(1, 20))
+def test_a_site_that_begins_several_units_is_of_one_part(sizes, parts):
+    sites = [site for site, size in enumerate(sizes) for _ in range(size)]
+    units = range(100, 100 + len(sites))
+    made = divide(units, parts, lambda unit: sites[unit - 100])
+    assert [unit for part in made for unit in part] == list(units)
+    assert len(made) <= parts
+    for site in set(sites):
+        mine = [number for number, part in enumerate(made) if any(sites[unit - 100] == site for unit in part)]
+        # The unit before its second may hold its first rows: only there may a border cut it.
+        assert len(mine) <= 2
+
+
+@given(units=st.lists(st.integers(0, 10_000), unique=True), parts=st.integers(1, 50))
+def test_parts_are_contiguous_even_and_whole(units, parts):
+    made = divide(units, parts, lambda unit: None)
+    assert [unit for part in made for unit in part] == units
+    assert len(made) == min(parts, len(units))
+    lengths = {len(part) for part in made}
+    assert not lengths or max(lengths) - min(lengths) <= 1
+
+
+@given(
+    units=st.lists(st.integers(0, 300), unique=True, min_size=1).map(sorted), rate=st.none() | st.just(0.5)
+)
+def test_what_a_crawler_is_given_survives_as_json(units, rate):
+    fetch = replace(FETCH, per_host_rate=rate)
+    part = Part(output="s3://a/b", generation=2, units=units, fetch=fetch, workers=3)
+    assert Part.from_json(part.to_json()) == part
+
+
+def test_D1_D2_any_number_of_parts_makes_the_same_dataset(tmp_path, server):
+    source = server.write_list(tmp_path / "list.txt", 60)
+    told = []
+    reports = [
+        crawl(source, tmp_path / str(parts), parts, lambda counts: told.append(replace(counts)))
+        for parts in (1, 2, 3)
+    ]
+    assert len({report.root for report in reports}) == 1
+    first, *others = [dataset_bytes(tmp_path / str(parts)) for parts in (1, 2, 3)]
+    assert others == [first, first]
+    for report in reports:
+        assert report.counts == reports[0].counts
+        assert report.counts.done == report.counts.planned == 60
+        assert (report.counts.units, report.counts.units_done, report.counts.resumed) == (12, 12, 0)
+    assert {server.asked[f"/{n}.png"] for n in range(60)} == {3}
+    again = crawl(source, tmp_path / "3", 4)
+    assert (again.root, again.counts.resumed) == (reports[0].root, 60)
+
+
+def test_D1_a_crawler_that_is_killed_is_named_and_others_go_on_with_its_units(tmp_path, server):
+    source = server.write_list(tmp_path / "list.txt", 100)
+    expected = crawl(source, tmp_path / "whole", 1)
+    server.seconds = 0.1
+    output = tmp_path / "out"
+
+    second, killed = [], []
+
+    def kill_the_second(counts):
+        """Stopped at once, so that it cannot be done already when it is killed."""
+        if not second:
+            second.extend(crawlers(1))
+            for process in second:
+                process.suspend()
+        elif counts.units_done >= 3 and not killed:
+            killed.append(second[0].kill())
+
+    with pytest.raises(
+        UserError, match=r"^crawler 2 of 3 died: Killed: killed by SIGKILL.*same command again"
+    ):
+        crawl(source, output, 3, kill_the_second)
+    assert psutil.Process().children(recursive=True) == []
+    assert not (output / "DATASET.json").exists()
+    server.seconds = 0.0
+    report = crawl(source, output, 2)
+    assert report.root == expected.root
+    assert report.counts.resumed >= 15
+    assert dataset_bytes(output) == dataset_bytes(tmp_path / "whole")
+
+
+def test_a_mistake_that_a_crawler_finds_is_told_as_a_sentence(tmp_path, server):
+    source = server.write_list(tmp_path / "list.txt", 20)
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "shards").touch()
+    with pytest.raises(UserError, match=r"^cannot write .*out: "):
+        crawl(source, tmp_path / "out", 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_leaves_no_process_and_is_gone_on_with(tmp_path, server, number):
+    server.seconds = 0.1
+    source = server.write_list(tmp_path / "list.txt", 60)
+    words = ["crawl-shards", str(source), "--output", str(tmp_path / "out"), "--parts", "2"]
+    words += ["--unit-rows", "5", "--contact", "test@example.org", "--allow-private", NETWORK]
+    process = subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True)
+    while len(list(tmp_path.glob("out/commits/*.json"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=30)
+    assert len(children) >= 2
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert said == "ingest: interrupted; run the same command again to go on where it stopped\n"
+        server.seconds = 0.0
+        subprocess.run([*COMMAND, *words], check=True, capture_output=True)
+        assert crawl(source, tmp_path / "whole", 1).root == crawl(source, tmp_path / "out", 1).root

@@ -1,0 +1,154 @@
+"""Images in web archives: each found once, read from its own offset, in bounds whatever the file says."""
+
+import gzip
+import os
+import zlib
+
+import pyarrow.parquet as pq
+import pytest
+from archives import archive, coded, record, response
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import UserError
+from ingest.dataset.open import sealed_units
+from ingest.sources.opening import open_images
+from ingest.sources.source import PROBLEMS
+from ingest.sources.warc import WarcSource, is_warc
+
+MAX = 1 << 20
+INFO = record("warcinfo", "", b"software: test\r\n", content_type="application/warc-fields")
+
+
+@pytest.fixture(scope="module")
+def picture(encode, scene):
+    return encode(scene(1), "JPEG")
+
+
+def read(path, max_bytes=MAX):
+    source = WarcSource(path)
+    items = list(source.items())
+    data = list(source.read(items, max_bytes=max_bytes))
+    source.close()
+    return [(item.path.decode("latin-1"), each) for item, each in zip(items, data, strict=True)]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "lz4", "zstd", "plain"])
+def test_image_responses_are_found_by_type_or_content(tmp_path, picture, compression):
+    records = [
+        INFO,
+        record("request", "http://a.example/1.jpg", b"GET / HTTP/1.1\r\n\r\n"),
+        response("http://a.example/1.jpg", picture, "image/jpeg"),
+        response("http://a.example/page", b"<img src=1.jpg>"),
+        response("http://a.example/lies", picture, "text/html"),
+        response("http://a.example/not", b"no picture", "image/png; x=y"),
+        response("http://a.example/404", picture, "image/jpeg", status="404 Not Found"),
+        record("revisit", "http://a.example/again", b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n\r\n"),
+        record("resource", "http://a.example/resource", picture, content_type="image/jpeg"),
+        record("response", "dns:a.example", b"1.2.3.4", content_type="text/dns"),
+        record("response", "<http://a.example/old>", b"HTTP/1.0 200\r\n\r\n" + picture),
+        record("response", "http://a.example/none", b""),
+    ]
+    path = archive(tmp_path / "w.warc.gz", records, compression)
+    kept = [("http://a.example/" + name, picture) for name in ("1.jpg", "lies")]
+    rest = [("http://a.example/" + name, picture) for name in ("resource", "old")]
+    assert read(path) == [*kept, ("http://a.example/not", b"no picture"), *rest]
+    source = open_images(str(path))
+    items = list(source.items())
+    last = list(source.read([items[-1], items[0]], max_bytes=MAX))
+    assert last == [picture, picture]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "chunked", "identity"])
+def test_D4_codings_are_undone_in_bounds(tmp_path, picture, coding):
+    header = "Transfer-Encoding" if coding == "chunked" else "Content-Encoding"
+    body = picture if coding == "identity" else coded(picture, coding)
+    records = [response("http://a.example/", body, "image/jpeg", headers=f"{header}: {coding}\r\n")]
+    path = archive(tmp_path / "w.warc.gz", records)
+    assert read(path) == [("http://a.example/", picture)]
+    assert read(path, max_bytes=len(picture) - 1) == [("http://a.example/", PROBLEMS["too_many_bytes"])]
+
+
+def test_crawlers_that_decode_and_leave_the_header(tmp_path, picture):
+    headers = "Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n"
+    path = archive(tmp_path / "w.warc.gz", [response("http://a/", picture, "image/jpeg", headers=headers)])
+    assert read(path) == [("http://a/", picture)]
+
+
+def test_D4_bombs_are_rejected_without_being_unpacked(tmp_path):
+    bomb = zlib.compress(zlib.compress(bytes(1 << 26)))
+    headers = "Content-Encoding: deflate, deflate\r\n"
+    records = [response("http://a/", bomb, "image/png", headers=headers)]
+    assert read(archive(tmp_path / "w.warc", records, "plain")) == [("http://a/", PROBLEMS["too_many_bytes"])]
+
+
+def test_D4_a_damaged_archive_ends_in_a_row(tmp_path, picture):
+    records = [response(f"http://a/{number}", picture, "image/jpeg") for number in range(4)]
+    path = archive(tmp_path / "w.warc.gz", records)
+    whole = path.read_bytes()
+    third = len(gzip.compress(records[0], mtime=0)) * 2
+    first = [(f"http://a/{number}", picture) for number in range(2)]
+    path.write_bytes(whole[: third + 10] + b"\xff" * 40 + whole[third + 50 :])
+    assert read(path) == [*first, ("", PROBLEMS["warc_damaged"])]
+    path.write_bytes(whole[: third + 400])
+    assert read(path)[:2] == first
+    assert read(path)[-1] == ("", PROBLEMS["warc_truncated"])
+
+
+def test_what_changed_since_planning_is_not_taken_for_the_image(tmp_path, picture):
+    path = archive(tmp_path / "w.warc.gz", [response(f"http://a/{n}", picture, "image/jpeg") for n in "ab"])
+    items = list(WarcSource(path).items())
+    archive(path, [response(f"http://a/{n}", picture, "image/jpeg") for n in "cd"])
+    source = WarcSource(path)
+    assert list(source.read(items, max_bytes=MAX)) == [PROBLEMS["warc_damaged"]] * 2
+    path.unlink()
+    assert list(WarcSource(path).read(items, max_bytes=MAX)) == [PROBLEMS["io_error"]] * 2
+
+
+def test_problems_are_known_while_planning(tmp_path, picture):
+    cut = response("http://a/cut", picture, "image/jpeg", extra="WARC-Truncated: length\r\n")
+    path = archive(tmp_path / "w.warc.gz", [cut])
+    assert read(path) == [("http://a/cut", PROBLEMS["response_truncated"])]
+    records = [INFO] + [
+        response(f"http://a/{number}", os.urandom(60_000), "image/png") for number in range(3)
+    ]
+    archive(path, records, "whole")
+    assert {problem for _, problem in read(path)} == {PROBLEMS["warc_not_by_record"]}
+
+
+def test_archives_are_told_from_other_files(tmp_path):
+    path = tmp_path / "x"
+    for data in (b"", b"WARC", b"GIF89a", gzip.compress(b"hello"), b"WARC/1.0\r\n" + b"x" * 100_000):
+        path.write_bytes(data)
+        assert not is_warc(path)
+        with pytest.raises(UserError, match="nor a WARC file"):
+            open_images(str(path))
+    assert is_warc(archive(path, [INFO]))
+
+
+def test_a_crawl_of_an_archive_names_the_addresses(tmp_path, crawl, encode, scene):
+    pictures = [encode(scene(number), "PNG") for number in range(5)]
+    records = [response(f"http://a.example/{n}.png", data, "image/png") for n, data in enumerate(pictures)]
+    path = archive(tmp_path / "w.warc.gz", [*records, response("http://a.example/x", b"text", "image/png")])
+    report = crawl([path], tmp_path / "out", unit_rows=2)
+    assert (report.counts.planned, report.counts.kept) == (6, 5)
+    again = crawl([path], tmp_path / "again", unit_rows=2, workers=2)
+    assert again.root == report.root
+    metas = sealed_units(report.output, report.root)["meta"].to_pylist()
+    rows = [row for meta in metas for row in pq.read_table(report.output / meta).to_pylist()]
+    assert sorted(row["url"] for row in rows)[:2] == ["http://a.example/0.png", "http://a.example/1.png"]
+    assert not any(row["labels"] for row in rows)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_D4_no_bytes_raise(tmp_path_factory, picture, data):
+    path = tmp_path_factory.mktemp("w") / "w.warc"
+    records = [INFO, response("http://a/", picture[:200], "image/jpeg", headers="Content-Encoding: gzip\r\n")]
+    whole = archive(path, records, data.draw(st.sampled_from(["gzip", "lz4", "zstd", "plain"]))).read_bytes()
+    at = data.draw(st.integers(0, len(whole)))
+    path.write_bytes(
+        whole[:at] + data.draw(st.binary(max_size=20)) + whole[at + data.draw(st.integers(0, 20)) :]
+    )
+    is_warc(path)
+    read(path)

@@ -1,0 +1,285 @@
+"""What datasets rely on, of every store alike; then what only one of them can do wrong."""
+
+import errno
+import hashlib
+import os
+import pickle
+import sys
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.errors import UserError
+from ingest.store import s3
+from ingest.store.store import Entry, PosixStore, open_store
+
+
+@pytest.fixture(params=["posix", "s3"])
+def store(request, tmp_path):
+    if request.param == "posix":
+        return open_store(tmp_path / "deep" / "out")
+    return open_store(f"{request.getfixturevalue('bucket')}/deep/out/")
+
+
+def publish(store, name, data):
+    with store.draft(name.partition(".")[0]) as draft:
+        draft.file.write(data)
+        draft.publish(name, hashlib.sha256(data).hexdigest())
+
+
+def names(store, folder):
+    return [entry.name for entry in store.list(folder)]
+
+
+def test_a_file_is_read_whole_by_range_and_as_a_file(store):
+    store.prepare()
+    data = bytes(range(256)) * 40
+    publish(store, "shards/0/a-1.tar", data)
+    assert store.read("shards/0/a-1.tar") == data
+    assert store.size("shards/0/a-1.tar") == len(data)
+    for offset, size in (
+        (0, 5),
+        (100, 0),
+        (9_000, 5_000),
+        (len(data), 3),
+        (len(data) + 9, 3),
+        (0, len(data)),
+    ):
+        assert store.read_range("shards/0/a-1.tar", offset, size) == data[offset : offset + size]
+    with store.open("shards/0/a-1.tar") as file:
+        assert file.seek(-10, os.SEEK_END) == len(data) - 10
+        assert file.read() == data[-10:]
+        file.seek(300)
+        assert file.read(7) == data[300:307]
+        assert file.tell() == 307
+
+
+def test_parquet_is_read_from_every_store(store):
+    table = pa.table({"a": range(10_000), "b": [str(n) for n in range(10_000)]})
+    with store.draft("x") as draft:
+        pq.write_table(table, draft.file, row_group_size=1000)
+        draft.file.seek(0)
+        draft.publish("x.parquet", hashlib.file_digest(draft.file, "sha256").hexdigest())
+    with store.open("x.parquet") as file, pq.ParquetFile(file) as parquet:
+        assert parquet.read_row_group(7, columns=["b"])["b"][0].as_py() == "7000"
+        assert parquet.read().equals(table)
+
+
+def test_what_is_absent_is_not_found(store):
+    for look in (store.read, store.size, store.open):
+        with pytest.raises(FileNotFoundError):
+            look("commits/7.json")
+    with pytest.raises(FileNotFoundError):
+        store.read_range("commits/7.json", 0, 4)
+    assert not store.exists("commits/7.json")
+    assert names(store, "commits") == list(store.unfinished("commits")) == []
+    store.create_if_absent("commits/7.json", b"x")
+    assert store.exists("commits/7.json")
+    assert not store.exists("commits")
+
+
+def test_many_files_come_in_the_order_of_their_names(store):
+    for number in (3, 1, 40):
+        store.create_if_absent(f"commits/{number}.json", b"%d" % number)
+    asked = [f"commits/{number}.json" for number in range(50)]
+    there = {1: b"1", 3: b"3", 40: b"40"}
+    assert list(store.read_many(asked)) == [there.get(number) for number in range(50)]
+
+
+def test_first_creation_stands(store):
+    assert store.create_if_absent("deep/name.json", b"first") == b"first"
+    assert store.create_if_absent("deep/name.json", b"second") == b"first"
+    assert store.create_if_absent("deep/name.json", b"first") == b"first"
+    assert names(store, "deep") == ["deep/name.json"]
+
+
+def test_D3_of_many_creators_one_wins_and_all_read_it_whole(store):
+    gate, seen = threading.Barrier(12), []
+
+    def create(number):
+        gate.wait()
+        seen.append(store.create_if_absent("name", bytes([number]) * 50_000))
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(seen)) == 1
+    assert len(seen) == 12
+    assert seen[0] == store.read("name") == seen[0][:1] * 50_000
+
+
+def test_a_name_moves_to_new_content(store):
+    store.replace("DATASET.json", b"old")
+    store.replace("DATASET.json", b"new")
+    assert store.read("DATASET.json") == b"new"
+
+
+def test_lists_have_sizes_times_and_no_neighbours(store):
+    for name in (
+        "commits/b.json",
+        "commits/a.json",
+        "commits2/c.json",
+        "shards/0/x-1.tar",
+        "shards/1/y-1.tar",
+    ):
+        publish(store, name, name.encode())
+    assert names(store, "commits") == ["commits/a.json", "commits/b.json"]
+    (first, second) = store.list("shards")
+    assert (first.name, first.bytes, second.name) == ("shards/0/x-1.tar", 16, "shards/1/y-1.tar")
+    assert abs(first.modified - Path("/proc/self").stat().st_mtime) < 3600
+
+
+def test_deleting_is_final_and_may_be_repeated(store):
+    publish(store, "shards/0/x-1.tar", b"x")
+    (entry,) = store.list("shards")
+    store.delete(entry)
+    store.delete(entry)
+    assert names(store, "shards") == []
+
+
+def test_D3_a_draft_that_is_not_published_is_nowhere(store):
+    with pytest.raises(ZeroDivisionError), store.draft("shards/0/x") as draft:
+        draft.file.write(b"x" * 100)
+        raise ZeroDivisionError
+    assert names(store, "shards") == list(store.unfinished("shards")) == []
+
+
+def test_draft_that_does_not_read_back_is_not_published(store):
+    with store.draft("final") as draft:
+        draft.file.write(b"other")
+        with pytest.raises(OSError, match=r"does not (read|give) back"):
+            draft.publish("final.tar", hashlib.sha256(b"meant").hexdigest())
+    assert not store.exists("final.tar")
+
+
+def test_publishing_the_same_again_changes_nothing(store):
+    for _ in range(2):
+        publish(store, "shards/0/x-1.tar", b"same")
+    assert store.read("shards/0/x-1.tar") == b"same"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_store_crosses_processes(store):
+    store.create_if_absent("name", b"data")
+    copy = pickle.loads(pickle.dumps(store))  # noqa: S301
+    assert copy == store
+    assert copy.read("name") == b"data"
+    child = os.fork()
+    if not child:
+        os._exit(store.read("name") != b"data")
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_place_of_another_kind_is_refused():
+    with pytest.raises(UserError, match="use a folder, or s3://bucket/prefix"):
+        open_store("gs://bucket/prefix")
+    with pytest.raises(UserError, match="names no bucket"):
+        open_store("s3://")
+
+
+def test_s3_without_s3fs_says_what_to_install(monkeypatch):
+    for name in ("ingest.store.s3", "ingest.store.s3_requests"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UserError, match=r"needs s3fs, which is not installed: python -m pip install s3fs"):
+        open_store("s3://bucket/prefix")
+
+
+def test_D3_posix_name_keeps_its_content_if_the_new_one_is_not_durable(tmp_path, monkeypatch):
+    store = PosixStore(tmp_path)
+    store.replace("DATASET.json", b"old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        store.replace("DATASET.json", b"new")
+    assert store.read("DATASET.json") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["DATASET.json"]
+
+
+def test_posix_drafts_left_by_a_kill_are_unfinished_writes(tmp_path):
+    store = PosixStore(tmp_path)
+    with store.draft("shards/0/00000001") as draft:
+        draft.file.write(b"x" * 9)
+        draft.file.flush()
+        (entry,) = store.unfinished("shards")
+        assert (names(store, "shards"), entry.bytes) == ([], 9)
+        assert entry.name.startswith("shards/0/.00000001-")
+    assert list(store.unfinished("shards")) == []
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1, 5 << 20, (5 << 20) + 1])
+def test_s3_uploads_in_parts_are_the_file(bucket, monkeypatch, over):
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    data = hashlib.shake_128(b"seed").digest((5 << 20) + over)
+    store = open_store(bucket)
+    with monkeypatch.context() as patch:
+        # S3's own checksum must do: nothing is read back.
+        patch.setattr(s3.S3Store, "open", lambda *_: (_ for _ in ()).throw(AssertionError))
+        publish(store, "shards/0/x-1.tar", data)
+    assert store.read("shards/0/x-1.tar") == data
+    assert list(store.unfinished("shards")) == []
+
+
+def test_s3_that_keeps_other_bytes_is_found_out(bucket, monkeypatch):
+    store = open_store(bucket)
+    honest = s3.S3Store.upload
+
+    def torn(self, name, file, size):
+        honest(self, name, file, size)
+        self.replace(name, b"y" * size)
+        return s3._checksum(b"x" * size)
+
+    monkeypatch.setattr(s3.S3Store, "upload", torn)
+    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    with pytest.raises(OSError, match="does not read back as it was uploaded"):
+        publish(store, "shards/0/x-1.tar", b"x" * 50)
+
+
+def test_s3_file_that_changes_while_it_is_read_is_not_mixed(bucket, monkeypatch):
+    monkeypatch.setattr(s3, "READ_AHEAD_BYTES", 10)
+    store = open_store(bucket)
+    store.replace("name", b"a" * 100)
+    with store.open("name") as file:
+        assert file.read(5) == b"aaaaa"
+        store.replace("name", b"b" * 100)
+        with pytest.raises(OSError, match="changed while"):
+            file.seek(50)
+            file.read(5)
+
+
+def test_s3_mistakes_are_one_sentence(bucket, monkeypatch):
+    with pytest.raises(UserError, match=r"s3://no-such-bucket.*: there is no such bucket"):
+        open_store("s3://no-such-bucket/x").prepare()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(UserError, match=r"no credentials for s3://.*: set AWS_ACCESS_KEY_ID"):
+        open_store(bucket).prepare()
+
+
+def test_a_full_temporary_folder_says_so(bucket):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    told = r"files are made before they are uploaded, is full: free some space"
+    with pytest.raises(OSError, match=told), open_store(bucket).draft("x"):
+        raise full
+
+
+def test_s3_unfinished_uploads_are_seen_and_deleted(bucket):
+    store = open_store(f"{bucket}/out")
+    upload = store._call("create_multipart_upload", "shards/0/00000001-x.tar")["UploadId"]
+    store._call("upload_part", "shards/0/00000001-x.tar", UploadId=upload, PartNumber=1, Body=b"x" * 70)
+    (entry,) = store.unfinished("shards")
+    expected = Entry(name="shards/0/00000001-x.tar", bytes=70, modified=entry.modified, upload=upload)
+    assert entry == expected
+    assert names(store, "shards") == []
+    store.delete(entry)
+    store.delete(entry)
+    assert list(store.unfinished("shards")) == []
