@@ -17,12 +17,12 @@ import torch
 
 from cluster.rank.torch_dist import World
 from cluster.typed_yaml import load_recipe
+from pipeline.checkpoint.checkpoints import Checkpoints
+from pipeline.checkpoint.period import young_daly
 from pipeline.methods.build import assemble_method
+from pipeline.parallel.parallelize import parallelize
 from pipeline.recipe import PretrainRecipe
-from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.checkpoint_period import young_daly
 from pipeline.train.optim import build_optimizer
-from pipeline.train.parallel import parallelize
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
 

@@ -27,12 +27,12 @@ import yaml
 
 from cluster.typed_yaml import read_yaml
 from ingest.dataset.open import Dataset, open_dataset
-from pipeline.export import export_trunk, pixels_trunk, random_trunk, read_spec
+from pipeline.checkpoint.files import newest_first, step_of
 from pipeline.recipe import KnnRecipe
 from pipeline.report.cifar10 import METHODS
-from pipeline.train.checkpoint_files import newest_first, step_of
 from pipeline.transfer.features import extract_from_files
 from pipeline.transfer.knn import knn
+from pipeline.trunks.export import export_trunk, pixels_trunk, random_trunk, read_spec
 
 GRAPH = Path(__file__).parents[1] / "configs" / "dag" / "cifar10_cpu.yaml"
 KNN = KnnRecipe(k=(200,), temperature=0.1)

@@ -5,8 +5,8 @@
 On one GPU, the product's own path (bf16, channels_last, compiled blocks) beside (a) eager float32, (b) fp16
 autocast in NCHW without compile, as in 2021, and (c) ours with groups padded to a multiple of 8. The arms of
 one trunk take turns in one process; crops are random and on the device, so data takes no time. FLOPs are
-counted (`pipeline.step_count`), recomputation left out of MFU; the matrix peak is that of a bf16 product in
-the same run. Float32 is as torch has it by default: TF32 in convolutions, not in matrix products.
+counted (`pipeline.plan.step_count`), recomputation left out of MFU; the matrix peak is that of a bf16 product
+in the same run. Float32 is as torch has it by default: TF32 in convolutions, not in matrix products.
 
 Further parts: `exact`, losses of eager, compiled, checkpointed and channels_last training in float64 (T4, and
 one rank of T2); `10b`, steps of RegNet-10B. A part not begun after --seconds is named as left out.
@@ -32,13 +32,13 @@ from padded_groups import pad_groups
 from training_arm import Arm, between, mark
 
 from cluster.rank.torch_dist import World
+from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.methods.build import assemble_method
+from pipeline.parallel.parallelize import DTYPES, parallelize
+from pipeline.plan.step_count import count_step
 from pipeline.recipe import PretrainRecipe
-from pipeline.step_count import count_step
-from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.loss_scale import LossScale
 from pipeline.train.optim import build_optimizer
-from pipeline.train.parallel import DTYPES, parallelize
 
 RECIPES = Path(__file__).parents[1] / "configs" / "pretrain"
 ROWS = {"16gf": 64, "32gf": 64, "128gf": 32, "256gf": 32}

@@ -27,9 +27,9 @@ from PIL import Image
 
 from ingest.crawl.crawl import CrawlSettings, crawl_shards
 from ingest.dataset.open import Dataset, open_dataset
-from pipeline.data.batches import RankBatches
 from pipeline.data.loader import Loader
 from pipeline.data.order import plan_order
+from pipeline.data.rank_batches import RankBatches
 from pipeline.data.reader import Reader
 from pipeline.data.workers import keep_freed_memory, numbered
 from pipeline.recipe import Data

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from cluster.rank.torch_dist import World
+from pipeline.distributed.sharded import norms
 from pipeline.methods.build import Method
-from pipeline.pieces import norms
+from pipeline.parallel.engine import Engine
+from pipeline.parallel.parallelize import arithmetic
 from pipeline.recipe import PretrainRecipe
-from pipeline.train.engine import Engine
 from pipeline.train.loss_scale import LossScale
-from pipeline.train.parallel import arithmetic
 
 
 @dataclass(kw_only=True)

@@ -31,7 +31,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "pipeline"))
 from tiny_training import make_dataset, make_values
 
-from pipeline.train.checkpoint_files import latest, newest_first, read_tensors, step_of
+from pipeline.checkpoint.files import latest, newest_first, read_tensors, step_of
 
 RANKS = 4
 CHANGED_STEPS, CHANGED_RUN = 10, 40

@@ -13,7 +13,10 @@ from typer.core import TyperGroup
 
 from cluster.errors import UserError
 from cluster.rank.process import OPENMP_SETTINGS
-from pipeline.commands import compare, evaluate, graph, launch, look, plan, transfer
+from pipeline.commands import compare, evaluate, plan, transfer
+from pipeline.commands import dag as graph
+from pipeline.commands import pretrain as launch
+from pipeline.commands import runs as look
 
 
 class Commands(TyperGroup):

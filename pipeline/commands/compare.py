@@ -14,8 +14,8 @@ from rich.table import Table
 
 from cluster.errors import UserError
 from cluster.job import write_atomically
-from pipeline.commands.look import WIDE, find_run
 from pipeline.commands.options import Json, Runs
+from pipeline.commands.runs import WIDE, find_run
 
 if TYPE_CHECKING:  # it imports torch, and `submit --help` does not
     from pipeline.report.compare import ComparedRun

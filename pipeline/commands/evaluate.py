@@ -11,7 +11,7 @@ import typer
 
 from cluster.errors import UserError
 from cluster.site import load_site
-from pipeline.commands.graph import run_on
+from pipeline.commands.dag import run_on
 from pipeline.commands.options import Cluster, Json, Overrides, Run, Runs
 
 Engine = Annotated[Literal["local", "slurm", "ray"], typer.Option("--executor", help="What runs the stages.")]
@@ -27,11 +27,11 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
     cluster: Cluster = "default",
 ) -> None:
     """Evaluate every checkpoint of a run that has not been evaluated: with receipts, nothing runs twice."""
-    from pipeline.commands.look import find_run
-    from pipeline.dag import build_graph, load_dag
-    from pipeline.receipts import StopRequested
-    from pipeline.stages import KINDS
-    from pipeline.train.checkpoint_files import newest_first, step_of
+    from pipeline.checkpoint.files import newest_first, step_of
+    from pipeline.commands.runs import find_run
+    from pipeline.dag.ensure import StopRequested
+    from pipeline.dag.graph import build_graph, load_dag
+    from pipeline.stages.kinds import KINDS
 
     found = find_run(run, folder)
     checkpoints = newest_first(found.path / "checkpoints")[::-1]

@@ -14,13 +14,13 @@ from cluster.errors import UserError
 from cluster.job import write_atomically
 from cluster.site import load_site
 from cluster.typed_yaml import load_recipe
-from pipeline.commands.launch import DEFAULT_RECIPE
 from pipeline.commands.options import Cluster, Json, Overrides
+from pipeline.commands.pretrain import DEFAULT_RECIPE
 from pipeline.recipe import PretrainRecipe
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
-    from pipeline.step_count import StepCount
+    from pipeline.plan.cost import Plan
+    from pipeline.plan.step_count import StepCount
 
 GpuName = Literal["v100-32", "a100-40", "a100-80", "h100", "h200"]
 _GPUS_PER_NODE = 8
@@ -46,8 +46,8 @@ def plan(  # noqa: PLR0917 -- typer passes by name
     as_json: Json = False,
 ) -> None:
     """Say what memory, traffic and time a recipe takes, on these nodes and from 1 GPU to 512."""
-    from pipeline.plan import GPUS, make_plan
-    from pipeline.step_count import count_steps
+    from pipeline.plan.cost import GPUS, make_plan
+    from pipeline.plan.step_count import count_steps
 
     site = load_site(cluster)
     recipe = load_recipe(
@@ -82,7 +82,7 @@ def plan(  # noqa: PLR0917 -- typer passes by name
             if gpus == wanted:
                 raise
     if plot is not None:
-        from pipeline.plan_figure import plan_figure
+        from pipeline.plan.figure import plan_figure
 
         write_atomically(plot, plan_figure(list(plans.values()), memory=GPUS[gpu].memory))
     if as_json:

@@ -26,7 +26,7 @@ def export(
     ] = "student",
 ) -> None:
     """Write a run's trunk as safetensors with a model card."""
-    from pipeline.export import export_trunk
+    from pipeline.trunks.export import export_trunk
 
     spec = export_trunk(run, out, which=which)
     whose = f"the {spec.provenance['which']}'s " if "which" in spec.provenance else ""
@@ -44,7 +44,7 @@ def knn(  # noqa: PLR0917 -- typer passes by name
     as_json: Json = False,
 ) -> None:
     """Score a trunk by weighted nearest neighbours."""
-    from pipeline.stages import pick_device
+    from pipeline.stages.kinds import pick_device
     from pipeline.transfer.knn import knn_from_files
 
     recipe = load_recipe(KnnRecipe, recipe_name, overrides, kind="transfer")
@@ -63,7 +63,7 @@ def linear(  # noqa: PLR0917 -- typer passes by name
     as_json: Json = False,
 ) -> None:
     """Score a trunk by a linear classifier on its features."""
-    from pipeline.stages import pick_device
+    from pipeline.stages.kinds import pick_device
     from pipeline.transfer.linear import linear_from_files
 
     recipe = load_recipe(LinearRecipe, recipe_name, overrides, kind="transfer")

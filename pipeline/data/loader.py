@@ -8,9 +8,9 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from ingest.dataset.open import open_dataset
-from pipeline.data.augment import augment
-from pipeline.data.batches import Batch, RankBatches
+from pipeline.data.image.augment import augment
 from pipeline.data.order import plan_order, rank_rows
+from pipeline.data.rank_batches import Batch, RankBatches
 from pipeline.data.resident import RankBoxes, ResidentImages
 from pipeline.data.workers import numbered, start_fork_server
 from pipeline.recipe import Data

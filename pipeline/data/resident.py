@@ -19,10 +19,10 @@ from cluster.errors import UserError
 from cluster.preflight.measure import GIB, devices
 from ingest.dataset.open import Dataset
 from ingest.image.check import ImageError, decode
-from pipeline.data.batches import Batch, RankBatches
-from pipeline.data.crops import FLIP, crop_box
+from pipeline.data.image.crops import FLIP, crop_box
+from pipeline.data.image.resample import crop_and_resize, installed_fixed_point
+from pipeline.data.rank_batches import Batch, RankBatches
 from pipeline.data.reader import BadSampleError, Reader
-from pipeline.data.resample import crop_and_resize, installed_fixed_point
 from pipeline.data.workers import numbered
 from pipeline.recipe import CropGroup
 

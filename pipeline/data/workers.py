@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from cluster.errors import UserError
-from pipeline.data.parcels import Buffers, Parcel
+from pipeline.data.shared_memory import Buffers, Parcel
 
 # Batches that torch lets each worker run ahead.
 _PREFETCH = 2

@@ -8,13 +8,13 @@ from torch.distributed import ProcessGroup
 
 from cluster.errors import UserError
 from pipeline import recipe as sections
-from pipeline.collectives import world_size
+from pipeline.distributed.collectives import world_size
 from pipeline.methods.barlow_twins import BarlowTwinsMethod
 from pipeline.methods.byol import BYOLMethod
 from pipeline.methods.simsiam import SimSiamMethod
 from pipeline.methods.swav import SwAVMethod
-from pipeline.models.initialize import initialize
 from pipeline.models.trunk import build_trunk
+from pipeline.parallel.initialize import initialize
 from pipeline.recipe import PretrainRecipe
 
 Method = SwAVMethod | BarlowTwinsMethod | BYOLMethod | SimSiamMethod

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from pipeline import recipe
-from pipeline.collectives import all_reduce_sum, world_size
-from pipeline.methods.groups import weights_and_the_rest
-from pipeline.methods.views import two_views
+from pipeline.distributed.collectives import all_reduce_sum, world_size
+from pipeline.methods.param_groups import weights_and_the_rest
+from pipeline.methods.two_views import two_views
 from pipeline.models.heads import MLP
 
 

@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from pipeline import recipe
-from pipeline.collectives import all_gather_rows, all_reduce_max, all_reduce_sum, rank_in, world_size
-from pipeline.methods.groups import weights_and_the_rest
+from pipeline.distributed.collectives import (
+    all_gather_rows,
+    all_reduce_max,
+    all_reduce_sum,
+    rank_in,
+    world_size,
+)
+from pipeline.methods.param_groups import weights_and_the_rest
 from pipeline.models.heads import ProjectionHead, Prototypes
 
 

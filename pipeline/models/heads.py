@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import recipe
-from pipeline.pieces import own
+from pipeline.distributed.sharded import own
 
 
 class ProjectionHead(nn.Module):

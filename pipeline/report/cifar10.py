@@ -12,13 +12,13 @@ import torch
 from cluster.errors import UserError
 from cluster.job import write_atomically
 from cluster.typed_yaml import Section
+from pipeline.dag.ensure import Input
 from pipeline.data.order import plan_order
 from pipeline.models.trunk import build_trunk
-from pipeline.receipts import Input
 from pipeline.recipe import PretrainRecipe
 from pipeline.report import published
 from pipeline.report.published import PUBLISHED, Published
-from pipeline.report.report import duration, environment
+from pipeline.report.run_report import duration, environment
 
 METHODS = {"swav": "SwAV", "barlow_twins": "Barlow Twins", "byol": "BYOL", "simsiam": "SimSiam"}
 ROLES = frozenset(

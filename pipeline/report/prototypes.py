@@ -20,13 +20,13 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset, open_dataset
-from pipeline.export import evaluation_preprocessing
+from pipeline.checkpoint.files import latest, read_tensors
 from pipeline.methods.build import assemble_method
 from pipeline.methods.swav import SwAVMethod
 from pipeline.recipe import PretrainRecipe
 from pipeline.report.gallery import Samples, data_uri
-from pipeline.train.checkpoint_files import latest, read_tensors
 from pipeline.transfer.features import Preprocessing, image_batches, normalise
+from pipeline.trunks.export import evaluation_preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)

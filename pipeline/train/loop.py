@@ -19,18 +19,18 @@ from cluster.rank.preempt import PreemptionFlag, end_preempted
 from cluster.rank.torch_dist import choose_device, distributed, own_place
 from cluster.run.folder import RunFolder
 from cluster.typed_yaml import check_recipe
-from pipeline.collectives import all_gather_rows
 from pipeline.data.loader import Batch
-from pipeline.pieces import norms, own
+from pipeline.distributed.collectives import all_gather_rows
+from pipeline.distributed.sharded import norms, own
+from pipeline.parallel.parallelize import DTYPES, arithmetic
 from pipeline.recipe import PretrainRecipe
 from pipeline.train.guard import Diverged, Rollback, Suspect, batch_suspect, find_suspects
 from pipeline.train.metrics import Stopwatch, embedding_std, rankme
 from pipeline.train.optim import set_learning_rate
-from pipeline.train.parallel import DTYPES, arithmetic
 from pipeline.train.probe import whole_trunk
 from pipeline.train.schedule import learning_rate
+from pipeline.train.setup import Training, set_up
 from pipeline.train.stragglers import Stragglers
-from pipeline.train.training import Training, set_up
 
 logger = logging.getLogger(__name__)
 

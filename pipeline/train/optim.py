@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pipeline import recipe
-from pipeline.pieces import norms, own
+from pipeline.distributed.sharded import norms, own
 
 LARC_EPSILON = 1e-8  # as in apex, which SwAV and SEER were trained with
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ingest.dataset.open import open_dataset
-from pipeline.export import evaluation_preprocessing
+from pipeline.distributed.sharded import is_piece, named_tensors, whole
 from pipeline.models.trunk import build_trunk
-from pipeline.pieces import is_piece, named_tensors, whole
 from pipeline.recipe import KnnRecipe, PretrainRecipe, Trunk
 from pipeline.transfer.features import extract_features
 from pipeline.transfer.knn import knn
+from pipeline.trunks.export import evaluation_preprocessing
 
 
 class KnnProbe:

@@ -103,7 +103,7 @@ def extract_from_files(
     trunk_path: Path, train: Dataset, test: Dataset, *, workers: int, device: torch.device
 ) -> tuple[Features, Features]:
     """Features of a training and a test set with an exported trunk."""
-    from pipeline.export import load_trunk
+    from pipeline.trunks.export import load_trunk
 
     trunk = load_trunk(trunk_path).to(device)
     return (

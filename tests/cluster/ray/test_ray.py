@@ -445,7 +445,7 @@ def test_the_product_imports_without_ray() -> None:
     code = """
 import importlib, pkgutil, sys
 sys.modules["ray"] = None
-import cluster, pipeline.cli, pipeline.stages
+import cluster, pipeline.cli, pipeline.stages.kinds
 for module in pkgutil.walk_packages(cluster.__path__, "cluster."):
     importlib.import_module(module.name)
 from cluster.errors import UserError

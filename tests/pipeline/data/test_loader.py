@@ -21,7 +21,7 @@ from hypothesis.strategies import integers, sampled_from
 
 from cluster.errors import UserError
 from ingest.dataset.open import open_dataset
-from pipeline.data import batches as batches_module
+from pipeline.data import rank_batches as batches_module
 from pipeline.data import workers as workers_module
 from pipeline.data.loader import Batch, Loader
 from pipeline.recipe import Data

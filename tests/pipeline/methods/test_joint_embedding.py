@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from cluster.errors import UserError
-from pipeline.collectives import rank_in, world_size
+from pipeline.distributed.collectives import rank_in, world_size
 from pipeline.methods import barlow_twins
 from pipeline.methods.barlow_twins import BarlowTwinsMethod, barlow_twins_loss
 from pipeline.methods.build import Method, build_method

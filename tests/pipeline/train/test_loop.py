@@ -27,11 +27,11 @@ from cluster.job import Job, Resources, State
 from cluster.rank.preempt import Preempted, PreemptionFlag
 from cluster.rank.torch_dist import World
 from cluster.run.folder import RunFolder
+from pipeline.checkpoint.files import latest, newest_first, read_tensors
 from pipeline.data.loader import Batch, Loader
 from pipeline.recipe import PretrainRecipe
-from pipeline.train.checkpoint_files import latest, newest_first, read_tensors
 from pipeline.train.loop import forward_backward, pretrain, train
-from pipeline.train.training import Training, count_steps, set_up
+from pipeline.train.setup import Training, count_steps, set_up
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
 Ranks = Callable[..., list[Any]]

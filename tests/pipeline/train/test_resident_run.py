@@ -7,7 +7,7 @@ import pytest
 from test_loop import rows, same_tensors
 from tiny_training import make_dataset, make_recipe
 
-from pipeline.train.checkpoint_files import newest_first
+from pipeline.checkpoint.files import newest_first
 from pipeline.train.loop import pretrain
 
 CROPS = [{"count": 2, "size": 24, "scale": [0.3, 1.0]}, {"count": 1, "size": 8, "scale": [0.1, 0.3]}]

@@ -19,11 +19,11 @@ from torch import Tensor
 from cluster.errors import UserError
 from cluster.rank.preempt import PreemptionFlag
 from cluster.rank.torch_dist import World
+from pipeline.checkpoint.files import latest, newest_first, read_tensors, step_of
 from pipeline.data.loader import Batch
 from pipeline.recipe import PretrainRecipe
-from pipeline.train.checkpoint_files import latest, newest_first, read_tensors, step_of
 from pipeline.train.loop import pretrain, train
-from pipeline.train.training import set_up
+from pipeline.train.setup import set_up
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
 Ranks = Callable[..., list[Any]]

@@ -19,8 +19,8 @@ from cluster.rank.torch_dist import World
 from pipeline.data.loader import Batch
 from pipeline.recipe import PretrainRecipe
 from pipeline.train.loop import train
+from pipeline.train.setup import set_up
 from pipeline.train.stragglers import Pace, Stragglers, slow_ranks
-from pipeline.train.training import set_up
 
 
 def pace(waiting: float, augmenting: float, step: float = 1.0) -> Pace:

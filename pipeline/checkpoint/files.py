@@ -1,0 +1,88 @@
+"""The checkpoints of a run as they lie on the disk: which there are, whether they are whole, what is in them.
+
+RUN/checkpoints/step-00000123/   *.distcp, .metadata   every tensor (torch.distributed.checkpoint)
+                                 state.json            the rest: step, loader, recipe digest
+                                 manifest.json         bytes and sha256 of every other file
+RUN/checkpoints/latest           the name of the newest
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+
+from cluster.errors import UserError
+from pipeline.checkpoint.writer import alone_on_purpose, digest
+
+METHOD, OPTIMIZER = "method.", "optimizer."
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The published checkpoints of a `checkpoints` folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        (path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of, reverse=True
+    )
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of optimizer steps behind a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def latest(run_folder: Path) -> Path | None:
+    """The newest published checkpoint of a run."""
+    return next(iter(newest_first(run_folder / "checkpoints")), None)
+
+
+def broken_file(checkpoint: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
+    """The first file that differs from the manifest, with what is wrong; None if there is none.
+
+    Args:
+        share: (i, n) looks at every n-th file from the i-th on.
+    """
+    files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    for name in (".metadata", "state.json"):
+        if name not in files:  # what is read must be what the manifest vouches for
+            return f"{name} is not in the manifest"
+    for name in sorted(files)[share[0] :: share[1]]:
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if digest(path) != files[name]:
+            return f"{name} is not as it was written"
+    return None
+
+
+def read_tensors(checkpoint: Path, *, prefix: str) -> dict[str, Tensor]:
+    """Some of the method's tensors, on the CPU, in one process; for example with prefix "trunk.".
+
+    Args:
+        checkpoint: of a run of one's own: its metadata is a pickle, read once the manifest matches.
+        prefix: of the names in the method's state; left out of the names returned.
+
+    Raises:
+        UserError: if there is no whole checkpoint.
+    """
+    if not (checkpoint / "manifest.json").is_file():
+        raise UserError(f"{checkpoint} is not a checkpoint: it has no manifest.json")
+    if broken := broken_file(checkpoint):
+        raise UserError(f"checkpoint {checkpoint} is broken: {broken}; use an older one")
+    reader = FileSystemReader(checkpoint)
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith(METHOD + prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+    with alone_on_purpose():
+        load_tensors(tensors, storage_reader=reader, no_dist=True)
+    return {name.removeprefix(METHOD + prefix): tensor for name, tensor in tensors.items()}

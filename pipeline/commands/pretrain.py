@@ -1,0 +1,226 @@
+"""`submit pretrain|resume|preflight`: start something on one machine or many."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cluster.errors import UserError
+from cluster.executors import make_executor, status_of
+from cluster.job import PREEMPTED_EXIT_CODE, ExecutorName, Job, Resources, State
+from cluster.run.folder import RunFolder, explain
+from cluster.site import Site, load_site, read_site
+from cluster.typed_yaml import load_recipe
+from pipeline.commands.options import (
+    Cluster,
+    DryRun,
+    ExecutorOption,
+    Follow,
+    Json,
+    Overrides,
+    Run,
+    Runs,
+    Wait,
+)
+from pipeline.commands.progress_line import ProgressLine
+from pipeline.commands.runs import find_run
+from pipeline.recipe import PretrainRecipe
+
+DEFAULT_RECIPE = "seer_regnety_256gf"
+
+
+def pretrain(  # noqa: PLR0917 -- typer passes by name
+    overrides: Overrides = None,
+    recipe_name: Annotated[
+        str | None, typer.Option("--recipe", help="A .yaml file, or the name of a shipped recipe.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Machines.")] = None,
+    ranks: Annotated[
+        int | None, typer.Option("--ranks", min=1, help="Processes per machine; by default one per GPU.")
+    ] = None,
+    run_name: Annotated[
+        str | None, typer.Option("--run", help="The run's name; an existing one is gone on with.")
+    ] = None,
+    executor: ExecutorOption = None,
+    cluster: Cluster = "default",
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    follow: Follow = False,
+) -> None:
+    """Pretrain a trunk. The same command with the same --run goes on where the run was stopped."""
+    from pipeline.stages.kinds import pretrain_job, resources_for
+    from pipeline.train.run_recipe import check_same_recipe, pin_dataset, to_yaml
+    from pipeline.trunks.interop import read_weights
+
+    site = load_site(cluster)
+    chosen = executor or site.default_executor()
+    if recipe_name is None:
+        recipe_name = site.recipe or DEFAULT_RECIPE
+        typer.echo(f"recipe: {recipe_name}, the default; --recipe chooses another", err=True)
+    words = [*(overrides or [])]
+    words += [f"run.nodes={nodes}"] if nodes is not None else []
+    words += [f"run.ranks_per_node={ranks}"] if ranks is not None else []
+    words += [f"run.name={json.dumps(run_name)}"] if run_name is not None else []
+    recipe = load_recipe(PretrainRecipe, recipe_name, words, kind="pretrain")
+    name = recipe.run.name or f"{Path(recipe_name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": name})})
+    folder = Path(recipe.run.folder) / name
+    resources = resources_for(recipe.run, gpus_per_node=None if chosen == "local" else site.gpus_per_node)
+    if not dry_run or (folder / "recipe.yaml").is_file():  # a dry run needs no data
+        recipe = pin_dataset(recipe, folder)
+    if recipe.trunk.init_from is not None and not dry_run and not (folder / "recipe.yaml").is_file():
+        read_weights(recipe.trunk)  # only to say now, not when the job starts, that they do not fit
+    check_same_recipe(recipe, folder)
+    job = pretrain_job(recipe, folder.absolute() if chosen != "local" else folder, resources)
+    if dry_run and chosen == "slurm":
+        typer.echo(_script(job, site), nl=False)
+        return
+    typer.echo(to_yaml(recipe))
+    per_rank = "1 GPU" if resources.gpus_per_rank else "the CPU"
+    typer.echo(
+        f"{'would run' if dry_run else 'run'} {folder} {_start(folder)}, on {_where(chosen)}: "
+        f"{_ranks(resources)}, each on {per_rank}"
+    )
+    if not dry_run:
+        launch(job, chosen, site, wait=wait, follow=follow)
+
+
+def resume(
+    run: Run,
+    folder: Runs = Path("runs"),
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Another site file than the one it was submitted with.")
+    ] = None,
+    wait: Wait = False,
+    follow: Follow = False,
+) -> None:
+    """Go on with a run that was stopped or has failed, as it was submitted (on a cluster, its source)."""
+    found = find_run(run, folder)
+    status = status_of(found)
+    if status.state is State.COMPLETED:
+        raise UserError(f"the run in {found.path} is complete: there is nothing to go on with")
+    kept = found.path / "site.yaml"
+    site = read_site(kept) if cluster is None and kept.is_file() else load_site(cluster or "default")
+    launch(found.read_job(), status.executor, site, wait=wait, follow=follow, resume=True)
+
+
+def launch(
+    job: Job, executor: ExecutorName, site: Site, *, wait: bool, follow: bool, resume: bool = False
+) -> None:
+    """Submit a job, and stay with it if it runs here or somebody wants to see it."""
+    run = RunFolder(job.folder)
+    if executor == "local":
+        typer.echo(f"to stop: Ctrl-C; to go on: `submit resume {job.folder}`")
+    with contextlib.closing(ProgressLine(sys.stdout)) as progress:
+        engine = make_executor(
+            executor, site, stream=progress, exclude=_excluded(job.folder.parent), keep_source=resume
+        )
+        handle = engine.submit(job)
+        if executor != "local":
+            progress.write(f"{executor} job {handle.id}: `submit status {job.folder}` tells how it goes\n")
+            progress.flush()
+        if handle.detached and not (wait or follow):
+            return
+        if follow and executor == "slurm":  # the others repeat it by themselves
+            for text in run.follow(0, status=status_of):
+                progress.write(text)
+                progress.flush()
+        state = handle.wait()
+    close(run, state)
+
+
+def preflight(  # noqa: PLR0917 -- typer passes by name
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines to look at.")] = 1,
+    ranks: Annotated[
+        int | None, typer.Option("--ranks", min=1, help="Processes per machine; by default one per GPU.")
+    ] = None,
+    folder: Runs = Path("runs"),
+    executor: ExecutorOption = None,
+    cluster: Cluster = "default",
+    readmit: Annotated[
+        str | None, typer.Option("--readmit", metavar="NODE", help="Use an excluded machine again, and stop.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say which machines are fit for a large run, and leave the others out of the next ones."""
+    from cluster.preflight import exclusions
+    from cluster.preflight.preflight import preflight as look_at
+    from cluster.preflight.verdict import fitness_table, to_json
+
+    if readmit is not None:
+        exclusions.readmit(folder, readmit)
+        typer.echo(f"{readmit} is used again")
+        return
+    site = load_site(cluster)
+    chosen = executor or site.default_executor()
+    gpus = _gpus_per_node(chosen, site)
+    resources = Resources(nodes=nodes, ranks_per_node=ranks or max(1, gpus), gpus_per_rank=1 if gpus else 0)
+    engine = make_executor(chosen, site, exclude=_excluded(folder))
+    verdicts = look_at(engine, resources, folder.absolute() / f"preflight-{time.strftime('%Y%m%d-%H%M%S')}")
+    if as_json:
+        typer.echo(json.dumps(to_json(verdicts), indent=2))
+    else:
+        Console().print(fitness_table(verdicts))
+    if all(verdict.fit for verdict in verdicts):
+        return
+    if chosen != "local":
+        for node in exclusions.exclude(folder, verdicts):
+            typer.echo(
+                f"{node} is left out from now on; `submit preflight --readmit {node}` takes it back", err=True
+            )
+    raise typer.Exit(1)
+
+
+def _gpus_per_node(executor: ExecutorName, site: Site) -> int:
+    if executor != "local" and site.gpus_per_node is not None:
+        return site.gpus_per_node
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def close(run: RunFolder, state: State) -> None:
+    """Tell how a run ended, and end the command alike."""
+    status = status_of(run)
+    if status.failure is not None and status.failure.user_error:
+        raise UserError(status.failure.message)
+    if state is State.COMPLETED:
+        typer.echo(f"completed: {run.path}")
+        return
+    typer.echo(f"submit: {explain(status)}", err=True)
+    raise typer.Exit(PREEMPTED_EXIT_CODE if state is State.PREEMPTED else 1)
+
+
+def _excluded(runs: Path) -> list[str]:
+    from cluster.preflight.exclusions import excluded_nodes
+
+    return excluded_nodes(runs)
+
+
+def _script(job: Job, site: Site) -> str:
+    from cluster.slurm.script import render
+
+    return render(job, site, exclude=_excluded(job.folder.parent))
+
+
+def _start(folder: Path) -> str:
+    from pipeline.checkpoint.files import latest, step_of
+
+    checkpoint = latest(folder)
+    return "from the start" if checkpoint is None else f"from step {step_of(checkpoint)}"
+
+
+def _ranks(resources: Resources) -> str:
+    nodes = f"{resources.nodes} nodes × " if resources.nodes > 1 else ""
+    return f"{nodes}{resources.ranks_per_node} ranks"
+
+
+def _where(executor: ExecutorName) -> str:
+    return {"local": "this machine", "slurm": "SLURM", "ray": "Ray"}[executor]

@@ -1,0 +1,311 @@
+"""Graphs of stages: `configs/dag/*.yaml`, run in order on this machine, nothing twice."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+import socket
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints
+
+from cluster.errors import UserError
+from cluster.job import Executor
+from cluster.typed_yaml import Section, apply_override, check_recipe, find_recipe, read_yaml
+from pipeline.dag.ensure import Kind, Receipt, Source, Stage, StopRequested, ensure
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class StageSection(Section):
+    """One stage of a graph.
+
+    `recipe` is a mapping, or the name of a recipe file such as `pretrain/demo`. `inputs` fills the kind's
+    roles, each with the name of another stage, or a path inside its folder: `photographs/train.tar`.
+    """
+
+    kind: str
+    recipe: str | dict[str, Any] = Field(default_factory=dict)
+    inputs: dict[str, str] = Field(default_factory=dict)
+
+
+class Shown(Section):
+    """A line to print when all is done: a metric of a stage, or the path of a file of its.
+
+    A metric that is not whole is taken for a share and printed as a percentage.
+    """
+
+    text: str
+    stage: str
+    metric: str | None = None
+    file: str | None = None
+
+
+class DagRecipe(Section):
+    """A graph. A stage writes to `{folder}/{kind}-{key}`, and `{folder}/latest/{stage}` points there."""
+
+    folder: str
+    stages: dict[Name, StageSection] = Field(min_length=1)
+    show: tuple[Shown, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """Why a stage has no receipt: its own error, or the stages before it that failed."""
+
+    error: Exception | None
+    blocked_by: tuple[str, ...] = ()
+
+
+def run_dag(
+    name: str,
+    overrides: list[str],
+    executor: Executor,
+    *,
+    kinds: Mapping[str, Kind],
+    say: Callable[[str], None],
+) -> None:
+    """`submit dag NAME`: run what has no receipt yet, one stage after the other, and say what came out.
+
+    Raises:
+        UserError: if the graph is wrong, or a stage failed; the stages that do not need it have run by then.
+    """
+    recipe = load_dag(name, overrides)
+    stages = build_graph(recipe, kinds)
+    conclude(recipe, stages, run_graph(stages, executor, say=say), say=say)
+
+
+def conclude(
+    recipe: DagRecipe,
+    stages: Iterable[Stage],
+    results: Mapping[str, Receipt | Failed],
+    *,
+    say: Callable[[str], None],
+) -> None:
+    """Say what a graph is asked to show at its end.
+
+    Raises:
+        UserError: if a stage failed: which, why, and what was not run because of it.
+    """
+    failures = {stage: result for stage, result in results.items() if isinstance(result, Failed)}
+    if failures:
+        raise UserError(_explain(failures, {stage.name: stage for stage in stages}))
+    for line in closing_lines(recipe, results):
+        say(line)
+
+
+def load_dag(name: str, overrides: list[str]) -> DagRecipe:
+    """Read a graph, with the recipes that its stages name, and override it:
+    `stages.pretrain.recipe.train.steps=50`; of all stages of a pattern: `stages.pretrain_*.recipe.seed=1`.
+
+    Raises:
+        UserError: if a file, stage or key does not exist, or a value is wrong.
+    """
+    path = find_recipe(name, kind="dag")
+    values = read_yaml(path)
+    check_recipe(DagRecipe, values, where=str(path))
+    _expand_recipes(values)
+    stages = list(values["stages"])
+    for override in [each for word in overrides for each in _of_each_stage(word, stages, where=path)]:
+        apply_override(values, override)
+        unknown = values["stages"].keys() - stages
+        if unknown:
+            stage = unknown.pop()
+            raise UserError(f"{override!r}: {path} has no stage {stage!r}{_suggest(stage, stages)}")
+        _expand_recipes(values)
+    return check_recipe(DagRecipe, values, where=str(path))
+
+
+def build_graph(
+    recipe: DagRecipe, kinds: Mapping[str, Kind], *, keys: Mapping[str, str] | None = None
+) -> list[Stage]:
+    """The stages, each after its inputs, otherwise in the recipe's order.
+
+    Args:
+        recipe: the graph.
+        kinds: what its stages may be.
+        keys: stage → key, where it is known already.
+
+    Raises:
+        UserError: if a kind, role or input does not exist, an input is missing, or the stages go in a circle.
+    """
+    for name, section in recipe.stages.items():
+        _check_stage(name, section, recipe, kinds)
+    for shown in recipe.show:
+        if shown.stage not in recipe.stages:
+            raise UserError(f"show: there is no stage {shown.stage!r}{_suggest(shown.stage, recipe.stages)}")
+    built: dict[str, Stage] = {}
+    for name in _in_order(recipe):
+        section = recipe.stages[name]
+        kind = kinds[section.kind]
+        assert isinstance(section.recipe, dict)  # load_dag has put the recipe in its name's place
+        built[name] = Stage(
+            name=name,
+            kind_name=section.kind,
+            kind=kind,
+            recipe=check_recipe(kind.recipe, section.recipe, where=f"of stage {name}"),
+            inputs={
+                role: Source(stage=built[_stage_of(text)], path=text.partition("/")[2])
+                for role, text in section.inputs.items()
+            },
+            root=Path(recipe.folder).absolute(),
+            known_key=(keys or {}).get(name),
+        )
+    return list(built.values())
+
+
+def run_graph(
+    stages: Iterable[Stage], executor: Executor, *, say: Callable[[str], None]
+) -> dict[str, Receipt | Failed]:
+    """Ensure every stage, in the given order; one whose inputs failed is not tried."""
+    results: dict[str, Receipt | Failed] = {}
+    for stage in stages:
+        sources = sorted({source.stage.name for source in stage.inputs.values()})
+        blockers = tuple(name for name in sources if isinstance(results[name], Failed))
+        if blockers:
+            results[stage.name] = Failed(error=None, blocked_by=blockers)
+            say(f"{stage.name:<20} not run  ({', '.join(blockers)} failed)")
+            continue
+        try:
+            receipt, ran = ensure(stage, executor)
+        except StopRequested:
+            raise
+        except Exception as error:
+            results[stage.name] = Failed(error=error)
+            say(f"{stage.name:<20} failed")
+            if not isinstance(error, UserError):
+                stage.folder.mkdir(parents=True, exist_ok=True)
+                (stage.folder / "error.txt").write_text(traceback.format_exc())
+            continue
+        results[stage.name] = receipt
+        point_to(stage)
+        how = "done" if ran else "reused"
+        say(f"{stage.name:<20} {how:<8} {receipt.seconds:7.1f} s  {stage.folder.name}")
+    return results
+
+
+def closing_lines(recipe: DagRecipe, results: Mapping[str, Receipt | Failed]) -> list[str]:
+    """What the graph is asked to `show` at its end."""
+    width = max((len(shown.text) for shown in recipe.show), default=0)
+    return [
+        f"{shown.text:<{width}}  {_shown_value(shown, recipe, results[shown.stage])}" for shown in recipe.show
+    ]
+
+
+def _shown_value(shown: Shown, recipe: DagRecipe, result: Receipt | Failed) -> str:
+    assert isinstance(result, Receipt)  # a graph with a failure has no closing lines
+    if shown.metric is None:
+        return str(Path(recipe.folder) / "latest" / shown.stage / (shown.file or ""))
+    value = result.metrics[shown.metric]
+    return f"{100 * value:.1f} %" if isinstance(value, float) else str(value)
+
+
+def _of_each_stage(override: str, stages: Iterable[str], *, where: Path) -> list[str]:
+    """`stages.PATTERN.KEY=VALUE` once for each stage that the pattern fits; any other override as it is."""
+    key, separator, value = override.partition("=")
+    section, _, rest = key.partition(".")
+    pattern, dot, inside = rest.partition(".")
+    if section != "stages" or "*" not in pattern:
+        return [override]
+    fitting = fnmatch.filter(stages, pattern)
+    if not fitting:
+        raise UserError(f"{override!r}: {where} has no stage {pattern!r}{_suggest(pattern, stages)}")
+    return [f"stages.{name}{dot}{inside}{separator}{value}" for name in fitting]
+
+
+def _expand_recipes(values: dict[str, Any]) -> None:
+    """Put the recipe in the place of its name, so that it can be overridden key by key."""
+    stages = values.get("stages")
+    for section in stages.values() if isinstance(stages, dict) else []:
+        recipe = section.get("recipe") if isinstance(section, dict) else None
+        if isinstance(recipe, str):
+            kind, separator, name = recipe.partition("/")
+            if recipe.endswith((".yaml", ".yml")) or not separator:
+                kind, name = "pretrain", recipe
+            section["recipe"] = read_yaml(find_recipe(name, kind=kind))
+
+
+def _check_stage(name: str, section: StageSection, recipe: DagRecipe, kinds: Mapping[str, Kind]) -> None:
+    if section.kind not in kinds:
+        raise UserError(f"stage {name}: there is no kind {section.kind!r}{_suggest(section.kind, kinds)}")
+    kind = kinds[section.kind]
+    roles = kind.inputs | kind.optional
+    for role, text in section.inputs.items():
+        if role not in roles and not kind.alike:
+            raise UserError(f"stage {name}: {section.kind} has no input {role!r}{_suggest(role, roles)}")
+        if _stage_of(text) not in recipe.stages:
+            raise UserError(
+                f"stage {name}: input {role} is {text!r}, and there is no stage "
+                f"{_stage_of(text)!r}{_suggest(_stage_of(text), recipe.stages)}"
+            )
+    missing = sorted(kind.inputs - section.inputs.keys())
+    if missing:
+        raise UserError(f"stage {name}: {section.kind} needs the input {missing[0]!r}; add it under inputs")
+    if len(section.inputs) < kind.alike:
+        raise UserError(
+            f"stage {name}: {section.kind} needs {kind.alike} inputs at least, under names of your choice; "
+            f"it has {len(section.inputs)}"
+        )
+
+
+def _in_order(recipe: DagRecipe) -> list[str]:
+    sorter = TopologicalSorter(
+        {
+            name: {_stage_of(text) for text in section.inputs.values()}
+            for name, section in recipe.stages.items()
+        }
+    )
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        raise UserError(f"the stages go in a circle: {' -> '.join(reversed(error.args[1]))}") from error
+    place = {name: index for index, name in enumerate(recipe.stages)}
+    order: list[str] = []
+    waiting: list[str] = []
+    while sorter.is_active():
+        waiting = sorted([*waiting, *sorter.get_ready()], key=place.__getitem__)
+        order.append(waiting.pop(0))
+        sorter.done(order[-1])
+    return order
+
+
+def _stage_of(text: str) -> str:
+    return text.partition("/")[0]
+
+
+def point_to(stage: Stage) -> None:
+    """Make `latest/{name}` a link to the stage's folder, in one step."""
+    link = stage.root / "latest" / stage.name
+    link.parent.mkdir(exist_ok=True)
+    temporary = link.with_name(f".{stage.name}.{socket.gethostname()}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(Path("..") / stage.folder.name)
+    temporary.replace(link)
+
+
+def _explain(failures: Mapping[str, Failed], stages: Mapping[str, Stage]) -> str:
+    broken = [
+        f"stage {name} failed: {_reason(failed.error, stages[name])}"
+        for name, failed in failures.items()
+        if failed.error is not None
+    ]
+    blocked = [name for name, failed in failures.items() if failed.error is None]
+    return "; ".join(broken) + (f"; not run because of that: {', '.join(blocked)}" if blocked else "")
+
+
+def _reason(error: Exception, stage: Stage) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (traceback in {stage.folder / 'error.txt'})"
+
+
+def _suggest(name: str, choices: Iterable[str]) -> str:
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(choices)}"

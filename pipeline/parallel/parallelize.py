@@ -1,0 +1,74 @@
+"""Where a method meets its ranks. Models and methods know nothing of it.
+
+The order is fixed: BatchNorm over the coupled batch, activation checkpointing, compile, then the strategy,
+which gives every rank its tensors and draws their values.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+import torch._dynamo
+from torch import nn
+
+from cluster.rank.torch_dist import World
+from pipeline.methods.build import Method
+from pipeline.parallel.activation_checkpointing import checkpoint_activations, stages
+from pipeline.parallel.batchnorm import convert_batchnorm
+from pipeline.parallel.ddp import ReplicatedEngine
+from pipeline.parallel.engine import Engine
+from pipeline.parallel.fairscale import FairScaleEngine
+from pipeline.parallel.fsdp2 import ShardedEngine
+from pipeline.parallel.initialize import initialize
+from pipeline.recipe import Train
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
+COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Blocks of every kind and crop size are compiled apart: torch gives up after 8 of one function.
+_COMPILATIONS = 64
+
+
+def parallelize(method: Method, *, train: Train, seed: int, rank_rows: int, world: World) -> Engine:
+    """Make a method ready to be trained by all ranks together; called on every rank at the same point.
+
+    Args:
+        method: on `meta`; changed in place, its tensors keep their names.
+        seed: of the weights: the same ones for every strategy and number of ranks.
+        rank_rows: samples of the coupled batch on each rank.
+
+    Raises:
+        UserError: if the groups of BatchNorm, the sharding or the checkpointing do not fit.
+    """
+    method.to(dtype=DTYPES[train.precision])
+    convert_batchnorm(method, rank_rows=rank_rows, sync_samples=train.sync_bn_samples, group=world.group)
+    for trunk in method.trunks():
+        if any(parameter.requires_grad for parameter in trunk.parameters()):
+            checkpoint_activations(trunk, train.checkpointing, reentrant=train.strategy == "fairscale")
+        if train.compile:
+            compile_blocks(trunk)
+    if world.group is not None and train.strategy == "fsdp2":
+        compute = COMPUTE_DTYPES.get(train.precision)
+        return ShardedEngine(method, train=train, seed=seed, compute=compute, world=world)
+    if world.group is not None and train.strategy == "fairscale":
+        return FairScaleEngine(method, seed=seed, world=world)
+    method.to_empty(device=world.device)
+    method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    initialize(method, seed=seed)
+    return ReplicatedEngine(method, world=world)
+
+
+def compile_blocks(trunk: nn.Module) -> None:
+    """torch.compile of every residual block: blocks of one stage share their code, so it is compiled once."""
+    torch._dynamo.config.recompile_limit = _COMPILATIONS
+    for stage in stages(trunk):
+        for block in stage:
+            block.forward = torch.compile(block.forward, dynamic=False)
+
+
+def arithmetic(train: Train, device: torch.device) -> AbstractContextManager[None]:
+    """The autocast of the recipe's precision."""
+    dtype = COMPUTE_DTYPES.get(train.precision)
+    # Weights that come and go must not leave copies behind.
+    cached = train.strategy == "ddp"
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=cached)

@@ -1,0 +1,198 @@
+"""One training step, counted and not run: its FLOPs, and the bytes that live at its fullest moment.
+
+The recipe's own method, with its layers, checkpointing and optimizer, takes two steps on fake tensors, which
+have shapes and no values. So nothing is estimated, and 10 billion parameters take seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from cluster.rank.torch_dist import World
+from pipeline.methods.build import Method, assemble_method
+from pipeline.methods.swav import SwAVMethod
+from pipeline.parallel.activation_checkpointing import checkpoint_activations, stages
+from pipeline.parallel.batchnorm import CoupledBatchNorm, convert_batchnorm
+from pipeline.parallel.ddp import ReplicatedEngine
+from pipeline.parallel.parallelize import COMPUTE_DTYPES, DTYPES, arithmetic
+from pipeline.recipe import PretrainRecipe
+from pipeline.train.optim import build_optimizer
+
+_HERE = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCount:
+    """One micro-batch and optimizer step of one rank that holds the whole method.
+
+    Attributes:
+        matrices, vectors: parameters of more than one dimension, and of one.
+        frozen_matrices, frozen_vectors: those of them that get no gradient, as a teacher's.
+        trunk: parameters of the trunk, of both kinds.
+        largest_blocks: parameters of the largest two blocks that follow each other, and of the largest.
+        forward_flops, flops: per image; a product and its sum are two. Recomputation counts as it is done.
+        weights, gradients, optimizer, buffers, activations: bytes at the fullest moment of the step, if
+            nothing were sharded; images and what lives for a moment are activations.
+        passes: of each trunk.
+        batch_norms: calls of BatchNorm layers whose sums go over the ranks.
+    """
+
+    matrices: int
+    vectors: int
+    frozen_matrices: int
+    frozen_vectors: int
+    trunk: int
+    largest_blocks: tuple[int, int]
+    forward_flops: float
+    flops: float
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    activations: int
+    passes: int
+    batch_norms: int
+
+
+def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
+    """Count a step of `rank_rows` images per rank.
+
+    Raises:
+        UserError: if the recipe's parts do not fit each other.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        method = prepare(recipe, rank_rows=rank_rows)
+        frozen = [parameter for parameter in method.parameters() if not parameter.requires_grad]
+        peak, flops = take_steps(method, recipe, rank_rows=rank_rows)
+    numbers = sum(p.numel() for p in method.parameters())
+    # What the optimizer keeps for each parameter, and the gradients, are kept in float32.
+    held = {p.dtype: p.element_size() for p in method.parameters()}
+    wide = max(held.values()) / min(held.values())
+    sizes = [sum(p.numel() for p in block.parameters()) for stage in stages(method.trunk) for block in stage]
+    parameters = list(method.parameters())
+    norms = sum(isinstance(module, CoupledBatchNorm) for module in method.modules())
+    # SwAV's crops of one size pass together; the views of the other methods do not.
+    passes = len({crops.size for crops in recipe.data.crops}) if isinstance(method, SwAVMethod) else 2
+    return StepCount(
+        matrices=sum(p.numel() for p in parameters if p.ndim > 1),
+        vectors=sum(p.numel() for p in parameters if p.ndim <= 1),
+        frozen_matrices=sum(p.numel() for p in frozen if p.ndim > 1),
+        frozen_vectors=sum(p.numel() for p in frozen if p.ndim <= 1),
+        trunk=sum(p.numel() for p in method.trunk.parameters()),
+        largest_blocks=(max(map(sum, pairwise(sizes))), max(sizes)),
+        forward_flops=flops[0] / rank_rows,
+        flops=flops[1] / rank_rows,
+        weights=round(numbers * max(held.values())),
+        gradients=round(peak["GRAD"] * wide),
+        optimizer=round(peak["OPT"] * wide),
+        buffers=peak["BUFFER"],
+        activations=peak["ACT"] + peak["TEMP"] + peak["OTH"],
+        passes=passes,
+        batch_norms=norms * passes,
+    )
+
+
+def count_steps(recipe: PretrainRecipe, *, near: int) -> Callable[[int], StepCount]:
+    """Counts for any number of rows: exact for `near`, else on the line through it and twice as many.
+
+    Raises:
+        UserError: as `count_step` does.
+    """
+    here = count_step(recipe, rank_rows=near)
+    per_row = (count_step(recipe, rank_rows=2 * near).activations - here.activations) / near
+
+    def count(rows: int) -> StepCount:
+        return replace(here, activations=round(here.activations + (rows - near) * per_row))
+
+    return count
+
+
+def prepare(recipe: PretrainRecipe, *, rank_rows: int) -> Method:
+    """The method as one rank would train it alone, without meaningful weights."""
+    section = recipe.data.model_copy(update={"batch_size": rank_rows})
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[recipe.train.precision])  # fake tensors cannot be converted in place
+    try:
+        method = assemble_method(recipe.model_copy(update={"data": section}), total_steps=1, group=None)
+    finally:
+        torch.set_default_dtype(default)
+    compute = COMPUTE_DTYPES.get(recipe.train.precision)
+    if recipe.train.strategy == "fsdp2" and compute is not None:  # as FSDP2 gathers them
+        for module in method.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                learns = module.weight.requires_grad
+                module.weight = nn.Parameter(module.weight.to(compute), requires_grad=learns)
+    convert_batchnorm(method, rank_rows=rank_rows, sync_samples=None, group=None)
+    checkpoint_activations(method.trunk, recipe.train.checkpointing)
+    return method
+
+
+def take_steps(
+    method: Method, recipe: PretrainRecipe, *, rank_rows: int
+) -> tuple[dict[str, int], tuple[float, float]]:
+    """Two steps, on tensors that may be fake, of which the second finds the optimizer's state.
+
+    Returns:
+        Bytes at the fullest moment by kind, and FLOPs of a forward pass and of a whole step.
+    """
+    alone = World(rank=0, size=1, local_rank=0, device=_HERE, group=None, control=None)
+    engine = ReplicatedEngine(method, world=alone)
+    optimizer = build_optimizer(engine, recipe.optim)
+
+    def backward(step: int) -> None:
+        crops = _crops(recipe, rank_rows)
+        with arithmetic(recipe.train, _HERE):
+            terms = engine(crops, step)
+        forward.append(counter.get_total_flops())
+        torch.autograd.backward(terms["loss"])
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    forward: list[float] = []
+    with FlopCounterMode(display=False, custom_mapping=_BACKWARD) as counter:
+        backward(0)
+    flops = (forward[0], float(counter.get_total_flops()))
+    update()
+    tracker = MemTracker()
+    method.requires_grad_(True)  # it hooks every parameter; a teacher gets no gradient all the same
+    tracker.track_external(method, optimizer)
+    with tracker:
+        for _ in range(min(2, recipe.train.accumulate)):
+            backward(1)
+            tracker.reset_mod_stats()  # it keeps those of one pass
+        update()
+    snapshot = tracker.get_tracker_snapshot("peak")[_HERE]
+    return {str(kind).rpartition(".")[2]: size for kind, size in snapshot.items()}, flops
+
+
+def _crops(recipe: PretrainRecipe, rank_rows: int) -> list[Tensor]:
+    dtype = DTYPES[recipe.train.precision]
+    return [
+        torch.rand(group.count * rank_rows, 3, group.size, group.size, dtype=dtype)
+        for group in recipe.data.crops
+    ]
+
+
+def _convolution_backward(
+    gradient: Sequence[int], x: Sequence[int], weight: Sequence[int], *others: Any, **_: Any
+) -> int:
+    """As many as forward for the gradient of the input, and as many for that of the weights: torch's count
+    takes a grouped convolution's weight gradient for that of an ungrouped one. The arguments are shapes.
+    """
+    wanted = others[-1]  # of input, weight and bias
+    forward = conv_flop_count(list(x), list(weight), list(gradient))
+    return int(forward * (bool(wanted[0]) + bool(wanted[1])))
+
+
+_BACKWARD = {torch.ops.aten.convolution_backward: _convolution_backward}

@@ -1,0 +1,207 @@
+"""Stages as jobs of their own: a whole graph is handed to SLURM at once, or run on Ray side by side."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from cluster.errors import AlreadyRunning, UserError
+from cluster.executors import status_of
+from cluster.job import Executor, Job
+from cluster.local import LocalExecutor
+from cluster.run.folder import RunFolder, explain, raise_unless_completed
+from cluster.slurm.executor import SlurmExecutor, SlurmHandle
+from cluster.typed_yaml import check_recipe
+from pipeline.dag.ensure import Receipt, Stage, ensure, find_receipt, finish, prepare, run_job
+from pipeline.dag.graph import DagRecipe, Failed, build_graph, point_to
+from pipeline.stages.kinds import KINDS
+
+POLL_SECONDS = 2.0
+
+
+def stage_job(stage: Stage, dag: DagRecipe, *, gpus_per_node: int | None) -> Job:
+    """The job that runs one stage of a graph, and leaves its receipt.
+
+    A stage that saves nothing on its way would fail at the same place again: it has one try.
+    """
+    return Job(
+        name=stage.folder.name,
+        function="pipeline.stages.jobs:run_stage",
+        arguments={
+            "dag": dag.model_dump(mode="json") | {"folder": str(stage.root)},
+            "stage": stage.name,
+            "keys": _keys(stage),
+        },
+        resources=stage.kind.resources(stage.recipe, gpus_per_node),
+        folder=job_folder(stage).path,
+        max_crashes=1 if stage.kind.job is None else 3,
+    )
+
+
+def job_folder(stage: Stage) -> RunFolder:
+    """The run folder of a stage's job. A training's is the stage's own: the ranks write into it."""
+    if stage.kind.job is not None:
+        return RunFolder(stage.folder)
+    return RunFolder(stage.root / "jobs" / stage.folder.name)
+
+
+def _keys(stage: Stage) -> dict[str, str]:
+    """Keys of a stage and of all that it stands on."""
+    keys = {stage.name: stage.key}
+    for source in stage.inputs.values():
+        keys |= _keys(source.stage)
+    return keys
+
+
+def run_stage(dag: dict[str, Any], stage: str, keys: dict[str, str]) -> None:
+    """The function of a stage's job, on every rank of it.
+
+    Args:
+        dag: the graph's recipe.
+        stage: its name.
+        keys: stage → key as it was submitted. What stages read outside of the graph is not looked at again:
+            it may be a billion files.
+
+    Raises:
+        UserError: if an input is missing.
+    """
+    recipe = check_recipe(DagRecipe, dag, where=f"of the graph of {stage}")
+    built = {each.name: each for each in build_graph(recipe, KINDS, keys=keys)}[stage]
+    if find_receipt(built) is None:
+        receipts = {role: _receipt(source.stage) for role, source in built.inputs.items()}
+        if built.kind.job is None:
+            ensure(built, LocalExecutor())
+        else:
+            _run_rank(built, receipts)
+    if _is_first():
+        point_to(built)
+
+
+def _run_rank(stage: Stage, receipts: Mapping[str, Receipt]) -> None:
+    """This rank's part of a stage that is a job; SLURM runs one job of a name at a time."""
+    started, work = time.time(), prepare(stage, receipts)
+    assert stage.kind.job is not None
+    job = stage.kind.job(work, job_folder(stage).read_job().resources)
+    job.resolve()(**job.arguments)
+    if _is_first():
+        finish(stage, work, started=started)
+
+
+def _receipt(stage: Stage) -> Receipt:
+    receipt = find_receipt(stage)
+    if receipt is None:
+        raise UserError(f"stage {stage.name} has no receipt, and this one needs it: submit the graph again")
+    return receipt
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def submit_graph(
+    dag: DagRecipe,
+    stages: Sequence[Stage],
+    executor: SlurmExecutor,
+    *,
+    gpus_per_node: int | None,
+    say: Callable[[str], None],
+) -> dict[str, SlurmHandle]:
+    """Queue every stage that has no receipt, each after its inputs, and return.
+
+    A stage that somebody else has queued already is waited for, not queued again.
+
+    Returns:
+        Stage → its job, for those that are not finished.
+    """
+    handles: dict[str, SlurmHandle] = {}
+    for stage in stages:
+        if find_receipt(stage) is not None:
+            point_to(stage)
+            say(f"{stage.name:<20} finished           {stage.folder.name}")
+            continue
+        sources = sorted({source.stage.name for source in stage.inputs.values()} & handles.keys())
+        job = stage_job(stage, dag, gpus_per_node=gpus_per_node)
+        try:
+            handle = executor.submit(job, after=[handles[name].id for name in sources])
+            how = "queued"
+        except AlreadyRunning:
+            run = RunFolder(job.folder)
+            handle, how = SlurmHandle(run), "queued before"
+            if run.read_status().executor != "slurm" or not handle.id:
+                raise  # it runs elsewhere, and no job of SLURM can wait for it
+        handles[stage.name] = handle
+        after = f"  after {', '.join(sources)}" if sources else ""
+        say(f"{stage.name:<20} {how:<13} {handle.id:>4}  {stage.folder.name}{after}")
+    return handles
+
+
+def run_graph_as_jobs(
+    dag: DagRecipe,
+    stages: Sequence[Stage],
+    executor: Executor,
+    *,
+    gpus_per_node: int | None,
+    say: Callable[[str], None],
+) -> dict[str, Receipt | Failed]:
+    """Run every stage that has no receipt as a job, as soon as its inputs are there, to the end."""
+    results: dict[str, Future[Receipt | Failed]] = {}
+
+    def run(stage: Stage) -> Receipt | Failed:
+        sources = sorted({source.stage.name for source in stage.inputs.values()})
+        blockers = tuple(name for name in sources if isinstance(results[name].result(), Failed))
+        if blockers:
+            say(f"{stage.name:<20} not run  ({', '.join(blockers)} failed)")
+            return Failed(error=None, blocked_by=blockers)
+        if (receipt := find_receipt(stage)) is not None:
+            point_to(stage)
+            say(f"{stage.name:<20} finished           {stage.folder.name}")
+            return receipt
+        try:
+            try:
+                run_job(stage_job(stage, dag, gpus_per_node=gpus_per_node), executor)
+            except AlreadyRunning:  # somebody else runs the same
+                _wait_for_its_end(job_folder(stage))
+            receipt = _receipt(stage)
+        except Exception as error:
+            say(f"{stage.name:<20} failed")
+            return Failed(error=error)
+        say(f"{stage.name:<20} done     {receipt.seconds:7.1f} s  {stage.folder.name}")
+        return receipt
+
+    # A thread for each stage: those that wait for their inputs do nothing else. Stages come in order, so that
+    # every input has its future by the time it is asked for.
+    with ThreadPoolExecutor(max_workers=len(stages)) as pool:
+        for stage in stages:
+            results[stage.name] = pool.submit(run, stage)
+    return {name: future.result() for name, future in results.items()}
+
+
+def _wait_for_its_end(run: RunFolder) -> None:
+    while not (status := status_of(run)).state.ended:
+        time.sleep(POLL_SECONDS)
+    raise_unless_completed(status)
+
+
+def wait_for_graph(
+    stages: Sequence[Stage], handles: Mapping[str, SlurmHandle]
+) -> dict[str, Receipt | Failed]:
+    """Block until every queued stage has ended, one way or another."""
+    results: dict[str, Receipt | Failed] = {}
+    for stage in stages:
+        if stage.name in handles:
+            handles[stage.name].wait()
+        if (receipt := find_receipt(stage)) is not None:
+            results[stage.name] = receipt
+            continue
+        sources = sorted({source.stage.name for source in stage.inputs.values()})
+        blockers = tuple(name for name in sources if isinstance(results[name], Failed))
+        results[stage.name] = Failed(error=None, blocked_by=blockers) if blockers else _failure(stage)
+    return results
+
+
+def _failure(stage: Stage) -> Failed:
+    """Why a stage's job left no receipt."""
+    return Failed(error=UserError(explain(status_of(job_folder(stage)))))

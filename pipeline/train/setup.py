@@ -1,0 +1,154 @@
+"""Everything that takes part in a pretraining, and how it is put together."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.optim import Optimizer
+
+from cluster.errors import UserError
+from cluster.hang.watchdog import Watchdog
+from cluster.rank.torch_dist import World
+from cluster.run.folder import RunFolder
+from cluster.site import Site, read_site
+from pipeline.checkpoint.checkpoints import Checkpoints
+from pipeline.checkpoint.files import latest
+from pipeline.data.loader import Loader
+from pipeline.methods.build import Method, assemble_method
+from pipeline.parallel.engine import Engine
+from pipeline.parallel.parallelize import parallelize
+from pipeline.recipe import PretrainRecipe
+from pipeline.train.guard import Guard
+from pipeline.train.loss_scale import LossScale
+from pipeline.train.metrics import Metrics
+from pipeline.train.optim import build_optimizer
+from pipeline.train.probe import KnnProbe
+from pipeline.train.profile import Profile
+from pipeline.train.run_recipe import adopt, record_attempt, record_warm_start
+from pipeline.train.stragglers import Stragglers
+from pipeline.trunks.interop import init_file, read_weights, warm_start
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Everything that takes part. `engine` is the method as it is called; `step` is where to go on from."""
+
+    recipe: PretrainRecipe
+    run: RunFolder
+    world: World
+    loader: Loader
+    method: Method
+    engine: Engine
+    optimizer: Optimizer
+    guard: Guard
+    checkpoints: Checkpoints
+    metrics: Metrics | None  # on the first rank
+    scale: LossScale
+    probe: KnnProbe | None  # on the first rank, if the recipe has one
+    watchdog: Watchdog
+    stragglers: Stragglers
+    profile: Profile
+    step: int
+    total_steps: int
+
+
+def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdog | None = None) -> Training:
+    """Build every part, and load the newest checkpoint."""
+    loader = Loader(
+        recipe.data,
+        seed=recipe.seed,
+        rank=world.rank,
+        world_size=world.size,
+        workers=recipe.run.workers,
+        device=world.device,
+        resident=recipe.run.resident,
+    )
+    total_steps = count_steps(recipe, loader.steps_per_epoch)
+    with torch.device("meta"):
+        method = assemble_method(recipe, total_steps=total_steps, group=world.group)
+    rank_rows = recipe.data.batch_size // world.size
+    engine = parallelize(method, train=recipe.train, seed=recipe.seed, rank_rows=rank_rows, world=world)
+    optimizer = build_optimizer(engine, recipe.optim)
+    if recipe.trunk.init_from is not None and latest(folder) is None:
+        read_weights(recipe.trunk)  # it must fit, too
+    if world.is_first:  # only now: a recipe that does not fit must not claim the folder
+        adopt(recipe, folder)
+        record_attempt(folder, ranks=world.size, device=str(world.device))
+    submitted_to = folder / "site.yaml"
+    site = read_site(submitted_to) if submitted_to.is_file() else Site()
+    checkpoints = Checkpoints(
+        folder,
+        world=world,
+        method=method,
+        optimizer=optimizer,
+        minutes=recipe.run.checkpoint_minutes,
+        failures_per_node_day=site.failures_per_node_day,
+        nodes=recipe.run.nodes,
+        every_steps=recipe.run.checkpoint_every_steps,
+        keep_last=recipe.run.keep_last,
+        keep_every_steps=recipe.run.keep_every_steps,
+    )
+    scale = LossScale(enabled=recipe.train.precision == "fp16")
+    guard = Guard(
+        method,
+        world=world,
+        max_skipped=recipe.train.max_skipped_steps,
+        spike_deviations=recipe.train.spike_deviations,
+    )
+    state = checkpoints.load()
+    if state is not None:
+        loader.check_state(state["loader"])
+        scale.load(state["loss_scale"])
+        guard.load(state["guard"])
+        logger.info("going on from step %d of %d", state["step"], total_steps)
+    elif recipe.trunk.init_from is not None:
+        weights = read_weights(recipe.trunk)
+        for trunk in method.trunks():
+            warm_start(trunk, weights)
+        if world.is_first:
+            record_warm_start(folder, init_file(recipe.trunk.init_from))
+    step = 0 if state is None else state["step"]
+    run = RunFolder(folder)
+    unwatched = Watchdog(run, rank=world.rank, local_rank=world.local_rank, seconds=recipe.run.hang_seconds)
+    return Training(
+        recipe=recipe,
+        run=run,
+        world=world,
+        loader=loader,
+        method=method,
+        engine=engine,
+        optimizer=optimizer,
+        guard=guard,
+        checkpoints=checkpoints,
+        metrics=Metrics(folder, step=step, total_steps=total_steps) if world.is_first else None,
+        scale=scale,
+        probe=KnnProbe(recipe, device=world.device) if recipe.probe and world.is_first else None,
+        watchdog=watchdog or unwatched,
+        stragglers=Stragglers(world, step=step),
+        profile=Profile(folder, steps=recipe.run.profile, world=world),
+        step=step,
+        total_steps=total_steps,
+    )
+
+
+def count_steps(recipe: PretrainRecipe, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run.
+
+    Raises:
+        UserError: if the epochs hold fewer batches than one step accumulates.
+    """
+    if recipe.train.steps is not None:
+        return recipe.train.steps
+    epochs, accumulate = recipe.train.epochs or 0, recipe.train.accumulate
+    total = epochs * steps_per_epoch // accumulate
+    if total == 0:
+        raise UserError(
+            f"{epochs} epochs of {steps_per_epoch} batches are fewer than the {accumulate} batches of one "
+            "step: raise train.epochs, or lower train.accumulate or data.batch_size"
+        )
+    return total

@@ -1,0 +1,62 @@
+"""A log on a terminal, and not on one."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.commands.progress_line import ProgressLine
+
+LOG = (
+    "12:00 t [0] going on from step 5 of 10\n"
+    "12:01 t [0] step 6/10  loss 1.5  3 images/s\n"
+    "12:02 t [0] step 8/10  loss 1.25  3 images/s\n"
+    "12:02 t [0] checkpoint of step 8 saved in 0.1 s\n"
+    "12:03 t [0] step 10/10  loss 1.0  3 images/s\n"
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+    def screen(self) -> list[str]:
+        """What is seen in the end, line by line."""
+        return [line.rpartition("\r\x1b[K")[2] for line in self.getvalue().split("\n")]
+
+
+@given(cuts=st.lists(st.integers(0, len(LOG)), max_size=6))
+def test_progress_stays_on_one_line_of_a_terminal(cuts: list[int]) -> None:
+    terminal = Terminal()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "60")
+        progress = ProgressLine(terminal)
+        places = [0, *sorted(cuts), len(LOG)]
+        for start, end in itertools.pairwise(places):
+            progress.write(LOG[start:end])
+        progress.close()
+    first, second, bar, rest = terminal.screen()
+    assert first == "12:00 t [0] going on from step 5 of 10"
+    assert second == "12:02 t [0] checkpoint of step 8 saved in 0.1 s"
+    assert bar.startswith("━" * 24 + " 10/10  loss 1.0") and len(bar) < 60
+    assert rest == ""
+
+
+def test_a_file_gets_the_log_as_it_is() -> None:
+    file = io.StringIO()
+    progress = ProgressLine(file)
+    progress.write(LOG)
+    progress.close()
+    assert file.getvalue() == LOG
+
+
+def test_a_last_line_without_its_end_is_shown() -> None:
+    terminal = Terminal()
+    progress = ProgressLine(terminal)
+    progress.write("half a li")
+    progress.close()
+    assert terminal.getvalue() == "half a li\n"

@@ -1,0 +1,123 @@
+"""C1, T3, C2: a training and a graph on a Ray cluster of two nodes: the numbers of this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tiny_training import make_dataset, make_recipe
+
+from cluster.job import Resources, State
+from cluster.local import LocalExecutor
+from cluster.run.folder import RunFolder
+from cluster.run.restarts import Cause, read_restarts
+from pipeline.dag.ensure import Receipt
+from pipeline.dag.graph import DagRecipe, build_graph
+from pipeline.stages.jobs import run_graph_as_jobs
+from pipeline.stages.kinds import KINDS, pretrain_job
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
+    ),
+]
+
+SMALL: dict[str, Any] = {"object_store_memory": 80 << 20, "include_dashboard": False}
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[Any]:
+    patch = pytest.MonkeyPatch()
+    # A token that an earlier `ray.init` has left in the home folder must not decide who may join.
+    patch.setenv("RAY_AUTH_MODE", "disabled")
+    patch.delenv("RAY_ADDRESS", raising=False)
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args=SMALL | {"num_cpus": 0})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, **SMALL)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    patch.undo()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def steps_of_attempt(run: RunFolder, attempt: int) -> int:
+    """Steps that an attempt has done; none if it is not the present one."""
+    status, path = run.read_status(), run.path / "timing.jsonl"
+    if status.attempt != attempt or status.started is None or not path.is_file():
+        return 0
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return sum(json.loads(line)["time"] > status.started for line in lines)
+
+
+def rank_process(run: RunFolder, rank: int) -> psutil.Process:
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        ours = "cluster.rank" in command and str(run.path / "job.json") in command
+        if ours and process.environ()["RANK"] == str(rank):
+            return process
+    raise AssertionError(f"rank {rank} does not run")
+
+
+def test_C1_T3_a_killed_worker_and_a_lost_node_change_no_number(ray_cluster: Any, tmp_path: Path) -> None:
+    from cluster.ray.executor import RayExecutor
+
+    recipe = make_recipe(make_dataset(tmp_path), train__steps=200)
+    here = pretrain_job(recipe, tmp_path / "local", Resources(ranks_per_node=2, cpus_per_rank=1))
+    assert LocalExecutor().submit(here).wait() is State.COMPLETED
+
+    there = pretrain_job(recipe, tmp_path / "ray", Resources(nodes=2, cpus_per_rank=1))
+    handle, run = RayExecutor(ray_cluster.address).submit(there), RunFolder(tmp_path / "ray")
+    wait_until(lambda: steps_of_attempt(run, 1) > 3)
+    rank_process(run, 1).kill()
+    wait_until(lambda: steps_of_attempt(run, 2) > 3)
+    ray_cluster.remove_node(ray_cluster.list_all_nodes()[-1], allow_graceful=False)
+    ray_cluster.add_node(num_cpus=1, **SMALL)
+    assert handle.wait() is State.COMPLETED
+
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("local", "ray")]
+    assert metrics[0] == metrics[1]
+    assert [restart.cause for restart in read_restarts(run)] == [Cause.CRASH, Cause.LOST]
+
+
+def test_C2_a_graph_runs_as_jobs_and_not_twice(ray_cluster: Any, tmp_path: Path) -> None:
+    from cluster.ray.executor import RayExecutor
+
+    data = make_dataset(tmp_path)
+    training = make_recipe(data, train__steps=4).model_dump(mode="json")
+    graph = DagRecipe.model_validate(
+        {
+            "folder": str(tmp_path / "out"),
+            "stages": {
+                "data": {"kind": "dataset", "recipe": {"path": str(data)}},
+                "pretrain": {"kind": "pretrain", "recipe": training, "inputs": {"data": "data/data"}},
+                "trunk": {"kind": "export", "inputs": {"run": "pretrain"}},
+                "pixels": {"kind": "pixels", "recipe": {"size": 4}, "inputs": {"like": "trunk"}},
+            },
+        }
+    )
+    stages, said = build_graph(graph, KINDS), list[str]()
+    for _ in range(2):
+        results = run_graph_as_jobs(
+            graph, stages, RayExecutor(ray_cluster.address), gpus_per_node=0, say=said.append
+        )
+        assert all(isinstance(result, Receipt) for result in results.values()), results
+    assert [line.split()[1] for line in said] == ["done"] * 4 + ["finished"] * 4
+    assert (tmp_path / "out" / "latest" / "trunk" / "trunk.safetensors").is_file()

@@ -1,0 +1,81 @@
+"""What a run folder was made of."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny_training import make_dataset, make_recipe
+
+from cluster.errors import UserError
+from cluster.run.source import source_version
+from cluster.typed_yaml import load_recipe
+from ingest.dataset.open import open_dataset
+from pipeline.recipe import PretrainRecipe
+from pipeline.train.run_recipe import adopt, differences, pin_dataset, record_attempt
+
+
+def test_a_saved_recipe_is_the_recipe(tmp_path: Path) -> None:
+    recipe = make_recipe(Path("somewhere"))
+    adopt(recipe, tmp_path / "run")
+    assert load_recipe(PretrainRecipe, str(tmp_path / "run" / "recipe.yaml"), kind="pretrain") == recipe
+    adopt(recipe, tmp_path / "run")
+
+
+def test_only_the_run_section_may_change(tmp_path: Path) -> None:
+    adopt(make_recipe(Path("somewhere")), tmp_path)
+    adopt(make_recipe(Path("somewhere"), run__log_every=7, run__workers=3), tmp_path)
+    probe = {"train": "a", "test": "b", "every_steps": 4, "image_size": 16}
+    with pytest.raises(UserError, match=r"\(probe is None there, \{'train': 'a'"):
+        adopt(make_recipe(Path("somewhere"), probe=probe), tmp_path)
+    with pytest.raises(
+        UserError, match=r"\(data\.root is 'somewhere' there, 'elsewhere' here; seed is 1 there, 2"
+    ):
+        adopt(make_recipe(Path("elsewhere"), seed=2), tmp_path)
+
+
+def test_a_run_keeps_the_dataset_that_it_began_with(tmp_path: Path) -> None:
+    data, run = make_dataset(tmp_path), tmp_path / "run"
+    recipe = make_recipe(data)
+    pinned = pin_dataset(recipe, run)
+    root = open_dataset(data).root
+    assert pinned.data.sealed == root
+    adopt(pinned, run)
+    # Another root is sealed later: a new run takes it, this one does not.
+    other = "0" * 64
+    for kind in ("json", "parquet"):
+        (data / "sealed" / f"{other}.{kind}").write_bytes((data / "sealed" / f"{root}.{kind}").read_bytes())
+    (data / "DATASET.json").write_text(json.dumps({"format": 1, "sealed": other}))
+    assert pin_dataset(recipe, tmp_path / "new").data.sealed == other
+    assert pin_dataset(recipe, run) == pinned
+    adopt(pin_dataset(recipe, run), run)
+    asked = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sealed": other})})
+    with pytest.raises(UserError, match=r"data\.sealed is "):
+        adopt(pin_dataset(asked, run), run)
+
+
+def test_differences_are_found_at_any_depth() -> None:
+    there = {"a": {"b": [1, {"c": 2}], "same": 0}, "gone": 1}
+    here = {"a": {"b": [1, {"c": 3}], "same": 0}, "new": 1}
+    assert differences(there, here) == [
+        "a.b.1.c is 2 there, 3 here",
+        "gone is 1 there, None here",
+        "new is None there, 1 here",
+    ]
+    assert differences({"a": [1]}, {"a": [1, 2]}) == ["a is [1] there, [1, 2] here"]
+
+
+def test_every_attempt_is_recorded_with_its_code(tmp_path: Path) -> None:
+    for ranks in (1, 2):
+        record_attempt(tmp_path, ranks=ranks, device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "attempts.jsonl").read_text().splitlines()]
+    assert [line["ranks"] for line in lines] == [1, 2]
+    root = Path(__file__).parents[3]
+    if (root / ".git").exists():
+        head = subprocess.run(
+            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        assert source_version()["commit"] == head.stdout.strip()
+        assert isinstance(source_version()["dirty"], bool)

@@ -1,0 +1,203 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_training import make_dataset, make_recipe
+from torch import nn
+
+from cluster.errors import UserError
+from ingest.crawl.crawl import CrawlSettings, crawl_shards
+from ingest.dataset.open import open_dataset
+from pipeline.checkpoint.files import latest, read_tensors
+from pipeline.models.trunk import build_trunk
+from pipeline.parallel.initialize import initialize
+from pipeline.recipe import PretrainRecipe, Trunk
+from pipeline.train.loop import pretrain
+from pipeline.transfer.features import Preprocessing, evenly_spaced, image_batches, normalise
+from pipeline.trunks.export import (
+    TrunkSpec,
+    calibrate_batchnorm,
+    evaluation_preprocessing,
+    export_trunk,
+    load_trunk,
+    pixels_trunk,
+    random_trunk,
+    save_trunk,
+)
+
+CPU = torch.device("cpu")
+TINY = Trunk(name="regnety_tiny", stem="low_resolution")
+VIEW = Preprocessing(image_size=16, resize=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    pretrain(make_recipe(data, train={"steps": 2}), folder)
+    return folder
+
+
+def spec_of(network, **values):
+    return TrunkSpec(architecture=TINY, preprocessing=VIEW, feature_dim=network.feature_dim, **values)
+
+
+def tiny(seed=0):
+    network = build_trunk(TINY)
+    initialize(network, seed=seed)
+    return network.eval()
+
+
+def test_a_saved_trunk_comes_back_with_equal_features(tmp_path):
+    network = tiny()
+    save_trunk(network, spec_of(network, provenance={"data": "abc"}), tmp_path)
+    trunk = load_trunk(tmp_path)
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(trunk(images), network(images))
+    assert not trunk.training
+    assert trunk.feature_dim == network.feature_dim
+    assert trunk.spec.provenance == {"data": "abc"}
+
+
+def test_one_image_is_preprocessed_as_the_description_says(tmp_path):
+    network = tiny()
+    save_trunk(network, spec_of(network), tmp_path)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    trunk = load_trunk(tmp_path)
+    expected = (np.asarray(image) / 255 - VIEW.mean) / VIEW.std
+    torch.testing.assert_close(
+        trunk.preprocess(image).permute(1, 2, 0).double(), torch.tensor(expected), rtol=1e-5, atol=1e-5
+    )
+    assert trunk.preprocess(Image.new("L", (70, 40))).shape == (3, 16, 16)
+
+
+def test_export_takes_the_newest_checkpoint_and_tells_where_it_comes_from(run, data, tmp_path):
+    spec = export_trunk(run, tmp_path)
+    saved = read_tensors(latest(run), prefix="trunk.")
+    written = load_file(tmp_path / "trunk.safetensors")
+    assert saved.keys() == written.keys()
+    assert all(torch.equal(saved[name], written[name]) for name in saved)
+    assert spec.provenance["data"] == open_dataset(data).root
+    assert spec.provenance["steps"] == 2
+    assert spec.provenance["metrics"]["step"] == 2
+    assert PretrainRecipe.model_validate(spec.provenance["recipe"]).trunk == TINY
+    card = (tmp_path / "README.md").read_text()
+    for phrase in (
+        open_dataset(data).root,
+        "swav",
+        "| steps | 2 |",
+        "licences of the training images",
+        "```yaml",
+    ):
+        assert phrase in card
+    assert "| network |" not in card  # there is no teacher to tell it from
+    assert load_trunk(tmp_path).spec == spec
+    chosen = export_trunk(run / "checkpoints" / "step-00000002", tmp_path / "chosen")
+    assert chosen == spec
+
+
+def test_no_checkpoint_is_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        export_trunk(tmp_path, tmp_path / "out")
+
+
+def test_S1_nothing_but_safetensors_with_exactly_the_right_names_is_loaded(tmp_path):
+    network = tiny()
+    save_trunk(network, spec_of(network), tmp_path)
+    tensors = load_file(tmp_path / "trunk.safetensors")
+    save_file({**tensors, "extra": torch.zeros(1)}, tmp_path / "trunk.safetensors")
+    with pytest.raises(UserError, match="does not hold the tensors of regnety_tiny"):
+        load_trunk(tmp_path)
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if "stem" not in name},
+        tmp_path / "trunk.safetensors",
+    )
+    with pytest.raises(UserError, match="does not hold the tensors"):
+        load_trunk(tmp_path)
+    torch.save(tensors, tmp_path / "trunk.safetensors")
+    with pytest.raises(UserError, match="does not hold the tensors"):
+        load_trunk(tmp_path)
+
+
+def test_a_folder_that_is_no_trunk_is_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match=r"no trunk\.json"):
+        load_trunk(tmp_path)
+    network = tiny()
+    save_trunk(network, spec_of(network), tmp_path)
+    values = json.loads((tmp_path / "trunk.json").read_text())
+    (tmp_path / "trunk.json").write_text(json.dumps({**values, "format": 2}))
+    with pytest.raises(UserError, match=r"trunk\.json cannot be used: format"):
+        load_trunk(tmp_path)
+
+
+def test_saving_other_tensors_than_the_architectures_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not the tensors of regnety_tiny"):
+        save_trunk(nn.Linear(2, 2), spec_of(tiny()), tmp_path)
+
+
+def test_a_random_trunk_has_the_weights_that_pretraining_starts_from(data, tmp_path):
+    recipe = make_recipe(
+        data, train={"steps": 1}, optim__lr=1e-30, optim__warmup_steps=0, optim__weight_decay=0.0
+    )
+    pretrain(recipe, tmp_path / "run")
+    spec = export_trunk(tmp_path / "run", tmp_path / "trained")
+    random_trunk(spec, open_dataset(data), seed=recipe.seed, out=tmp_path / "random", workers=0, device=CPU)
+    trained, random = (load_trunk(tmp_path / name).network for name in ("trained", "random"))
+    for (name, one), other in zip(trained.named_parameters(), random.parameters(), strict=True):
+        # One step at a learning rate of 1e-30 leaves zeros a little off zero.
+        assert torch.allclose(one, other, rtol=0, atol=1e-25), name
+    random_trunk(spec, open_dataset(data), seed=99, out=tmp_path / "other", workers=0, device=CPU)
+    other = load_trunk(tmp_path / "other").network
+    assert not torch.equal(next(other.parameters()), next(random.parameters()))
+
+
+def test_batchnorm_is_calibrated_by_a_cumulative_average(data):
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten())
+    dataset = open_dataset(data)
+    calibrate_batchnorm(network, dataset, preprocessing=VIEW, workers=0, device=CPU)
+    batches = image_batches(dataset, evenly_spaced(len(dataset), None), preprocessing=VIEW, workers=0)
+    images = torch.cat([normalise(batch.images, VIEW, CPU) for batch in batches])
+    torch.testing.assert_close(network[0].running_mean, images.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network[0].running_var, images.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert network[0].momentum == 0.1
+    assert not network.training
+
+
+def test_batchnorm_is_calibrated_on_images_without_labels(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (20, 20), (255, 0, 0)).save(tmp_path / "in" / "a.png")
+    crawl_shards(
+        [str(tmp_path / "in")], tmp_path / "out", CrawlSettings(), workers=1, progress=lambda counts: None
+    )
+    norm = nn.BatchNorm2d(3)
+    calibrate_batchnorm(norm, open_dataset(tmp_path / "out"), preprocessing=VIEW, workers=0, device=CPU)
+    torch.testing.assert_close(norm.running_mean[0], torch.tensor((1 - 0.5) / 0.2))
+
+
+def test_pixels_are_a_trunk_too(tmp_path):
+    network = tiny()
+    pixels_trunk(spec_of(network), size=4, out=tmp_path)
+    trunk = load_trunk(tmp_path)
+    image = Image.new("RGB", (40, 30), (255, 0, 0))
+    features = trunk(trunk.preprocess(image)[None])
+    assert features.shape == (1, trunk.feature_dim) == (1, 48)
+    torch.testing.assert_close(features[0, :16], torch.full((16,), (1 - 0.5) / 0.2))
+    with pytest.raises(UserError, match="no weights to draw"):
+        random_trunk(trunk.spec, None, seed=0, out=tmp_path, workers=0, device=CPU)
+
+
+def test_small_images_are_shown_whole_and_large_ones_as_imagenets(data):
+    recipe = make_recipe(data)
+    assert evaluation_preprocessing(recipe).image_size == 16
+    assert evaluation_preprocessing(recipe).resize == 16
+    probe = {"train": "x", "test": "y", "every_steps": 1, "image_size": 224}
+    large = evaluation_preprocessing(make_recipe(data, probe=probe))
+    assert (large.image_size, large.resize) == (224, 256)
