@@ -44,7 +44,7 @@ def deadly(tmp_path, monkeypatch):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
         "import os\n"
-        "from ingest import image\n"
+        "from ingest.image import check as image\n"
         "def check(data, treatment, real=image.check):\n"
         "    return os.abort() if data.startswith(b'DEADLY') else real(data, treatment)\n"
         "image.check = check\n"
