@@ -31,7 +31,7 @@ from ingest.dedup import duplicates
 from ingest.dedup.hamming import bands
 from ingest.dedup.partition import read_partition
 from ingest.dedup.tasks import ROWS_PER_PARTITION, ROWS_PER_TASK
-from ingest.image.check import perceptual_hash
+from ingest.image.phash import perceptual_hash
 
 Copy = Callable[[Image.Image], Image.Image]
 

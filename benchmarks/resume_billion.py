@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 import torch
 
 from ingest.dataset import layout
-from ingest.dataset.commit import UNITS_SCHEMA, canonical
+from ingest.dataset.commit import canonical
+from ingest.dataset.schema import UNITS_SCHEMA
 from pipeline.data.loader import Loader
 from pipeline.recipe import Data
 

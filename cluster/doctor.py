@@ -22,6 +22,8 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
+from cluster.rank.process import MALLOC_SETTINGS
+
 Status = Literal["ok", "missing", "warning"]
 
 OLDEST_TORCH = (2, 8)
@@ -29,13 +31,6 @@ OLDEST_PYTHON = (3, 11)
 NEWEST_TESTED_PYTHON = (3, 13)
 COMMAND_TIMEOUT_S = 10
 GIB = 1 << 30
-
-# The allocator gives big blocks back to the kernel by default, and faults them in again page by page.
-MALLOC_SETTINGS = {
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "2147483648",
-    "MALLOC_TOP_PAD_": "67108864",
-}
 
 
 @dataclass(frozen=True, kw_only=True)

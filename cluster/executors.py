@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from cluster.errors import UserError
 from cluster.job import Executor, ExecutorName
 from cluster.local import LocalExecutor
-from cluster.run.folder import RunFolder, Status
+from cluster.run.folder import RunFolder
+from cluster.run.status import Status
 from cluster.run.waiting import Stream
 from cluster.site import Site
 
@@ -45,11 +46,11 @@ def status_of(run: RunFolder) -> Status:
     """The state of a run, as true as it can be told from here."""
     match run.read_status().executor:
         case "slurm":
-            from cluster.slurm.executor import current_status
+            from cluster.slurm.status import current_status
 
             return current_status(run)
         case "ray":
-            from cluster.ray.executor import current_status as on_ray
+            from cluster.ray.status import current_status as on_ray
 
             return on_ray(run)
         case _:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -143,12 +141,6 @@ class Executor(Protocol):
         """Start a job; a UserError says what makes it impossible."""
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small text file so that a reader, or a crash at any instant, sees the old or the new one."""
-    # Two machines may share the folder, and the process number.
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def import_name(function: Callable[..., Any]) -> str:
+    """By which another machine imports it."""
+    return f"{function.__module__}:{function.__name__}"

@@ -15,15 +15,15 @@ from typing import IO
 from cluster.errors import UserError
 from cluster.host import Process
 from cluster.job import PREEMPTED_EXIT_CODE, Job, State
-from cluster.rank.process import death, end_group, free_port, rank_defaults, start_rank
-from cluster.run.folder import Failure, RunFolder, Status
+from cluster.rank.process import SECONDS_TO_END, death, end_group, free_port, rank_defaults, start_rank
+from cluster.run.folder import RunFolder
 from cluster.run.notify import notify
+from cluster.run.status import Failure, Status
 from cluster.run.waiting import Echo, Stream, signals_passed_on
 from cluster.site import Site, write_site
 from cluster.submit import refuse_if_elsewhere
 
 POLL_SECONDS = 0.05
-SECONDS_TO_END = 3.0  # for the other ranks, once one has failed
 
 
 class LocalExecutor:

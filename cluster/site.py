@@ -9,7 +9,8 @@ from typing import Annotated, Self
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, StringConstraints, model_validator
 
-from cluster.job import ExecutorName, write_atomically
+from cluster.atomic_file import write_atomically
+from cluster.job import ExecutorName
 from cluster.typed_yaml import Section, check_recipe, load_recipe, read_yaml
 
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]

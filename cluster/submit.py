@@ -6,8 +6,9 @@ import time
 
 from cluster.errors import AlreadyRunning
 from cluster.job import ExecutorName, Job, State
-from cluster.run.folder import RunFolder, Status
+from cluster.run.folder import RunFolder
 from cluster.run.source import snapshot_source
+from cluster.run.status import Status
 from cluster.site import Site, write_site
 
 

@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.executors import status_of
-from cluster.job import Job, Resources, State, import_function, write_atomically
-from cluster.map.tasks import MapTasks, import_name
-from cluster.run.folder import RunFolder, Status, explain
+from cluster.job import Job, Resources, State, import_function, import_name
+from cluster.map.tasks import MapTasks
+from cluster.run.folder import RunFolder
+from cluster.run.status import Status, explain
 from cluster.site import Site
 from cluster.wording import visible
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.job import write_atomically
 from cluster.preflight.verdict import Verdict
 
 FILE = "excluded-nodes.json"

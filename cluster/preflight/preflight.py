@@ -23,7 +23,8 @@ from cluster.job import Executor, Handle, Job, Resources, State
 from cluster.preflight import measure
 from cluster.preflight.report import WHOLE_SECONDS, Progress, Report, read_reports
 from cluster.preflight.verdict import Thresholds, Verdict, judge
-from cluster.run.folder import RunFolder, explain
+from cluster.run.folder import RunFolder
+from cluster.run.status import explain
 
 if TYPE_CHECKING:
     from cluster.rank.torch_dist import World

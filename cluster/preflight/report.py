@@ -19,7 +19,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.job import write_atomically
+from cluster.atomic_file import write_atomically
 from cluster.rank.preempt import STOP_SIGNALS
 
 WHOLE_SECONDS = 90.0  # for all checks of one rank

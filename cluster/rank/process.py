@@ -12,13 +12,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from cluster.doctor import MALLOC_SETTINGS
 from cluster.job import Resources
-from cluster.run.folder import Failure, RunFolder
+from cluster.run.folder import RunFolder
+from cluster.run.status import Failure
 
 # libgomp's threads spin for milliseconds at a barrier: with one other busy process on two cores a training
 # step took 14.9 s instead of 0.5. Spinning briefly it takes 1.0, and costs 3 % on a quiet machine.
 OPENMP_SETTINGS = {"GOMP_SPINCOUNT": "1000"}
+
+# The allocator gives big blocks back to the kernel by default, and faults them in again page by page.
+MALLOC_SETTINGS = {
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "2147483648",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+
+SECONDS_TO_END = 3.0  # for the other ranks, once one has failed
 
 
 def rank_defaults(resources: Resources, *, threads: int) -> dict[str, str]:

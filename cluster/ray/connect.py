@@ -9,8 +9,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.job import write_atomically
 from cluster.run.folder import RunFolder
 
 NAMESPACE = "submit"  # of all our actors

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import hashlib
 import importlib.util
 import os
 import signal
@@ -30,7 +29,6 @@ from cluster.ray.connect import (
     first_line,
     join,
     load_ray,
-    record_of,
     rejoin,
     start_here,
     write_record,
@@ -39,9 +37,11 @@ from cluster.ray.gang import bundle_of, cpus_per_rank
 from cluster.ray.in_allocation import AllocationRay, demand_a_token
 from cluster.ray.map import map_items
 from cluster.ray.rank_worker import share_lock
+from cluster.ray.status import _find, _with_ray, actor_name
 from cluster.ray.supervisor import Supervisor
-from cluster.run.folder import Failure, RunFolder, Status
+from cluster.run.folder import RunFolder
 from cluster.run.source import PACKAGES
+from cluster.run.status import Failure
 from cluster.run.waiting import Echo, Stream, signals_passed_on
 from cluster.site import Site
 from cluster.submit import prepare_run, refuse_if_elsewhere
@@ -218,41 +218,6 @@ def reopen(run: RunFolder) -> RayHandle:
     return RayHandle(run, actor_name(run.path))
 
 
-def current_status(run: RunFolder) -> Status:
-    """What status.json says, corrected by what Ray says: a supervisor that was killed writes nothing.
-
-    Raises:
-        UserError: if the run has not ended, and its Ray cannot be reached from here.
-    """
-    status = run.read_status()
-    if status.state.ended:
-        return status
-    try:
-        rejoin(run)
-    except UserError:
-        if not record_of(run)["own"]:
-            raise
-        if _is_shared(run):  # by its supervisor and its ranks
-            return replace(status, reason="its Ray cannot be reached from here")
-        return _ended_without_a_word(run, status)  # its Ray ended with whoever submitted it
-    return _with_ray(run, actor_name(run.path))
-
-
-def _is_shared(run: RunFolder) -> bool:
-    """Whether anybody holds the run's lock."""
-    try:
-        run.lock(patience=0).close()
-    except AlreadyRunning:
-        return True
-    return False
-
-
-def actor_name(folder: Path) -> str:
-    """The supervisor's name: equal for every submission of one run."""
-    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-    return f"{folder.name}-{digest}"
-
-
 def source_folders(function: str) -> list[str]:
     """Where this process has the product and the function from, for workers that have neither installed."""
     folders = []
@@ -264,34 +229,6 @@ def source_folders(function: str) -> list[str]:
         folders += [str(Path(origin).parent) for origin in origins if origin]
     # What is installed here is for this Python; a worker has its own.
     return [folder for folder in dict.fromkeys(folders) if not folder.endswith("-packages")]
-
-
-def _with_ray(run: RunFolder, name: str) -> Status:
-    """The status, as true as a process that has joined the cluster can tell."""
-    status = run.read_status()
-    if status.state.ended or _find(name) is not None:
-        return status
-    return _ended_without_a_word(run, run.read_status())  # it may have ended properly between the two looks
-
-
-def _ended_without_a_word(run: RunFolder, status: Status) -> Status:
-    if status.state.ended:
-        return status
-    if run.cancel_requested():
-        return replace(status, state=State.CANCELLED)
-    message = (
-        "the supervisor is gone without having written how it ended: the Ray cluster was stopped; "
-        "`submit resume` goes on from the last checkpoint"
-    )
-    return replace(status, state=State.FAILED, failure=Failure(rank=None, type="Killed", message=message))
-
-
-def _find(name: str) -> Any:
-    """The supervisor; None if there is none."""
-    try:
-        return load_ray().get_actor(name, namespace=NAMESPACE)
-    except ValueError:
-        return None
 
 
 def _refuse_second(run: RunFolder, name: str) -> None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.job import PREEMPTED_EXIT_CODE, Job, Resources, State
-from cluster.local import SECONDS_TO_END
-from cluster.rank.process import death
+from cluster.rank.process import SECONDS_TO_END, death
 from cluster.ray.connect import NAMESPACE, first_line, load_ray
 from cluster.ray.rank_worker import Place, RankWorker
-from cluster.run.folder import Failure, RunFolder
+from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause
+from cluster.run.status import Failure
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,10 @@ from cluster.job import State
 from cluster.ray.connect import load_ray
 from cluster.ray.gang import End, Gang, Wishes
 from cluster.ray.rank_worker import last_sharer, share_lock
-from cluster.run.folder import Failure, RunFolder, Status
+from cluster.run.folder import RunFolder
 from cluster.run.notify import notify
 from cluster.run.restarts import Cause, Restart, add_restart, read_restarts, spent
+from cluster.run.status import Failure, Status
 
 logger = logging.getLogger(__name__)
 

@@ -19,110 +19,20 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Self
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import AlreadyRunning, UserError
-from cluster.host import Process, node_name
-from cluster.job import ExecutorName, Job, State, write_atomically
+from cluster.host import node_name
+from cluster.job import Job, State
+from cluster.run.status import Failure, Status
 
 LOCK_PATIENCE = 10.0  # seconds that the ranks of a killed launcher may take to notice and die
 TAIL_LINES = 20
 FOLLOW_SECONDS = 0.5
 LOOKS_PER_QUESTION = 4  # at a log, for each time that the scheduler is asked
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why a run failed: the first rank that did.
-
-    Args:
-        rank: None when no rank is to blame (the launcher was killed).
-        type: the exception's name, or "Killed" / "Exit".
-        message: the exception's text.
-        user_error: the message is a complete sentence for the user; no traceback is wanted.
-        traceback: empty when there was none.
-        log_tail: the last lines of the rank's log.
-        node: the machine it happened on.
-    """
-
-    rank: int | None
-    type: str
-    message: str
-    user_error: bool = False
-    traceback: str = ""
-    log_tail: tuple[str, ...] = ()
-    node: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """A run's state and how it came to it. Times are seconds since the epoch.
-
-    Attributes:
-        attempt: starts over the run's life; `first_attempt` is what it was when last submitted.
-        started, nodes: of the present or last attempt; `start` is its number in the present submission.
-        reason: why it waits, in the scheduler's word.
-        gpus: devices held while it runs.
-        seconds, gpu_hours: that all attempts have taken until `started`, or to the end.
-    """
-
-    state: State
-    name: str
-    executor: ExecutorName
-    id: str
-    ranks: int
-    attempt: int
-    submitted: float
-    ended: float | None = None
-    launcher: Process | None = None
-    failure: Failure | None = None
-    first_attempt: int = 0
-    started: float | None = None
-    nodes: str | None = None
-    reason: str = ""
-    start: int = 0
-    gpus: int = 0
-    seconds: float = 0.0
-    gpu_hours: float = 0.0
-
-    def stopped(self, state: State, *, failure: Failure | None = None, at: float | None = None) -> Status:
-        """The same run after its attempt has ended, now or `at` seconds since the epoch; `state` may be
-        "pending": it starts again.
-        """
-        now = time.time()
-        held = 0.0 if self.started is None else max(0.0, (now if at is None else at) - self.started)
-        return replace(
-            self,
-            state=state,
-            ended=now if state.ended else None,
-            failure=failure,
-            started=None,
-            seconds=self.seconds + held,
-            gpu_hours=self.gpu_hours + self.gpus * held / 3600,
-        )
-
-    def until_now(self) -> Status:
-        """The same, with what the present attempt has taken so far counted in."""
-        return self.stopped(self.state) if self.state is State.RUNNING else self
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for status.json and `--json`."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The status that `to_json` wrote."""
-        launcher, failure = values.pop("launcher"), values.pop("failure")
-        return cls(
-            state=State(values.pop("state")),
-            launcher=None if launcher is None else Process(**launcher),
-            failure=None
-            if failure is None
-            else Failure(**failure | {"log_tail": tuple(failure["log_tail"])}),
-            **values,
-        )
 
 
 class RunFolder:
@@ -330,41 +240,9 @@ class RunFolder:
                     time.sleep(FOLLOW_SECONDS)
 
 
-def raise_unless_completed(status: Status) -> None:
-    """Turn an end that is not completion into the exception that tells the user why.
-
-    Raises:
-        UserError: if the run was stopped, or failed for a reason that the user can mend.
-        RuntimeError: if it failed for another reason.
-    """
-    if status.state is State.COMPLETED:
-        return
-    if status.failure is not None and status.failure.user_error:
-        raise UserError(status.failure.message)
-    if status.state in (State.PREEMPTED, State.CANCELLED):
-        raise UserError(explain(status))
-    raise RuntimeError(explain(status))
-
-
 def start_token() -> str:
     """Names the start that this process belongs to: the scheduler's job, and which start of it."""
     return f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SUBMIT_START', '0')}"
-
-
-def explain(status: Status) -> str:
-    """Why a run is where it is, in a sentence; for a crash, followed by the end of the rank's log."""
-    if status.failure is None:
-        return {
-            State.PREEMPTED: f"{status.name} was stopped; "
-            "give the same command again to go on from where it last saved",
-            State.CANCELLED: f"{status.name} was cancelled; give the same command again to go on",
-        }.get(status.state, f"{status.name} is {status.state}")
-    failure = status.failure
-    if failure.rank is None or failure.user_error:
-        return failure.message
-    where = f" on {failure.node}" if failure.node and status.executor != "local" else ""
-    sentence = f"rank {failure.rank} of {status.ranks}{where} failed first: {failure.type}: {failure.message}"
-    return "\n".join([sentence, *(f"    {line}" for line in failure.log_tail)])
 
 
 def list_runs(folder: Path) -> list[RunFolder]:

@@ -7,7 +7,8 @@ import logging
 import subprocess
 import urllib.request
 
-from cluster.run.folder import RunFolder, Status, explain
+from cluster.run.folder import RunFolder
+from cluster.run.status import Status, explain
 from cluster.site import Notify, read_site
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from enum import StrEnum
 from typing import Self
 
 from cluster.job import Job
-from cluster.run.folder import Failure, RunFolder
+from cluster.run.folder import RunFolder
+from cluster.run.status import Failure
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from cluster.job import write_atomically
+from cluster.atomic_file import write_atomically
 
 PACKAGES = ("cluster", "ingest", "pipeline", "configs")
 

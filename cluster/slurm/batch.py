@@ -16,11 +16,13 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.job import PREEMPTED_EXIT_CODE, State, write_atomically
-from cluster.run.folder import Failure, RunFolder, Status, start_token
+from cluster.job import PREEMPTED_EXIT_CODE, State
+from cluster.run.folder import RunFolder, start_token
 from cluster.run.notify import notify
 from cluster.run.restarts import Cause, Restart, add_restart, read_restarts, spent
+from cluster.run.status import Failure, Status
 from cluster.site import read_site
 from cluster.slurm.command import call
 from cluster.slurm.script import NOTHING_TO_DO
@@ -35,12 +37,8 @@ OUT_OF_MEMORY = "OutOfMemory"
 TASK_ENDED = re.compile(
     r"^srun: error: (?P<node>\S+): tasks? (?P<rank>\d+)[\d,-]*: (?P<how>.+)$", re.MULTILINE
 )
-
-
 # How a rank ends that was asked to: with its status, or, before it could hear, by the signal.
 ASKED = (f"Exited with exit code {PREEMPTED_EXIT_CODE}", "Terminated", "User defined signal 2")
-
-
 # What SLURM writes when somebody cancels the job; if it ends one itself, " DUE TO ..." is before the stars.
 CANCELLED = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+ \*\*\*")
 

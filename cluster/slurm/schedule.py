@@ -26,8 +26,8 @@ from typing import Literal, Self
 
 from cronsim import CronSim, CronSimError
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.job import write_atomically
 from cluster.site import Site
 from cluster.slurm.command import call
 from cluster.slurm.script import pattern, refuse_line_breaks

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.doctor import MALLOC_SETTINGS
 from cluster.errors import UserError
 from cluster.job import Job
-from cluster.rank.process import OPENMP_SETTINGS
+from cluster.rank.process import MALLOC_SETTINGS, OPENMP_SETTINGS
 from cluster.site import Site
 
 NOTHING_TO_DO = 3  # exit status of `cluster.slurm.batch begin`: the run is complete already

@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from cluster.errors import UserError
-from ingest.commands.counted import counted
 from ingest.commands.options import DatasetFolder
+from ingest.commands.stats import counted
 from ingest.report.card import dataset_card
-from ingest.report.provenance import name_of
-from ingest.store.store import PosixStore
+from ingest.store.open import name_of
+from ingest.store.posix import PosixStore
 
 
 def card(

@@ -23,10 +23,12 @@ from ingest.commands.executor_options import (
 from ingest.commands.options import Json, MaxBytes, MaxPixels, MemoryMb, Seconds, UnitRows
 from ingest.crawl.crawl import plan_shards
 from ingest.crawl.part import counts_json
-from ingest.image.check import Crop, Encoding, ImageLimits, Treatment
+from ingest.image.check import Crop, Encoding, Treatment
+from ingest.image.decode import ImageLimits
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts, CrawlReport
-from ingest.progress.crawl_progress import CrawlProgress, Meter
+from ingest.progress.crawl_progress import CrawlProgress
+from ingest.progress.meter import Meter
 from ingest.progress.metrics_file import MetricsFile
 from ingest.sources.url_list import Columns
 from ingest.web.fetcher import FetchSettings

@@ -11,18 +11,21 @@ import typer
 from rich.console import Console
 
 from cluster.errors import UserError
+from cluster.host import CORES
 from cluster.job import ExecutorName
+from cluster.map.on_ray import on_ray
 from cluster.map.on_slurm import on_slurm
-from cluster.map.tasks import MapTasks, on_ray, processes
+from cluster.map.processes import processes
+from cluster.map.tasks import MapTasks
 from cluster.site import load_site
 from cluster.wording import duration, several, visible
 from ingest.commands.executor_options import Cluster, Runs
-from ingest.commands.options import CORES, DatasetFolder, Json, Workers
+from ingest.commands.options import DatasetFolder, Json, Workers
 from ingest.dedup.dedup import DedupReport
 from ingest.dedup.dedup import dedup as find_duplicates
 from ingest.dedup.hamming import MAX_RADIUS
-from ingest.progress.crawl_progress import Meter
-from ingest.report.provenance import name_of
+from ingest.progress.meter import Meter
+from ingest.store.open import name_of
 
 
 def dedup(

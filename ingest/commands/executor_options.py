@@ -8,18 +8,14 @@ from typing import Annotated
 import typer
 
 from cluster.errors import UserError
+from cluster.host import CORES
 from cluster.job import ExecutorName
 from cluster.site import load_site
-from ingest.commands.options import CORES
 from ingest.crawl.crawl import told_if_it_cannot_be_written
-from ingest.crawl.divide import (
-    WORKERS_PER_CRAWLER,
-    SlurmPart,
-    crawl_here,
-    crawl_on_ray,
-    submit_to_slurm,
-    wait_for_slurm,
-)
+from ingest.crawl.divide import WORKERS_PER_CRAWLER
+from ingest.crawl.on_ray import crawl_on_ray
+from ingest.crawl.on_slurm import SlurmPart, submit_to_slurm, wait_for_slurm
+from ingest.crawl.on_this_machine import crawl_here
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.web.fetcher import FetchSettings

@@ -6,21 +6,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cluster.host import CORES
 from ingest.commands.crawl import DEFAULTS, LIMITS, crawl_json, print_crawl
-from ingest.commands.options import (
-    CORES,
-    Json,
-    MaxBytes,
-    MaxPixels,
-    MemoryMb,
-    Seconds,
-    UnitRows,
-    Workers,
-)
+from ingest.commands.options import Json, MaxBytes, MaxPixels, MemoryMb, Seconds, UnitRows, Workers
 from ingest.crawl.index import index_tars
-from ingest.image.check import ImageLimits, Treatment
+from ingest.image.check import Treatment
+from ingest.image.decode import ImageLimits
 from ingest.plan.settings import CrawlSettings
-from ingest.progress.crawl_progress import CrawlProgress, Meter
+from ingest.progress.crawl_progress import CrawlProgress
+from ingest.progress.meter import Meter
 
 
 def index(

@@ -23,8 +23,9 @@ from ingest.commands.options import DatasetFolder, Json
 from ingest.crawl.crawl import told_if_it_cannot_be_written
 from ingest.plan.retry import plan_retry
 from ingest.progress.counts import Counts
-from ingest.progress.crawl_progress import CrawlProgress, Meter
-from ingest.store.store import open_store
+from ingest.progress.crawl_progress import CrawlProgress
+from ingest.progress.meter import Meter
+from ingest.store.open import open_store
 from ingest.web.fetcher import FetchSettings
 
 DEFAULTS = FetchSettings()

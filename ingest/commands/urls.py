@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cluster.wording import duration, several, visible
 from ingest.links.link_list import LinkCounts, list_links
-from ingest.progress.crawl_progress import Meter
+from ingest.progress.meter import Meter
 
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _LISTED = 20

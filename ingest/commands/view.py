@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.errors import UserError
-from cluster.map.tasks import processes
+from cluster.host import CORES
+from cluster.map.processes import processes
 from cluster.wording import several, visible
-from ingest.commands.options import CORES, DatasetFolder, Json, Workers
+from ingest.commands.options import DatasetFolder, Json, Workers
 from ingest.dataset.open import open_dataset
 from ingest.dataset.view import read_view, view_names
 from ingest.filter.filter import Filter, FilterReport, filter_view
-from ingest.progress.crawl_progress import Meter
+from ingest.progress.meter import Meter
 
 
 def view(

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from ingest.crawl.make_units import crawl_units
-from ingest.dataset.commit import read_commits, seal
+from ingest.dataset.commit import read_commits
+from ingest.dataset.seal import seal
 from ingest.plan.freeze import freeze
 from ingest.plan.plan import Plan, read_plans
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.sources.opening import open_source
 from ingest.sources.url_list import Columns, UrlList, expand
-from ingest.store.store import Store, open_store
+from ingest.store.open import open_store
+from ingest.store.store import Store
 from ingest.web.fetcher import FetchSettings
 
 __all__ = ["Counts", "CrawlReport", "CrawlSettings", "Progress", "crawl_shards"]

@@ -22,7 +22,8 @@ from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.sources.tar import is_compressed, is_tar
 from ingest.sources.tar_in_place import ForeignTar
 from ingest.sources.url_list import expand
-from ingest.store.store import Store, open_store
+from ingest.store.open import open_store
+from ingest.store.store import Store
 
 
 def index_tars(

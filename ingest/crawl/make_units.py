@@ -12,15 +12,16 @@ from typing import NamedTuple
 from cluster.errors import UserError
 from ingest.crawl.reorder import Memory, Reorder
 from ingest.dataset.commit import commit, read_commit, read_commits
-from ingest.dataset.shard import ShardWriter
+from ingest.dataset.shard import InPlaceWriter, ShardWriter
 from ingest.image.check import Checked
 from ingest.image.check_pool import Checker
 from ingest.plan.plan import Plan
+from ingest.problem import Problem
 from ingest.progress.counts import Counts, Progress
 from ingest.sources.opening import open_images
-from ingest.sources.source import Item, Problem, Source
+from ingest.sources.source import Item, Source
 from ingest.sources.tar_in_place import KIND as IN_PLACE
-from ingest.sources.tar_in_place import ForeignTar, InPlaceWriter
+from ingest.sources.tar_in_place import ForeignTar
 from ingest.web.fetcher import Fetched, Fetcher, FetchSettings
 
 # What may wait in memory for its turn in a shard, in all units together.

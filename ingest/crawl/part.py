@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from cluster.job import write_atomically
+from cluster.atomic_file import write_atomically
 from cluster.rank.preempt import STOP_SIGNALS, Preempted
 from cluster.run.folder import RunFolder
 from ingest.crawl.crawl import seal_plan, told_if_it_cannot_be_written
@@ -26,7 +26,7 @@ from ingest.crawl.make_units import crawl_units
 from ingest.dataset.commit import read_commits
 from ingest.plan.plan import Plan, read_plans
 from ingest.progress.counts import Counts, Progress
-from ingest.store.store import open_store
+from ingest.store.open import open_store
 from ingest.web.fetcher import FetchSettings
 
 CRAWL_RANK = f"{__name__}:crawl_rank"

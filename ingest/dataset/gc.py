@@ -13,7 +13,8 @@ from pathlib import Path
 from cluster.errors import UserError
 from ingest.dataset import layout
 from ingest.dataset.commit import read_commits
-from ingest.store.store import Entry, Store, open_store
+from ingest.store.open import open_store
+from ingest.store.store import Entry, Store
 
 # A write that has not ended by then was killed; a slow second worker's is left alone.
 STALE_SECONDS = 24 * 3600

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from ingest.dataset import layout
 from ingest.dataset.view import ViewBitmaps, read_view
-from ingest.store.store import Store, home_of, open_store
+from ingest.store.open import home_of, open_store
+from ingest.store.store import Store
 
 _BLOCKS_KEPT = 4
 

@@ -10,6 +10,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -17,32 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.dataset import layout
+from ingest.dataset.schema import META_SCHEMA, NO_COLUMNS
 from ingest.image.check import Checked
 from ingest.store.store import Store
 
-META_SCHEMA = pa.schema(
-    [
-        pa.field("unit", pa.uint32(), nullable=False),
-        pa.field("slot", pa.uint32()),
-        pa.field("offset", pa.uint64()),
-        pa.field("size", pa.uint64()),
-        pa.field("width", pa.uint32()),
-        pa.field("height", pa.uint32()),
-        pa.field("original_width", pa.uint32()),
-        pa.field("original_height", pa.uint32()),
-        pa.field("format", pa.string()),
-        pa.field("sha256", pa.binary(32)),
-        pa.field("phash", pa.uint64()),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("reason", pa.string()),
-        pa.field("retryable", pa.bool_(), nullable=False),
-        pa.field("http_status", pa.uint16()),
-        pa.field("url", pa.string(), nullable=False),
-        pa.field("caption", pa.string()),
-        pa.field("labels", pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
-    ]
-)
-NO_COLUMNS = pa.schema([])
 _BLOCK = 512
 
 
@@ -226,3 +205,44 @@ def _meta_bytes(table: pa.Table) -> bytes:
         },
     )
     return buffer.getvalue()
+
+
+class InPlaceWriter:
+    """Collects the rows of one unit whose images are in a foreign tar. Takes the place of a `ShardWriter`.
+
+    Args:
+        store: the dataset's files.
+        unit: its number.
+        shard: the tar's name, bytes and sha256.
+        extra: columns that its rows have besides everyone's.
+    """
+
+    def __init__(self, store: Store, unit: int, *, shard: dict[str, Any], extra: pa.Schema) -> None:
+        self._shard = shard
+        self._meta = MetaWriter(store, unit, extra=extra)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """There is nothing to undo before `publish`."""
+
+    def add(self, verdict: Checked, data: bytes, *, offset: int, **row: Any) -> None:
+        """Append one attempt.
+
+        Args:
+            verdict: the check's result.
+            data: the image as it is in the tar.
+            offset: where in the tar.
+            row: what `MetaWriter.add` wants to know besides.
+        """
+        if verdict.status == "kept":
+            # A check's sha256 is that of what a crawl would store.
+            verdict = replace(verdict, sha256=hashlib.sha256(data).hexdigest())
+        self._meta.add(verdict, offset=offset, size=len(data), **row)
+
+    def publish(self, *, generation: int, fingerprint: str) -> dict[str, Any]:
+        """Make the Parquet durable; returns the record to commit."""
+        return self._meta.publish(generation=generation, fingerprint=fingerprint, shard=self._shard)

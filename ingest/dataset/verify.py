@@ -23,10 +23,11 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from ingest.dataset import layout
-from ingest.dataset.commit import UNITS_SCHEMA, merkle_root
-from ingest.dataset.shard import META_SCHEMA
-from ingest.image.check import ImageError, ImageLimits, decode
-from ingest.store.store import Store, home_of, open_store
+from ingest.dataset.schema import META_SCHEMA, UNITS_SCHEMA
+from ingest.dataset.seal import merkle_root
+from ingest.image.decode import ImageError, ImageLimits, decode
+from ingest.store.open import home_of, open_store
+from ingest.store.store import Store
 
 
 class Level(IntEnum):

@@ -23,18 +23,11 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset import layout
-from ingest.store.store import open_store
+from ingest.dataset.schema import SCHEMA
+from ingest.store.open import open_store
 
 DUPLICATES = ".duplicates"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-SCHEMA = pa.schema(
-    [
-        pa.field("unit", pa.uint32(), nullable=False),
-        pa.field("slots", pa.uint32(), nullable=False),
-        pa.field("kept", pa.uint32(), nullable=False),
-        pa.field("bitmap", pa.binary(), nullable=False),
-    ]
-)
 
 
 class PackedKeeps(Mapping[int, NDArray[np.bool_]]):

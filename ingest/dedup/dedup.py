@@ -19,6 +19,7 @@ from cluster.map.tasks import MapTasks
 from ingest.dataset import layout
 from ingest.dataset.commit import canonical
 from ingest.dataset.open import Dataset, open_dataset, sealed_units
+from ingest.dataset.schema import DUPLICATES_SCHEMA
 from ingest.dataset.view import PackedKeeps, refuse_taken_name, write_duplicates, write_view
 from ingest.dedup.hamming import MAX_RADIUS
 from ingest.dedup.tasks import (
@@ -31,17 +32,7 @@ from ingest.dedup.tasks import (
     scatter_tasks,
     search,
 )
-from ingest.store.store import absolute
-
-DUPLICATES_SCHEMA = pa.schema(
-    [
-        pa.field("winner", pa.uint64(), nullable=False),
-        pa.field("key", pa.uint64(), nullable=False),
-        pa.field("distance", pa.uint8(), nullable=False),
-        pa.field("exact", pa.bool_(), nullable=False),
-        pa.field("evaluation", pa.uint16()),
-    ]
-)
+from ingest.store.open import absolute
 
 Progress = Callable[[str, int, int], None]
 

@@ -24,7 +24,7 @@ from typing import BinaryIO, Generic, Self, TypeVar, cast
 import ingest
 from ingest.image.check import Checked, Treatment
 from ingest.image.check_worker import NO_IMAGE, from_row, read_head, write_frame
-from ingest.sources.source import Problem
+from ingest.problem import Problem
 
 Token = TypeVar("Token")
 Row = tuple[Token, bytes | Problem]

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ingest.image.check import Checked, ImageLimits, Treatment, check
+from ingest.image.check import Checked, Treatment, check
+from ingest.image.decode import ImageLimits
 
 NO_IMAGE = 0xFFFFFFFF
 # Wall time that an image may take, in multiples of its CPU time.

@@ -8,7 +8,7 @@ import aiohttp
 import fsspec
 from fastwarc.warc import WarcRecord
 
-from ingest.links.page import LONGEST_PAGE, Link, Page, opts_out, page_links
+from ingest.links.page import LONGEST_PAGE, Link, Page, page_links
 from ingest.links.wat import wat_page
 from ingest.sources.warc_records import (
     METADATA,
@@ -21,6 +21,7 @@ from ingest.sources.warc_records import (
     records,
     target,
 )
+from ingest.web.opt_outs import opts_out
 from ingest.web.url import resolve
 
 # The JSON of a page's links can be longer than the page.

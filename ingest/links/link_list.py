@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from ingest.links.archive import ArchiveCounts, archive_links
-from ingest.store.store import sync_folder
+from ingest.store.posix import sync_folder
 from ingest.web.url import canonical, host_of
 
 _ROW_GROUP = 1 << 17

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ingest.links.html_tags import attributes, decode_page, tags
+from ingest.web.opt_outs import opts_out
 from ingest.web.url import resolve
 
 # Crawls cut pages at 1 to 5 MiB; of a longer one, this much is read.
@@ -30,9 +31,6 @@ _LAZY = (
     "data-hi-res-src",
 )
 _METAS = frozenset(["og:image", "og:image:url", "og:image:secure_url", "twitter:image", "twitter:image:src"])
-_OPT_OUTS = frozenset(["noai", "noimageai", "noimageindex"])
-# Directives with a value; before any other colon stands the name of the one crawler that is addressed.
-_VALUED = frozenset(["max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"])
 # Relative, or of the web: no data: and no javascript:.
 _LIKELY = re.compile(r"[\0- ]*(?:https?:|(?![A-Za-z][A-Za-z0-9+.-]*:)[^\0- #])", re.IGNORECASE)
 _CANDIDATE = re.compile(r"[\t\n\f\r ,]*([^\t\n\f\r ]+)")
@@ -126,18 +124,6 @@ def meta_images(meta: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 def robots_meta(meta: Mapping[str, str]) -> bool:
     """Whether this <meta> opts out."""
     return meta.get("name", "").strip().lower() == "robots" and opts_out(meta.get("content", ""))
-
-
-def opts_out(directives: str) -> bool:
-    """Whether a robots <meta> or an X-Robots-Tag header opts out, for every crawler."""
-    for directive in directives.lower().split(","):
-        name, colon, _ = directive.partition(":")
-        if colon and name.strip() not in _VALUED:
-            # Whom a name addresses, everything after it addresses.
-            return False
-        if name.strip() in _OPT_OUTS:
-            return True
-    return False
 
 
 def largest_candidate(srcset: str) -> str:

@@ -7,7 +7,8 @@ links here; within one `srcset` the largest is taken, as in pages. The JSON quot
 import json
 from typing import Any
 
-from ingest.links.page import Page, element_images, meta_images, opts_out, resolved, robots_meta
+from ingest.links.page import Page, element_images, meta_images, resolved, robots_meta
+from ingest.web.opt_outs import opts_out
 from ingest.web.url import resolve
 
 _ELEMENTS = {"IMG": "img", "SOURCE": "source", "IMAGE": "image"}

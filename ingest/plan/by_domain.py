@@ -5,10 +5,8 @@ URLs of a site. Rows are therefore sorted by a hash of the domain, which scatter
 part of the hash's range after the other fit into memory.
 """
 
-import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,38 +14,14 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import tldextract
 from numpy.typing import NDArray
+
+from ingest.web.domain import domain_hashes
 
 _PARTS = 256
 _MEMORY = 256 << 20
 # Rows; a part with more is split once more. To sort one takes some 600 bytes a row.
 _LARGEST_PART = 1 << 19
-# Of a unit's rows: whoever works on it has them in memory. Usual ones take 3 MB.
-_CHUNK_BYTES = 128 << 20
-_HOST = r"^\s*[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#]*@)?(?P<host>\[[^\]]*\]|[^/?#:\s]+)"
-# The list of public suffixes inside the package: nothing is fetched. github.io and the like are suffixes.
-_suffixes = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None, include_psl_private_domains=True)
-
-
-def registrable_domain(host: str) -> str:
-    """The part of a host's name that somebody owns: `b.co.uk` of `img.b.co.uk`; itself if there is none."""
-    found = _suffixes(host.rstrip("."))
-    return found.top_domain_under_public_suffix or host
-
-
-@lru_cache(maxsize=1 << 20)
-def _domain_hash(host: str) -> int:
-    digest = hashlib.sha256(registrable_domain(host).encode("utf-8", "backslashreplace")).digest()
-    return int.from_bytes(digest[:8], "big")
-
-
-def domain_hashes(urls: pa.ChunkedArray) -> NDArray[np.uint64]:
-    """64 bits of a hash of each URL's registrable domain, (n,); what is no URL is taken for a host itself."""
-    hosts = pc.struct_field(pc.extract_regex(urls, _HOST), "host").fill_null("")
-    encoded = pc.utf8_lower(hosts).combine_chunks().dictionary_encode()
-    hashes = np.array([_domain_hash(host) for host in encoded.dictionary.to_pylist()], np.uint64)
-    return hashes[encoded.indices.to_numpy()] if len(hashes) else np.zeros(0, np.uint64)
 
 
 class ByDomain:
@@ -187,33 +161,3 @@ def _first_of_each(urls: pa.ChunkedArray) -> NDArray[np.int64]:
     encoded = urls.combine_chunks().dictionary_encode()
     _, first = np.unique(encoded.indices.to_numpy(), return_index=True)
     return np.sort(first)
-
-
-def taking_turns(table: pa.Table) -> pa.Table:
-    """The same rows so that sites take turns: the first URL of each, then the second of each, and so on.
-
-    That is about the order in which they will be fetched: then little has to wait for its place in a shard.
-    `path` is the column with the URLs, as bytes.
-    """
-    hashes = domain_hashes(table["path"].cast(pa.string()))
-    together = np.argsort(hashes, kind="stable")
-    starts = np.flatnonzero(np.diff(hashes[together], prepend=hashes[together][:1] + np.uint64(1)))
-    turn = np.empty(len(table), np.int64)
-    turn[together] = np.arange(len(table)) - np.repeat(starts, np.diff([*starts, len(table)]))
-    return table.take(np.argsort(turn, kind="stable"))
-
-
-def rechunked(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `rows` each, the last one shorter; also those whose texts are very long."""
-    held: list[pa.Table] = []
-    count = size = 0
-    for table in tables:
-        held.append(table)
-        count, size = count + len(table), size + table.nbytes
-        while count >= rows or size >= _CHUNK_BYTES:
-            whole = pa.concat_tables(held)
-            yield whole.slice(0, rows)
-            held = [whole.slice(rows)]
-            count, size = len(held[0]), held[0].nbytes
-    if count:
-        yield pa.concat_tables(held)

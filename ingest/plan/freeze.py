@@ -13,8 +13,10 @@ import pyarrow as pa
 
 from cluster.errors import UserError
 from ingest.dataset.commit import canonical
+from ingest.dataset.schema import ITEMS_SCHEMA
 from ingest.plan.by_domain import ByDomain
-from ingest.plan.plan import ITEMS_SCHEMA, Plan, filled, fingerprint_of, in_units, publish_plan, read_plans
+from ingest.plan.cut_into_units import filled, in_units
+from ingest.plan.plan import Plan, fingerprint_of, publish_plan, read_plans
 from ingest.plan.settings import CrawlSettings, difference, made_with
 from ingest.sources.source import Item, Source, first_folder
 from ingest.sources.tar_in_place import ForeignTar

@@ -6,37 +6,22 @@ last if there is none.
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, groupby
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.errors import UserError
 from ingest.dataset import layout
 from ingest.dataset.commit import canonical
-from ingest.plan.by_domain import rechunked, taking_turns
+from ingest.dataset.schema import ITEMS_SCHEMA
 from ingest.plan.settings import CrawlSettings
 from ingest.sources.companions import COLUMNS
 from ingest.sources.source import Item
 from ingest.store.store import Store
-
-_LABELS = pa.list_(pa.field("element", pa.string(), nullable=False))
-ITEMS_SCHEMA = pa.schema(
-    [
-        pa.field("source", pa.uint32(), nullable=False),
-        pa.field("path", pa.binary(), nullable=False),
-        pa.field("offset", pa.uint64(), nullable=False),
-        pa.field("size", pa.uint64(), nullable=False),
-        pa.field("problem", pa.string(), nullable=False),
-        pa.field("caption", pa.string()),
-        pa.field("labels", _LABELS, nullable=False),
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,38 +174,3 @@ def publish_plan(
     }
     there = store.create_if_absent(layout.plan_name(generation), canonical(ours | more()))
     return Plan(store=store, generation=generation, description=json.loads(there))
-
-
-def filled(table: pa.Table, schema: pa.Schema, *, name: str = "") -> pa.Table:
-    """The table with all columns of the schema, in its order and types; absent ones are null."""
-    columns = [
-        table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
-    try:
-        return pa.table(columns, names=schema.names).cast(schema)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"the list {name} has a column of several types: {error}") from error
-
-
-def in_units(
-    tables: Iterable[pa.Table], rows: int, *, lists: Collection[int], in_place: Collection[int]
-) -> Iterator[pa.Table]:
-    """The rows in units, one table each. In units that are all URLs, sites take turns.
-
-    Args:
-        tables: columns of ITEMS_SCHEMA, and further ones.
-        rows: of a unit.
-        lists: numbers of the sources whose items have URLs.
-        in_place: numbers of the sources that are used in place: their units are of their own rows only.
-    """
-    with_urls = pa.array(sorted(lists), pa.uint32())
-
-    def owner(table: pa.Table) -> int | None:
-        source: int = table["source"][0].as_py()
-        return source if source in in_place else None
-
-    for _, group in groupby((table for table in tables if len(table)), key=owner):
-        for unit in rechunked(group, rows):
-            all_urls = pc.all(pc.is_in(unit["source"], value_set=with_urls)).as_py()
-            yield taking_turns(unit) if all_urls else unit

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError
 from ingest.dataset.commit import read_commits
 from ingest.plan.by_domain import ByDomain
-from ingest.plan.plan import Plan, filled, in_units, publish_plan, read_plans
+from ingest.plan.cut_into_units import filled, in_units
+from ingest.plan.plan import Plan, publish_plan, read_plans
 from ingest.plan.settings import CrawlSettings, made_with
 from ingest.sources.tar_in_place import KIND as IN_PLACE
 from ingest.store.store import Store

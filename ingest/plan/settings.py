@@ -10,7 +10,8 @@ from PIL import features
 
 from cluster.errors import UserError
 from ingest.dataset import layout
-from ingest.image.check import Crop, Encoding, ImageLimits, Treatment
+from ingest.image.check import Crop, Encoding, Treatment
+from ingest.image.decode import ImageLimits
 from ingest.web.fetcher import FetchSettings
 
 FORMAT = 2

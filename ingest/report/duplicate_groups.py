@@ -20,15 +20,13 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from ingest.dataset.view import duplicates_name
-from ingest.store.store import open_store
+from ingest.store.open import open_store
 
 COLUMNS = ["winner", "key", "distance", "exact", "evaluation"]
 LARGEST = 6
 DRAWN = 18
 MEMBERS_SHOWN = 11
 _ROWS_AT_ONCE = 65_536
-
-
 # Its rank, and its number, which decides between equal ones: groups themselves are never compared.
 _Ranked = tuple[float, int, "Group"]
 

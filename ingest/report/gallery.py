@@ -15,9 +15,10 @@ from cluster.wording import in_bytes, several, visible
 from ingest.dataset.open import Dataset, open_dataset, sealed_head
 from ingest.report.duplicate_groups import Group, Groups, Member, read_groups
 from ingest.report.histogram import Histogram
-from ingest.report.provenance import made_of, name_of
+from ingest.report.provenance import made_of
 from ingest.report.stats import Losses, Stats
 from ingest.report.thumbnails import Photo, photos_of, sample_photos
+from ingest.store.open import name_of
 
 BINS = 36
 LABELS_SHOWN = 20

@@ -7,16 +7,10 @@ from typing import Any
 
 from cluster.wording import several
 from ingest.dataset import layout
-from ingest.store.store import open_store
+from ingest.store.open import open_store
 
 # Flags by what they make a crawl ignore.
 OPT_OUTS = {"robots.txt": "--ignore-robots", "X-Robots-Tag": "--ignore-x-robots"}
-
-
-def name_of(path: str) -> str:
-    """The last part of a dataset's folder or URL."""
-    root = open_store(path).root
-    return root.resolve().name if isinstance(root, Path) else root.rpartition("/")[2]
 
 
 def read_generations(path: str | Path, numbers: Sequence[int]) -> dict[int, dict[str, Any] | None]:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset.open import open_dataset, sealed_units
-from ingest.dataset.shard import META_SCHEMA
+from ingest.dataset.schema import META_SCHEMA
 from ingest.report.frequent import Frequent
 from ingest.report.histogram import Histogram
-from ingest.store.store import open_store
+from ingest.store.open import open_store
 
 # Bytes are counted in cells of this many; percentiles of file sizes are exact to one cell.
 BYTES_CELL = 8

@@ -17,7 +17,7 @@ from PIL import Image
 from cluster.wording import in_bytes, visible
 from ingest.dataset import layout
 from ingest.dataset.open import Dataset
-from ingest.image.check import ImageError, ImageLimits, decode
+from ingest.image.decode import ImageError, ImageLimits, decode
 
 THUMBNAIL = (480, 240)
 THUMBNAIL_QUALITY = 80

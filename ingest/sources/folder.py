@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ingest.dataset.shard import NO_COLUMNS
-from ingest.sources.source import PROBLEMS, Item, Problem, first_folder
+from ingest.dataset.schema import NO_COLUMNS
+from ingest.problem import PROBLEMS, Problem
+from ingest.sources.source import Item, first_folder
 
 
 class FolderSource:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
+
+from ingest.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,42 +30,6 @@ class Item:
     caption: str | None = None
     labels: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is said of an item that has no bytes to check.
-
-    Attributes:
-        status: rejected by a rule of ours or of its owner; or failed.
-        reason: one word, in snake case.
-        retryable: whether a later attempt may fare better.
-        http_status: what the server answered, if one did.
-    """
-
-    status: Literal["rejected", "failed"]
-    reason: str
-    retryable: bool = False
-    http_status: int | None = None
-
-
-PROBLEMS = {
-    problem.reason: problem
-    for problem in (
-        Problem("rejected", "link_outside"),
-        Problem("rejected", "not_a_file"),
-        Problem("rejected", "sparse_member"),
-        Problem("rejected", "too_many_bytes"),
-        Problem("failed", "io_error", retryable=True),
-        Problem("failed", "tar_damaged"),
-        Problem("failed", "tar_truncated"),
-        Problem("failed", "tar_bomb"),
-        Problem("failed", "warc_damaged"),
-        Problem("failed", "warc_truncated"),
-        Problem("failed", "warc_not_by_record"),
-        Problem("failed", "response_truncated"),
-    )
-}
 
 
 def first_folder(path: bytes) -> tuple[str, ...]:

@@ -20,9 +20,10 @@ from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
 
+from ingest.problem import PROBLEMS, Problem
 from ingest.sources.companions import COLUMNS, LARGEST_COMPANION, Member, joined, member_of
-from ingest.sources.source import PROBLEMS, Item, Problem, first_folder
-from ingest.store.store import open_store
+from ingest.sources.source import Item, first_folder
+from ingest.store.open import open_store
 
 _BLOCK = 512
 # Long names and PAX records; real ones are a few hundred bytes.
@@ -32,8 +33,6 @@ _LONGEST_NAME = 1 << 16
 # A tar of images hardly shrinks: one that unpacks to more than this is a bomb.
 _LARGEST_EXPANSION = 100
 _EXPANSION_FREE = 1 << 30
-
-
 # Headers about the next member. Long link targets and global headers are of no use here, and skipped.
 _EXTENSIONS = (
     tarfile.XHDTYPE,
@@ -42,8 +41,6 @@ _EXTENSIONS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
-
-
 _DECOMPRESSORS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,

@@ -7,20 +7,14 @@ Whoever publishes such a dataset publishes what cameras wrote into the files, pl
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-
-import pyarrow as pa
+from typing import Any
 
 from cluster.errors import UserError
-from ingest.dataset.shard import MetaWriter
-from ingest.image.check import Checked
+from ingest.problem import Problem
 from ingest.sources.companions import COLUMNS
-from ingest.sources.source import Item, Problem
+from ingest.sources.source import Item
 from ingest.sources.tar import TarSource, open_file
-from ingest.store.store import Store
 
 KIND = "tar_in_place"
 
@@ -70,44 +64,3 @@ class ForeignTar:
                     "again"
                 ) from error
         return self._shard
-
-
-class InPlaceWriter:
-    """Collects the rows of one unit whose images are in a foreign tar. Takes the place of a `ShardWriter`.
-
-    Args:
-        store: the dataset's files.
-        unit: its number.
-        shard: the tar's name, bytes and sha256.
-        extra: columns that its rows have besides everyone's.
-    """
-
-    def __init__(self, store: Store, unit: int, *, shard: dict[str, Any], extra: pa.Schema) -> None:
-        self._shard = shard
-        self._meta = MetaWriter(store, unit, extra=extra)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """There is nothing to undo before `publish`."""
-
-    def add(self, verdict: Checked, data: bytes, *, offset: int, **row: Any) -> None:
-        """Append one attempt.
-
-        Args:
-            verdict: the check's result.
-            data: the image as it is in the tar.
-            offset: where in the tar.
-            row: what `MetaWriter.add` wants to know besides.
-        """
-        if verdict.status == "kept":
-            # A check's sha256 is that of what a crawl would store.
-            verdict = replace(verdict, sha256=hashlib.sha256(data).hexdigest())
-        self._meta.add(verdict, offset=offset, size=len(data), **row)
-
-    def publish(self, *, generation: int, fingerprint: str) -> dict[str, Any]:
-        """Make the Parquet durable; returns the record to commit."""
-        return self._meta.publish(generation=generation, fingerprint=fingerprint, shard=self._shard)

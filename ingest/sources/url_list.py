@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from cluster.errors import UserError
-from ingest.dataset.shard import META_SCHEMA
+from ingest.dataset.schema import META_SCHEMA
 
 FORMATS = {
     ".parquet": "parquet",

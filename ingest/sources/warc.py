@@ -11,9 +11,10 @@ from typing import Any, BinaryIO
 
 from fastwarc.warc import WarcRecord
 
-from ingest.dataset.shard import NO_COLUMNS
+from ingest.dataset.schema import NO_COLUMNS
 from ingest.image.header import sniff
-from ingest.sources.source import PROBLEMS, Item, Problem
+from ingest.problem import PROBLEMS, Problem
+from ingest.sources.source import Item
 from ingest.sources.warc_records import RESOURCE, RESPONSE, ArchiveError, message, records, target
 
 # Enough for every magic number, through a content coding.

@@ -7,39 +7,27 @@ is checked, and the connector is given nothing else.
 
 import asyncio
 import ipaddress
-import re
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlsplit
 
 import aiodns
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from cluster.errors import UserError
-from ingest.sources.source import Problem
+from ingest.problem import Problem
 from ingest.web.problems import (
-    BAD_URL,
     DNS_FAILED,
     DNS_NOT_FOUND,
-    NOT_HTTP_URL,
     PRIVATE_ADDRESS,
     UnfetchableError,
 )
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-_LONGEST_URL = 8192
-# Underscores are no host names, but serve images on the web.
-_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_SAFE_IN_PATH = "/%:@!$&'()*+,;=~-._"
-_SAFE_IN_QUERY = _SAFE_IN_PATH + "?[]|{}^`\\"
-
 # Not for hosts on the internet, though `ipaddress` of some Python versions calls them global.
 _NOT_PUBLIC = tuple(
     map(
@@ -55,72 +43,6 @@ _NAMES_KNOWN = 65_536
 _SHORTEST_LIFE, _LONGEST_LIFE = 60.0, 3600.0
 _NOT_FOUND_LIFE, _FAILED_LIFE = 300.0, 5.0
 _NOT_FOUND = (aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA, aiodns.error.ARES_EBADNAME)
-
-
-def http_url(text: str) -> URL:
-    """The URL to ask for: escapes as they are, without fragment, name and password, and dot segments.
-
-    Raises:
-        UnfetchableError: it is not of http or https, or malformed. An IPv4 address in any but the usual
-            spelling (`127.1`, `0x7f.0.0.1`, `2130706433`) is malformed.
-    """
-    try:
-        if len(text) > _LONGEST_URL:
-            raise UnfetchableError(BAD_URL)
-        parts = urlsplit(text.strip())
-        if parts.scheme not in ("http", "https"):
-            raise UnfetchableError(NOT_HTTP_URL)
-        if "\\" in parts.netloc:
-            # Browsers and other parsers disagree about which host this is.
-            raise UnfetchableError(BAD_URL)
-        origin = URL.build(scheme=parts.scheme, host=parts.hostname or "", port=parts.port)
-        return URL.build(
-            scheme=parts.scheme,
-            host=_bracketed(_host(origin.raw_host or "")),
-            port=origin.port,
-            path=_without_dots(quote(parts.path or "/", safe=_SAFE_IN_PATH)),
-            query_string=quote(parts.query, safe=_SAFE_IN_QUERY),
-            encoded=True,
-        )
-    except ValueError:
-        raise UnfetchableError(BAD_URL) from None
-
-
-def _host(host: str) -> str:
-    host = host.removesuffix(".")
-    if ":" in host:
-        if "%" in host:
-            raise ValueError(host)
-        return str(ipaddress.IPv6Address(host))
-    labels = host.split(".")
-    if _NUMBER.fullmatch(labels[-1]):
-        return str(ipaddress.IPv4Address(host))
-    if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
-        raise ValueError(host)
-    return host
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _without_dots(path: str) -> str:
-    """RFC 3986 §5.2.4: what a server would make of an absolute path, and so what robots.txt must judge."""
-    if not path.startswith("/"):
-        raise ValueError(path)
-    if "/." not in path and "%2" not in path:
-        return path
-    kept: list[str] = []
-    segments = path.split("/")[1:]
-    for segment in segments:
-        plain = segment.lower().replace("%2e", ".")
-        if plain == "..":
-            del kept[-1:]
-        elif plain != ".":
-            kept.append(segment)
-    if plain in (".", ".."):
-        kept.append("")
-    return "/" + "/".join(kept)
 
 
 class AddressPolicy:

@@ -17,10 +17,11 @@ from urllib.parse import urljoin
 import aiohttp
 from yarl import URL
 
-from ingest.sources.source import Problem
-from ingest.web.addresses import AddressPolicy, CheckedResolver, http_url
+from ingest.problem import Problem
+from ingest.web.addresses import AddressPolicy, CheckedResolver
 from ingest.web.host_queues import Hosts, SlowHost
 from ingest.web.http_client import Answer, HttpClient
+from ingest.web.opt_outs import opted_out
 from ingest.web.problems import (
     DEADLINE,
     FETCHER_ERROR,
@@ -29,7 +30,9 @@ from ingest.web.problems import (
     UnfetchableError,
     after_answer,
 )
-from ingest.web.robots_txt import MOST_BYTES, Robots, opted_out
+from ingest.web.robots_txt import MOST_BYTES, Robots
+from ingest.web.settings import FetchSettings
+from ingest.web.url import http_url
 
 Token = TypeVar("Token")
 
@@ -43,37 +46,6 @@ _STRIKES = frozenset(
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FetchSettings:
-    """How images are fetched.
-
-    Attributes:
-        contact: a URL or an e-mail address for the User-Agent, where a site's owner finds us.
-        deadline: seconds for one attempt, from the name's resolution to the last byte, redirects included.
-        attempts: per URL, for what may succeed later, with growing pauses between.
-        max_bytes: of a body, encoded and decoded.
-        max_redirects: followed in one attempt.
-        per_host: requests of one host under way at a time.
-        per_host_rate: requests per second of one host; None for as many as it answers.
-        connections: requests under way at a time, of all hosts.
-        robots: obey robots.txt.
-        x_robots: obey X-Robots-Tag.
-        allow_private: networks, as CIDRs, that may be asked though they are not public.
-    """
-
-    contact: str | None = None
-    deadline: float = 20.0
-    attempts: int = 3
-    max_bytes: int = 32 << 20
-    max_redirects: int = 5
-    per_host: int = 2
-    per_host_rate: float | None = None
-    connections: int = 256
-    robots: bool = True
-    x_robots: bool = True
-    allow_private: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

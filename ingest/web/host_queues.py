@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
 
-from ingest.sources.source import Problem
+from ingest.problem import Problem
 from ingest.web.problems import HOST_ASKS_TO_WAIT, HOST_UNREACHABLE
 
 Job = TypeVar("Job")

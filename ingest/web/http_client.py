@@ -11,16 +11,21 @@ import aiohttp
 from yarl import URL
 
 from cluster.errors import UserError
+from ingest.problem import Problem
 from ingest.web.addresses import AddressPolicy, CheckedResolver
 from ingest.web.content_encoding import BadEncodingError, BombError, check_ratio, decoder
 from ingest.web.host_queues import KEPT_ALIVE
 from ingest.web.problems import (
+    BAD_HTTP,
+    BAD_URL,
+    CONNECT_FAILED,
+    DEADLINE,
     FETCHER_ERROR,
+    RESET,
+    TLS_INVALID,
     UnfetchableError,
     after_answer,
     answered,
-    broken_body,
-    no_answer,
     retry_after,
 )
 
@@ -233,3 +238,28 @@ async def _read_small_rest(response: aiohttp.ClientResponse) -> None:
                 pass
     except (TimeoutError, aiohttp.ClientError):
         response.close()
+
+
+def no_answer(error: Exception) -> Problem | None:
+    """What an error of the HTTP client means before the headers are here; None if it is not the network's."""
+    kinds: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Problem], ...] = (
+        ((aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError), TLS_INVALID),
+        ((aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError), CONNECT_FAILED),
+        (aiohttp.ServerTimeoutError, DEADLINE),
+        ((aiohttp.ClientResponseError, aiohttp.http.HttpProcessingError), BAD_HTTP),
+        ((aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError), BAD_URL),
+        ((aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionError), RESET),
+        (aiohttp.ClientError, BAD_HTTP),
+        (asyncio.TimeoutError, DEADLINE),
+        (OSError, CONNECT_FAILED),
+    )
+    return next((problem for kind, problem in kinds if isinstance(error, kind)), None)
+
+
+def broken_body(error: Exception, status: int) -> UnfetchableError | None:
+    """What an error of the HTTP client means while the body is read; None if it is not the network's."""
+    if isinstance(error, (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError)):
+        return after_answer("truncated_body", status, retryable=True)
+    if isinstance(error, (aiohttp.ClientError, aiohttp.http.HttpProcessingError)):
+        return after_answer("bad_http", status)
+    return None

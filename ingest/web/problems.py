@@ -1,13 +1,10 @@
 """What may become of a URL that gives no usable bytes, and whether a later attempt may fare better."""
 
-import asyncio
 import time
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-import aiohttp
-
-from ingest.sources.source import Problem
+from ingest.problem import Problem
 
 NOT_HTTP_URL = Problem("rejected", "not_http_url")
 BAD_URL = Problem("rejected", "bad_url")
@@ -72,28 +69,3 @@ def retry_after(text: str | None) -> float | None:
     except (ValueError, OverflowError):
         return None
     return max(0.0, stamp - time.time())
-
-
-def no_answer(error: Exception) -> Problem | None:
-    """What an error of the HTTP client means before the headers are here; None if it is not the network's."""
-    kinds: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Problem], ...] = (
-        ((aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError), TLS_INVALID),
-        ((aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError), CONNECT_FAILED),
-        (aiohttp.ServerTimeoutError, DEADLINE),
-        ((aiohttp.ClientResponseError, aiohttp.http.HttpProcessingError), BAD_HTTP),
-        ((aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError), BAD_URL),
-        ((aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionError), RESET),
-        (aiohttp.ClientError, BAD_HTTP),
-        (asyncio.TimeoutError, DEADLINE),
-        (OSError, CONNECT_FAILED),
-    )
-    return next((problem for kind, problem in kinds if isinstance(error, kind)), None)
-
-
-def broken_body(error: Exception, status: int) -> UnfetchableError | None:
-    """What an error of the HTTP client means while the body is read; None if it is not the network's."""
-    if isinstance(error, (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError)):
-        return after_answer("truncated_body", status, retryable=True)
-    if isinstance(error, (aiohttp.ClientError, aiohttp.http.HttpProcessingError)):
-        return after_answer("bad_http", status)
-    return None

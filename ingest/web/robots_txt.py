@@ -14,8 +14,8 @@ from urllib.parse import urljoin
 from protego import Protego
 from yarl import URL
 
-from ingest.web.addresses import http_url
 from ingest.web.http_client import Answer
+from ingest.web.opt_outs import TOKEN
 from ingest.web.problems import (
     CONNECT_FAILED,
     DNS_FAILED,
@@ -25,9 +25,7 @@ from ingest.web.problems import (
     TLS_INVALID,
     UnfetchableError,
 )
-
-# What robots.txt and X-Robots-Tag call us.
-TOKEN = "seer-ingest"
+from ingest.web.url import http_url
 
 MOST_BYTES = 512 << 10
 _MOST_REDIRECTS = 5
@@ -42,9 +40,6 @@ _USER_AGENT = re.compile(r"\s*user[- ]?agent\s*[:\s]\s*([^#]*)", re.IGNORECASE)
 _SITE_WIDE = re.compile(r"\s*(site-?maps?|host)\b", re.IGNORECASE)
 # Told as they are: the image itself would meet them too.
 _OF_THE_HOST = (PRIVATE_ADDRESS, DNS_NOT_FOUND, DNS_FAILED, CONNECT_FAILED, TLS_INVALID)
-_OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex", "none")
-# Directives with a colon of their own: no robot's name.
-_VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,25 +91,6 @@ def _lines_for_us(text: str) -> Iterable[str]:
             naming = False
             if ours:
                 yield line
-
-
-def opted_out(headers: Iterable[str]) -> bool:
-    """Whether X-Robots-Tag headers keep this image from us, or from all robots.
-
-    `noai`, `noimageai`, `noindex`, `noimageindex`, and `none`, which means noindex and nofollow; a name
-    before them limits what follows in that header to the robot of that name.
-    """
-    for header in headers:
-        concerns_us = True
-        for item in header.lower().split(","):
-            name, colon, directive = item.partition(":")
-            if colon and name.strip() not in _VALUED:
-                concerns_us = name.strip() in (TOKEN, "*")
-            else:
-                directive = item
-            if concerns_us and directive.strip() in _OPT_OUTS:
-                return True
-    return False
 
 
 class Robots:

@@ -9,10 +9,23 @@ None for what is no web address, and never raise.
 import ipaddress
 import re
 from functools import lru_cache
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import idna
+from yarl import URL
 
+from ingest.web.problems import (
+    BAD_URL,
+    NOT_HTTP_URL,
+    UnfetchableError,
+)
+
+_LONGEST_URL = 8192
+# Underscores are no host names, but serve images on the web.
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_SAFE_IN_PATH = "/%:@!$&'()*+,;=~-._"
+_SAFE_IN_QUERY = _SAFE_IN_PATH + "?[]|{}^`\\"
 # nginx and Apache refuse longer request lines.
 LONGEST_URL = 8192
 _LONGEST_HOST = 253
@@ -154,4 +167,70 @@ def _without_dots(path: str) -> str:
             kept.append(segment)
         if plain in (".", "..") and number == len(segments) - 1:
             kept.append("")
+    return "/" + "/".join(kept)
+
+
+def http_url(text: str) -> URL:
+    """The URL to ask for: escapes as they are, without fragment, name and password, and dot segments.
+
+    Raises:
+        UnfetchableError: it is not of http or https, or malformed. An IPv4 address in any but the usual
+            spelling (`127.1`, `0x7f.0.0.1`, `2130706433`) is malformed.
+    """
+    try:
+        if len(text) > _LONGEST_URL:
+            raise UnfetchableError(BAD_URL)
+        parts = urlsplit(text.strip())
+        if parts.scheme not in ("http", "https"):
+            raise UnfetchableError(NOT_HTTP_URL)
+        if "\\" in parts.netloc:
+            # Browsers and other parsers disagree about which host this is.
+            raise UnfetchableError(BAD_URL)
+        origin = URL.build(scheme=parts.scheme, host=parts.hostname or "", port=parts.port)
+        return URL.build(
+            scheme=parts.scheme,
+            host=_bracketed(_host(origin.raw_host or "")),
+            port=origin.port,
+            path=_served_path(quote(parts.path or "/", safe=_SAFE_IN_PATH)),
+            query_string=quote(parts.query, safe=_SAFE_IN_QUERY),
+            encoded=True,
+        )
+    except ValueError:
+        raise UnfetchableError(BAD_URL) from None
+
+
+def _host(host: str) -> str:
+    host = host.removesuffix(".")
+    if ":" in host:
+        if "%" in host:
+            raise ValueError(host)
+        return str(ipaddress.IPv6Address(host))
+    labels = host.split(".")
+    if _NUMBER.fullmatch(labels[-1]):
+        return str(ipaddress.IPv4Address(host))
+    if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
+        raise ValueError(host)
+    return host
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _served_path(path: str) -> str:
+    """RFC 3986 §5.2.4: what a server would make of an absolute path, and so what robots.txt must judge."""
+    if not path.startswith("/"):
+        raise ValueError(path)
+    if "/." not in path and "%2" not in path:
+        return path
+    kept: list[str] = []
+    segments = path.split("/")[1:]
+    for segment in segments:
+        plain = segment.lower().replace("%2e", ".")
+        if plain == "..":
+            del kept[-1:]
+        elif plain != ".":
+            kept.append(segment)
+    if plain in (".", ".."):
+        kept.append("")
     return "/" + "/".join(kept)

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.job import write_atomically
 from cluster.rank.torch_dist import World
 from pipeline.checkpoint.files import METHOD, OPTIMIZER, broken_file, newest_first, step_of
 from pipeline.checkpoint.period import young_daly

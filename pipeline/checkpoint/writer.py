@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from cluster.job import write_atomically
+from cluster.atomic_file import write_atomically
 from cluster.rank.torch_dist import World
 from pipeline.distributed.sharded import own
 

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.job import write_atomically
 from pipeline.commands.options import Json, Runs
 from pipeline.commands.runs import WIDE, find_run
 

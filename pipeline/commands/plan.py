@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.job import write_atomically
 from cluster.site import load_site
 from cluster.typed_yaml import load_recipe
 from pipeline.commands.options import Cluster, Json, Overrides

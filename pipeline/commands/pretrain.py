@@ -15,7 +15,8 @@ from rich.console import Console
 from cluster.errors import UserError
 from cluster.executors import make_executor, status_of
 from cluster.job import PREEMPTED_EXIT_CODE, ExecutorName, Job, Resources, State
-from cluster.run.folder import RunFolder, explain
+from cluster.run.folder import RunFolder
+from cluster.run.status import explain
 from cluster.site import Site, load_site, read_site
 from cluster.typed_yaml import load_recipe
 from pipeline.commands.options import (

@@ -19,8 +19,9 @@ from cluster.errors import UserError
 from cluster.executors import cancel as cancel_run
 from cluster.executors import status_of
 from cluster.job import State
-from cluster.run.folder import RunFolder, explain, list_runs
+from cluster.run.folder import RunFolder, list_runs
 from cluster.run.restarts import newest_checkpoint, read_restarts
+from cluster.run.status import explain
 from pipeline.commands.options import Json, Run, Runs
 
 CANCEL_PATIENCE = 60.0  # seconds

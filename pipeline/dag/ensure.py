@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 from cluster.errors import UserError
 from cluster.executors import status_of
 from cluster.job import Executor, Job, Resources, State
-from cluster.run.folder import RunFolder, Status, explain, raise_unless_completed
+from cluster.run.folder import RunFolder
+from cluster.run.status import Status, explain, raise_unless_completed
 from cluster.typed_yaml import Section
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from torch import Tensor
 from cluster.errors import UserError
 from cluster.preflight.measure import GIB, devices
 from ingest.dataset.open import Dataset
-from ingest.image.check import ImageError, decode
+from ingest.image.decode import ImageError, decode
 from pipeline.data.image.crops import FLIP, crop_box
 from pipeline.data.image.resample import crop_and_resize, installed_fixed_point
 from pipeline.data.rank_batches import Batch, RankBatches

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.job import write_atomically
 from cluster.typed_yaml import Section
 from pipeline.dag.ensure import Input
 from pipeline.data.order import plan_order

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ingest.dataset.open import Dataset, UnitRows
-from ingest.image.check import decode
+from ingest.image.decode import decode
 from pipeline.data.loader import Loader
 from pipeline.data.reader import Reader
 from pipeline.recipe import PretrainRecipe

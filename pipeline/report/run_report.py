@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 
-from cluster.job import write_atomically
+from cluster.atomic_file import write_atomically
 from cluster.typed_yaml import Section, load_recipe
 from ingest.dataset.open import Dataset, open_dataset
 from pipeline.dag.ensure import Input

@@ -12,7 +12,8 @@ from cluster.errors import AlreadyRunning, UserError
 from cluster.executors import status_of
 from cluster.job import Executor, Job
 from cluster.local import LocalExecutor
-from cluster.run.folder import RunFolder, explain, raise_unless_completed
+from cluster.run.folder import RunFolder
+from cluster.run.status import explain, raise_unless_completed
 from cluster.slurm.executor import SlurmExecutor, SlurmHandle
 from cluster.typed_yaml import check_recipe
 from pipeline.dag.ensure import Receipt, Stage, ensure, find_receipt, finish, prepare, run_job

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.job import Job, Resources, write_atomically
+from cluster.job import Job, Resources
 from cluster.run.folder import RunFolder
 from cluster.typed_yaml import Section
 from ingest.crawl.crawl import Counts, CrawlSettings, Progress, crawl_shards

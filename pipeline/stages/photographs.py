@@ -24,10 +24,10 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.job import write_atomically
 from cluster.typed_yaml import Section
-from ingest.image.check import ImageError, ImageLimits, decode
+from ingest.image.decode import ImageError, ImageLimits, decode
 from pipeline.dag.ensure import folder_identity, list_files
 from pipeline.recipe import Fraction
 

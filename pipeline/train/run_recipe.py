@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import yaml
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.job import write_atomically
 from cluster.run.source import source_version
 from cluster.typed_yaml import read_yaml
 from ingest.dataset.open import open_dataset

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cluster.errors import UserError
 from cluster.typed_yaml import Section
 from ingest.dataset.open import Dataset
-from ingest.image.check import ImageError, decode
+from ingest.image.decode import ImageError, decode
 from pipeline.data.reader import BadSampleError, Reader
 from pipeline.data.workers import numbered
 

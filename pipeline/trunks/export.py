@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.job import write_atomically
 from cluster.typed_yaml import Section, load_recipe
 from ingest.dataset.open import Dataset
 from pipeline.checkpoint.files import latest, read_tensors

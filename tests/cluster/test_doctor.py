@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from cluster import doctor
+from cluster.rank.process import MALLOC_SETTINGS
 
 
 @pytest.fixture
@@ -181,12 +182,12 @@ def test_python_versions():
 
 
 def test_malloc_hint_names_every_setting(monkeypatch):
-    for name in doctor.MALLOC_SETTINGS:
+    for name in MALLOC_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     hint = doctor.malloc_check()
     if "glibc" not in hint.detail:
-        assert all(name in hint.remedy for name in doctor.MALLOC_SETTINGS)
-        for name, value in doctor.MALLOC_SETTINGS.items():
+        assert all(name in hint.remedy for name in MALLOC_SETTINGS)
+        for name, value in MALLOC_SETTINGS.items():
             monkeypatch.setenv(name, value)
         assert doctor.malloc_check().detail == "pinned in this shell"
 

@@ -21,7 +21,8 @@ import pytest
 from cluster.errors import UserError
 from cluster.job import Job, Resources, State
 from cluster.local import LocalExecutor
-from cluster.run.folder import RunFolder, explain, raise_unless_completed
+from cluster.run.folder import RunFolder
+from cluster.run.status import explain, raise_unless_completed
 
 RANK_FUNCTIONS = """
 import json, os, signal, subprocess, sys, time

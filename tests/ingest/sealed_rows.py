@@ -7,10 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from ingest.dataset.commit import commit, seal
-from ingest.dataset.shard import NO_COLUMNS, ShardWriter
+from ingest.dataset.commit import commit
+from ingest.dataset.schema import NO_COLUMNS
+from ingest.dataset.seal import seal
+from ingest.dataset.shard import ShardWriter
 from ingest.image.check import Checked
-from ingest.store.store import open_store
+from ingest.store.open import open_store
 
 Row = dict[str, Any]
 

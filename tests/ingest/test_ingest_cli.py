@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ingest import cli
+from ingest.commands import doctor, verify
+from ingest.commands.stats import LISTED
 from ingest.dataset.open import open_dataset
 from ingest.dataset.verify import Level
 
@@ -201,7 +203,7 @@ def test_stats_shows_reasons_sizes_and_labels(dataset):
 
 
 def test_stats_lists_few_labels_and_counts_the_others(tmp_path, scene, crawl):
-    for number in range(cli.LISTED + 3):
+    for number in range(LISTED + 3):
         (tmp_path / "source" / f"label{number:02}").mkdir(parents=True)
         scene(number, 8, 8).save(tmp_path / "source" / f"label{number:02}" / "x.png")
     crawl([tmp_path / "source"], tmp_path / "out")
@@ -235,9 +237,13 @@ def test_doctor_answers(tmp_path):
 
 def test_doctor_exits_with_1_if_something_required_is_missing(monkeypatch):
     row = {"name": "x", "detail": "gone", "remedy": "install it"}
-    monkeypatch.setattr(cli, "image_checks", lambda: [cli.Check(**row, status="missing", required=False)])
+    monkeypatch.setattr(
+        doctor, "image_checks", lambda: [doctor.Check(**row, status="missing", required=False)]
+    )
     assert run("doctor").exit_code == 0
-    monkeypatch.setattr(cli, "image_checks", lambda: [cli.Check(**row, status="missing", required=True)])
+    monkeypatch.setattr(
+        doctor, "image_checks", lambda: [doctor.Check(**row, status="missing", required=True)]
+    )
     assert run("doctor").exit_code == 1
 
 
@@ -290,6 +296,6 @@ def test_interrupt_elsewhere_is_one_line(dataset, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "read_seal", interrupted)
+    monkeypatch.setattr(verify, "read_seal", interrupted)
     result = run("verify", dataset)
     assert (result.exit_code, result.output) == (130, "ingest: interrupted\n")

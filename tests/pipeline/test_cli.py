@@ -17,7 +17,8 @@ from typer.testing import CliRunner, Result
 
 from cluster.host import Process
 from cluster.job import State
-from cluster.run.folder import Failure, RunFolder, Status
+from cluster.run.folder import RunFolder
+from cluster.run.status import Failure, Status
 from ingest.dataset.open import open_dataset
 from pipeline.cli import app
 

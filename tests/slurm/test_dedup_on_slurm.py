@@ -12,7 +12,8 @@ from cluster.errors import UserError
 from cluster.executors import status_of
 from cluster.job import State
 from cluster.map.on_slurm import on_slurm
-from cluster.map.tasks import MapTasks, processes
+from cluster.map.processes import processes
+from cluster.map.tasks import MapTasks
 from cluster.run.folder import list_runs
 from cluster.run.restarts import read_restarts
 from cluster.site import Site

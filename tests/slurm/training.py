@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 from lab import SlurmLab, wait_until
 
-from cluster.run.folder import RunFolder, Status
+from cluster.run.folder import RunFolder
 from cluster.run.restarts import Restart, read_restarts
+from cluster.run.status import Status
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ingest.image.check import ImageError, decode
+from ingest.image.decode import ImageError, decode
 from pipeline.data.reader import BadSampleError
 from pipeline.recipe import CropGroup
 

@@ -25,7 +25,8 @@ from cluster.hang.watchdog import Watchdog, Watcher
 from cluster.host import Process
 from cluster.job import Job, Resources, State
 from cluster.local import LocalExecutor
-from cluster.run.folder import Failure, RunFolder, explain
+from cluster.run.folder import RunFolder
+from cluster.run.status import Failure, explain
 
 RANK_FUNCTIONS = """
 import os, signal, sys, threading, time

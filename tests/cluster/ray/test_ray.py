@@ -20,12 +20,14 @@ from cluster.errors import AlreadyRunning
 from cluster.host import Process
 from cluster.job import PREEMPTED_EXIT_CODE, Job, Resources, State
 from cluster.ray.connect import NAMESPACE, load_ray, write_record
-from cluster.ray.executor import RayExecutor, actor_name, current_status, reopen
+from cluster.ray.executor import RayExecutor, reopen
 from cluster.ray.gang import cpus_per_rank
 from cluster.ray.in_allocation import cpus_of_nodes, head_options, ports_of, step
 from cluster.ray.rank_worker import RankWorker
-from cluster.run.folder import RunFolder, Status, explain
+from cluster.ray.status import actor_name, current_status
+from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause, read_restarts
+from cluster.run.status import Status, explain
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"

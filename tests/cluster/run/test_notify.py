@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from cluster.job import State
-from cluster.run.folder import Failure, RunFolder, Status
+from cluster.run.folder import RunFolder
 from cluster.run.notify import notify
+from cluster.run.status import Failure, Status
 from cluster.site import Notify, Site, write_site
 
 FAILED = Status(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.job import Job, Resources
-from cluster.run.folder import Failure, RunFolder
+from cluster.run.folder import RunFolder
 from cluster.run.restarts import (
     MAX_LOST,
     MAX_STOPPED,
@@ -20,6 +20,7 @@ from cluster.run.restarts import (
     read_restarts,
     spent,
 )
+from cluster.run.status import Failure
 
 JOB = Job(name="test", function="a:b", arguments={}, resources=Resources(), folder=Path("run"))
 

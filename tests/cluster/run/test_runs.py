@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.host import Process
-from cluster.job import Job, Resources, State, write_atomically
-from cluster.run.folder import Failure, RunFolder, Status, list_runs
+from cluster.job import Job, Resources, State
+from cluster.run.folder import RunFolder, list_runs
+from cluster.run.status import Failure, Status
 
 
 def make_status(**changes: object) -> Status:

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from cluster.job import Job, Resources, State
-from cluster.run.folder import RunFolder, Status
+from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause, read_restarts
+from cluster.run.status import Status
 from cluster.slurm.batch import begin, end
 from cluster.slurm.script import NOTHING_TO_DO
 

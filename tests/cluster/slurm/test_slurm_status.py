@@ -9,10 +9,12 @@ import pytest
 
 from cluster.errors import AlreadyRunning
 from cluster.job import Job, Resources, State
-from cluster.run.folder import RunFolder, Status
+from cluster.run.folder import RunFolder
+from cluster.run.status import Status
 from cluster.site import Site
 from cluster.slurm import executor as slurm
-from cluster.slurm.executor import SlurmExecutor, SlurmHandle, current_status
+from cluster.slurm.executor import SlurmExecutor, SlurmHandle
+from cluster.slurm.status import current_status
 
 SQUEUE = """#!/bin/sh
 cat "$ANSWERS/queue"

@@ -18,9 +18,10 @@ import pytest
 from cluster.errors import UserError
 from ingest.crawl.crawl import crawl_shards
 from ingest.dataset.open import open_dataset, sealed_units
-from ingest.image.check import ImageLimits, Treatment
+from ingest.image.check import Treatment
+from ingest.image.decode import ImageLimits
 from ingest.plan.settings import CrawlSettings
-from ingest.store.store import PosixStore
+from ingest.store.posix import PosixStore
 
 UNIT_ROWS = 4
 

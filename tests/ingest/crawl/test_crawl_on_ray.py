@@ -11,7 +11,7 @@ from picture_server import NETWORK, PictureServer
 from cluster.errors import UserError
 from cluster.site import Site
 from ingest.crawl.crawl import crawl_plan, plan_shards
-from ingest.crawl.divide import crawl_on_ray
+from ingest.crawl.on_ray import crawl_on_ray
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts
 from ingest.web.fetcher import FetchSettings

@@ -18,11 +18,12 @@ from picture_server import NETWORK, PictureServer
 
 from cluster.errors import UserError
 from ingest.crawl.crawl import plan_shards
-from ingest.crawl.divide import crawl_here, divide, first_site
+from ingest.crawl.divide import divide, first_site
+from ingest.crawl.on_this_machine import crawl_here
 from ingest.crawl.part import Part
-from ingest.plan.by_domain import domain_hashes
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts
+from ingest.web.domain import domain_hashes
 from ingest.web.fetcher import FetchSettings
 
 FETCH = FetchSettings(contact="test@example.org", allow_private=(NETWORK,))

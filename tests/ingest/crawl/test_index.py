@@ -25,10 +25,10 @@ from ingest.dataset.commit import read_commit
 from ingest.dataset.gc import find_garbage
 from ingest.dataset.open import open_dataset, sealed_units
 from ingest.dataset.verify import Level, read_seal, verify_root, verify_units
-from ingest.image.check import decode
+from ingest.image.decode import decode
 from ingest.plan.settings import CrawlSettings
 from ingest.report.stats import count
-from ingest.store.store import open_store
+from ingest.store.open import open_store
 from pipeline.data.reader import Reader
 
 UNIT_ROWS = 4
@@ -366,7 +366,7 @@ def test_the_commands_know_datasets_in_place(tars, tmp_path):
 
 
 def test_a_retry_leaves_images_in_their_tars(tars, tmp_path, monkeypatch):
-    from ingest.sources.source import PROBLEMS
+    from ingest.problem import PROBLEMS
     from ingest.sources.tar import TarSource
 
     paths, images = tars

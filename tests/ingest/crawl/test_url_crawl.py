@@ -21,12 +21,14 @@ from replay_server import ALLOWED, ReplayServer, expected
 from cluster.errors import UserError
 from ingest.crawl.crawl import crawl_plan, crawl_shards, plan_shards
 from ingest.dataset.open import open_dataset, sealed_units
-from ingest.image.check import ImageLimits, Treatment
+from ingest.image.check import Treatment
+from ingest.image.decode import ImageLimits
 from ingest.plan.plan import read_plans
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts
 from ingest.sources.url_list import Columns
-from ingest.store.store import PosixStore, open_store
+from ingest.store.open import open_store
+from ingest.store.posix import PosixStore
 from ingest.web.fetcher import FetchSettings
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))

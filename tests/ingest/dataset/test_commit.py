@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
-from ingest.dataset.commit import canonical, commit, merkle_root, seal
-from ingest.store.store import PosixStore
+from ingest.dataset.commit import canonical, commit
+from ingest.dataset.seal import merkle_root, seal
+from ingest.store.posix import PosixStore
 
 
 def record(unit, fingerprint="a" * 64):

@@ -13,7 +13,7 @@ from ingest.dataset import gc
 from ingest.dataset.commit import canonical, read_commit
 from ingest.dataset.layout import commit_name, meta_name, shard_name
 from ingest.dataset.open import open_dataset
-from ingest.store.store import open_store
+from ingest.store.open import open_store
 
 OTHER = "f" * 64
 

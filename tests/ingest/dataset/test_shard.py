@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.dataset.shard import META_SCHEMA, ShardWriter, header
+from ingest.dataset.schema import META_SCHEMA
+from ingest.dataset.shard import ShardWriter, header
 from ingest.image.check import Checked, Treatment, check
-from ingest.store.store import PosixStore
+from ingest.store.posix import PosixStore
 
 
 def write(output, scene, encode, *, unit=7):

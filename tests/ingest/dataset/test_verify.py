@@ -12,11 +12,12 @@ from PIL import Image
 
 from cluster.errors import UserError
 from ingest.dataset import layout
-from ingest.dataset.commit import canonical, commit, seal
+from ingest.dataset.commit import canonical, commit
+from ingest.dataset.seal import seal
 from ingest.dataset.shard import ShardWriter
 from ingest.dataset.verify import Level, read_seal, verify_root, verify_units
 from ingest.image.check import Checked
-from ingest.store.store import PosixStore
+from ingest.store.posix import PosixStore
 
 LEVELS = list(Level)
 

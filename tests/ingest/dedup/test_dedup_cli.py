@@ -13,7 +13,7 @@ from sealed_rows import seal_rows
 from typer.testing import CliRunner
 
 from cluster.errors import UserError
-from cluster.map.tasks import processes
+from cluster.map.processes import processes
 from ingest import cli
 from ingest.dataset.open import open_dataset
 

@@ -8,7 +8,7 @@ import pytest
 from sealed_rows import seal_rows
 from typer.testing import CliRunner
 
-from cluster.map.tasks import on_ray
+from cluster.map.on_ray import on_ray
 from cluster.site import Site
 from ingest import cli
 from ingest.dedup import tasks as dedup_tasks

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sealed_rows import seal_rows
 
 from cluster.errors import UserError
-from cluster.map.tasks import processes
+from cluster.map.processes import processes
 from ingest.dataset.open import open_dataset
 from ingest.dataset.view import read_view, write_view
 from ingest.filter import filter as filtering

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from ingest.image import header
-from ingest.image.check import ImageError, ImageLimits, Treatment, check, decode, perceptual_hash, sniff
+from ingest.image.check import Treatment, check
+from ingest.image.decode import ImageError, ImageLimits, decode
+from ingest.image.header import sniff
+from ingest.image.phash import perceptual_hash
 
 KINDS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}
 LOSSLESS = {"png": {}, "webp": {"lossless": True}, "bmp": {}, "tiff": {}}

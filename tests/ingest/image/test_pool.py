@@ -7,7 +7,7 @@ import pytest
 
 from ingest.image.check import Treatment
 from ingest.image.check_pool import Checker
-from ingest.sources.source import Problem
+from ingest.problem import Problem
 
 
 def checked(images, *, workers=1, seconds=10.0, memory_mb=768):

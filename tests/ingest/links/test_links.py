@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.links.html_tags import attributes, decode_page, tags
-from ingest.links.page import LONGEST_PAGE, Link, largest_candidate, opts_out, page_links
+from ingest.links.page import LONGEST_PAGE, Link, largest_candidate, page_links
+from ingest.web.opt_outs import opts_out
 from ingest.web.url import LONGEST_URL, canonical, host_of, resolve
 
 PAGE = "http://host.example/dir/page?q"

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.plan import by_domain as grouping
-from ingest.plan.by_domain import ByDomain, domain_hashes, rechunked, registrable_domain, taking_turns
+from ingest.plan.by_domain import ByDomain
+from ingest.plan.cut_into_units import rechunked, taking_turns
+from ingest.web.domain import domain_hashes, registrable_domain
 
 HOSTS = st.sampled_from(
     ["a.com", "img.a.com", "A.com:8080", "b.co.uk", "x.b.co.uk", "u.github.io", "1.2.3.4", "[::1]"]

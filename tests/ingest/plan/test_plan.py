@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
-from ingest.image.check import ImageLimits, Treatment
+from ingest.image.check import Treatment
+from ingest.image.decode import ImageLimits
 from ingest.plan import settings as crawl_settings
 from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings
 from ingest.sources.opening import open_source
 from ingest.sources.url_list import Columns
-from ingest.store.store import PosixStore
+from ingest.store.posix import PosixStore
 
 
 def frozen(output, *sources, listed=lambda items: None, **settings):

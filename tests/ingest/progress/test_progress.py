@@ -8,7 +8,8 @@ from rich.console import Console
 
 from cluster.wording import duration
 from ingest.progress.counts import Counts
-from ingest.progress.crawl_progress import CrawlProgress, Meter
+from ingest.progress.crawl_progress import CrawlProgress
+from ingest.progress.meter import Meter
 from ingest.web.host_queues import SlowHost
 
 

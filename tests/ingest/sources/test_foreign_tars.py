@@ -20,7 +20,7 @@ from ingest.sources.companions import LARGEST_COMPANION, MOST_LABELS, joined, me
 from ingest.sources.opening import open_images
 from ingest.sources.source import Item
 from ingest.sources.tar import TarSource
-from ingest.store.store import PosixStore
+from ingest.store.posix import PosixStore
 
 KINDS = ["jpg", "txt", "json", "cls", "caption", "label", "npy", "left.png", ""]
 
@@ -148,7 +148,7 @@ def test_columns_of_tars_and_folders_lie_side_by_side(tmp_path, folder, crawl, s
 
 
 def test_D4_long_texts_are_cut_and_make_small_units(tmp_path, monkeypatch):
-    monkeypatch.setattr("ingest.plan.by_domain._CHUNK_BYTES", 5 * LARGEST_COMPANION)
+    monkeypatch.setattr("ingest.plan.cut_into_units._CHUNK_BYTES", 5 * LARGEST_COMPANION)
     monkeypatch.setattr("ingest.plan.freeze._BATCH", 2)
     long = "ü".encode() * LARGEST_COMPANION
     members = [(f"{n}.{kind}", data) for n in range(12) for kind, data in (("jpg", b"x"), ("txt", long))]

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
+from ingest.problem import PROBLEMS, Problem
 from ingest.sources import tar
 from ingest.sources.folder import FolderSource
 from ingest.sources.opening import open_images
-from ingest.sources.source import PROBLEMS, Problem
 from ingest.sources.tar import TarSource
 
 MAX = 1 << 20

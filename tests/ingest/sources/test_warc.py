@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import UserError
 from ingest.dataset.open import sealed_units
+from ingest.problem import PROBLEMS
 from ingest.sources.opening import open_images
-from ingest.sources.source import PROBLEMS
 from ingest.sources.warc import WarcSource, is_warc
 
 MAX = 1 << 20

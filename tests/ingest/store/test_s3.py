@@ -23,7 +23,8 @@ from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings
 from ingest.sources.opening import open_images
 from ingest.store import s3, s3_requests
-from ingest.store.store import PosixStore, open_store
+from ingest.store.open import open_store
+from ingest.store.posix import PosixStore
 
 UNIT_ROWS = 4
 CRAWL = (

@@ -14,7 +14,9 @@ import pytest
 
 from cluster.errors import UserError
 from ingest.store import s3
-from ingest.store.store import Entry, PosixStore, open_store
+from ingest.store.open import open_store
+from ingest.store.posix import PosixStore
+from ingest.store.store import Entry
 
 
 @pytest.fixture(params=["posix", "s3"])

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
-from ingest.web.addresses import AddressPolicy, http_url
+from ingest.web.addresses import AddressPolicy
 from ingest.web.problems import UnfetchableError
+from ingest.web.url import http_url
 
 PUBLIC = AddressPolicy()
 INSIDE = [

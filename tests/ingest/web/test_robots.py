@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from ingest.web.host_queues import LONGEST_WAIT, STRIKES, Hosts
+from ingest.web.opt_outs import opted_out
 from ingest.web.problems import retry_after
-from ingest.web.robots_txt import opted_out, rules
+from ingest.web.robots_txt import rules
 
 PAGE = URL("http://example.org/pictures/a.jpg")
 

@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 from cluster.errors import UserError
 from cluster.job import State
 from cluster.local import LocalExecutor
-from cluster.run.folder import RunFolder, Status
+from cluster.run.folder import RunFolder
+from cluster.run.status import Status
 from pipeline.cli import app
 from pipeline.dag.ensure import Receipt
 from pipeline.dag.graph import DagRecipe, build_graph, load_dag, run_graph

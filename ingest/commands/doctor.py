@@ -1,0 +1,27 @@
+"""`ingest doctor`: what is installed and active, and how to mend what is not."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cluster.doctor import Check, doctor_report, doctor_table
+from ingest.commands.options import Json
+from ingest.image.doctor import image_checks
+
+
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="Where datasets would be written.")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Say what is installed and active, and how to mend what is not."""
+    checks: list[Check] = [*image_checks(), *doctor_report(folder)]
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        Console().print(doctor_table(checks))
+    if any(check.required and check.status == "missing" for check in checks):
+        raise typer.Exit(1)

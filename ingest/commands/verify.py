@@ -1,0 +1,63 @@
+"""`ingest verify`: is everything that was sealed still there and unharmed?"""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cluster.errors import UserError
+from cluster.host import CORES
+from cluster.wording import several, visible
+from ingest.commands.options import DatasetFolder, Json, Workers
+from ingest.dataset.verify import Damage, Level, read_seal, verify_root, verify_units
+from ingest.progress.meter import Meter
+
+
+def verify(
+    dataset: DatasetFolder,
+    level: Annotated[
+        str, typer.Option(help="names, sizes, sha or decode: each also checks what the ones before it do.")
+    ] = "sha",
+    workers: Workers = CORES,
+    as_json: Json = False,
+) -> None:
+    """Check that a dataset is whole, and name everything that is damaged. Exits with 1 if anything is."""
+    if level.upper() not in Level.__members__:
+        raise UserError(f"--level {level} is not a level: use names, sizes, sha or decode")
+    chosen = Level[level.upper()]
+    seal, damages = read_seal(dataset)
+    images = 0
+    if seal is not None:
+        if chosen >= Level.SHA:
+            damages += verify_root(dataset, seal)
+        with Meter(Console(stderr=True)) as meter:
+            for done, report in enumerate(verify_units(dataset, seal, chosen, workers=workers), 1):
+                damages += report.damages
+                images += report.images
+                figures = [several(images, "image"), f"{len(damages):,} damaged"]
+                meter.tell("verifying units", done=done, total=len(seal.units), figures=figures)
+    if as_json:
+        answer = {
+            "path": str(dataset),
+            "root": seal.root if seal else None,
+            "level": level,
+            "units": len(seal.units) if seal else 0,
+            "images": images,
+            "whole": not damages,
+            "damages": [asdict(damage) for damage in damages],
+        }
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        _print_verdict(dataset, damages, chosen, images)
+    if damages:
+        raise typer.Exit(1)
+
+
+def _print_verdict(dataset: str, damages: list[Damage], level: Level, images: int) -> None:
+    for damage in damages:
+        typer.echo(visible(damage.sentence))
+    looked = f" ({several(images, 'image')} read)" if level >= Level.SHA else ""
+    verdict = f"damaged: {several(len(damages), 'thing')}" if damages else "whole"
+    typer.echo(f"{visible(str(dataset))} is {verdict}, at level {level.name.lower()}{looked}")

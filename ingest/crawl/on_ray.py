@@ -1,0 +1,69 @@
+"""The parts of a crawl on a Ray cluster."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import zip_longest
+
+from cluster.site import Site
+from ingest.crawl.divide import _begin, _end, _orders, divide, first_site
+from ingest.crawl.part import (
+    CRAWL_CALL,
+    counts_from_json,
+    sum_into,
+)
+from ingest.plan.plan import Plan
+from ingest.progress.counts import Counts, CrawlReport, Progress
+from ingest.web.fetcher import FetchSettings
+
+logger = logging.getLogger(__name__)
+# The smaller a call on Ray is, the more evenly the last ones end; the larger, the more rarely a slow site is
+# all that is left of it.
+_CALLS_PER_CRAWLER = 8
+_UNITS_PER_CALL = 16
+_RAY_RETRIES = 20
+
+
+def crawl_on_ray(
+    plan: Plan,
+    *,
+    fetch: FetchSettings,
+    workers: int,
+    parts: int,
+    site: Site,
+    progress: Progress,
+    counts: Counts,
+) -> CrawlReport:
+    """Crawl on a Ray cluster: the site's, RAY_ADDRESS's, a SLURM allocation's, or one started here.
+
+    Each call is a few units; one whose worker or node is lost is made again, but for what it has committed.
+    All nodes must reach the sources and the output by the same names.
+
+    Args:
+        plan, progress, counts: see `crawl_plan`.
+        fetch: its `connections` are of each crawler.
+        workers: checking processes of each crawler, and the cores that it takes.
+        parts: crawlers at a time.
+    """
+    from cluster.ray.executor import RayExecutor
+
+    left = _begin(plan, fetch, counts)
+    pieces = divide(
+        left, max(parts * _CALLS_PER_CRAWLER, len(left) // _UNITS_PER_CALL), partial(first_site, plan)
+    )
+    calls = [part.to_json() for part in _orders(plan, _in_turns(pieces, parts), fetch, workers)]
+    executor = RayExecutor(site.ray_address, site=site)
+    done = [replace(counts)]
+    progress(counts)
+    for _, answer in executor.map(CRAWL_CALL, calls, in_flight=parts, retries=_RAY_RETRIES, cpus=workers):
+        done.append(counts_from_json(answer))
+        sum_into(counts, done)
+        progress(counts)
+    return _end(plan, progress, counts)
+
+
+def _in_turns(pieces: Sequence[Sequence[int]], parts: int) -> list[Sequence[int]]:
+    """In such an order that those under way lie far apart: a site that a border cuts is in one of them."""
+    far = [pieces[len(pieces) * part // parts : len(pieces) * (part + 1) // parts] for part in range(parts)]
+    return [piece for turn in zip_longest(*far) for piece in turn if piece is not None]

@@ -1,0 +1,72 @@
+"""The columns of every Parquet file of a dataset."""
+
+import pyarrow as pa
+
+SCHEMA = pa.schema(
+    [
+        pa.field("unit", pa.uint32(), nullable=False),
+        pa.field("slots", pa.uint32(), nullable=False),
+        pa.field("kept", pa.uint32(), nullable=False),
+        pa.field("bitmap", pa.binary(), nullable=False),
+    ]
+)
+DUPLICATES_SCHEMA = pa.schema(
+    [
+        pa.field("winner", pa.uint64(), nullable=False),
+        pa.field("key", pa.uint64(), nullable=False),
+        pa.field("distance", pa.uint8(), nullable=False),
+        pa.field("exact", pa.bool_(), nullable=False),
+        pa.field("evaluation", pa.uint16()),
+    ]
+)
+_LABELS = pa.list_(pa.field("element", pa.string(), nullable=False))
+ITEMS_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.uint32(), nullable=False),
+        pa.field("path", pa.binary(), nullable=False),
+        pa.field("offset", pa.uint64(), nullable=False),
+        pa.field("size", pa.uint64(), nullable=False),
+        pa.field("problem", pa.string(), nullable=False),
+        pa.field("caption", pa.string()),
+        pa.field("labels", _LABELS, nullable=False),
+    ]
+)
+UNITS_SCHEMA = pa.schema(
+    [
+        pa.field("unit", pa.uint32(), nullable=False),
+        pa.field("generation", pa.uint32(), nullable=False),
+        pa.field("rows", pa.uint32(), nullable=False),
+        pa.field("kept", pa.uint32(), nullable=False),
+        pa.field("rejected", pa.uint32(), nullable=False),
+        pa.field("failed", pa.uint32(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("shard_bytes", pa.uint64(), nullable=False),
+        pa.field("shard_sha256", pa.binary(32), nullable=False),
+        pa.field("meta", pa.string(), nullable=False),
+        pa.field("meta_bytes", pa.uint64(), nullable=False),
+        pa.field("meta_sha256", pa.binary(32), nullable=False),
+    ]
+)
+META_SCHEMA = pa.schema(
+    [
+        pa.field("unit", pa.uint32(), nullable=False),
+        pa.field("slot", pa.uint32()),
+        pa.field("offset", pa.uint64()),
+        pa.field("size", pa.uint64()),
+        pa.field("width", pa.uint32()),
+        pa.field("height", pa.uint32()),
+        pa.field("original_width", pa.uint32()),
+        pa.field("original_height", pa.uint32()),
+        pa.field("format", pa.string()),
+        pa.field("sha256", pa.binary(32)),
+        pa.field("phash", pa.uint64()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("retryable", pa.bool_(), nullable=False),
+        pa.field("http_status", pa.uint16()),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("caption", pa.string()),
+        pa.field("labels", pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
+    ]
+)
+NO_COLUMNS = pa.schema([])

@@ -1,0 +1,79 @@
+"""Rows in the order of a plan, cut into units."""
+
+from collections.abc import Collection, Iterable, Iterator
+from itertools import groupby
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.errors import UserError
+from ingest.web.domain import domain_hashes
+
+# Of a unit's rows: whoever works on it has them in memory. Usual ones take 3 MB.
+_CHUNK_BYTES = 128 << 20
+
+
+def taking_turns(table: pa.Table) -> pa.Table:
+    """The same rows so that sites take turns: the first URL of each, then the second of each, and so on.
+
+    That is about the order in which they will be fetched: then little has to wait for its place in a shard.
+    `path` is the column with the URLs, as bytes.
+    """
+    hashes = domain_hashes(table["path"].cast(pa.string()))
+    together = np.argsort(hashes, kind="stable")
+    starts = np.flatnonzero(np.diff(hashes[together], prepend=hashes[together][:1] + np.uint64(1)))
+    turn = np.empty(len(table), np.int64)
+    turn[together] = np.arange(len(table)) - np.repeat(starts, np.diff([*starts, len(table)]))
+    return table.take(np.argsort(turn, kind="stable"))
+
+
+def rechunked(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `rows` each, the last one shorter; also those whose texts are very long."""
+    held: list[pa.Table] = []
+    count = size = 0
+    for table in tables:
+        held.append(table)
+        count, size = count + len(table), size + table.nbytes
+        while count >= rows or size >= _CHUNK_BYTES:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, rows)
+            held = [whole.slice(rows)]
+            count, size = len(held[0]), held[0].nbytes
+    if count:
+        yield pa.concat_tables(held)
+
+
+def filled(table: pa.Table, schema: pa.Schema, *, name: str = "") -> pa.Table:
+    """The table with all columns of the schema, in its order and types; absent ones are null."""
+    columns = [
+        table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    try:
+        return pa.table(columns, names=schema.names).cast(schema)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"the list {name} has a column of several types: {error}") from error
+
+
+def in_units(
+    tables: Iterable[pa.Table], rows: int, *, lists: Collection[int], in_place: Collection[int]
+) -> Iterator[pa.Table]:
+    """The rows in units, one table each. In units that are all URLs, sites take turns.
+
+    Args:
+        tables: columns of ITEMS_SCHEMA, and further ones.
+        rows: of a unit.
+        lists: numbers of the sources whose items have URLs.
+        in_place: numbers of the sources that are used in place: their units are of their own rows only.
+    """
+    with_urls = pa.array(sorted(lists), pa.uint32())
+
+    def owner(table: pa.Table) -> int | None:
+        source: int = table["source"][0].as_py()
+        return source if source in in_place else None
+
+    for _, group in groupby((table for table in tables if len(table)), key=owner):
+        for unit in rechunked(group, rows):
+            all_urls = pc.all(pc.is_in(unit["source"], value_set=with_urls)).as_py()
+            yield taking_turns(unit) if all_urls else unit

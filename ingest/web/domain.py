@@ -1,0 +1,34 @@
+"""Whose host it is: the registrable domain of a URL."""
+
+import hashlib
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import tldextract
+from numpy.typing import NDArray
+
+_HOST = r"^\s*[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#]*@)?(?P<host>\[[^\]]*\]|[^/?#:\s]+)"
+# The list of public suffixes inside the package: nothing is fetched. github.io and the like are suffixes.
+_suffixes = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None, include_psl_private_domains=True)
+
+
+def registrable_domain(host: str) -> str:
+    """The part of a host's name that somebody owns: `b.co.uk` of `img.b.co.uk`; itself if there is none."""
+    found = _suffixes(host.rstrip("."))
+    return found.top_domain_under_public_suffix or host
+
+
+@lru_cache(maxsize=1 << 20)
+def _domain_hash(host: str) -> int:
+    digest = hashlib.sha256(registrable_domain(host).encode("utf-8", "backslashreplace")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def domain_hashes(urls: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """64 bits of a hash of each URL's registrable domain, (n,); what is no URL is taken for a host itself."""
+    hosts = pc.struct_field(pc.extract_regex(urls, _HOST), "host").fill_null("")
+    encoded = pc.utf8_lower(hosts).combine_chunks().dictionary_encode()
+    hashes = np.array([_domain_hash(host) for host in encoded.dictionary.to_pylist()], np.uint64)
+    return hashes[encoded.indices.to_numpy()] if len(hashes) else np.zeros(0, np.uint64)
