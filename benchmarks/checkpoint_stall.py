@@ -21,7 +21,7 @@ from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.checkpoint.period import young_daly
 from pipeline.methods.build import assemble_method
 from pipeline.parallel.parallelize import parallelize
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.optim import build_optimizer
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)

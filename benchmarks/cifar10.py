@@ -28,11 +28,13 @@ import yaml
 from cluster.typed_yaml import read_yaml
 from ingest.dataset.open import Dataset, open_dataset
 from pipeline.checkpoint.files import newest_first, step_of
-from pipeline.recipe import KnnRecipe
+from pipeline.recipe.transfer import KnnRecipe
 from pipeline.report.cifar10 import METHODS
 from pipeline.transfer.features import extract_from_files
 from pipeline.transfer.knn import knn
-from pipeline.trunks.export import export_trunk, pixels_trunk, random_trunk, read_spec
+from pipeline.trunks.baselines import pixels_trunk, random_trunk
+from pipeline.trunks.export import export_trunk
+from pipeline.trunks.files import read_spec
 
 GRAPH = Path(__file__).parents[1] / "configs" / "dag" / "cifar10_cpu.yaml"
 KNN = KnnRecipe(k=(200,), temperature=0.1)

@@ -34,9 +34,10 @@ from training_arm import Arm, between, mark
 from cluster.rank.torch_dist import World
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.methods.build import assemble_method
-from pipeline.parallel.parallelize import DTYPES, parallelize
+from pipeline.parallel.parallelize import parallelize
+from pipeline.parallel.precision import DTYPES
 from pipeline.plan.step_count import count_step
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.loss_scale import LossScale
 from pipeline.train.optim import build_optimizer
 

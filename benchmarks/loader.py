@@ -32,7 +32,7 @@ from pipeline.data.order import plan_order
 from pipeline.data.rank_batches import RankBatches
 from pipeline.data.reader import Reader
 from pipeline.data.workers import keep_freed_memory, numbered
-from pipeline.recipe import Data
+from pipeline.recipe.data import Data
 
 PEER = Path(__file__).with_name("loader_peer.py")
 MULTI_CROP = [

@@ -31,7 +31,7 @@ from ingest.dataset import layout
 from ingest.dataset.commit import canonical
 from ingest.dataset.schema import UNITS_SCHEMA
 from pipeline.data.loader import Loader
-from pipeline.recipe import Data
+from pipeline.recipe.data import Data
 
 UNITS, UNIT_SAMPLES = 61_036, 16_384
 ROWS = 512

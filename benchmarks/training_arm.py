@@ -13,8 +13,8 @@ from cluster.rank.torch_dist import World
 from pipeline.distributed.sharded import norms
 from pipeline.methods.build import Method
 from pipeline.parallel.engine import Engine
-from pipeline.parallel.parallelize import arithmetic
-from pipeline.recipe import PretrainRecipe
+from pipeline.parallel.precision import arithmetic
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.loss_scale import LossScale
 
 

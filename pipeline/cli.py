@@ -13,10 +13,7 @@ from typer.core import TyperGroup
 
 from cluster.errors import UserError
 from cluster.rank.process import OPENMP_SETTINGS
-from pipeline.commands import compare, evaluate, plan, transfer
-from pipeline.commands import dag as graph
-from pipeline.commands import pretrain as launch
-from pipeline.commands import runs as look
+from pipeline.commands import compare, dag, evaluate, plan, preflight, pretrain, runs, transfer
 
 
 class Commands(TyperGroup):
@@ -53,25 +50,25 @@ def options(
 
 
 COMMANDS: list[Callable[..., None]] = [
-    launch.pretrain,
-    launch.resume,
-    graph.dag,
+    pretrain.pretrain,
+    pretrain.resume,
+    dag.dag,
     evaluate.evaluate,
     evaluate.schedule,
     transfer.export,
     transfer.knn,
     transfer.linear,
     compare.compare,
-    look.status,
-    look.logs,
-    look.cancel,
-    launch.preflight,
+    runs.status,
+    runs.logs,
+    runs.cancel,
+    preflight.preflight,
     plan.plan,
-    look.doctor,
+    runs.doctor,
 ]
 for command in COMMANDS:
     app.command()(command)
-app.command("list")(look.list_names)
+app.command("list")(runs.list_names)
 
 
 def main() -> None:

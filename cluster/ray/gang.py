@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import signal
 import time
@@ -16,8 +15,6 @@ from cluster.ray.rank_worker import Place, RankWorker
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause
 from cluster.run.status import Failure
-
-logger = logging.getLogger(__name__)
 
 TICK = 0.5  # seconds between two looks at what somebody wishes
 # Ray takes up to half a minute to find out that a node is gone; then a rank that obeys no signal is given up.

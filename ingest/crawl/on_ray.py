@@ -1,6 +1,5 @@
 """The parts of a crawl on a Ray cluster."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,6 @@ from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.web.fetcher import FetchSettings
 
-logger = logging.getLogger(__name__)
 # The smaller a call on Ray is, the more evenly the last ones end; the larger, the more rarely a slow site is
 # all that is left of it.
 _CALLS_PER_CRAWLER = 8

@@ -1,7 +1,6 @@
 """The parts of a crawl as SLURM jobs."""
 
 import hashlib
-import logging
 import re
 import time
 from collections.abc import Sequence
@@ -32,7 +31,6 @@ from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.store.open import absolute
 from ingest.web.fetcher import FetchSettings
 
-logger = logging.getLogger(__name__)
 _POLL_SLURM_S = 2.0
 
 

@@ -1,6 +1,5 @@
 """The parts of a crawl on this machine."""
 
-import logging
 import math
 import tempfile
 import time
@@ -21,7 +20,6 @@ from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.web.fetcher import FetchSettings
 
-logger = logging.getLogger(__name__)
 _POLL_S = 0.2
 
 

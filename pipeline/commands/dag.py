@@ -17,8 +17,8 @@ from pipeline.commands.options import Cluster, Overrides, Wait
 from pipeline.commands.progress_line import ProgressLine
 
 if TYPE_CHECKING:  # they import torch, and `submit --help` does not
-    from pipeline.dag.ensure import Stage
     from pipeline.dag.graph import DagRecipe
+    from pipeline.dag.stage import Stage
 
 
 def dag(  # noqa: PLR0917 -- typer passes by name
@@ -85,7 +85,8 @@ def run_on(
 
 
 def _show_plan(stages: Sequence[Stage], picture: Path) -> None:
-    from pipeline.dag.progress import draw_plan, plan, plan_text
+    from pipeline.dag.drawing import draw_plan
+    from pipeline.dag.progress import plan, plan_text
 
     rows = plan(stages)
     draw_plan(rows, picture)

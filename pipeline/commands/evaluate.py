@@ -29,8 +29,8 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
     """Evaluate every checkpoint of a run that has not been evaluated: with receipts, nothing runs twice."""
     from pipeline.checkpoint.files import newest_first, step_of
     from pipeline.commands.runs import find_run
-    from pipeline.dag.ensure import StopRequested
     from pipeline.dag.graph import build_graph, load_dag
+    from pipeline.dag.stage import StopRequested
     from pipeline.stages.kinds import KINDS
 
     found = find_run(run, folder)

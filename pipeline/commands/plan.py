@@ -16,7 +16,7 @@ from cluster.site import load_site
 from cluster.typed_yaml import load_recipe
 from pipeline.commands.options import Cluster, Json, Overrides
 from pipeline.commands.pretrain import DEFAULT_RECIPE
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
 
 if TYPE_CHECKING:
     from pipeline.plan.cost import Plan

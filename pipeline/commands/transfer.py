@@ -10,7 +10,7 @@ import typer
 
 from cluster.typed_yaml import load_recipe
 from pipeline.commands.options import Device, Json, Overrides
-from pipeline.recipe import KnnRecipe, LinearRecipe
+from pipeline.recipe.transfer import KnnRecipe, LinearRecipe
 
 Trunk = Annotated[Path, typer.Argument(help="The folder of an exported trunk.")]
 Train = Annotated[str, typer.Option("--train", help="The sealed dataset to learn the labels from.")]
@@ -44,7 +44,7 @@ def knn(  # noqa: PLR0917 -- typer passes by name
     as_json: Json = False,
 ) -> None:
     """Score a trunk by weighted nearest neighbours."""
-    from pipeline.stages.kinds import pick_device
+    from pipeline.stages.machine import pick_device
     from pipeline.transfer.knn import knn_from_files
 
     recipe = load_recipe(KnnRecipe, recipe_name, overrides, kind="transfer")
@@ -63,7 +63,7 @@ def linear(  # noqa: PLR0917 -- typer passes by name
     as_json: Json = False,
 ) -> None:
     """Score a trunk by a linear classifier on its features."""
-    from pipeline.stages.kinds import pick_device
+    from pipeline.stages.machine import pick_device
     from pipeline.transfer.linear import linear_from_files
 
     recipe = load_recipe(LinearRecipe, recipe_name, overrides, kind="transfer")

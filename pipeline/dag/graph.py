@@ -18,7 +18,8 @@ from pydantic import Field, StringConstraints
 from cluster.errors import UserError
 from cluster.job import Executor
 from cluster.typed_yaml import Section, apply_override, check_recipe, find_recipe, read_yaml
-from pipeline.dag.ensure import Kind, Receipt, Source, Stage, StopRequested, ensure
+from pipeline.dag.ensure import ensure
+from pipeline.dag.stage import Kind, Receipt, Source, Stage, StopRequested
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from ingest.dataset.open import open_dataset
+from pipeline.data.batch import Batch
 from pipeline.data.image.augment import augment
 from pipeline.data.order import plan_order, rank_rows
-from pipeline.data.rank_batches import Batch, RankBatches
+from pipeline.data.rank_batches import RankBatches
 from pipeline.data.resident import RankBoxes, ResidentImages
 from pipeline.data.workers import numbered, start_fork_server
-from pipeline.recipe import Data
+from pipeline.recipe.data import Data
 
 __all__ = ["Batch", "Loader"]
 

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ from torch import Tensor
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset
 from pipeline.data import order as orders
+from pipeline.data.batch import Batch
 from pipeline.data.image.augment import PHOTOMETRIC_DRAWS, draw_parameters
 from pipeline.data.image.crops import GEOMETRY_DRAWS, cut
 from pipeline.data.philox import uniforms
 from pipeline.data.reader import BadSampleError, Reader
-from pipeline.recipe import Data
+from pipeline.recipe.data import Data
 
 _log = logging.getLogger(__name__)
 # Bad samples are rare and windows are shuffled: so many in a row mean that the dataset is broken.
@@ -26,30 +26,6 @@ _MOST_SUBSTITUTES = 1_000
 
 # Writes a sample's crops: of its place, its crops' geometry draws, and where to. BadSampleError if it cannot.
 WriteCrops = Callable[[tuple[int, int], NDArray[np.float64], list[NDArray[Any]]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One rank's rows of a global batch.
-
-    Attributes:
-        crops: for each crop group uint8 (count·b, 3, S, S) in channels_last, view-major: view 0 of all rows,
-            then view 1, …
-        photometric: for each crop group float32 (count·b, K), the colour parameters that `augment` takes.
-        keys: int64 (b,), the samples' keys.
-    """
-
-    crops: list[Tensor]
-    photometric: list[Tensor]
-    keys: Tensor
-
-    def pin_memory(self) -> "Batch":
-        """A copy, ready for asynchronous copies to a GPU; the CPU reads the parameters."""
-        return Batch(
-            crops=[crops.pin_memory() for crops in self.crops],
-            photometric=[parameters.clone() for parameters in self.photometric],
-            keys=self.keys.clone(),
-        )
 
 
 class RankBatches:

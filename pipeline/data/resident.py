@@ -19,12 +19,13 @@ from cluster.errors import UserError
 from cluster.preflight.measure import GIB, devices
 from ingest.dataset.open import Dataset
 from ingest.image.decode import ImageError, decode
+from pipeline.data.batch import Batch
 from pipeline.data.image.crops import FLIP, crop_box
 from pipeline.data.image.resample import crop_and_resize, installed_fixed_point
-from pipeline.data.rank_batches import Batch, RankBatches
+from pipeline.data.rank_batches import RankBatches
 from pipeline.data.reader import BadSampleError, Reader
 from pipeline.data.workers import numbered
-from pipeline.recipe import CropGroup
+from pipeline.recipe.data import CropGroup
 
 _log = logging.getLogger(__name__)
 _DECODED_AT_ONCE = 256

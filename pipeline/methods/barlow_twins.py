@@ -12,11 +12,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from pipeline import recipe
 from pipeline.distributed.collectives import all_reduce_sum, world_size
 from pipeline.methods.param_groups import weights_and_the_rest
 from pipeline.methods.two_views import two_views
 from pipeline.models.heads import MLP
+from pipeline.recipe.method import BarlowTwins
 
 # Entries of the cross-correlation that are held at once: 64 MB in float32.
 _BLOCK = 1 << 24
@@ -37,7 +37,7 @@ class BarlowTwinsMethod(nn.Module):
     def __init__(
         self,
         trunk: nn.Module,
-        section: recipe.BarlowTwins,
+        section: BarlowTwins,
         *,
         feature_dim: int,
         batch_size: int,

@@ -7,33 +7,16 @@ from typing import Any
 from torch.distributed import ProcessGroup
 
 from cluster.errors import UserError
-from pipeline import recipe as sections
 from pipeline.distributed.collectives import world_size
 from pipeline.methods.barlow_twins import BarlowTwinsMethod
 from pipeline.methods.byol import BYOLMethod
 from pipeline.methods.simsiam import SimSiamMethod
 from pipeline.methods.swav import SwAVMethod
 from pipeline.models.trunk import build_trunk
-from pipeline.parallel.initialize import initialize
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.method import BYOL, BarlowTwins, SimSiam, SwAV
+from pipeline.recipe.pretrain import PretrainRecipe
 
 Method = SwAVMethod | BarlowTwinsMethod | BYOLMethod | SimSiamMethod
-
-
-def build_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessGroup | None) -> Method:
-    """The recipe's method on its trunk, in float32 on the CPU, with weights drawn from the recipe's seed.
-
-    The weights are equal on every rank, whatever the global random state.
-
-    Args:
-        total_steps: of the whole run, for what changes along it.
-
-    Raises:
-        UserError: as `assemble_method` does.
-    """
-    method = assemble_method(recipe, total_steps=total_steps, group=group)
-    initialize(method, seed=recipe.seed)
-    return method
 
 
 def assemble_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessGroup | None) -> Method:
@@ -62,12 +45,12 @@ def assemble_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessG
     trunk = build_trunk(recipe.trunk)
     common: dict[str, Any] = {"feature_dim": trunk.feature_dim, "batch_size": batch_size, "group": group}
     match recipe.method:
-        case sections.SwAV() as section:
+        case SwAV() as section:
             return SwAVMethod(trunk, section, assignment_views=recipe.data.crops[0].count, **common)
-        case sections.BarlowTwins() as section:
+        case BarlowTwins() as section:
             return BarlowTwinsMethod(trunk, section, **common)
-        case sections.BYOL() as section:
+        case BYOL() as section:
             teacher = None if section.shared_weights else build_trunk(recipe.trunk)
             return BYOLMethod(trunk, section, teacher_trunk=teacher, total_steps=total_steps, **common)
-        case sections.SimSiam() as section:
+        case SimSiam() as section:
             return SimSiamMethod(trunk, section, **common)

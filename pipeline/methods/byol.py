@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from pipeline import recipe
 from pipeline.distributed.collectives import all_reduce_sum, world_size
 from pipeline.distributed.sharded import own
 from pipeline.methods.param_groups import weights_and_the_rest
 from pipeline.methods.two_views import two_views
 from pipeline.models.heads import MLP
+from pipeline.recipe.method import BYOL
 
 
 class Teacher(nn.Module):
@@ -55,7 +55,7 @@ class BYOLMethod(nn.Module):
     def __init__(
         self,
         trunk: nn.Module,
-        section: recipe.BYOL,
+        section: BYOL,
         *,
         teacher_trunk: nn.Module | None,
         feature_dim: int,

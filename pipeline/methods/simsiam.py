@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from pipeline import recipe
 from pipeline.distributed.collectives import all_reduce_sum, world_size
 from pipeline.methods.param_groups import weights_and_the_rest
 from pipeline.methods.two_views import two_views
 from pipeline.models.heads import MLP
+from pipeline.recipe.method import SimSiam
 
 
 class SimSiamMethod(nn.Module):
@@ -34,7 +34,7 @@ class SimSiamMethod(nn.Module):
     def __init__(
         self,
         trunk: nn.Module,
-        section: recipe.SimSiam,
+        section: SimSiam,
         *,
         feature_dim: int,
         batch_size: int,

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from pipeline import recipe
 from pipeline.distributed.collectives import (
     all_gather_rows,
     all_reduce_max,
@@ -22,6 +21,7 @@ from pipeline.distributed.collectives import (
 )
 from pipeline.methods.param_groups import weights_and_the_rest
 from pipeline.models.heads import ProjectionHead, Prototypes
+from pipeline.recipe.method import SwAV
 
 
 class SwAVMethod(nn.Module):
@@ -44,7 +44,7 @@ class SwAVMethod(nn.Module):
     def __init__(
         self,
         trunk: nn.Module,
-        section: recipe.SwAV,
+        section: SwAV,
         *,
         feature_dim: int,
         batch_size: int,

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline import recipe
 from pipeline.distributed.sharded import own
+from pipeline.recipe.method import Head
 
 
 class ProjectionHead(nn.Module):
@@ -21,7 +21,7 @@ class ProjectionHead(nn.Module):
     heads have no BatchNorm.
     """
 
-    def __init__(self, in_dim: int, section: recipe.Head) -> None:
+    def __init__(self, in_dim: int, section: Head) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for width in section.hidden:

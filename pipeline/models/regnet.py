@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.recipe import RegNetParameters
+from pipeline.recipe.trunk import RegNetParameters
 
 STEM_WIDTH = 32
 SE_RATIO = 0.25

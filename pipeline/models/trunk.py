@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline import recipe
 from pipeline.models.regnet import PRESETS, RegNet
 from pipeline.models.resnet import ResNet
+from pipeline.recipe.trunk import Trunk
 
 
-def build_trunk(section: recipe.Trunk) -> RegNet | ResNet:
+def build_trunk(section: Trunk) -> RegNet | ResNet:
     """The trunk of a recipe, with torch's default weights; `initialize` draws reproducible ones.
 
     Returns:

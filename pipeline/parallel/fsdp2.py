@@ -36,7 +36,7 @@ from pipeline.methods.build import Method
 from pipeline.models.heads import Prototypes
 from pipeline.parallel.activation_checkpointing import stages
 from pipeline.parallel.initialize import initialize
-from pipeline.recipe import Train
+from pipeline.recipe.pretrain import Train
 
 
 class ShardedEngine:

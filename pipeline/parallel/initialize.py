@@ -12,11 +12,14 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from pipeline.distributed.sharded import clean_name, copy_own_piece, whole_shape
+from pipeline.methods.build import Method, assemble_method
 from pipeline.models.heads import Prototypes
 from pipeline.models.resnet import Basic, Bottleneck
 from pipeline.parallel.batchnorm import CoupledBatchNorm
+from pipeline.recipe.pretrain import PretrainRecipe
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, CoupledBatchNorm)
 
@@ -84,3 +87,19 @@ def _fill(module: nn.Module, draw: _Draw) -> None:
             copy_own_piece(module.weight, F.normalize(draw.normal("weight", module.weight), dim=1))
         case _:
             raise TypeError(f"no rule to initialise a {type(module).__name__}")
+
+
+def build_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessGroup | None) -> Method:
+    """The recipe's method on its trunk, in float32 on the CPU, with weights drawn from the recipe's seed.
+
+    The weights are equal on every rank, whatever the global random state.
+
+    Args:
+        total_steps: of the whole run, for what changes along it.
+
+    Raises:
+        UserError: as `assemble_method` does.
+    """
+    method = assemble_method(recipe, total_steps=total_steps, group=group)
+    initialize(method, seed=recipe.seed)
+    return method

@@ -6,8 +6,6 @@ which gives every rank its tensors and draws their values.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 import torch._dynamo
 from torch import nn
@@ -21,10 +19,9 @@ from pipeline.parallel.engine import Engine
 from pipeline.parallel.fairscale import FairScaleEngine
 from pipeline.parallel.fsdp2 import ShardedEngine
 from pipeline.parallel.initialize import initialize
-from pipeline.recipe import Train
+from pipeline.parallel.precision import COMPUTE_DTYPES, DTYPES
+from pipeline.recipe.pretrain import Train
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
-COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Blocks of every kind and crop size are compiled apart: torch gives up after 8 of one function.
 _COMPILATIONS = 64
 
@@ -64,11 +61,3 @@ def compile_blocks(trunk: nn.Module) -> None:
     for stage in stages(trunk):
         for block in stage:
             block.forward = torch.compile(block.forward, dynamic=False)
-
-
-def arithmetic(train: Train, device: torch.device) -> AbstractContextManager[None]:
-    """The autocast of the recipe's precision."""
-    dtype = COMPUTE_DTYPES.get(train.precision)
-    # Weights that come and go must not leave copies behind.
-    cached = train.strategy == "ddp"
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=cached)

@@ -14,7 +14,7 @@ from typing import Any
 from cluster.errors import UserError
 from pipeline.checkpoint.period import young_daly
 from pipeline.plan.step_count import StepCount
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
 
 # BatchNorm's sums are two numbers per channel: what they cost is that they are waited for.
 _SMALL_REDUCTION_S = 30e-6

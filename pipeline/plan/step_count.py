@@ -23,8 +23,8 @@ from pipeline.methods.swav import SwAVMethod
 from pipeline.parallel.activation_checkpointing import checkpoint_activations, stages
 from pipeline.parallel.batchnorm import CoupledBatchNorm, convert_batchnorm
 from pipeline.parallel.ddp import ReplicatedEngine
-from pipeline.parallel.parallelize import COMPUTE_DTYPES, DTYPES, arithmetic
-from pipeline.recipe import PretrainRecipe
+from pipeline.parallel.precision import COMPUTE_DTYPES, DTYPES, arithmetic
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.optim import build_optimizer
 
 _HERE = torch.device("cpu")

@@ -12,13 +12,13 @@ import torch
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.typed_yaml import Section
-from pipeline.dag.ensure import Input
+from pipeline.dag.stage import Input
 from pipeline.data.order import plan_order
 from pipeline.models.trunk import build_trunk
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.report import published
+from pipeline.report.page import duration, environment
 from pipeline.report.published import PUBLISHED, Published
-from pipeline.report.run_report import duration, environment
 
 METHODS = {"swav": "SwAV", "barlow_twins": "Barlow Twins", "byol": "BYOL", "simsiam": "SimSiam"}
 ROLES = frozenset(

@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from cluster.errors import UserError
 from cluster.typed_yaml import Section, load_recipe
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.report.figures import TONES, Series, line_chart
-from pipeline.report.run_report import environment, read_rows
+from pipeline.report.page import environment, read_rows
 from pipeline.train.metrics import COLLAPSED_BELOW, signs_of_collapse
 
 # Key in metrics.jsonl, title, unit, meaning.

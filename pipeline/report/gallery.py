@@ -17,7 +17,7 @@ from ingest.dataset.open import Dataset, UnitRows
 from ingest.image.decode import decode
 from pipeline.data.loader import Loader
 from pipeline.data.reader import Reader
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.transfer.features import Features
 from pipeline.transfer.knn import nearest
 

@@ -21,12 +21,11 @@ from torch import Tensor
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset, open_dataset
 from pipeline.checkpoint.files import latest, read_tensors
+from pipeline.data.evaluation import Preprocessing, evaluation_preprocessing, image_batches, normalise
 from pipeline.methods.build import assemble_method
 from pipeline.methods.swav import SwAVMethod
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.report.gallery import Samples, data_uri
-from pipeline.transfer.features import Preprocessing, image_batches, normalise
-from pipeline.trunks.export import evaluation_preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 
 from cluster.atomic_file import write_atomically
 from cluster.typed_yaml import Section, load_recipe
 from ingest.dataset.open import Dataset, open_dataset
-from pipeline.dag.ensure import Input
-from pipeline.recipe import Data, PretrainRecipe
+from pipeline.dag.stage import Input
+from pipeline.recipe.data import Data
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, line_chart
 from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, nearest_rows
+from pipeline.report.page import environment, read_rows
 from pipeline.report.prototypes import PrototypeGallery, prototype_gallery
 from pipeline.transfer.features import Features, load_features
 
@@ -190,22 +191,6 @@ def hardware(run: Path) -> dict[str, Any]:
     return {**attempts[-1], "attempts": len(attempts)}
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: 7 s, 4 min 5 s, 2 h 10 min, 3 d 4 h."""
-    rest, parts = round(seconds), list[str]()
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
-        count, rest = divmod(rest, size)
-        if count or (parts and len(parts) < 2) or (unit == "s" and not parts):
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2])
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file, without one that is being written at the moment."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def _prototypes(
     run: Path,
     pretrain: PretrainRecipe,
@@ -267,18 +252,3 @@ def _stages(evidence: Evidence) -> list[dict[str, Any]]:
         {"name": receipt.stage, "seconds": receipt.seconds, "key": receipt.key[:12]}
         for receipt in sorted(receipts.values(), key=lambda receipt: receipt.started)
     ]
-
-
-def environment() -> Environment:
-    """The templates of this folder, with what they write numbers by."""
-    made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f}"
-    made.filters["thousands"] = lambda value: f"{value:,}"
-    made.filters["duration"] = duration
-    return made

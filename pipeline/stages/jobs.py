@@ -16,8 +16,9 @@ from cluster.run.folder import RunFolder
 from cluster.run.status import explain, raise_unless_completed
 from cluster.slurm.executor import SlurmExecutor, SlurmHandle
 from cluster.typed_yaml import check_recipe
-from pipeline.dag.ensure import Receipt, Stage, ensure, find_receipt, finish, prepare, run_job
+from pipeline.dag.ensure import ensure, find_receipt, finish, prepare, run_job
 from pipeline.dag.graph import DagRecipe, Failed, build_graph, point_to
+from pipeline.dag.stage import Receipt, Stage, job_folder
 from pipeline.stages.kinds import KINDS
 
 POLL_SECONDS = 2.0
@@ -40,13 +41,6 @@ def stage_job(stage: Stage, dag: DagRecipe, *, gpus_per_node: int | None) -> Job
         folder=job_folder(stage).path,
         max_crashes=1 if stage.kind.job is None else 3,
     )
-
-
-def job_folder(stage: Stage) -> RunFolder:
-    """The run folder of a stage's job. A training's is the stage's own: the ranks write into it."""
-    if stage.kind.job is not None:
-        return RunFolder(stage.folder)
-    return RunFolder(stage.root / "jobs" / stage.folder.name)
 
 
 def _keys(stage: Stage) -> dict[str, str]:

@@ -28,8 +28,8 @@ from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.typed_yaml import Section
 from ingest.image.decode import ImageError, ImageLimits, decode
-from pipeline.dag.ensure import folder_identity, list_files
-from pipeline.recipe import Fraction
+from pipeline.dag.digests import folder_identity, list_files
+from pipeline.recipe.data import Fraction
 
 # Photographs and textures of scikit-image >= 0.25 that are in the wheel itself; the drawings, the texts and
 # the second picture of the stereo pair are left out.

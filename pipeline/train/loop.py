@@ -22,12 +22,12 @@ from cluster.typed_yaml import check_recipe
 from pipeline.data.loader import Batch
 from pipeline.distributed.collectives import all_gather_rows
 from pipeline.distributed.sharded import norms, own
-from pipeline.parallel.parallelize import DTYPES, arithmetic
-from pipeline.recipe import PretrainRecipe
+from pipeline.parallel.precision import DTYPES, arithmetic
+from pipeline.parallel.whole import whole_trunk
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.guard import Diverged, Rollback, Suspect, batch_suspect, find_suspects
 from pipeline.train.metrics import Stopwatch, embedding_std, rankme
 from pipeline.train.optim import set_learning_rate
-from pipeline.train.probe import whole_trunk
 from pipeline.train.schedule import learning_rate
 from pipeline.train.setup import Training, set_up
 from pipeline.train.stragglers import Stragglers

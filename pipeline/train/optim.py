@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pipeline import recipe
 from pipeline.distributed.sharded import norms, own
+from pipeline.recipe.pretrain import Optim
 
 LARC_EPSILON = 1e-8  # as in apex, which SwAV and SEER were trained with
 
@@ -29,7 +29,7 @@ class HasParamGroups(Protocol):
         ...
 
 
-def build_optimizer(method: HasParamGroups, section: recipe.Optim) -> Optimizer:
+def build_optimizer(method: HasParamGroups, section: Optim) -> Optimizer:
     """The recipe's optimizer over a method's parameters, each group at its peak rate.
 
     With `decay_bias_and_norm` false, biases and norms are not decayed, and LARS does not scale their steps

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ingest.dataset.open import open_dataset
-from pipeline.distributed.sharded import is_piece, named_tensors, whole
-from pipeline.models.trunk import build_trunk
-from pipeline.recipe import KnnRecipe, PretrainRecipe, Trunk
+from pipeline.data.evaluation import evaluation_preprocessing
+from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.recipe.transfer import KnnRecipe
 from pipeline.transfer.features import extract_features
 from pipeline.transfer.knn import knn
-from pipeline.trunks.export import evaluation_preprocessing
 
 
 class KnnProbe:
@@ -46,29 +45,6 @@ class KnnProbe:
         )
         recipe = KnnRecipe(k=(self._section.k,), temperature=self._section.temperature)
         return 100 * knn(train, test, recipe, device=self._device).top1[self._section.k]
-
-
-def whole_trunk(trunk: nn.Module, section: Trunk, *, keep: bool) -> nn.Module | None:
-    """The trunk in one piece, for a rank to call alone: itself, or a copy where it is sharded. All ranks call
-    this together.
-
-    Args:
-        section: what it was built from.
-        keep: whether this rank wants it; None is returned otherwise.
-    """
-    if not any(is_piece(parameter) for parameter in trunk.parameters()):
-        return trunk
-    tensors = {}
-    for name, tensor in named_tensors(trunk):
-        full = whole(tensor.detach(), tensor)
-        if keep:
-            tensors[name] = full
-    if not keep:
-        return None
-    with torch.device("meta"):
-        copy = build_trunk(section)
-    copy.load_state_dict(tensors, assign=True)
-    return copy.requires_grad_(False)
 
 
 class _Widened(nn.Module):

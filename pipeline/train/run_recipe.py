@@ -18,7 +18,7 @@ from cluster.errors import UserError
 from cluster.run.source import source_version
 from cluster.typed_yaml import read_yaml
 from ingest.dataset.open import open_dataset
-from pipeline.recipe import LAYOUT, PretrainRecipe
+from pipeline.recipe.pretrain import LAYOUT, PretrainRecipe
 
 
 def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:

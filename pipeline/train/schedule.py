@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.recipe import Optim
+from pipeline.recipe.pretrain import Optim
 
 
 def learning_rate(optim: Optim, *, step: int, total_steps: int) -> float:

@@ -20,7 +20,7 @@ from pipeline.data.loader import Loader
 from pipeline.methods.build import Method, assemble_method
 from pipeline.parallel.engine import Engine
 from pipeline.parallel.parallelize import parallelize
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.guard import Guard
 from pipeline.train.loss_scale import LossScale
 from pipeline.train.metrics import Metrics

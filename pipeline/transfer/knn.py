@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
 
 import torch
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from ingest.dataset.open import open_dataset
-from pipeline.recipe import KnnRecipe
-from pipeline.transfer.features import Features, extract_from_files, shared_labels
+from pipeline.recipe.transfer import KnnRecipe
+from pipeline.transfer.features import Features, extract_from_files
+from pipeline.transfer.scores import _accuracy, binomial_error, shared_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,16 +135,6 @@ def nearest(bank: Tensor, queries: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
         best, position = best.topk(min(k, best.shape[1]), dim=1)
         index = index.gather(1, position)
     return best, index
-
-
-def binomial_error(accuracy: float, samples: int) -> float:
-    """One standard error of an accuracy over independent samples."""
-    return sqrt(accuracy * (1 - accuracy) / samples)
-
-
-def _accuracy(votes: Tensor, target: Tensor, top: int) -> float:
-    guesses = votes.topk(min(top, votes.shape[1]), dim=1).indices
-    return float((guesses == target[:, None]).any(dim=1).double().mean())
 
 
 # Together they bound the similarity matrix to 256 MiB in fp32.

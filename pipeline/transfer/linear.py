@@ -17,9 +17,9 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from ingest.dataset.open import open_dataset
-from pipeline.recipe import LinearRecipe
-from pipeline.transfer.features import Features, extract_from_files, shared_labels
-from pipeline.transfer.knn import binomial_error
+from pipeline.recipe.transfer import LinearRecipe
+from pipeline.transfer.features import Features, extract_from_files
+from pipeline.transfer.scores import binomial_error, shared_labels
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from cluster.errors import UserError
 from pipeline.distributed.sharded import copy_own_piece, named_tensors
 from pipeline.models.trunk import build_trunk
-from pipeline.recipe import Trunk
+from pipeline.recipe.trunk import Trunk
 
 _IN_BLOCK = {
     "conv1.conv": "f.a.0",

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ingest.crawl.crawl import CrawlSettings, crawl_shards
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
 
 
 def make_dataset(folder: Path, *, images: int = 96, classes: int = 4, seed: int = 0) -> Path:

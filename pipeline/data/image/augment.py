@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.recipe import Photometric
+from pipeline.recipe.data import Photometric
 
 # Columns of the parameters. ORDER is a row of _ORDERS, −1 for no jitter; SIGMA, in pixels, is 0 for no blur.
 BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GREY, SIGMA, SOLARIZE = range(8)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ingest.image.decode import ImageError, decode
 from pipeline.data.reader import BadSampleError
-from pipeline.recipe import CropGroup
+from pipeline.recipe.data import CropGroup
 
 _TRIES = 10
 FLIP, _LEFT, _TOP, _BOXES = range(4)

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import UserError
 from cluster.typed_yaml import Section
-from pipeline.dag.ensure import Kind, Result
 from pipeline.dag.graph import DagRecipe, Failed, build_graph, load_dag, run_dag, run_graph
+from pipeline.dag.stage import Kind, Result
 
 
 class NoExecutor:

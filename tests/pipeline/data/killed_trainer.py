@@ -7,7 +7,7 @@ import time
 import torch
 
 from pipeline.data.loader import Loader
-from pipeline.recipe import Data
+from pipeline.recipe.data import Data
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from ingest.dataset.open import open_dataset
 from pipeline.data import rank_batches as batches_module
 from pipeline.data import workers as workers_module
 from pipeline.data.loader import Batch, Loader
-from pipeline.recipe import Data
+from pipeline.recipe.data import Data
 
 CROPS = [{"count": 2, "size": 8, "scale": [0.3, 1.0]}, {"count": 1, "size": 5, "scale": [0.1, 0.3]}]
 

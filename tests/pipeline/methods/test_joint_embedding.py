@@ -23,9 +23,10 @@ from cluster.errors import UserError
 from pipeline.distributed.collectives import rank_in, world_size
 from pipeline.methods import barlow_twins
 from pipeline.methods.barlow_twins import BarlowTwinsMethod, barlow_twins_loss
-from pipeline.methods.build import Method, build_method
+from pipeline.methods.build import Method
 from pipeline.methods.byol import BYOLMethod, byol_loss, teacher_momentum
 from pipeline.methods.simsiam import SimSiamMethod, simsiam_loss
+from pipeline.parallel.initialize import build_method
 from pipeline.train.optim import build_optimizer, set_learning_rate
 
 ROWS, STEPS = 6, 10

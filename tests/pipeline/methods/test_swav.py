@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cluster.errors import UserError
 from pipeline.distributed.collectives import all_reduce_sum, rank_in, world_size
-from pipeline.methods.build import build_method
 from pipeline.methods.swav import SwAVMethod, sinkhorn, swav_loss
 from pipeline.parallel.batchnorm import convert_batchnorm
-from pipeline.recipe import PretrainRecipe
+from pipeline.parallel.initialize import build_method
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.optim import build_optimizer
 
 BATCH = 16

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from pipeline.models.heads import MLP, ProjectionHead, Prototypes
-from pipeline.recipe import Head
+from pipeline.recipe.method import Head
 
 
 def test_batch_norm_and_relu_stand_between_layers_only() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.models.regnet import RegNet
-from pipeline.recipe import RegNetParameters
+from pipeline.recipe.trunk import RegNetParameters
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
 from padded_groups import pad_groups

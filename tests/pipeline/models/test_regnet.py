@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.models.regnet import PRESETS, RegNet, widths_and_depths
 from pipeline.models.trunk import build_trunk
-from pipeline.recipe import RegNetParameters, Trunk
+from pipeline.recipe.trunk import RegNetParameters, Trunk
 
 # Stage widths and depths, and millions of parameters with a head of 1000 classes, as in timm's results.
 # Up to 32GF: Radosavovic et al., 2020. 64GF: timm's `regnety_640`, transformers' `regnet-y-640-seer`. 128GF,

@@ -21,10 +21,10 @@ from pipeline.checkpoint.files import latest, read_tensors
 from pipeline.distributed.sharded import named_tensors, whole
 from pipeline.models.regnet import RegNet
 from pipeline.parallel.parallelize import compile_blocks
-from pipeline.recipe import RegNetParameters
+from pipeline.parallel.whole import whole_trunk
+from pipeline.recipe.trunk import RegNetParameters
 from pipeline.train.loop import forward_backward, gradient_norm, steps, train
 from pipeline.train.metrics import Stopwatch
-from pipeline.train.probe import whole_trunk
 from pipeline.train.setup import Training, set_up
 
 Ranks = Callable[..., list[Any]]

@@ -19,7 +19,8 @@ from cluster.typed_yaml import apply_override, check_recipe, find_recipe, load_r
 from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk
 from pipeline.parallel.activation_checkpointing import checkpoint_activations
-from pipeline.recipe import KnnRecipe, LinearRecipe, PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.recipe.transfer import KnnRecipe, LinearRecipe
 
 SHIPPED = sorted(
     (kind, Path(str(file)).stem)

@@ -13,7 +13,8 @@ from pipeline.checkpoint.files import latest, read_tensors
 from pipeline.report.gallery import Samples, data_uri
 from pipeline.report.prototypes import load_swav, prototype_gallery
 from pipeline.train.loop import pretrain
-from pipeline.trunks.export import export_trunk, load_trunk
+from pipeline.trunks.export import export_trunk
+from pipeline.trunks.files import load_trunk
 
 CPU = torch.device("cpu")
 PROTOTYPES = 48

@@ -17,10 +17,11 @@ from cluster.job import Resources, State
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause, read_restarts
-from pipeline.dag.ensure import Receipt
 from pipeline.dag.graph import DagRecipe, build_graph
+from pipeline.dag.stage import Receipt
 from pipeline.stages.jobs import run_graph_as_jobs
-from pipeline.stages.kinds import KINDS, pretrain_job
+from pipeline.stages.kinds import KINDS
+from pipeline.train.job import pretrain_job
 
 pytestmark = [
     pytest.mark.ray,

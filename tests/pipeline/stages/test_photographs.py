@@ -9,7 +9,7 @@ from PIL import Image
 
 from cluster.errors import UserError
 from cluster.typed_yaml import check_recipe
-from pipeline.dag.ensure import folder_identity
+from pipeline.dag.digests import folder_identity
 from pipeline.stages import photographs as module
 from pipeline.stages.photographs import SHIPPED, PhotographsRecipe, cut_tiles, identity, read_folder
 

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.typed_yaml import Section
-from pipeline.dag.ensure import Kind, Receipt, Result, Source, Stage, Work, content_digest, ensure, stage_key
+from pipeline.dag.digests import content_digest
+from pipeline.dag.ensure import ensure
+from pipeline.dag.stage import Kind, Receipt, Result, Source, Stage, Work, stage_key
 
 
 class Where(Section):
@@ -169,7 +171,8 @@ KILLED = """
     import sys, time
     from pathlib import Path
     from tests.pipeline.test_stages import NoExecutor, Toy, stage
-    from pipeline.dag.ensure import Kind, Result, ensure
+    from pipeline.dag.ensure import ensure
+    from pipeline.dag.stage import Kind, Result
 
     def hang(work):
         (work.folder / "half").write_text("half")

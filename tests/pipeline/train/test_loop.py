@@ -29,7 +29,7 @@ from cluster.rank.torch_dist import World
 from cluster.run.folder import RunFolder
 from pipeline.checkpoint.files import latest, newest_first, read_tensors
 from pipeline.data.loader import Batch, Loader
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.loop import forward_backward, pretrain, train
 from pipeline.train.setup import Training, count_steps, set_up
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from pipeline.recipe import Optim
+from pipeline.recipe.pretrain import Optim
 from pipeline.train.optim import LARC, LARS, build_optimizer, set_learning_rate
 
 STEPS, LR, MOMENTUM, DECAY, TRUST = 4, 0.3, 0.9, 1e-2, 0.02

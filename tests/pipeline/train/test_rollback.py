@@ -21,7 +21,7 @@ from cluster.rank.preempt import PreemptionFlag
 from cluster.rank.torch_dist import World
 from pipeline.checkpoint.files import latest, newest_first, read_tensors, step_of
 from pipeline.data.loader import Batch
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.loop import pretrain, train
 from pipeline.train.setup import set_up
 

@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from cluster.run.source import source_version
 from cluster.typed_yaml import load_recipe
 from ingest.dataset.open import open_dataset
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.run_recipe import adopt, differences, pin_dataset, record_attempt
 
 

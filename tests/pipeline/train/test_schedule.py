@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.recipe import Optim
+from pipeline.recipe.pretrain import Optim
 from pipeline.train.schedule import learning_rate
 
 

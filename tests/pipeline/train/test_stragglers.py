@@ -17,7 +17,7 @@ from torch import Tensor
 from cluster.rank.preempt import PreemptionFlag
 from cluster.rank.torch_dist import World
 from pipeline.data.loader import Batch
-from pipeline.recipe import PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.loop import train
 from pipeline.train.setup import set_up
 from pipeline.train.stragglers import Pace, Stragglers, slow_ranks

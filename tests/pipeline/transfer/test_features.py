@@ -10,17 +10,9 @@ from torch import nn
 from cluster.errors import UserError
 from ingest.crawl.crawl import CrawlSettings, crawl_shards
 from ingest.dataset.open import open_dataset
-from pipeline.transfer.features import (
-    Features,
-    Preprocessing,
-    evenly_spaced,
-    extract_features,
-    fit_image,
-    load_features,
-    normalise,
-    save_features,
-    shared_labels,
-)
+from pipeline.data.evaluation import Preprocessing, evenly_spaced, fit_image, normalise
+from pipeline.transfer.features import Features, extract_features, load_features, save_features
+from pipeline.transfer.scores import shared_labels
 
 CPU = torch.device("cpu")
 VIEW = Preprocessing(image_size=16, resize=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
-from pipeline.recipe import KnnRecipe
+from pipeline.recipe.transfer import KnnRecipe
 from pipeline.transfer import knn as module
 from pipeline.transfer.features import Features
 from pipeline.transfer.knn import knn, knn_votes, nearest

@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from cluster.errors import UserError
-from pipeline.recipe import LinearRecipe
+from pipeline.recipe.transfer import LinearRecipe
 from pipeline.transfer.features import Features
 from pipeline.transfer.linear import Standardiser, fit, linear_probe, split_validation
 

@@ -12,21 +12,21 @@ from cluster.errors import UserError
 from ingest.crawl.crawl import CrawlSettings, crawl_shards
 from ingest.dataset.open import open_dataset
 from pipeline.checkpoint.files import latest, read_tensors
+from pipeline.data.evaluation import (
+    Preprocessing,
+    evaluation_preprocessing,
+    evenly_spaced,
+    image_batches,
+    normalise,
+)
 from pipeline.models.trunk import build_trunk
 from pipeline.parallel.initialize import initialize
-from pipeline.recipe import PretrainRecipe, Trunk
+from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.recipe.trunk import Trunk
 from pipeline.train.loop import pretrain
-from pipeline.transfer.features import Preprocessing, evenly_spaced, image_batches, normalise
-from pipeline.trunks.export import (
-    TrunkSpec,
-    calibrate_batchnorm,
-    evaluation_preprocessing,
-    export_trunk,
-    load_trunk,
-    pixels_trunk,
-    random_trunk,
-    save_trunk,
-)
+from pipeline.trunks.baselines import calibrate_batchnorm, pixels_trunk, random_trunk
+from pipeline.trunks.export import export_trunk
+from pipeline.trunks.files import TrunkSpec, load_trunk, save_trunk
 
 CPU = torch.device("cpu")
 TINY = Trunk(name="regnety_tiny", stem="low_resolution")

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
 from pipeline.checkpoint.files import latest, read_tensors
+from pipeline.data.evaluation import Preprocessing
 from pipeline.distributed.sharded import named_tensors, whole
 from pipeline.models.regnet import PRESETS, widths_and_depths
 from pipeline.models.trunk import build_trunk
-from pipeline.recipe import Trunk
+from pipeline.recipe.trunk import Trunk
 from pipeline.train.loop import pretrain
 from pipeline.train.setup import set_up
-from pipeline.transfer.features import Preprocessing
-from pipeline.trunks.export import TrunkSpec, export_trunk, load_trunk, save_trunk
+from pipeline.trunks.export import export_trunk
+from pipeline.trunks.files import TrunkSpec, load_trunk, save_trunk
 from pipeline.trunks.interop import from_timm, from_vissl, read_weights, to_vissl, warm_start
 
 TINY = Trunk(name="regnety_tiny")

@@ -26,7 +26,7 @@ from pipeline.data.image.augment import (
     augment,
     draw_parameters,
 )
-from pipeline.recipe import Photometric
+from pipeline.recipe.data import Photometric
 
 Array = NDArray[np.float64]
 LUMA = np.array([0.299, 0.587, 0.114])

@@ -15,7 +15,7 @@ from small_pictures import picture
 from pipeline.data.image import crops as module
 from pipeline.data.image.crops import GEOMETRY_DRAWS, crop_box, cut
 from pipeline.data.reader import BadSampleError
-from pipeline.recipe import CropGroup
+from pipeline.recipe.data import CropGroup
 
 TWO_SIZES = (CropGroup(count=2, size=24, scale=(0.3, 1.0)), CropGroup(count=3, size=10, scale=(0.05, 0.3)))
 

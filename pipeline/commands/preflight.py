@@ -1,0 +1,77 @@
+"""`submit preflight`: is every node fit?"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cluster.executors import make_executor
+from cluster.job import ExecutorName, Resources
+from cluster.site import Site, load_site
+from pipeline.commands.options import (
+    Cluster,
+    ExecutorOption,
+    Json,
+    Runs,
+)
+
+
+def preflight(  # noqa: PLR0917 -- typer passes by name
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines to look at.")] = 1,
+    ranks: Annotated[
+        int | None, typer.Option("--ranks", min=1, help="Processes per machine; by default one per GPU.")
+    ] = None,
+    folder: Runs = Path("runs"),
+    executor: ExecutorOption = None,
+    cluster: Cluster = "default",
+    readmit: Annotated[
+        str | None, typer.Option("--readmit", metavar="NODE", help="Use an excluded machine again, and stop.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say which machines are fit for a large run, and leave the others out of the next ones."""
+    from cluster.preflight import exclusions
+    from cluster.preflight.preflight import preflight as look_at
+    from cluster.preflight.verdict import fitness_table, to_json
+
+    if readmit is not None:
+        exclusions.readmit(folder, readmit)
+        typer.echo(f"{readmit} is used again")
+        return
+    site = load_site(cluster)
+    chosen = executor or site.default_executor()
+    gpus = _gpus_per_node(chosen, site)
+    resources = Resources(nodes=nodes, ranks_per_node=ranks or max(1, gpus), gpus_per_rank=1 if gpus else 0)
+    engine = make_executor(chosen, site, exclude=_excluded(folder))
+    verdicts = look_at(engine, resources, folder.absolute() / f"preflight-{time.strftime('%Y%m%d-%H%M%S')}")
+    if as_json:
+        typer.echo(json.dumps(to_json(verdicts), indent=2))
+    else:
+        Console().print(fitness_table(verdicts))
+    if all(verdict.fit for verdict in verdicts):
+        return
+    if chosen != "local":
+        for node in exclusions.exclude(folder, verdicts):
+            typer.echo(
+                f"{node} is left out from now on; `submit preflight --readmit {node}` takes it back", err=True
+            )
+    raise typer.Exit(1)
+
+
+def _gpus_per_node(executor: ExecutorName, site: Site) -> int:
+    if executor != "local" and site.gpus_per_node is not None:
+        return site.gpus_per_node
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _excluded(runs: Path) -> list[str]:
+    from cluster.preflight.exclusions import excluded_nodes
+
+    return excluded_nodes(runs)

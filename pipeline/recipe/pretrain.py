@@ -1,0 +1,141 @@
+"""The recipe of a pretraining run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from cluster.typed_yaml import Section
+from pipeline.recipe.data import Data
+from pipeline.recipe.method import BYOL, BarlowTwins, SimSiam, SwAV
+from pipeline.recipe.trunk import Trunk
+
+
+class Optim(Section):
+    """The optimizer and its schedule: linear warm-up from `warmup_lr` to `lr`, then cosine to `final_lr`, or
+    constant. `lr` is the peak, not scaled by the batch size; that of biases and norms is `lr_bias` if given,
+    at every step in the same proportion. With `clip_trust` no layer of LARS moves faster than at `lr`.
+    """
+
+    name: Literal["sgd", "larc", "lars", "adamw"]
+    lr: PositiveFloat
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: NonNegativeInt = 0
+    warmup_lr: NonNegativeFloat = 0.0
+    final_lr: NonNegativeFloat = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegativeFloat = 0.0
+    trust: PositiveFloat = 0.001
+    clip_trust: bool = False
+    lr_bias: PositiveFloat | None = None
+    decay_bias_and_norm: bool = False
+    clip_norm: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _only_lars_clips(self) -> Self:
+        if self.clip_trust and self.name != "lars":
+            raise ValueError("optim.clip_trust goes with optim.name: lars")
+        return self
+
+
+# Of `train`: these change no number beyond rounding, and may be others when a run goes on.
+LAYOUT = ("strategy", "shard_ranks", "cpu_offload", "checkpointing", "compile")
+
+
+class Train(Section):
+    """How long, in what arithmetic, and what lies where. Exactly one of `steps` and `epochs`.
+
+    `checkpointing` recomputes activations in the backward pass: of every block ("full"), or, for each stage
+    of the trunk, of the runs of blocks that end at these numbers: SEER-10B has [[2], [7], [9, 17], []].
+    `shard_ranks` are the ranks that share one copy of the parameters, all by default; the GPUs of one node
+    keep the gathering within it. `cpu_offload` keeps parameters and optimizer in host memory.
+    A step whose loss or gradient is not finite, or whose loss is `spike_deviations` above the last ones, is
+    skipped; after `max_skipped_steps` in a row the run goes back to a checkpoint and passes over the data
+    since, `max_rollbacks` times at most and once from the same checkpoint.
+    """
+
+    steps: PositiveInt | None = None
+    epochs: PositiveInt | None = None
+    accumulate: PositiveInt = 1
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    sync_bn_samples: PositiveInt | None = None
+    checkpointing: Literal["none", "full"] | tuple[tuple[PositiveInt, ...], ...] = "none"
+    compile: bool = False
+    strategy: Literal["ddp", "fsdp2", "fairscale"] = "ddp"
+    shard_ranks: PositiveInt | None = None
+    cpu_offload: bool = False
+    max_skipped_steps: PositiveInt = 3
+    spike_deviations: PositiveFloat = 20.0
+    max_rollbacks: NonNegativeInt = 2
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of train.steps and train.epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _only_fsdp2_has_them(self) -> Self:
+        if self.strategy != "fsdp2" and (self.shard_ranks is not None or self.cpu_offload):
+            raise ValueError("train.shard_ranks and train.cpu_offload go with train.strategy: fsdp2")
+        if self.strategy == "fairscale" and self.precision == "fp64":
+            raise ValueError("train.strategy: fairscale has no fp64 parameters: use fsdp2 or ddp")
+        return self
+
+
+class Probe(Section):
+    """A weighted kNN on labelled datasets, every so many steps; it changes nothing in the training."""
+
+    train: str
+    test: str
+    every_steps: PositiveInt
+    image_size: PositiveInt
+    k: PositiveInt = 20
+    temperature: PositiveFloat = 0.1
+    max_samples: PositiveInt = 10_000
+
+
+class Run(Section):
+    """Where and how: nothing here changes a number, so none of it is part of a stage's key.
+
+    `resident` decodes all images at the start and keeps them in the device's memory, where crops are then
+    cut: for small images of one size, which a GPU trains on faster than a CPU decodes them.
+    """
+
+    folder: str = "runs"
+    name: str | None = None
+    nodes: PositiveInt = 1
+    ranks_per_node: PositiveInt | None = None
+    workers: NonNegativeInt = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    resident: bool = False
+    log_every: PositiveInt = 10
+    profile: Annotated[str, Field(pattern=r"^\d+:\d+$")] | None = None  # from after one step to another
+    hang_seconds: PositiveFloat = 300.0  # without a step: the ranks' stacks are written down, and they end
+    checkpoint_minutes: PositiveFloat | None = None  # by Young/Daly: 10 to 60, from the cost of a save
+    checkpoint_every_steps: PositiveInt | None = None
+    keep_last: PositiveInt = 2
+    keep_every_steps: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _profile_has_steps(self) -> Self:
+        first, last = map(int, (self.profile or "1:2").split(":"))
+        if not 0 < first < last:
+            raise ValueError(
+                f"profile {self.profile} holds no step: give the first, from 1, and a later last"
+            )
+        return self
+
+
+class PretrainRecipe(Section):
+    """Everything `submit pretrain` needs."""
+
+    seed: NonNegativeInt = 0
+    data: Data
+    trunk: Trunk
+    method: Annotated[SwAV | BarlowTwins | BYOL | SimSiam, Field(discriminator="name")]
+    optim: Optim
+    train: Train
+    probe: Probe | None = None
+    run: Run = Run()

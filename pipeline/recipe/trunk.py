@@ -1,0 +1,67 @@
+"""What a recipe says of its trunk."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from cluster.typed_yaml import Section
+
+
+class RegNetParameters(Section):
+    """The design space of Radosavovic et al., 2020: widths from a quantised line, w_j = w_0 + w_a j."""
+
+    depth: PositiveInt
+    w_0: PositiveInt
+    w_a: PositiveFloat
+    w_m: Annotated[float, Field(gt=1)]
+    group_width: PositiveInt
+
+
+class Trunk(Section):
+    """The network that is kept: a published size by name, or `regnet_y` with `regnet` parameters.
+
+    `init_from` starts its weights from an exported trunk, or from a checkpoint of timm's or VISSL's, instead
+    of the seed; a run that goes on does not read it again. `zero_init_residual` starts every block of a
+    ResNet as its shortcut: the gamma of its last BatchNorm is 0.
+    """
+
+    name: Literal[
+        "regnet_y",
+        "regnety_tiny",
+        "regnety_200mf",
+        "regnety_400mf",
+        "regnety_600mf",
+        "regnety_800mf",
+        "regnety_1_6gf",
+        "regnety_3_2gf",
+        "regnety_4gf",
+        "regnety_6_4gf",
+        "regnety_8gf",
+        "regnety_12gf",
+        "regnety_16gf",
+        "regnety_32gf",
+        "regnety_64gf",
+        "regnety_128gf",
+        "regnety_256gf",
+        "regnety_10b",
+        "resnet18",
+        "resnet50",
+    ]
+    stem: Literal["imagenet", "low_resolution"] = "imagenet"
+    regnet: RegNetParameters | None = None
+    zero_init_residual: bool = False
+    init_from: str | None = None
+
+    @model_validator(mode="after")
+    def _only_resnets_start_as_shortcuts(self) -> Self:
+        if self.zero_init_residual and not self.name.startswith("resnet"):
+            raise ValueError("`zero_init_residual` goes with name: resnet18 or resnet50")
+        return self
+
+    @model_validator(mode="after")
+    def _parameters_belong_to_regnet_y(self) -> Self:
+        if (self.name == "regnet_y") != (self.regnet is not None):
+            raise ValueError("`regnet` parameters go with name: regnet_y, and only with it")
+        return self

@@ -1,0 +1,119 @@
+"""The stages that make or name datasets and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from pydantic import PositiveInt
+
+from cluster.errors import UserError
+from cluster.typed_yaml import Section
+from ingest.crawl.crawl import Counts, CrawlSettings, Progress, crawl_shards
+from ingest.dataset.open import open_dataset
+from ingest.image.check import Treatment
+from pipeline.checkpoint.files import step_of
+from pipeline.dag.digests import content_digest
+from pipeline.dag.stage import Result, Work
+from pipeline.stages.machine import Machine
+from pipeline.stages.photographs import cut_tiles
+
+logger = logging.getLogger(__name__)
+
+
+class ShardsRecipe(Section):
+    """A crawl: of the input `source`, or of a folder or tar at `source`."""
+
+    source: str | None = None
+    resize: PositiveInt | None = None
+    unit_rows: PositiveInt = 16_384
+    run: Machine = Machine()
+
+
+class DatasetRecipe(Section):
+    """A sealed dataset that is there already: its folder, and the root to pin, if not the latest."""
+
+    path: str
+    sealed: str | None = None
+
+
+class CheckpointRecipe(Section):
+    """A checkpoint of a run: the folder `RUN/checkpoints/step-…`."""
+
+    path: str
+
+
+def photographs(work: Work) -> Result:
+    """Tiles from photographs: train.tar and test.tar."""
+    metrics = cut_tiles(work.recipe, work.folder)
+    return Result(metrics, ["train.tar", "test.tar", "photographs.json", "overview"])
+
+
+def shards(work: Work) -> Result:
+    """A sealed dataset, in the stage's folder itself."""
+    source, recipe = work.inputs.get("source"), work.recipe
+    if (source is None) == (recipe.source is None):
+        raise UserError(
+            "a shards stage takes its images from the input `source`, or from recipe.source: give one"
+        )
+    report = crawl_shards(
+        [str(source.path) if source is not None else recipe.source],
+        work.folder,
+        CrawlSettings(unit_rows=recipe.unit_rows, treatment=Treatment(resize=recipe.resize)),
+        workers=max(1, recipe.run.workers),
+        progress=_now_and_then(work.folder.name),
+    )
+    counts = report.counts
+    metrics = {
+        "root": report.root,
+        "planned": counts.planned,
+        "kept": counts.kept,
+        "rejected": counts.rejected.total(),
+        "failed": counts.failed.total(),
+        "bytes": counts.bytes_stored,
+    }
+    # The root is the digest of everything that was crawled; hashing terabytes again would say nothing more.
+    return Result(metrics, ["DATASET.json", f"sealed/{report.root}.json", f"sealed/{report.root}.parquet"])
+
+
+def dataset(work: Work) -> Result:
+    """A link, `data`, to a dataset that others have made."""
+    opened = open_dataset(work.recipe.path, sealed=work.recipe.sealed)
+    _link(work.folder / "data", Path(work.recipe.path))
+    return Result({"root": opened.root, "kept": len(opened)}, [])
+
+
+def checkpoint(work: Work) -> Result:
+    """A link, `checkpoint`, to one that a run has saved."""
+    folder = Path(work.recipe.path)
+    _link(work.folder / "checkpoint", folder)
+    return Result({"step": step_of(folder)}, [])
+
+
+def _link(link: Path, target: Path) -> None:
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.absolute())
+
+
+def _manifest(recipe: CheckpointRecipe) -> str:
+    """What a checkpoint is: the digests of its files."""
+    manifest = Path(recipe.path) / "manifest.json"
+    if not manifest.is_file():
+        raise UserError(
+            f"{recipe.path} is not a checkpoint; give a folder RUN/checkpoints/step-… with a manifest.json"
+        )
+    return content_digest(manifest)
+
+
+def _now_and_then(name: str, seconds: float = 10.0) -> Progress:
+    """A crawl's progress as lines of the log."""
+    due = time.monotonic() + seconds
+
+    def progress(counts: Counts) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + seconds
+            logger.info("%s: %d of %d images", name, counts.done, counts.planned)
+
+    return progress

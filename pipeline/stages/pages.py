@@ -1,0 +1,32 @@
+"""The stages that end in a page for people."""
+
+from __future__ import annotations
+
+from cluster.atomic_file import write_atomically
+from pipeline.dag.stage import Result, Work
+from pipeline.report.cifar10 import write_table
+from pipeline.report.compare import compare_runs, comparison_page
+from pipeline.report.run_report import Evidence, build_report
+from pipeline.stages.machine import _gpus, pick_device
+
+REPORT_OPTIONAL = frozenset({"photographs", "knn_pixels", "linear_pixels"})
+REPORT_INPUTS = frozenset(Evidence.__dataclass_fields__) - REPORT_OPTIONAL
+
+
+def report(work: Work) -> Result:
+    """report.html, and the headline numbers."""
+    evidence, device = Evidence(**work.inputs), pick_device("auto")
+    build_report(evidence, work.recipe, work.folder / "report.html", device=device)
+    return Result({}, ["report.html"], _gpus(device))
+
+
+def compare(work: Work) -> Result:
+    """compare.html: the inputs are runs, and their roles are the names of these on the page."""
+    runs = compare_runs({name: source.path for name, source in work.inputs.items()})
+    write_atomically(work.folder / "compare.html", comparison_page(runs, work.recipe))
+    return Result({run.name: run.to_json() for run in runs}, ["compare.html"])
+
+
+def cifar10_table(work: Work) -> Result:
+    """results.md and results.html: what was reached, beside what others have published."""
+    return Result(write_table(work.inputs, work.folder), ["results.md", "results.html"])

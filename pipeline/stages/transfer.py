@@ -1,0 +1,47 @@
+"""The stages that score a trunk."""
+
+from __future__ import annotations
+
+from cluster.typed_yaml import Section
+from ingest.dataset.open import open_dataset
+from pipeline.dag.stage import Result, Work
+from pipeline.stages.machine import Machine, _gpus, pick_device
+from pipeline.transfer.features import extract_from_files, load_features, save_features
+from pipeline.transfer.knn import knn
+from pipeline.transfer.linear import linear_probe
+
+
+class FeaturesRecipe(Section):
+    """Features of the inputs `train` and `test`, with the trunk's own preprocessing."""
+
+    run: Machine = Machine()
+
+
+def features(work: Work) -> Result:
+    """train.safetensors and test.safetensors."""
+    device = pick_device(work.recipe.run.device)
+    train, test = extract_from_files(
+        work.inputs["trunk"].path,
+        open_dataset(work.inputs["train"].path),
+        open_dataset(work.inputs["test"].path),
+        workers=work.recipe.run.workers,
+        device=device,
+    )
+    save_features(train, work.folder / "train.safetensors")
+    save_features(test, work.folder / "test.safetensors")
+    metrics = {"train_samples": len(train.y), "test_samples": len(test.y), "feature_dim": train.x.shape[1]}
+    return Result(metrics, ["train.safetensors", "test.safetensors"], _gpus(device))
+
+
+def score_knn(work: Work) -> Result:
+    """Weighted kNN on extracted features."""
+    folder, device = work.inputs["features"].path, pick_device("auto")
+    train, test = (load_features(folder / f"{name}.safetensors") for name in ("train", "test"))
+    return Result(knn(train, test, work.recipe, device=device).metrics(), [], _gpus(device))
+
+
+def score_linear(work: Work) -> Result:
+    """Linear probe on extracted features."""
+    folder, device = work.inputs["features"].path, pick_device("auto")
+    train, test = (load_features(folder / f"{name}.safetensors") for name in ("train", "test"))
+    return Result(linear_probe(train, test, work.recipe, device=device).metrics(), [], _gpus(device))

@@ -1,0 +1,63 @@
+"""The stages that make trunks of checkpoints, and the baselines beside them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from cluster.typed_yaml import Section
+from ingest.dataset.open import open_dataset
+from pipeline.dag.stage import Result, Work
+from pipeline.stages.machine import Machine, _gpus, pick_device
+from pipeline.trunks.baselines import pixels_trunk, random_trunk
+from pipeline.trunks.export import export_trunk
+from pipeline.trunks.files import read_spec
+
+TRUNK_FILES = ["trunk.safetensors", "trunk.json", "README.md"]
+
+
+class ExportRecipe(Section):
+    """The newest checkpoint of a run is exported as it is: the trunk that learns, or its teacher."""
+
+    which: Literal["student", "teacher"] = "student"
+
+
+class RandomTrunkRecipe(Section):
+    """A trunk like the input `like`, with weights drawn from the seed."""
+
+    seed: NonNegativeInt = 0
+    run: Machine = Machine()
+
+
+class PixelsRecipe(Section):
+    """Raw pixels of a square of `size`."""
+
+    size: PositiveInt = 16
+
+
+def export(work: Work) -> Result:
+    """An exported trunk, from the run's newest checkpoint."""
+    spec = export_trunk(work.inputs["run"].path, work.folder, which=work.recipe.which)
+    return Result({"feature_dim": spec.feature_dim, "steps": spec.provenance["steps"]}, TRUNK_FILES)
+
+
+def random(work: Work) -> Result:
+    """The same architecture with drawn weights, calibrated on the training images."""
+    device = pick_device(work.recipe.run.device)
+    spec = read_spec(work.inputs["like"].path)
+    random_trunk(
+        spec,
+        open_dataset(work.inputs["data"].path),
+        seed=work.recipe.seed,
+        out=work.folder,
+        workers=work.recipe.run.workers,
+        device=device,
+    )
+    return Result({"feature_dim": spec.feature_dim}, TRUNK_FILES, _gpus(device))
+
+
+def pixels(work: Work) -> Result:
+    """Raw pixels as a trunk."""
+    spec = pixels_trunk(read_spec(work.inputs["like"].path), size=work.recipe.size, out=work.folder)
+    return Result({"feature_dim": spec.feature_dim}, TRUNK_FILES)

@@ -1,0 +1,47 @@
+"""What every score shares: labels of both datasets, accuracy, its error."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from cluster.errors import UserError
+from pipeline.transfer.features import Features
+
+
+def shared_labels(train: Features, test: Features) -> tuple[tuple[str, ...], Tensor, Tensor]:
+    """Number the labels of two sets alike.
+
+    Returns:
+        Names of all classes, and the int64 class of each training and test sample.
+
+    Raises:
+        UserError: if a set is empty, or there are fewer than two classes in training.
+    """
+    if len(train.y) == 0 or len(test.y) == 0:
+        raise UserError("an evaluation needs training and test samples; one of the two datasets is empty")
+    if len(train.classes) < 2:
+        raise UserError(
+            f"an evaluation needs at least two labels, the training set has only {train.classes}; "
+            "labels are the names of the first folders under the crawled source"
+        )
+    if not set(train.classes) & set(test.classes):
+        raise UserError(
+            "the training and the test set share no label; were both crawled from the same folders?"
+        )
+    names = tuple(sorted({*train.classes, *test.classes}))
+    number = {name: index for index, name in enumerate(names)}
+    to_shared = [torch.tensor([number[name] for name in part.classes]) for part in (train, test)]
+    return names, to_shared[0][train.y], to_shared[1][test.y]
+
+
+def binomial_error(accuracy: float, samples: int) -> float:
+    """One standard error of an accuracy over independent samples."""
+    return sqrt(accuracy * (1 - accuracy) / samples)
+
+
+def _accuracy(votes: Tensor, target: Tensor, top: int) -> float:
+    guesses = votes.topk(min(top, votes.shape[1]), dim=1).indices
+    return float((guesses == target[:, None]).any(dim=1).double().mean())

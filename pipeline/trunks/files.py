@@ -1,0 +1,201 @@
+"""A trunk as files: `trunk.safetensors`, its description, its card; and reading them again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from pydantic import Field, PositiveInt, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cluster.atomic_file import write_atomically
+from cluster.errors import UserError
+from cluster.typed_yaml import Section
+from pipeline.data.evaluation import (
+    Preprocessing,
+    fit_image,
+    normalise,
+)
+from pipeline.models.trunk import build_trunk
+from pipeline.recipe.trunk import Trunk
+
+
+class Pixels(Section):
+    """No network at all: the normalised pixels of a small square, flattened."""
+
+    name: Literal["pixels"]
+
+
+class TrunkSpec(Section):
+    """What `trunk.json` holds. `provenance` is for people: data, recipe, commit, steps, metrics."""
+
+    format: Literal[1] = 1
+    architecture: Trunk | Pixels
+    preprocessing: Preprocessing
+    feature_dim: PositiveInt
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+
+class ExportedTrunk(nn.Module):
+    """A trunk as `load_trunk` returns it.
+
+    `forward` takes normalised images (N, 3, S, S) and returns features (N, feature_dim); `preprocess` makes
+    one image into such an input; `preprocessing` describes how.
+    """
+
+    def __init__(self, network: nn.Module, spec: TrunkSpec) -> None:
+        super().__init__()
+        self.network = network
+        self.spec = spec
+
+    @property
+    def feature_dim(self) -> int:
+        """Length of a feature vector."""
+        return self.spec.feature_dim
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes an input."""
+        return self.spec.preprocessing
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """An image of any size → float32 (3, S, S)."""
+        fitted = fit_image(image.convert("RGB"), self.preprocessing)
+        pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
+        return normalise(pixels[None], self.preprocessing, torch.device("cpu"))[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, S, S) → features (N, feature_dim)."""
+        features: Tensor = self.network(images)
+        return features
+
+
+def load_trunk(path: str | Path) -> ExportedTrunk:
+    """Open an exported trunk, in evaluation mode, on the CPU.
+
+    >>> trunk = load_trunk("runs/demo/latest/trunk")
+    >>> features = trunk(trunk.preprocess(image)[None])
+
+    Raises:
+        UserError: if the folder is no exported trunk, or its tensors are not exactly those of its
+        architecture.
+    """
+    folder = Path(path)
+    spec = read_spec(folder)
+    network = _build(spec.architecture)
+    try:
+        network.load_state_dict(load_file(folder / "trunk.safetensors"), strict=True)
+    except (RuntimeError, OSError, SafetensorError) as error:
+        name = spec.architecture.name
+        raise UserError(
+            f"{folder}/trunk.safetensors does not hold the tensors of {name}: {' '.join(str(error).split())}"
+        ) from error
+    return ExportedTrunk(network, spec).eval()
+
+
+def save_trunk(network: nn.Module, spec: TrunkSpec, out: Path) -> None:
+    """Write a trunk's folder; `network` has exactly the tensors of `spec.architecture`."""
+    out.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with torch.device("meta"):
+        expected = {
+            name: tuple(tensor.shape) for name, tensor in _build(spec.architecture).state_dict().items()
+        }
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        raise ValueError(
+            f"these are not the tensors of {spec.architecture.name}: "
+            f"{sorted(found.items() ^ expected.items())[:4]}"
+        )
+    temporary = out / ".trunk.safetensors.part"
+    save_file(tensors, temporary)
+    temporary.replace(out / "trunk.safetensors")
+    write_atomically(out / "trunk.json", spec.model_dump_json(indent=2) + "\n")
+    write_atomically(out / "README.md", model_card(spec, sum(t.numel() for t in network.parameters())))
+
+
+def read_spec(folder: Path) -> TrunkSpec:
+    """The description of an exported trunk, without its weights."""
+    path = folder / "trunk.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not an exported trunk: it has no trunk.json; `submit export` makes one")
+    try:
+        return TrunkSpec.model_validate_json(path.read_text())
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path} cannot be used: {key}: {first['msg']}; was it edited?") from error
+
+
+def _build(architecture: Trunk | Pixels) -> nn.Module:
+    return build_trunk(architecture) if isinstance(architecture, Trunk) else nn.Flatten()
+
+
+def model_card(spec: TrunkSpec, parameters: int) -> str:
+    """README.md of an exported trunk: Markdown with the front matter that model hubs read."""
+    p, view = spec.provenance, spec.preprocessing
+    facts = {
+        "architecture": spec.architecture.name,
+        "parameters": f"{parameters:,}",
+        "features": f"{spec.feature_dim} per image",
+        "input": f"{view.image_size} x {view.image_size}: short side to {view.resize}, centre crop, "
+        f"mean {view.mean}, std {view.std}",
+        "training data": p.get("data", "none"),
+        "method": p.get("method", "none"),
+        "steps": p.get("steps", 0),
+        "commit": p.get("commit", "unknown"),
+        **({"network": p["which"]} if "which" in p else {}),
+        "last metrics": ", ".join(f"{k} {v:.4g}" for k, v in p.get("metrics", {}).items()) or "none",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    recipe = yaml.safe_dump(p["recipe"], sort_keys=False) if "recipe" in p else ""
+    return CARD.format(
+        name=spec.architecture.name,
+        what=p.get("what", "an image trunk"),
+        table=table,
+        recipe=f"\n## Recipe\n\n```yaml\n{recipe}```\n" if recipe else "",
+    )
+
+
+CARD = """---
+library_name: pytorch
+pipeline_tag: image-feature-extraction
+license: unknown
+---
+# {name}: {what}
+
+| | |
+|---|---|
+{table}
+
+Training data is named by the Merkle root of a sealed dataset.
+
+## Use
+
+```python
+from PIL import Image
+
+from pipeline.export import load_trunk
+
+trunk = load_trunk("path/of/this/folder")
+features = trunk(trunk.preprocess(Image.open("image.jpg"))[None])   # (1, feature_dim)
+```
+
+The weights are in `trunk.safetensors`, under the names of the architecture's own modules.
+
+## Intended use and limits
+
+Frozen features for retrieval, nearest neighbours and linear classifiers, and a start for fine-tuning. No
+labels were used in pretraining. The images were not curated: whatever biases and unwanted content they
+hold, the features may reflect. Do not use them to identify people or to decide about them.
+
+## Licence
+
+The licences of the training images are unknown to this tool; whoever publishes these weights has to find
+out what they permit. {recipe}"""
