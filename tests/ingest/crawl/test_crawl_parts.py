@@ -67,7 +67,8 @@ def crawl(source, output, parts, progress=lambda counts: None):
 
 def crawlers(rank):
     """The crawler of that number, if it has been started."""
-    ranks = [child for child in psutil.Process().children() if "cluster.rank" in child.cmdline()]
+    living = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    ranks = [child for child in living if "cluster.rank" in child.cmdline()]
     return [process for process in ranks if process.environ().get("RANK") == str(rank)]
 
 

@@ -26,7 +26,8 @@ def stop_a_rank_at(folder: Path, step: int) -> None:
         if time.monotonic() > deadline:
             return
         time.sleep(0.005)
-    ranks = [child for child in psutil.Process().children() if "cluster.rank" in child.cmdline()]
+    living = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    ranks = [child for child in living if "cluster.rank" in child.cmdline()]
     os.kill(next(rank.pid for rank in ranks if rank.environ()["RANK"] == "1"), signal.SIGSTOP)
 
 
