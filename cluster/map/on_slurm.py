@@ -25,6 +25,7 @@ from cluster.map.tasks import MapTasks
 from cluster.run.folder import RunFolder
 from cluster.run.status import Status, explain
 from cluster.site import Site
+from cluster.submit import submit
 from cluster.wording import visible
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ def on_slurm(site: Site, *, name: str, parts: int, runs: Path, scratch: Path) ->
             handles = []
             try:
                 for job in jobs:
-                    handles.append(SlurmExecutor(site).submit(job))
+                    handles.append(submit(job, SlurmExecutor(site)))
                     logger.info("%s: submitted as slurm job %s", job.name, handles[-1].id)
                 yield from _answers(Path(folder), len(tasks), [RunFolder(job.folder) for job in jobs])
             except BaseException:  # Ctrl-C, too

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 from cluster.errors import UserError
 from cluster.host import Process
@@ -88,19 +88,6 @@ class Status:
     def to_json(self) -> dict[str, Any]:
         """Plain values for status.json and `--json`."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The status that `to_json` wrote."""
-        launcher, failure = values.pop("launcher"), values.pop("failure")
-        return cls(
-            state=State(values.pop("state")),
-            launcher=None if launcher is None else Process(**launcher),
-            failure=None
-            if failure is None
-            else Failure(**failure | {"log_tail": tuple(failure["log_tail"])}),
-            **values,
-        )
 
 
 def raise_unless_completed(status: Status) -> None:

@@ -12,6 +12,7 @@ from cluster.errors import AlreadyRunning, UserError
 from cluster.executors import status_of
 from cluster.run.folder import RunFolder
 from cluster.site import Site
+from cluster.submit import submit
 from ingest.crawl.divide import (
     _begin,
     _count_committed,
@@ -81,7 +82,7 @@ def submit_to_slurm(
             continue
         run = RunFolder((runs / name).absolute())
         try:
-            handle = SlurmExecutor(site).submit(_job(name, [part], run.path, cpus=workers))
+            handle = submit(_job(name, [part], run.path, cpus=workers), SlurmExecutor(site))
         except AlreadyRunning:
             submitted.append(SlurmPart(run=run, id=SlurmHandle(run).id, new=False))
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from cluster.job import Job
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
+from cluster.submit import submit
 from ingest.crawl.crawl import crawl_plan
 from ingest.crawl.divide import _begin, _end, _job, _orders, _raise_unless_completed, divide, first_site
 from ingest.crawl.part import (
@@ -50,7 +51,7 @@ def crawl_here(
 
 def _run_here(job: Job, progress: Progress, counts: Counts) -> None:
     found, ranks = replace(counts), range(job.resources.ranks)
-    handle = LocalExecutor().submit(job)
+    handle = submit(job, LocalExecutor())
     try:
         going = True
         while going:
