@@ -14,7 +14,7 @@ from cluster.executors import Executor, status_of
 from cluster.job import Handle, Job
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
-from cluster.run.status import explain, raise_unless_completed
+from cluster.run.status import raise_unless_completed, why
 from cluster.slurm.executor import SlurmExecutor, SlurmHandle
 from cluster.submit import submit
 from cluster.typed_yaml import check_recipe
@@ -199,4 +199,4 @@ def wait_for_graph(stages: Sequence[Stage], handles: Mapping[str, Handle]) -> di
 
 def _failure(stage: Stage) -> Failed:
     """Why a stage's job left no receipt."""
-    return Failed(error=UserError(explain(status_of(job_folder(stage)))))
+    return Failed(error=UserError(why(status_of(job_folder(stage)))))
