@@ -8,5 +8,9 @@ class UserError(Exception):
     """
 
 
+class Refused(UserError):  # noqa: N818 -- the name says it
+    """An executor has not taken a job: nothing of it will run."""
+
+
 class AlreadyRunning(UserError):  # noqa: N818 -- the name says it
     """The same run was submitted before, and has not ended."""

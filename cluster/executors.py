@@ -1,12 +1,13 @@
-"""From an executor's name to the executor, and from a run folder to whoever runs it."""
+"""What an executor is; from its name to it, and from a run folder to whoever runs it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import IO, Protocol
 
 from cluster.errors import UserError
-from cluster.job import Executor, ExecutorName
+from cluster.job import ExecutorName, Handle, Job
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
 from cluster.run.status import Status
@@ -16,44 +17,81 @@ from cluster.site import Site
 logger = logging.getLogger(__name__)
 
 
+class Executor(Protocol):
+    """Starts the ranks of jobs somewhere. Whether they may start is for `cluster.submit` to say."""
+
+    @property
+    def name(self) -> ExecutorName:
+        """Which one it is."""
+
+    @property
+    def site(self) -> Site | None:
+        """The cluster's facts, as far as they are known."""
+
+    def refuse_impossible(self, job: Job) -> None:
+        """Look before anything is written.
+
+        Raises:
+            UserError: if it is not here, or could never run such a job.
+            AlreadyRunning: if it knows that the run goes on.
+        """
+
+    def start(self, job: Job, run: RunFolder, pending: Status, lock: IO[str]) -> Handle:
+        """Start the ranks of a job, or queue it.
+
+        Args:
+            run: the job's folder, ready for it.
+            pending: its status until it has started. From the moment the job can start, status.json is its
+                own: what is known before is written before.
+            lock: the run's. It is to be held, or shared, while this machine has a part in the run, and then
+                closed.
+
+        Raises:
+            Refused: if the job is not taken: nothing of it will run.
+        """
+
+
 def make_executor(
-    name: ExecutorName,
-    site: Site,
-    *,
-    stream: Stream | None = None,
-    exclude: Sequence[str] = (),
-    keep_source: bool = False,
+    name: ExecutorName, site: Site, *, stream: Stream | None = None, exclude: Sequence[str] = ()
 ) -> Executor:
     """The executor of that name.
 
     Args:
         stream: where the local and the Ray executor repeat rank 0's output while somebody waits.
         exclude: nodes that SLURM is not to use, besides the site's.
-        keep_source: on SLURM and Ray: run the source that is in the run folder, if there is one.
     """
-    if name == "slurm":
-        from cluster.slurm.executor import SlurmExecutor
+    match name:
+        case "slurm":
+            from cluster.slurm.executor import SlurmExecutor
 
-        return SlurmExecutor(site, exclude=exclude, keep_source=keep_source)
-    if name == "ray":
-        from cluster.ray.executor import RayExecutor
+            return SlurmExecutor(site, exclude=tuple(exclude))
+        case "ray":
+            from cluster.ray.executor import RayExecutor
 
-        return RayExecutor(site.ray_address, stream=stream, site=site, keep_source=keep_source)
-    return LocalExecutor(stream=stream, site=site)
+            return RayExecutor(site.ray_address, stream=stream, site=site)
+        case "local":
+            return LocalExecutor(stream=stream, site=site)
 
 
-def status_of(run: RunFolder) -> Status:
-    """The state of a run, as true as it can be told from here."""
+def status_of(run: RunFolder, *, locked: bool = False) -> Status:
+    """The state of a run, as true as it can be told from here.
+
+    Args:
+        locked: this process holds the run's lock.
+
+    Raises:
+        UserError: if its status.json is damaged, or its Ray cannot be reached from here.
+    """
     match run.read_status().executor:
         case "slurm":
             from cluster.slurm.status import current_status
 
-            return current_status(run)
+            return current_status(run, locked=locked)
         case "ray":
             from cluster.ray.status import current_status as on_ray
 
-            return on_ray(run)
-        case _:
+            return on_ray(run, locked=locked)
+        case "local":
             return run.status()
 
 
@@ -63,18 +101,15 @@ def cancel(run: RunFolder) -> None:
     Raises:
         UserError: if it has ended already, or can be reached only from another machine.
     """
-    if run.read_status().executor == "ray":
-        _cancel_on_ray(run)
-        return
-    status = status_of(run)
-    if status.state.ended:
-        raise UserError(f"the run in {run.path} is not running: it is {status.state}")
-    match status.executor:
+    match run.read_status().executor:
         case "slurm":
             from cluster.slurm.executor import SlurmHandle
 
+            _refuse_ended(run, status_of(run))
             SlurmHandle(run).cancel()
-        case _:
+        case "ray":
+            _cancel_on_ray(run)
+        case "local":
             run.cancel()
 
 
@@ -82,8 +117,7 @@ def _cancel_on_ray(run: RunFolder) -> None:
     """Its supervisor looks for the request in the run folder: its Ray need not be reached from here."""
     from cluster.ray.executor import reopen
 
-    if run.read_status().state.ended:
-        raise UserError(f"the run in {run.path} is not running: it is {run.read_status().state}")
+    _refuse_ended(run, run.read_status())
     run.request_cancel()
     try:
         status = status_of(run)
@@ -92,5 +126,9 @@ def _cancel_on_ray(run: RunFolder) -> None:
     except UserError as error:
         logger.warning("%s; the run was asked through its folder", error)
         return
+    _refuse_ended(run, status)
+
+
+def _refuse_ended(run: RunFolder, status: Status) -> None:
     if status.state.ended:
         raise UserError(f"the run in {run.path} is not running: it is {status.state}")

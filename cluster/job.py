@@ -1,4 +1,4 @@
-"""What can be run, and what a thing that runs things must offer: the one interface of all executors."""
+"""What can be run, and what is left in the hand of whoever has submitted it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 
 from cluster.errors import UserError
 
@@ -90,16 +90,9 @@ class Job:
             raise ValueError(f"a job's function is written 'package.module:function', not {self.function!r}")
 
     def to_json(self) -> str:
-        """The job as text that `from_json` reads back."""
+        """The job as `RunFolder.read_job` reads it back."""
         values = asdict(self) | {"arguments": dict(self.arguments), "folder": str(self.folder)}
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The job that `to_json` wrote."""
-        values = json.loads(text)
-        resources, folder = Resources(**values.pop("resources")), Path(values.pop("folder"))
-        return cls(resources=resources, folder=folder, **values)
 
     def resolve(self) -> Callable[..., Any]:
         """Import the function."""
@@ -111,6 +104,11 @@ def import_function(name: str) -> Callable[..., Any]:
     module, _, own = name.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), own)
     return function
+
+
+def import_name(function: Callable[..., Any]) -> str:
+    """By which another machine imports it."""
+    return f"{function.__module__}:{function.__name__}"
 
 
 class Handle(Protocol):
@@ -132,15 +130,3 @@ class Handle(Protocol):
 
     def cancel(self) -> None:
         """Ask the job to end; returns at once."""
-
-
-class Executor(Protocol):
-    """Starts jobs somewhere."""
-
-    def submit(self, job: Job) -> Handle:
-        """Start a job; a UserError says what makes it impossible."""
-
-
-def import_name(function: Callable[..., Any]) -> str:
-    """By which another machine imports it."""
-    return f"{function.__module__}:{function.__name__}"

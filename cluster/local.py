@@ -3,77 +3,64 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import FrameType
-from typing import IO
+from typing import IO, ClassVar
 
 from cluster.errors import UserError
 from cluster.host import Process
-from cluster.job import PREEMPTED_EXIT_CODE, Job, State
+from cluster.job import PREEMPTED_EXIT_CODE, ExecutorName, Job, State
 from cluster.rank.process import SECONDS_TO_END, death, end_group, free_port, rank_defaults, start_rank
 from cluster.run.folder import RunFolder
 from cluster.run.notify import notify
+from cluster.run.rank_error import read_error
 from cluster.run.status import Failure, Status
 from cluster.run.waiting import Echo, Stream, signals_passed_on
-from cluster.site import Site, write_site
-from cluster.submit import refuse_if_elsewhere
+from cluster.site import Site
 
 POLL_SECONDS = 0.05
 
 
+@dataclass(frozen=True, kw_only=True)
 class LocalExecutor:
     """Starts every rank on this machine.
 
-    Args:
+    Attributes:
         stream: where rank 0's output is repeated while somebody waits; None keeps it in the log only.
         site: the cluster's facts: who is told of a run's end.
     """
 
-    def __init__(self, *, stream: Stream | None = None, site: Site | None = None) -> None:
-        self._stream = stream
-        self._site = site
+    name: ClassVar[ExecutorName] = "local"
+    stream: Stream | None = None
+    site: Site | None = None
 
-    def submit(self, job: Job) -> LocalHandle:
-        """Start the ranks and return; `wait()` supervises them.
+    def refuse_impossible(self, job: Job) -> None:
+        """Look before anything is written.
 
         Raises:
-            UserError: if the job wants more than one machine, or its folder is in use.
+            UserError: if the job wants more than one machine.
         """
         if job.resources.nodes != 1:
             raise UserError(
                 f"{job.name} wants {job.resources.nodes} nodes, and the local executor has this one: "
                 "use --nodes 1, or --executor slurm or ray"
             )
-        run = RunFolder.create(job.folder)
-        lock = run.lock()
-        refuse_if_elsewhere(run, "local")
-        run.clear_cancel()
-        run.clear_attempt()
-        run.write_job(job)
-        if self._site is not None:
-            write_site(self._site, run.path / "site.yaml")
-        before = run.read_status() if (run.path / "status.json").is_file() else None
-        status = Status(
-            state=State.PENDING,
-            name=job.name,
-            executor="local",
+
+    def start(self, job: Job, run: RunFolder, pending: Status, lock: IO[str]) -> LocalHandle:
+        """Start the ranks and return; `wait()` supervises them, and they share in the lock."""
+        starting = replace(
+            pending,
             id=f"local-{os.getpid()}",
-            ranks=job.resources.ranks,
-            attempt=1 if before is None else before.attempt + 1,
-            submitted=time.time(),
+            attempt=pending.attempt + 1,
             started=time.time(),
-            gpus=job.resources.ranks * job.resources.gpus_per_rank,
-            seconds=0.0 if before is None else before.seconds,
-            gpu_hours=0.0 if before is None else before.gpu_hours,
             launcher=Process.current(),
         )
-        run.write_status(status)
-        return LocalHandle(job, run, status, lock, self._stream)
+        run.write_status(starting)
+        return LocalHandle(job, run, starting, lock, self.stream)
 
 
 class LocalHandle:
@@ -197,16 +184,14 @@ class LocalHandle:
         if self._stop is not None and -code in (self._stop, signal.SIGKILL):
             return None
         tail = tuple(self._run.tail(rank, start=self._log_starts[rank]))
-        if self._run.error(rank).is_file():
-            values = json.loads(self._run.error(rank).read_text())
-            del values["time"], values["start"]
-            return Failure(log_tail=tail, **values)
+        if (written := read_error(self._run.error(rank))) is not None:
+            return written.failure(log_tail=tail)
         return death(rank, code, log_tail=tail)
 
     def _time_of(self, rank: int) -> float:
         """When a rank failed. One killed without a word comes first: its peers failed of that."""
-        if self._run.error(rank).is_file():
-            return float(json.loads(self._run.error(rank).read_text())["time"])
+        if (written := read_error(self._run.error(rank))) is not None:
+            return written.time
         return float("inf") if rank in self._ended_by_us else 0.0
 
     def _write(self, status: Status) -> None:

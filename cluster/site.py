@@ -14,6 +14,7 @@ from cluster.job import ExecutorName
 from cluster.typed_yaml import Section, check_recipe, load_recipe, read_yaml
 
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Share = Annotated[float, Field(ge=0, le=1)]
 OptionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
 
 
@@ -24,6 +25,29 @@ class Notify(Section):
 
     command: tuple[str, ...] = ()
     webhook: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = None
+
+
+class Thresholds(Section):
+    """What counts as fit in a preflight.
+
+    `matmul` and `all_reduce` are the smallest shares of the median over ranks, over nodes; `link` that of
+    what the better links reach (their upper quartile: with three nodes, one bad node makes two bad links out
+    of three), and `link_gb_per_s` the smallest rate of a link at all: with two nodes there is nothing to
+    compare with. `clock_seconds` is the largest difference between clocks, for the error that came first is
+    told by time; `device_free` the smallest free share of a GPU's memory; the others are the smallest free
+    sizes.
+    """
+
+    matmul: Share = 0.8
+    all_reduce: Share = 0.7
+    link: Share = 0.6
+    link_gb_per_s: NonNegativeFloat = 0.0
+    clock_seconds: NonNegativeFloat = 0.5
+    device_free: Share = 0.9
+    memory_gib: NonNegativeFloat = 2.0
+    run_gib: NonNegativeFloat = 20.0
+    temporary_gib: NonNegativeFloat = 2.0
+    shared_memory_gib: NonNegativeFloat = 1.0
 
 
 class Site(Section):
@@ -56,6 +80,7 @@ class Site(Section):
     sbatch: dict[OptionName, str | int | bool] = Field(default_factory=dict)
     ray_address: str | None = None
     notify: Notify = Notify()
+    preflight: Thresholds = Thresholds()
 
     @model_validator(mode="after")
     def _asked_in_time(self) -> Self:

@@ -1,31 +1,58 @@
-"""What a job finds in its run folder when it starts, and whether it may start there."""
+"""The one way into a run folder: who may submit there, and what a job finds when it starts."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
-from cluster.errors import AlreadyRunning
-from cluster.job import ExecutorName, Job, State
-from cluster.run.folder import RunFolder
+from cluster.errors import AlreadyRunning, Refused
+from cluster.executors import Executor, status_of
+from cluster.job import ExecutorName, Handle, Job, State
+from cluster.run.folder import LOCK_PATIENCE, RunFolder
 from cluster.run.source import snapshot_source
 from cluster.run.status import Status
-from cluster.site import Site, write_site
+from cluster.site import write_site
+
+SBATCH_PATIENCE = 120.0  # seconds that another submission of the same run may wait for SLURM
 
 
-def refuse_if_elsewhere(run: RunFolder, here: ExecutorName) -> None:
-    """The lock of a run speaks for one machine, and who waits in a queue holds none: the executors know.
+def submit(job: Job, executor: Executor, *, keep_source: bool = False) -> Handle:
+    """Start a job, or queue it, unless its run goes on already.
 
     Args:
-        here: the executor that asks; it knows of its own runs by other means.
+        keep_source: where the ranks run the source in the run folder: go on with the one that is there, if
+            there is one.
 
     Raises:
-        AlreadyRunning: if the run goes on, or waits, on another executor.
+        AlreadyRunning: if the run has not ended, wherever it was submitted.
+        UserError: if the executor can never run such a job.
+        Refused: if it does not take this one; the run is as it was before.
     """
-    from cluster.executors import status_of  # which knows of the executors that ask
+    job = replace(job, folder=job.folder.absolute())
+    executor.refuse_impossible(job)
+    run = RunFolder.create(job.folder)
+    lock = run.lock(patience=SBATCH_PATIENCE if executor.name == "slurm" else LOCK_PATIENCE)
+    try:
+        _refuse_if_it_goes_on(run, executor.name)
+        before = run.status_before()
+        pending = _prepare(run, job, executor, before, keep_source=keep_source)
+        try:
+            return executor.start(job, run, pending, lock)
+        except Refused:
+            _restore(run, before)
+            raise
+    except BaseException:
+        lock.close()
+        raise
 
-    if not (run.path / "status.json").is_file() or run.read_status().executor == here:
+
+def _refuse_if_it_goes_on(run: RunFolder, here: ExecutorName) -> None:
+    """Called with the run's lock, which speaks for one machine; and who waits in a queue holds none."""
+    before = run.status_before()
+    # The lock has answered for a run of this machine, and its name for one on Ray.
+    if before is None or (here == before.executor and here != "slurm"):
         return
-    status = status_of(run)
+    status = status_of(run, locked=True)
     if not status.state.ended:
         raise AlreadyRunning(
             f"the run in {run.path} is going on already, on {status.executor} as {status.id}; "
@@ -33,41 +60,39 @@ def refuse_if_elsewhere(run: RunFolder, here: ExecutorName) -> None:
         )
 
 
-def prepare_run(
-    run: RunFolder, job: Job, *, executor: ExecutorName, known_id: str, site: Site | None, keep_source: bool
-) -> Status | None:
-    """Forget how the run ended before, and write down what is to be run. From the moment the job can start,
-    status.json is its own.
-
-    Args:
-        known_id: the executor's name of the job, empty if it has none yet.
-        site: kept with the run.
-        keep_source: go on with the source that is there, if there is one.
+def _prepare(
+    run: RunFolder, job: Job, executor: Executor, before: Status | None, *, keep_source: bool
+) -> Status:
+    """Forget how the run ended before, and write down what is to be run.
 
     Returns:
-        What status.json said before.
+        What status.json is to say until the job has started.
     """
-    before = run.read_status() if (run.path / "status.json").is_file() else None
     run.clear_cancel()
     run.clear_attempt()
-    if not (keep_source and (run.path / "source").is_dir()):
+    if executor.name != "local" and not (keep_source and (run.path / "source").is_dir()):
         snapshot_source(run.path)
-    if site is not None:
-        write_site(site, run.path / "site.yaml")
+    if executor.site is not None:
+        write_site(executor.site, run.path / "site.yaml")
     run.write_job(job)
-    run.write_status(
-        Status(
-            state=State.PENDING,
-            name=job.name,
-            executor=executor,
-            id=known_id,
-            ranks=job.resources.ranks,
-            attempt=0 if before is None else before.attempt,
-            first_attempt=0 if before is None else before.attempt,
-            gpus=job.resources.ranks * job.resources.gpus_per_rank,
-            seconds=0.0 if before is None else before.seconds,
-            gpu_hours=0.0 if before is None else before.gpu_hours,
-            submitted=time.time(),
-        )
+    attempts = 0 if before is None else before.attempt
+    return Status(
+        state=State.PENDING,
+        name=job.name,
+        executor=executor.name,
+        id="",
+        ranks=job.resources.ranks,
+        attempt=attempts,
+        first_attempt=attempts,
+        gpus=job.resources.ranks * job.resources.gpus_per_rank,
+        seconds=0.0 if before is None else before.seconds,
+        gpu_hours=0.0 if before is None else before.gpu_hours,
+        submitted=time.time(),
     )
-    return before
+
+
+def _restore(run: RunFolder, before: Status | None) -> None:
+    if before is not None:
+        run.write_status(before)
+    else:
+        (run.path / "status.json").unlink(missing_ok=True)

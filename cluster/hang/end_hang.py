@@ -16,6 +16,7 @@ from pathlib import Path
 from cluster.hang.heartbeat import NO_STEP, Heartbeat
 from cluster.host import Process, node_name
 from cluster.run.folder import RunFolder
+from cluster.run.status import Failure
 
 logger = logging.getLogger(__name__)
 
@@ -110,19 +111,13 @@ def _write_down(run: RunFolder, stalled: Sequence[Stalled], message: str, ranks:
 
 
 def _report(run: RunFolder, culprit: Stalled, message: str) -> None:
-    values = {
-        "rank": culprit.heartbeat.rank,
-        "type": "Hang",
-        "message": message,
-        "user_error": False,
-        "traceback": "",
-    }
-    run.write_error(f"hang-{node_name()}", values)
+    failure = Failure(rank=culprit.heartbeat.rank, type="Hang", message=message)
+    run.write_error(f"hang-{node_name()}", failure)
 
 
 def _dump_stacks(run: RunFolder, stalled: Sequence[Stalled]) -> None:
-    status = run.path / "status.json"
-    attempt = run.read_status().attempt if status.is_file() else 1
+    status = run.status_before()
+    attempt = 1 if status is None else status.attempt
     when = time.strftime("%Y-%m-%d %H:%M:%S %z")
     living = [one for one in stalled if one.heartbeat.process.alive()]
     sizes = {}

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.host import Process
+from cluster.typed_json import parse_record
 
 _NUMBERS = struct.Struct("4d")
 _STEP, _STEPPED_AT, _SIGN_AT, _BUSY_SECONDS = range(4)
@@ -50,12 +51,18 @@ class Heartbeat:
     busy_with: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Identity:
+    rank: int
+    process: Process
+
+
 class HeartbeatFile:
     """The rank's side of one file, which is there until `close`."""
 
     def __init__(self, folder: Path, *, rank: int) -> None:
         self._path = folder / f"rank-{rank}"
-        identity = json.dumps({"rank": rank, "process": asdict(Process.current())}).encode()
+        identity = json.dumps(asdict(_Identity(rank=rank, process=Process.current()))).encode()
         temporary = folder / f".rank-{rank}.{os.getpid()}"
         temporary.write_bytes(bytes(_IDENTITY_AT) + identity)
         with temporary.open("r+b") as file:
@@ -101,10 +108,10 @@ def read_heartbeats(folder: Path) -> Iterator[Heartbeat]:
         except FileNotFoundError:  # it has just left
             continue
         step, stepped_at, sign_at, busy_seconds = _NUMBERS.unpack_from(data)
-        identity = json.loads(data[_IDENTITY_AT:])
+        identity = parse_record(_Identity, data[_IDENTITY_AT:], where=str(path), remedy="end its rank")
         yield Heartbeat(
-            rank=identity["rank"],
-            process=Process(**identity["process"]),
+            rank=identity.rank,
+            process=identity.process,
             step=int(step),
             stepped_at=stepped_at,
             sign_at=sign_at,

@@ -15,20 +15,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.executors import status_of
 from cluster.job import Job, Resources, State, import_function, import_name
-from cluster.map.tasks import MapTasks
+from cluster.map.tasks import MapTasks, R, T
 from cluster.run.folder import RunFolder
-from cluster.run.status import Status, explain
+from cluster.run.status import raise_unless_completed
 from cluster.site import Site
-from cluster.wording import visible
+from cluster.submit import submit
 
-T = TypeVar("T")
-R = TypeVar("R")
 _POLL_S = 2.0
 
 logger = logging.getLogger(__name__)
@@ -60,7 +58,7 @@ def on_slurm(site: Site, *, name: str, parts: int, runs: Path, scratch: Path) ->
             handles = []
             try:
                 for job in jobs:
-                    handles.append(SlurmExecutor(site).submit(job))
+                    handles.append(submit(job, SlurmExecutor(site)))
                     logger.info("%s: submitted as slurm job %s", job.name, handles[-1].id)
                 yield from _answers(Path(folder), len(tasks), [RunFolder(job.folder) for job in jobs])
             except BaseException:  # Ctrl-C, too
@@ -126,24 +124,14 @@ def _answers(folder: Path, tasks: int, runs: Sequence[RunFolder]) -> Iterator[An
             following += 1
         if following < tasks:
             for status in statuses:
-                _raise_if_given_up(status)
+                if status.state.ended:
+                    raise_unless_completed(status, remedy="run the same command again")
             if all(status.state is State.COMPLETED for status in statuses):
                 raise UserError(
                     f"all jobs have ended, and {file} is not there: is --scratch a folder that all nodes and "
                     "this machine reach by the same name?"
                 )
             time.sleep(_POLL_S)
-
-
-def _raise_if_given_up(status: Status) -> None:
-    if not status.state.ended or status.state is State.COMPLETED:
-        return
-    if status.failure is not None and status.failure.user_error:
-        raise UserError(status.failure.message)
-    sentence, *rest = explain(status).splitlines()
-    for line in rest:
-        logger.error("%s", visible(line))
-    raise UserError(f"{status.name}: {sentence}")
 
 
 def _tasks_file(folder: Path) -> Path:

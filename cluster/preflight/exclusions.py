@@ -13,6 +13,7 @@ from pathlib import Path
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.preflight.verdict import Verdict
+from cluster.typed_json import read_record
 
 FILE = "excluded-nodes.json"
 LARGEST_SHARE = 4  # a quarter of the nodes
@@ -57,8 +58,8 @@ def exclude(runs_folder: Path, verdicts: Sequence[Verdict]) -> list[str]:
 def exclusions(runs_folder: Path) -> list[Exclusion]:
     """All nodes that are kept out, the longest first."""
     path = runs_folder / FILE
-    rows = json.loads(path.read_text()) if path.is_file() else []
-    return [Exclusion(**row | {"reasons": tuple(row["reasons"])}) for row in rows]
+    remedy = "remove it: the nodes that were excluded are used again, until a preflight finds them unfit"
+    return read_record(list[Exclusion], path, remedy=remedy) if path.exists() else []
 
 
 def excluded_nodes(runs_folder: Path) -> list[str]:

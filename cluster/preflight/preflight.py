@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.errors import UserError
+from cluster.executors import Executor
 from cluster.host import node_name
-from cluster.job import Executor, Handle, Job, Resources, State
+from cluster.job import Handle, Job, Resources, State
 from cluster.preflight import measure
 from cluster.preflight.report import WHOLE_SECONDS, Progress, Report, read_reports
-from cluster.preflight.verdict import Thresholds, Verdict, judge
+from cluster.preflight.verdict import Verdict, judge
 from cluster.run.folder import RunFolder
 from cluster.run.status import explain
+from cluster.site import Thresholds
+from cluster.submit import submit
 
 if TYPE_CHECKING:
     from cluster.rank.torch_dist import World
@@ -82,7 +85,7 @@ def preflight(
         folder=folder.absolute(),
         max_crashes=1,  # what failed is what was to be found out
     )
-    handle = executor.submit(job)
+    handle = submit(job, executor)
     try:
         ended = _wait(handle, reports)
     except BaseException:

@@ -12,34 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.preflight.report import CHECKS, Report
+from cluster.site import Thresholds
 
 Reasons = Iterator[tuple[str, str]]  # of nodes and what is wrong with them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """What counts as fit.
-
-    Attributes:
-        matmul, all_reduce: the smallest share of the median over ranks, over nodes.
-        link: the smallest share of what the better links reach (their upper quartile: with three nodes, one
-            bad node makes two bad links out of three).
-        link_gb_per_s: the smallest rate of a link at all; with two nodes there is nothing to compare with.
-        clock_seconds: the largest difference between clocks. The error that came first is told by time.
-        device_free: the smallest free share of a GPU's memory.
-        memory_gib, run_gib, temporary_gib, shared_memory_gib: the smallest free sizes.
-    """
-
-    matmul: float = 0.8
-    all_reduce: float = 0.7
-    link: float = 0.6
-    link_gb_per_s: float = 0.0
-    clock_seconds: float = 0.5
-    device_free: float = 0.9
-    memory_gib: float = 2.0
-    run_gib: float = 20.0
-    temporary_gib: float = 2.0
-    shared_memory_gib: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

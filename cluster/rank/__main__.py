@@ -21,6 +21,7 @@ from cluster.errors import UserError
 from cluster.job import PREEMPTED_EXIT_CODE, Job
 from cluster.rank.preempt import STOP_SIGNALS, Preempted
 from cluster.run.folder import RunFolder
+from cluster.run.status import Failure
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Run the job's function and end the process with its status."""
     _take_place_from_slurm()
-    job = Job.from_json(Path(sys.argv[1]).read_text())
+    job = RunFolder(Path(sys.argv[1]).parent).read_job()
     rank = int(os.environ["RANK"])
     _stop_at_once_until_work_begins(job)
     if RunFolder(job.folder).cancel_requested():  # by somebody whose signal came too early to be heard
@@ -64,14 +65,14 @@ def run(job: Job, rank: int) -> int:
 
 
 def _report(job: Job, rank: int, error: Exception) -> None:
-    values = {
-        "rank": rank,
-        "type": type(error).__name__,
-        "message": str(error),
-        "user_error": isinstance(error, UserError),
-        "traceback": "".join(traceback.format_exception(error)),
-    }
-    RunFolder(job.folder).write_error(f"rank-{rank}", values)
+    failure = Failure(
+        rank=rank,
+        type=type(error).__name__,
+        message=str(error),
+        user_error=isinstance(error, UserError),
+        traceback="".join(traceback.format_exception(error)),
+    )
+    RunFolder(job.folder).write_error(f"rank-{rank}", failure)
 
 
 def _take_place_from_slurm() -> None:

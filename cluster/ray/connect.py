@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import socket
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.run.folder import RunFolder
+from cluster.typed_json import read_record
 
 NAMESPACE = "submit"  # of all our actors
 OWN = f"{NAMESPACE}-own"  # of a driver whose Ray ends with it
@@ -90,22 +92,40 @@ def detached() -> bool:
     return bool(load_ray().get_runtime_context().namespace != OWN)
 
 
-def write_record(run: RunFolder, address: str | None) -> None:
-    """Write down which cluster runs it, how it is reached, and from where it was submitted."""
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """Where a run was submitted to.
+
+    Attributes:
+        address: by which its Ray is reached.
+        cluster: which that is, as Ray names it.
+        own: it ends with the process that submitted the run.
+        directory: from where.
+    """
+
+    address: str
+    cluster: str
+    own: bool
+    directory: str
+
+
+def write_submission(run: RunFolder, address: str | None) -> None:
+    """Write down which cluster runs it."""
     joined = load_ray().get_runtime_context().gcs_address
-    record = {
-        "address": address or joined,
-        "cluster": joined,
-        "own": not detached(),
-        "directory": str(Path.cwd()),
-    }
-    write_atomically(run.path / RECORD, json.dumps(record) + "\n")
+    record = Submission(
+        address=address or joined, cluster=joined, own=not detached(), directory=str(Path.cwd())
+    )
+    write_atomically(run.path / RECORD, json.dumps(asdict(record)) + "\n")
 
 
-def record_of(run: RunFolder) -> dict[str, Any]:
-    """What `write_record` wrote."""
-    record: dict[str, Any] = json.loads((run.path / RECORD).read_text())
-    return record
+def read_submission(run: RunFolder) -> Submission:
+    """What `write_submission` wrote.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    remedy = f"remove {run.path / 'status.json'} and give the command that started the run again"
+    return read_record(Submission, run.path / RECORD, remedy=remedy)
 
 
 def rejoin(run: RunFolder) -> None:
@@ -114,13 +134,13 @@ def rejoin(run: RunFolder) -> None:
     Raises:
         UserError: if it cannot be reached from here, or this process has joined another.
     """
-    record = record_of(run)
+    submission = read_submission(run)
     if not load_ray().is_initialized():
-        given = None if record["own"] else os.environ.get("RAY_ADDRESS")
-        join(given or record["address"], NAMESPACE)
-    if (joined := load_ray().get_runtime_context().gcs_address) != record["cluster"]:
+        given = None if submission.own else os.environ.get("RAY_ADDRESS")
+        join(given or submission.address, NAMESPACE)
+    if (joined := load_ray().get_runtime_context().gcs_address) != submission.cluster:
         raise UserError(
-            f"the run in {run.path} is on the Ray of {record['cluster']}, and this process has joined "
+            f"the run in {run.path} is on the Ray of {submission.cluster}, and this process has joined "
             f"{joined}: ask for that run alone, without RAY_ADDRESS"
         )
 

@@ -18,10 +18,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any, ClassVar
 
 from cluster.errors import AlreadyRunning, UserError
-from cluster.job import Job, State
+from cluster.job import ExecutorName, Job, State
 from cluster.ray.connect import (
     NAMESPACE,
     OWN,
@@ -31,20 +31,19 @@ from cluster.ray.connect import (
     load_ray,
     rejoin,
     start_here,
-    write_record,
+    write_submission,
 )
 from cluster.ray.gang import bundle_of, cpus_per_rank
 from cluster.ray.in_allocation import AllocationRay, demand_a_token
 from cluster.ray.map import map_items
-from cluster.ray.rank_worker import share_lock
-from cluster.ray.status import _find, _with_ray, actor_name
+from cluster.ray.rank_worker import share
+from cluster.ray.status import actor_name, find_supervisor, status_on_joined
 from cluster.ray.supervisor import Supervisor
 from cluster.run.folder import RunFolder
 from cluster.run.source import PACKAGES
-from cluster.run.status import Failure
+from cluster.run.status import Failure, Status
 from cluster.run.waiting import Echo, Stream, signals_passed_on
 from cluster.site import Site
-from cluster.submit import prepare_run, refuse_if_elsewhere
 
 _CONNECTING = threading.Lock()
 POLL_SECONDS = 0.5
@@ -59,46 +58,40 @@ class RayExecutor:
             allocation a cluster on its nodes, else one on this machine. The last two end with this process.
         stream: where rank 0's output is repeated while somebody waits.
         site: the cluster's facts: the ranks' environment, and who is told of the end.
-        keep_source: go on with the source that a run was first submitted with, where it has one.
     """
 
+    name: ClassVar[ExecutorName] = "ray"
+
     def __init__(
-        self,
-        address: str | None = None,
-        *,
-        stream: Stream | None = None,
-        site: Site | None = None,
-        keep_source: bool = False,
+        self, address: str | None = None, *, stream: Stream | None = None, site: Site | None = None
     ) -> None:
+        self.site = site
         self._address = address
         self._stream = stream
-        self._site = site
-        self._keep_source = keep_source
 
-    def submit(self, job: Job) -> RayHandle:
-        """Start a job and return. On an existing cluster it needs this process no more; on a Ray of our own
-        the caller has to `wait()`: the handle's `detached` tells.
+    def refuse_impossible(self, job: Job) -> None:
+        """Join the cluster, or start one, and ask it.
 
         Raises:
-            AlreadyRunning: if the run has not ended.
+            AlreadyRunning: if the run's supervisor is there.
             UserError: if there is no Ray, or this one can never run the job.
         """
         self._connect()
-        job = replace(job, folder=job.folder.resolve())
         if not detached():
             _refuse_what_cannot_fit(job)
-        run, name = RunFolder.create(job.folder), actor_name(job.folder)
-        _refuse_second(run, name)
-        with contextlib.closing(run.lock()):
-            refuse_if_elsewhere(run, "ray")
-            write_record(run, self._address or os.environ.get("RAY_ADDRESS"))
-            prepare_run(
-                run, job, executor="ray", known_id=name, site=self._site, keep_source=self._keep_source
-            )
-        with contextlib.closing(share_lock(run)):  # until the supervisor has its own share
+        _refuse_second(RunFolder(job.folder))
+
+    def start(self, job: Job, run: RunFolder, pending: Status, lock: IO[str]) -> RayHandle:
+        """Start the run's supervisor. On an existing cluster it needs this process no more; on a Ray of our
+        own the caller has to `wait()`: the handle's `detached` tells.
+        """
+        name = actor_name(run.path)
+        write_submission(run, self._address or os.environ.get("RAY_ADDRESS"))
+        run.write_status(replace(pending, id=name))
+        share(lock)
+        with contextlib.closing(lock):  # until the supervisor has its own share
             handle = RayHandle(run, name, stream=self._stream)
-            environment = self._runtime_env(job.function, run.path)
-            _start_supervisor(run, name, environment)
+            _start_supervisor(run, name, self._runtime_env(job.function, run.path))
         return handle
 
     def map(
@@ -151,7 +144,7 @@ class RayExecutor:
         """The site's environment, and where the workers find the source."""
         folders = [] if run is None else [str(run / "source")]
         folders += source_folders(function)
-        environment = {} if self._site is None else dict(self._site.environment)
+        environment = {} if self.site is None else dict(self.site.environment)
         return {"env_vars": environment | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(folders))}}
 
 
@@ -177,7 +170,7 @@ class RayHandle:
 
     def state(self) -> State:
         """Where the job is now."""
-        return _with_ray(self._run, self._name).state
+        return status_on_joined(self._run, self._name).state
 
     def wait(self) -> State:
         """Block until the job has ended for good. On a Ray of our own, signals become a request to save and
@@ -204,7 +197,7 @@ class RayHandle:
         self._ask(number)
 
     def _ask(self, number: int) -> None:
-        if (supervisor := _find(self._name)) is not None:
+        if (supervisor := find_supervisor(self._name)) is not None:
             supervisor.ask.remote(number)
 
 
@@ -231,11 +224,11 @@ def source_folders(function: str) -> list[str]:
     return [folder for folder in dict.fromkeys(folders) if not folder.endswith("-packages")]
 
 
-def _refuse_second(run: RunFolder, name: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while _find(name) is not None:
-        written = (run.path / "status.json").is_file() and run.read_status().state.ended
-        if not written or time.monotonic() > deadline:
+def _refuse_second(run: RunFolder) -> None:
+    name, deadline = actor_name(run.path), time.monotonic() + PATIENCE
+    while find_supervisor(name) is not None:
+        before = run.status_before()
+        if before is None or not before.state.ended or time.monotonic() > deadline:
             raise AlreadyRunning(
                 f"the run in {run.path} is going on already, as Ray actor {name}; "
                 f"`submit cancel {run.path}` ends it"

@@ -21,7 +21,7 @@ from typing import IO
 
 from cluster.errors import AlreadyRunning
 from cluster.rank.process import end_group, free_port, rank_defaults, start_rank
-from cluster.ray.connect import load_ray, record_of
+from cluster.ray.connect import load_ray, read_submission
 from cluster.run.folder import RunFolder
 
 SIOCGIFADDR = 0x8915  # of Linux: the address of a network interface
@@ -80,7 +80,7 @@ class RankWorker:
                 self._rank,
                 environment=defaults | os.environ | fixed | places,
                 lock=lock,
-                directory=Path(record_of(self._run)["directory"]),
+                directory=Path(read_submission(self._run).directory),
             )
         for number in self._early:
             self.send(number)
@@ -113,13 +113,22 @@ def share_lock(run: RunFolder) -> IO[str]:
     """
     file = (run.path / "lock").open("a+")  # "+": over NFS only a file that can be read can be shared
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        share(file)
     except BlockingIOError:
         file.close()
         raise AlreadyRunning(
             f"the run in {run.path} is going on already; `submit cancel {run.path}` ends it"
         ) from None
     return file
+
+
+def share(lock: IO[str]) -> None:
+    """Let others share in a lock that this process holds.
+
+    Raises:
+        BlockingIOError: if somebody else has taken it alone.
+    """
+    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def last_sharer(lock: IO[str], *, patience: float) -> bool:

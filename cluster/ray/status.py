@@ -12,15 +12,18 @@ from cluster.job import State
 from cluster.ray.connect import (
     NAMESPACE,
     load_ray,
-    record_of,
+    read_submission,
     rejoin,
 )
 from cluster.run.folder import RunFolder
 from cluster.run.status import Failure, Status
 
 
-def current_status(run: RunFolder) -> Status:
+def current_status(run: RunFolder, *, locked: bool = False) -> Status:
     """What status.json says, corrected by what Ray says: a supervisor that was killed writes nothing.
+
+    Args:
+        locked: this process holds the run's lock.
 
     Raises:
         UserError: if the run has not ended, and its Ray cannot be reached from here.
@@ -31,12 +34,12 @@ def current_status(run: RunFolder) -> Status:
     try:
         rejoin(run)
     except UserError:
-        if not record_of(run)["own"]:
+        if not read_submission(run).own:
             raise
-        if _is_shared(run):  # by its supervisor and its ranks
+        if not locked and _is_shared(run):  # by its supervisor and its ranks
             return replace(status, reason="its Ray cannot be reached from here")
         return _ended_without_a_word(run, status)  # its Ray ended with whoever submitted it
-    return _with_ray(run, actor_name(run.path))
+    return status_on_joined(run, actor_name(run.path))
 
 
 def _is_shared(run: RunFolder) -> bool:
@@ -54,10 +57,10 @@ def actor_name(folder: Path) -> str:
     return f"{folder.name}-{digest}"
 
 
-def _with_ray(run: RunFolder, name: str) -> Status:
+def status_on_joined(run: RunFolder, name: str) -> Status:
     """The status, as true as a process that has joined the cluster can tell."""
     status = run.read_status()
-    if status.state.ended or _find(name) is not None:
+    if status.state.ended or find_supervisor(name) is not None:
         return status
     return _ended_without_a_word(run, run.read_status())  # it may have ended properly between the two looks
 
@@ -74,7 +77,7 @@ def _ended_without_a_word(run: RunFolder, status: Status) -> Status:
     return replace(status, state=State.FAILED, failure=Failure(rank=None, type="Killed", message=message))
 
 
-def _find(name: str) -> Any:
+def find_supervisor(name: str) -> Any:
     """The supervisor; None if there is none."""
     try:
         return load_ray().get_actor(name, namespace=NAMESPACE)

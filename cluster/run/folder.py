@@ -19,15 +19,17 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Self
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import AlreadyRunning, UserError
 from cluster.host import node_name
 from cluster.job import Job, State
+from cluster.run.rank_error import RankError, read_error
 from cluster.run.status import Failure, Status
+from cluster.typed_json import read_record
 
 LOCK_PATIENCE = 10.0  # seconds that the ranks of a killed launcher may take to notice and die
 TAIL_LINES = 20
@@ -74,7 +76,8 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                launcher = self.read_status().launcher if (self.path / "status.json").is_file() else None
+                before = self.status_before()
+                launcher = None if before is None else before.launcher
                 if (launcher is not None and launcher.is_here and launcher.alive()) or (
                     time.monotonic() > deadline
                 ):
@@ -91,16 +94,33 @@ class RunFolder:
         write_atomically(self.path / "job.json", job.to_json())
 
     def read_job(self) -> Job:
-        """What is run."""
-        return Job.from_json((self.path / "job.json").read_text())
+        """What is run.
+
+        Raises:
+            UserError: if job.json is damaged.
+        """
+        remedy = "give the command that started the run again: it writes that file anew"
+        return read_record(Job, self.path / "job.json", remedy=remedy)
 
     def write_status(self, status: Status) -> None:
         """Replace status.json."""
         write_atomically(self.path / "status.json", json.dumps(status.to_json(), indent=2) + "\n")
 
     def read_status(self) -> Status:
-        """status.json as it was last written."""
-        return Status.from_json(json.loads((self.path / "status.json").read_text()))
+        """status.json as it was last written.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        remedy = (
+            "when nothing of the run is left, remove that file and give the command that started the run "
+            "again: it goes on from the last checkpoint"
+        )
+        return read_record(Status, self.path / "status.json", remedy=remedy)
+
+    def status_before(self) -> Status | None:
+        """status.json, if the run has been submitted before."""
+        return self.read_status() if (self.path / "status.json").exists() else None
 
     def status(self) -> Status:
         """The truth as far as this machine can see it: a run whose launcher is gone does not run."""
@@ -151,9 +171,9 @@ class RunFolder:
 
         A node that is cut off goes on with what it was doing while the job runs elsewhere.
         """
-        if not (self.path / "status.json").is_file():  # no executor has started this
+        status = self.status_before()
+        if status is None:  # no executor has started this
             return
-        status = self.read_status()
         mine = int(os.environ.get("SUBMIT_START", "0"))
         job = os.environ.get("SLURM_JOB_ID", status.id) if status.executor == "slurm" else status.id
         if status.executor != "local" and (status.start, status.id) != (mine, job):
@@ -162,10 +182,19 @@ class RunFolder:
                 f"start {mine} of job {job}, which ends here"
             )
 
-    def write_error(self, name: str, values: dict[str, Any]) -> None:
+    def write_error(self, name: str, failure: Failure) -> None:
         """Write down what ends a rank, or what the watchdog of a node saw: `errors/{name}.json`."""
-        where = {"node": node_name(), "start": start_token(), "time": time.time()}
-        write_atomically(self.path / "errors" / f"{name}.json", json.dumps(values | where, indent=2) + "\n")
+        error = RankError(
+            rank=failure.rank,
+            type=failure.type,
+            message=failure.message,
+            user_error=failure.user_error,
+            traceback=failure.traceback,
+            node=node_name(),
+            start=start_token(),
+            time=time.time(),
+        )
+        write_atomically(self.path / "errors" / f"{name}.json", json.dumps(asdict(error), indent=2) + "\n")
 
     def last_sign(self) -> float:
         """When anything was last written here, seconds since the epoch: a killed run lived till then."""
@@ -179,14 +208,14 @@ class RunFolder:
             start: only those of one start, as `start_token` names it: a node that was cut off goes on, and
                 fails later than the start it belonged to.
         """
-        errors = [json.loads(path.read_text()) for path in self.path.glob("errors/*.json")]
-        errors = [error for error in errors if start in (None, error["start"])]
+        errors = [
+            error for path in self.path.glob("errors/*.json") if (error := read_error(path)) is not None
+        ]
+        errors = [error for error in errors if start in (None, error.start)]
         if not errors:
             return None
-        values = min(errors, key=lambda error: error["time"])
-        del values["time"], values["start"]
-        tail = () if values["rank"] is None else tuple(self.tail(values["rank"]))
-        return Failure(log_tail=tail, **values)
+        first = min(errors, key=lambda error: error.time)
+        return first.failure(log_tail=() if first.rank is None else tuple(self.tail(first.rank)))
 
     def cancel(self) -> None:
         """Ask a run of this machine to end; it saves a checkpoint first.

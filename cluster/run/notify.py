@@ -8,7 +8,7 @@ import subprocess
 import urllib.request
 
 from cluster.run.folder import RunFolder
-from cluster.run.status import Status, explain
+from cluster.run.status import Status, why
 from cluster.site import Notify, read_site
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def _tell(settings: Notify, run: RunFolder, status: Status) -> None:
         "run": run.path.name,
         "folder": str(run.path),
         "state": str(status.state),
-        "cause": explain(status).partition("\n")[0],
+        "cause": why(status).partition("\n")[0],
         "rank": None if failure is None else failure.rank,
         "node": None if failure is None else failure.node,
         "attempt": status.attempt,

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Self
 
+from cluster.errors import UserError
 from cluster.job import Job
 from cluster.run.folder import RunFolder
 from cluster.run.status import Failure
+from cluster.typed_json import parse_record
 
 logger = logging.getLogger(__name__)
 
@@ -76,16 +78,14 @@ class Restart:
 
 
 def read_restarts(run: RunFolder) -> list[Restart]:
-    """Every end so far, oldest first. A row that a power cut has torn is left out."""
+    """Every end so far, oldest first. A row that is damaged, such as by a power cut, is left out."""
     path = run.path / "restarts.jsonl"
     restarts = []
-    for row in path.read_text().splitlines() if path.is_file() else []:
+    for row in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
-            values = json.loads(row)
-        except json.JSONDecodeError:
-            logger.warning("%s has a torn row: %s", path, row[:100])
-            continue
-        restarts.append(Restart(**{**values, "cause": Cause(values["cause"])}))
+            restarts.append(parse_record(Restart, row, where=f"a row of {path}", remedy="it is left out"))
+        except UserError as error:
+            logger.warning("%s", error)
     return restarts
 
 
@@ -129,4 +129,4 @@ def spent(restarts: list[Restart], job: Job, *, since: int = 0) -> str | None:
 def newest_checkpoint(run: RunFolder) -> str | None:
     """The name in `checkpoints/latest`: to this floor no more than a mark of progress."""
     path = run.path / "checkpoints" / "latest"
-    return path.read_text().strip() if path.is_file() else None
+    return path.read_text(errors="replace").strip() if path.is_file() else None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 from cluster.errors import UserError
 from cluster.host import Process
 from cluster.job import ExecutorName, State
+from cluster.wording import visible
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,38 +93,41 @@ class Status:
         """Plain values for status.json and `--json`."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The status that `to_json` wrote."""
-        launcher, failure = values.pop("launcher"), values.pop("failure")
-        return cls(
-            state=State(values.pop("state")),
-            launcher=None if launcher is None else Process(**launcher),
-            failure=None
-            if failure is None
-            else Failure(**failure | {"log_tail": tuple(failure["log_tail"])}),
-            **values,
-        )
 
-
-def raise_unless_completed(status: Status) -> None:
+def raise_unless_completed(status: Status, *, remedy: str | None = None) -> None:
     """Turn an end that is not completion into the exception that tells the user why.
+
+    Args:
+        remedy: what to do about any other failure than a mistake of the user's: it is told as one then, and
+            the end of the rank's log is logged here.
 
     Raises:
         UserError: if the run was stopped, or failed for a reason that the user can mend.
-        RuntimeError: if it failed for another reason.
+        RuntimeError: if it failed for another reason, and there is no remedy.
     """
     if status.state is State.COMPLETED:
         return
     if status.failure is not None and status.failure.user_error:
         raise UserError(status.failure.message)
     if status.state in (State.PREEMPTED, State.CANCELLED):
-        raise UserError(explain(status))
-    raise RuntimeError(explain(status))
+        raise UserError(why(status))
+    if remedy is None:
+        raise RuntimeError(explain(status))
+    for line in () if status.failure is None else status.failure.log_tail:
+        logger.error("    %s", visible(line))
+    raise UserError(f"{status.name}: {why(status)}; {remedy}")
 
 
 def explain(status: Status) -> str:
     """Why a run is where it is, in a sentence; for a crash, followed by the end of the rank's log."""
+    failure = status.failure
+    crashed = failure is not None and failure.rank is not None and not failure.user_error
+    tail = failure.log_tail if failure is not None and crashed else ()
+    return "\n".join([why(status), *(f"    {line}" for line in tail)])
+
+
+def why(status: Status) -> str:
+    """Why a run is where it is, in a sentence."""
     if status.failure is None:
         return {
             State.PREEMPTED: f"{status.name} was stopped; "
@@ -131,5 +138,4 @@ def explain(status: Status) -> str:
     if failure.rank is None or failure.user_error:
         return failure.message
     where = f" on {failure.node}" if failure.node and status.executor != "local" else ""
-    sentence = f"rank {failure.rank} of {status.ranks}{where} failed first: {failure.type}: {failure.message}"
-    return "\n".join([sentence, *(f"    {line}" for line in failure.log_tail)])
+    return f"rank {failure.rank} of {status.ranks}{where} failed first: {failure.type}: {failure.message}"

@@ -16,7 +16,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.job import PREEMPTED_EXIT_CODE, State
 from cluster.run.folder import RunFolder, start_token
@@ -27,6 +26,7 @@ from cluster.site import read_site
 from cluster.slurm.command import call
 from cluster.slurm.script import NOTHING_TO_DO
 from cluster.slurm.state import NoAnswerError, from_controller, nodes_down
+from cluster.slurm.status import write_job_id
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def begin(run: RunFolder) -> int:
         failure=None,
     )
     run.write_status(status)
-    write_atomically(run.path / "slurm-job", status.id + "\n")  # whoever submitted it may have died of it
+    write_job_id(run, status.id)  # whoever submitted it may have died of it
     logger.info("attempt %d on %s", status.attempt, status.nodes)
     return 0
 

@@ -1,4 +1,4 @@
-"""Run a job on SLURM: submitit renders the script, sbatch takes it, and SLURM is the truth about what runs.
+"""Run a job on SLURM: sbatch takes its script, and SLURM is the truth about what runs.
 
 The script does little: `cluster.slurm.batch` decides before and after the ranks, in Python.
 """
@@ -9,76 +9,78 @@ import contextlib
 import re
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import IO, ClassVar
 
 from cluster.atomic_file import write_atomically
-from cluster.errors import AlreadyRunning, UserError
-from cluster.job import Job, State
+from cluster.errors import Refused, UserError
+from cluster.job import ExecutorName, Job, State
 from cluster.run.folder import RunFolder
+from cluster.run.status import Status
 from cluster.site import Site
 from cluster.slurm.command import call
-from cluster.slurm.script import render
-from cluster.slurm.status import _current_status, _settle, current_status, job_id
-from cluster.submit import prepare_run
+from cluster.slurm.script import asked_for, render
+from cluster.slurm.status import current_status, job_file, job_id, settle, write_job_id
 
 POLL_SECONDS = 2.0
-SUBMISSION_PATIENCE = 120.0  # seconds for another submission of the same run
 
 
+@dataclass(frozen=True)
 class SlurmExecutor:
     """Submits to the SLURM of this machine's configuration.
 
-    Args:
+    Attributes:
         site: the cluster's facts.
         exclude: nodes not to use, besides the site's.
-        keep_source: go on with the source that a run was first submitted with, where it has one.
+        after: ids of jobs that must complete first; if one fails, the job is cancelled.
     """
 
-    def __init__(self, site: Site, *, exclude: Sequence[str] = (), keep_source: bool = False) -> None:
-        self._site = site
-        self._exclude = tuple(exclude)
-        self._keep_source = keep_source
+    name: ClassVar[ExecutorName] = "slurm"
+    site: Site
+    exclude: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
 
-    def submit(self, job: Job, *, after: Sequence[str] = ()) -> SlurmHandle:
-        """Queue a job; see `render` for the arguments.
+    def refuse_impossible(self, job: Job) -> None:
+        """Ask SLURM whether such a job could ever run.
 
         Raises:
-            UserError: if there is no SLURM here, it can never run such a job, or the run is going on.
+            UserError: if there is no SLURM here, or it could not.
         """
         if shutil.which("sbatch") is None:
             raise UserError(
                 "there is no sbatch here: submit from a machine that has SLURM, or use --executor local; "
                 "--dry-run shows the script"
             )
-        job = replace(job, folder=job.folder.absolute())
-        run = RunFolder.create(job.folder)
-        with contextlib.closing(run.lock(patience=SUBMISSION_PATIENCE)):
-            if _goes_on(run):
-                status = run.read_status()
-                known = status.id or job_id(run)
-                raise AlreadyRunning(
-                    f"the run in {run.path} is going on already, on {status.executor} as {known}; "
-                    f"`submit cancel {run.path}` ends it"
-                )
-            script = render(job, self._site, after=after, exclude=self._exclude)
-            path = run.path / "job.sbatch"
-            write_atomically(path, script)
-            _refuse_impossible(path)
-            (run.path / "slurm-job").unlink(missing_ok=True)
-            before = prepare_run(
-                run, job, executor="slurm", known_id="", site=self._site, keep_source=self._keep_source
+        script = self._script(job)
+        tested = call(["sbatch", "--test-only"], text=script)
+        if "contact slurm controller" in tested.stderr.lower():
+            raise UserError(f"SLURM's controller cannot be reached from here: {_message(tested.stderr)}")
+        if tested.returncode != 0:
+            raise UserError(
+                f"SLURM would never run this job: {_message(tested.stderr)}; see `sinfo` for what there is; "
+                f"asked for was {asked_for(script)}"
             )
-            submitted = call(["sbatch", "--parsable", str(path)])
+
+    def start(self, job: Job, run: RunFolder, pending: Status, lock: IO[str]) -> SlurmHandle:
+        """Queue the job.
+
+        Raises:
+            Refused: by SLURM.
+            UserError: if sbatch does not answer; the job may be in the queue all the same.
+        """
+        with contextlib.closing(lock):
+            script = run.path / "job.sbatch"
+            write_atomically(script, self._script(job))
+            job_file(run).unlink(missing_ok=True)
+            run.write_status(pending)
+            submitted = call(["sbatch", "--parsable", str(script)])
             if submitted.returncode != 0:
-                if before is None:
-                    (run.path / "status.json").unlink()
-                else:
-                    run.write_status(before)
-                raise UserError(f"SLURM refused {job.name}: {_message(submitted.stderr)}")
-            write_atomically(run.path / "slurm-job", submitted.stdout.strip().partition(";")[0] + "\n")
+                raise Refused(f"SLURM refused {job.name}: {_message(submitted.stderr)}")
+            write_job_id(run, submitted.stdout.strip().partition(";")[0])
         return SlurmHandle(run)
+
+    def _script(self, job: Job) -> str:
+        return render(job, self.site, after=self.after, exclude=self.exclude)
 
 
 class SlurmHandle:
@@ -117,30 +119,7 @@ class SlurmHandle:
         if answer.returncode != 0:
             raise UserError(f"SLURM does not cancel job {status.id}: {_message(answer.stderr)}")
         if waits:
-            _settle(self._run, replace(status, state=State.CANCELLED), locked=False)
-
-
-def _goes_on(run: RunFolder) -> bool:
-    """Whether the run has not ended, wherever it was submitted. Called with its lock."""
-    from cluster.executors import status_of  # which knows of this executor
-
-    if not (run.path / "status.json").is_file():
-        return False
-    status = run.read_status()
-    status = _current_status(run, locked=True) if status.executor == "slurm" else status_of(run)
-    return not status.state.ended
-
-
-def _refuse_impossible(script: Path) -> None:
-    """Ask SLURM whether such a job could ever run."""
-    tested = call(["sbatch", "--test-only", str(script)])
-    if "contact slurm controller" in tested.stderr.lower():
-        raise UserError(f"SLURM's controller cannot be reached from here: {_message(tested.stderr)}")
-    if tested.returncode != 0:
-        raise UserError(
-            f"SLURM would never run this job: {_message(tested.stderr)}; see `sinfo` for what there is, "
-            f"and {script} for what was asked"
-        )
+            settle(self._run, replace(status, state=State.CANCELLED), locked=False)
 
 
 def _message(stderr: str) -> str:

@@ -30,7 +30,8 @@ from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.site import Site
 from cluster.slurm.command import call
-from cluster.slurm.script import pattern, refuse_line_breaks
+from cluster.slurm.script import Options, pattern, sbatch_script, site_options, site_setup
+from cluster.typed_json import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +47,14 @@ class Schedule:
         every: five fields of cron, in the time zone of the machine that fires.
         command: program and arguments.
         directory: where the command runs.
-        engine: what fires it.
+        fired_by: scrontab, or a job that queues its successor.
     """
 
     name: str
     every: str
     command: tuple[str, ...]
     directory: str
-    engine: Literal["scrontab", "sbatch"]
+    fired_by: Literal["scrontab", "sbatch"]
 
     def next(self, after: datetime) -> datetime:
         """The first time of firing after a time."""
@@ -61,9 +62,12 @@ class Schedule:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The schedule of a file that `install` wrote."""
-        values = json.loads(path.read_text())
-        return cls(**values | {"command": tuple(values["command"])})
+        """The schedule of a file that `install` wrote.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        return read_record(cls, path, remedy=f"`submit schedule remove {path.stem}`, and give it again")
 
 
 def install(folder: Path, name: str, every: str, command: Sequence[str], site: Site) -> Schedule:
@@ -87,21 +91,23 @@ def install(folder: Path, name: str, every: str, command: Sequence[str], site: S
         raise UserError(
             "there is no SLURM here to fire a schedule: use cron, with `submit evaluate` as its command"
         )
-    engine: Literal["scrontab", "sbatch"] = "scrontab" if _scrontab() is not None else "sbatch"
+    fired_by: Literal["scrontab", "sbatch"] = "scrontab" if _scrontab() is not None else "sbatch"
     schedule = Schedule(
-        name=name, every=every, command=tuple(command), directory=str(Path.cwd()), engine=engine
+        name=name, every=every, command=tuple(command), directory=str(Path.cwd()), fired_by=fired_by
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    refuse_line_breaks([path.absolute(), *command, *_options(path, site).values()])
+    script = _script(path, site)
+    if any(re.search(r"[\n\r\0]", word) for word in command):
+        raise UserError(f"{shlex.join(command)} has a line break in it, and cannot be put on a timetable")
     if path.is_file():
         remove(folder, name)
     write_atomically(folder / f"{name}.site.json", site.model_dump_json(indent=2))
     write_atomically(path, json.dumps(asdict(schedule), indent=2) + "\n")
     try:
-        if engine == "scrontab":
-            write_atomically(folder / f"{name}.sbatch", _script(path, site))
-            _write_scrontab([*_other_lines(path), *_entry(path, schedule, site)])
+        if fired_by == "scrontab":
+            write_atomically(folder / f"{name}.sbatch", script)
+            _write_scrontab([*_other_lines(path), *_entry(path, schedule, script)])
         else:
             queue_next(path)
     except UserError:
@@ -112,8 +118,18 @@ def install(folder: Path, name: str, every: str, command: Sequence[str], site: S
 
 
 def installed(folder: Path) -> list[Schedule]:
-    """All schedules, by name."""
-    return [Schedule.read(path) for path in sorted(folder.glob("*.json")) if not path.stem.endswith(".site")]
+    """All schedules, by name; one whose file is damaged is left out, and told of."""
+    schedules = []
+    for name in _names(folder):
+        try:
+            schedules.append(Schedule.read(folder / f"{name}.json"))
+        except UserError as error:
+            logger.warning("%s", error)
+    return schedules
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.json") if not path.stem.endswith(".site"))
 
 
 def remove(folder: Path, name: str) -> None:
@@ -124,16 +140,22 @@ def remove(folder: Path, name: str) -> None:
     """
     path = folder / f"{name}.json"
     if not path.is_file():
-        there = ", ".join(schedule.name for schedule in installed(folder)) or "none"
+        there = ", ".join(_names(folder)) or "none"
         raise UserError(f"there is no schedule {name!r} in {folder}; there are: {there}")
-    schedule = Schedule.read(path)
-    if schedule.engine == "scrontab":
+    if _is_in_scrontab(path):
         _write_scrontab(_other_lines(path))
     path.unlink()  # before the queue is looked at: a firing that is going on finds nothing to queue
     for job in _waiting(path):
         call(["scancel", job])
     for kind in ("site.json", "sbatch"):
         (folder / f"{name}.{kind}").unlink(missing_ok=True)
+
+
+def _is_in_scrontab(path: Path) -> bool:
+    try:
+        return Schedule.read(path).fired_by == "scrontab"
+    except UserError:  # its file is damaged; its entry has to go all the same
+        return _mark(path) in (_scrontab() or "").splitlines()
 
 
 def queue_next(path: Path) -> None:
@@ -161,7 +183,7 @@ def fire(path: Path) -> int:
         logger.info("%s was removed: nothing to do", path)
         return 0
     schedule = Schedule.read(path)
-    if schedule.engine == "sbatch":
+    if schedule.fired_by == "sbatch":
         try:
             queue_next(path)
         except UserError as error:  # tried once more below
@@ -169,7 +191,7 @@ def fire(path: Path) -> int:
     began = time.monotonic()
     status = subprocess.run(schedule.command, cwd=schedule.directory, check=False).returncode
     logger.info("%s ended with status %d after %.0f s", schedule.name, status, time.monotonic() - began)
-    if schedule.engine == "sbatch":
+    if schedule.fired_by == "sbatch":
         queue_next(path)
     return status
 
@@ -187,52 +209,32 @@ def _waiting(path: Path) -> list[str]:
     return [job for job in answer.stdout.split() if job != os.environ.get("SLURM_JOB_ID")]
 
 
-def _options(path: Path, site: Site) -> dict[str, str | None]:
-    """Of sbatch, for a firing; None: an option without a value."""
-    chosen = {"partition": site.partition, "account": site.account, "qos": site.qos}
-    chosen |= {"constraint": site.constraint}
-    return {
-        "job-name": _job_name(path),
+def _script(path: Path, site: Site) -> str:
+    """The batch script of a firing."""
+    fixed: Options = {
         "output": pattern(path.absolute().parent) + f"/{path.stem}.log",
         "open-mode": "append",
-        "time": str(FIRING_MINUTES),
-        **{name: value for name, value in chosen.items() if value is not None},
-        "requeue": None,  # where jobs are not by default, one lost node would end the chain
-        **{
-            name: None if value is True else str(value)
-            for name, value in site.sbatch.items()
-            if value is not False
-        },
     }
+    firing = shlex.join([sys.executable, "-m", "cluster.slurm.schedule", str(path.absolute())])
+    return sbatch_script(
+        _job_name(path),
+        path.absolute().parent,
+        {"time": FIRING_MINUTES} | site_options(site) | fixed,
+        setup=site_setup(site),
+        command=f"exec {firing}",
+    )
 
 
-def _directives(word: str, path: Path, site: Site) -> list[str]:
-    return [
-        f"#{word} --{name}" + ("" if value is None else f"={shlex.quote(value)}")
-        for name, value in _options(path, site).items()
-    ]
-
-
-def _script(path: Path, site: Site) -> str:
-    lines = ["#!/bin/bash", *_directives("SBATCH", path, site)]
-    lines += [f"module load {shlex.quote(module)}" for module in site.modules]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]
-    return "\n".join([*lines, "exec " + _firing(path), ""])
-
-
-def _entry(path: Path, schedule: Schedule, site: Site) -> list[str]:
+def _entry(path: Path, schedule: Schedule, script: str) -> list[str]:
     """The lines of a scrontab entry; the mark says whose they are."""
     command = shlex.join(["bash", str(path.absolute().with_suffix(".sbatch"))])
+    options = [line for line in script.splitlines() if line.startswith("#SBATCH ")]
     return [
         _mark(path),
-        *_directives("SCRON", path, site),
+        *(line.replace("#SBATCH", "#SCRON", 1) for line in options),
         f"{schedule.every} {command}",
         f"{_mark(path)} end",
     ]
-
-
-def _firing(path: Path) -> str:
-    return shlex.join([sys.executable, "-m", "cluster.slurm.schedule", str(path.absolute())])
 
 
 def _mark(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The batch script of a job: what sbatch is given, rendered by submitit."""
+"""Batch scripts: what sbatch is given, rendered by submitit."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import hashlib
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from cluster.errors import UserError
 from cluster.job import Job
 from cluster.rank.process import MALLOC_SETTINGS, OPENMP_SETTINGS
 from cluster.site import Site
 
+Options = dict[str, str | int | bool | None]
 NOTHING_TO_DO = 3  # exit status of `cluster.slurm.batch begin`: the run is complete already
 
 
@@ -26,59 +26,120 @@ def render(job: Job, site: Site, *, after: Sequence[str] = (), exclude: Sequence
         after: ids of jobs that must complete first; if one fails, this one is cancelled.
         exclude: nodes not to use, besides the site's.
     """
-    named = [site.partition, site.account, site.qos, site.constraint]
-    refuse_line_breaks([job.folder, *after, *exclude, *site.exclude, *site.sbatch.values(), *named])
-    # The renderer is what the public class calls, and the class cannot be had without srun on this machine.
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    wants = job.resources
-    options: dict[str, Any] = {name: value for name, value in site.sbatch.items() if value is not False}
-    options["requeue"] = True
+    wants, minutes = job.resources, job.resources.minutes or site.minutes
+    # Of a short job not more than half: else it would be asked to stop as it starts.
+    signal_seconds = site.signal_seconds if minutes is None else min(site.signal_seconds, 30 * minutes)
+    cpus = wants.cpus_per_rank or site.cpus_per_rank
     # Equal names in a row: a second submission of the same work waits, and then finds it done.
     dependencies = [f"afterok:{':'.join(after)}"] if after else []
-    options["dependency"] = ",".join([*dependencies, "singleton"])
-    options["kill-on-invalid-dep"] = "yes"
-    gpus = wants.gpus_per_rank * wants.ranks_per_node
-    minutes = wants.minutes or site.minutes
-    cpus = wants.cpus_per_rank or site.cpus_per_rank
+    options: Options = {
+        "nodes": wants.nodes,
+        "ntasks-per-node": wants.ranks_per_node,
+        "cpus-per-task": cpus,
+        "gpus-per-node": wants.gpus_per_rank * wants.ranks_per_node or None,
+        "mem": None if site.memory_gb is None else f"{site.memory_gb}G",
+        "time": minutes,
+        "exclude": ",".join([*site.exclude, *exclude]) or None,
+        "signal": f"USR2@{signal_seconds}",
+    }
+    fixed: Options = {
+        "dependency": ",".join([*dependencies, "singleton"]),
+        "kill-on-invalid-dep": "yes",
+        "output": pattern(job.folder / "logs") + "/slurm.log",
+    }
     # Wait for ever: rank 0 may have much to do when the others are done. Who hangs, the watchdog ends.
-    ranks = ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL", "--open-mode=append"]
-    ranks += ["--output", pattern(job.folder / "logs") + "/rank-%t.log"]
-    ranks += [f"--cpus-per-task={cpus}"] if cpus is not None else []  # srun does not take it from the job
+    srun = ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL", "--open-mode=append"]
+    srun += ["--output", pattern(job.folder / "logs") + "/rank-%t.log"]
+    srun += [f"--cpus-per-task={cpus}"] if cpus is not None else []  # srun does not take it from the job
     if site.container is not None:
-        ranks += [
+        srun += [
             f"--container-image={site.container}",
             f"--container-mounts={','.join([str(job.folder), *site.container_mounts])}",
         ]
-    text: str = _make_sbatch_string(
-        command=shlex.join([sys.executable, "-m", "cluster.rank", str(job.folder / "job.json")]),
-        folder=job.folder / "logs",
-        job_name=job_name(job),
-        partition=site.partition,
-        account=site.account,
-        qos=site.qos,
-        constraint=site.constraint,
-        exclude=",".join([*site.exclude, *exclude]) or None,
-        nodes=wants.nodes,
-        ntasks_per_node=wants.ranks_per_node,
-        cpus_per_task=cpus,
-        gpus_per_node=gpus or None,
-        mem=None if site.memory_gb is None else f"{site.memory_gb}G",
-        # Of a short job not more than half: else it would be asked to stop as it starts.
-        signal_delay_s=site.signal_seconds if minutes is None else min(site.signal_seconds, 30 * minutes),
-        wckey="",
-        stderr_to_stdout=True,
+    text = sbatch_script(
+        job_name(job),
+        job.folder / "logs",
+        options | site_options(site) | fixed,
         setup=_setup(job, site),
+        command=shlex.join([sys.executable, "-m", "cluster.rank", str(job.folder / "job.json")]),
         teardown=["trap '' TERM USR2", f"{_batch('end', job)} --status $status ${{stopped:+--stopped}}"],
-        srun_args=ranks,
-        additional_parameters=options | {"output": pattern(job.folder / "logs") + "/slurm.log"},
-        time=minutes or 0,
+        srun=srun,
     )
-    unwanted = ("#SBATCH --wckey", "#SBATCH --time=0")  # submitit has no way to leave these to the site
-    lines = [line for line in text.splitlines() if not line.startswith(unwanted)]
+    lines = text.splitlines()
     command = next(index for index, line in enumerate(lines) if line.startswith("srun "))
     lines.insert(command + 1, "status=$?")
     return "\n".join(lines) + "\n"
+
+
+def sbatch_script(
+    name: str,
+    folder: Path,
+    options: Options,
+    *,
+    setup: Sequence[str],
+    command: str,
+    teardown: Sequence[str] = (),
+    srun: Sequence[str] | None = None,
+) -> str:
+    """A batch script.
+
+    Args:
+        name: of the job.
+        folder: of logs that `options` and `srun` do not place.
+        options: of sbatch, by their long names; None and False leave one out, True has no value.
+        setup, command, teardown: lines of shell.
+        srun: start the command's tasks with these words of srun; None: the script itself runs it, once.
+
+    Raises:
+        UserError: if a value has a line break: an #SBATCH line is a comment to the shell, and ends there.
+    """
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    for value in given.values():
+        if re.search(r"[\n\r\0]", str(value)):
+            raise UserError(f"{str(value)!r} has a line break in it, and cannot stand in a batch script")
+    # The renderer is what the public class calls, and the class cannot be had without srun on this machine.
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    text: str = _make_sbatch_string(
+        command=command,
+        job_name=name,
+        folder=folder,
+        stderr_to_stdout=True,
+        setup=list(setup),
+        teardown=list(teardown) or None,
+        srun_args=srun,
+        use_srun=srun is not None,
+        additional_parameters=given | {"requeue": True},  # else one lost node would end a job or a timetable
+    )
+    # What submitit says by itself, and would be left to the site.
+    extra = {"wckey", "time", "signal", "nodes"} - given.keys()
+    return "\n".join(line for line in text.rstrip().splitlines() if _option(line) not in extra) + "\n"
+
+
+def site_options(site: Site) -> Options:
+    """Those that every job of a site has. What its `sbatch` says goes before what the other keys say."""
+    named = {"partition": site.partition, "account": site.account, "qos": site.qos}
+    return named | {"constraint": site.constraint} | site.sbatch
+
+
+def site_setup(site: Site) -> list[str]:
+    """The lines of shell that every job of a site begins with."""
+    return [f"module load {shlex.quote(module)}" for module in site.modules] + exports(site.environment)
+
+
+def exports(settings: Mapping[str, str]) -> list[str]:
+    """Lines of shell that set variables."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in settings.items()]
+
+
+def asked_for(script: str) -> str:
+    """The options of a script in one line."""
+    return " ".join(line.removeprefix("#SBATCH ") for line in script.splitlines() if _option(line))
+
+
+def _option(line: str) -> str | None:
+    found = re.match(r"#SBATCH --([a-z-]+)", line)
+    return None if found is None else found[1]
 
 
 def job_name(job: Job) -> str:
@@ -89,13 +150,12 @@ def job_name(job: Job) -> str:
 def _setup(job: Job, site: Site) -> list[str]:
     """What the script does before the ranks start."""
     lines = ["trap '' TERM USR2"]  # what is ignored stays ignored in the commands below
-    lines += [f"module load {shlex.quote(module)}" for module in site.modules]
-    settings = dict(site.environment) | {"PYTHONUNBUFFERED": "1"}
     if job.resources.gpus_per_rank == 0:
-        settings = MALLOC_SETTINGS | OPENMP_SETTINGS | settings
+        lines += exports(MALLOC_SETTINGS | OPENMP_SETTINGS)
+    lines += site_setup(site)
     # The run's own source, and not what happens to lie in the working directory.
-    settings |= {"PYTHONPATH": str(job.folder / "source"), "PYTHONSAFEPATH": "1"}
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in settings.items()]
+    source = {"PYTHONPATH": str(job.folder / "source"), "PYTHONSAFEPATH": "1"}
+    lines += exports({"PYTHONUNBUFFERED": "1"} | source)
     if (cpus := job.resources.cpus_per_rank or site.cpus_per_rank) is not None:
         lines.append(f"export OMP_NUM_THREADS={cpus}")
     lines += [
@@ -117,14 +177,3 @@ def _batch(moment: str, job: Job) -> str:
 def pattern(folder: Path) -> str:
     """A path for sbatch and srun, to which % begins a replacement."""
     return str(folder).replace("%", "%%")
-
-
-def refuse_line_breaks(values: Sequence[object]) -> None:
-    """An #SBATCH line is a comment to the shell, and ends with the line.
-
-    Raises:
-        UserError: if one of the values would end it early.
-    """
-    for value in values:
-        if re.search(r"[\n\r\0]", str(value)):
-            raise UserError(f"{str(value)!r} has a line break in it, and cannot stand in a batch script")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
@@ -16,13 +17,12 @@ from cluster.slurm.script import job_name
 from cluster.slurm.state import NoAnswerError, Seen, find_job, find_state
 
 
-def current_status(run: RunFolder) -> Status:
-    """What status.json says, corrected by what SLURM says: a job that was killed writes nothing."""
-    return _current_status(run, locked=False)
+def current_status(run: RunFolder, *, locked: bool = False) -> Status:
+    """What status.json says, corrected by what SLURM says: a job that was killed writes nothing.
 
-
-def _current_status(run: RunFolder, *, locked: bool) -> Status:
-    """See `current_status`; `locked` says that this process holds the run's lock."""
+    Args:
+        locked: this process holds the run's lock.
+    """
     status = run.read_status()
     if status.state.ended:
         return status
@@ -39,7 +39,7 @@ def _current_status(run: RunFolder, *, locked: bool) -> Status:
     written = run.read_status()  # it may have ended properly between the two looks
     if written.state.ended:
         return written
-    return _settle(run, _ended_without_a_word(run, status, seen), locked=locked)
+    return settle(run, _ended_without_a_word(run, status, seen), locked=locked)
 
 
 def _adopt(run: RunFolder, status: Status, *, locked: bool) -> Status:
@@ -50,13 +50,13 @@ def _adopt(run: RunFolder, status: Status, *, locked: bool) -> Status:
             if not known:
                 known = find_job(job_name(run.read_job())) or ""
             if known:
-                write_atomically(run.path / "slurm-job", known + "\n")
+                write_job_id(run, known)
                 return replace(status, id=known)
     except (OSError, UserError, NoAnswerError):
         return status
     message = "it never came into SLURM's queue: sbatch did not answer"
     failure = Failure(rank=None, type="Submission", message=f"{message}; submit it again")
-    return _settle(run, replace(status, state=State.FAILED, failure=failure), locked=locked)
+    return settle(run, replace(status, state=State.FAILED, failure=failure), locked=locked)
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ def _ended_without_a_word(run: RunFolder, status: Status, seen: Seen | None) -> 
     return replace(status, state=seen.state, failure=failure)
 
 
-def _settle(run: RunFolder, status: Status, *, locked: bool) -> Status:
+def settle(run: RunFolder, status: Status, *, locked: bool) -> Status:
     """Write an end down that the job itself could not, and tell of it: SLURM will forget.
 
     The first who sees it does so; somebody who may only look just looks.
@@ -106,7 +106,16 @@ def _killed(message: str, node: str | None) -> Failure:
     )
 
 
+def job_file(run: RunFolder) -> Path:
+    """Where SLURM's id of the run's newest job is kept."""
+    return run.path / "slurm-job"
+
+
+def write_job_id(run: RunFolder, known: str) -> None:
+    """Keep the id that sbatch has given."""
+    write_atomically(job_file(run), known + "\n")
+
+
 def job_id(run: RunFolder) -> str:
-    """SLURM's id of the run's newest job, as sbatch gave it; empty while it has not answered."""
-    path = run.path / "slurm-job"
-    return path.read_text().strip() if path.is_file() else ""
+    """SLURM's id of the run's newest job; empty while sbatch has not answered."""
+    return job_file(run).read_text().strip() if job_file(run).is_file() else ""

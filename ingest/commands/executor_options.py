@@ -11,10 +11,9 @@ from cluster.errors import UserError
 from cluster.host import CORES
 from cluster.job import ExecutorName
 from cluster.site import load_site
-from ingest.crawl.crawl import told_if_it_cannot_be_written
 from ingest.crawl.divide import WORKERS_PER_CRAWLER
 from ingest.crawl.on_ray import crawl_on_ray
-from ingest.crawl.on_slurm import SlurmPart, submit_to_slurm, wait_for_slurm
+from ingest.crawl.on_slurm import PartJob, submit_to_slurm, wait_for_slurm
 from ingest.crawl.on_this_machine import crawl_here
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
@@ -78,46 +77,43 @@ def run_plan(
     Raises:
         UserError: as what runs the crawl says.
     """
-    with told_if_it_cannot_be_written(plan.store):
-        if spread.executor == "local":
-            workers = spread.workers or CORES
-            parts = spread.parts or math.ceil(workers / WORKERS_PER_CRAWLER)
-            return crawl_here(
-                plan, fetch=fetch, workers=workers, parts=parts, progress=progress, counts=counts
-            )
-        assert spread.parts is not None
-        site = load_site(spread.cluster)
-        workers = spread.workers or site.cpus_per_rank or WORKERS_PER_CRAWLER
-        if spread.executor == "ray":
-            return crawl_on_ray(
-                plan,
-                fetch=fetch,
-                workers=workers,
-                parts=spread.parts,
-                site=site,
-                progress=progress,
-                counts=counts,
-            )
-        submitted = submit_to_slurm(
+    if spread.executor == "local":
+        workers = spread.workers or CORES
+        parts = spread.parts or math.ceil(workers / WORKERS_PER_CRAWLER)
+        return crawl_here(plan, fetch=fetch, workers=workers, parts=parts, progress=progress, counts=counts)
+    assert spread.parts is not None
+    site = load_site(spread.cluster)
+    workers = spread.workers or site.cpus_per_rank or WORKERS_PER_CRAWLER
+    if spread.executor == "ray":
+        return crawl_on_ray(
             plan,
             fetch=fetch,
             workers=workers,
-            parts=spread.parts,
+            crawlers=spread.parts,
             site=site,
-            runs=spread.runs,
+            progress=progress,
             counts=counts,
         )
-        _tell(submitted)
-        # With nothing to submit, all units are there; a job that did not live to seal them may be missed.
-        if spread.wait or not submitted:
-            return wait_for_slurm(plan, submitted, progress=progress, counts=counts)
-        return None
+    submitted = submit_to_slurm(
+        plan,
+        fetch=fetch,
+        workers=workers,
+        parts=spread.parts,
+        site=site,
+        runs=spread.runs,
+        counts=counts,
+    )
+    _tell(submitted)
+    # With nothing to submit, all units are there; a job that did not live to seal them may be missed.
+    if spread.wait or not submitted:
+        return wait_for_slurm(plan, submitted, progress=progress, counts=counts)
+    return None
 
 
-def _tell(submitted: list[SlurmPart]) -> None:
-    for part in submitted:
-        how = "submitted" if part.new else "is going on"
-        typer.echo(f"{part.run.path.name}: {how} as slurm job {part.id}", err=True)
+def _tell(submitted: list[PartJob]) -> None:
+    for job in submitted:
+        how = "submitted" if job.new else "is going on"
+        typer.echo(f"{job.run.path.name}: {how} as slurm job {job.id}", err=True)
     if submitted:
         folder = submitted[0].run.path.parent
         typer.echo(

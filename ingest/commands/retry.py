@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cluster.output_trouble import writing
 from ingest.commands.crawl import Connections, Contact, PerHost, PerHostRate, crawl_json, print_crawl
 from ingest.commands.executor_options import (
     Cluster,
@@ -20,7 +21,6 @@ from ingest.commands.executor_options import (
     run_plan,
 )
 from ingest.commands.options import DatasetFolder, Json
-from ingest.crawl.crawl import told_if_it_cannot_be_written
 from ingest.plan.retry import plan_retry
 from ingest.progress.counts import Counts
 from ingest.progress.crawl_progress import CrawlProgress
@@ -55,7 +55,7 @@ def retry(
     """Try again what failed and may succeed later; what it gives is added to the dataset as a generation."""
     store = open_store(dataset)
     spread = Spread(executor=executor, parts=parts, workers=workers, cluster=cluster, runs=runs, wait=wait)
-    with told_if_it_cannot_be_written(store), Meter(Console(stderr=True)) as meter:
+    with writing(store.root), Meter(Console(stderr=True)) as meter:
         plan = plan_retry(store, deadline=deadline, attempts=attempts)
         if plan is not None:
             progress, counts = CrawlProgress(meter), Counts()

@@ -1,11 +1,11 @@
 """The crawl: plan, read, check, shard, commit, seal. Running it again finishes what is missing."""
 
-import errno
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from cluster.errors import UserError
+from cluster.output_trouble import writing
 from ingest.crawl.make_units import crawl_units
 from ingest.dataset.commit import read_commits
 from ingest.dataset.seal import seal
@@ -16,21 +16,9 @@ from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.sources.opening import open_source
 from ingest.sources.url_list import Columns, UrlList, expand
 from ingest.store.open import open_store
-from ingest.store.store import Store
 from ingest.web.fetcher import FetchSettings
 
 __all__ = ["Counts", "CrawlReport", "CrawlSettings", "Progress", "crawl_shards"]
-
-_MENDABLE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ETIMEDOUT,
-)
 
 NAMES_TELL = Columns()
 
@@ -59,8 +47,7 @@ def crawl_shards(
     plan = plan_shards(
         sources, output, settings, progress=progress, counts=counts, columns=columns, extend=extend
     )
-    with told_if_it_cannot_be_written(plan.store):
-        return crawl_plan(plan, fetch=settings.fetch, workers=workers, progress=progress, counts=counts)
+    return crawl_plan(plan, fetch=settings.fetch, workers=workers, progress=progress, counts=counts)
 
 
 def plan_shards(
@@ -101,7 +88,7 @@ def plan_shards(
         counts.planned = items
         progress(counts)
 
-    with ExitStack() as stack, told_if_it_cannot_be_written(store):
+    with ExitStack() as stack, writing(store.root):
         for source in opened:
             if not isinstance(source, UrlList):
                 stack.callback(source.close)
@@ -116,12 +103,14 @@ def crawl_plan(
     """Do what is left of a plan, and seal the dataset.
 
     Raises:
-        UserError: an earlier generation is not finished, or a unit was made under another plan.
+        UserError: an earlier generation is not finished, a unit was made under another plan, or the output
+            cannot be written.
     """
     refuse_to_start(plan, fetch)
     counts.units, counts.planned = len(plan.units), plan.rows
-    crawl_units(plan, plan.units, fetch=fetch, workers=workers, progress=progress, counts=counts)
-    root = seal_plan(plan)
+    with writing(plan.store.root):
+        crawl_units(plan, plan.units, fetch=fetch, workers=workers, progress=progress, counts=counts)
+        root = seal_plan(plan)
     progress(counts)
     return CrawlReport(output=plan.store.root, root=root, counts=counts)
 
@@ -148,22 +137,6 @@ def seal_plan(plan: Plan) -> str:
     """
     plans = read_plans(plan.store)[: plan.generation + 1]
     return seal(plan.store, {unit: each.fingerprint for each in plans for unit in each.units})
-
-
-@contextmanager
-def told_if_it_cannot_be_written(store: Store) -> Iterator[None]:
-    """Trouble with the output that a user can mend becomes a sentence."""
-    try:
-        yield
-    except OSError as error:
-        # Trouble with reading a source is a row; what is left is the output's.
-        if error.errno not in _MENDABLE:
-            raise
-        reason = error.strerror or ""
-        raise UserError(
-            f"cannot write {store.root}: {reason[:1].lower()}{reason[1:]}; mend that, then run the same "
-            "command again"
-        ) from error
 
 
 def _refuse_without_contact(fetch: FetchSettings, urls: bool) -> None:

@@ -6,7 +6,6 @@ at its end and by the other at its beginning. Parts and workers may be others ea
 same.
 """
 
-import logging
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
@@ -14,15 +13,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.errors import UserError
-from cluster.job import Job, Resources, State
-from cluster.run.status import Status, explain
-from cluster.wording import visible
+from cluster.job import Job, Resources
 from ingest.crawl.crawl import refuse_to_start, seal_plan
-from ingest.crawl.part import (
-    CRAWL_RANK,
-    Part,
-)
+from ingest.crawl.part import CRAWL_RANK, Part
 from ingest.dataset.commit import read_commits
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
@@ -34,7 +27,7 @@ from ingest.web.fetcher import FetchSettings
 # check and 4.0 ms to resize it: more workers than this would wait for the one.
 WORKERS_PER_CRAWLER = 4
 
-logger = logging.getLogger(__name__)
+RUN_AGAIN = "run the same command again to go on where it stopped"
 
 
 def divide(units: Sequence[int], parts: int, site: Callable[[int], Hashable | None]) -> list[Sequence[int]]:
@@ -66,14 +59,14 @@ def first_site(plan: Plan, unit: int) -> Hashable | None:
     return int(domain_hashes(row["path"].cast(pa.string()))[0])
 
 
-def _begin(plan: Plan, fetch: FetchSettings, counts: Counts) -> list[int]:
-    """The units left; the others are counted."""
+def units_left(plan: Plan, fetch: FetchSettings, counts: Counts) -> list[int]:
+    """The units of a plan that are not committed; the others are counted."""
     refuse_to_start(plan, fetch)
     counts.units, counts.planned = len(plan.units), plan.rows
-    return _count_committed(plan, plan.units, counts)
+    return count_committed(plan, plan.units, counts)
 
 
-def _count_committed(plan: Plan, units: Sequence[int], counts: Counts) -> list[int]:
+def count_committed(plan: Plan, units: Sequence[int], counts: Counts) -> list[int]:
     """Count those of the units that are committed, and return the others."""
     left = []
     for unit, record in read_commits(plan.store, units):
@@ -84,13 +77,15 @@ def _count_committed(plan: Plan, units: Sequence[int], counts: Counts) -> list[i
     return left
 
 
-def _end(plan: Plan, progress: Progress, counts: Counts) -> CrawlReport:
+def seal_and_report(plan: Plan, progress: Progress, counts: Counts) -> CrawlReport:
+    """What a crawl ends with, once all units are committed."""
     root = seal_plan(plan)
     progress(counts)
     return CrawlReport(output=plan.store.root, root=root, counts=counts)
 
 
-def _orders(plan: Plan, chunks: Sequence[Sequence[int]], fetch: FetchSettings, workers: int) -> list[Part]:
+def make_parts(plan: Plan, chunks: Sequence[Sequence[int]], fetch: FetchSettings, workers: int) -> list[Part]:
+    """Each chunk of units as one crawler gets it."""
     output = absolute(plan.store)
     return [
         Part(output=output, generation=plan.generation, units=units, fetch=fetch, workers=workers)
@@ -98,31 +93,12 @@ def _orders(plan: Plan, chunks: Sequence[Sequence[int]], fetch: FetchSettings, w
     ]
 
 
-def _job(name: str, orders: Sequence[Part], folder: Path, *, cpus: int) -> Job:
+def crawl_job(name: str, parts: Sequence[Part], folder: Path, *, cpus: int) -> Job:
+    """A job with a rank for each part."""
     return Job(
         name=name,
         function=CRAWL_RANK,
-        arguments={"parts": [part.to_json() for part in orders], "folder": str(folder)},
-        resources=Resources(ranks_per_node=len(orders), cpus_per_rank=cpus),
+        arguments={"parts": [part.to_json() for part in parts], "folder": str(folder)},
+        resources=Resources(ranks_per_node=len(parts), cpus_per_rank=cpus),
         folder=folder,
-    )
-
-
-def _raise_unless_completed(status: Status) -> None:
-    if status.state is State.COMPLETED:
-        return
-    failure = status.failure
-    if failure is None:
-        raise UserError(explain(status))
-    if failure.user_error:
-        raise UserError(failure.message)
-    for line in failure.log_tail:
-        logger.error("    %s", visible(line))
-    who = status.name
-    if status.ranks > 1 and failure.rank is not None:
-        who = f"crawler {failure.rank + 1} of {status.ranks}"
-    where = f" on {failure.node}" if failure.node is not None and status.executor != "local" else ""
-    raise UserError(
-        f"{who} died{where}: {failure.type}: {failure.message}; run the same command again to go on where it "
-        "stopped"
     )

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from cluster.errors import UserError
-from ingest.crawl.crawl import crawl_plan, told_if_it_cannot_be_written
+from cluster.output_trouble import writing
+from ingest.crawl.crawl import crawl_plan
 from ingest.dataset import layout
 from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings
@@ -62,7 +63,7 @@ def index_tars(
         counts.planned = items
         progress(counts)
 
-    with ExitStack() as stack, told_if_it_cannot_be_written(store):
+    with ExitStack() as stack, writing(store.root):
         sources = [ForeignTar(*pair) for pair in zip(places, names, strict=True)]
         for source in sources:
             stack.callback(source.close)

@@ -6,12 +6,8 @@ from functools import partial
 from itertools import zip_longest
 
 from cluster.site import Site
-from ingest.crawl.divide import _begin, _end, _orders, divide, first_site
-from ingest.crawl.part import (
-    CRAWL_CALL,
-    counts_from_json,
-    sum_into,
-)
+from ingest.crawl.divide import divide, first_site, make_parts, seal_and_report, units_left
+from ingest.crawl.part import CRAWL_CALL, counts_from_json, sum_into
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.web.fetcher import FetchSettings
@@ -28,7 +24,7 @@ def crawl_on_ray(
     *,
     fetch: FetchSettings,
     workers: int,
-    parts: int,
+    crawlers: int,
     site: Site,
     progress: Progress,
     counts: Counts,
@@ -42,26 +38,26 @@ def crawl_on_ray(
         plan, progress, counts: see `crawl_plan`.
         fetch: its `connections` are of each crawler.
         workers: checking processes of each crawler, and the cores that it takes.
-        parts: crawlers at a time.
+        crawlers: at a time; each call is a part of its own.
     """
     from cluster.ray.executor import RayExecutor
 
-    left = _begin(plan, fetch, counts)
+    left = units_left(plan, fetch, counts)
     pieces = divide(
-        left, max(parts * _CALLS_PER_CRAWLER, len(left) // _UNITS_PER_CALL), partial(first_site, plan)
+        left, max(crawlers * _CALLS_PER_CRAWLER, len(left) // _UNITS_PER_CALL), partial(first_site, plan)
     )
-    calls = [part.to_json() for part in _orders(plan, _in_turns(pieces, parts), fetch, workers)]
+    calls = [part.to_json() for part in make_parts(plan, _in_turns(pieces, crawlers), fetch, workers)]
     executor = RayExecutor(site.ray_address, site=site)
     done = [replace(counts)]
     progress(counts)
-    for _, answer in executor.map(CRAWL_CALL, calls, in_flight=parts, retries=_RAY_RETRIES, cpus=workers):
+    for _, answer in executor.map(CRAWL_CALL, calls, in_flight=crawlers, retries=_RAY_RETRIES, cpus=workers):
         done.append(counts_from_json(answer))
         sum_into(counts, done)
         progress(counts)
-    return _end(plan, progress, counts)
+    return seal_and_report(plan, progress, counts)
 
 
-def _in_turns(pieces: Sequence[Sequence[int]], parts: int) -> list[Sequence[int]]:
+def _in_turns(pieces: Sequence[Sequence[int]], crawlers: int) -> list[Sequence[int]]:
     """In such an order that those under way lie far apart: a site that a border cuts is in one of them."""
-    far = [pieces[len(pieces) * part // parts : len(pieces) * (part + 1) // parts] for part in range(parts)]
+    far = [pieces[len(pieces) * n // crawlers : len(pieces) * (n + 1) // crawlers] for n in range(crawlers)]
     return [piece for turn in zip_longest(*far) for piece in turn if piece is not None]

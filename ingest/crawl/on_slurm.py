@@ -11,21 +11,20 @@ from pathlib import Path
 from cluster.errors import AlreadyRunning, UserError
 from cluster.executors import status_of
 from cluster.run.folder import RunFolder
+from cluster.run.status import raise_unless_completed
 from cluster.site import Site
+from cluster.submit import submit
 from ingest.crawl.divide import (
-    _begin,
-    _count_committed,
-    _end,
-    _job,
-    _orders,
-    _raise_unless_completed,
+    RUN_AGAIN,
+    count_committed,
+    crawl_job,
     divide,
     first_site,
+    make_parts,
+    seal_and_report,
+    units_left,
 )
-from ingest.crawl.part import (
-    read_report,
-    sum_into,
-)
+from ingest.crawl.part import read_report, sum_into
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.store.open import absolute
@@ -35,8 +34,8 @@ _POLL_SLURM_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlurmPart:
-    """A part that SLURM has been given.
+class PartJob:
+    """The job of a part.
 
     Attributes:
         run: its folder; `submit status`, `logs` and `cancel` know it.
@@ -51,14 +50,15 @@ class SlurmPart:
 
 def submit_to_slurm(
     plan: Plan, *, fetch: FetchSettings, workers: int, parts: int, site: Site, runs: Path, counts: Counts
-) -> list[SlurmPart]:
+) -> list[PartJob]:
     """Submit one job for each part with units left, unless it is going on. Whichever ends last, seals.
 
     Each is started again by SLURM when it is preempted, out of time, or has lost its node.
 
     Args:
         plan: in a store that all nodes reach by the same name, as they must reach the sources.
-        fetch, workers, parts: as for `crawl_on_ray`.
+        fetch, workers: as for `crawl_on_ray`.
+        parts: jobs, a crawler each.
         site: the cluster's facts.
         runs: where the jobs' folders are made.
         counts: gets what the parts that need no job have made.
@@ -68,29 +68,29 @@ def submit_to_slurm(
     """
     from cluster.slurm.executor import SlurmExecutor, SlurmHandle
 
-    left = set(_begin(plan, fetch, Counts()))
+    left = set(units_left(plan, fetch, Counts()))
     counts.units, counts.planned = len(plan.units), plan.rows
     chunks = divide(plan.units, parts, partial(first_site, plan))
     stem = _run_name(plan)
     names = [f"{stem}-{number + 1}-of-{len(chunks)}" for number in range(len(chunks))]
     _refuse_other_parts(runs, stem, names)
     submitted = []
-    for name, part in zip(names, _orders(plan, chunks, fetch, workers), strict=True):
+    for name, part in zip(names, make_parts(plan, chunks, fetch, workers), strict=True):
         if left.isdisjoint(part.units):
-            _count_committed(plan, part.units, counts)
+            count_committed(plan, part.units, counts)
             continue
         run = RunFolder((runs / name).absolute())
         try:
-            handle = SlurmExecutor(site).submit(_job(name, [part], run.path, cpus=workers))
+            handle = submit(crawl_job(name, [part], run.path, cpus=workers), SlurmExecutor(site))
         except AlreadyRunning:
-            submitted.append(SlurmPart(run=run, id=SlurmHandle(run).id, new=False))
+            submitted.append(PartJob(run=run, id=SlurmHandle(run).id, new=False))
         else:
-            submitted.append(SlurmPart(run=run, id=handle.id, new=True))
+            submitted.append(PartJob(run=run, id=handle.id, new=True))
     return submitted
 
 
 def wait_for_slurm(
-    plan: Plan, submitted: Sequence[SlurmPart], *, progress: Progress, counts: Counts
+    plan: Plan, submitted: Sequence[PartJob], *, progress: Progress, counts: Counts
 ) -> CrawlReport:
     """Wait until all parts have ended; the jobs do not need it.
 
@@ -100,15 +100,15 @@ def wait_for_slurm(
     found = replace(counts)
     going = True
     while going:
-        states = [status_of(part.run).state for part in submitted]
+        states = [status_of(job.run).state for job in submitted]
         going = not all(state.ended for state in states)
-        sum_into(counts, [found, *(read_report(part.run.path, 0) for part in submitted)])
+        sum_into(counts, [found, *(read_report(job.run.path, 0) for job in submitted)])
         progress(counts)
         if going:
             time.sleep(_POLL_SLURM_S)
-    for part in submitted:
-        _raise_unless_completed(status_of(part.run))
-    return _end(plan, progress, counts)
+    for job in submitted:
+        raise_unless_completed(status_of(job.run), remedy=RUN_AGAIN)
+    return seal_and_report(plan, progress, counts)
 
 
 def _run_name(plan: Plan) -> str:

@@ -10,12 +10,19 @@ from pathlib import Path
 from cluster.job import Job
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
+from cluster.run.status import raise_unless_completed
+from cluster.submit import submit
 from ingest.crawl.crawl import crawl_plan
-from ingest.crawl.divide import _begin, _end, _job, _orders, _raise_unless_completed, divide, first_site
-from ingest.crawl.part import (
-    read_report,
-    sum_into,
+from ingest.crawl.divide import (
+    RUN_AGAIN,
+    crawl_job,
+    divide,
+    first_site,
+    make_parts,
+    seal_and_report,
+    units_left,
 )
+from ingest.crawl.part import read_report, sum_into
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.web.fetcher import FetchSettings
@@ -39,18 +46,18 @@ def crawl_here(
     """
     if parts == 1:
         return crawl_plan(plan, fetch=fetch, workers=workers, progress=progress, counts=counts)
-    if chunks := divide(_begin(plan, fetch, counts), parts, partial(first_site, plan)):
+    if chunks := divide(units_left(plan, fetch, counts), parts, partial(first_site, plan)):
         shared = replace(fetch, connections=math.ceil(fetch.connections / len(chunks)))
-        orders = _orders(plan, chunks, shared, math.ceil(workers / len(chunks)))
+        orders = make_parts(plan, chunks, shared, math.ceil(workers / len(chunks)))
         # What could not be removed is in the system's folder for such things.
         with tempfile.TemporaryDirectory(prefix="ingest-crawl-", ignore_cleanup_errors=True) as folder:
-            _run_here(_job("crawl", orders, Path(folder), cpus=1), progress, counts)
-    return _end(plan, progress, counts)
+            _run_here(crawl_job("crawl", orders, Path(folder), cpus=1), progress, counts)
+    return seal_and_report(plan, progress, counts)
 
 
 def _run_here(job: Job, progress: Progress, counts: Counts) -> None:
     found, ranks = replace(counts), range(job.resources.ranks)
-    handle = LocalExecutor().submit(job)
+    handle = submit(job, LocalExecutor())
     try:
         going = True
         while going:
@@ -62,4 +69,4 @@ def _run_here(job: Job, progress: Progress, counts: Counts) -> None:
         handle.cancel()
         handle.wait()
         raise
-    _raise_unless_completed(RunFolder(job.folder).read_status())
+    raise_unless_completed(RunFolder(job.folder).read_status(), remedy=RUN_AGAIN)

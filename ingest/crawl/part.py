@@ -19,9 +19,10 @@ from types import FrameType
 from typing import Any, Self
 
 from cluster.atomic_file import write_atomically
+from cluster.output_trouble import writing
 from cluster.rank.preempt import STOP_SIGNALS, Preempted
 from cluster.run.folder import RunFolder
-from ingest.crawl.crawl import seal_plan, told_if_it_cannot_be_written
+from ingest.crawl.crawl import seal_plan
 from ingest.crawl.make_units import crawl_units
 from ingest.dataset.commit import read_commits
 from ingest.plan.plan import Plan, read_plans
@@ -125,7 +126,7 @@ def _crawl(part: Part, progress: Progress) -> tuple[Plan, Counts]:
     store = open_store(part.output)
     plan = read_plans(store)[part.generation]
     counts = Counts()
-    with told_if_it_cannot_be_written(store):
+    with writing(store.root):
         crawl_units(
             plan, part.units, fetch=part.fetch, workers=part.workers, progress=progress, counts=counts
         )

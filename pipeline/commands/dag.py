@@ -75,7 +75,7 @@ def run_on(
             from cluster.slurm.executor import SlurmExecutor
             from pipeline.stages.jobs import submit_graph, wait_for_graph
 
-            engine = SlurmExecutor(site, exclude=excluded_nodes(Path(dag.folder).parent))
+            engine = SlurmExecutor(site, exclude=tuple(excluded_nodes(Path(dag.folder).parent)))
             handles = submit_graph(dag, stages, engine, gpus_per_node=site.gpus_per_node, say=say)
             if handles and not wait:
                 return False

@@ -82,11 +82,11 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
         if as_json:
             typer.echo(
                 json.dumps(
-                    [{"name": each.name, "every": each.every, "engine": each.engine} for each in found]
+                    [{"name": each.name, "every": each.every, "engine": each.fired_by} for each in found]
                 )
             )
         for each in [] if as_json else found:
-            typer.echo(f"{each.name:<24} {each.every:<16} {each.engine:<9} {' '.join(each.command[3:])}")
+            typer.echo(f"{each.name:<24} {each.every:<16} {each.fired_by:<9} {' '.join(each.command[3:])}")
         return
     if what == "remove":
         if not words or len(words) != 1:
@@ -105,4 +105,4 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
     made = timetable.install(
         schedules, name or f"{what}-{Path(run).name}", every, command, load_site(cluster)
     )
-    typer.echo(f"{made.name}: {made.every}, by {made.engine}; `submit schedule remove {made.name}` ends it")
+    typer.echo(f"{made.name}: {made.every}, by {made.fired_by}; `submit schedule remove {made.name}` ends it")

@@ -47,8 +47,12 @@ def preflight(  # noqa: PLR0917 -- typer passes by name
     chosen = executor or site.default_executor()
     gpus = _gpus_per_node(chosen, site)
     resources = Resources(nodes=nodes, ranks_per_node=ranks or max(1, gpus), gpus_per_rank=1 if gpus else 0)
-    engine = make_executor(chosen, site, exclude=_excluded(folder))
-    verdicts = look_at(engine, resources, folder.absolute() / f"preflight-{time.strftime('%Y%m%d-%H%M%S')}")
+    verdicts = look_at(
+        make_executor(chosen, site, exclude=exclusions.excluded_nodes(folder)),
+        resources,
+        folder.absolute() / f"preflight-{time.strftime('%Y%m%d-%H%M%S')}",
+        thresholds=site.preflight,
+    )
     if as_json:
         typer.echo(json.dumps(to_json(verdicts), indent=2))
     else:
@@ -69,9 +73,3 @@ def _gpus_per_node(executor: ExecutorName, site: Site) -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def _excluded(runs: Path) -> list[str]:
-    from cluster.preflight.exclusions import excluded_nodes
-
-    return excluded_nodes(runs)

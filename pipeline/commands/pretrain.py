@@ -1,4 +1,4 @@
-"""`submit pretrain|resume|preflight`: start something on one machine or many."""
+"""`submit pretrain|resume`: start something on one machine or many."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import typer
 from cluster.errors import UserError
 from cluster.executors import make_executor, status_of
 from cluster.job import PREEMPTED_EXIT_CODE, ExecutorName, Job, Resources, State
+from cluster.preflight.exclusions import excluded_nodes
 from cluster.run.folder import RunFolder
 from cluster.run.status import explain
 from cluster.site import Site, load_site, read_site
+from cluster.submit import submit
 from cluster.typed_yaml import load_recipe
 from pipeline.commands.options import (
     Cluster,
@@ -28,7 +30,6 @@ from pipeline.commands.options import (
     Runs,
     Wait,
 )
-from pipeline.commands.preflight import _excluded
 from pipeline.commands.progress_line import ProgressLine
 from pipeline.commands.runs import find_run
 from pipeline.recipe.pretrain import PretrainRecipe
@@ -119,10 +120,9 @@ def launch(
     if executor == "local":
         typer.echo(f"to stop: Ctrl-C; to go on: `submit resume {job.folder}`")
     with contextlib.closing(ProgressLine(sys.stdout)) as progress:
-        engine = make_executor(
-            executor, site, stream=progress, exclude=_excluded(job.folder.parent), keep_source=resume
-        )
-        handle = engine.submit(job)
+        excluded = excluded_nodes(job.folder.parent)
+        chosen = make_executor(executor, site, stream=progress, exclude=excluded)
+        handle = submit(job, chosen, keep_source=resume)
         if executor != "local":
             progress.write(f"{executor} job {handle.id}: `submit status {job.folder}` tells how it goes\n")
             progress.flush()
@@ -151,7 +151,7 @@ def close(run: RunFolder, state: State) -> None:
 def _script(job: Job, site: Site) -> str:
     from cluster.slurm.script import render
 
-    return render(job, site, exclude=_excluded(job.folder.parent))
+    return render(job, site, exclude=excluded_nodes(job.folder.parent))
 
 
 def _start(folder: Path) -> str:

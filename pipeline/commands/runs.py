@@ -6,13 +6,14 @@ import json
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cluster.doctor import doctor_report, doctor_table
 from cluster.errors import UserError
@@ -22,10 +23,31 @@ from cluster.job import State
 from cluster.run.folder import RunFolder, list_runs
 from cluster.run.restarts import newest_checkpoint, read_restarts
 from cluster.run.status import explain
+from cluster.typed_json import read_record
+from cluster.wording import visible
 from pipeline.commands.options import Json, Run, Runs
 
 CANCEL_PATIENCE = 60.0  # seconds
 WIDE = 200  # characters
+UNREADABLE = "unreadable"  # in place of a state: what lies in the folder does not tell one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is, as its first rank has written into progress.json.
+
+    Attributes:
+        loss: None if it is not finite.
+        seconds_left: at the present rate.
+        warnings: in words.
+    """
+
+    step: int
+    total_steps: int
+    loss: float | None = None
+    images_per_second: float | None = None
+    seconds_left: float = 0.0
+    warnings: tuple[str, ...] = ()
 
 
 def status(
@@ -42,25 +64,37 @@ def status(
     else:
         # In a pipe or a file there is no width to fit into.
         Console(width=None if sys.stdout.isatty() else WIDE).print(_table(found))
-    if run is not None and not as_json:
+    unreadable = [each for each in found if each["state"] == UNREADABLE]
+    for each in unreadable:
+        typer.echo(visible(f"{each['run']}: {each['why']}"), err=True)
+    if run is not None and not as_json and not unreadable:
         _tell_more(found[0])
 
 
 def look_at(run: RunFolder) -> dict[str, Any]:
-    """Everything that is known of a run, as plain values."""
+    """Everything that is known of a run, as plain values. One that cannot be read hides no other."""
+    place = {"run": run.path.name, "folder": str(run.path)}
+    try:
+        return place | _known(run)
+    except UserError as error:
+        return place | {"state": UNREADABLE, "why": str(error)}
+    except OSError as error:
+        return place | {"state": UNREADABLE, "why": f"{error.filename or run.path}: {error.strerror}"}
+
+
+def _known(run: RunFolder) -> dict[str, Any]:
     try:
         now = status_of(run)
-    except UserError as error:  # one cluster that does not answer hides no other run
+    except UserError as error:  # its cluster does not answer
         now = replace(run.read_status(), reason=str(error))
+    progress = read_progress(run)
     return {
-        "run": run.path.name,
-        "folder": str(run.path),
         **now.to_json(),
         "why": explain(now),
         "gpu_hours": round(now.until_now().gpu_hours, 3),
         "checkpoint": newest_checkpoint(run),
         "restarts": [asdict(restart) for restart in read_restarts(run)],
-        "progress": _progress(run),
+        "progress": {} if progress is None else asdict(progress),
     }
 
 
@@ -82,27 +116,34 @@ def _table(found: list[dict[str, Any]]) -> Table:
         left = column in ("run", "state", "where", "checkpoint", "restarts")
         table.add_column(column, justify="left" if left else "right")
     for run in found:
-        progress, running = run["progress"], run["state"] == State.RUNNING
-        loss, rate = progress.get("loss"), progress.get("images_per_second")
-        causes = Counter(str(restart["cause"]) for restart in run["restarts"])
-        table.add_row(
-            run["run"],
-            run["state"] + (f" ({run['reason']})" if run["reason"] and not running else ""),
-            f"{run['executor']} {run['id']}" if run["executor"] != "local" else "local",
-            f"{progress['step']}/{progress['total_steps']}" if progress else "",
-            "" if loss is None else f"{loss:.4f}",
-            f"{rate:.0f}" if running and rate is not None else "",
-            f"{progress['seconds_left'] / 60:.0f} min" if running and progress else "",
-            run["checkpoint"] or "",
-            ", ".join(f"{count} {cause}" for cause, count in sorted(causes.items())),
-            f"{run['gpu_hours']:.1f}" if run["gpus"] else "",
-        )
+        cells = [run["run"], run["state"]] if run["state"] == UNREADABLE else _cells(run)
+        # As text: what stands in a folder is no markup, and moves no cursor.
+        table.add_row(*(Text(visible(cell)) for cell in cells))
     return table
+
+
+def _cells(run: dict[str, Any]) -> list[str]:
+    progress, running = run["progress"], run["state"] == State.RUNNING
+    loss, rate = progress.get("loss"), progress.get("images_per_second")
+    causes = Counter(str(restart["cause"]) for restart in run["restarts"])
+    return [
+        run["run"],
+        run["state"] + (f" ({run['reason']})" if run["reason"] and not running else ""),
+        f"{run['executor']} {run['id']}" if run["executor"] != "local" else "local",
+        f"{progress['step']}/{progress['total_steps']}" if progress else "",
+        "" if loss is None else f"{loss:.4f}",
+        f"{rate:.0f}" if running and rate is not None else "",
+        f"{progress['seconds_left'] / 60:.0f} min" if running and progress else "",
+        run["checkpoint"] or "",
+        ", ".join(f"{count} {cause}" for cause, count in sorted(causes.items())),
+        f"{run['gpu_hours']:.1f}" if run["gpus"] else "",
+    ]
 
 
 def _tell_more(run: dict[str, Any]) -> None:
     """One run in more words: why it is where it is, and what happened to it before."""
-    typer.echo(run["why"])
+    for line in run["why"].splitlines():
+        typer.echo(visible(line))
     if run["nodes"]:
         typer.echo(f"attempt {run['attempt']} on {run['nodes']}, {run['ranks']} ranks")
     for warning in run["progress"].get("warnings", []):
@@ -115,7 +156,7 @@ def _tell_more(run: dict[str, Any]) -> None:
         saved = restart["checkpoint"] or "nothing saved"
         typer.echo(
             f"attempt {restart['attempt']} ended {when}: {restart['cause']}{blame}: "
-            f"{restart['message']} [{saved}]"
+            f"{visible(restart['message'])} [{saved}]"
         )
 
 
@@ -125,11 +166,11 @@ def list_names(folder: Runs = Path("runs"), as_json: Json = False) -> None:
     typer.echo(json.dumps(names) if as_json else "\n".join(names))
 
 
-def _progress(run: RunFolder) -> dict[str, Any]:
-    """What the first rank said last; nothing if it has not said anything yet."""
+def read_progress(run: RunFolder) -> Progress | None:
+    """What the first rank said last; None if it has not said anything yet."""
     path = run.path / "progress.json"
-    progress: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return progress
+    remedy = "remove it: the run writes it anew"
+    return read_record(Progress, path, remedy=remedy) if path.exists() else None
 
 
 def find_run(run: str, folder: Path) -> RunFolder:

@@ -20,10 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster.executors import status_of
-from cluster.job import Executor, Job, State
+from cluster.executors import Executor, status_of
+from cluster.job import Job, State
 from cluster.run.folder import RunFolder
 from cluster.run.status import explain, raise_unless_completed
+from cluster.submit import submit
 from pipeline.dag.digests import content_digest
 from pipeline.dag.stage import Input, Receipt, Stage, StopRequested, Work
 
@@ -105,7 +106,7 @@ def run_job(job: Job, executor: Executor) -> None:
         UserError: if it failed for a reason that the user can mend.
         RuntimeError: if it failed otherwise.
     """
-    state = executor.submit(job).wait()
+    state = submit(job, executor).wait()
     run = RunFolder(job.folder)
     if state in (State.PREEMPTED, State.CANCELLED):
         raise StopRequested(explain(status_of(run)))

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints
 
 from cluster.errors import UserError
-from cluster.job import Executor
+from cluster.executors import Executor
 from cluster.typed_yaml import Section, apply_override, check_recipe, find_recipe, read_yaml
 from pipeline.dag.ensure import ensure
 from pipeline.dag.stage import Kind, Receipt, Source, Stage, StopRequested

@@ -6,15 +6,17 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from cluster.errors import AlreadyRunning, UserError
-from cluster.executors import status_of
-from cluster.job import Executor, Job
+from cluster.executors import Executor, status_of
+from cluster.job import Handle, Job
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
-from cluster.run.status import explain, raise_unless_completed
+from cluster.run.status import raise_unless_completed, why
 from cluster.slurm.executor import SlurmExecutor, SlurmHandle
+from cluster.submit import submit
 from cluster.typed_yaml import check_recipe
 from pipeline.dag.ensure import ensure, find_receipt, finish, prepare, run_job
 from pipeline.dag.graph import DagRecipe, Failed, build_graph, point_to
@@ -103,7 +105,7 @@ def submit_graph(
     *,
     gpus_per_node: int | None,
     say: Callable[[str], None],
-) -> dict[str, SlurmHandle]:
+) -> dict[str, Handle]:
     """Queue every stage that has no receipt, each after its inputs, and return.
 
     A stage that somebody else has queued already is waited for, not queued again.
@@ -111,7 +113,7 @@ def submit_graph(
     Returns:
         Stage → its job, for those that are not finished.
     """
-    handles: dict[str, SlurmHandle] = {}
+    handles: dict[str, Handle] = {}
     for stage in stages:
         if find_receipt(stage) is not None:
             point_to(stage)
@@ -120,16 +122,16 @@ def submit_graph(
         sources = sorted({source.stage.name for source in stage.inputs.values()} & handles.keys())
         job = stage_job(stage, dag, gpus_per_node=gpus_per_node)
         try:
-            handle = executor.submit(job, after=[handles[name].id for name in sources])
-            how = "queued"
+            after = tuple(handles[name].id for name in sources)
+            handle, how = submit(job, replace(executor, after=after)), "queued"
         except AlreadyRunning:
             run = RunFolder(job.folder)
             handle, how = SlurmHandle(run), "queued before"
             if run.read_status().executor != "slurm" or not handle.id:
                 raise  # it runs elsewhere, and no job of SLURM can wait for it
         handles[stage.name] = handle
-        after = f"  after {', '.join(sources)}" if sources else ""
-        say(f"{stage.name:<20} {how:<13} {handle.id:>4}  {stage.folder.name}{after}")
+        waits = f"  after {', '.join(sources)}" if sources else ""
+        say(f"{stage.name:<20} {how:<13} {handle.id:>4}  {stage.folder.name}{waits}")
     return handles
 
 
@@ -180,9 +182,7 @@ def _wait_for_its_end(run: RunFolder) -> None:
     raise_unless_completed(status)
 
 
-def wait_for_graph(
-    stages: Sequence[Stage], handles: Mapping[str, SlurmHandle]
-) -> dict[str, Receipt | Failed]:
+def wait_for_graph(stages: Sequence[Stage], handles: Mapping[str, Handle]) -> dict[str, Receipt | Failed]:
     """Block until every queued stage has ended, one way or another."""
     results: dict[str, Receipt | Failed] = {}
     for stage in stages:
@@ -199,4 +199,4 @@ def wait_for_graph(
 
 def _failure(stage: Stage) -> Failed:
     """Why a stage's job left no receipt."""
-    return Failed(error=UserError(explain(status_of(job_folder(stage)))))
+    return Failed(error=UserError(why(status_of(job_folder(stage)))))

@@ -23,6 +23,8 @@ from cluster.job import Job, Resources, State
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
 from cluster.run.status import explain, raise_unless_completed
+from cluster.submit import submit
+from cluster.typed_json import parse_record
 
 RANK_FUNCTIONS = """
 import json, os, signal, subprocess, sys, time
@@ -90,8 +92,9 @@ def launch(job: Job) -> subprocess.Popen[bytes]:
     code = (
         "import sys; from pathlib import Path; from cluster.job import Job;"
         "from cluster.local import LocalExecutor;"
-        "job = Job.from_json(Path(sys.argv[1]).read_text());"
-        "print(LocalExecutor(stream=sys.stdout).submit(job).wait())"
+        "from cluster.submit import submit; from cluster.typed_json import read_record;"
+        "job = read_record(Job, Path(sys.argv[1]), remedy='');"
+        "print(submit(job, LocalExecutor(stream=sys.stdout)).wait())"
     )
     job.folder.mkdir(parents=True, exist_ok=True)
     described = job.folder.parent / "submitted.json"
@@ -111,13 +114,13 @@ def gone(pid: int) -> bool:
 
 def test_C1_a_job_survives_its_trip_through_json(tmp_path: Path) -> None:
     job = make_job(tmp_path / "run", "save_environment", folder="x", nested={"a": [1, 2.5, None]})
-    assert Job.from_json(job.to_json()) == job
+    assert parse_record(Job, job.to_json(), where="", remedy="") == job
 
 
 def test_every_rank_knows_its_place_and_rank_0_is_heard(tmp_path: Path) -> None:
     stream = io.StringIO()
     job = make_job(tmp_path / "run", "save_environment", folder=str(tmp_path))
-    assert LocalExecutor(stream=stream).submit(job).wait() is State.COMPLETED
+    assert submit(job, LocalExecutor(stream=stream)).wait() is State.COMPLETED
     environments = [json.loads((tmp_path / f"env-{rank}.json").read_text()) for rank in range(2)]
     assert [e["RANK"] for e in environments] == ["0", "1"]
     assert {e["WORLD_SIZE"] for e in environments} == {"2"}
@@ -147,7 +150,7 @@ def test_the_first_failing_rank_is_reported_and_the_others_end(
 ) -> None:
     started = time.monotonic()
     job = make_job(tmp_path / "run", "fail_on_rank_1", how=how)
-    assert LocalExecutor().submit(job).wait() is State.FAILED
+    assert submit(job, LocalExecutor()).wait() is State.FAILED
     assert time.monotonic() - started < 20  # rank 0 would have slept for 60
     run = RunFolder.open(job.folder)
     assert explain(run.status()).splitlines()[0] == told
@@ -181,7 +184,7 @@ def test_a_killed_launcher_leaves_no_orphan_and_no_false_status(tmp_path: Path) 
     assert run.status().state is State.FAILED
     assert "the launcher is gone" in explain(run.status())
     wait_until(lambda: all(gone(pid) for pid in pids), seconds=5)
-    again = LocalExecutor().submit(make_job(job.folder, "save_environment", folder=str(tmp_path)))
+    again = submit(make_job(job.folder, "save_environment", folder=str(tmp_path)), LocalExecutor())
     assert again.wait() is State.COMPLETED
     assert run.status().attempt == 2
 
@@ -212,10 +215,10 @@ def test_cancel_ends_a_run_and_says_so(tmp_path: Path) -> None:
 
 def test_one_run_has_one_launcher(tmp_path: Path) -> None:
     job = make_job(tmp_path / "run", "work_until_asked_to_stop", folder=str(tmp_path))
-    handle = LocalExecutor().submit(job)
+    handle = submit(job, LocalExecutor())
     pids_of(tmp_path)
     with pytest.raises(UserError, match="is going on already"):
-        LocalExecutor().submit(job)
+        submit(job, LocalExecutor())
     handle.cancel()
     assert handle.wait() is State.CANCELLED
 
@@ -223,7 +226,7 @@ def test_one_run_has_one_launcher(tmp_path: Path) -> None:
 def test_jobs_can_be_waited_for_in_a_thread(tmp_path: Path) -> None:
     job = make_job(tmp_path / "run", "save_environment", ranks=1, folder=str(tmp_path))
     states: list[State] = []
-    thread = threading.Thread(target=lambda: states.append(LocalExecutor().submit(job).wait()))
+    thread = threading.Thread(target=lambda: states.append(submit(job, LocalExecutor()).wait()))
     thread.start()
     thread.join()
     assert states == [State.COMPLETED]
@@ -231,5 +234,5 @@ def test_jobs_can_be_waited_for_in_a_thread(tmp_path: Path) -> None:
 
 def test_more_nodes_than_one_are_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--executor slurm or ray"):
-        LocalExecutor().submit(make_job(tmp_path / "run", "save_environment", nodes=2))
+        submit(make_job(tmp_path / "run", "save_environment", nodes=2), LocalExecutor())
     assert not (tmp_path / "run").exists()

@@ -118,8 +118,11 @@ def test_a_crash_is_tried_three_times_and_then_told_with_rank_and_node(
     }
     code = (
         "import json, sys; from cluster.job import Job; from cluster.site import load_site; "
+        "from cluster.submit import submit; "
         "from cluster.slurm.executor import SlurmExecutor; from pathlib import Path; "
-        "job = Job.from_json(sys.argv[1]); h = SlurmExecutor(load_site(sys.argv[2])).submit(job); "
+        "from cluster.typed_json import parse_record; "
+        "job = parse_record(Job, sys.argv[1], where='', remedy=''); "
+        "h = submit(job, SlurmExecutor(load_site(sys.argv[2]))); "
         "(Path(job.folder) / 'source' / 'crash.py').write_text(Path('crash.py').read_text()); print(h.wait())"
     )
     answer = submit.python(code, json.dumps(job), str(submit.site()))

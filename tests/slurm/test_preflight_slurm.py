@@ -17,11 +17,12 @@ LOOK = """
 import json, sys
 from pathlib import Path
 from cluster.preflight.exclusions import exclude
-from cluster.preflight.verdict import Thresholds, to_json
+from cluster.preflight.verdict import to_json
 from cluster.job import Resources
 from cluster.preflight.preflight import preflight
-from cluster.site import load_site
+from cluster.site import Thresholds, load_site
 from cluster.slurm.executor import SlurmExecutor
+from cluster.submit import submit
 loose = Thresholds(matmul=0.05, all_reduce=0.01, link=0.01, run_gib=0.1, temporary_gib=0.1)
 resources = Resources(nodes=4, cpus_per_rank=1)
 verdicts = preflight(SlurmExecutor(load_site(sys.argv[2])), resources, Path(sys.argv[1]), thresholds=loose)

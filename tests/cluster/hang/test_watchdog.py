@@ -27,6 +27,7 @@ from cluster.job import Job, Resources, State
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
 from cluster.run.status import Failure, explain
+from cluster.submit import submit
 
 RANK_FUNCTIONS = """
 import os, signal, sys, threading, time
@@ -126,7 +127,7 @@ def run_job(tmp_path: Path, function: str, **arguments: Any) -> tuple[State, Run
         resources=Resources(ranks_per_node=2),
         folder=folder,
     )
-    return LocalExecutor().submit(job).wait(), RunFolder(folder)
+    return submit(job, LocalExecutor()).wait(), RunFolder(folder)
 
 
 def processes_of(tmp_path: Path) -> list[list[str]]:

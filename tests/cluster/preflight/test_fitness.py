@@ -15,7 +15,8 @@ from cluster.errors import UserError
 from cluster.preflight.exclusions import exclude, excluded_nodes, exclusions, readmit
 from cluster.preflight.measure import faults_in, link_rounds, unseen_probes, write_probe
 from cluster.preflight.report import CHECKS, Devices, Disk, Report
-from cluster.preflight.verdict import Thresholds, Verdict, fitness_table, judge, to_json
+from cluster.preflight.verdict import Verdict, fitness_table, judge, to_json
+from cluster.site import Thresholds
 
 
 def well(rank: int, **changes: Any) -> Report:

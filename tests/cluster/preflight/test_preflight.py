@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -15,7 +16,10 @@ from cluster.job import Handle, Job, Resources
 from cluster.local import LocalExecutor
 from cluster.preflight.preflight import preflight
 from cluster.preflight.report import Report
-from cluster.preflight.verdict import Thresholds, Verdict
+from cluster.preflight.verdict import Verdict
+from cluster.run.folder import RunFolder
+from cluster.run.status import Status
+from cluster.site import Thresholds
 
 # Three ranks and other work share a few cores here: rates differ by a few times, and by 20 when it is meant.
 LOOSE = Thresholds(matmul=0.2, all_reduce=0.05, link=0.05, run_gib=0.1, temporary_gib=0.1)
@@ -27,6 +31,7 @@ from pathlib import Path
 from cluster.preflight import report as check_report
 from cluster.preflight import measure
 from cluster.preflight import preflight
+from cluster.site import Thresholds
 
 RANK = int(os.environ["RANK"])
 NODE = RANK // int(os.environ["TEST_RANKS_PER_NODE"])
@@ -93,11 +98,15 @@ def fails_before_it_reports(**arguments):
 class SimulatedNodes:
     """The local executor with all nodes on this machine; the ranks call themselves by different names."""
 
-    def submit(self, job: Job) -> Handle:
+    name, site = "local", None
+
+    def refuse_impossible(self, job: Job) -> None:
+        pass
+
+    def start(self, job: Job, run: RunFolder, pending: Status, lock: IO[str]) -> Handle:
         wants = job.resources
-        return LocalExecutor().submit(
-            replace(job, resources=replace(wants, nodes=1, ranks_per_node=wants.ranks))
-        )
+        here = replace(job, resources=replace(wants, nodes=1, ranks_per_node=wants.ranks))
+        return LocalExecutor().start(here, run, pending, lock)
 
 
 @pytest.fixture(autouse=True)

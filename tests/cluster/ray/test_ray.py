@@ -19,7 +19,7 @@ import pytest
 from cluster.errors import AlreadyRunning
 from cluster.host import Process
 from cluster.job import PREEMPTED_EXIT_CODE, Job, Resources, State
-from cluster.ray.connect import NAMESPACE, load_ray, write_record
+from cluster.ray.connect import NAMESPACE, load_ray, write_submission
 from cluster.ray.executor import RayExecutor, reopen
 from cluster.ray.gang import cpus_per_rank
 from cluster.ray.in_allocation import cpus_of_nodes, head_options, ports_of, step
@@ -28,6 +28,7 @@ from cluster.ray.status import actor_name, current_status
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause, read_restarts
 from cluster.run.status import Status, explain
+from cluster.submit import submit
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
@@ -41,6 +42,7 @@ from pathlib import Path
 from cluster.errors import UserError
 from cluster.rank.preempt import Preempted, PreemptionFlag
 from cluster.run.folder import RunFolder
+from cluster.run.status import Failure
 
 RANK, START = int(os.environ.get("RANK", "0")), int(os.environ.get("SUBMIT_START", "0"))
 
@@ -76,8 +78,8 @@ def mistake():
 
 def hang_and_be_killed(run):
     if RANK == 0:
-        values = {"rank": None, "type": "Hang", "message": "no step on n0"}
-        RunFolder(Path(run)).write_error("hang-n0", values | {"user_error": False, "traceback": ""})
+        hang = Failure(rank=None, type="Hang", message="no step on n0")
+        RunFolder(Path(run)).write_error("hang-n0", hang)
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
 
@@ -171,7 +173,7 @@ def test_C1_ranks_on_two_nodes_reduce_and_rank_0_is_heard(cluster: Any, tmp_path
 
     heard = Heard()
     job = make_job(tmp_path / "run", "all_reduce", folder=str(tmp_path))
-    handle = RayExecutor(cluster.address, stream=heard).submit(job)
+    handle = submit(job, RayExecutor(cluster.address, stream=heard))
     assert handle.wait() is State.COMPLETED
     seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]
     assert [one["total"] for one in seen] == [3.0, 3.0]
@@ -194,7 +196,7 @@ def test_C1_ranks_on_two_nodes_reduce_and_rank_0_is_heard(cluster: Any, tmp_path
 @needs_ray
 def test_a_killed_rank_restarts_all_from_the_last_checkpoint(cluster: Any, tmp_path: Path) -> None:
     job = make_job(tmp_path / "run", "checkpoint_then_die_once", run=str(tmp_path / "run"))
-    assert RayExecutor(cluster.address).submit(job).wait() is State.COMPLETED
+    assert submit(job, RayExecutor(cluster.address)).wait() is State.COMPLETED
     run = RunFolder(job.folder)
     assert run.tail(0) == run.tail(1) == ["resumed from step-1"]
     assert run.read_status().attempt == 2
@@ -208,7 +210,7 @@ def test_a_killed_rank_restarts_all_from_the_last_checkpoint(cluster: Any, tmp_p
 @needs_ray
 def test_a_spent_budget_ends_the_run_with_the_reason(cluster: Any, tmp_path: Path) -> None:
     job = make_job(tmp_path / "run", "die", nodes=1, max_crashes=2)
-    assert RayExecutor(cluster.address).submit(job).wait() is State.FAILED
+    assert submit(job, RayExecutor(cluster.address)).wait() is State.FAILED
     status = RunFolder(job.folder).read_status()
     assert status.attempt == 2
     assert "2 attempts ended by crash without any checkpoint; the last: Killed" in explain(status)
@@ -220,7 +222,7 @@ def test_a_spent_budget_ends_the_run_with_the_reason(cluster: Any, tmp_path: Pat
 @needs_ray
 def test_a_mistake_of_the_user_is_not_tried_again(cluster: Any, tmp_path: Path) -> None:
     job = make_job(tmp_path / "run", "mistake", nodes=1)
-    assert RayExecutor(cluster.address).submit(job).wait() is State.FAILED
+    assert submit(job, RayExecutor(cluster.address)).wait() is State.FAILED
     status = RunFolder(job.folder).read_status()
     assert status.attempt == 1
     assert explain(status) == "data.root is empty: crawl something into it"
@@ -230,7 +232,7 @@ def test_a_mistake_of_the_user_is_not_tried_again(cluster: Any, tmp_path: Path) 
 @needs_ray
 def test_ranks_that_saved_on_request_start_again_for_free(cluster: Any, tmp_path: Path) -> None:
     job = make_job(tmp_path / "run", "save_and_stop_once", nodes=1, max_crashes=1)
-    assert RayExecutor(cluster.address).submit(job).wait() is State.COMPLETED
+    assert submit(job, RayExecutor(cluster.address)).wait() is State.COMPLETED
     assert causes(RunFolder(job.folder)) == [Cause.PREEMPTED]
 
 
@@ -242,7 +244,8 @@ def test_a_run_goes_on_without_its_submitter_once_and_can_be_cancelled(cluster: 
     code = (
         "import sys; from pathlib import Path; from cluster.job import Job;"
         "from cluster.ray.executor import RayExecutor;"
-        "RayExecutor(sys.argv[2]).submit(Job.from_json(Path(sys.argv[1]).read_text()))"
+        "from cluster.submit import submit; from cluster.typed_json import read_record;"
+        "submit(read_record(Job, Path(sys.argv[1]), remedy=''), RayExecutor(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "job.json"), cluster.address]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": sys.path[0]})
@@ -251,7 +254,7 @@ def test_a_run_goes_on_without_its_submitter_once_and_can_be_cancelled(cluster: 
     run = RunFolder.open(job.folder)
     wait_until(lambda: current_status(run).state is State.RUNNING)
     with pytest.raises(AlreadyRunning, match="going on already, as Ray actor run-"):
-        RayExecutor(cluster.address).submit(job)
+        submit(job, RayExecutor(cluster.address))
     handle = reopen(run)
     handle.cancel()
     assert handle.wait() is State.CANCELLED
@@ -263,7 +266,7 @@ def test_a_run_goes_on_without_its_submitter_once_and_can_be_cancelled(cluster: 
 @needs_ray
 def test_what_the_cluster_has_no_room_for_waits_and_can_be_cancelled(cluster: Any, tmp_path: Path) -> None:
     job = make_job(tmp_path / "run", "die", nodes=5)
-    handle = RayExecutor(cluster.address).submit(job)
+    handle = submit(job, RayExecutor(cluster.address))
     assert handle.state() is State.PENDING
     handle.cancel()
     assert handle.wait() is State.CANCELLED
@@ -275,7 +278,7 @@ def test_what_the_cluster_has_no_room_for_waits_and_can_be_cancelled(cluster: An
 def test_a_lost_supervisor_is_made_anew_and_goes_on(cluster: Any, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     job = make_job(run.path, "wait_in_the_first_start", folder=str(tmp_path), run=str(run.path))
-    handle = RayExecutor(cluster.address).submit(job)
+    handle = submit(job, RayExecutor(cluster.address))
     both_ready(tmp_path, "start-0-{}")
     wait_until(lambda: handle.state() is State.RUNNING)
     ray = load_ray()
@@ -319,7 +322,7 @@ def test_map_names_the_item_that_failed(cluster: Any) -> None:
 def test_a_lost_node_restarts_all_on_what_is_there(cluster: Any, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     job = make_job(run.path, "wait_in_the_first_start", folder=str(tmp_path), run=str(run.path))
-    handle = RayExecutor(cluster.address).submit(job)
+    handle = submit(job, RayExecutor(cluster.address))
     both_ready(tmp_path, "start-0-{}")
     wait_until(lambda: handle.state() is State.RUNNING)
     cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
@@ -334,7 +337,7 @@ def test_a_lost_node_restarts_all_on_what_is_there(cluster: Any, tmp_path: Path)
 def test_a_hang_is_told_as_the_watchdog_wrote_it(cluster: Any, tmp_path: Path) -> None:
     """The ranks were killed for it, and could not write a word."""
     job = make_job(tmp_path / "run", "hang_and_be_killed", max_crashes=1, run=str(tmp_path / "run"))
-    assert RayExecutor(cluster.address).submit(job).wait() is State.FAILED
+    assert submit(job, RayExecutor(cluster.address)).wait() is State.FAILED
     run = RunFolder(job.folder)
     assert causes(run) == [Cause.HANG]
     failure = run.read_status().failure
@@ -360,7 +363,7 @@ def test_a_run_whose_ray_cannot_be_reached_is_asked_to_end_through_its_folder(
     cluster: Any, tmp_path: Path
 ) -> None:
     job = make_job(tmp_path / "run", "work_until_asked_to_stop", folder=str(tmp_path))
-    handle = RayExecutor(cluster.address).submit(job)
+    handle = submit(job, RayExecutor(cluster.address))
     both_ready(tmp_path, "ready-{}")
     run = RunFolder(job.folder)
     record = json.loads((run.path / "ray.json").read_text())
@@ -388,7 +391,7 @@ def test_a_run_that_waits_in_another_queue_is_not_taken(cluster: Any, tmp_path: 
     here = Process.current()
     run.write_status(replace(waits, launcher=replace(here, host="another-machine")))
     with pytest.raises(AlreadyRunning, match="on local as local-1"):
-        RayExecutor(cluster.address).submit(job)
+        submit(job, RayExecutor(cluster.address))
 
 
 @pytest.mark.ray
@@ -398,7 +401,7 @@ def test_a_signal_that_comes_before_the_process_is_not_lost(cluster: Any, tmp_pa
     job = make_job(tmp_path / "run", "work_until_asked_to_stop", nodes=1, folder=str(tmp_path))
     run = RunFolder.create(job.folder)
     run.write_job(job)
-    write_record(run, cluster.address)
+    write_submission(run, cluster.address)
     worker = RankWorker(str(run.path), 0)
     worker.send(signal.SIGTERM)
     places = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "SUBMIT_START": "0"}
@@ -418,12 +421,14 @@ from pathlib import Path
 from cluster.errors import UserError
 from cluster.job import Job, Resources
 from cluster.ray.executor import RayExecutor
-executor, job = RayExecutor(stream=sys.stdout), Job.from_json(Path(sys.argv[1]).read_text())
+from cluster.submit import submit
+from cluster.typed_json import read_record
+executor, job = RayExecutor(stream=sys.stdout), read_record(Job, Path(sys.argv[1]), remedy='')
 try:
-    executor.submit(replace(job, resources=Resources(nodes=2)))
+    submit(replace(job, resources=Resources(nodes=2)), executor)
 except UserError as error:
     print(error)
-print(executor.submit(job).wait())
+print(submit(job, executor).wait())
 """
     outside = {
         name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "SLURM_JOB_ID")
@@ -451,6 +456,7 @@ import cluster, pipeline.cli, pipeline.stages.kinds
 for module in pkgutil.walk_packages(cluster.__path__, "cluster."):
     importlib.import_module(module.name)
 from cluster.errors import UserError
+from cluster.submit import submit
 try:
     next(cluster.ray.executor.RayExecutor().map("os:getcwd", [], in_flight=1, retries=0))
 except UserError as error:
@@ -501,7 +507,8 @@ def test_an_allocation_gets_a_ray_on_all_its_nodes_that_ends_with_the_command(tm
     code = (
         "import sys; from pathlib import Path; from cluster.job import Job;"
         "from cluster.ray.executor import RayExecutor;"
-        "print(RayExecutor().submit(Job.from_json(Path(sys.argv[1]).read_text())).wait())"
+        "from cluster.submit import submit; from cluster.typed_json import read_record;"
+        "print(submit(read_record(Job, Path(sys.argv[1]), remedy=''), RayExecutor()).wait())"
     )
     allocation = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",

@@ -14,7 +14,7 @@ import yaml
 from cluster.job import Job, Resources, State
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause, read_restarts
-from cluster.run.status import Status
+from cluster.run.status import Failure, Status
 from cluster.slurm.batch import begin, end
 from cluster.slurm.script import NOTHING_TO_DO
 
@@ -50,8 +50,8 @@ class Batch:
 
     def error(self, rank: int, kind: str = "ValueError", *, user_error: bool = False) -> None:
         name = "hang-n1" if kind == "Hang" else f"rank-{rank}"
-        values = {"rank": rank, "type": kind, "message": "boom", "user_error": user_error, "traceback": ""}
-        self.run.write_error(name, values)
+        failure = Failure(rank=rank, type=kind, message="boom", user_error=user_error)
+        self.run.write_error(name, failure)
 
     def log(self, *lines: str) -> None:
         text = "\n".join(["2026-01-01 00:00:00,000 slurm attempt 1 on n[0-1]", *lines, ""])

@@ -18,6 +18,7 @@ from cluster.slurm.command import clean_environment
 from cluster.slurm.executor import SlurmExecutor
 from cluster.slurm.script import job_name, render
 from cluster.slurm.state import _seen
+from cluster.submit import submit
 
 JOB = Job(
     name="train",
@@ -135,7 +136,7 @@ def test_a_dry_run_needs_no_slurm_and_a_submission_says_that_there_is_none(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "srun" in render(JOB, Site())
     with pytest.raises(UserError, match="there is no sbatch here"):
-        SlurmExecutor(Site()).submit(replace(JOB, folder=tmp_path / "run"))
+        submit(replace(JOB, folder=tmp_path / "run"), SlurmExecutor(Site()))
     assert not (tmp_path / "run").exists()
 
 

@@ -12,9 +12,10 @@ from cluster.job import Job, Resources, State
 from cluster.run.folder import RunFolder
 from cluster.run.status import Status
 from cluster.site import Site
-from cluster.slurm import executor as slurm
+from cluster.slurm import status as slurm_status
 from cluster.slurm.executor import SlurmExecutor, SlurmHandle
 from cluster.slurm.status import current_status
+from cluster.submit import submit
 
 SQUEUE = """#!/bin/sh
 cat "$ANSWERS/queue"
@@ -64,7 +65,7 @@ def test_a_job_whose_id_nobody_wrote_down_is_found_by_its_name(run: RunFolder, t
     assert SlurmHandle(run).state() is State.RUNNING
     assert SlurmHandle(run).id == "7"
     with pytest.raises(AlreadyRunning, match="on slurm as 7"):
-        SlurmExecutor(Site()).submit(job(run))
+        submit(job(run), SlurmExecutor(Site()))
 
 
 def test_a_job_that_never_came_into_the_queue_has_failed(run: RunFolder) -> None:
@@ -75,7 +76,7 @@ def test_a_job_that_never_came_into_the_queue_has_failed(run: RunFolder) -> None
     assert status.failure is not None
     assert "never came into SLURM's queue" in status.failure.message
     assert run.read_status().state is State.FAILED
-    SlurmExecutor(Site()).submit(job(run))
+    submit(job(run), SlurmExecutor(Site()))
     assert SlurmHandle(run).id == "8"
 
 
@@ -86,7 +87,7 @@ def test_an_end_that_nobody_wrote_down_is_written_before_the_next_submission(
     (tmp_path / "6").write_text("JobId=6 JobState=NODE_FAIL NodeList=n0\n")
     told = tmp_path / "told"
     (run.path / "site.yaml").write_text(f"notify: {{command: [sh, -c, 'cat >> {told}']}}\n")
-    SlurmExecutor(Site()).submit(job(run))
+    submit(job(run), SlurmExecutor(Site()))
     assert "node_fail" in told.read_text()
     assert run.read_status().state is State.PENDING
 
@@ -101,6 +102,6 @@ def test_a_slow_look_does_not_end_what_was_submitted_since(
     def find_state(job_id: str) -> None:
         run.write_status(again)
 
-    monkeypatch.setattr(slurm, "find_state", find_state)
+    monkeypatch.setattr(slurm_status, "find_state", find_state)
     current_status(run)
     assert run.read_status() == again

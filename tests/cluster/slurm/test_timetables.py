@@ -38,7 +38,7 @@ def test_an_entry_comes_and_goes_and_leaves_the_others_alone(table: Path, tmp_pa
     table.write_text(OTHERS)
     command = ["echo", "a b; rm -rf /"]
     made = install(tmp_path / "s", "nightly", "0  2 * * *", command, Site(partition="gpu"))
-    assert (made.engine, made.every) == ("scrontab", "0 2 * * *")
+    assert (made.fired_by, made.every) == ("scrontab", "0 2 * * *")
     install(tmp_path / "s", "other", "0 3 * * *", command, Site())
     lines = table.read_text().splitlines()
     assert lines[:2] == OTHERS.splitlines()
@@ -59,7 +59,7 @@ def test_an_entry_comes_and_goes_and_leaves_the_others_alone(table: Path, tmp_pa
 
 
 def test_a_first_entry_needs_no_table(table: Path, tmp_path: Path) -> None:
-    assert install(tmp_path / "s", "nightly", "0 2 * * *", ["true"], Site()).engine == "scrontab"
+    assert install(tmp_path / "s", "nightly", "0 2 * * *", ["true"], Site()).fired_by == "scrontab"
 
 
 def test_a_firing_has_the_site_s_modules_environment_and_options(table: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_without_scrontab_the_next_firing_is_queued_before_the_command_runs(
     (tmp_path / "bin" / "scrontab").unlink()
     queued = Path(f"{table}.sbatch")
     command = [sys.executable, "-c", f"import sys; sys.exit(len(open({str(queued)!r}).readlines()))"]
-    assert install(tmp_path / "s", "nightly", "0 2 * * *", command, Site()).engine == "sbatch"
+    assert install(tmp_path / "s", "nightly", "0 2 * * *", command, Site()).fired_by == "sbatch"
     assert "T02:00:00" in queued.read_text()
     assert fire(tmp_path / "s" / "nightly.json") == 2  # its own firing, and the next one
     remove(tmp_path / "s", "nightly")
@@ -130,6 +130,6 @@ def test_S1_no_line_break_gets_into_a_script_or_a_table(table: Path, tmp_path: P
 
 
 def test_the_next_firing_is_strictly_later() -> None:
-    schedule = Schedule(name="n", every="0 2 * * *", command=(), directory="", engine="sbatch")
+    schedule = Schedule(name="n", every="0 2 * * *", command=(), directory="", fired_by="sbatch")
     assert schedule.next(datetime(2026, 1, 31, 2, 0)) == datetime(2026, 2, 1, 2, 0)
     assert schedule.next(datetime(2026, 1, 31, 1, 59)) == datetime(2026, 1, 31, 2, 0)

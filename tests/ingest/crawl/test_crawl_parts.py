@@ -140,7 +140,8 @@ def test_D1_a_crawler_that_is_killed_is_named_and_others_go_on_with_its_units(tm
             killed.append(second[0].kill())
 
     with pytest.raises(
-        UserError, match=r"^crawler 2 of 3 died: Killed: killed by SIGKILL.*same command again"
+        UserError,
+        match=r"^crawl: rank 1 of 3 failed first: Killed: killed by SIGKILL.*same command again",
     ):
         crawl(source, output, 3, kill_the_second)
     assert psutil.Process().children(recursive=True) == []

@@ -11,7 +11,7 @@ from pipeline.dag.stage import Kind, Result
 
 
 class NoExecutor:
-    def submit(self, job):
+    def refuse_impossible(self, job):
         raise AssertionError("no job is submitted here")
 
 

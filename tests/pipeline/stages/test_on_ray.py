@@ -17,6 +17,7 @@ from cluster.job import Resources, State
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause, read_restarts
+from cluster.submit import submit
 from pipeline.dag.graph import DagRecipe, build_graph
 from pipeline.dag.stage import Receipt
 from pipeline.stages.jobs import run_graph_as_jobs
@@ -82,10 +83,10 @@ def test_C1_T3_a_killed_worker_and_a_lost_node_change_no_number(ray_cluster: Any
 
     recipe = make_recipe(make_dataset(tmp_path), train__steps=200)
     here = pretrain_job(recipe, tmp_path / "local", Resources(ranks_per_node=2, cpus_per_rank=1))
-    assert LocalExecutor().submit(here).wait() is State.COMPLETED
+    assert submit(here, LocalExecutor()).wait() is State.COMPLETED
 
     there = pretrain_job(recipe, tmp_path / "ray", Resources(nodes=2, cpus_per_rank=1))
-    handle, run = RayExecutor(ray_cluster.address).submit(there), RunFolder(tmp_path / "ray")
+    handle, run = submit(there, RayExecutor(ray_cluster.address)), RunFolder(tmp_path / "ray")
     wait_until(lambda: steps_of_attempt(run, 1) > 3)
     rank_process(run, 1).kill()
     wait_until(lambda: steps_of_attempt(run, 2) > 3)

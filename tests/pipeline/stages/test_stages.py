@@ -29,7 +29,7 @@ class Toy(Section):
 
 
 class NoExecutor:
-    def submit(self, job):
+    def refuse_impossible(self, job):
         raise AssertionError("no job is submitted here")
 
 

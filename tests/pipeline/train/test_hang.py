@@ -16,6 +16,7 @@ from tiny_training import make_dataset, make_values
 from cluster.job import Job, Resources, State
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
+from cluster.submit import submit
 
 
 def stop_a_rank_at(folder: Path, step: int) -> None:
@@ -47,7 +48,7 @@ def test_a_stopped_rank_ends_the_training_which_then_goes_on(tmp_path: Path) -> 
     blow = threading.Thread(target=stop_a_rank_at, args=(folder, 6))
     blow.start()
     # More than a step takes on a machine that does much else.
-    assert LocalExecutor().submit(make_job(data, folder, hang_seconds=4.0)).wait() is State.FAILED
+    assert submit(make_job(data, folder, hang_seconds=4.0), LocalExecutor()).wait() is State.FAILED
     blow.join()
     run = RunFolder(folder)
     failure = run.status().failure
@@ -57,7 +58,7 @@ def test_a_stopped_rank_ends_the_training_which_then_goes_on(tmp_path: Path) -> 
     for rank in range(2):
         stacks = (folder / "stacks" / f"rank-{rank}.txt").read_text()
         assert "pipeline/train/loop.py" in stacks and "in train" in stacks
-    assert LocalExecutor().submit(make_job(data, folder, hang_seconds=300.0)).wait() is State.COMPLETED
+    assert submit(make_job(data, folder, hang_seconds=300.0), LocalExecutor()).wait() is State.COMPLETED
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 16))
     assert not list((folder / "errors").iterdir())

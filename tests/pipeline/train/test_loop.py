@@ -141,8 +141,9 @@ def launch(values: dict[str, Any], folder: Path, *, ranks: int) -> subprocess.Po
     code = (
         "import sys; from pathlib import Path; from cluster.job import Job;"
         "from cluster.local import LocalExecutor;"
-        "job = Job.from_json(Path(sys.argv[1]).read_text());"
-        "print(LocalExecutor().submit(job).wait())"
+        "from cluster.submit import submit; from cluster.typed_json import read_record;"
+        "job = read_record(Job, Path(sys.argv[1]), remedy='');"
+        "print(submit(job, LocalExecutor()).wait())"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(described)], stdout=subprocess.PIPE)
 
