@@ -70,7 +70,7 @@ class UnitFiles:
             self._starts = np.cumsum([0, *sizes])
         block = int(np.searchsorted(self._starts, row, side="right")) - 1
         if block not in self._blocks:
-            with _parquet(self._store, self._listing) as parquet:
+            with open_parquet(self._store, self._listing) as parquet:
                 self._blocks[block] = parquet.read_row_group(
                     block, columns=["shard", "meta"], use_threads=False
                 )
@@ -149,7 +149,7 @@ class Dataset:
         """One unit's samples in slot order: `slot`, and those of the columns that it has; None for all."""
         read = None if columns is None else list(dict.fromkeys(["slot", "status", *columns]))
         # One thread: loader workers are forked, and threads do not survive that.
-        with _parquet(self.store, self.files.name(unit_index, "meta")) as parquet:
+        with open_parquet(self.store, self.files.name(unit_index, "meta")) as parquet:
             table = parquet.read(columns=read, use_threads=False)
         table = table.filter(pc.equal(table["status"], "kept"))
         if self.view is not None:
@@ -231,7 +231,7 @@ def sealed_units(path: str | Path, root: str, *, columns: Sequence[str] | None =
 
 
 @contextlib.contextmanager
-def _parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file that is none becomes a sentence; a missing or unreadable one stays an OSError."""
     try:
         with store.open(name) as file, pq.ParquetFile(file) as parquet:

@@ -5,7 +5,8 @@ last if there is none.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -14,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.errors import UserError
 from ingest.dataset import layout
 from ingest.dataset.plan_record import Identity, ItemsRecord, PlanRecord, SourceRecord, read_plan
 from ingest.dataset.schema import ITEMS_SCHEMA
@@ -72,8 +74,7 @@ class Plan:
 
     def table(self, unit: int) -> pa.Table:
         """The unit's attempts in order; columns of ITEMS_SCHEMA, and further ones."""
-        name = self.record.items.name
-        with self.store.open(name) as file, pq.ParquetFile(file, metadata=self._metadata) as parquet:
+        with self._listing(self._metadata) as parquet:
             return parquet.read_row_group(unit - self.units.start, use_threads=False)
 
     def are_fetched(self, table: pa.Table) -> pa.Array:
@@ -110,8 +111,21 @@ class Plan:
     @cached_property
     def _metadata(self) -> pq.FileMetaData:
         # Of the size of the plan: it is read once, not for every unit.
-        with self.store.open(self.record.items.name) as file:
-            return pq.read_metadata(file)
+        with self._listing() as parquet:
+            return parquet.metadata
+
+    @contextmanager
+    def _listing(self, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+        name = self.record.items.name
+        try:
+            with self.store.open(name) as file, pq.ParquetFile(file, metadata=metadata) as parquet:
+                yield parquet
+        except (FileNotFoundError, pa.ArrowException) as error:
+            record = self.store.where(layout.plan_name(self.generation))
+            raise UserError(
+                f"{self.store.where(name)} is damaged or gone: restore it from a copy, or remove {record} "
+                "and give the command that planned it again, with the same sources and options"
+            ) from error
 
 
 def _item(row: dict[str, Any]) -> tuple[int, Item]:

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from ingest.dataset.commit import read_commits
+from ingest.dataset.open import open_parquet
 from ingest.plan.by_domain import ByDomain
 from ingest.plan.cut_into_units import filled, in_units, with_url
 from ingest.plan.plan import Plan, publish_plan, read_plans
@@ -69,8 +69,8 @@ def _retryable(plans: Sequence[Plan]) -> Iterator[pa.Table]:
         for plan in plans:
             for unit, record in read_commits(plan.store, plan.units):
                 assert record is not None
-                with plan.store.open(record.meta.name) as file:
-                    rows = pq.read_table(file, columns=["retryable"], use_threads=False)
+                with open_parquet(plan.store, record.meta.name) as parquet:
+                    rows = parquet.read(columns=["retryable"], use_threads=False)
                 # A unit's rows are in the order of its plan.
                 table = plan.table(unit).filter(rows["retryable"])
                 fetched = plan.are_fetched(table)
