@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ingest.dataset import layout
-from ingest.dataset.commit import canonical
+from ingest.dataset.records import canonical
 from ingest.dataset.schema import UNITS_SCHEMA
 from pipeline.data.loader import Loader
 from pipeline.recipe.data import Data

@@ -13,8 +13,8 @@ from ingest.plan.freeze import freeze
 from ingest.plan.plan import Plan, read_plans
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts, CrawlReport, Progress
-from ingest.sources.opening import open_source
-from ingest.sources.url_list import Columns, UrlList, expand
+from ingest.sources.opening import open_listing
+from ingest.sources.url_list import Columns, expand
 from ingest.store.open import open_store
 from ingest.web.fetcher import FetchSettings
 
@@ -78,11 +78,11 @@ def plan_shards(
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
     places = [place for text in sources for place in expand(text)]
-    opened = [open_source(place, columns) for place in places]
+    opened = [open_listing(place, columns) for place in places]
     if isinstance(store.root, Path):
         _refuse_output_inside(places, store.root)
     # Before an hour of planning, too.
-    _refuse_without_contact(settings.fetch, any(isinstance(source, UrlList) for source in opened))
+    _refuse_without_contact(settings.fetch, any(source.kind.is_fetched for source in opened))
 
     def listed(items: int) -> None:
         counts.planned = items
@@ -90,8 +90,7 @@ def plan_shards(
 
     with ExitStack() as stack, writing(store.root):
         for source in opened:
-            if not isinstance(source, UrlList):
-                stack.callback(source.close)
+            stack.callback(source.close)
         store.prepare()
         locations = [place if "://" in place else str(Path(place).resolve()) for place in places]
         return freeze(store, opened, settings, listed=listed, extend=extend, locations=locations)
@@ -121,7 +120,7 @@ def refuse_to_start(plan: Plan, fetch: FetchSettings) -> None:
     Raises:
         UserError: nobody could be reached about the requests, or an earlier generation is not finished.
     """
-    _refuse_without_contact(fetch, any(source["kind"] == "urls" for source in plan.sources))
+    _refuse_without_contact(fetch, any(source.kind.is_fetched for source in plan.sources))
     for earlier in read_plans(plan.store)[: plan.generation]:
         if any(record is None for _, record in read_commits(plan.store, earlier.units)):
             raise UserError(

@@ -54,7 +54,7 @@ def _end_of_site(units: Sequence[int], at: int, site: Callable[[int], Hashable |
 def first_site(plan: Plan, unit: int) -> Hashable | None:
     """The site of a unit's first row; None if it is not fetched."""
     row = plan.table(unit).slice(0, 1)
-    if plan.sources[row["source"][0].as_py()]["kind"] != "urls":
+    if not plan.are_fetched(row)[0].as_py():
         return None
     return int(domain_hashes(row["path"].cast(pa.string()))[0])
 

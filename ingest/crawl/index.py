@@ -20,6 +20,7 @@ from ingest.dataset import layout
 from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts, CrawlReport, Progress
+from ingest.sources.image_listing import ImageListing
 from ingest.sources.tar import is_compressed, is_tar
 from ingest.sources.tar_in_place import ForeignTar
 from ingest.sources.url_list import expand
@@ -64,7 +65,7 @@ def index_tars(
         progress(counts)
 
     with ExitStack() as stack, writing(store.root):
-        sources = [ForeignTar(*pair) for pair in zip(places, names, strict=True)]
+        sources = [ImageListing(ForeignTar(*pair)) for pair in zip(places, names, strict=True)]
         for source in sources:
             stack.callback(source.close)
         store.prepare()

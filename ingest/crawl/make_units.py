@@ -18,10 +18,8 @@ from ingest.image.check_pool import Checker
 from ingest.plan.plan import Plan
 from ingest.problem import Problem
 from ingest.progress.counts import Counts, Progress
-from ingest.sources.opening import open_images
+from ingest.sources.opening import open_planned
 from ingest.sources.source import Item, Source
-from ingest.sources.tar_in_place import KIND as IN_PLACE
-from ingest.sources.tar_in_place import ForeignTar
 from ingest.web.fetcher import Fetched, Fetcher, FetchSettings
 
 # What may wait in memory for its turn in a shard, in all units together.
@@ -60,9 +58,8 @@ def crawl_units(
     with ExitStack() as stack:
         sources: dict[int, Source] = {}
         for number, (source, place) in enumerate(zip(plan.sources, plan.locations, strict=True)):
-            if source["kind"] != "urls":
-                in_place = source["kind"] == IN_PLACE
-                sources[number] = ForeignTar(place, source["name"]) if in_place else open_images(place)
+            if not source.kind.is_fetched:
+                sources[number] = open_planned(source, place)
                 stack.callback(sources[number].close)
         checker = stack.enter_context(
             Checker[_Attempt](
@@ -172,8 +169,7 @@ class _Crawl:
             unit = _Unit(self._rows[attempt.unit], self._writer(attempt), self._memory)
             self._open[attempt.unit] = unit
         original = data if isinstance(data, bytes) else b""
-        in_place = isinstance(unit.writer, InPlaceWriter)
-        stored = original if verdict.data is None or in_place else verdict.data
+        stored = unit.writer.stored(original, verdict)
         self._count(verdict, stored)
         if verdict.data is not None:  # held once, as `stored`
             verdict = replace(verdict, data=None)
@@ -188,26 +184,26 @@ class _Crawl:
 
     def _writer(self, attempt: _Attempt) -> ShardWriter | InPlaceWriter:
         source = self._sources.get(attempt.source)
-        if not isinstance(source, ForeignTar):
+        shard = None if source is None else source.shard()
+        if shard is None:
             return ShardWriter(self._plan.store, attempt.unit, extra=self._extra)
-        shard = source.shard()
-        if self._indexed.setdefault(source.name, shard["sha256"]) != shard["sha256"]:
+        if self._indexed.setdefault(shard.name, shard.sha256) != shard.sha256:
             raise UserError(
-                f"{source.name} has changed since a part of it was indexed: restore it to go on, or use "
+                f"{shard.name} has changed since a part of it was indexed: restore it to go on, or use "
                 "another --output"
             )
         return InPlaceWriter(self._plan.store, attempt.unit, shard=shard, extra=self._extra)
 
     def _not_done(self, units: Sequence[int]) -> list[int]:
         left = []
-        tars = {source.name for source in self._sources.values() if isinstance(source, ForeignTar)}
+        tars = {source.name for source in self._plan.sources if source.kind.stays_in_place}
         for unit, record in read_commits(self._plan.store, units):
             if record is None:
                 left.append(unit)
             else:
                 self._counts.add_committed(record)
-                if record["shard"]["name"] in tars:
-                    self._indexed[record["shard"]["name"]] = record["shard"]["sha256"]
+                if record.shard.name in tars:
+                    self._indexed[record.shard.name] = record.shard.sha256
         return left
 
     def _items(self, *, urls: bool) -> Iterator[_Attempt]:
@@ -266,10 +262,7 @@ class _Crawl:
             "http_status": attempt.http_status,
             "extra": item.extra,
         }
-        if isinstance(writer, InPlaceWriter):
-            writer.add(verdict, image, offset=item.offset, **row)
-        else:
-            writer.add(verdict, image, **row)
+        writer.add(verdict, image, offset=item.offset, **row)
 
     def _commit(self, number: int, unit: _Unit) -> None:
         ours = unit.writer.publish(generation=self._plan.generation, fingerprint=self._plan.fingerprint)

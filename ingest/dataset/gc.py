@@ -26,7 +26,7 @@ def find_garbage(path: str | Path) -> tuple[Store, Iterator[Entry]]:
     """The dataset's store, and each file in it that can be deleted.
 
     Raises:
-        UserError: there is no dataset.
+        UserError: there is no dataset; or, when files are asked for, a commit is damaged.
     """
     store = open_store(path)
     if not (store.exists(layout.plan_name(0)) or store.exists(layout.DATASET)):
@@ -40,7 +40,7 @@ def _garbage(store: Store) -> Iterator[Entry]:
     named: dict[int, set[str]] = {}
     for unit, record in read_commits(store, [int(match[1]) for match in matches if match]):
         if record is not None:
-            named[unit] = {record["shard"]["name"], record["meta"]["name"]}
+            named[unit] = {record.shard.name, record.meta.name}
     old = time.time() - STALE_SECONDS
     for folder in (layout.SHARDS, layout.META):
         for entry in store.list(folder):

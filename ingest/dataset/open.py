@@ -2,12 +2,11 @@
 
 import contextlib
 import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset import layout
+from ingest.dataset.records import Pointer, SealedHead
 from ingest.dataset.view import ViewBitmaps, read_view
 from ingest.store.open import home_of, open_store
 from ingest.store.store import Store
@@ -70,7 +70,7 @@ class UnitFiles:
             self._starts = np.cumsum([0, *sizes])
         block = int(np.searchsorted(self._starts, row, side="right")) - 1
         if block not in self._blocks:
-            with _parquet(self._store, self._listing) as parquet:
+            with open_parquet(self._store, self._listing) as parquet:
                 self._blocks[block] = parquet.read_row_group(
                     block, columns=["shard", "meta"], use_threads=False
                 )
@@ -149,7 +149,7 @@ class Dataset:
         """One unit's samples in slot order: `slot`, and those of the columns that it has; None for all."""
         read = None if columns is None else list(dict.fromkeys(["slot", "status", *columns]))
         # One thread: loader workers are forked, and threads do not survive that.
-        with _parquet(self.store, self.files.name(unit_index, "meta")) as parquet:
+        with open_parquet(self.store, self.files.name(unit_index, "meta")) as parquet:
             table = parquet.read(columns=read, use_threads=False)
         table = table.filter(pc.equal(table["status"], "kept"))
         if self.view is not None:
@@ -189,24 +189,25 @@ def open_dataset(path: str | Path, *, sealed: str | None = None, view: str | Non
     )
 
 
-def sealed_head(path: str | Path, root: str) -> dict[str, Any]:
+def sealed_head(path: str | Path, root: str) -> SealedHead:
     """What was sealed as this root: counts by status and reason, bytes, units.
 
     Raises:
-        UserError: there is no such root.
+        UserError: there is no such root, or what is there is damaged.
     """
-    store = open_store(path)
+    store, name = open_store(path), layout.sealed_name(root, "json")
     try:
-        head: dict[str, Any] = json.loads(store.read(layout.sealed_name(root, "json")))
+        data = store.read(name)
     except FileNotFoundError:
         raise UserError(
             f"{path} has no sealed root {root[:12]}: see {store.where('sealed')} for those it has"
         ) from None
-    return head
+    mend = "remove it and run the crawl again, which makes it from the commits"
+    return SealedHead.read(data, where=store.where(name), mend=mend)
 
 
 def sealed_units(path: str | Path, root: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """Every unit sealed as this root, empty ones too, ascending; columns of `commit.UNITS_SCHEMA`.
+    """Every unit sealed as this root, empty ones too, ascending; columns of `schema.UNITS_SCHEMA`.
 
     Raises:
         UserError: there is no such root, or its list of units is damaged.
@@ -222,7 +223,7 @@ def sealed_units(path: str | Path, root: str, *, columns: Sequence[str] | None =
     except FileNotFoundError:
         raise UserError(damaged) from None
     with file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != head["units_sha256"]:
+        if hashlib.file_digest(file, "sha256").hexdigest() != head.units_sha256:
             raise UserError(damaged)
         file.seek(0)  # what is parsed is what was checked, whatever happens to the name
         with pq.ParquetFile(file) as parquet:
@@ -230,7 +231,7 @@ def sealed_units(path: str | Path, root: str, *, columns: Sequence[str] | None =
 
 
 @contextlib.contextmanager
-def _parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file that is none becomes a sentence; a missing or unreadable one stays an OSError."""
     try:
         with store.open(name) as file, pq.ParquetFile(file) as parquet:
@@ -244,7 +245,7 @@ def _parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
 def _latest(store: Store) -> str:
     path = store.root
     try:
-        root: str = json.loads(store.read(layout.DATASET))["sealed"]
+        data = store.read(layout.DATASET)
     except FileNotFoundError:
         if store.exists(layout.plan_name(0)):
             raise UserError(
@@ -253,8 +254,5 @@ def _latest(store: Store) -> str:
         raise UserError(
             f"{path} is not a dataset: make one with `ingest crawl-shards SOURCE --output {path}`"
         ) from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{store.where(layout.DATASET)} is damaged: run the crawl again, which writes it anew"
-        ) from None
-    return root
+    where = store.where(layout.DATASET)
+    return Pointer.read(data, where=where, mend="run the crawl again, which writes it anew").sealed

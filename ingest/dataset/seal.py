@@ -3,14 +3,14 @@
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from ingest.dataset import layout
-from ingest.dataset.commit import canonical, read_commits
+from ingest.dataset.commit import read_commits
+from ingest.dataset.records import CommitRecord, Pointer, SealedHead
 from ingest.dataset.schema import UNITS_SCHEMA
 from ingest.store.store import Store
 
@@ -42,38 +42,37 @@ def seal(store: Store, expected: Mapping[int, str]) -> str:
         The Merkle root, hex.
 
     Raises:
-        UserError: a unit is missing, or was made under another plan.
+        UserError: a unit is missing, was made under another plan, or its commit is damaged.
     """
-    records = []
+    records: list[CommitRecord] = []
     for unit, record in read_commits(store, expected):
         if record is None:
             raise UserError(
                 f"{store.root} cannot be sealed: unit {unit} is not committed; run the crawl again"
             )
-        if record["fingerprint"] != expected[unit]:
+        if record.fingerprint != expected[unit]:
             raise UserError(f"{store.root}: unit {unit} was made under another plan; use another --output")
         records.append(record)
-    root = merkle_root([canonical(record) for record in records])
+    root = merkle_root([record.to_bytes() for record in records])
     table = _units_table(records)
     listing = store.create_if_absent(layout.sealed_name(root, "parquet"), table)
-    head = {
-        "format": 1,
-        "root": root,
-        "generations": sorted({record["generation"] for record in records}),
-        "fingerprints": sorted(set(expected.values())),
-        "units": len(records),
-        "planned": sum(record["rows"] for record in records),
-        "kept": sum(record["kept"] for record in records),
-        "rejected": _summed(records, "rejected"),
-        "failed": _summed(records, "failed"),
-        "bytes": sum(record["bytes"] for record in records),
-        "units_sha256": hashlib.sha256(listing).hexdigest(),
-    }
-    kept_head = store.create_if_absent(layout.sealed_name(root, "json"), canonical(head))
-    if kept_head != canonical(head) and listing == table:
-        # The list was lost and made anew, by a pyarrow that writes it with other bytes.
-        store.replace(layout.sealed_name(root, "json"), canonical(head))
-    pointer = canonical({"format": 1, "sealed": root})
+    head = SealedHead(
+        format=1,
+        root=root,
+        generations=tuple(sorted({record.generation for record in records})),
+        fingerprints=tuple(sorted(set(expected.values()))),
+        units=len(records),
+        planned=sum(record.rows for record in records),
+        kept=sum(record.kept for record in records),
+        rejected=_summed([record.rejected for record in records]),
+        failed=_summed([record.failed for record in records]),
+        bytes=sum(record.bytes for record in records),
+        units_sha256=hashlib.sha256(listing).hexdigest(),
+    ).to_bytes()
+    if store.create_if_absent(layout.sealed_name(root, "json"), head) != head and listing == table:
+        # The head is damaged; or the list was lost and made anew, by a pyarrow that writes other bytes.
+        store.replace(layout.sealed_name(root, "json"), head)
+    pointer = Pointer(format=1, sealed=root).to_bytes()
     if not _same(store, layout.DATASET, pointer):
         store.replace(layout.DATASET, pointer)
     return root
@@ -86,30 +85,27 @@ def _same(store: Store, name: str, data: bytes) -> bool:
         return False
 
 
-def _summed(records: Sequence[dict[str, Any]], status: str) -> dict[str, int]:
-    reasons = sorted({reason for record in records for reason in record[status]})
-    return {reason: sum(record[status].get(reason, 0) for record in records) for reason in reasons}
+def _summed(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    reasons = sorted({reason for each in counts for reason in each})
+    return {reason: sum(each.get(reason, 0) for each in counts) for reason in reasons}
 
 
-def _units_table(records: Sequence[dict[str, Any]]) -> bytes:
+def _units_table(records: Sequence[CommitRecord]) -> bytes:
     """The sealed list of units as Parquet, a pure function of the commits."""
     table = pa.table(
         {
-            "unit": [record["unit"] for record in records],
-            "generation": [record["generation"] for record in records],
-            "rows": [record["rows"] for record in records],
-            "kept": [record["kept"] for record in records],
-            "rejected": [sum(record["rejected"].values()) for record in records],
-            "failed": [sum(record["failed"].values()) for record in records],
-            **{
-                name + column: [convert(record[name][field]) for record in records]
-                for name in ("shard", "meta")
-                for column, field, convert in (
-                    ("", "name", str),
-                    ("_bytes", "bytes", int),
-                    ("_sha256", "sha256", bytes.fromhex),
-                )
-            },
+            "unit": [record.unit for record in records],
+            "generation": [record.generation for record in records],
+            "rows": [record.rows for record in records],
+            "kept": [record.kept for record in records],
+            "rejected": [sum(record.rejected.values()) for record in records],
+            "failed": [sum(record.failed.values()) for record in records],
+            "shard": [record.shard.name for record in records],
+            "shard_bytes": [record.shard.bytes for record in records],
+            "shard_sha256": [bytes.fromhex(record.shard.sha256) for record in records],
+            "meta": [record.meta.name for record in records],
+            "meta_bytes": [record.meta.bytes for record in records],
+            "meta_sha256": [bytes.fromhex(record.meta.sha256) for record in records],
         },
         schema=UNITS_SCHEMA,
     )

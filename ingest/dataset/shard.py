@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.dataset import layout
+from ingest.dataset.records import CommitRecord, FileRecord
 from ingest.dataset.schema import META_SCHEMA, NO_COLUMNS
 from ingest.image.check import Checked
 from ingest.store.store import Store
@@ -83,12 +84,12 @@ class MetaWriter:
         for name, value in row.items():
             self._columns[name].append(value)
 
-    def publish(self, *, generation: int, fingerprint: str, shard: Mapping[str, Any]) -> dict[str, Any]:
+    def publish(self, *, generation: int, fingerprint: str, shard: FileRecord) -> CommitRecord:
         """Make the Parquet durable under its content name; returns the record to commit.
 
         Args:
             generation, fingerprint: of the plan.
-            shard: name, bytes and sha256 (hex) of the tar that the images are in.
+            shard: the tar that the images are in.
         """
         table = _meta_bytes(pa.table(self._columns, schema=self._schema))
         sha256 = hashlib.sha256(table).hexdigest()
@@ -96,18 +97,18 @@ class MetaWriter:
         with self._store.draft(layout.meta_stem(self._unit)) as draft:
             draft.file.write(table)
             draft.publish(name, sha256)
-        return {
-            "unit": self._unit,
-            "generation": generation,
-            "fingerprint": fingerprint,
-            "rows": len(self._columns["unit"]),
-            "bytes": self._stored,
-            "kept": self.kept,
-            "rejected": dict(self._counts["rejected"]),
-            "failed": dict(self._counts["failed"]),
-            "shard": dict(shard),
-            "meta": {"name": name, "bytes": len(table), "sha256": sha256},
-        }
+        return CommitRecord(
+            unit=self._unit,
+            generation=generation,
+            fingerprint=fingerprint,
+            rows=len(self._columns["unit"]),
+            bytes=self._stored,
+            kept=self.kept,
+            rejected=dict(self._counts["rejected"]),
+            failed=dict(self._counts["failed"]),
+            shard=shard,
+            meta=FileRecord(name=name, bytes=len(table), sha256=sha256),
+        )
 
 
 class ShardWriter:
@@ -137,12 +138,17 @@ class ShardWriter:
     ) -> None:
         self._drafts.close()
 
-    def add(self, verdict: Checked, data: bytes, **row: Any) -> None:
+    def stored(self, original: bytes, verdict: Checked) -> bytes:
+        """Of an image that is kept: what the check made of it, or what it was."""
+        return original if verdict.data is None else verdict.data
+
+    def add(self, verdict: Checked, data: bytes, *, offset: int = 0, **row: Any) -> None:
         """Append one attempt: its row, and its image if it is kept.
 
         Args:
             verdict: the check's result.
             data: the bytes to store; not used unless the verdict is kept.
+            offset: where it was in its source; here it lies where the tar ends.
             row: what `MetaWriter.add` wants to know besides where the image lies.
         """
         if verdict.status == "kept" and verdict.format is not None:
@@ -154,13 +160,13 @@ class ShardWriter:
         else:
             self._meta.add(verdict, offset=0, size=0, **row)
 
-    def publish(self, *, generation: int, fingerprint: str) -> dict[str, Any]:
+    def publish(self, *, generation: int, fingerprint: str) -> CommitRecord:
         """Make tar and Parquet durable under their content names; returns the record to commit."""
         self._write(b"\0" * (2 * _BLOCK))
         sha256 = self._sha256.hexdigest()
         name = layout.shard_name(self._unit, sha256)
         self._tar.publish(name, sha256)
-        shard = {"name": name, "bytes": self._offset, "sha256": sha256}
+        shard = FileRecord(name=name, bytes=self._offset, sha256=sha256)
         return self._meta.publish(generation=generation, fingerprint=fingerprint, shard=shard)
 
     def _write(self, data: bytes) -> None:
@@ -213,11 +219,11 @@ class InPlaceWriter:
     Args:
         store: the dataset's files.
         unit: its number.
-        shard: the tar's name, bytes and sha256.
+        shard: the tar.
         extra: columns that its rows have besides everyone's.
     """
 
-    def __init__(self, store: Store, unit: int, *, shard: dict[str, Any], extra: pa.Schema) -> None:
+    def __init__(self, store: Store, unit: int, *, shard: FileRecord, extra: pa.Schema) -> None:
         self._shard = shard
         self._meta = MetaWriter(store, unit, extra=extra)
 
@@ -228,6 +234,10 @@ class InPlaceWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """There is nothing to undo before `publish`."""
+
+    def stored(self, original: bytes, verdict: Checked) -> bytes:
+        """Of an image that is kept: what it was."""
+        return original
 
     def add(self, verdict: Checked, data: bytes, *, offset: int, **row: Any) -> None:
         """Append one attempt.
@@ -243,6 +253,6 @@ class InPlaceWriter:
             verdict = replace(verdict, sha256=hashlib.sha256(data).hexdigest())
         self._meta.add(verdict, offset=offset, size=len(data), **row)
 
-    def publish(self, *, generation: int, fingerprint: str) -> dict[str, Any]:
+    def publish(self, *, generation: int, fingerprint: str) -> CommitRecord:
         """Make the Parquet durable; returns the record to commit."""
         return self._meta.publish(generation=generation, fingerprint=fingerprint, shard=self._shard)

@@ -20,9 +20,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from cluster.errors import UserError
 from ingest.dataset import layout
+from ingest.dataset.records import CommitRecord
 from ingest.dataset.schema import META_SCHEMA, UNITS_SCHEMA
 from ingest.dataset.seal import merkle_root
 from ingest.image.decode import ImageError, ImageLimits, decode
@@ -63,10 +65,9 @@ class UnitReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Seal:
-    """What was sealed: the root, its head, and one row per unit as `commit.UNITS_SCHEMA` has them."""
+    """What was sealed: the root, and one row per unit as `schema.UNITS_SCHEMA` has them."""
 
     root: str
-    head: dict[str, Any]
     units: tuple[dict[str, Any], ...]
 
 
@@ -105,7 +106,7 @@ def read_seal(path: str | Path) -> tuple[Seal | None, list[Damage]]:
         for name, count in counted.items()
         if said[name] != count
     ]
-    return Seal(root=root, head=head, units=tuple(rows)), damages
+    return Seal(root=root, units=tuple(rows)), damages
 
 
 def verify_units(path: str | Path, seal: Seal, level: Level, *, workers: int) -> Iterator[UnitReport]:
@@ -147,20 +148,14 @@ def verify_root(path: str | Path, seal: Seal) -> list[Damage]:
 def _agrees(commit: bytes, row: dict[str, Any]) -> bool:
     """Whether a commit says what the sealed list says of its unit."""
     try:
-        record = json.loads(commit)
-        counts = [record["unit"], record["rows"], record["kept"]]
-        counts += [sum(record[status].values()) for status in ("rejected", "failed")]
-        files = [record[kind][field] for kind in ("shard", "meta") for field in ("name", "bytes", "sha256")]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        record = CommitRecord.model_validate_json(commit)
+    except ValidationError:
         return False
-    return counts == [row[name] for name in ("unit", "rows", "kept", "rejected", "failed")] and files == [
-        row["shard"],
-        row["shard_bytes"],
-        row["shard_sha256"].hex(),
-        row["meta"],
-        row["meta_bytes"],
-        row["meta_sha256"].hex(),
-    ]
+    said: dict[str, Any] = record.model_dump(include={"unit", "generation", "rows", "kept"})
+    said |= {"rejected": sum(record.rejected.values()), "failed": sum(record.failed.values())}
+    for kind, file in (("shard", record.shard), ("meta", record.meta)):
+        said |= {kind: file.name, f"{kind}_bytes": file.bytes, f"{kind}_sha256": bytes.fromhex(file.sha256)}
+    return said == row
 
 
 def _verify_unit(store: Store, row: dict[str, Any], first: bool, *, level: Level) -> UnitReport:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from cluster.map.tasks import MapTasks
 from ingest.dataset import layout
-from ingest.dataset.commit import canonical
 from ingest.dataset.open import Dataset, open_dataset, sealed_units
+from ingest.dataset.records import canonical
 from ingest.dataset.schema import DUPLICATES_SCHEMA
 from ingest.dataset.view import PackedKeeps, refuse_taken_name, write_duplicates, write_view
 from ingest.dedup.hamming import MAX_RADIUS

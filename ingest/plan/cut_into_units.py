@@ -1,6 +1,6 @@
 """Rows in the order of a plan, cut into units."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import UserError
+from ingest.dataset.plan_record import SourceKind
 from ingest.web.domain import domain_hashes
 
 # Of a unit's rows: whoever works on it has them in memory. Usual ones take 3 MB.
@@ -56,24 +57,26 @@ def filled(table: pa.Table, schema: pa.Schema, *, name: str = "") -> pa.Table:
         raise UserError(f"the list {name} has a column of several types: {error}") from error
 
 
-def in_units(
-    tables: Iterable[pa.Table], rows: int, *, lists: Collection[int], in_place: Collection[int]
-) -> Iterator[pa.Table]:
+def with_url(table: pa.Table) -> pa.Table:
+    """The table with what its rows have as paths as a column of URLs, too."""
+    return table.append_column("url", table["path"].cast(pa.string()))
+
+
+def in_units(tables: Iterable[pa.Table], rows: int, *, kinds: Sequence[SourceKind]) -> Iterator[pa.Table]:
     """The rows in units, one table each. In units that are all URLs, sites take turns.
 
     Args:
         tables: columns of ITEMS_SCHEMA, and further ones.
         rows: of a unit.
-        lists: numbers of the sources whose items have URLs.
-        in_place: numbers of the sources that are used in place: their units are of their own rows only.
+        kinds: of the sources, by their numbers. Those that stay in place have units of their own rows only.
     """
-    with_urls = pa.array(sorted(lists), pa.uint32())
+    fetched = pa.array([number for number, kind in enumerate(kinds) if kind.is_fetched], pa.uint32())
 
     def owner(table: pa.Table) -> int | None:
         source: int = table["source"][0].as_py()
-        return source if source in in_place else None
+        return source if kinds[source].stays_in_place else None
 
     for _, group in groupby((table for table in tables if len(table)), key=owner):
         for unit in rechunked(group, rows):
-            all_urls = pc.all(pc.is_in(unit["source"], value_set=with_urls)).as_py()
+            all_urls = pc.all(pc.is_in(unit["source"], value_set=fetched)).as_py()
             yield taking_turns(unit) if all_urls else unit

@@ -5,8 +5,8 @@ last if there is none.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.errors import UserError
 from ingest.dataset import layout
-from ingest.dataset.commit import canonical
+from ingest.dataset.plan_record import Identity, ItemsRecord, PlanRecord, SourceRecord, read_plan
 from ingest.dataset.schema import ITEMS_SCHEMA
 from ingest.plan.settings import CrawlSettings
 from ingest.sources.companions import COLUMNS
@@ -30,50 +31,56 @@ class Plan:
 
     Attributes:
         store: the dataset's files.
-        generation: its number; the first is 0.
-        description: what plan.json says.
+        record: what plan.json says.
     """
 
     store: Store
-    generation: int
-    description: dict[str, Any]
+    record: PlanRecord
+
+    @property
+    def generation(self) -> int:
+        """Its number; the first is 0."""
+        return self.record.generation
 
     @property
     def fingerprint(self) -> str:
         """sha256 of all that decides the output, hex."""
-        return str(self.description["fingerprint"])
+        return self.record.fingerprint
 
     @property
     def units(self) -> range:
         """Unit numbers, which go on from the generation before."""
-        first = self.description["first_unit"]
-        return range(first, first + self.description["units"])
+        return range(self.record.first_unit, self.record.first_unit + self.record.units)
 
     @property
     def rows(self) -> int:
         """Attempts planned, over all units."""
-        return int(self.description["rows"])
+        return self.record.rows
 
     @property
-    def sources(self) -> list[dict[str, Any]]:
+    def sources(self) -> tuple[SourceRecord, ...]:
         """What each source is, by its number."""
-        return list(self.description["sources"])
+        return self.record.sources
 
     @property
-    def locations(self) -> list[str]:
+    def locations(self) -> tuple[str, ...]:
         """Where each source was when it was planned."""
-        return list(self.description["locations"])
+        return self.record.locations
 
-    @property
+    @cached_property
     def settings(self) -> CrawlSettings:
         """What is made of the sources."""
-        return CrawlSettings.from_flags(self.description["settings"])
+        return CrawlSettings.from_flags(self.record.settings)
 
     def table(self, unit: int) -> pa.Table:
         """The unit's attempts in order; columns of ITEMS_SCHEMA, and further ones."""
-        name = self.description["items"]["name"]
-        with self.store.open(name) as file, pq.ParquetFile(file, metadata=self._metadata) as parquet:
+        with self._listing(self._metadata) as parquet:
             return parquet.read_row_group(unit - self.units.start, use_threads=False)
+
+    def are_fetched(self, table: pa.Table) -> pa.Array:
+        """Whether each row of such a table is a URL to fetch."""
+        kinds = pa.array([source.kind.is_fetched for source in self.sources])
+        return kinds.take(table["source"].combine_chunks())
 
     def items(self, unit: int) -> list[tuple[int, Item]]:
         """The unit's attempts in order: the source's number, and the item."""
@@ -104,8 +111,21 @@ class Plan:
     @cached_property
     def _metadata(self) -> pq.FileMetaData:
         # Of the size of the plan: it is read once, not for every unit.
-        with self.store.open(self.description["items"]["name"]) as file:
-            return pq.read_metadata(file)
+        with self._listing() as parquet:
+            return parquet.metadata
+
+    @contextmanager
+    def _listing(self, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+        name = self.record.items.name
+        try:
+            with self.store.open(name) as file, pq.ParquetFile(file, metadata=metadata) as parquet:
+                yield parquet
+        except (FileNotFoundError, pa.ArrowException) as error:
+            record = self.store.where(layout.plan_name(self.generation))
+            raise UserError(
+                f"{self.store.where(name)} is damaged or gone: restore it from a copy, or remove {record} "
+                "and give the command that planned it again, with the same sources and options"
+            ) from error
 
 
 def _item(row: dict[str, Any]) -> tuple[int, Item]:
@@ -115,18 +135,19 @@ def _item(row: dict[str, Any]) -> tuple[int, Item]:
 
 
 def read_plans(store: Store) -> list[Plan]:
-    """The generations of a dataset, ascending; none if nothing was planned there."""
+    """The generations of a dataset, ascending; none if nothing was planned there.
+
+    Raises:
+        UserError: the record of one is damaged.
+    """
     plans: list[Plan] = []
-    while True:
-        try:
-            description = json.loads(store.read(layout.plan_name(len(plans))))
-        except FileNotFoundError:
-            return plans
-        plans.append(Plan(store=store, generation=len(plans), description=description))
+    while (record := read_plan(store, len(plans))) is not None:
+        plans.append(Plan(store=store, record=record))
+    return plans
 
 
-def fingerprint_of(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical(identity)).hexdigest()
+def fingerprint_of(identity: Identity) -> str:
+    return hashlib.sha256(identity.to_bytes()).hexdigest()
 
 
 def publish_plan(
@@ -134,7 +155,7 @@ def publish_plan(
     plans: Sequence[Plan],
     units: Iterable[pa.Table],
     *,
-    identity: Callable[[], dict[str, Any]],
+    identity: Callable[[], Identity],
     more: Callable[[], dict[str, Any]],
 ) -> Plan | None:
     """Publish a generation of these units; of several at once, the first wins, and is returned.
@@ -164,13 +185,18 @@ def publish_plan(
         sha256 = hashlib.file_digest(draft.file, "sha256").hexdigest()
         name = layout.items_name(generation, sha256)
         draft.publish(name, sha256)
-    ours = identity() | {
-        "generation": generation,
-        "first_unit": plans[-1].units.stop if plans else 0,
-        "units": count,
-        "rows": rows,
-        "items": {"name": name, "sha256": sha256},
-        "fingerprint": fingerprint_of(identity()),
-    }
-    there = store.create_if_absent(layout.plan_name(generation), canonical(ours | more()))
-    return Plan(store=store, generation=generation, description=json.loads(there))
+    decides = identity()
+    ours = PlanRecord(
+        **decides.plain(),
+        generation=generation,
+        first_unit=plans[-1].units.stop if plans else 0,
+        units=count,
+        rows=rows,
+        items=ItemsRecord(name=name, sha256=sha256),
+        fingerprint=fingerprint_of(decides),
+        **more(),
+    )
+    store.create_if_absent(layout.plan_name(generation), ours.to_bytes())
+    winner = read_plan(store, generation)
+    assert winner is not None
+    return Plan(store=store, record=winner)

@@ -6,19 +6,17 @@ and of the generations after it: that one has taken up all the others.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from ingest.dataset.commit import read_commits
+from ingest.dataset.open import open_parquet
 from ingest.plan.by_domain import ByDomain
-from ingest.plan.cut_into_units import filled, in_units
+from ingest.plan.cut_into_units import filled, in_units, with_url
 from ingest.plan.plan import Plan, publish_plan, read_plans
-from ingest.plan.settings import CrawlSettings, made_with
-from ingest.sources.tar_in_place import KIND as IN_PLACE
+from ingest.plan.settings import identity_of
 from ingest.store.store import Store
 
 
@@ -40,35 +38,27 @@ def plan_retry(store: Store, *, deadline: float | None, attempts: int | None) ->
         raise UserError(f"{store.root} is not a dataset: make one with `ingest crawl-shards`")
     for plan in plans:
         if any(record is None for _, record in read_commits(store, plan.units)):
-            if plan is plans[-1] and "retries" in plan.description:
+            if plan is plans[-1] and plan.record.retries is not None:
                 return plan
             raise UserError(
                 f"{store.root} is not finished: first run the crawl of its generation {plan.generation} again"
             )
-    newest = max((plan.generation for plan in plans if "retries" in plan.description), default=0)
+    newest = max((plan.generation for plan in plans if plan.record.retries is not None), default=0)
     tried = plans[newest:]
     settings = plans[-1].settings
     sources = [source for plan in tried for source in plan.sources]
-    lists = {number for number, source in enumerate(sources) if source["kind"] == "urls"}
-    in_place = {number for number, source in enumerate(sources) if source["kind"] == IN_PLACE}
     fetch = settings.fetch
     fetch = replace(fetch, deadline=deadline or fetch.deadline, attempts=attempts or fetch.attempts)
     settings = replace(settings, fetch=fetch)
+    identity = identity_of(settings, sources, extends=[plan.fingerprint for plan in plans])
+    identity = identity.model_copy(update={"retries": tuple(plan.generation for plan in tried)})
     return publish_plan(
         store,
         plans,
-        in_units(_retryable(tried), settings.unit_rows, lists=lists, in_place=in_place),
-        identity=lambda: _identity(tried, plans, settings),
-        more=lambda: {"locations": [place for plan in tried for place in plan.locations]},
+        in_units(_retryable(tried), settings.unit_rows, kinds=[source.kind for source in sources]),
+        identity=lambda: identity,
+        more=lambda: {"locations": tuple(place for plan in tried for place in plan.locations)},
     )
-
-
-def _identity(tried: Sequence[Plan], plans: Sequence[Plan], settings: CrawlSettings) -> dict[str, Any]:
-    return made_with(settings) | {
-        "sources": [source for plan in tried for source in plan.sources],
-        "extends": [plan.fingerprint for plan in plans],
-        "retries": [plan.generation for plan in tried],
-    }
 
 
 def _retryable(plans: Sequence[Plan]) -> Iterator[pa.Table]:
@@ -77,20 +67,18 @@ def _retryable(plans: Sequence[Plan]) -> Iterator[pa.Table]:
     first_source = 0
     with ByDomain() as urls:
         for plan in plans:
-            kinds = pa.array([source["kind"] == "urls" for source in plan.sources])
             for unit, record in read_commits(plan.store, plan.units):
                 assert record is not None
-                with plan.store.open(record["meta"]["name"]) as file:
-                    rows = pq.read_table(file, columns=["retryable"], use_threads=False)
+                with open_parquet(plan.store, record.meta.name) as parquet:
+                    rows = parquet.read(columns=["retryable"], use_threads=False)
                 # A unit's rows are in the order of its plan.
                 table = plan.table(unit).filter(rows["retryable"])
-                with_url = kinds.take(table["source"].combine_chunks())
+                fetched = plan.are_fetched(table)
                 shifted = pc.add(table["source"], pa.scalar(first_source, pa.uint32()))
                 table = filled(table.set_column(0, "source", shifted), schema)
-                if len(local := table.filter(pc.invert(with_url))):
+                if len(local := table.filter(pc.invert(fetched))):
                     yield local
-                remote = table.filter(with_url)
-                urls.add(remote.append_column("url", remote["path"].cast(pa.string())))
+                urls.add(with_url(table.filter(fetched)))
             first_source += len(plan.sources)
         for table in urls.tables():
             yield table.drop_columns("url")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, get_args
+from typing import Self, get_args
 
 import PIL
 import pyarrow as pa
@@ -10,6 +10,7 @@ from PIL import features
 
 from cluster.errors import UserError
 from ingest.dataset import layout
+from ingest.dataset.plan_record import Flags, Identity, SourceRecord
 from ingest.image.check import Crop, Encoding, Treatment
 from ingest.image.decode import ImageLimits
 from ingest.web.fetcher import FetchSettings
@@ -63,52 +64,53 @@ class CrawlSettings:
             raise UserError("--deadline, --attempts, --per-host and --connections must be greater than 0")
 
     @classmethod
-    def from_flags(cls, flags: Mapping[str, Any]) -> Self:
+    def from_flags(cls, flags: Flags) -> Self:
         """The settings that `flags` wrote down."""
-        limits = ImageLimits(max_bytes=flags["--max-bytes"], max_pixels=flags["--max-pixels"])
         return cls(
-            unit_rows=flags["--unit-rows"],
+            unit_rows=flags.unit_rows,
             treatment=Treatment(
-                limits=limits,
-                resize=flags["--resize"],
-                crop=flags["--crop"],
-                encoding=flags["--encoding"],
-                quality=flags["--quality"],
-                phash=flags["--no-phash"] is None,
+                limits=ImageLimits(max_bytes=flags.max_bytes, max_pixels=flags.max_pixels),
+                resize=flags.resize,
+                crop=flags.crop,
+                encoding=flags.encoding,
+                quality=flags.quality,
+                phash=flags.no_phash is None,
             ),
-            seconds=flags["--seconds"],
-            memory_mb=flags["--memory-mb"],
+            seconds=flags.seconds,
+            memory_mb=flags.memory_mb,
             fetch=FetchSettings(
-                deadline=flags["--deadline"],
-                attempts=flags["--attempts"],
-                max_redirects=flags["--max-redirects"],
-                robots=flags["--ignore-robots"] is None,
-                x_robots=flags["--ignore-x-robots"] is None,
-                allow_private=tuple(flags["--allow-private"] or ()),
+                deadline=flags.deadline,
+                attempts=flags.attempts,
+                max_redirects=flags.max_redirects,
+                robots=flags.ignore_robots is None,
+                x_robots=flags.ignore_x_robots is None,
+                allow_private=tuple(flags.allow_private or ()),
             ),
         )
 
-    def flags(self) -> dict[str, Any]:
-        """The settings by the command's option that sets them; an option without a value is True or None."""
+    def flags(self) -> Flags:
+        """The settings as they are written down."""
         limits = self.treatment.limits
-        return {
-            "--unit-rows": self.unit_rows,
-            "--resize": self.treatment.resize,
-            "--crop": self.treatment.crop,
-            "--encoding": self.treatment.encoding,
-            "--quality": self.treatment.quality,
-            "--no-phash": None if self.treatment.phash else True,
-            "--max-bytes": limits.max_bytes,
-            "--max-pixels": limits.max_pixels,
-            "--seconds": self.seconds,
-            "--memory-mb": self.memory_mb,
-            "--deadline": self.fetch.deadline,
-            "--attempts": self.fetch.attempts,
-            "--max-redirects": self.fetch.max_redirects,
-            "--ignore-robots": None if self.fetch.robots else True,
-            "--ignore-x-robots": None if self.fetch.x_robots else True,
-            "--allow-private": list(self.fetch.allow_private) or None,
-        }
+        return Flags.model_validate(
+            {
+                "--unit-rows": self.unit_rows,
+                "--resize": self.treatment.resize,
+                "--crop": self.treatment.crop,
+                "--encoding": self.treatment.encoding,
+                "--quality": self.treatment.quality,
+                "--no-phash": None if self.treatment.phash else True,
+                "--max-bytes": limits.max_bytes,
+                "--max-pixels": limits.max_pixels,
+                "--seconds": self.seconds,
+                "--memory-mb": self.memory_mb,
+                "--deadline": self.fetch.deadline,
+                "--attempts": self.fetch.attempts,
+                "--max-redirects": self.fetch.max_redirects,
+                "--ignore-robots": None if self.fetch.robots else True,
+                "--ignore-x-robots": None if self.fetch.x_robots else True,
+                "--allow-private": list(self.fetch.allow_private) or None,
+            }
+        )
 
 
 def builds() -> dict[str, str | None]:
@@ -117,18 +119,24 @@ def builds() -> dict[str, str | None]:
     return {"pillow": PIL.__version__, **codecs, "pyarrow": pa.__version__}
 
 
-def made_with(settings: CrawlSettings) -> dict[str, Any]:
-    """What decides the output besides the sources."""
-    return {"format": FORMAT, "settings": settings.flags(), "builds": builds()}
+def identity_of(
+    settings: CrawlSettings, sources: Sequence[SourceRecord], *, extends: Sequence[str]
+) -> Identity:
+    """Everything that decides the output of a generation that extends those with these fingerprints."""
+    return Identity(
+        format=FORMAT,
+        settings=settings.flags(),
+        builds=builds(),
+        sources=tuple(sources),
+        extends=tuple(extends),
+    )
 
 
-def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+def difference(theirs: Identity, ours: Identity) -> str:
     """What keeps these two plans apart, as the middle of a sentence, most likely cause first."""
-    if theirs.get("format") != FORMAT:
-        return (
-            f"in format {theirs.get('format')}, not {FORMAT}: use the version that made it to go on with it"
-        )
-    old, new = theirs["settings"], ours["settings"]
+    if theirs.format != FORMAT:
+        return f"in format {theirs.format}, not {FORMAT}: use the version that made it to go on with it"
+    old, new = theirs.settings.plain(), ours.settings.plain()
     flags = [flag for flag in new if old.get(flag) != new[flag]]
     if flags:
         values = [settings.get(flags[0]) for settings in (old, new)]
@@ -138,24 +146,25 @@ def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
             f"{_options(flags, old, 'with', 'without')}, not {given}: "
             f"{_options(flags, old, 'use', 'leave out')} to go on with it"
         )
-    if theirs["sources"] != ours["sources"]:
-        before, now = (", ".join(_source(source) for source in plan["sources"]) for plan in (theirs, ours))
+    if theirs.sources != ours.sources:
+        before, now = (", ".join(map(_source, plan.sources)) for plan in (theirs, ours))
         if before == now:
             return f"from {before}, in which names or sizes have changed since: restore them to go on with it"
         return f"from {before}, not from {now}: give it the same sources to go on with it"
-    changed = [name for name in ours["builds"] if theirs["builds"].get(name) != ours["builds"][name]]
-    wanted = ", ".join(f"{name} {theirs['builds'].get(name)}" for name in changed)
-    given = ", ".join(f"{name} {ours['builds'][name]}" for name in changed)
+    changed = [name for name in ours.builds if theirs.builds.get(name) != ours.builds[name]]
+    wanted = ", ".join(f"{name} {theirs.builds.get(name)}" for name in changed)
+    given = ", ".join(f"{name} {ours.builds[name]}" for name in changed)
     return f"with {wanted}, and here is {given}, which makes other bytes: use the former to go on with it"
 
 
-def _options(flags: Sequence[str], settings: dict[str, Any], present: str, absent: str) -> str:
+def _options(flags: Sequence[str], settings: Mapping[str, object], present: str, absent: str) -> str:
     given = [(flag, settings.get(flag)) for flag in flags if settings.get(flag) is not None]
     there = " ".join(flag if value is True else f"{flag} {value}" for flag, value in given)
     missing = " ".join(flag for flag in flags if settings.get(flag) is None)
     return " and ".join(f"{word} {names}" for word, names in ((present, there), (absent, missing)) if names)
 
 
-def _source(source: dict[str, Any]) -> str:
-    size = f"{source['items']:,} files" if "items" in source else f"sha256 {source['sha256'][:8]}"
-    return f"{source['name']} ({size})"
+def _source(source: SourceRecord) -> str:
+    if source.items is not None:
+        return f"{source.name} ({source.items:,} files)"
+    return f"{source.name} (sha256 {(source.sha256 or '')[:8]})"

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from ingest.dataset.records import CommitRecord
 from ingest.web.host_queues import SlowHost
 
 
@@ -38,13 +39,13 @@ class Counts:
     def done(self) -> int:
         return self.kept + self.rejected.total() + self.failed.total()
 
-    def add_committed(self, record: dict[str, Any]) -> None:
-        self.kept += record["kept"]
-        self.rejected.update(record["rejected"])
-        self.failed.update(record["failed"])
-        self.bytes_stored += record["bytes"]
+    def add_committed(self, record: CommitRecord) -> None:
+        self.kept += record.kept
+        self.rejected.update(record.rejected)
+        self.failed.update(record.failed)
+        self.bytes_stored += record.bytes
         self.units_done += 1
-        self.resumed += record["rows"]
+        self.resumed += record.rows
 
 
 class Progress(Protocol):

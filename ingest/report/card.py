@@ -7,11 +7,11 @@ more: the same dataset gives the same card.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from cluster.wording import in_bytes, several, visible
 from ingest.dataset import layout
 from ingest.dataset.open import sealed_head
+from ingest.dataset.plan_record import PlanRecord
 from ingest.dataset.view import read_view, view_names
 from ingest.report.histogram import Histogram
 from ingest.report.provenance import (
@@ -32,7 +32,7 @@ path, its place in the shard, sha256 and perceptual hash. `ingest verify` checks
 """
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
-Plans = Mapping[int, dict[str, Any] | None]
+Plans = Mapping[int, PlanRecord | None]
 
 
 def dataset_card(path: str, stats: Stats, *, name: str) -> str:
@@ -47,7 +47,7 @@ def dataset_card(path: str, stats: Stats, *, name: str) -> str:
         UserError: the dataset is damaged.
     """
     head = sealed_head(path, stats.root)
-    plans = read_generations(path, head["generations"])
+    plans = read_generations(path, head.generations)
     parts = [
         _front_matter(name, stats.kept),
         f"# {_words(name)}\n",
@@ -112,7 +112,7 @@ def _sources(plans: Plans) -> Iterator[str]:
         if plan is None:
             yield f"- generation {number}: its plan is not here"
             continue
-        for source in plan["sources"]:
+        for source in plan.sources:
             yield f"- {_code(source_words(source))}" + (f" (generation {number})" if number else "")
 
 
@@ -137,9 +137,7 @@ def _opt_outs(stats: Stats, plans: Plans) -> Iterator[str]:
 def _licences(plans: Plans) -> Iterator[str]:
     yield "The licence of each image is unknown: images belong to their owners. That one could be had does"
     yield "not mean that it may be copied, shown or trained on; whoever uses this dataset must find out.\n"
-    contacts = sorted(
-        {plan["contact"] for plan in plans.values() if plan is not None and plan.get("contact")}
-    )
+    contacts = sorted({plan.contact for plan in plans.values() if plan is not None and plan.contact})
     if contacts:
         yield f"To have an image removed, write to {' or '.join(_code(contact) for contact in contacts)}:"
     else:
@@ -211,7 +209,7 @@ def _made(plans: Plans) -> Iterator[str]:
             yield f"Generation {number}:\n"
         rows = [(_code(name), _code(value)) for name, value in setting_words(plan).items()]
         yield _table(("setting or build", "value"), rows, numbers=0)
-        yield f"\nFingerprint: `{plan['fingerprint']}`\n"
+        yield f"\nFingerprint: `{plan.fingerprint}`\n"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: int) -> str:

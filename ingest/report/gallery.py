@@ -94,7 +94,7 @@ def show(dataset: str, stats: Stats, *, view: str | None, samples: int, seed: in
     return render(
         stats,
         list(sample_photos(opened, samples=samples, seed=seed)),
-        made_of(dataset, sealed_head(dataset, stats.root)["generations"]),
+        made_of(dataset, sealed_head(dataset, stats.root).generations),
         view=None if view is None else (view, len(opened)),
         duplicates=None if groups is None else _duplicates(groups, whole),
     )

@@ -1,58 +1,55 @@
 """How a dataset was made, in words, from its frozen plans."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cluster.wording import several
 from ingest.dataset import layout
+from ingest.dataset.plan_record import PlanRecord, SourceRecord, read_plan
 from ingest.store.open import open_store
 
 # Flags by what they make a crawl ignore.
 OPT_OUTS = {"robots.txt": "--ignore-robots", "X-Robots-Tag": "--ignore-x-robots"}
 
 
-def read_generations(path: str | Path, numbers: Sequence[int]) -> dict[int, dict[str, Any] | None]:
-    """The plans of these generations; None if one is not here, as only crawls need it."""
+def read_generations(path: str | Path, numbers: Sequence[int]) -> dict[int, PlanRecord | None]:
+    """The plans of these generations; None if one is not here, as only crawls need it.
+
+    Raises:
+        UserError: one is damaged.
+    """
     store = open_store(path)
-    plans: dict[int, dict[str, Any] | None] = {}
-    for number in numbers:
-        try:
-            plans[number] = json.loads(store.read(layout.plan_name(number)))
-        except FileNotFoundError:
-            plans[number] = None
-    return plans
+    return {number: read_plan(store, number) for number in numbers}
 
 
-def source_words(source: Mapping[str, Any]) -> str:
+def source_words(source: SourceRecord) -> str:
     """What a source was: its kind, name, and the digest that pins it."""
-    digest = f"sha256 {source['sha256']}" if "sha256" in source else ""
-    if "items" in source:
-        digest = f"{several(source['items'], 'file')}, sha256 of their list {source['sha256']}"
-    return f"{source['kind']} {source['name']}" + (f": {digest}" if digest else "")
+    digest = "" if source.sha256 is None else f": sha256 {source.sha256}"
+    if source.items is not None:
+        digest = f": {several(source.items, 'file')}, sha256 of their list {source.sha256}"
+    return f"{source.kind} {source.name}{digest}"
 
 
-def asks_servers(plan: Mapping[str, Any]) -> bool:
+def asks_servers(plan: PlanRecord) -> bool:
     """Whether images of this plan were fetched from the web."""
-    return any(source["kind"] == "urls" for source in plan["sources"])
+    return any(source.kind.is_fetched for source in plan.sources)
 
 
-def opt_outs(plan: Mapping[str, Any]) -> dict[str, str]:
+def opt_outs(plan: PlanRecord) -> dict[str, str]:
     """Whether each way to opt out was honoured or ignored, by its name."""
-    settings = plan["settings"]
+    settings = plan.settings.plain()
     return {
         name: "honoured" if settings.get(flag) is None else f"IGNORED ({flag})"
         for name, flag in OPT_OUTS.items()
     }
 
 
-def setting_words(plan: Mapping[str, Any]) -> dict[str, str]:
+def setting_words(plan: PlanRecord) -> dict[str, str]:
     """The settings that are set, and the builds, by their names; opt-outs are apart."""
-    settings = {flag: value for flag, value in plan["settings"].items() if flag not in OPT_OUTS.values()}
+    settings = {flag: value for flag, value in plan.settings.plain().items() if flag not in OPT_OUTS.values()}
     if settings.get("--resize") is None:
         settings.pop("--quality", None)  # of an encoder that was not used
-    values = {name: value for name, value in (settings | plan["builds"]).items() if value not in (None, "")}
+    values = {name: value for name, value in (settings | plan.builds).items() if value not in (None, "")}
     return {
         name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
         for name, value in values.items()
@@ -66,7 +63,7 @@ def made_of(path: str | Path, generations: Sequence[int]) -> list[tuple[str, str
         if plan is None:
             rows.append((layout.plan_name(number), "is not here"))
             continue
-        rows += [("source", source_words(source)) for source in plan["sources"]]
+        rows += [("source", source_words(source)) for source in plan.sources]
         if asks_servers(plan):
             rows += opt_outs(plan).items()
         rows += setting_words(plan).items()

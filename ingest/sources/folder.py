@@ -10,8 +10,8 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
+from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.dataset.schema import NO_COLUMNS
 from ingest.problem import PROBLEMS, Problem
 from ingest.sources.source import Item, first_folder
@@ -20,17 +20,21 @@ from ingest.sources.source import Item, first_folder
 class FolderSource:
     """Images below a folder; see the module's docstring."""
 
+    kind = SourceKind.FOLDER
     extra = NO_COLUMNS
 
     def __init__(self, path: Path) -> None:
         self.name = os.fsencode(path.resolve().name).decode("utf-8", "backslashreplace")
         self._root = os.fsencode(path.resolve())
 
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "folder", "name": self.name}
+    def describe(self) -> SourceRecord:
+        return SourceRecord(kind=self.kind, name=self.name)
 
     def close(self) -> None:
         """Nothing stays open between files."""
+
+    def shard(self) -> None:
+        """Its images are copied."""
 
     def items(self) -> Iterator[Item]:
         """All files, in the order of whole paths, with one folder's names per level in memory.

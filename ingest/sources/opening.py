@@ -4,22 +4,34 @@ import os
 from pathlib import Path
 
 from cluster.errors import UserError
+from ingest.dataset.plan_record import SourceRecord
 from ingest.sources.folder import FolderSource
-from ingest.sources.source import Source
+from ingest.sources.image_listing import ImageListing
+from ingest.sources.source import Listing, Source
 from ingest.sources.tar import TarSource, is_tar
+from ingest.sources.tar_in_place import ForeignTar
 from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
 
 
-def open_source(text: str, columns: Columns) -> Source | UrlList:
-    """What `open_images` opens, or a list of URLs.
+def open_listing(text: str, columns: Columns) -> Listing:
+    """What `open_images` opens, or a list of URLs, to be planned.
 
     Raises:
         UserError: it is none of them.
     """
     if list_format(text) is not None and not Path(text).is_dir():
         return UrlList(text, columns)
-    return open_images(text)
+    return ImageListing(open_images(text))
+
+
+def open_planned(source: SourceRecord, location: str) -> Source:
+    """The images of a source that was planned.
+
+    Raises:
+        UserError: they are not there.
+    """
+    return ForeignTar(location, source.name) if source.kind.stays_in_place else open_images(location)
 
 
 def open_images(text: str) -> Source:

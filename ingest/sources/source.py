@@ -1,11 +1,13 @@
 """What a source of images is: a list of items to plan, and their bytes when a unit is worked on."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
 
+from ingest.dataset.plan_record import SourceKind, SourceRecord
+from ingest.dataset.records import FileRecord
 from ingest.problem import Problem
 
 
@@ -41,18 +43,55 @@ def first_folder(path: bytes) -> tuple[str, ...]:
 class Source(Protocol):
     """Images in their place of origin.
 
-    `name` begins every path that is reported. `items` yields the same items in the same order as long as
-    nothing in the source changes. `read` gives each item's bytes, or its problem, in the order asked. Items
-    have no further columns than `extra` has.
+    Attributes:
+        name: begins every path that is reported.
+        kind: what it is.
+        extra: columns that its items have besides everyone's.
     """
 
     name: str
+    kind: SourceKind
     extra: pa.Schema
 
-    def items(self) -> Iterator[Item]: ...
+    def items(self) -> Iterator[Item]:
+        """The same items in the same order as long as nothing in the source changes."""
+
+    def read(self, items: Iterable[Item], *, max_bytes: int) -> Iterator[bytes | Problem]:
+        """Each item's bytes, or its problem, in the order asked."""
+
+    def shard(self) -> FileRecord | None:
+        """The tar that its images are used in, where it lies; None if they are to be copied.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+
+    def describe(self) -> SourceRecord:
+        """What it is, without its items."""
 
     def close(self) -> None: ...
 
-    def read(self, items: Iterable[Item], *, max_bytes: int) -> Iterator[bytes | Problem]: ...
 
-    def describe(self) -> dict[str, Any]: ...
+class Listing(Protocol):
+    """A source as it is planned: as rows.
+
+    Attributes:
+        name, kind, extra: see `Source`.
+    """
+
+    name: str
+    kind: SourceKind
+
+    @property
+    def extra(self) -> pa.Schema: ...
+
+    def rows(self) -> Iterator[pa.Table]:
+        """Its attempts in order: columns of ITEMS_SCHEMA but `source`, and those of `extra`."""
+
+    def describe(self, listed: Callable[[int], None]) -> SourceRecord:
+        """What it is; `listed` is told how many more items were listed to know it.
+
+        Rows that were listed to their end are not listed again.
+        """
+
+    def close(self) -> None: ...

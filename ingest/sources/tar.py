@@ -20,6 +20,7 @@ from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
 
+from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.problem import PROBLEMS, Problem
 from ingest.sources.companions import COLUMNS, LARGEST_COMPANION, Member, joined, member_of
 from ingest.sources.source import Item, first_folder
@@ -59,6 +60,7 @@ class TarError(Exception):
 class TarSource:
     """Images in a tar, a local one or `s3://bucket/key`; see the module's docstring."""
 
+    kind = SourceKind.TAR
     extra = COLUMNS
 
     def __init__(self, place: Path | str) -> None:
@@ -66,9 +68,12 @@ class TarSource:
         self._place = place
         self._unpacked: _Unpacked | None = None
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> SourceRecord:
         with open_file(self._place) as file:
-            return {"kind": "tar", "name": self.name, "bytes": file.seek(0, os.SEEK_END)}
+            return SourceRecord(kind=self.kind, name=self.name, bytes=file.seek(0, os.SEEK_END))
+
+    def shard(self) -> None:
+        """Its images are copied."""
 
     def items(self) -> Iterator[Item]:
         """Regular members without hidden names. A damaged archive ends in an item that says so."""

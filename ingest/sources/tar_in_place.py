@@ -8,15 +8,14 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from cluster.errors import UserError
+from ingest.dataset.plan_record import SourceKind, SourceRecord
+from ingest.dataset.records import FileRecord
 from ingest.problem import Problem
 from ingest.sources.companions import COLUMNS
 from ingest.sources.source import Item
 from ingest.sources.tar import TarSource, open_file
-
-KIND = "tar_in_place"
 
 
 class ForeignTar:
@@ -27,16 +26,17 @@ class ForeignTar:
         name: what the dataset calls it: its place, or its path relative to a dataset that it lies in.
     """
 
+    kind = SourceKind.TAR_IN_PLACE
     extra = COLUMNS
 
     def __init__(self, place: str, name: str) -> None:
         self.name = name
         self._place = place if "://" in place else Path(place)
         self._tar = TarSource(self._place)
-        self._shard: dict[str, Any] | None = None
+        self._shard: FileRecord | None = None
 
-    def describe(self) -> dict[str, Any]:
-        return self._tar.describe() | {"kind": KIND, "name": self.name}
+    def describe(self) -> SourceRecord:
+        return self._tar.describe().model_copy(update={"kind": self.kind, "name": self.name})
 
     def items(self) -> Iterator[Item]:
         return self._tar.items()
@@ -47,8 +47,8 @@ class ForeignTar:
     def close(self) -> None:
         self._tar.close()
 
-    def shard(self) -> dict[str, Any]:
-        """Name, bytes and sha256 of the whole tar, for commit records; it is read once.
+    def shard(self) -> FileRecord:
+        """The whole tar; it is read once.
 
         Raises:
             UserError: it cannot be read.
@@ -57,7 +57,8 @@ class ForeignTar:
             try:
                 with open_file(self._place) as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
-                    self._shard = {"name": self.name, "bytes": file.seek(0, os.SEEK_END), "sha256": digest}
+                    size = file.seek(0, os.SEEK_END)
+                    self._shard = FileRecord(name=self.name, bytes=size, sha256=digest)
             except OSError as error:
                 raise UserError(
                     f"{self._place} cannot be read ({error.strerror}): mend that, then run the same command "

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from cluster.errors import UserError
+from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.dataset.schema import META_SCHEMA
 
 FORMATS = {
@@ -42,6 +43,7 @@ _BATCH_ROWS = 65_536
 _BLOCK_BYTES = 8 << 20
 # Names of columns that plans and shards have of their own.
 _TAKEN = {*META_SCHEMA.names, "domain", "path", "problem", "source"}
+_OWN = ("url", "caption", "labels")
 _LABELS = pa.list_(pa.field("element", pa.string(), nullable=False))
 # Opens a list, unpacked, from its beginning.
 _Opened = Callable[[], AbstractContextManager[Any]]
@@ -67,6 +69,8 @@ class UrlList:
         UserError: it is not there, or has no column of URLs.
     """
 
+    kind = SourceKind.URLS
+
     def __init__(self, location: str, columns: Columns) -> None:
         self.name = PurePosixPath(location).name
         self._location = location
@@ -85,17 +89,33 @@ class UrlList:
         self._caption = self._find("--caption-column", columns.caption, CAPTION_NAMES, names)
         self._labels = self._find("--label-column", columns.labels, LABEL_NAMES, names)
 
-    def describe(self) -> dict[str, Any]:
-        """What the list is, for the fingerprint: a digest of its bytes, and which columns are used."""
+    def close(self) -> None:
+        """Nothing stays open."""
+
+    def describe(self, listed: Callable[[int], None]) -> SourceRecord:
+        """What the list is: a digest of its bytes, and which columns are used. Its rows are not looked at."""
         with self._open() as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         used = {"url": self._url, "caption": self._caption, "labels": self._labels}
-        return {"kind": "urls", "name": self.name, "sha256": digest, "columns": used}
+        return SourceRecord(kind=self.kind, name=self.name, sha256=digest, columns=used)
 
-    def schema(self) -> pa.Schema:
-        """Of the first table, which stands for all; a list without rows has none."""
+    @property
+    def extra(self) -> pa.Schema:
+        """Its further columns: those of the first table, which stands for all; without rows it has none."""
         first = next(self.tables(), None)
-        return pa.schema([]) if first is None else first.schema
+        return pa.schema([] if first is None else [each for each in first.schema if each.name not in _OWN])
+
+    def rows(self) -> Iterator[pa.Table]:
+        for table in self.tables():
+            none = pa.array([0] * len(table), pa.uint64())
+            columns = {
+                "path": table["url"].cast(pa.binary()),
+                "offset": none,
+                "size": none,
+                "problem": pa.array([""] * len(table), pa.string()),
+            }
+            further = {name: table[name] for name in table.column_names if name != "url"}
+            yield pa.table(columns | further)
 
     def tables(self) -> Iterator[pa.Table]:
         """The rows in order, as tables: url (string), caption (string or null), labels (list), other columns.

@@ -7,10 +7,11 @@ must be record by record, as the standard wants it, for a record is read from it
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from fastwarc.warc import WarcRecord
 
+from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.dataset.schema import NO_COLUMNS
 from ingest.image.header import sniff
 from ingest.problem import PROBLEMS, Problem
@@ -26,6 +27,7 @@ _STARTS = (b"WARC/", b"\x1f\x8b", b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd")
 class WarcSource:
     """Images in a WARC; see the module's docstring."""
 
+    kind = SourceKind.WARC
     extra = NO_COLUMNS
 
     def __init__(self, path: Path) -> None:
@@ -33,8 +35,11 @@ class WarcSource:
         self._path = path
         self._file: BinaryIO | None = None
 
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "warc", "name": self.name, "bytes": self._path.stat().st_size}
+    def describe(self) -> SourceRecord:
+        return SourceRecord(kind=self.kind, name=self.name, bytes=self._path.stat().st_size)
+
+    def shard(self) -> None:
+        """Its images are copied."""
 
     def items(self) -> Iterator[Item]:
         """Image responses and resources. A damaged archive ends in an item that says so."""

@@ -238,7 +238,7 @@ def test_a_dataset_beside_its_tars_moves_with_them(tars, tmp_path):
     assert damages(tmp_path / "moved") == []
     assert list(find_garbage(tmp_path / "moved")[1]) == []
     made = open_store(tmp_path / "moved")
-    assert read_commit(made, 0)["shard"]["name"] == "b.tar"
+    assert read_commit(made, 0).shard.name == "b.tar"
 
 
 def test_a_crawl_and_an_index_of_the_same_tar_are_different_work(tars, tmp_path, crawl):

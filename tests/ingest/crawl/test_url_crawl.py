@@ -154,7 +154,7 @@ def test_extending_fetches_only_what_is_new_and_the_old_root_still_opens(tmp_pat
     assert server.answered - asked == 40 + 2  # of the new ones, two lead elsewhere first
     plans = read_plans(open_store(tmp_path / "out"))
     assert [plan.generation for plan in plans] == [0, 1]
-    assert plans[1].description["known"] == 60
+    assert plans[1].record.known == 60
     assert second.root != first.root
     old, new = open_dataset(tmp_path / "out", sealed=first.root), open_dataset(tmp_path / "out")
     assert (old.root, new.root) == (first.root, second.root)
@@ -173,7 +173,7 @@ def test_a_url_that_is_listed_twice_is_asked_for_once_and_keeps_its_first_captio
     assert server.answered == 3
     assert {row["url"]: row["caption"] for row in rows_of(report)} == dict(zip(urls, "abc", strict=True))
     (plan,) = read_plans(open_store(tmp_path / "out"))
-    assert (plan.rows, plan.description["repeated"]) == (3, 3)
+    assert (plan.rows, plan.record.repeated) == (3, 3)
 
 
 def test_without_a_contact_nobody_is_asked(tmp_path, server):
@@ -251,7 +251,7 @@ def test_looking_for_files_reads_no_units_of_urls(mixed_plan):
     opens = Counter()
     _watched_crawl(plan, fetch, lambda name: opens.update([name]))
     # Its footer, ten units for the URLs, and for the files the two that have some and the one behind them.
-    assert opens[plan.description["items"]["name"]] == 1 + 10 + 3
+    assert opens[plan.record.items.name] == 1 + 10 + 3
 
 
 def test_more_hosts_at_a_time_than_the_usual_limit_of_open_files(tmp_path):

@@ -9,25 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
-from ingest.dataset.commit import canonical, commit
+from ingest.dataset.commit import commit
+from ingest.dataset.records import CommitRecord, FileRecord
 from ingest.dataset.seal import merkle_root, seal
 from ingest.store.posix import PosixStore
 
 
 def record(unit, fingerprint="a" * 64):
-    file = {"name": f"x/{unit}", "bytes": 1, "sha256": "b" * 64}
-    return {
-        "unit": unit,
-        "generation": 0,
-        "fingerprint": fingerprint,
-        "rows": 5,
-        "bytes": 10,
-        "kept": 2,
-        "rejected": {"not_an_image": 1},
-        "failed": {"truncated": 2},
-        "shard": file,
-        "meta": file,
-    }
+    file = FileRecord(name=f"x/{unit}", bytes=1, sha256="b" * 64)
+    return CommitRecord(
+        unit=unit,
+        generation=0,
+        fingerprint=fingerprint,
+        rows=5,
+        bytes=10,
+        kept=2,
+        rejected={"not_an_image": 1},
+        failed={"truncated": 2},
+        shard=file,
+        meta=file,
+    )
 
 
 def visible(folder):
@@ -37,7 +38,7 @@ def visible(folder):
 def test_lost_reply_and_lost_race_are_told_apart_by_reading(tmp_path):
     assert commit(PosixStore(tmp_path), record(3)) == record(3)
     assert commit(PosixStore(tmp_path), record(3)) == record(3)
-    assert commit(PosixStore(tmp_path), record(3) | {"kept": 1}) == record(3)
+    assert commit(PosixStore(tmp_path), record(3).model_copy(update={"kept": 1})) == record(3)
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=40))
@@ -84,7 +85,7 @@ def test_D1_seal_is_a_function_of_the_commits(tmp_path):
     expected = dict.fromkeys(range(3), "a" * 64)
     root = seal(PosixStore(tmp_path / "a"), expected)
     assert seal(PosixStore(tmp_path / "b"), expected) == root
-    assert root == merkle_root([canonical(record(unit)) for unit in range(3)])
+    assert root == merkle_root([record(unit).to_bytes() for unit in range(3)])
     for name in visible(tmp_path / "a"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     before = {name: (tmp_path / "a" / name).stat().st_mtime_ns for name in visible(tmp_path / "a")}

@@ -54,7 +54,7 @@ def test_units_without_a_sample_are_left_out_but_sealed(dataset):
     path, report, _ = dataset
     assert sealed_units(path, report.root)["kept"].to_pylist() == [4, 4, 2, 0]
     head = sealed_head(path, report.root)
-    assert (head["planned"], head["kept"], head["rejected"]) == (16, 10, {"not_an_image": 6})
+    assert (head.planned, head.kept, head.rejected) == (16, 10, {"not_an_image": 6})
 
 
 def test_view_drops_samples_and_units(dataset):

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from ingest import cli
 from ingest.dataset import gc
-from ingest.dataset.commit import canonical, read_commit
-from ingest.dataset.layout import commit_name, meta_name, shard_name
+from ingest.dataset.commit import commit, read_commit
+from ingest.dataset.layout import meta_name, shard_name
 from ingest.dataset.open import open_dataset
 from ingest.store.open import open_store
 
@@ -66,8 +66,8 @@ def test_unit_that_is_committed_later_is_cleaned_later(dataset):
     run(dataset)
     assert store.exists(shard_name(3, OTHER))
     record = read_commit(store, 0)
-    files = {"shard": record["shard"] | {"name": shard_name(3, "0" * 64)}}
-    store.create_if_absent(commit_name(3), canonical(record | {"unit": 3} | files))
+    shard = record.shard.model_copy(update={"name": shard_name(3, "0" * 64)})
+    commit(store, record.model_copy(update={"unit": 3, "shard": shard}))
     assert {file["name"] for file in json.loads(run(dataset, "--json"))["files"]} == {
         shard_name(3, OTHER),
         meta_name(3, OTHER),

@@ -30,25 +30,25 @@ def write(output, scene, encode, *, unit=7):
 
 def test_record_says_what_was_published(tmp_path, scene, encode):
     record, stored = write(tmp_path, scene, encode)
-    assert (record["rows"], record["kept"]) == (5, 3)
-    assert (record["rejected"], record["failed"]) == ({"not_an_image": 1}, {"io_error": 1})
-    assert record["bytes"] == sum(map(len, stored))
+    assert (record.rows, record.kept) == (5, 3)
+    assert (record.rejected, record.failed) == ({"not_an_image": 1}, {"io_error": 1})
+    assert record.bytes == sum(map(len, stored))
     for kind in ("shard", "meta"):
-        data = (tmp_path / record[kind]["name"]).read_bytes()
-        assert record[kind]["bytes"] == len(data)
-        assert record[kind]["sha256"] == hashlib.sha256(data).hexdigest()
-    assert record["shard"]["name"] == f"shards/007/00000007-{record['shard']['sha256'][:8]}.tar"
-    assert record["meta"]["name"] == f"meta/007/00000007-{record['meta']['sha256'][:8]}.parquet"
+        data = (tmp_path / getattr(record, kind).name).read_bytes()
+        assert getattr(record, kind).bytes == len(data)
+        assert getattr(record, kind).sha256 == hashlib.sha256(data).hexdigest()
+    assert record.shard.name == f"shards/007/00000007-{record.shard.sha256[:8]}.tar"
+    assert record.meta.name == f"meta/007/00000007-{record.meta.sha256[:8]}.parquet"
     files = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert len(files) == 2
 
 
 def test_tar_is_ustar_without_volatile_fields(tmp_path, scene, encode):
     record, stored = write(tmp_path, scene, encode)
-    data = (tmp_path / record["shard"]["name"]).read_bytes()
+    data = (tmp_path / record.shard.name).read_bytes()
     assert data[257:265] == b"ustar\x0000"
     assert data.endswith(b"\0" * 1024)
-    with tarfile.open(tmp_path / record["shard"]["name"]) as tar:
+    with tarfile.open(tmp_path / record.shard.name) as tar:
         members = tar.getmembers()
         assert [member.name for member in members] == [
             "0000000700000.jpg",
@@ -63,7 +63,7 @@ def test_tar_is_ustar_without_volatile_fields(tmp_path, scene, encode):
 
 def test_D2_parquet_has_a_row_per_attempt_that_points_into_the_tar(tmp_path, scene, encode):
     record, stored = write(tmp_path, scene, encode)
-    path = tmp_path / record["meta"]["name"]
+    path = tmp_path / record.meta.name
     metadata = pq.ParquetFile(path).metadata
     assert metadata.num_row_groups == 1
     assert {metadata.row_group(0).column(k).compression for k in range(metadata.num_columns)} == {"ZSTD"}
@@ -75,7 +75,7 @@ def test_D2_parquet_has_a_row_per_attempt_that_points_into_the_tar(tmp_path, sce
     assert [row["reason"] for row in rows] == ["not_an_image", None, None, None, "io_error"]
     assert [row["retryable"] for row in rows] == [False, False, False, False, True]
     assert [row["labels"] for row in rows] == [[], *[["cat", "pet"]] * 3, ["dog"]]
-    tar = (tmp_path / record["shard"]["name"]).read_bytes()
+    tar = (tmp_path / record.shard.name).read_bytes()
     for row, data in zip(rows[1:4], stored, strict=True):
         assert tar[row["offset"] : row["offset"] + row["size"]] == data
         assert row["sha256"] == hashlib.sha256(data).digest()
@@ -95,9 +95,9 @@ def test_unit_without_a_picture_is_a_readable_empty_tar(tmp_path):
     with ShardWriter(PosixStore(tmp_path), 3) as writer:
         writer.add(Checked(status="failed", reason="truncated"), b"", url="in/x", labels=[])
         record = writer.publish(generation=0, fingerprint="f" * 64)
-    with tarfile.open(tmp_path / record["shard"]["name"]) as tar:
+    with tarfile.open(tmp_path / record.shard.name) as tar:
         assert tar.getmembers() == []
-    assert pq.read_table(tmp_path / record["meta"]["name"]).num_rows == 1
+    assert pq.read_table(tmp_path / record.meta.name).num_rows == 1
 
 
 def test_D3_unpublished_unit_leaves_nothing(tmp_path):

@@ -12,7 +12,8 @@ from PIL import Image
 
 from cluster.errors import UserError
 from ingest.dataset import layout
-from ingest.dataset.commit import canonical, commit
+from ingest.dataset.commit import commit
+from ingest.dataset.records import canonical
 from ingest.dataset.seal import seal
 from ingest.dataset.shard import ShardWriter
 from ingest.dataset.verify import Level, read_seal, verify_root, verify_units

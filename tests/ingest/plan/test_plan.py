@@ -14,13 +14,13 @@ from ingest.image.decode import ImageLimits
 from ingest.plan import settings as crawl_settings
 from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings
-from ingest.sources.opening import open_source
+from ingest.sources.opening import open_listing
 from ingest.sources.url_list import Columns
 from ingest.store.posix import PosixStore
 
 
 def frozen(output, *sources, listed=lambda items: None, **settings):
-    opened = [open_source(str(source), Columns()) for source in sources]
+    opened = [open_listing(str(source), Columns()) for source in sources]
     return freeze(PosixStore(output), opened, CrawlSettings(**settings), listed=listed)
 
 
@@ -31,7 +31,7 @@ def test_units_hold_every_item_in_order_and_one_row_group_each(tmp_path, folder)
     assert (plan.units, plan.rows, listed) == (range(3), 11, [11])
     paths = [item.path for unit in plan.units for _, item in plan.items(unit)]
     assert paths == sorted(os.fsencode(path.relative_to(source)) for path in source.rglob("*.*"))
-    listing = plan.description["items"]["name"]
+    listing = plan.record.items.name
     metadata = pq.ParquetFile(tmp_path / "out" / listing).metadata
     assert [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)] == [4, 4, 3]
     files = sorted((tmp_path / "out").rglob("*.*"))

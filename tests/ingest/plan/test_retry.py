@@ -75,7 +75,7 @@ def test_D2_only_what_may_succeed_later_is_tried_again(tmp_path):
         )
         run("crawl-shards", tmp_path / "l.parquet", "--output", output, *FLAGS)
         first = open_dataset(output).root
-        assert sealed_head(output, first)["failed"] == {"http_404": 1, "http_503": 3}
+        assert sealed_head(output, first).failed == {"http_404": 1, "http_503": 3}
 
         del broken["1"]  # one is well again, and one is gone for good
         broken["6"] = 404

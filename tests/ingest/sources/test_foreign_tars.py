@@ -17,9 +17,10 @@ from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings
 from ingest.sources import companions
 from ingest.sources.companions import LARGEST_COMPANION, MOST_LABELS, joined, member_of
-from ingest.sources.opening import open_images
+from ingest.sources.opening import open_listing
 from ingest.sources.source import Item
 from ingest.sources.tar import TarSource
+from ingest.sources.url_list import Columns
 from ingest.store.posix import PosixStore
 
 KINDS = ["jpg", "txt", "json", "cls", "caption", "label", "npy", "left.png", ""]
@@ -136,7 +137,9 @@ def test_D1_another_caption_is_another_plan(tmp_path):
     for caption in (b"one", b"two"):
         path = archive(tmp_path / "x.tar", [("1.jpg", b"image"), ("1.txt", caption)])
         store = PosixStore(tmp_path / caption.decode())
-        plans.append(freeze(store, [open_images(str(path))], CrawlSettings(), listed=lambda items: None))
+        plans.append(
+            freeze(store, [open_listing(str(path), Columns())], CrawlSettings(), listed=lambda items: None)
+        )
     assert plans[0].fingerprint != plans[1].fingerprint
 
 
@@ -149,10 +152,10 @@ def test_columns_of_tars_and_folders_lie_side_by_side(tmp_path, folder, crawl, s
 
 def test_D4_long_texts_are_cut_and_make_small_units(tmp_path, monkeypatch):
     monkeypatch.setattr("ingest.plan.cut_into_units._CHUNK_BYTES", 5 * LARGEST_COMPANION)
-    monkeypatch.setattr("ingest.plan.freeze._BATCH", 2)
+    monkeypatch.setattr("ingest.sources.image_listing._BATCH", 2)
     long = "ü".encode() * LARGEST_COMPANION
     members = [(f"{n}.{kind}", data) for n in range(12) for kind, data in (("jpg", b"x"), ("txt", long))]
-    source = open_images(str(archive(tmp_path / "x.tar", members)))
+    source = open_listing(str(archive(tmp_path / "x.tar", members)), Columns())
     plan = freeze(PosixStore(tmp_path / "out"), [source], CrawlSettings(), listed=lambda items: None)
     assert [len(plan.items(unit)) for unit in plan.units] == [6, 6]
     assert all(item.caption == "ü" * (LARGEST_COMPANION // 2) for _, item in plan.items(0))
@@ -161,7 +164,7 @@ def test_D4_long_texts_are_cut_and_make_small_units(tmp_path, monkeypatch):
 def test_D4_few_long_texts_are_in_memory_at_a_time(tmp_path):
     members = [(f"{n}.{kind}", b"x" * 60_000) for n in range(400) for kind in ("jpg", "txt")]
     counts = [0]
-    source = open_images(str(archive(tmp_path / "x.tar", members)))
+    source = open_listing(str(archive(tmp_path / "x.tar", members)), Columns())
     plan = freeze(PosixStore(tmp_path / "out"), [source], CrawlSettings(), listed=counts.append)
     assert plan.rows == counts[-1] == 400
     assert max(after - before for before, after in pairwise(counts)) * 60_000 < 10_000_000

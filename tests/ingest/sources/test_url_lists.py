@@ -79,7 +79,7 @@ def test_a_column_may_be_empty_at_first_and_have_odd_bytes_late(tmp_path, name, 
     found = rows(tmp_path / name)
     assert len(found) == 101
     assert found[-1] == last | {"by": "you" if name == "a.jsonl" else "caf\\xe9"}
-    assert UrlList(str(tmp_path / name), Columns()).schema().field("by").type == pa.string()
+    assert UrlList(str(tmp_path / name), Columns()).extra.field("by").type == pa.string()
 
 
 def test_a_column_that_changes_its_type_late_is_one_sentence(tmp_path, monkeypatch):
@@ -126,12 +126,12 @@ def test_a_list_without_urls_or_with_damage_is_one_sentence(tmp_path):
 
 def test_the_identity_is_that_of_the_bytes_and_of_the_columns_used(tmp_path):
     write(tmp_path / "a.csv", "csv")
-    one = UrlList(str(tmp_path / "a.csv"), Columns()).describe()
-    assert one == UrlList(str(tmp_path / "a.csv"), Columns()).describe()
-    assert one != UrlList(str(tmp_path / "a.csv"), Columns(caption="URL")).describe()
+    one = UrlList(str(tmp_path / "a.csv"), Columns()).describe(print)
+    assert one == UrlList(str(tmp_path / "a.csv"), Columns()).describe(print)
+    assert one != UrlList(str(tmp_path / "a.csv"), Columns(caption="URL")).describe(print)
     with (tmp_path / "a.csv").open("a") as file:
         file.write("http://c.org,,,\n")
-    assert one["sha256"] != UrlList(str(tmp_path / "a.csv"), Columns()).describe()["sha256"]
+    assert one.sha256 != UrlList(str(tmp_path / "a.csv"), Columns()).describe(print).sha256
 
 
 def test_patterns_name_lists_in_order(tmp_path):

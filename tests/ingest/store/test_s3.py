@@ -21,7 +21,8 @@ from ingest.dataset.verify import Level, read_seal, verify_root, verify_units
 from ingest.dataset.view import read_view, write_view
 from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings
-from ingest.sources.opening import open_images
+from ingest.sources.opening import open_listing
+from ingest.sources.url_list import Columns
 from ingest.store import s3, s3_requests
 from ingest.store.open import open_store
 from ingest.store.posix import PosixStore
@@ -205,7 +206,7 @@ def test_D1_D3_two_crawls_of_one_output_at_once(tmp_path, folder, crawl, bucket)
 
 def test_of_two_plans_at_once_the_first_wins(folder, bucket):
     source, store = folder(), open_store(f"{bucket}/set")
-    opened, first = [open_images(str(source))], []
+    opened, first = [open_listing(str(source), Columns())], []
 
     def meanwhile(items):
         if not first:
@@ -243,6 +244,6 @@ def test_losers_of_a_unit_leave_the_winners_result(folder, bucket, crawl):
     crawl([folder()], url, unit_rows=UNIT_ROWS)
     store = open_store(url)
     record = read_commit(store, 1)
-    assert commit(store, record | {"kept": 1}) == record
+    assert commit(store, record.model_copy(update={"kept": 1})) == record
     assert read_commit(store, 1) == record
     assert Path(record["shard"]["name"]).name.startswith("00000001-")

@@ -1,0 +1,144 @@
+"""What plan.json says: everything that decides what a generation gives, and the list of its units."""
+
+from enum import StrEnum
+
+from pydantic import ConfigDict
+
+from ingest.dataset import layout
+from ingest.dataset.records import Record
+from ingest.image.check import Crop, Encoding
+from ingest.store.store import Store
+
+
+class SourceKind(StrEnum):
+    """What a source of images is."""
+
+    FOLDER = "folder"
+    TAR = "tar"
+    WARC = "warc"
+    URLS = "urls"
+    TAR_IN_PLACE = "tar_in_place"
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether its items are URLs, which are asked for, site by site."""
+        return self is SourceKind.URLS
+
+    @property
+    def stays_in_place(self) -> bool:
+        """Whether its images stay where they lie, and no shard is written for them."""
+        return self is SourceKind.TAR_IN_PLACE
+
+
+class SourceRecord(Record):
+    """A source as it was when it was planned.
+
+    Attributes:
+        kind, name: what it is, and the last part of its location.
+        bytes: of an archive as a file.
+        columns: of a list of URLs: which are URL, caption and labels.
+        items: how many were listed; None of a list of URLs.
+        sha256: of the list of its items; of a list of URLs, of its bytes.
+    """
+
+    kind: SourceKind
+    name: str
+    bytes: int | None = None
+    columns: dict[str, str | None] | None = None
+    items: int | None = None
+    sha256: str | None = None
+
+
+class Flags(Record):
+    """The settings of a crawl, by the option that sets each; one without a value is True or None."""
+
+    model_config = ConfigDict(alias_generator=lambda name: "--" + name.replace("_", "-"))
+
+    unit_rows: int
+    resize: int | None
+    crop: Crop
+    encoding: Encoding
+    quality: int
+    no_phash: bool | None
+    max_bytes: int
+    max_pixels: int
+    # A number that was given as a whole one stays one: its spelling is part of the fingerprint.
+    seconds: int | float
+    memory_mb: int
+    deadline: int | float
+    attempts: int
+    max_redirects: int
+    ignore_robots: bool | None
+    ignore_x_robots: bool | None
+    allow_private: list[str] | None
+
+
+class Identity(Record):
+    """Everything that decides a generation's output: its sha256 is the fingerprint.
+
+    Attributes:
+        format: of datasets.
+        settings: what is made of the sources.
+        builds: versions of what makes bytes.
+        sources: by their numbers.
+        extends: fingerprints of the generations before.
+        retries: of another try: the generations whose attempts are made again.
+    """
+
+    format: int
+    settings: Flags
+    builds: dict[str, str | None]
+    sources: tuple[SourceRecord, ...]
+    extends: tuple[str, ...]
+    retries: tuple[int, ...] | None = None
+
+
+class ItemsRecord(Record):
+    """The Parquet file that lists a generation's attempts, one row group for each unit."""
+
+    name: str
+    sha256: str
+
+
+class PlanRecord(Identity):
+    """A frozen generation.
+
+    Attributes:
+        generation: its number; the first is 0.
+        first_unit, units: unit numbers go on from the generation before.
+        rows: attempts planned, over all units.
+        items: the file that lists them.
+        fingerprint: sha256 of the identity, hex.
+        locations: where each source was.
+        contact: whom webmasters were told of.
+        repeated, known: URLs that were left out because they came before, in these sources or in others.
+    """
+
+    generation: int
+    first_unit: int
+    units: int
+    rows: int
+    items: ItemsRecord
+    fingerprint: str
+    locations: tuple[str, ...]
+    contact: str | None = None
+    repeated: int | None = None
+    known: int | None = None
+
+
+def read_plan(store: Store, generation: int) -> PlanRecord | None:
+    """The record of a generation; None if it was never planned, or is not here.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    name = layout.plan_name(generation)
+    try:
+        data = store.read(name)
+    except FileNotFoundError:
+        return None
+    mend = (
+        "restore it from a copy, or remove it and give the command that planned it again, with the same "
+        "sources and options"
+    )
+    return PlanRecord.read(data, where=store.where(name), mend=mend)
