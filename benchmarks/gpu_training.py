@@ -33,6 +33,8 @@ from training_arm import Arm, between, mark
 
 from cluster.rank.torch_dist import World
 from pipeline.checkpoint.checkpoints import Checkpoints
+from pipeline.data.batch import Inputs
+from pipeline.data.image.views import crops_by_name
 from pipeline.methods.build import assemble_method
 from pipeline.parallel.parallelize import parallelize
 from pipeline.parallel.precision import DTYPES
@@ -150,15 +152,15 @@ class Bench:
             method.to(memory_format=layout)
         generator = torch.Generator(self.device).manual_seed(1)
         dtype = DTYPES[recipe.train.precision]
-        crops = [
-            torch.randn(
+        crops = {
+            name: torch.randn(
                 (group.count * rows, 3, group.size, group.size),
                 device=self.device,
                 dtype=dtype,
                 generator=generator,
             ).contiguous(memory_format=layout)
-            for group in recipe.data.crops
-        ]
+            for name, group in crops_by_name(recipe.data).items()
+        }
         optimizer = build_optimizer(engine, recipe.optim)
         for group in optimizer.param_groups:
             group["lr"] = recipe.optim.warmup_lr
@@ -169,7 +171,7 @@ class Bench:
             engine=engine,
             optimizer=optimizer,
             scale=LossScale(enabled=recipe.train.precision == "fp16"),
-            crops=crops,
+            inputs=Inputs(views=crops),
         )
 
     def exact(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from PIL import Image
 from ingest.crawl.crawl import CrawlSettings, crawl_shards
 from ingest.dataset.open import Dataset, open_dataset
 from pipeline.data.loader import Loader
+from pipeline.data.modality import modality_of
 from pipeline.data.order import plan_order
 from pipeline.data.rank_batches import RankBatches
 from pipeline.data.reader import Reader
@@ -116,7 +117,7 @@ def measure_crops(root: Path, passes: int, crops: list[dict[str, object]]) -> fl
     batch_size = min(32, len(dataset))
     data = data_of(root, crops, batch_size)
     order = plan_order(samples=len(dataset), batch_size=batch_size, window=data.window, seed=0)
-    make = RankBatches(dataset, data, order, slice(0, batch_size))
+    make = RankBatches(dataset, modality_of(data), order, slice(0, batch_size))
     make(0)
     start = time.process_time()
     for step in range(passes * order.steps_per_epoch):

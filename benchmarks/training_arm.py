@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster.rank.torch_dist import World
+from pipeline.data.batch import Inputs
 from pipeline.distributed.sharded import norms
 from pipeline.methods.build import Method
 from pipeline.parallel.engine import Engine
@@ -28,7 +29,7 @@ class Arm:
     engine: Engine
     optimizer: torch.optim.Optimizer
     scale: LossScale
-    crops: list[Tensor]
+    inputs: Inputs
     done: int = 0
     peak: int = 0
     times: list[tuple[float, float, float]] = field(default_factory=list)
@@ -37,7 +38,7 @@ class Arm:
         """One step as the loop takes it, without its logging and guard; returns the loss."""
         marks = [mark(self.world.device)]
         with arithmetic(self.recipe.train, self.world.device):
-            terms = self.engine(self.crops, self.done)
+            terms = self.engine(self.inputs, self.done)
         marks.append(mark(self.world.device))
         self.engine.backward(terms["loss"] * self.scale.factor)
         marks.append(mark(self.world.device))
@@ -63,11 +64,11 @@ class Arm:
         self.times.clear()
 
     def own_bytes(self) -> int:
-        """Weights, optimizer's state and crops: what stays between steps."""
+        """Weights, optimizer's state and inputs: what stays between steps."""
         state = [
             v for values in self.optimizer.state.values() for v in values.values() if isinstance(v, Tensor)
         ]
-        tensors = [*self.method.parameters(), *self.method.buffers(), *state, *self.crops]
+        tensors = [*self.method.parameters(), *self.method.buffers(), *state, *self.inputs.views.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -1,32 +1,48 @@
-"""What the loader hands to a method."""
+"""What a method is shown, and what it was before the device worked on it.
 
-import logging
+Both hold the views of their samples by name. A view is named by the key of the recipe that describes it:
+"crops.0" for the first of `data.crops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-_log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One rank's rows of a global batch.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inputs:
+    """One rank's rows of a global batch as a method takes them. Who passes it on does not look inside.
 
     Attributes:
-        crops: for each crop group uint8 (count·b, 3, S, S) in channels_last, view-major: view 0 of all rows,
-            then view 1, …
-        photometric: for each crop group float32 (count·b, K), the colour parameters that `augment` takes.
+        views: of every sample, by name, on the device: (count·b, …), view-major: view 0 of all b rows, then
+            view 1, …; images are (count·b, 3, S, S) floats in channels_last.
+    """
+
+    views: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """One rank's rows of a global batch as workers hand them over: bytes, and what is left for the device.
+
+    Attributes:
+        views: of every sample, by name, as they are stored: (count·b, …), view-major; images are uint8
+            (count·b, S, S, 3).
+        parameters: for each name (count·b, K), on the CPU: what was drawn for the device to do.
         keys: int64 (b,), the samples' keys.
     """
 
-    crops: list[Tensor]
-    photometric: list[Tensor]
+    views: Mapping[str, Tensor]
+    parameters: Mapping[str, Tensor]
     keys: Tensor
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> Batch:
         """A copy, ready for asynchronous copies to a GPU; the CPU reads the parameters."""
         return Batch(
-            crops=[crops.pin_memory() for crops in self.crops],
-            photometric=[parameters.clone() for parameters in self.photometric],
+            views={name: view.pin_memory() for name, view in self.views.items()},
+            parameters={name: drawn.clone() for name, drawn in self.parameters.items()},
             keys=self.keys.clone(),
         )

@@ -4,28 +4,26 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cluster.errors import UserError
 from ingest.dataset.open import open_dataset
-from pipeline.data.batch import Batch
-from pipeline.data.image.augment import augment
+from pipeline.data.batch import Batch, Inputs
+from pipeline.data.image.views import crops_by_name
+from pipeline.data.modality import modality_of
 from pipeline.data.order import plan_order, rank_rows
 from pipeline.data.rank_batches import RankBatches
 from pipeline.data.resident import RankBoxes, ResidentImages
 from pipeline.data.workers import numbered, start_fork_server
 from pipeline.recipe.data import Data
 
-__all__ = ["Batch", "Loader"]
-
 
 class Loader:
     """A sealed dataset as global batches, a pure function of (root, view, seed, step, B, L, W).
 
     Args:
-        data: what is read, and how a sample becomes crops.
+        data: what is read, and what becomes of a sample.
         rank, world_size: this rank takes its contiguous rows of every global batch.
-        workers: processes that read and crop; 0 does it in this one. The batches do not depend on it.
+        workers: processes that read and cut; 0 does it in this one. The batches do not depend on it.
         device: where `augment` works.
         resident: decode all images now and keep them on the device, where the crops are then cut: the same
             crops. For images of one size that fit.
@@ -49,12 +47,13 @@ class Loader:
         device: torch.device,
         resident: bool = False,
     ) -> None:
-        self._data, self._workers, self._device = data, workers, device
+        self._workers, self._device = workers, device
         dataset = open_dataset(data.root, sealed=data.sealed, view=data.view)
         order = plan_order(samples=len(dataset), batch_size=data.batch_size, window=data.window, seed=seed)
         rows = rank_rows(data.batch_size, rank=rank, world_size=world_size)
         self.dataset = dataset
-        self._batches = RankBatches(dataset, data, order, rows)
+        self._modality = modality_of(data)
+        self._batches = RankBatches(dataset, self._modality, order, rows)
         self._identity = {
             "root": dataset.root,
             "view": data.view,
@@ -70,7 +69,7 @@ class Loader:
         self.steps_per_epoch = order.steps_per_epoch
         self._images: ResidentImages | None = None
         if resident:
-            self._images = ResidentImages(dataset, data.crops, workers=workers, device=device)
+            self._images = ResidentImages(dataset, crops_by_name(data), workers=workers, device=device)
 
     def from_step(self, step: int, *, held: int = 1) -> Iterator[tuple[int, Batch]]:
         """Batches with their global micro-batch counter, from `step` on, epoch after epoch, without end.
@@ -88,7 +87,7 @@ class Loader:
     def _endless(self, step: int, held: int) -> Iterator[Batch]:
         workers, pin_memory = self._workers, self._device.type == "cuda"
         if self._images is None:
-            size, make = self._batches.crop_bytes, self._batches
+            size, make = self._batches.view_bytes, self._batches
             yield from numbered(
                 make, step, workers=workers, pin_memory=pin_memory, shared_bytes=size, held=held
             )
@@ -119,15 +118,7 @@ class Loader:
                     "go on with the same data, seed, batch size and window, or start a new run"
                 )
 
-    def augment(self, batch: Batch, *, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-        """The crops on the device, coloured and normalised: (count·b, 3, S, S) per group, channels_last."""
-        return [
-            augment(
-                crops.to(self._device, non_blocking=True),
-                parameters,
-                mean=self._data.mean,
-                std=self._data.std,
-                dtype=dtype,
-            )
-            for crops, parameters in zip(batch.crops, batch.photometric, strict=True)
-        ]
+    def augment(self, batch: Batch, *, dtype: torch.dtype = torch.float32) -> Inputs:
+        """What a method is shown of a batch, on the device."""
+        views = {name: view.to(self._device, non_blocking=True) for name, view in batch.views.items()}
+        return self._modality.finish(views, batch.parameters, dtype=dtype)

@@ -38,24 +38,24 @@ def philox4x32(
 
 
 def uniforms(
-    *, seed: int, epoch: int, keys: ArrayLike, attempts: ArrayLike, crops: int, draws: int
+    *, seed: int, epoch: int, keys: ArrayLike, attempts: ArrayLike, views: int, draws: int
 ) -> NDArray[np.float64]:
-    """The draws of some samples' crops, each in the open interval (0, 1), in steps of 2^-32.
+    """The draws of some samples' views, each in the open interval (0, 1), in steps of 2^-32.
 
     Args:
         seed, epoch: of the run.
         keys: (samples,) the samples' 64-bit keys.
-        attempts: (samples,) 0, or for a substitute how many rows after the bad one it stands: its crops then
+        attempts: (samples,) 0, or for a substitute how many rows after the bad one it stands: its views then
             differ from those it has in its own place.
-        crops: crops per sample.
-        draws: numbers per crop.
+        views: of each sample.
+        draws: numbers for each view.
 
     Returns:
-        (samples, crops, draws) float64.
+        (samples, views, draws) float64.
     """
     blocks = -(-draws // 4)
     sample_keys = np.asarray(keys, np.uint64).reshape(-1, 1)
-    numbers = np.arange(crops * blocks, dtype=np.uint64)
+    numbers = np.arange(views * blocks, dtype=np.uint64)
     run_key = int(derive_key(seed, epoch)[0])
     words = philox4x32(
         (
@@ -66,5 +66,5 @@ def uniforms(
         ),
         (run_key & 0xFFFF_FFFF, run_key >> 32),
     )
-    flat = np.stack(words, axis=-1).reshape(-1, crops, blocks * 4)[:, :, :draws]
+    flat = np.stack(words, axis=-1).reshape(-1, views, blocks * 4)[:, :, :draws]
     return (flat.astype(np.float64) + 0.5) * 2.0**-32

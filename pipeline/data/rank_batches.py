@@ -1,8 +1,8 @@
-"""One rank's rows of any global batch, by its number: read, crop, and draw what the device will do."""
+"""One rank's rows of any global batch, by its number: read, cut, and draw what the device will do."""
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,40 +14,39 @@ from cluster.errors import UserError
 from ingest.dataset.open import Dataset
 from pipeline.data import order as orders
 from pipeline.data.batch import Batch
-from pipeline.data.image.augment import PHOTOMETRIC_DRAWS, draw_parameters
-from pipeline.data.image.crops import GEOMETRY_DRAWS, cut
+from pipeline.data.modality import Modality
 from pipeline.data.philox import uniforms
 from pipeline.data.reader import BadSampleError, Reader
-from pipeline.recipe.data import Data
 
 _log = logging.getLogger(__name__)
 # Bad samples are rare and windows are shuffled: so many in a row mean that the dataset is broken.
 _MOST_SUBSTITUTES = 1_000
 
-# Writes a sample's crops: of its place, its crops' geometry draws, and where to. BadSampleError if it cannot.
-WriteCrops = Callable[[tuple[int, int], NDArray[np.float64], list[NDArray[Any]]], None]
+# Writes a sample's views: of its place, its views' draws, and where to. BadSampleError if it cannot.
+WriteViews = Callable[[tuple[int, int], NDArray[np.float64], Mapping[str, NDArray[Any]]], None]
 
 
 class RankBatches:
     """Makes one rank's batches, each a pure function of its number. Opens nothing before the first.
 
     Args:
+        modality: what becomes of a sample.
         rows: the rank's rows of every global batch.
 
     Attributes:
         count: of the rank's rows.
     """
 
-    def __init__(self, dataset: Dataset, data: Data, order: orders.Order, rows: slice) -> None:
-        self._dataset, self._data, self._order, self._rows = dataset, data, order, rows
+    def __init__(self, dataset: Dataset, modality: Modality, order: orders.Order, rows: slice) -> None:
+        self._dataset, self._modality, self._order, self._rows = dataset, modality, order, rows
         self.count: int = rows.stop - rows.start
         self._reader: Reader | None = None
         self._index: tuple[int, orders.EpochIndex] | None = None
 
     @property
-    def crop_bytes(self) -> int:
-        """Size of one batch's crops."""
-        return self.count * sum(group.count * 3 * group.size * group.size for group in self._data.crops)
+    def view_bytes(self) -> int:
+        """Size of one batch's views."""
+        return self.count * sum(room.nbytes for room in self._modality.empty(1).values())
 
     def __call__(self, step: int) -> Batch:
         """The rank's rows of micro-batch `step`, counted over all epochs.
@@ -56,25 +55,21 @@ class RankBatches:
             UserError: if a shard is missing, or hardly any sample of a window can be used.
             OSError: if reading fails again and again.
         """
-        crops = [
-            np.empty((group.count, self.count, group.size, group.size, 3), np.uint8)
-            for group in self._data.crops
-        ]
-        keys, photometric = self.fill(step, crops, self._read_and_cut)
-        return Batch(
-            crops=[torch.from_numpy(of_group).flatten(0, 1).permute(0, 3, 1, 2) for of_group in crops],
-            photometric=photometric,
-            keys=keys,
-        )
+        room = self._modality.empty(self.count)
+        keys, parameters = self.fill(step, room, self._read_and_cut)
+        views = {name: torch.from_numpy(of_name).flatten(0, 1) for name, of_name in room.items()}
+        return Batch(views=views, parameters=parameters, keys=keys)
 
-    def fill(self, step: int, out: Sequence[NDArray[Any]], write: WriteCrops) -> tuple[Tensor, list[Tensor]]:
-        """Let `write` make the crops of each row of micro-batch `step`; for bad samples, of substitutes.
+    def fill(
+        self, step: int, out: Mapping[str, NDArray[Any]], write: WriteViews
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Let `write` make the views of each row of micro-batch `step`; for bad samples, of substitutes.
 
         Args:
-            out: for each crop group (count, b, …), of which `write` gets (count, …).
+            out: for each name (count, b, …), of which `write` gets (count, …).
 
         Returns:
-            The keys and the colour parameters, as in `Batch`.
+            The keys and the parameters, as in `Batch`.
         """
         epoch, step_of_epoch = divmod(step, self._order.steps_per_epoch)
         reader = self._open_reader()
@@ -82,7 +77,7 @@ class RankBatches:
         keys = np.array([reader.key(*place) for place in places], np.int64)
         draws = self._draws(epoch, keys, np.zeros(self.count, np.int64))
         for number, place in enumerate(places):
-            parts = [of_group[:, number] for of_group in out]
+            parts = {name: of_name[:, number] for name, of_name in out.items()}
             ahead = 0
             candidate = place
             while not self._written(write, candidate, draws[number], parts):
@@ -90,7 +85,7 @@ class RankBatches:
                 candidate = self._substitute(epoch, step_of_epoch, number, ahead)
                 keys[number] = reader.key(*candidate)
                 draws[number] = self._draws(epoch, keys[number : number + 1], np.array([ahead]))[0]
-        return torch.from_numpy(keys), self._photometric(draws)
+        return torch.from_numpy(keys), self._modality.parameters(draws)
 
     def places(self, step: int) -> list[tuple[int, int]]:
         """The (unit index, row) of the rank's rows of micro-batch `step`, before any substitution."""
@@ -115,11 +110,15 @@ class RankBatches:
         return self._places(epoch, step, slice(row, row + 1), ahead)[0]
 
     def _written(
-        self, write: WriteCrops, place: tuple[int, int], draws: NDArray[np.float64], out: list[NDArray[Any]]
+        self,
+        write: WriteViews,
+        place: tuple[int, int],
+        draws: NDArray[np.float64],
+        out: Mapping[str, NDArray[Any]],
     ) -> bool:
-        """Write a sample's crops; False, and a line in the log, if it is a bad one."""
+        """Write a sample's views; False, and a line in the log, if it is a bad one."""
         try:
-            write(place, draws[:, PHOTOMETRIC_DRAWS:], out)
+            write(place, draws, out)
         except BadSampleError as error:
             name = self._open_reader().name(*place)
             _log.warning("%s is bad: %s; the next row of its window takes its place", name, error)
@@ -127,29 +126,20 @@ class RankBatches:
         return True
 
     def _read_and_cut(
-        self, place: tuple[int, int], draws: NDArray[np.float64], out: list[NDArray[Any]]
+        self, place: tuple[int, int], draws: NDArray[np.float64], out: Mapping[str, NDArray[Any]]
     ) -> None:
-        cut(self._open_reader().read(*place), self._data.crops, draws, out)
+        self._modality.cut(self._open_reader().read(*place), draws, out)
 
     def _draws(self, epoch: int, keys: NDArray[np.int64], attempts: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(samples, crops, draws): colour first, then geometry."""
+        """(samples, views, draws)."""
         return uniforms(
             seed=self._order.seed,
             epoch=epoch,
             keys=keys,
             attempts=attempts,
-            crops=sum(group.count for group in self._data.crops),
-            draws=PHOTOMETRIC_DRAWS + GEOMETRY_DRAWS,
+            views=self._modality.views,
+            draws=self._modality.draws,
         )
-
-    def _photometric(self, draws: NDArray[np.float64]) -> list[Tensor]:
-        parameters, first = [], 0
-        for group in self._data.crops:
-            of_group = draws[:, first : first + group.count, :PHOTOMETRIC_DRAWS].swapaxes(0, 1)
-            drawn = draw_parameters(of_group, group.photometric)
-            parameters.append(torch.from_numpy(drawn.reshape(group.count * self.count, -1)))
-            first += group.count
-        return parameters
 
     def _open_reader(self) -> Reader:
         if self._reader is None:

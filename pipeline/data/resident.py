@@ -5,7 +5,7 @@ substitutes and, to the bit, the crops are those of `RankBatches`.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -22,6 +22,7 @@ from ingest.image.decode import ImageError, decode
 from pipeline.data.batch import Batch
 from pipeline.data.image.crops import FLIP, crop_box
 from pipeline.data.image.resample import crop_and_resize, installed_fixed_point
+from pipeline.data.image.views import geometry
 from pipeline.data.rank_batches import RankBatches
 from pipeline.data.reader import BadSampleError, Reader
 from pipeline.data.workers import numbered
@@ -38,20 +39,20 @@ class Boxes:
     """One rank's rows of a global batch, before they are cut.
 
     Attributes:
-        boxes: for each crop group int32 (count·b, 6), view-major: the image's place in the dataset; left,
-            top, width, height in pixels; and 1 if the crop is flipped, else 0.
-        photometric, keys: as in `Batch`.
+        boxes: for each name int32 (count·b, 6), view-major: the image's place in the dataset; left, top,
+            width, height in pixels; and 1 if the crop is flipped, else 0.
+        parameters, keys: as in `Batch`.
     """
 
-    boxes: list[Tensor]
-    photometric: list[Tensor]
+    boxes: dict[str, Tensor]
+    parameters: dict[str, Tensor]
     keys: Tensor
 
     def pin_memory(self) -> "Boxes":
         """A copy, ready for asynchronous copies to a GPU; the CPU reads the parameters."""
         return Boxes(
-            boxes=[boxes.pin_memory() for boxes in self.boxes],
-            photometric=[parameters.clone() for parameters in self.photometric],
+            boxes={name: boxes.pin_memory() for name, boxes in self.boxes.items()},
+            parameters={name: drawn.clone() for name, drawn in self.parameters.items()},
             keys=self.keys.clone(),
         )
 
@@ -60,10 +61,11 @@ class ResidentImages:
     """All images of a dataset, in the memory of a device.
 
     Args:
+        groups: the crops that are cut, by name.
         workers: processes that decode.
 
     Attributes:
-        groups: the crops that are cut.
+        groups: as given.
         pixels: uint8 (N, H, W, 3), in the dataset's order.
         bad: place in the dataset → why nobody can use that image.
 
@@ -72,7 +74,7 @@ class ResidentImages:
     """
 
     def __init__(
-        self, dataset: Dataset, groups: Sequence[CropGroup], *, workers: int, device: torch.device
+        self, dataset: Dataset, groups: Mapping[str, CropGroup], *, workers: int, device: torch.device
     ) -> None:
         self.groups, self._fixed_point = groups, installed_fixed_point()
         width, height = _size_of_first(dataset)
@@ -99,15 +101,15 @@ class ResidentImages:
 
     def cut(self, drawn: Boxes) -> Batch:
         """The crops, on the device."""
-        crops = [self._cut(boxes, group.size) for boxes, group in zip(drawn.boxes, self.groups, strict=True)]
-        return Batch(crops=crops, photometric=drawn.photometric, keys=drawn.keys)
+        views = {name: self._cut(drawn.boxes[name], group.size) for name, group in self.groups.items()}
+        return Batch(views=views, parameters=drawn.parameters, keys=drawn.keys)
 
     def _cut(self, boxes: Tensor, size: int) -> Tensor:
         moved = boxes.to(self.pixels.device, non_blocking=True)
         images = self.pixels.index_select(0, moved[:, 0])
         crops = crop_and_resize(images, moved[:, 1:5], size=size, fixed_point=self._fixed_point)
         flipped = moved[:, 5].bool().view(-1, 1, 1, 1)
-        return torch.where(flipped, crops.flip(2), crops).permute(0, 3, 1, 2)
+        return torch.where(flipped, crops.flip(2), crops)
 
 
 class RankBoxes:
@@ -121,7 +123,7 @@ class RankBoxes:
     @property
     def box_bytes(self) -> int:
         """Size of one batch's boxes."""
-        return self._batches.count * sum(group.count for group in self._groups) * _NUMBERS * 4
+        return self._batches.count * sum(group.count for group in self._groups.values()) * _NUMBERS * 4
 
     def __call__(self, step: int) -> Boxes:
         """The rank's rows of micro-batch `step`, counted over all epochs.
@@ -129,21 +131,23 @@ class RankBoxes:
         Raises:
             UserError, OSError: as `RankBatches`.
         """
-        boxes = [np.empty((group.count, self._batches.count, _NUMBERS), np.int32) for group in self._groups]
-        keys, photometric = self._batches.fill(step, boxes, self._draw)
-        return Boxes(
-            boxes=[torch.from_numpy(of_group).flatten(0, 1) for of_group in boxes],
-            photometric=photometric,
-            keys=keys,
-        )
+        room = {
+            name: np.empty((group.count, self._batches.count, _NUMBERS), np.int32)
+            for name, group in self._groups.items()
+        }
+        keys, parameters = self._batches.fill(step, room, self._draw)
+        boxes = {name: torch.from_numpy(of_name).flatten(0, 1) for name, of_name in room.items()}
+        return Boxes(boxes=boxes, parameters=parameters, keys=keys)
 
-    def _draw(self, place: tuple[int, int], draws: NDArray[np.float64], out: list[NDArray[Any]]) -> None:
+    def _draw(
+        self, place: tuple[int, int], draws: NDArray[np.float64], out: Mapping[str, NDArray[Any]]
+    ) -> None:
         image = int(self._starts[place[0]]) + place[1]
         if image in self._bad:
             raise BadSampleError(self._bad[image])
-        owners = [group for group in self._groups for _ in range(group.count)]
-        targets = (target for of_group in out for target in of_group)
-        for numbers, group, target in zip(draws.tolist(), owners, targets, strict=True):
+        owners = [group for group in self._groups.values() for _ in range(group.count)]
+        targets = (target for of_name in out.values() for target in of_name)
+        for numbers, group, target in zip(geometry(draws).tolist(), owners, targets, strict=True):
             box = crop_box(self._width, self._height, numbers, group)
             target[:] = image, *box, numbers[FLIP] < group.flip_probability
 
@@ -205,9 +209,9 @@ def _size_of_first(dataset: Dataset) -> tuple[int, int]:
     raise UserError(f"no image of {dataset.path} can be decoded: see `ingest verify --level decode`")
 
 
-def _refuse_small_crops(dataset: Dataset, groups: Sequence[CropGroup], width: int, height: int) -> None:
+def _refuse_small_crops(dataset: Dataset, groups: Mapping[str, CropGroup], width: int, height: int) -> None:
     """JPEGs much larger than every crop are decoded at a smaller scale, of which there is one per batch."""
-    largest = max(group.size for group in groups)
+    largest = max(group.size for group in groups.values())
     if 2 * largest <= min(width, height):
         raise UserError(
             f"run.resident needs crops of more than half the images' shorter side: {dataset.path} has images "

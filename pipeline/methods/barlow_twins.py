@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import all_reduce_sum, world_size
 from pipeline.methods.param_groups import weights_and_the_rest
 from pipeline.methods.two_views import two_views
@@ -50,11 +51,11 @@ class BarlowTwinsMethod(nn.Module):
         self.group = group
         self.rank_rows = batch_size // world_size(group)
 
-    def forward(self, crops: list[Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, inputs: Inputs, step: int) -> dict[str, Tensor]:
         """The loss of the coupled batch.
 
         Args:
-            crops: two views, in one crop group or two: (rank_rows, 3, size, size) each.
+            inputs: two views, under one name or two: (rank_rows, 3, size, size) each.
             step: of no meaning here.
 
         Returns:
@@ -62,7 +63,7 @@ class BarlowTwinsMethod(nn.Module):
             invariance, redundancy: its two terms before they are weighed.
             embedding: (rank_rows, dim), detached: the first view's.
         """
-        z_a, z_b = (self.projector(self.trunk(view)) for view in two_views(crops, rows=self.rank_rows))
+        z_a, z_b = (self.projector(self.trunk(view)) for view in two_views(inputs, rows=self.rank_rows))
         with torch.autocast(z_a.device.type, enabled=False):
             wide = torch.promote_types(z_a.dtype, torch.float32)
             z_a, z_b = z_a.to(wide), z_b.to(wide)

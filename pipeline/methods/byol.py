@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import all_reduce_sum, world_size
 from pipeline.distributed.sharded import own
 from pipeline.methods.param_groups import weights_and_the_rest
@@ -79,18 +80,18 @@ class BYOLMethod(nn.Module):
         self.rank_rows = batch_size // world_size(group)
         self.total_steps = total_steps
 
-    def forward(self, crops: list[Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, inputs: Inputs, step: int) -> dict[str, Tensor]:
         """The loss of the coupled batch.
 
         Args:
-            crops: two views, in one crop group or two: (rank_rows, 3, size, size) each.
+            inputs: two views, under one name or two: (rank_rows, 3, size, size) each.
             step: of no meaning here.
 
         Returns:
             loss: scalar, equal on every rank; between 0 and 8.
             embedding: (rank_rows, dim), detached: the student's, before the predictor, of the first view.
         """
-        views = two_views(crops, rows=self.rank_rows)
+        views = two_views(inputs, rows=self.rank_rows)
         targets: list[Tensor] = []
         if self.teacher is not None:
             # Before the student: a sharded backward pass gathers ahead what the forward pass gathered last.

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import all_reduce_sum, world_size
 from pipeline.methods.param_groups import weights_and_the_rest
 from pipeline.methods.two_views import two_views
@@ -51,18 +52,18 @@ class SimSiamMethod(nn.Module):
         self.group = group
         self.rank_rows = batch_size // world_size(group)
 
-    def forward(self, crops: list[Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, inputs: Inputs, step: int) -> dict[str, Tensor]:
         """The loss of the coupled batch.
 
         Args:
-            crops: two views, in one crop group or two: (rank_rows, 3, size, size) each.
+            inputs: two views, under one name or two: (rank_rows, 3, size, size) each.
             step: of no meaning here.
 
         Returns:
             loss: scalar, equal on every rank; between -1 and 1.
             embedding: (rank_rows, dim), detached: the projector's, of the first view.
         """
-        z_a, z_b = (self.projector(self.trunk(view)) for view in two_views(crops, rows=self.rank_rows))
+        z_a, z_b = (self.projector(self.trunk(view)) for view in two_views(inputs, rows=self.rank_rows))
         p_a, p_b = self.predictor(z_a), self.predictor(z_b)
         if self.section.stop_gradient:
             z_a, z_b = z_a.detach(), z_b.detach()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import (
     all_gather_rows,
     all_reduce_max,
@@ -34,7 +35,7 @@ class SwAVMethod(nn.Module):
         trunk: images to float features (N, feature_dim).
         section: the recipe's `method`.
         batch_size: samples of the coupled batch, over all ranks; a multiple of the number of ranks.
-        assignment_views: crops per sample of the first crop group; these are the views that get assignments.
+        assignment_views: views per sample under the first name; these get the assignments.
         group: ranks that share the coupled batch; None for one process.
     """
 
@@ -67,12 +68,12 @@ class SwAVMethod(nn.Module):
         self._waiting: list[Tensor] = []
         self._waiting_step = -1
 
-    def forward(self, crops: list[Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, inputs: Inputs, step: int) -> dict[str, Tensor]:
         """The loss of the coupled batch.
 
         Args:
-            crops: one tensor per crop group, (views * rank_rows, 3, size, size), view-major. The views of
-                the first group get the assignments; every other view of a sample predicts them.
+            inputs: under each name (views * rank_rows, 3, size, size), view-major. The views of the first
+                name get the assignments; every other view of a sample predicts them.
             step: the optimizer step, which decides on the prototypes' freeze and on the queue.
 
         Returns:
@@ -82,7 +83,7 @@ class SwAVMethod(nn.Module):
             assignment_entropy: nats; mean over samples. At ln(prototypes) the embeddings are all alike.
             embedding: (rank_rows, dim), unit length, detached: the first view's.
         """
-        features = _features_by_size(self.trunk, crops)
+        features = _features_by_size(self.trunk, list(inputs.views.values()))
         projected = self.head(features)
         with torch.autocast(projected.device.type, enabled=False):
             wide = projected.to(torch.promote_types(projected.dtype, torch.float32))

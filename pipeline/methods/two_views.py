@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipeline.data.batch import Inputs
 
-def two_views(crops: list[Tensor], *, rows: int) -> tuple[Tensor, Tensor]:
+
+def two_views(inputs: Inputs, *, rows: int) -> tuple[Tensor, Tensor]:
     """Each view, to be passed alone: BatchNorm then takes the statistics of one view, as published.
 
     Args:
-        crops: one per crop group: (2 * rows, 3, size, size), view-major, or two of (rows, 3, size, size).
+        inputs: one name with (2 * rows, …), view-major, or two with (rows, …) each.
         rows: samples on this rank.
     """
-    one, other = (view for group in crops for view in torch.split(group, rows))
+    one, other = (view for views in inputs.views.values() for view in torch.split(views, rows))
     return one, other

@@ -15,6 +15,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.rank.torch_dist import World
+from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import mean_of
 from pipeline.methods.build import Method
 
@@ -39,8 +40,8 @@ class ReplicatedEngine:
         if world.device.type == "cpu":
             self._replicas.register_comm_hook(world.group, mean_in_rank_order)
 
-    def __call__(self, crops: list[Tensor], step: int) -> dict[str, Tensor]:
-        terms = (self._replicas or self.method)(crops, step)
+    def __call__(self, inputs: Inputs, step: int) -> dict[str, Tensor]:
+        terms = (self._replicas or self.method)(inputs, step)
         return cast(dict[str, Tensor], terms)
 
     def backward(self, loss: Tensor) -> None:

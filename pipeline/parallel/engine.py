@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from pipeline.data.batch import Inputs
 from pipeline.methods.build import Method
 
 
@@ -20,8 +21,8 @@ class Engine(Protocol):
 
     method: Method
 
-    def __call__(self, crops: list[Tensor], step: int) -> dict[str, Tensor]:
-        """The method's `forward`."""
+    def __call__(self, inputs: Inputs, step: int) -> dict[str, Tensor]:
+        """The method's `forward`, to which `inputs` go as they are."""
         ...
 
     def backward(self, loss: Tensor) -> None:

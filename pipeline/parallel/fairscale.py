@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
+from pipeline.data.batch import Inputs
 from pipeline.distributed.sharded import mark_share, named_tensors
 from pipeline.methods.build import Method
 from pipeline.models.heads import Prototypes
@@ -73,8 +74,8 @@ class FairScaleEngine:
                 mark_share(parameter, ranks=world.group, shape=shapes[name])
         initialize(method, seed=seed)
 
-    def __call__(self, crops: list[Tensor], step: int) -> dict[str, Tensor]:
-        return cast(dict[str, Tensor], self._root(crops, step))
+    def __call__(self, inputs: Inputs, step: int) -> dict[str, Tensor]:
+        return cast(dict[str, Tensor], self._root(inputs, step))
 
     def backward(self, loss: Tensor) -> None:
         torch.autograd.backward(loss)

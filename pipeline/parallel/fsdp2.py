@@ -31,6 +31,7 @@ from torch.distributed.fsdp import (
 
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
+from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import average
 from pipeline.methods.build import Method
 from pipeline.models.heads import Prototypes
@@ -94,9 +95,9 @@ class ShardedEngine:
                 tensor.data = tensor.data.to(world.device)
         initialize(method, seed=seed)
 
-    def __call__(self, crops: list[Tensor], step: int) -> dict[str, Tensor]:
+    def __call__(self, inputs: Inputs, step: int) -> dict[str, Tensor]:
         self._passes.clear()
-        return cast(dict[str, Tensor], self.method(crops, step))
+        return cast(dict[str, Tensor], self.method(inputs, step))
 
     def backward(self, loss: Tensor) -> None:
         root, passes = cast(FSDPModule, self.method), self._passes

@@ -12,12 +12,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from cluster.rank.torch_dist import World
+from pipeline.data.modality import modality_of
 from pipeline.methods.build import Method, assemble_method
 from pipeline.methods.swav import SwAVMethod
 from pipeline.parallel.activation_checkpointing import checkpoint_activations, stages
@@ -149,9 +150,9 @@ def take_steps(
     optimizer = build_optimizer(engine, recipe.optim)
 
     def backward(step: int) -> None:
-        crops = _crops(recipe, rank_rows)
+        inputs = modality_of(recipe.data).placeholders(rank_rows, dtype=DTYPES[recipe.train.precision])
         with arithmetic(recipe.train, _HERE):
-            terms = engine(crops, step)
+            terms = engine(inputs, step)
         forward.append(counter.get_total_flops())
         torch.autograd.backward(terms["loss"])
 
@@ -174,14 +175,6 @@ def take_steps(
         update()
     snapshot = tracker.get_tracker_snapshot("peak")[_HERE]
     return {str(kind).rpartition(".")[2]: size for kind, size in snapshot.items()}, flops
-
-
-def _crops(recipe: PretrainRecipe, rank_rows: int) -> list[Tensor]:
-    dtype = DTYPES[recipe.train.precision]
-    return [
-        torch.rand(group.count * rank_rows, 3, group.size, group.size, dtype=dtype)
-        for group in recipe.data.crops
-    ]
 
 
 def _convolution_backward(

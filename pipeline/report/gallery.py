@@ -111,7 +111,7 @@ def crops_seen(
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (recipe.data.mean, recipe.data.std))
     groups = [
         ((crops * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).reshape(-1, rows, *crops.shape[1:])
-        for crops in loader.augment(batch)
+        for crops in loader.augment(batch).views.values()
     ]
     return [
         CropRow(

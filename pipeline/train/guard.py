@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
+from pipeline.data.batch import Inputs
 from pipeline.train.spikes import WINDOW, spike_threshold
 
 logger = logging.getLogger(__name__)
@@ -167,25 +168,25 @@ def batch_suspect(rank: int, keys: Tensor) -> Suspect:
     return Suspect(rank=rank, keys=tuple(keys.tolist()), what=SPIKE)
 
 
-def find_suspects(rank: int, *, keys: Tensor, crops: Sequence[Tensor], embedding: Tensor) -> list[Suspect]:
+def find_suspects(rank: int, *, keys: Tensor, inputs: Inputs, embedding: Tensor) -> list[Suspect]:
     """Narrow a number that is not finite down to samples of one micro-batch.
 
     Args:
         keys: (b,) sample keys.
-        crops: augmented crops, (count * b, 3, S, S) each, view-major.
+        inputs: what the method was shown of these samples.
         embedding: (n * b, d), view-major.
 
     Returns:
-        The samples whose crops are not finite; failing that, those whose embedding is not, which BatchNorm
-        may have spread to all of them. Nothing if crops and embeddings are finite.
+        The samples whose views are not finite; failing that, those whose embedding is not, which BatchNorm
+        may have spread to all of them. Nothing if views and embeddings are finite.
     """
     rows = len(keys)
-    bad_crops = torch.zeros(rows, dtype=torch.bool)
-    for group in crops:
-        bad_crops |= _not_finite_rows(group, rows)
+    bad_views = torch.zeros(rows, dtype=torch.bool)
+    for views in inputs.views.values():
+        bad_views |= _not_finite_rows(views, rows)
     bad_embeddings = _not_finite_rows(embedding, rows)
-    if bad_crops.any():
-        return [Suspect(rank=rank, keys=tuple(keys[bad_crops].tolist()), what=CROPS)]
+    if bad_views.any():
+        return [Suspect(rank=rank, keys=tuple(keys[bad_views].tolist()), what=CROPS)]
     if bad_embeddings.any():
         return [Suspect(rank=rank, keys=tuple(keys[bad_embeddings].tolist()), what=EMBEDDINGS)]
     return []

@@ -19,7 +19,7 @@ from cluster.rank.preempt import PreemptionFlag, end_preempted
 from cluster.rank.torch_dist import choose_device, distributed, own_place
 from cluster.run.folder import RunFolder
 from cluster.typed_yaml import check_recipe
-from pipeline.data.loader import Batch
+from pipeline.data.batch import Batch
 from pipeline.distributed.collectives import all_gather_rows
 from pipeline.distributed.sharded import norms, own
 from pipeline.parallel.precision import DTYPES, arithmetic
@@ -138,9 +138,9 @@ def forward_backward(t: Training, batches: list[Batch], step: int) -> tuple[dict
     for number, batch in enumerate(batches, start=1):
         with t.engine.micro_batch(last=number == len(batches)):
             with t.stragglers.augmenting():
-                crops = t.loader.augment(batch, dtype=DTYPES[t.recipe.train.precision])
+                inputs = t.loader.augment(batch, dtype=DTYPES[t.recipe.train.precision])
             with arithmetic(t.recipe.train, t.world.device):
-                terms = t.engine(crops, step)
+                terms = t.engine(inputs, step)
             t.engine.backward(terms["loss"] * (t.scale.factor / len(batches)))
         embeddings.append(terms.pop("embedding"))
         for name, value in terms.items():
@@ -213,8 +213,8 @@ def report_skip(t: Training, done: int, batches: list[Batch], embeddings: list[T
         if t.guard.spiked:
             suspects.append(batch_suspect(t.world.rank, batch.keys))
             continue
-        crops = t.loader.augment(batch, dtype=DTYPES[t.recipe.train.precision])
-        suspects += find_suspects(t.world.rank, keys=batch.keys, crops=crops, embedding=embedding)
+        inputs = t.loader.augment(batch, dtype=DTYPES[t.recipe.train.precision])
+        suspects += find_suspects(t.world.rank, keys=batch.keys, inputs=inputs, embedding=embedding)
     everyone = t.guard.skip(done, suspects)
     if t.metrics is not None:
         skipped = [{"rank": s.rank, "what": s.what, "keys": list(s.keys)} for s in everyone]

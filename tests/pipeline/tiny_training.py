@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from ingest.crawl.crawl import CrawlSettings, crawl_shards
+from pipeline.data.batch import Inputs
 from pipeline.recipe.pretrain import PretrainRecipe
 
 
@@ -63,3 +65,8 @@ def make_values(data: Path, **changes: Any) -> dict[str, Any]:
 def make_recipe(data: Path, **changes: Any) -> PretrainRecipe:
     """The same, checked."""
     return PretrainRecipe.model_validate(make_values(data, **changes))
+
+
+def as_inputs(*groups: Tensor) -> Inputs:
+    """What a method is shown: the views of each group of crops, view-major."""
+    return Inputs(views={f"crops.{index}": group for index, group in enumerate(groups)})

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ingest.image.decode import ImageError, decode
-from pipeline.data.reader import BadSampleError
+from ingest.image.decode import decode
 from pipeline.recipe.data import CropGroup
 
 _TRIES = 10
@@ -65,7 +64,7 @@ def cut(
         out: for each group (count, size, size, 3).
 
     Raises:
-        BadSampleError: if it is no image, or too large.
+        ImageError: if it is no image, or too large.
     """
     drawn = draws.tolist()
     owners = [group for group in groups for _ in range(group.count)]
@@ -84,10 +83,7 @@ def cut(
         )
         return math.ceil(width * scale), math.ceil(height * scale)
 
-    try:
-        image = decode(data, at_least=place)
-    except ImageError as error:
-        raise BadSampleError(str(error)) from error
+    image = decode(data, at_least=place)
     if not boxes:
         place(image.width, image.height)
     across, down = image.width / width, image.height / height

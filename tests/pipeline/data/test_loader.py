@@ -23,7 +23,8 @@ from cluster.errors import UserError
 from ingest.dataset.open import open_dataset
 from pipeline.data import rank_batches as batches_module
 from pipeline.data import workers as workers_module
-from pipeline.data.loader import Batch, Loader
+from pipeline.data.batch import Batch
+from pipeline.data.loader import Loader
 from pipeline.recipe.data import Data
 
 CROPS = [{"count": 2, "size": 8, "scale": [0.3, 1.0]}, {"count": 1, "size": 5, "scale": [0.1, 0.3]}]
@@ -48,19 +49,19 @@ def joined(parts: list[Batch]) -> Batch:
     def join(tensors: list[torch.Tensor], views: int) -> torch.Tensor:
         return torch.cat([tensor.unflatten(0, (views, -1)) for tensor in tensors], 1).flatten(0, 1)
 
-    counts = [group["count"] for group in CROPS]
+    counts = {f"crops.{index}": int(group["count"]) for index, group in enumerate(CROPS)}  # type: ignore[call-overload]
     return Batch(
-        crops=[join([part.crops[g] for part in parts], int(n)) for g, n in enumerate(counts)],  # type: ignore[call-overload]
-        photometric=[join([part.photometric[g] for part in parts], int(n)) for g, n in enumerate(counts)],  # type: ignore[call-overload]
+        views={name: join([part.views[name] for part in parts], n) for name, n in counts.items()},
+        parameters={name: join([part.parameters[name] for part in parts], n) for name, n in counts.items()},
         keys=torch.cat([part.keys for part in parts]),
     )
 
 
 def assert_same(a: Batch, b: Batch) -> None:
-    for ours, theirs in zip(
-        [*a.crops, *a.photometric, a.keys], [*b.crops, *b.photometric, b.keys], strict=True
-    ):
-        assert torch.equal(ours, theirs)
+    assert torch.equal(a.keys, b.keys)
+    for ours, theirs in ((a.views, b.views), (a.parameters, b.parameters)):
+        assert list(ours) == list(theirs) == ["crops.0", "crops.1"]
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def damage(root: Path, keys: list[int]) -> None:
@@ -93,7 +94,7 @@ def test_L1_batches_do_not_depend_on_ranks_or_resume(
     one = make_loader(small_dataset, **sizes)
     (_, before), (step, whole) = take(one, resume_at, 2)
     assert step == resume_at + 1
-    assert whole.crops[0].shape == (2 * batch_size, 3, 8, 8)
+    assert whole.views["crops.0"].shape == (2 * batch_size, 8, 8, 3)
     parts = [
         take(make_loader(small_dataset, rank=rank, world=world, **sizes), resume_at + 1, 1)[0][1]
         for rank in range(world)
@@ -137,8 +138,8 @@ def test_a_sample_has_other_crops_in_the_next_epoch(small_dataset: Path) -> None
     loader = make_loader(small_dataset, batch_size=45)
     (_, first), (_, second) = take(loader, 0, 2)
     place = int(torch.nonzero(second.keys == first.keys[0]))
-    assert not torch.equal(first.crops[0][0], second.crops[0][place])
-    assert not torch.equal(first.photometric[0][0], second.photometric[0][place])
+    assert not torch.equal(first.views["crops.0"][0], second.views["crops.0"][place])
+    assert not torch.equal(first.parameters["crops.0"][0], second.parameters["crops.0"][place])
 
 
 def test_L1_a_corrupt_sample_is_replaced_by_the_same_one_on_any_world_size(
@@ -171,7 +172,7 @@ def test_a_substitute_has_other_crops_than_in_its_own_place(own_dataset: Callabl
     keys = torch.cat([batch.keys for batch in after])
     twice = torch.nonzero(keys == stand_in).squeeze(1).tolist()
     assert len(twice) == 2
-    first, second = (after[place // 12].crops[0][place % 12] for place in twice)
+    first, second = (after[place // 12].views["crops.0"][place % 12] for place in twice)
     assert not torch.equal(first, second)
 
 
@@ -201,22 +202,25 @@ def test_the_state_is_a_dozen_plain_values_and_names_what_differs(small_dataset:
         make_loader(small_dataset, batch_size=6).check_state(state)
 
 
-def test_augment_gives_one_float_tensor_per_group(small_dataset: Path) -> None:
+def test_augment_gives_the_views_of_each_group_by_its_key_in_the_recipe(small_dataset: Path) -> None:
     loader = make_loader(small_dataset)
     _, batch = next(loader.from_step(0))
-    large, small = loader.augment(batch)
-    assert large.shape == (24, 3, 8, 8)
+    views = loader.augment(batch).views
+    assert list(views) == ["crops.0", "crops.1"]
+    large, small = views.values()
+    assert large.shape == (24, 3, 8, 8) and large.is_contiguous(memory_format=torch.channels_last)
     assert small.shape == (12, 3, 5, 5)
     assert large.dtype == torch.float32
-    assert loader.augment(batch, dtype=torch.float64)[0].dtype == torch.float64
+    assert loader.augment(batch, dtype=torch.float64).views["crops.0"].dtype == torch.float64
 
 
 def test_views_are_row_major_in_blocks(small_dataset: Path) -> None:
     """Rows 0 … b−1 are view 0: with the whole image and no flip, both views show the same pictures."""
     whole = [{"count": 2, "size": 8, "scale": [1.0, 1.0], "ratio": [1.0, 1.0], "flip_probability": 0.0}]
     _, batch = next(make_loader(small_dataset, crops=whole).from_step(0))
-    differences = (batch.crops[0][:12].float() - batch.crops[0][12:].float()).abs().mean((1, 2, 3))
-    others = (batch.crops[0][:12].float() - batch.crops[0][12:].roll(1, 0).float()).abs().mean((1, 2, 3))
+    one, other = batch.views["crops.0"].float().split(12)
+    differences = (one - other).abs().mean((1, 2, 3))
+    others = (one - other.roll(1, 0)).abs().mean((1, 2, 3))
     assert differences.mean() < others.mean() / 3
 
 

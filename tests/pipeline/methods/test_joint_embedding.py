@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from joint_embedding_reference import barlow_twins_of_the_paper, byol_of_the_paper, simsiam_of_the_paper
 from numpy.typing import NDArray
-from tiny_training import make_recipe
+from tiny_training import as_inputs, make_recipe
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -131,7 +131,7 @@ def test_T5_gradients_on_n_ranks_are_the_slopes_of_the_papers_losses(
 def test_T5_methods_equal_the_papers_from_the_images_on() -> None:
     one, other = make_views()
     barlow = cast(BarlowTwinsMethod, build(BARLOW))
-    terms = barlow([torch.cat([one, other])], 0)
+    terms = barlow(as_inputs(torch.cat([one, other])), 0)
     z_a, z_b = numpy(*(barlow.projector(barlow.trunk(view)) for view in (one, other)))
     expected = barlow_twins_of_the_paper(z_a, z_b, 0.1, epsilon=1e-5)
     assert float(terms["loss"].detach()) == pytest.approx(0.5 * expected[0], rel=1e-10)
@@ -139,13 +139,13 @@ def test_T5_methods_equal_the_papers_from_the_images_on() -> None:
 
     byol = cast(BYOLMethod, build(BYOL))
     assert byol.teacher is not None
-    loss = byol([one, other], 0)["loss"]  # two groups of one view
+    loss = byol(as_inputs(one, other), 0)["loss"]  # two groups of one view
     p = [byol.predictor(byol.projector(byol.trunk(view))) for view in (one, other)]
     t = [byol.teacher(view) for view in (one, other)]
     assert float(loss.detach()) == pytest.approx(byol_of_the_paper(*numpy(*p, *t)), rel=1e-10)
 
     simsiam = cast(SimSiamMethod, build(SIMSIAM))
-    loss = simsiam([torch.cat([one, other])], 0)["loss"]
+    loss = simsiam(as_inputs(torch.cat([one, other])), 0)["loss"]
     z = [simsiam.projector(simsiam.trunk(view)) for view in (one, other)]
     p = [simsiam.predictor(each) for each in z]
     assert float(loss.detach()) == pytest.approx(simsiam_of_the_paper(*numpy(*p, *z)), rel=1e-10)
@@ -203,7 +203,7 @@ def test_the_teacher_follows_the_student_as_it_is_after_the_step() -> None:
     student_before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     # It has weights of its own from the start, as published.
     assert not torch.equal(before["trunk.stem.conv.weight"], student_before["trunk.stem.conv.weight"])
-    method(list(make_views()), 4)["loss"].backward()
+    method(as_inputs(*make_views()), 4)["loss"].backward()
     assert all(parameter.grad is None for parameter in method.teacher.parameters())
     optimizer.step()
     moved = [
@@ -233,7 +233,7 @@ def test_the_embedding_is_the_projectors_of_the_first_view_and_holds_no_graph(
 ) -> None:
     method = cast(BarlowTwinsMethod | BYOLMethod | SimSiamMethod, build(section))
     one, other = make_views()
-    embedding = method([torch.cat([one, other])], 0)["embedding"]
+    embedding = method(as_inputs(torch.cat([one, other])), 0)["embedding"]
     assert not embedding.requires_grad
     torch.testing.assert_close(embedding, method.projector(method.trunk(one)).detach(), rtol=0, atol=1e-12)
 
@@ -256,7 +256,7 @@ def test_a_projector_ends_plain_and_simsiams_predictor_with_a_bias() -> None:
 
 def gradients_of(method: Method) -> set[str]:
     """The parts of a method that learn from a step."""
-    method(list(make_views()), 0)["loss"].backward()
+    method(as_inputs(*make_views()), 0)["loss"].backward()
     return {
         name.split(".")[0]
         for name, parameter in method.named_parameters()
@@ -282,10 +282,10 @@ def test_each_asymmetry_of_byol_can_be_taken_away() -> None:
 
 @pytest.mark.parametrize("section", [BYOL | {"shared_weights": True}, SIMSIAM])
 def test_stopping_the_gradient_changes_it_and_not_the_loss(section: dict[str, Any]) -> None:
-    views, found = list(make_views()), []
+    inputs, found = as_inputs(*make_views()), []
     for stop in (True, False):
         method = build(section | {"stop_gradient": stop})
-        loss = method(views, 0)["loss"]
+        loss = method(inputs, 0)["loss"]
         loss.backward()
         gradient = next(method.trunk.parameters()).grad
         assert gradient is not None
@@ -300,7 +300,7 @@ def test_each_view_passes_alone_so_that_batch_statistics_are_of_one_view(section
     passes: list[int] = []
     for trunk in method.trunks():
         trunk.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
-    method([torch.cat(make_views())], 0)
+    method(as_inputs(torch.cat(make_views())), 0)
     assert passes == [ROWS] * 2 * len(method.trunks())
 
 
@@ -343,6 +343,6 @@ def test_more_than_two_views_are_refused_with_the_way_out(section: dict[str, Any
 def test_bfloat16_autocast_keeps_the_loss_in_float32(section: dict[str, Any]) -> None:
     method = build(section).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = method([view.float() for view in make_views()], 0)
+        terms = method(as_inputs(*(view.float() for view in make_views())), 0)
     assert terms["loss"].dtype == terms["embedding"].dtype == torch.float32 and bool(terms["loss"].isfinite())
     terms["loss"].backward()

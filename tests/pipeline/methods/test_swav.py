@@ -8,11 +8,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from swav_reference import loss_of_the_paper, sinkhorn_of_the_paper
-from torch import Tensor, nn
+from tiny_training import as_inputs
+from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.errors import UserError
+from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import all_reduce_sum, rank_in, world_size
 from pipeline.methods.swav import SwAVMethod, sinkhorn, swav_loss
 from pipeline.parallel.batchnorm import convert_batchnorm
@@ -54,16 +56,16 @@ def make_recipe(**method: Any) -> PretrainRecipe:
     )
 
 
-def make_crops(step: int, group: ProcessGroup | None = None) -> list[Tensor]:
+def make_inputs(step: int, group: ProcessGroup | None = None) -> Inputs:
     """This rank's rows of the global batch of a step, view-major."""
     generator = torch.Generator().manual_seed(step)
     rows = BATCH // world_size(group)
     mine = slice(rank_in(group) * rows, (rank_in(group) + 1) * rows)
-    crops = []
+    groups = []
     for views, size in ((2, 16), (3, 8)):
         whole = torch.randn(views, BATCH, 3, size, size, generator=generator, dtype=torch.float64)
-        crops.append(whole[:, mine].flatten(0, 1))
-    return crops
+        groups.append(whole[:, mine].flatten(0, 1))
+    return as_inputs(*groups)
 
 
 def train(group: ProcessGroup | None, sync_samples: int | None) -> dict[str, NDArray[Any]]:
@@ -75,7 +77,7 @@ def train(group: ProcessGroup | None, sync_samples: int | None) -> dict[str, NDA
     model: nn.Module = method if group is None else DistributedDataParallel(method, broadcast_buffers=False)
     found: dict[str, NDArray[Any]] = {}
     for step in range(STEPS):
-        terms = model(make_crops(step, group), step)
+        terms = model(make_inputs(step, group), step)
         optimizer.zero_grad()
         terms["loss"].backward()
         if step == STEPS - 1:
@@ -113,10 +115,10 @@ def test_T5_method_equals_the_paper_with_its_queue() -> None:
     method = build_method(make_recipe(queue_length=2 * BATCH), total_steps=STEPS, group=None).double()
     for step in range(3):
         weights = method.prototypes.weight.detach().numpy().copy()
-        features = torch.cat([method.trunk(crops) for crops in make_crops(step)])
+        features = torch.cat([method.trunk(crops) for crops in make_inputs(step).views.values()])
         z = method.head(features).detach().numpy()
         z /= np.linalg.norm(z, axis=1, keepdims=True)
-        found = float(method(make_crops(step), step)["loss"].detach())
+        found = float(method(make_inputs(step), step)["loss"].detach())
         scores = (z @ weights.T).reshape(5, BATCH, -1)
         batches = scores[:2]
         if step == 2:
@@ -137,7 +139,7 @@ def test_frozen_prototypes_stay_and_have_no_momentum_when_they_thaw() -> None:
     trunk_start = next(method.trunk.parameters()).detach().clone()
     for step in range(3):
         optimizer.zero_grad()
-        method(make_crops(step), step)["loss"].backward()
+        method(make_inputs(step), step)["loss"].backward()
         optimizer.step()
         method.after_step(step)
         moved = float((method.prototypes.weight - start).detach().abs().max())
@@ -153,9 +155,9 @@ def test_frozen_prototypes_stay_and_have_no_momentum_when_they_thaw() -> None:
 
 def test_a_skipped_step_leaves_the_queue_as_it_was() -> None:
     method = build_method(make_recipe(), total_steps=STEPS, group=None).double()
-    broken = [torch.full_like(crops, torch.nan) for crops in make_crops(0)]
+    broken = as_inputs(*(torch.full_like(crops, torch.nan) for crops in make_inputs(0).views.values()))
     method(broken, 0)  # the guard sees the loss and calls neither step nor after_step
-    method(make_crops(1), 1)
+    method(make_inputs(1), 1)
     method.after_step(1)
     assert bool(method.queue.isfinite().all())
     assert int(method.queue_filled) == BATCH
@@ -163,8 +165,8 @@ def test_a_skipped_step_leaves_the_queue_as_it_was() -> None:
 
 def test_accumulated_batches_all_enter_the_queue_newest_first() -> None:
     method = build_method(make_recipe(queue_length=2 * BATCH), total_steps=STEPS, group=None).double()
-    first = method(make_crops(0), 0)["embedding"]
-    second = method(make_crops(1), 0)["embedding"]
+    first = method(make_inputs(0), 0)["embedding"]
+    second = method(make_inputs(1), 0)["embedding"]
     method.after_step(0)
     torch.testing.assert_close(method.queue[0], torch.cat([second, first]), rtol=0, atol=0)
 
@@ -174,7 +176,7 @@ def test_evaluation_leaves_no_trace() -> None:
     method.prototypes.normalize()
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     with torch.no_grad():
-        method(make_crops(0), 0)
+        method(make_inputs(0), 0)
     method.after_step(0)
     for name, tensor in method.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-15, msg=name)
@@ -182,8 +184,8 @@ def test_evaluation_leaves_no_trace() -> None:
 
 def test_groups_of_one_size_pass_the_trunk_together_and_keep_their_order() -> None:
     method = build_method(make_recipe(queue_length=0), total_steps=STEPS, group=None).double()
-    large, small = make_crops(0)
-    pieces = [large[:BATCH], small, large[BATCH:]]
+    large, small = make_inputs(0).views.values()
+    pieces = as_inputs(large[:BATCH], small, large[BATCH:])
     passes: list[int] = []
     method.trunk.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
     method.assignment_views = 1
@@ -199,10 +201,10 @@ def test_groups_of_one_size_pass_the_trunk_together_and_keep_their_order() -> No
 
 def test_bfloat16_autocast_keeps_the_loss_in_float32() -> None:
     method = build_method(make_recipe(), total_steps=STEPS, group=None)
-    crops = [crops.float() for crops in make_crops(0)]
-    exact = method(crops, 0)
+    inputs = as_inputs(*(crops.float() for crops in make_inputs(0).views.values()))
+    exact = method(inputs, 0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = method(crops, 0)
+        rough = method(inputs, 0)
     assert rough["loss"].dtype == rough["embedding"].dtype == torch.float32
     rough["loss"].backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in method.parameters())
@@ -211,9 +213,9 @@ def test_bfloat16_autocast_keeps_the_loss_in_float32() -> None:
 
 def test_entropies_tell_a_collapse() -> None:
     method = build_method(make_recipe(queue_length=0), total_steps=STEPS, group=None).double()
-    healthy = method(make_crops(0), 0)
+    healthy = method(make_inputs(0), 0)
     nn.init.zeros_(method.head.layers[-1].weight)  # type: ignore[arg-type]
-    collapsed = method(make_crops(0), 0)
+    collapsed = method(make_inputs(0), 0)
     ceiling = float(np.log(20))
     assert float(collapsed["assignment_entropy"]) == pytest.approx(ceiling)
     assert float(healthy["assignment_entropy"]) < ceiling - 0.1

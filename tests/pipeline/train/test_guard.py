@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tiny_training import as_inputs
 from torch import nn
 
 from cluster.errors import UserError
@@ -75,15 +76,16 @@ def test_skips_are_counted_across_a_resume() -> None:
 
 def test_suspects_are_the_samples_with_broken_crops_first() -> None:
     keys = torch.tensor([10, 11, 12])
-    crops = [torch.zeros(6, 3, 2, 2), torch.zeros(3, 3, 1, 1)]
-    crops[0][4, 0, 1, 1] = math.nan  # the second view of sample 11
+    large, small = torch.zeros(6, 3, 2, 2), torch.zeros(3, 3, 1, 1)
+    inputs = as_inputs(large, small)
+    large[4, 0, 1, 1] = math.nan  # the second view of sample 11
     embedding = torch.full((3, 4), math.nan)  # BatchNorm has spread it
-    found = find_suspects(3, keys=keys, crops=crops, embedding=embedding)
+    found = find_suspects(3, keys=keys, inputs=inputs, embedding=embedding)
     assert found == [Suspect(rank=3, keys=(11,), what="the augmented crops")]
-    crops[0].zero_()
-    found = find_suspects(3, keys=keys, crops=crops, embedding=embedding)
+    large.zero_()
+    found = find_suspects(3, keys=keys, inputs=inputs, embedding=embedding)
     assert found == [Suspect(rank=3, keys=(10, 11, 12), what="the embeddings")]
-    assert find_suspects(3, keys=keys, crops=crops, embedding=torch.zeros(3, 4)) == []
+    assert find_suspects(3, keys=keys, inputs=inputs, embedding=torch.zeros(3, 4)) == []
 
 
 def test_many_suspects_are_told_briefly() -> None:

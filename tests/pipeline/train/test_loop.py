@@ -28,7 +28,8 @@ from cluster.rank.preempt import Preempted, PreemptionFlag
 from cluster.rank.torch_dist import World
 from cluster.run.folder import RunFolder
 from pipeline.checkpoint.files import latest, newest_first, read_tensors
-from pipeline.data.loader import Batch, Loader
+from pipeline.data.batch import Batch, Inputs
+from pipeline.data.loader import Loader
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.loop import forward_backward, pretrain, train
 from pipeline.train.setup import Training, count_steps, set_up
@@ -83,7 +84,7 @@ class Recorder:
         self._augment = loader.augment
         loader.augment = self  # type: ignore[method-assign, assignment]
 
-    def __call__(self, batch: Batch, **options: Any) -> list[Tensor]:
+    def __call__(self, batch: Batch, **options: Any) -> Inputs:
         self.keys.append(batch.keys.tolist())
         return self._augment(batch, **options)
 
@@ -288,15 +289,15 @@ def _poisoned(
     clean = training.loader.augment
     poisoned_keys = set()
 
-    def augment(batch: Batch, **options: Any) -> list[Tensor]:
-        crops = clean(batch, **options)
+    def augment(batch: Batch, **options: Any) -> Inputs:
+        inputs = clean(batch, **options)
         key = int(batch.keys[1])
         if training.world.rank == training.world.size - 1 and (
             len(recorder.keys) in bad_steps or key in poisoned_keys
         ):
             poisoned_keys.add(key)  # the guard looks again
-            crops[0][1, 0, 0, 0] = float("nan")
-        return crops
+            inputs.views["crops.0"][1, 0, 0, 0] = float("nan")
+        return inputs
 
     training.loader.augment = augment  # type: ignore[method-assign, assignment]
     try:

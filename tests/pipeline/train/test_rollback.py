@@ -20,7 +20,7 @@ from cluster.errors import UserError
 from cluster.rank.preempt import PreemptionFlag
 from cluster.rank.torch_dist import World
 from pipeline.checkpoint.files import latest, newest_first, read_tensors, step_of
-from pipeline.data.loader import Batch
+from pipeline.data.batch import Batch, Inputs
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.loop import pretrain, train
 from pipeline.train.setup import set_up
@@ -64,11 +64,11 @@ def _train(
             numbers.append(number)
             yield number, batch
 
-    def poisoned(batch: Batch, **options: Any) -> list[Tensor]:
-        crops = augment(batch, **options)
+    def poisoned(batch: Batch, **options: Any) -> Inputs:
+        inputs = augment(batch, **options)
         if numbers[-1] in bad and world.rank == world.size - 1:
-            crops[0][1, 0, 0, 0] = float("nan")
-        return crops
+            inputs.views["crops.0"][1, 0, 0, 0] = float("nan")
+        return inputs
 
     loader.from_step, loader.augment = numbered, poisoned  # type: ignore[method-assign, assignment]
     error = ""

@@ -12,11 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from tiny_training import make_dataset, make_values
-from torch import Tensor
 
 from cluster.rank.preempt import PreemptionFlag
 from cluster.rank.torch_dist import World
-from pipeline.data.loader import Batch
+from pipeline.data.batch import Batch, Inputs
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.loop import train
 from pipeline.train.setup import set_up
@@ -102,7 +101,7 @@ def _train_slowly(
     training = set_up(PretrainRecipe.model_validate(values), folder, world)
     augment = training.loader.augment
 
-    def augment_slowly(batch: Batch, **options: Any) -> list[Tensor]:
+    def augment_slowly(batch: Batch, **options: Any) -> Inputs:
         if rank == slow_rank:
             time.sleep(0.3)
         return augment(batch, **options)

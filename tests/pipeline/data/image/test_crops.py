@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from small_pictures import picture
 
+from ingest.image.decode import ImageError
 from pipeline.data.image import crops as module
 from pipeline.data.image.crops import GEOMETRY_DRAWS, crop_box, cut
-from pipeline.data.reader import BadSampleError
 from pipeline.recipe.data import CropGroup
 
 TWO_SIZES = (CropGroup(count=2, size=24, scale=(0.3, 1.0)), CropGroup(count=3, size=10, scale=(0.05, 0.3)))
@@ -173,10 +173,10 @@ def test_damaged_bytes_are_bad_samples_or_images_never_crashes(cut_at: int, nois
     for hostile in (bytes(data), bytes(data[:cut_at])):
         try:
             cut_all(hostile, TWO_SIZES, some_draws(0, TWO_SIZES))
-        except BadSampleError as error:
+        except ImageError as error:
             assert str(error).startswith(("rejected: ", "failed: "))
 
 
 def test_what_is_no_image_says_so() -> None:
-    with pytest.raises(BadSampleError, match="rejected: not_an_image"):
+    with pytest.raises(ImageError, match="rejected: not_an_image"):
         cut_all(b"no picture at all", TWO_SIZES, some_draws(0, TWO_SIZES))
