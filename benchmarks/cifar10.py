@@ -29,7 +29,7 @@ from cluster.typed_yaml import read_yaml
 from ingest.dataset.open import Dataset, open_dataset
 from pipeline.checkpoint.files import newest_first, step_of
 from pipeline.recipe.transfer import KnnRecipe
-from pipeline.report.cifar10 import METHODS
+from pipeline.report.published import METHODS
 from pipeline.transfer.features import extract_from_files
 from pipeline.transfer.knn import knn
 from pipeline.trunks.baselines import pixels_trunk, random_trunk

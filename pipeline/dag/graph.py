@@ -167,8 +167,7 @@ def run_graph(
     """Ensure every stage, in the given order; one whose inputs failed is not tried."""
     results: dict[str, Receipt | Failed] = {}
     for stage in stages:
-        sources = sorted({source.stage.name for source in stage.inputs.values()})
-        blockers = tuple(name for name in sources if isinstance(results[name], Failed))
+        blockers = tuple(name for name in stage.sources if isinstance(results[name], Failed))
         if blockers:
             results[stage.name] = Failed(error=None, blocked_by=blockers)
             say(f"{stage.name:<20} not run  ({', '.join(blockers)} failed)")

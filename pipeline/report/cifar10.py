@@ -11,25 +11,15 @@ import torch
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.typed_yaml import Section
 from pipeline.dag.stage import Input
 from pipeline.data.order import plan_order
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.report import published
 from pipeline.report.page import duration, environment
-from pipeline.report.published import PUBLISHED, Published
+from pipeline.report.published import METHODS, PUBLISHED, Published
 
-METHODS = {"swav": "SwAV", "barlow_twins": "Barlow Twins", "byol": "BYOL", "simsiam": "SimSiam"}
-ROLES = frozenset(
-    {f"{role}_{method}" for method in METHODS for role in ("run", "knn", "linear")}
-    | {"data", "knn_random", "linear_random"}
-)
 COLUMNS = ("Method", "Where", "Trunk", "Epochs", "Steps", "Batch", "kNN, %", "Linear, %", "Comparable")
-
-
-class Cifar10TableRecipe(Section):
-    """Nothing is to be chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+METHODS = {"swav": "SwAV", "barlow_twins": "Barlow Twins", "byol": "BYOL", "simsiam": "SimSiam"}
 TRUNK, STEM = "resnet18", "low_resolution"
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
 K, TEMPERATURE = 200, 0.1  # of lightly's kNN

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 import yaml
 from PIL import Image
-from pydantic import NonNegativeInt, PositiveInt
 
 from cluster.atomic_file import write_atomically
-from cluster.typed_yaml import Section, load_recipe
+from cluster.typed_yaml import load_recipe
 from ingest.dataset.open import Dataset, open_dataset
 from pipeline.dag.stage import Input
 from pipeline.recipe.data import Data
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.recipe.stages import ReportRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, line_chart
 from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, nearest_rows
 from pipeline.report.page import environment, read_rows
@@ -26,24 +26,6 @@ from pipeline.transfer.features import Features, load_features
 
 TRUNKS = {"trained": "trained trunk", "random": "random trunk", "pixels": "raw pixels"}
 TONES = {"trained": "t1", "random": "t2", "pixels": "t3"}
-
-
-class ReportRecipe(Section):
-    """What is shown, and how much of it.
-
-    The nearest prototypes of `prototype_sample` images of the pretraining are looked for.
-    """
-
-    title: str = "SEER pipeline"
-    labels: PositiveInt = 14
-    samples_per_label: PositiveInt = 4
-    crop_rows: PositiveInt = 6
-    queries: PositiveInt = 6
-    neighbours: PositiveInt = 8
-    prototypes: PositiveInt = 8
-    images_per_prototype: PositiveInt = 8
-    prototype_sample: PositiveInt = 5_000
-    seed: NonNegativeInt = 0
 
 
 @dataclass(frozen=True, kw_only=True)

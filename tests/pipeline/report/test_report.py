@@ -14,9 +14,10 @@ from cluster.local import LocalExecutor
 from cluster.typed_yaml import read_yaml
 from pipeline.dag.graph import build_graph, closing_lines, load_dag, run_graph
 from pipeline.dag.stage import Input, Receipt
+from pipeline.recipe.stages import ReportRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, doubling_ticks, line_chart, ticks
 from pipeline.report.page import duration
-from pipeline.report.run_report import Evidence, ReportRecipe, build_report, curves
+from pipeline.report.run_report import Evidence, build_report, curves
 from pipeline.stages.kinds import KINDS
 from pipeline.train.loop import pretrain
 
