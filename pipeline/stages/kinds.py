@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from pipeline.dag.digests import folder_identity
@@ -20,10 +21,11 @@ from pipeline.recipe.stages import (
     ReportRecipe,
     ShardsRecipe,
 )
-from pipeline.recipe.transfer import KnnRecipe, LinearRecipe
-from pipeline.report.published import METHODS
+from pipeline.report.published import TABLE_ROLES
+from pipeline.report.scores import SCORES
 from pipeline.stages.machine import one_gpu, one_gpu_or_none
 from pipeline.train.job import resources_for
+from pipeline.transfer.evaluations import EVALUATIONS
 
 KINDS: dict[str, Kind] = {
     "photographs": Kind(
@@ -73,32 +75,27 @@ KINDS: dict[str, Kind] = {
         resources=one_gpu_or_none,
         inputs=frozenset({"trunk", "train", "test"}),
     ),
-    "knn": Kind(
-        recipe=KnnRecipe,
-        run=Later("pipeline.stages.transfer:score_knn"),
-        resources=one_gpu,
-        inputs=frozenset({"features"}),
-    ),
-    "linear": Kind(
-        recipe=LinearRecipe,
-        run=Later("pipeline.stages.transfer:score_linear"),
-        resources=one_gpu,
-        inputs=frozenset({"features"}),
-    ),
+    **{
+        name: Kind(
+            recipe=evaluation.recipe,
+            run=partial(Later("pipeline.stages.transfer:score"), evaluation),
+            resources=one_gpu,
+            inputs=frozenset({"features"}),
+        )
+        for name, evaluation in EVALUATIONS.items()
+    },
     "report": Kind(
         recipe=ReportRecipe,
         run=Later("pipeline.stages.pages:report"),
         resources=one_gpu,
-        inputs=frozenset({"data", "train", "test", "run", "trunk", "features", "features_random"})
-        | {"knn", "knn_random", "linear", "linear_random"},
-        optional=frozenset({"photographs", "knn_pixels", "linear_pixels"}),
+        inputs=frozenset({"data", "train", "test", "run", "trunk", "features", "features_random"}),
+        optional=frozenset({"photographs", *SCORES}),
         version=3,
     ),
     "compare": Kind(recipe=CompareRecipe, run=Later("pipeline.stages.pages:compare"), alike=2),
     "cifar10_table": Kind(
         recipe=Cifar10TableRecipe,
         run=Later("pipeline.stages.pages:cifar10_table"),
-        inputs=frozenset(f"{role}_{method}" for role in ("run", "knn", "linear") for method in METHODS)
-        | {"data", "knn_random", "linear_random"},
+        inputs=TABLE_ROLES,
     ),
 }

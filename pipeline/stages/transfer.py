@@ -5,9 +5,8 @@ from __future__ import annotations
 from ingest.dataset.open import open_dataset
 from pipeline.dag.stage import Result, Work
 from pipeline.stages.machine import gpus_held, pick_device
+from pipeline.transfer.evaluations import Evaluation
 from pipeline.transfer.features import extract_from_files, load_features, save_features
-from pipeline.transfer.knn import knn
-from pipeline.transfer.linear import linear_probe
 
 
 def features(work: Work) -> Result:
@@ -26,15 +25,9 @@ def features(work: Work) -> Result:
     return Result(metrics, ["train.safetensors", "test.safetensors"], gpus_held(device))
 
 
-def score_knn(work: Work) -> Result:
-    """Weighted kNN on extracted features."""
+def score(evaluation: Evaluation, work: Work) -> Result:
+    """An evaluation of extracted features."""
     folder, device = work.inputs["features"].path, pick_device("auto")
     train, test = (load_features(folder / f"{name}.safetensors") for name in ("train", "test"))
-    return Result(knn(train, test, work.recipe, device=device).metrics(), [], gpus_held(device))
-
-
-def score_linear(work: Work) -> Result:
-    """Linear probe on extracted features."""
-    folder, device = work.inputs["features"].path, pick_device("auto")
-    train, test = (load_features(folder / f"{name}.safetensors") for name in ("train", "test"))
-    return Result(linear_probe(train, test, work.recipe, device=device).metrics(), [], gpus_held(device))
+    scores = evaluation.score(train, test, work.recipe, device=device)
+    return Result(scores.metrics(), [], gpus_held(device))

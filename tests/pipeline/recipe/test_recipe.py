@@ -20,7 +20,7 @@ from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk
 from pipeline.parallel.activation_checkpointing import checkpoint_activations
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.recipe.transfer import KnnRecipe, LinearRecipe
+from pipeline.transfer.evaluations import EVALUATIONS
 
 SHIPPED = sorted(
     (kind, Path(str(file)).stem)
@@ -28,7 +28,6 @@ SHIPPED = sorted(
     for file in (resources.files("configs") / kind).iterdir()
     if str(file).endswith(".yaml")
 )
-MODELS: dict[str, Any] = {"knn": KnnRecipe, "linear": LinearRecipe}
 
 
 @pytest.fixture
@@ -143,7 +142,7 @@ def test_solo_learns_recipes_for_cifar10_do_not_blur() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), SHIPPED)
 def test_every_shipped_recipe_is_complete_and_right(kind: str, name: str) -> None:
-    load_recipe(MODELS.get(name, PretrainRecipe), name, kind=kind)
+    load_recipe(EVALUATIONS[name].recipe if kind == "transfer" else PretrainRecipe, name, kind=kind)
 
 
 def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Path) -> None:

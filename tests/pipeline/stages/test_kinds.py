@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from pipeline.stages.kinds import KINDS
 
 
 def function_of(called: Callable[..., Any]) -> Callable[..., Any]:
+    if isinstance(called, partial):
+        return partial(function_of(called.func), *called.args)
     return import_function(called.name) if isinstance(called, Later) else called
 
 
