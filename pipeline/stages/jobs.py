@@ -17,7 +17,8 @@ from cluster.run.status import explain, raise_unless_completed
 from cluster.slurm.executor import SlurmExecutor, SlurmHandle
 from cluster.typed_yaml import check_recipe
 from pipeline.dag.ensure import ensure, find_receipt, finish, prepare, run_job
-from pipeline.dag.graph import DagRecipe, Failed, build_graph, point_to
+from pipeline.dag.graph import Failed, build_graph, point_to
+from pipeline.dag.recipe import DagRecipe
 from pipeline.dag.stage import Receipt, Stage, job_folder
 from pipeline.stages.kinds import KINDS
 

@@ -14,7 +14,8 @@ from tiny_training import make_recipe
 from cluster.errors import UserError
 from cluster.local import LocalExecutor
 from cluster.typed_yaml import read_yaml
-from pipeline.dag.graph import build_graph, closing_lines, load_dag, run_graph
+from pipeline.dag.graph import build_graph, closing_lines, run_graph
+from pipeline.dag.recipe import load_dag
 from pipeline.dag.stage import Input, Receipt
 from pipeline.recipe.stages import ReportRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, doubling_ticks, line_chart, ticks

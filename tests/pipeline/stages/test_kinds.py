@@ -14,7 +14,8 @@ import pytest
 
 from cluster.job import Resources, import_function
 from cluster.typed_yaml import Section
-from pipeline.dag.graph import build_graph, load_dag
+from pipeline.dag.graph import build_graph
+from pipeline.dag.recipe import load_dag
 from pipeline.dag.stage import Kind, Later
 from pipeline.stages.kinds import KINDS
 

@@ -17,7 +17,8 @@ from cluster.job import Resources, State
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause, read_restarts
-from pipeline.dag.graph import DagRecipe, build_graph
+from pipeline.dag.graph import build_graph
+from pipeline.dag.recipe import DagRecipe
 from pipeline.dag.stage import Receipt
 from pipeline.stages.jobs import run_graph_as_jobs
 from pipeline.stages.kinds import KINDS
