@@ -25,18 +25,17 @@ import matplotlib.pyplot as plt
 import torch
 import yaml
 
-from cluster.typed_yaml import read_yaml
 from ingest.dataset.open import Dataset, open_dataset
 from pipeline.checkpoint.files import newest_first, step_of
+from pipeline.dag.recipe import load_dag
 from pipeline.recipe.transfer import KnnRecipe
-from pipeline.report.cifar10 import METHODS
+from pipeline.report.published import METHODS
 from pipeline.transfer.features import extract_from_files
 from pipeline.transfer.knn import knn
 from pipeline.trunks.baselines import pixels_trunk, random_trunk
 from pipeline.trunks.export import export_trunk
 from pipeline.trunks.files import read_spec
 
-GRAPH = Path(__file__).parents[1] / "configs" / "dag" / "cifar10_cpu.yaml"
 KNN = KnnRecipe(k=(200,), temperature=0.1)
 CPU = torch.device("cpu")
 WORKERS = 2
@@ -98,7 +97,7 @@ def command(*words: str) -> None:
 
 def pretrain(method: str, out: Path, *, name: str, seed: int, steps: int) -> Path:
     """The folder of a run of the graph's recipe for this method."""
-    recipe: dict[str, Any] = read_yaml(GRAPH)["stages"][f"pretrain_{method}"]["recipe"]
+    recipe: dict[str, Any] = load_dag("cifar10_cpu", []).stages[f"pretrain_{method}"].recipe
     recipe["seed"] = seed
     recipe["data"]["root"] = str(out / "train")
     recipe["train"] = {**recipe["train"], "epochs": None, "steps": steps}

@@ -1,6 +1,7 @@
 """Typed YAML: one file is one complete description of a job or a site, checked once and trusted from then on.
 
-A file is read, overridden by dotted `key=value` words, and validated as a whole.
+A file is read, merged over its `base` if it names one, overridden by dotted `key=value` words, and validated
+as a whole: what is saved and shown is that whole.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ R = TypeVar("R", bound=Section)
 
 
 def load_recipe(model: type[R], name: str, overrides: list[str] | None = None, *, kind: str) -> R:
-    """Read, override and check a recipe.
+    """Read, merge over its base, override and check a recipe.
 
     Args:
         model: the recipe's type.
@@ -38,11 +39,50 @@ def load_recipe(model: type[R], name: str, overrides: list[str] | None = None, *
     Raises:
         UserError: if there is no such recipe, or a key or value is wrong: names file, key and choices.
     """
-    path = find_recipe(name, kind=kind)
-    values = read_yaml(path)
+    values, where = read_recipe(name, kind=kind)
     for override in overrides or []:
         apply_override(values, override)
-    return check_recipe(model, values, where=str(path))
+    return check_recipe(model, values, where=where)
+
+
+def read_recipe(name: str, *, kind: str) -> tuple[dict[str, Any], str]:
+    """A recipe's plain values, not checked yet, and the files that they come from, for errors.
+
+    With `base: OTHER` a file says only what differs from another one: a shipped recipe by its name, or a
+    .yaml file by its path from this one's folder. That one has no base itself: two files tell everything.
+    Mappings are merged key by key; a list, a number, a text or null takes the place of what the base has
+    there.
+
+    Raises:
+        UserError: if a file does not exist or is no YAML mapping, or the base has a base.
+    """
+    path = find_recipe(name, kind=kind)
+    values = read_yaml(path)
+    if "base" not in values:
+        return values, str(path)
+    base = values.pop("base")
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base is the name of another recipe or a .yaml file, not {base!r}")
+    try:
+        below = find_recipe(str(path.parent / base) if base.endswith((".yaml", ".yml")) else base, kind=kind)
+    except UserError as error:
+        raise UserError(f"{path}: base: {error}") from None
+    beneath = read_yaml(below)
+    if "base" in beneath:
+        raise UserError(
+            f"{path}: its base {below} has a base itself, {beneath['base']!r}, and may not: name that one "
+            "here, and write out what lies between"
+        )
+    return merge(beneath, values), f"{path} (base {below})"
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two trees of plain values as one: mappings key by key, of all else what is above."""
+    found = dict(below)
+    for key, value in above.items():
+        under = found.get(key)
+        found[key] = merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return found
 
 
 def find_recipe(name: str, *, kind: str) -> Path:

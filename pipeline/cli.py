@@ -9,6 +9,7 @@ from collections.abc import Callable
 from cluster.command_line import Debug, make_app, run
 from cluster.rank.process import OPENMP_SETTINGS
 from pipeline.commands import compare, dag, evaluate, plan, preflight, pretrain, runs, transfer
+from pipeline.transfer.evaluations import EVALUATIONS
 
 app = make_app("submit")
 
@@ -18,26 +19,25 @@ def options(debug: Debug = False) -> None:
     """Train trunks on images nobody curated, and see how well they transfer."""
 
 
-COMMANDS: list[Callable[..., None]] = [
-    pretrain.pretrain,
-    pretrain.resume,
-    dag.dag,
-    evaluate.evaluate,
-    evaluate.schedule,
-    transfer.export,
-    transfer.knn,
-    transfer.linear,
-    compare.compare,
-    runs.status,
-    runs.logs,
-    runs.cancel,
-    preflight.preflight,
-    plan.plan,
-    runs.doctor,
-]
-for command in COMMANDS:
-    app.command()(command)
-app.command("list")(runs.list_names)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "pretrain": pretrain.pretrain,
+    "resume": pretrain.resume,
+    "dag": dag.dag,
+    "evaluate": evaluate.evaluate,
+    "schedule": evaluate.schedule,
+    "export": transfer.export,
+    **{name: transfer.evaluation_command(name) for name in EVALUATIONS},
+    "compare": compare.compare,
+    "status": runs.status,
+    "logs": runs.logs,
+    "cancel": runs.cancel,
+    "preflight": preflight.preflight,
+    "plan": plan.plan,
+    "doctor": runs.doctor,
+    "list": runs.list_names,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 
 def main() -> None:

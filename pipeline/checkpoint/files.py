@@ -11,15 +11,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-
-import torch
-from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from typing import TYPE_CHECKING
 
 from cluster.errors import UserError
-from pipeline.checkpoint.writer import alone_on_purpose, digest
+
+if TYPE_CHECKING:  # what checkpoints there are can be seen without torch
+    from torch import Tensor
 
 METHOD, OPTIMIZER = "method.", "optimizer."
 _NAME = re.compile(r"step-(\d{8,})")
@@ -50,6 +47,8 @@ def broken_file(checkpoint: Path, *, share: tuple[int, int] = (0, 1)) -> str | N
     Args:
         share: (i, n) looks at every n-th file from the i-th on.
     """
+    from pipeline.checkpoint.writer import digest
+
     files = json.loads((checkpoint / "manifest.json").read_text())["files"]
     for name in (".metadata", "state.json"):
         if name not in files:  # what is read must be what the manifest vouches for
@@ -73,6 +72,13 @@ def read_tensors(checkpoint: Path, *, prefix: str) -> dict[str, Tensor]:
     Raises:
         UserError: if there is no whole checkpoint.
     """
+    import torch
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+
+    from pipeline.checkpoint.writer import alone_on_purpose
+
     if not (checkpoint / "manifest.json").is_file():
         raise UserError(f"{checkpoint} is not a checkpoint: it has no manifest.json")
     if broken := broken_file(checkpoint):

@@ -32,7 +32,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare runs: what differs between their recipes, how they went, and which of them collapsed."""
-    from pipeline.report.compare import CompareRecipe, compare_runs, comparison_page
+    from pipeline.recipe.stages import CompareRecipe
+    from pipeline.report.compare import compare_runs, comparison_page
 
     found = compare_runs(_by_name([find_run(run, folder).path for run in runs]))
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from pipeline.commands.options import Cluster, Overrides, Wait
 from pipeline.commands.progress_line import ProgressLine
 
 if TYPE_CHECKING:  # they import torch, and `submit --help` does not
-    from pipeline.dag.graph import DagRecipe
+    from pipeline.dag.recipe import DagRecipe
     from pipeline.dag.stage import Stage
 
 
@@ -32,7 +32,8 @@ def dag(  # noqa: PLR0917 -- typer passes by name
     wait: Wait = False,
 ) -> None:
     """Run the stages of a graph that have not run yet. SLURM gets them all at once, and goes on by itself."""
-    from pipeline.dag.graph import build_graph, load_dag
+    from pipeline.dag.graph import build_graph
+    from pipeline.dag.recipe import load_dag
     from pipeline.stages.kinds import KINDS
 
     recipe = load_dag(name, overrides or [])

@@ -29,7 +29,8 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
     """Evaluate every checkpoint of a run that has not been evaluated: with receipts, nothing runs twice."""
     from pipeline.checkpoint.files import newest_first, step_of
     from pipeline.commands.runs import find_run
-    from pipeline.dag.graph import build_graph, load_dag
+    from pipeline.dag.graph import build_graph
+    from pipeline.dag.recipe import load_dag
     from pipeline.dag.stage import StopRequested
     from pipeline.stages.kinds import KINDS
 

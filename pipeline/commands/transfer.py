@@ -1,8 +1,9 @@
-"""`submit export|knn|linear`: take a trunk out of a run, and score it."""
+"""`submit export`, and a command for each evaluation: take a trunk out of a run, and score it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ import typer
 
 from cluster.typed_yaml import load_recipe
 from pipeline.commands.options import Device, Json, Overrides
-from pipeline.recipe.transfer import KnnRecipe, LinearRecipe
+from pipeline.transfer.evaluations import EVALUATIONS
 
 Trunk = Annotated[Path, typer.Argument(help="The folder of an exported trunk.")]
 Train = Annotated[str, typer.Option("--train", help="The sealed dataset to learn the labels from.")]
@@ -33,42 +34,35 @@ def export(
     typer.echo(f"{out}: {whose}{spec.architecture.name}, {spec.feature_dim} features")
 
 
-def knn(  # noqa: PLR0917 -- typer passes by name
-    trunk: Trunk,
-    train: Train,
-    test: Test,
-    overrides: Overrides = None,
-    recipe_name: Annotated[str, typer.Option("--recipe")] = "knn",
-    workers: Workers = 2,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Score a trunk by weighted nearest neighbours."""
-    from pipeline.stages.machine import pick_device
-    from pipeline.transfer.knn import knn_from_files
+def evaluation_command(name: str) -> Callable[..., None]:
+    """The command of an evaluation: `submit knn`."""
+    evaluation = EVALUATIONS[name]
 
-    recipe = load_recipe(KnnRecipe, recipe_name, overrides, kind="transfer")
-    scores = knn_from_files(trunk, train, test, recipe, workers=workers, device=pick_device(device))
-    _print_scores(scores.metrics(), as_json=as_json)
+    def command(  # noqa: PLR0917 -- typer passes by name
+        trunk: Trunk,
+        train: Train,
+        test: Test,
+        overrides: Overrides = None,
+        recipe_name: Annotated[str, typer.Option("--recipe")] = name,
+        workers: Workers = 2,
+        device: Device = "auto",
+        as_json: Json = False,
+    ) -> None:
+        from ingest.dataset.open import open_dataset
+        from pipeline.stages.machine import pick_device
+        from pipeline.transfer.features import extract_from_files
 
+        recipe, where = (
+            load_recipe(evaluation.recipe, recipe_name, overrides, kind="transfer"),
+            pick_device(device),
+        )
+        features = extract_from_files(
+            trunk, open_dataset(train), open_dataset(test), workers=workers, device=where
+        )
+        _print_scores(evaluation.score(*features, recipe, device=where).metrics(), as_json=as_json)
 
-def linear(  # noqa: PLR0917 -- typer passes by name
-    trunk: Trunk,
-    train: Train,
-    test: Test,
-    overrides: Overrides = None,
-    recipe_name: Annotated[str, typer.Option("--recipe")] = "linear",
-    workers: Workers = 2,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Score a trunk by a linear classifier on its features."""
-    from pipeline.stages.machine import pick_device
-    from pipeline.transfer.linear import linear_from_files
-
-    recipe = load_recipe(LinearRecipe, recipe_name, overrides, kind="transfer")
-    scores = linear_from_files(trunk, train, test, recipe, workers=workers, device=pick_device(device))
-    _print_scores(scores.metrics(), as_json=as_json)
+    command.__doc__ = evaluation.about
+    return command
 
 
 def _print_scores(scores: dict[str, float], *, as_json: bool) -> None:

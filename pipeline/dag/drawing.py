@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
-from pipeline.dag.progress import Progress, Row, _sources
+from cluster.atomic_file import write_atomically
+from pipeline.dag.progress import Progress, Row
 from pipeline.dag.stage import Stage
 
 COLOURS = {
@@ -20,63 +22,72 @@ COLOURS = {
 }
 
 
+_COLUMN, _LINE, _WIDTH, _HEIGHT, _MARGIN = 250, 64, 190, 42, 14  # pixels
+
+
 def draw_plan(rows: Sequence[Row], path: Path) -> None:
     """The graph from left to right, as an SVG file: a box per stage, in the colour of its state."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import FancyBboxPatch, Patch
-
-    places = _places(rows)
-    columns = 1 + max(x for x, _ in places.values())
-    height = 1 + max(y for _, y in places.values())
-    figure = Figure(figsize=(2.3 * columns, 0.75 * height + 0.6), layout="tight")
-    axes = figure.add_subplot()
-    axes.set(xlim=(-0.1, columns - 0.1), ylim=(-height + 0.4, 0.6))
-    axes.set_axis_off()
-    for row in rows:
-        x, y = places[row.stage.name]
-        for source in _drawn_sources(row.stage):
-            start_x, start_y = places[source]
-            axes.annotate(
-                "",
-                xy=(x, -y),
-                xytext=(start_x + 0.75, -start_y),
-                zorder=0,
-                arrowprops={"arrowstyle": "->", "color": "#888888", "shrinkA": 0, "shrinkB": 0},
-            )
-    for row in rows:
-        x, y = places[row.stage.name]
-        axes.add_patch(
-            FancyBboxPatch(
-                (x + 0.04, -y - 0.24),
-                0.67,
-                0.48,
-                boxstyle="round,pad=0.04",
-                facecolor=COLOURS[row.progress],
-                edgecolor="#555555",
-            )
-        )
-        axes.text(
-            x + 0.375, -y + 0.07, row.stage.name, ha="center", va="center", fontsize=8, parse_math=False
-        )
-        words = " ".join(filter(None, [row.progress, row.detail]))
-        axes.text(x + 0.375, -y - 0.13, words, ha="center", va="center", fontsize=6, parse_math=False)
+    places = {
+        name: (_MARGIN + _COLUMN * column, _MARGIN + _LINE * line)
+        for name, (column, line) in _places(rows).items()
+    }
+    arrows = [
+        _arrow(places[source], places[row.stage.name]) for row in rows for source in _drawn_sources(row.stage)
+    ]
+    boxes = [_box(row, places[row.stage.name]) for row in rows]
     shown = [progress for progress in Progress if any(row.progress is progress for row in rows)]
-    patches = [Patch(facecolor=COLOURS[progress], edgecolor="#555555", label=progress) for progress in shown]
-    axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, 0), ncols=len(patches), fontsize=7)
+    legend_y = max(y for _, y in places.values()) + _LINE
+    legend = [_legend(progress, _MARGIN + 110 * number, legend_y) for number, progress in enumerate(shown)]
+    width = max(*(x + _WIDTH for x, _ in places.values()), 110 * len(shown)) + _MARGIN
+    picture = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {legend_y + 30:.0f}" '
+        f'width="{width:.0f}" font-family="sans-serif" text-anchor="middle">',
+        '<marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
+        '<path d="M0 0 8 4 0 8z" fill="#888"/></marker>',
+        '<rect width="100%" height="100%" fill="#fff"/>',
+        *(arrows + boxes + legend),
+        "</svg>\n",
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="svg")
+    write_atomically(path, "\n".join(picture))
+
+
+def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
+    middle = _HEIGHT / 2
+    return (
+        f'<path d="M{start[0] + _WIDTH:.0f} {start[1] + middle:.0f} {end[0]:.0f} {end[1] + middle:.0f}" '
+        'stroke="#888" marker-end="url(#tip)"/>'
+    )
+
+
+def _box(row: Row, place: tuple[float, float]) -> str:
+    x, y = place
+    words = escape(" ".join(filter(None, [row.progress, row.detail])))
+    return (
+        f'<rect x="{x:.0f}" y="{y:.0f}" width="{_WIDTH}" height="{_HEIGHT}" rx="6" '
+        f'fill="{COLOURS[row.progress]}" stroke="#555"/>'
+        f'<text x="{x + _WIDTH / 2:.0f}" y="{y + 18:.0f}" font-size="13">{escape(row.stage.name)}</text>'
+        f'<text x="{x + _WIDTH / 2:.0f}" y="{y + 34:.0f}" font-size="10">{words}</text>'
+    )
+
+
+def _legend(progress: Progress, x: float, y: float) -> str:
+    return (
+        f'<rect x="{x:.0f}" y="{y:.0f}" width="16" height="16" fill="{COLOURS[progress]}" stroke="#555"/>'
+        f'<text x="{x + 22:.0f}" y="{y + 12:.0f}" font-size="12" text-anchor="start">{progress}</text>'
+    )
 
 
 def _places(rows: Sequence[Row]) -> dict[str, tuple[int, float]]:
     """Column and line of each stage: to the right of its inputs, near the middle of their lines."""
     columns: dict[str, int] = {}
     for row in rows:  # inputs come first
-        columns[row.stage.name] = 1 + max((columns[source] for source in _sources(row.stage)), default=-1)
+        columns[row.stage.name] = 1 + max((columns[source] for source in row.stage.sources), default=-1)
     lines: dict[str, float] = {}
     for column in range(1 + max(columns.values())):
         members = [row.stage for row in rows if columns[row.stage.name] == column]
         wishes = {
-            stage.name: _mean([lines[source] for source in _sources(stage)], default=float(index))
+            stage.name: _mean([lines[source] for source in stage.sources], default=float(index))
             for index, stage in enumerate(members)
         }
         free = -math.inf

@@ -1,9 +1,7 @@
-"""Graphs of stages: `configs/dag/*.yaml`, run in order on this machine, nothing twice."""
+"""Graphs of stages, run in order on this machine, nothing twice."""
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import os
 import socket
 import traceback
@@ -11,49 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field, StringConstraints
 
 from cluster.errors import UserError
 from cluster.executors import Executor
-from cluster.typed_yaml import Section, apply_override, check_recipe, find_recipe, read_yaml
+from cluster.typed_yaml import check_recipe
 from pipeline.dag.ensure import ensure
+from pipeline.dag.recipe import DagRecipe, Shown, StageSection, suggest
 from pipeline.dag.stage import Kind, Receipt, Source, Stage, StopRequested
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
-
-
-class StageSection(Section):
-    """One stage of a graph.
-
-    `recipe` is a mapping, or the name of a recipe file such as `pretrain/demo`. `inputs` fills the kind's
-    roles, each with the name of another stage, or a path inside its folder: `photographs/train.tar`.
-    """
-
-    kind: str
-    recipe: str | dict[str, Any] = Field(default_factory=dict)
-    inputs: dict[str, str] = Field(default_factory=dict)
-
-
-class Shown(Section):
-    """A line to print when all is done: a metric of a stage, or the path of a file of its.
-
-    A metric that is not whole is taken for a share and printed as a percentage.
-    """
-
-    text: str
-    stage: str
-    metric: str | None = None
-    file: str | None = None
-
-
-class DagRecipe(Section):
-    """A graph. A stage writes to `{folder}/{kind}-{key}`, and `{folder}/latest/{stage}` points there."""
-
-    folder: str
-    stages: dict[Name, StageSection] = Field(min_length=1)
-    show: tuple[Shown, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,24 +24,6 @@ class Failed:
 
     error: Exception | None
     blocked_by: tuple[str, ...] = ()
-
-
-def run_dag(
-    name: str,
-    overrides: list[str],
-    executor: Executor,
-    *,
-    kinds: Mapping[str, Kind],
-    say: Callable[[str], None],
-) -> None:
-    """`submit dag NAME`: run what has no receipt yet, one stage after the other, and say what came out.
-
-    Raises:
-        UserError: if the graph is wrong, or a stage failed; the stages that do not need it have run by then.
-    """
-    recipe = load_dag(name, overrides)
-    stages = build_graph(recipe, kinds)
-    conclude(recipe, stages, run_graph(stages, executor, say=say), say=say)
 
 
 def conclude(
@@ -101,28 +45,6 @@ def conclude(
         say(line)
 
 
-def load_dag(name: str, overrides: list[str]) -> DagRecipe:
-    """Read a graph, with the recipes that its stages name, and override it:
-    `stages.pretrain.recipe.train.steps=50`; of all stages of a pattern: `stages.pretrain_*.recipe.seed=1`.
-
-    Raises:
-        UserError: if a file, stage or key does not exist, or a value is wrong.
-    """
-    path = find_recipe(name, kind="dag")
-    values = read_yaml(path)
-    check_recipe(DagRecipe, values, where=str(path))
-    _expand_recipes(values)
-    stages = list(values["stages"])
-    for override in [each for word in overrides for each in _of_each_stage(word, stages, where=path)]:
-        apply_override(values, override)
-        unknown = values["stages"].keys() - stages
-        if unknown:
-            stage = unknown.pop()
-            raise UserError(f"{override!r}: {path} has no stage {stage!r}{_suggest(stage, stages)}")
-        _expand_recipes(values)
-    return check_recipe(DagRecipe, values, where=str(path))
-
-
 def build_graph(
     recipe: DagRecipe, kinds: Mapping[str, Kind], *, keys: Mapping[str, str] | None = None
 ) -> list[Stage]:
@@ -140,7 +62,7 @@ def build_graph(
         _check_stage(name, section, recipe, kinds)
     for shown in recipe.show:
         if shown.stage not in recipe.stages:
-            raise UserError(f"show: there is no stage {shown.stage!r}{_suggest(shown.stage, recipe.stages)}")
+            raise UserError(f"show: there is no stage {shown.stage!r}{suggest(shown.stage, recipe.stages)}")
     built: dict[str, Stage] = {}
     for name in _in_order(recipe):
         section = recipe.stages[name]
@@ -152,7 +74,7 @@ def build_graph(
             kind=kind,
             recipe=check_recipe(kind.recipe, section.recipe, where=f"of stage {name}"),
             inputs={
-                role: Source(stage=built[_stage_of(text)], path=text.partition("/")[2])
+                role: Source(stage=built[stage_of(text)], path=text.partition("/")[2])
                 for role, text in section.inputs.items()
             },
             root=Path(recipe.folder).absolute(),
@@ -167,8 +89,7 @@ def run_graph(
     """Ensure every stage, in the given order; one whose inputs failed is not tried."""
     results: dict[str, Receipt | Failed] = {}
     for stage in stages:
-        sources = sorted({source.stage.name for source in stage.inputs.values()})
-        blockers = tuple(name for name in sources if isinstance(results[name], Failed))
+        blockers = tuple(name for name in stage.sources if isinstance(results[name], Failed))
         if blockers:
             results[stage.name] = Failed(error=None, blocked_by=blockers)
             say(f"{stage.name:<20} not run  ({', '.join(blockers)} failed)")
@@ -207,43 +128,18 @@ def _shown_value(shown: Shown, recipe: DagRecipe, result: Receipt | Failed) -> s
     return f"{100 * value:.1f} %" if isinstance(value, float) else str(value)
 
 
-def _of_each_stage(override: str, stages: Iterable[str], *, where: Path) -> list[str]:
-    """`stages.PATTERN.KEY=VALUE` once for each stage that the pattern fits; any other override as it is."""
-    key, separator, value = override.partition("=")
-    section, _, rest = key.partition(".")
-    pattern, dot, inside = rest.partition(".")
-    if section != "stages" or "*" not in pattern:
-        return [override]
-    fitting = fnmatch.filter(stages, pattern)
-    if not fitting:
-        raise UserError(f"{override!r}: {where} has no stage {pattern!r}{_suggest(pattern, stages)}")
-    return [f"stages.{name}{dot}{inside}{separator}{value}" for name in fitting]
-
-
-def _expand_recipes(values: dict[str, Any]) -> None:
-    """Put the recipe in the place of its name, so that it can be overridden key by key."""
-    stages = values.get("stages")
-    for section in stages.values() if isinstance(stages, dict) else []:
-        recipe = section.get("recipe") if isinstance(section, dict) else None
-        if isinstance(recipe, str):
-            kind, separator, name = recipe.partition("/")
-            if recipe.endswith((".yaml", ".yml")) or not separator:
-                kind, name = "pretrain", recipe
-            section["recipe"] = read_yaml(find_recipe(name, kind=kind))
-
-
 def _check_stage(name: str, section: StageSection, recipe: DagRecipe, kinds: Mapping[str, Kind]) -> None:
     if section.kind not in kinds:
-        raise UserError(f"stage {name}: there is no kind {section.kind!r}{_suggest(section.kind, kinds)}")
+        raise UserError(f"stage {name}: there is no kind {section.kind!r}{suggest(section.kind, kinds)}")
     kind = kinds[section.kind]
     roles = kind.inputs | kind.optional
     for role, text in section.inputs.items():
         if role not in roles and not kind.alike:
-            raise UserError(f"stage {name}: {section.kind} has no input {role!r}{_suggest(role, roles)}")
-        if _stage_of(text) not in recipe.stages:
+            raise UserError(f"stage {name}: {section.kind} has no input {role!r}{suggest(role, roles)}")
+        if stage_of(text) not in recipe.stages:
             raise UserError(
                 f"stage {name}: input {role} is {text!r}, and there is no stage "
-                f"{_stage_of(text)!r}{_suggest(_stage_of(text), recipe.stages)}"
+                f"{stage_of(text)!r}{suggest(stage_of(text), recipe.stages)}"
             )
     missing = sorted(kind.inputs - section.inputs.keys())
     if missing:
@@ -258,7 +154,7 @@ def _check_stage(name: str, section: StageSection, recipe: DagRecipe, kinds: Map
 def _in_order(recipe: DagRecipe) -> list[str]:
     sorter = TopologicalSorter(
         {
-            name: {_stage_of(text) for text in section.inputs.values()}
+            name: {stage_of(text) for text in section.inputs.values()}
             for name, section in recipe.stages.items()
         }
     )
@@ -276,7 +172,7 @@ def _in_order(recipe: DagRecipe) -> list[str]:
     return order
 
 
-def _stage_of(text: str) -> str:
+def stage_of(text: str) -> str:
     return text.partition("/")[0]
 
 
@@ -304,9 +200,3 @@ def _reason(error: Exception, stage: Stage) -> str:
     if isinstance(error, UserError):
         return str(error)
     return f"{type(error).__name__}: {error} (traceback in {stage.folder / 'error.txt'})"
-
-
-def _suggest(name: str, choices: Iterable[str]) -> str:
-    choices = sorted(choices)
-    close = difflib.get_close_matches(name, choices, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(choices)}"

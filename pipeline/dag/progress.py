@@ -61,12 +61,8 @@ def plan_text(rows: Sequence[Row]) -> str:
     detail = max(len(row.detail) for row in rows)
     lines = []
     for row in rows:
-        sources = _sources(row.stage)
+        sources = row.stage.sources
         after = f"  after {', '.join(sources)}" if sources else ""
         name, folder = row.stage.name, row.stage.folder.name
         lines.append(f"{name:<{width}}  {row.progress:<9}  {row.detail:<{detail}}  {folder}{after}")
     return "\n".join(lines)
-
-
-def _sources(stage: Stage) -> list[str]:
-    return sorted({source.stage.name for source in stage.inputs.values()})

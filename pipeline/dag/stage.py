@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.errors import UserError
-from cluster.job import Job, Resources
+from cluster.job import Job, Resources, import_function
 from cluster.run.folder import RunFolder
 from cluster.run.status import Status
 from cluster.typed_yaml import Section
@@ -77,6 +77,19 @@ class Result(NamedTuple):
     outputs: list[str]
     gpus: int = 0
     job: Status | None = None
+
+
+@dataclass(frozen=True)
+class Later:
+    """A function by its name, "package.module:function", imported when it is called.
+
+    To know the keys of a graph takes its recipes, and not what its stages run with.
+    """
+
+    name: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        return import_function(self.name)(*arguments)
 
 
 def _nothing_outside(recipe: Any) -> str:
@@ -150,6 +163,11 @@ class Stage:
     def input_keys(self) -> dict[str, str]:
         """Role → key of the stage and the path in its folder."""
         return {role: f"{source.stage.key}/{source.path}" for role, source in self.inputs.items()}
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the stages that it reads, sorted."""
+        return sorted({source.stage.name for source in self.inputs.values()})
 
     @property
     def folder(self) -> Path:

@@ -11,38 +11,27 @@ import torch
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.typed_yaml import Section
 from pipeline.dag.stage import Input
 from pipeline.data.order import plan_order
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.report import published
 from pipeline.report.page import duration, environment
-from pipeline.report.published import PUBLISHED, Published
+from pipeline.report.published import METHODS, PROBES, PUBLISHED, Published
 
-METHODS = {"swav": "SwAV", "barlow_twins": "Barlow Twins", "byol": "BYOL", "simsiam": "SimSiam"}
-ROLES = frozenset(
-    {f"{role}_{method}" for method in METHODS for role in ("run", "knn", "linear")}
-    | {"data", "knn_random", "linear_random"}
-)
-COLUMNS = ("Method", "Where", "Trunk", "Epochs", "Steps", "Batch", "kNN, %", "Linear, %", "Comparable")
-
-
-class Cifar10TableRecipe(Section):
-    """Nothing is to be chosen."""
+COLUMNS = ("Method", "Where", "Trunk", "Epochs", "Steps", "Batch", *PROBES.values(), "Comparable")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One method's run here on `images` images, and its scores: metrics of the kNN and the linear probe."""
+    """One method's run here on `images` images, and the metrics of each probe of PROBES."""
 
     recipe: PretrainRecipe
     images: int
     steps: int
     seconds: float
     machine: str
-    knn: dict[str, Any]
-    linear: dict[str, Any]
+    scores: dict[str, dict[str, Any]]
     temperature: float
 
     @property
@@ -59,7 +48,7 @@ def write_table(inputs: Mapping[str, Input], out: Path) -> dict[str, float]:
     """Write results.md and results.html.
 
     Args:
-        inputs: of the roles in ROLES.
+        inputs: of the roles in TABLE_ROLES.
 
     Returns:
         Accuracies as fractions, `knn_{method}` and `linear_{method}`; and how many of the published rows
@@ -70,7 +59,7 @@ def write_table(inputs: Mapping[str, Input], out: Path) -> dict[str, float]:
     """
     runs = {method: _run(method, inputs) for method in METHODS}
     groups = {name: _rows(name, runs[method], PUBLISHED[method]) for method, name in METHODS.items()}
-    random = (_score(inputs[f"{probe}_random"].receipt.metrics) for probe in ("knn", "linear"))
+    random = (_score(inputs[f"{probe}_random"].receipt.metrics) for probe in PROBES)
     groups["random"] = [("Nothing learned", "here", _trunk(runs["swav"]), "0", "0", "", *random, "")]
     everything = [(run, row) for method, run in runs.items() for row in PUBLISHED[method]]
     comparable = sum(not differences(run, row) for run, row in everything)
@@ -87,14 +76,14 @@ def write_table(inputs: Mapping[str, Input], out: Path) -> dict[str, float]:
     accuracies = {
         f"{probe}_{method}": float(metrics["top1"])
         for method, run in runs.items()
-        for probe, metrics in (("knn", run.knn), ("linear", run.linear))
+        for probe, metrics in run.scores.items()
     }
     return {**accuracies, "comparable": comparable}
 
 
 def differences(run: Run, row: Published) -> list[str]:
     """In what a run differs from a published one, that its accuracy could not be held against it."""
-    recipe, knn = run.recipe, run.knn
+    recipe, knn = run.recipe, run.scores["knn"]
     other = {
         "trunk": recipe.trunk.name != published.TRUNK,
         "stem": recipe.trunk.stem != published.STEM,
@@ -108,7 +97,10 @@ def differences(run: Run, row: Published) -> list[str]:
 
 
 def _run(method: str, inputs: Mapping[str, Input]) -> Run:
-    receipt, knn, linear = (inputs[f"{role}_{method}"].receipt for role in ("run", "knn", "linear"))
+    receipt, scores = (
+        inputs[f"run_{method}"].receipt,
+        {probe: inputs[f"{probe}_{method}"].receipt for probe in PROBES},
+    )
     recipe = PretrainRecipe.model_validate(receipt.recipe)
     if recipe.method.name != method:
         raise UserError(
@@ -120,9 +112,8 @@ def _run(method: str, inputs: Mapping[str, Input]) -> Run:
         steps=receipt.metrics["step"],
         seconds=receipt.seconds,
         machine=receipt.machine,
-        knn=knn.metrics,
-        linear=linear.metrics,
-        temperature=knn.recipe["temperature"],
+        scores={probe: score.metrics for probe, score in scores.items()},
+        temperature=scores["knn"].recipe["temperature"],
     )
 
 
@@ -131,14 +122,14 @@ def _rows(name: str, run: Run, others: tuple[Published, ...]) -> list[tuple[str,
     length = (f"{run.epochs:.0f}" if run.epochs >= 10 else f"{run.epochs:.1f}", f"{run.steps:,}")
     batch = str(run.recipe.data.batch_size * run.recipe.train.accumulate)
     rows: list[tuple[str, ...]] = []
-    rows.append((name, "here", _trunk(run), *length, batch, _score(run.knn), _score(run.linear), ""))
+    rows.append((name, "here", _trunk(run), *length, batch, *map(_score, run.scores.values()), ""))
     for row in others:
-        scores = {"knn": "", "linear": ""} | {row.source.probe: f"{100 * row.top1:.1f}"}
-        ours = {"knn": run.knn, "linear": run.linear}[row.source.probe]["top1"]
+        scores = dict.fromkeys(PROBES, "") | {row.source.probe: f"{100 * row.top1:.1f}"}
+        ours = run.scores[row.source.probe]["top1"]
         differs = differences(run, row)
         verdict = f"no: {', '.join(differs)}" if differs else f"yes, ours {100 * (ours - row.top1):+.1f}"
         setup = (f"{published.TRUNK}, 3x3 stem", str(row.epochs), "", str(row.batch_size))
-        rows.append((name, row.source.name, *setup, scores["knn"], scores["linear"], verdict))
+        rows.append((name, row.source.name, *setup, *scores.values(), verdict))
     return rows
 
 
@@ -154,7 +145,7 @@ def _score(metrics: Mapping[str, Any]) -> str:
 
 
 def _notes(runs: Mapping[str, Run]) -> list[str]:
-    run, knn = runs["swav"], runs["swav"].knn
+    run, knn = runs["swav"], runs["swav"].scores["knn"]
     times = ", ".join(f"{METHODS[method]} {duration(each.seconds)}" for method, each in runs.items())
     return [
         f"Top-1 on {knn['test_samples']:,} test images, in percent, ± one binomial standard error. kNN: "

@@ -11,8 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from cluster.errors import UserError
-from cluster.typed_yaml import Section, load_recipe
+from cluster.typed_yaml import load_recipe
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.recipe.stages import CompareRecipe
 from pipeline.report.figures import TONES, Series, line_chart
 from pipeline.report.page import environment, read_rows
 from pipeline.train.metrics import COLLAPSED_BELOW, signs_of_collapse
@@ -25,12 +26,6 @@ PANELS = (
 )
 _LONGEST_VALUE = 60  # characters
 _ABSENT = object()
-
-
-class CompareRecipe(Section):
-    """What the page is called."""
-
-    title: str = "Runs compared"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
+METHODS = {"swav": "SwAV", "barlow_twins": "Barlow Twins", "byol": "BYOL", "simsiam": "SimSiam"}
+PROBES = {"knn": "kNN, %", "linear": "Linear, %"}
+# What the table is made from: the images, and of each method its run and scores.
+TABLE_ROLES = (
+    frozenset(f"{role}_{method}" for role in ("run", *PROBES) for method in METHODS)
+    | {f"{probe}_random" for probe in PROBES}
+    | {"data"}
+)
 TRUNK, STEM = "resnet18", "low_resolution"
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
 K, TEMPERATURE = 200, 0.1  # of lightly's kNN

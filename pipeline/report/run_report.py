@@ -3,111 +3,68 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from PIL import Image
-from pydantic import NonNegativeInt, PositiveInt
 
 from cluster.atomic_file import write_atomically
-from cluster.typed_yaml import Section, load_recipe
+from cluster.typed_yaml import load_recipe
 from ingest.dataset.open import Dataset, open_dataset
 from pipeline.dag.stage import Input
 from pipeline.recipe.data import Data
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.recipe.stages import ReportRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, line_chart
 from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, nearest_rows
 from pipeline.report.page import environment, read_rows
 from pipeline.report.prototypes import PrototypeGallery, prototype_gallery
+from pipeline.report.scores import TRUNKS, scores_given
+from pipeline.transfer.evaluations import EVALUATIONS
 from pipeline.transfer.features import Features, load_features
 
-TRUNKS = {"trained": "trained trunk", "random": "random trunk", "pixels": "raw pixels"}
 TONES = {"trained": "t1", "random": "t2", "pixels": "t3"}
 
 
-class ReportRecipe(Section):
-    """What is shown, and how much of it.
+def build_report(
+    inputs: Mapping[str, Input], recipe: ReportRecipe, out: Path, *, device: torch.device
+) -> None:
+    """Write the page.
 
-    The nearest prototypes of `prototype_sample` images of the pretraining are looked for.
+    Args:
+        inputs: `data`, the images of the pretraining; `train` and `test`, the labelled images of the
+            evaluation; `run`, `trunk`, `features`, `features_random`; any of the roles in SCORES; and
+            `photographs`, how tiles were cut, if these are tiles of photographs.
+        device: for the images that are shown to the prototypes of SwAV.
+
+    Raises:
+        UserError: if there is no score, or none of the trained trunk to hold another one against.
     """
-
-    title: str = "SEER pipeline"
-    labels: PositiveInt = 14
-    samples_per_label: PositiveInt = 4
-    crop_rows: PositiveInt = 6
-    queries: PositiveInt = 6
-    neighbours: PositiveInt = 8
-    prototypes: PositiveInt = 8
-    images_per_prototype: PositiveInt = 8
-    prototype_sample: PositiveInt = 5_000
-    seed: NonNegativeInt = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """The stages that a report is made from.
-
-    Attributes:
-        data: the images of the pretraining.
-        train, test: the labelled images of the evaluation.
-        photographs: how tiles were cut, if these are tiles of photographs.
-        knn_pixels, linear_pixels: scores of raw pixels; both or neither.
-    """
-
-    data: Input
-    train: Input
-    test: Input
-    run: Input
-    trunk: Input
-    features: Input
-    features_random: Input
-    knn: Input
-    knn_random: Input
-    linear: Input
-    linear_random: Input
-    photographs: Input | None = None
-    knn_pixels: Input | None = None
-    linear_pixels: Input | None = None
-
-    def trunks(self) -> dict[str, str]:
-        """Trunk → its name for people, of those that were scored."""
-        return {name: text for name, text in TRUNKS.items() if name != "pixels" or self.knn_pixels}
-
-    def scores(self, probe: str) -> dict[str, dict[str, Any]]:
-        """Trunk → metrics of a probe, "knn" or "linear"."""
-        roles = {"trained": probe, "random": f"{probe}_random", "pixels": f"{probe}_pixels"}
-        return {name: getattr(self, roles[name]).receipt.metrics for name in self.trunks()}
-
-
-def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path, *, device: torch.device) -> None:
-    """Write the page; the device is for the images that are shown to the prototypes of SwAV."""
-    run = evidence.run.path
+    run, scores = inputs["run"].path, scores_given(inputs)
     pretrain = load_recipe(PretrainRecipe, str(run / "recipe.yaml"), kind="pretrain")
-    provenance = json.loads((evidence.trunk.path / "trunk.json").read_text())["provenance"]
-    trained, random = (_features(source) for source in (evidence.features, evidence.features_random))
-    same_images = evidence.data.receipt.metrics["root"] == evidence.train.receipt.metrics["root"]
+    provenance = json.loads((inputs["trunk"].path / "trunk.json").read_text())["provenance"]
+    trained, random = (_features(inputs[role]) for role in ("features", "features_random"))
+    same_images = inputs["data"].receipt.metrics["root"] == inputs["train"].receipt.metrics["root"]
     data_samples, train_samples, test_samples = (
-        Samples(_opened(source)) for source in (evidence.data, evidence.train, evidence.test)
+        Samples(_opened(inputs[role])) for role in ("data", "train", "test")
     )
-    here = pretrain.model_copy(update={"data": _where_it_is_now(pretrain, evidence.data)})
+    here = pretrain.model_copy(update={"data": _where_it_is_now(pretrain, inputs["data"])})
     data_labels = _labels(trained[0]) if same_images else {}
     page = (
         environment()
         .get_template("report.html")
         .render(
             title=recipe.title,
-            trunks=evidence.trunks(),
-            tones=TONES,
-            knn=evidence.scores("knn"),
-            linear=evidence.scores("linear"),
-            accuracy_chart=accuracy_chart(evidence),
+            trunks=_trunks(scores),
+            evaluations=_evaluations(scores),
+            accuracy_chart=accuracy_chart(scores),
             chance=1 / len(trained[0].classes),
-            photographs=evidence.photographs and _photographs(evidence.photographs),
+            photographs=_photographs(inputs["photographs"]) if "photographs" in inputs else None,
             same_images=same_images,
-            data={name: getattr(evidence, name).receipt.metrics for name in ("data", "train", "test")},
+            data={name: inputs[name].receipt.metrics for name in ("data", "train", "test")},
             labels=label_rows(
                 *trained, train_samples, test_samples, labels=recipe.labels, each=recipe.samples_per_label
             ),
@@ -117,9 +74,9 @@ def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path, *, device:
             provenance=provenance,
             feature_dim=trained[0].x.shape[1],
             hardware=hardware(run),
-            machine=evidence.run.receipt.machine,
-            wall=evidence.run.receipt.seconds,
-            stages=_stages(evidence),
+            machine=inputs["run"].receipt.machine,
+            wall=inputs["run"].receipt.seconds,
+            stages=_stages(inputs),
             curves=curves(run),
             crops=crops_seen(here, data_samples, data_labels, count=recipe.crop_rows),
             gallery=_prototypes(run, here, data_samples, data_labels, recipe, device=device),
@@ -141,24 +98,42 @@ def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path, *, device:
     write_atomically(out, page)
 
 
-def accuracy_chart(evidence: Evidence) -> str:
-    """kNN and linear accuracy of the three trunks, with a standard error."""
+def accuracy_chart(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Accuracy by each evaluation of each trunk, with a standard error."""
     groups = [
         (
-            title,
+            EVALUATIONS[name].title,
             [
                 Bar(
                     name=TRUNKS[trunk],
-                    value=scores["top1"],
-                    error=scores["standard_error"],
+                    value=metrics["top1"],
+                    error=metrics["standard_error"],
                     tone=TONES[trunk],
                 )
-                for trunk, scores in evidence.scores(probe).items()
+                for trunk, metrics in of_trunks.items()
             ],
         )
-        for probe, title in (("knn", "Nearest neighbours"), ("linear", "Linear probe"))
+        for name, of_trunks in scores.items()
     ]
     return bar_chart(groups, title="Accuracy on the test tiles")
+
+
+def _trunks(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Trunk → its name for people, of those that were scored."""
+    return {trunk: name for trunk, name in TRUNKS.items() if any(trunk in found for found in scores.values())}
+
+
+def _evaluations(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """What the page says of each evaluation, and trunk → its metrics."""
+    return [
+        {
+            "title": EVALUATIONS[name].title,
+            "column": EVALUATIONS[name].column,
+            "explained": EVALUATIONS[name].explained.format(**found["trained"]),
+            "scores": found,
+        }
+        for name, found in scores.items()
+    ]
 
 
 def curves(run: Path) -> list[dict[str, Any]]:
@@ -245,9 +220,8 @@ def _photographs(source: Input) -> dict[str, Any]:
     return {**cut, "cut": source.receipt.recipe, "overview": overview}
 
 
-def _stages(evidence: Evidence) -> list[dict[str, Any]]:
-    inputs: list[Input | None] = [getattr(evidence, field.name) for field in fields(evidence)]
-    receipts = {source.receipt.key: source.receipt for source in inputs if source is not None}
+def _stages(inputs: Mapping[str, Input]) -> list[dict[str, Any]]:
+    receipts = {source.receipt.key: source.receipt for source in inputs.values()}
     return [
         {"name": receipt.stage, "seconds": receipt.seconds, "key": receipt.key[:12]}
         for receipt in sorted(receipts.values(), key=lambda receipt: receipt.started)

@@ -6,42 +6,17 @@ import logging
 import time
 from pathlib import Path
 
-from pydantic import PositiveInt
-
 from cluster.errors import UserError
-from cluster.typed_yaml import Section
 from ingest.crawl.crawl import Counts, CrawlSettings, Progress, crawl_shards
 from ingest.dataset.open import open_dataset
 from ingest.image.check import Treatment
 from pipeline.checkpoint.files import step_of
 from pipeline.dag.digests import content_digest
 from pipeline.dag.stage import Result, Work
-from pipeline.stages.machine import Machine
+from pipeline.recipe.stages import CheckpointRecipe, DatasetRecipe
 from pipeline.stages.photographs import cut_tiles
 
 logger = logging.getLogger(__name__)
-
-
-class ShardsRecipe(Section):
-    """A crawl: of the input `source`, or of a folder or tar at `source`."""
-
-    source: str | None = None
-    resize: PositiveInt | None = None
-    unit_rows: PositiveInt = 16_384
-    run: Machine = Machine()
-
-
-class DatasetRecipe(Section):
-    """A sealed dataset that is there already: its folder, and the root to pin, if not the latest."""
-
-    path: str
-    sealed: str | None = None
-
-
-class CheckpointRecipe(Section):
-    """A checkpoint of a run: the folder `RUN/checkpoints/step-…`."""
-
-    path: str
 
 
 def photographs(work: Work) -> Result:
@@ -96,7 +71,12 @@ def _link(link: Path, target: Path) -> None:
     link.symlink_to(target.absolute())
 
 
-def _manifest(recipe: CheckpointRecipe) -> str:
+def dataset_identity(recipe: DatasetRecipe) -> str:
+    """What a dataset is: its root."""
+    return open_dataset(recipe.path, sealed=recipe.sealed).root
+
+
+def checkpoint_identity(recipe: CheckpointRecipe) -> str:
     """What a checkpoint is: the digests of its files."""
     manifest = Path(recipe.path) / "manifest.json"
     if not manifest.is_file():

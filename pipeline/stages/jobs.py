@@ -19,7 +19,8 @@ from cluster.slurm.executor import SlurmExecutor, SlurmHandle
 from cluster.submit import submit
 from cluster.typed_yaml import check_recipe
 from pipeline.dag.ensure import ensure, find_receipt, finish, prepare, run_job
-from pipeline.dag.graph import DagRecipe, Failed, build_graph, point_to
+from pipeline.dag.graph import Failed, build_graph, point_to
+from pipeline.dag.recipe import DagRecipe
 from pipeline.dag.stage import Receipt, Stage, job_folder
 from pipeline.stages.kinds import KINDS
 
@@ -119,7 +120,7 @@ def submit_graph(
             point_to(stage)
             say(f"{stage.name:<20} finished           {stage.folder.name}")
             continue
-        sources = sorted({source.stage.name for source in stage.inputs.values()} & handles.keys())
+        sources = [name for name in stage.sources if name in handles]
         job = stage_job(stage, dag, gpus_per_node=gpus_per_node)
         try:
             after = tuple(handles[name].id for name in sources)
@@ -147,8 +148,7 @@ def run_graph_as_jobs(
     results: dict[str, Future[Receipt | Failed]] = {}
 
     def run(stage: Stage) -> Receipt | Failed:
-        sources = sorted({source.stage.name for source in stage.inputs.values()})
-        blockers = tuple(name for name in sources if isinstance(results[name].result(), Failed))
+        blockers = tuple(name for name in stage.sources if isinstance(results[name].result(), Failed))
         if blockers:
             say(f"{stage.name:<20} not run  ({', '.join(blockers)} failed)")
             return Failed(error=None, blocked_by=blockers)
@@ -191,8 +191,7 @@ def wait_for_graph(stages: Sequence[Stage], handles: Mapping[str, Handle]) -> di
         if (receipt := find_receipt(stage)) is not None:
             results[stage.name] = receipt
             continue
-        sources = sorted({source.stage.name for source in stage.inputs.values()})
-        blockers = tuple(name for name in sources if isinstance(results[name], Failed))
+        blockers = tuple(name for name in stage.sources if isinstance(results[name], Failed))
         results[stage.name] = Failed(error=None, blocked_by=blockers) if blockers else _failure(stage)
     return results
 

@@ -1,79 +1,101 @@
-"""The kinds of stages: plain functions from recipe and inputs to files and numbers, and the table of them."""
+"""The kinds of stages: each a plain function from recipe and inputs to files and numbers."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from ingest.dataset.open import open_dataset
 from pipeline.dag.digests import folder_identity
-from pipeline.dag.stage import Kind
+from pipeline.dag.stage import Kind, Later
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.recipe.transfer import KnnRecipe, LinearRecipe
-from pipeline.report.cifar10 import ROLES as CIFAR10_ROLES
-from pipeline.report.cifar10 import Cifar10TableRecipe
-from pipeline.report.compare import CompareRecipe
-from pipeline.report.run_report import ReportRecipe
-from pipeline.stages.data import (
+from pipeline.recipe.stages import (
     CheckpointRecipe,
+    Cifar10TableRecipe,
+    CompareRecipe,
     DatasetRecipe,
+    ExportRecipe,
+    FeaturesRecipe,
+    PhotographsRecipe,
+    PixelsRecipe,
+    RandomTrunkRecipe,
+    ReportRecipe,
     ShardsRecipe,
-    _manifest,
-    checkpoint,
-    dataset,
-    photographs,
-    shards,
 )
-from pipeline.stages.machine import _one_gpu, _one_gpu_or_none
-from pipeline.stages.pages import REPORT_INPUTS, REPORT_OPTIONAL, cifar10_table, compare, report
-from pipeline.stages.photographs import PhotographsRecipe, identity
-from pipeline.stages.training import train_job, trained
-from pipeline.stages.transfer import FeaturesRecipe, features, score_knn, score_linear
-from pipeline.stages.trunks import ExportRecipe, PixelsRecipe, RandomTrunkRecipe, export, pixels, random
+from pipeline.report.published import TABLE_ROLES
+from pipeline.report.scores import SCORES
+from pipeline.stages.machine import one_gpu, one_gpu_or_none
 from pipeline.train.job import resources_for
+from pipeline.transfer.evaluations import EVALUATIONS
 
 KINDS: dict[str, Kind] = {
-    "photographs": Kind(recipe=PhotographsRecipe, run=photographs, outside=identity),
+    "photographs": Kind(
+        recipe=PhotographsRecipe,
+        run=Later("pipeline.stages.data:photographs"),
+        outside=Later("pipeline.stages.photographs:identity"),
+    ),
     "shards": Kind(
         recipe=ShardsRecipe,
-        run=shards,
+        run=Later("pipeline.stages.data:shards"),
         optional=frozenset({"source"}),
         outside=lambda recipe: folder_identity(Path(recipe.source)) if recipe.source else "",
     ),
     "dataset": Kind(
         recipe=DatasetRecipe,
-        run=dataset,
-        outside=lambda recipe: open_dataset(recipe.path, sealed=recipe.sealed).root,
+        run=Later("pipeline.stages.data:dataset"),
+        outside=Later("pipeline.stages.data:dataset_identity"),
     ),
-    "checkpoint": Kind(recipe=CheckpointRecipe, run=checkpoint, outside=_manifest),
+    "checkpoint": Kind(
+        recipe=CheckpointRecipe,
+        run=Later("pipeline.stages.data:checkpoint"),
+        outside=Later("pipeline.stages.data:checkpoint_identity"),
+    ),
     "pretrain": Kind(
         recipe=PretrainRecipe,
-        run=trained,
-        job=train_job,
+        run=Later("pipeline.stages.training:trained"),
+        job=Later("pipeline.stages.training:train_job"),
         resources=lambda recipe, gpus: resources_for(recipe.run, gpus_per_node=gpus),
         inputs=frozenset({"data"}),
         optional=frozenset({"probe_train", "probe_test"}),
     ),
-    "export": Kind(recipe=ExportRecipe, run=export, inputs=frozenset({"run"})),
-    "random_trunk": Kind(
-        recipe=RandomTrunkRecipe, run=random, resources=_one_gpu_or_none, inputs=frozenset({"like", "data"})
+    "export": Kind(
+        recipe=ExportRecipe, run=Later("pipeline.stages.trunks:export"), inputs=frozenset({"run"})
     ),
-    "pixels": Kind(recipe=PixelsRecipe, run=pixels, inputs=frozenset({"like"})),
+    "random_trunk": Kind(
+        recipe=RandomTrunkRecipe,
+        run=Later("pipeline.stages.trunks:random"),
+        resources=one_gpu_or_none,
+        inputs=frozenset({"like", "data"}),
+    ),
+    "pixels": Kind(
+        recipe=PixelsRecipe, run=Later("pipeline.stages.trunks:pixels"), inputs=frozenset({"like"})
+    ),
     "features": Kind(
         recipe=FeaturesRecipe,
-        run=features,
-        resources=_one_gpu_or_none,
+        run=Later("pipeline.stages.transfer:features"),
+        resources=one_gpu_or_none,
         inputs=frozenset({"trunk", "train", "test"}),
     ),
-    "knn": Kind(recipe=KnnRecipe, run=score_knn, resources=_one_gpu, inputs=frozenset({"features"})),
-    "linear": Kind(recipe=LinearRecipe, run=score_linear, resources=_one_gpu, inputs=frozenset({"features"})),
+    **{
+        name: Kind(
+            recipe=evaluation.recipe,
+            run=partial(Later("pipeline.stages.transfer:score"), evaluation),
+            resources=one_gpu,
+            inputs=frozenset({"features"}),
+        )
+        for name, evaluation in EVALUATIONS.items()
+    },
     "report": Kind(
         recipe=ReportRecipe,
-        run=report,
-        resources=_one_gpu,
-        inputs=REPORT_INPUTS,
-        optional=REPORT_OPTIONAL,
+        run=Later("pipeline.stages.pages:report"),
+        resources=one_gpu,
+        inputs=frozenset({"data", "train", "test", "run", "trunk", "features", "features_random"}),
+        optional=frozenset({"photographs", *SCORES}),
         version=3,
     ),
-    "compare": Kind(recipe=CompareRecipe, run=compare, alike=2),
-    "cifar10_table": Kind(recipe=Cifar10TableRecipe, run=cifar10_table, inputs=CIFAR10_ROLES),
+    "compare": Kind(recipe=CompareRecipe, run=Later("pipeline.stages.pages:compare"), alike=2),
+    "cifar10_table": Kind(
+        recipe=Cifar10TableRecipe,
+        run=Later("pipeline.stages.pages:cifar10_table"),
+        inputs=TABLE_ROLES,
+    ),
 }

@@ -6,18 +6,15 @@ from cluster.atomic_file import write_atomically
 from pipeline.dag.stage import Result, Work
 from pipeline.report.cifar10 import write_table
 from pipeline.report.compare import compare_runs, comparison_page
-from pipeline.report.run_report import Evidence, build_report
-from pipeline.stages.machine import _gpus, pick_device
-
-REPORT_OPTIONAL = frozenset({"photographs", "knn_pixels", "linear_pixels"})
-REPORT_INPUTS = frozenset(Evidence.__dataclass_fields__) - REPORT_OPTIONAL
+from pipeline.report.run_report import build_report
+from pipeline.stages.machine import gpus_held, pick_device
 
 
 def report(work: Work) -> Result:
     """report.html, and the headline numbers."""
-    evidence, device = Evidence(**work.inputs), pick_device("auto")
-    build_report(evidence, work.recipe, work.folder / "report.html", device=device)
-    return Result({}, ["report.html"], _gpus(device))
+    device = pick_device("auto")
+    build_report(work.inputs, work.recipe, work.folder / "report.html", device=device)
+    return Result({}, ["report.html"], gpus_held(device))
 
 
 def compare(work: Work) -> Result:

@@ -18,18 +18,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.typed_yaml import Section
 from ingest.image.decode import ImageError, ImageLimits, decode
 from pipeline.dag.digests import folder_identity, list_files
-from pipeline.recipe.data import Fraction
+from pipeline.recipe.stages import PhotographsRecipe
 
 # Photographs and textures of scikit-image >= 0.25 that are in the wheel itself; the drawings, the texts and
 # the second picture of the stereo pair are left out.
@@ -53,34 +51,6 @@ _WORKING_PIXELS = 300_000  # a larger picture is reduced first: keeps 400 of the
 _PICTURES_TO_SPLIT = 4  # a label with fewer is split within each picture
 _DRAWS_FOR_CONTRAST = 20
 _OVERVIEW = 24
-
-
-class PhotographsRecipe(Section):
-    """What is cut.
-
-    `cover` is the range of a tile's side, as a share of the photograph's short side. Along the long side,
-    the first `train_share` is for training and what lies more than `gap` behind it for testing. A tile
-    whose grey values deviate by less than `min_contrast` (0 to 1) is drawn again: flat sky has no label.
-    """
-
-    images: str | None = None
-    seed: NonNegativeInt = 0
-    tile_size: PositiveInt = 48
-    train_tiles: PositiveInt = 6_000
-    test_tiles: PositiveInt = 1_500
-    cover: tuple[Fraction, Fraction] = (0.15, 0.35)
-    train_share: Annotated[float, Field(gt=0, lt=0.95)] = 0.7
-    gap: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
-    min_contrast: NonNegativeFloat = 0.03
-    max_pictures: PositiveInt = 400
-
-    @model_validator(mode="after")
-    def _regions_and_sizes_make_sense(self) -> Self:
-        if self.train_share + self.gap >= 1:
-            raise ValueError("train_share + gap must leave something for testing: keep their sum below 1")
-        if self.cover[0] > self.cover[1]:
-            raise ValueError("cover is written smallest first, such as [0.15, 0.35]")
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from cluster.typed_yaml import Section
 from ingest.dataset.open import open_dataset
 from pipeline.dag.stage import Result, Work
-from pipeline.stages.machine import Machine, _gpus, pick_device
+from pipeline.stages.machine import gpus_held, pick_device
+from pipeline.transfer.evaluations import Evaluation
 from pipeline.transfer.features import extract_from_files, load_features, save_features
-from pipeline.transfer.knn import knn
-from pipeline.transfer.linear import linear_probe
-
-
-class FeaturesRecipe(Section):
-    """Features of the inputs `train` and `test`, with the trunk's own preprocessing."""
-
-    run: Machine = Machine()
 
 
 def features(work: Work) -> Result:
@@ -30,18 +22,12 @@ def features(work: Work) -> Result:
     save_features(train, work.folder / "train.safetensors")
     save_features(test, work.folder / "test.safetensors")
     metrics = {"train_samples": len(train.y), "test_samples": len(test.y), "feature_dim": train.x.shape[1]}
-    return Result(metrics, ["train.safetensors", "test.safetensors"], _gpus(device))
+    return Result(metrics, ["train.safetensors", "test.safetensors"], gpus_held(device))
 
 
-def score_knn(work: Work) -> Result:
-    """Weighted kNN on extracted features."""
+def score(evaluation: Evaluation, work: Work) -> Result:
+    """An evaluation of extracted features."""
     folder, device = work.inputs["features"].path, pick_device("auto")
     train, test = (load_features(folder / f"{name}.safetensors") for name in ("train", "test"))
-    return Result(knn(train, test, work.recipe, device=device).metrics(), [], _gpus(device))
-
-
-def score_linear(work: Work) -> Result:
-    """Linear probe on extracted features."""
-    folder, device = work.inputs["features"].path, pick_device("auto")
-    train, test = (load_features(folder / f"{name}.safetensors") for name in ("train", "test"))
-    return Result(linear_probe(train, test, work.recipe, device=device).metrics(), [], _gpus(device))
+    scores = evaluation.score(train, test, work.recipe, device=device)
+    return Result(scores.metrics(), [], gpus_held(device))

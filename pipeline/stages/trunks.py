@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import NonNegativeInt, PositiveInt
-
-from cluster.typed_yaml import Section
 from ingest.dataset.open import open_dataset
 from pipeline.dag.stage import Result, Work
-from pipeline.stages.machine import Machine, _gpus, pick_device
+from pipeline.stages.machine import gpus_held, pick_device
 from pipeline.trunks.baselines import pixels_trunk, random_trunk
 from pipeline.trunks.export import export_trunk
 from pipeline.trunks.files import read_spec
 
 TRUNK_FILES = ["trunk.safetensors", "trunk.json", "README.md"]
-
-
-class ExportRecipe(Section):
-    """The newest checkpoint of a run is exported as it is: the trunk that learns, or its teacher."""
-
-    which: Literal["student", "teacher"] = "student"
-
-
-class RandomTrunkRecipe(Section):
-    """A trunk like the input `like`, with weights drawn from the seed."""
-
-    seed: NonNegativeInt = 0
-    run: Machine = Machine()
-
-
-class PixelsRecipe(Section):
-    """Raw pixels of a square of `size`."""
-
-    size: PositiveInt = 16
 
 
 def export(work: Work) -> Result:
@@ -54,7 +30,7 @@ def random(work: Work) -> Result:
         workers=work.recipe.run.workers,
         device=device,
     )
-    return Result({"feature_dim": spec.feature_dim}, TRUNK_FILES, _gpus(device))
+    return Result({"feature_dim": spec.feature_dim}, TRUNK_FILES, gpus_held(device))
 
 
 def pixels(work: Work) -> Result:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from cluster.errors import UserError
 from cluster.job import Job, Resources
 from pipeline.recipe.pretrain import PretrainRecipe, Run
@@ -31,11 +29,16 @@ def resources_for(run: Run, *, gpus_per_node: int | None = None) -> Resources:
     Raises:
         UserError: if there are fewer GPUs than ranks.
     """
-    there = torch.cuda.device_count() if gpus_per_node is None else gpus_per_node
-    gpus = 0 if run.device == "cpu" else there
+    gpus = 0 if run.device == "cpu" else _gpus_here() if gpus_per_node is None else gpus_per_node
     ranks = run.ranks_per_node or max(1, gpus)
     if gpus and ranks > gpus:
         raise UserError(
             f"{ranks} ranks need {ranks} GPUs, there are {gpus}: use --ranks {gpus} or run.device=cpu"
         )
     return Resources(nodes=run.nodes, ranks_per_node=ranks, gpus_per_rank=1 if gpus else 0)
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cluster.errors import UserError
-from ingest.dataset.open import open_dataset
 from pipeline.recipe.transfer import KnnRecipe
-from pipeline.transfer.features import Features, extract_from_files
-from pipeline.transfer.scores import _accuracy, binomial_error, shared_labels
+from pipeline.transfer.features import Features
+from pipeline.transfer.scores import accuracy, binomial_error, shared_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +64,12 @@ def knn(
     )
     target = test_y.to(device)
     return KnnScores(
-        top1={k: _accuracy(scores, target, 1) for k, scores in votes.items()},
-        top5={k: _accuracy(scores, target, 5) for k, scores in votes.items()},
+        top1={k: accuracy(scores, target, 1) for k, scores in votes.items()},
+        top5={k: accuracy(scores, target, 5) for k, scores in votes.items()},
         train_samples=len(train_y),
         test_samples=len(test_y),
         classes=len(names),
     )
-
-
-def knn_from_files(
-    trunk: Path, train: str, test: str, recipe: KnnRecipe, *, workers: int, device: torch.device
-) -> KnnScores:
-    """`submit knn`: an exported trunk and two sealed datasets → scores."""
-    train_features, test_features = extract_from_files(
-        trunk, open_dataset(train), open_dataset(test), workers=workers, device=device
-    )
-    return knn(train_features, test_features, recipe, device=device)
 
 
 def knn_votes(

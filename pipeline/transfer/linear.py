@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cluster.errors import UserError
-from ingest.dataset.open import open_dataset
 from pipeline.recipe.transfer import LinearRecipe
-from pipeline.transfer.features import Features, extract_from_files
-from pipeline.transfer.scores import binomial_error, shared_labels
+from pipeline.transfer.features import Features
+from pipeline.transfer.scores import accuracy, binomial_error, shared_labels
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +78,7 @@ def linear_probe(
     for value in grid:
         # From strong to weak, each from the last one's solution: few iterations each.
         weights, _ = fit(inside, y[fitted], len(names), value, recipe.max_iterations, start=weights)
-        validation[value] = _accuracy(_logits(outside, weights), y[held_out], 1)
+        validation[value] = accuracy(_logits(outside, weights), y[held_out], 1)
     # Of equals the first, the strongest.
     best = max(grid, key=lambda value: validation[value])
     at_edge = len(grid) > 1 and best in (grid[0], grid[-1])
@@ -99,8 +97,8 @@ def linear_probe(
         )
     logits, target = _logits(scaler(test.x.float().to(device)), weights), test_y.to(device)
     return LinearScores(
-        top1=_accuracy(logits, target, 1),
-        top5=_accuracy(logits, target, 5),
+        top1=accuracy(logits, target, 1),
+        top5=accuracy(logits, target, 5),
         regularisation=best,
         validation=dict(sorted(validation.items())),
         at_edge=at_edge,
@@ -109,16 +107,6 @@ def linear_probe(
         test_samples=len(test_y),
         classes=len(names),
     )
-
-
-def linear_from_files(
-    trunk: Path, train: str, test: str, recipe: LinearRecipe, *, workers: int, device: torch.device
-) -> LinearScores:
-    """`submit linear`: an exported trunk and two sealed datasets → scores."""
-    train_features, test_features = extract_from_files(
-        trunk, open_dataset(train), open_dataset(test), workers=workers, device=device
-    )
-    return linear_probe(train_features, test_features, recipe, device=device)
 
 
 @dataclass(frozen=True)
@@ -201,8 +189,3 @@ def fit(
 
 def _logits(x: Tensor, weights: Tensor) -> Tensor:
     return torch.addmm(weights[-1], x, weights[:-1])
-
-
-def _accuracy(logits: Tensor, target: Tensor, top: int) -> float:
-    guesses = logits.topk(min(top, logits.shape[1]), dim=1).indices
-    return float((guesses == target[:, None]).any(dim=1).double().mean())

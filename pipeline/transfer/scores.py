@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from math import sqrt
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from cluster.errors import UserError
-from pipeline.transfer.features import Features
+
+if TYPE_CHECKING:
+    from pipeline.transfer.features import Features
+
+
+class Scores(Protocol):
+    """What an evaluation found out."""
+
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers for receipts, `--json` and the report, which shows `top1` (a fraction),
+        `standard_error` and, where there is one, `top5`.
+        """
 
 
 def shared_labels(train: Features, test: Features) -> tuple[tuple[str, ...], Tensor, Tensor]:
@@ -42,6 +54,11 @@ def binomial_error(accuracy: float, samples: int) -> float:
     return sqrt(accuracy * (1 - accuracy) / samples)
 
 
-def _accuracy(votes: Tensor, target: Tensor, top: int) -> float:
+def accuracy(votes: Tensor, target: Tensor, top: int) -> float:
+    """Share of samples whose class is among the `top` of its votes or logits.
+
+    Args:
+        votes: (n, classes). target: (n,) int64 classes.
+    """
     guesses = votes.topk(min(top, votes.shape[1]), dim=1).indices
     return float((guesses == target[:, None]).any(dim=1).double().mean())

@@ -1,3 +1,4 @@
+import textwrap
 from collections import Counter
 
 import pytest
@@ -6,7 +7,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import UserError
 from cluster.typed_yaml import Section
-from pipeline.dag.graph import DagRecipe, Failed, build_graph, load_dag, run_dag, run_graph
+from pipeline.dag.graph import Failed, build_graph, conclude, run_graph
+from pipeline.dag.recipe import DagRecipe, StageSection, load_dag
 from pipeline.dag.stage import Kind, Result
 
 
@@ -58,6 +60,13 @@ def run(recipe):
     lines = []
     results = run_graph(build_graph(recipe, KINDS), NoExecutor(), say=lines.append)
     return results, lines
+
+
+def run_all(recipe):
+    """What is said when a graph is run to its end."""
+    lines, stages = [], build_graph(recipe, KINDS)
+    conclude(recipe, stages, run_graph(stages, NoExecutor(), say=lines.append), say=lines.append)
+    return lines
 
 
 def descendants(edges, start):
@@ -147,7 +156,7 @@ def test_a_wrong_graph_is_one_clear_sentence(tmp_path, stages, sentence):
         build_graph(DagRecipe(folder=str(tmp_path), stages=stages), KINDS)
 
 
-def test_run_dag_prints_a_line_per_stage_and_what_is_shown_at_the_end(tmp_path):
+def test_a_graph_prints_a_line_per_stage_and_what_is_shown_at_the_end(tmp_path):
     path = tmp_path / "g.yaml"
     path.write_text(
         f"""
@@ -161,8 +170,7 @@ show:
   - {{text: page, stage: two, file: out}}
 """
     )
-    lines = []
-    run_dag(str(path), ["stages.two.recipe.number=7"], NoExecutor(), kinds=KINDS, say=lines.append)
+    lines = run_all(load_dag(str(path), ["stages.two.recipe.number=7"]))
     assert "done" in lines[0]
     assert lines[2:] == [
         "accuracy  25.0 %",
@@ -174,7 +182,7 @@ show:
         load_dag(str(path), ["stages.tow.recipe.number=7"])
 
 
-def test_run_dag_names_the_failure_and_what_was_not_run(tmp_path):
+def test_the_end_of_a_graph_names_the_failure_and_what_was_not_run(tmp_path):
     path = tmp_path / "g.yaml"
     path.write_text(
         f"""
@@ -187,7 +195,7 @@ stages:
     with pytest.raises(
         UserError, match=r"stage one failed: ValueError: broken on purpose \(traceback .*error.txt\).*: two"
     ):
-        run_dag(str(path), [], NoExecutor(), kinds=KINDS, say=lambda line: None)
+        run_all(load_dag(str(path), []))
     assert "broken on purpose" in next((tmp_path / "out").glob("toy-*/error.txt")).read_text()
 
 
@@ -214,3 +222,99 @@ def test_latest_follows_the_newest_result(tmp_path):
     run(graph(tmp_path, [set()]))
     run(graph(tmp_path, [set()], numbers={0: 9}))
     assert (tmp_path / "latest" / "s0" / "out").read_text() == "9"
+
+
+def graph_file(tmp_path, text):
+    path = tmp_path / "g.yaml"
+    path.write_text(f"folder: {tmp_path}\n{textwrap.dedent(text)}")
+    return str(path)
+
+
+def test_stages_are_repeated_over_lists_as_if_they_were_written_out(tmp_path):
+    short = graph_file(
+        tmp_path,
+        """
+        repeat: {letter: [a, b], digit: [1, 2]}
+        stages:
+          first: {kind: toy}
+          toy_{letter}: {kind: toy, recipe: {number: 2}, inputs: {r0: first}}
+          pair_{letter}{digit}: {kind: toy, recipe: {number: "{digit}"}, inputs: {r1: "toy_{letter}/out"}}
+          toy_b: {recipe: {number: 3}}
+          last: {kind: toy, inputs: {"r{digit}": "pair_b{digit}", r3: first}}
+        """,
+    )
+    assert list(load_dag(short, []).stages.items()) == [
+        (name, StageSection.model_validate(section))
+        for name, section in {
+            "first": {"kind": "toy"},
+            "toy_a": {"kind": "toy", "recipe": {"number": 2}, "inputs": {"r0": "first"}},
+            "toy_b": {"kind": "toy", "recipe": {"number": 3}, "inputs": {"r0": "first"}},
+            "pair_a1": {"kind": "toy", "recipe": {"number": "1"}, "inputs": {"r1": "toy_a/out"}},
+            "pair_a2": {"kind": "toy", "recipe": {"number": "2"}, "inputs": {"r1": "toy_a/out"}},
+            "pair_b1": {"kind": "toy", "recipe": {"number": "1"}, "inputs": {"r1": "toy_b/out"}},
+            "pair_b2": {"kind": "toy", "recipe": {"number": "2"}, "inputs": {"r1": "toy_b/out"}},
+            "last": {"kind": "toy", "inputs": {"r1": "pair_b1", "r2": "pair_b2", "r3": "first"}},
+        }.items()
+    ]
+    numbers = load_dag(short, ["stages.pair_a*.recipe.number=7"]).stages
+    assert numbers["pair_a1"].recipe == {"number": 7} and numbers["pair_b1"].recipe == {"number": "1"}
+    build_graph(load_dag(short, []), KINDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "stages: {'toy_{x}': {kind: toy}}",
+            r"g.yaml: stage 'toy_{x}': repeat has no list 'x'; the graph rep",
+        ),
+        (
+            "repeat: {letter: [a]}\nstages: {'t_{leter}': {kind: toy}}",
+            r"list 'leter'; did you mean 'letter'?",
+        ),
+        (
+            "repeat: {x: [a]}\nstages: {a: {kind: toy, inputs: {'{y}': a}}}",
+            r"stage a: input '{y}': repeat has no list 'y'; there are: x",
+        ),
+        ("repeat: [a]\nstages: {a: {kind: toy}}", r"repeat gives lists their names, such as {method:"),
+        ("repeat: {x: a}\nstages: {a: {kind: toy}}", r"repeat.x is a list of different names, .* not 'a'"),
+        ("repeat: {x: []}\nstages: {a: {kind: toy}}", r"repeat.x is a list .* not \[\]"),
+        ("repeat: {x: [a, a]}\nstages: {a: {kind: toy}}", r"repeat.x is a list of different names"),
+        ("repeat: {x: [A b]}\nstages: {a: {kind: toy}}", r"repeat.x is a list of different names"),
+        ("repeat: {x: [a]}\nstages: [a]", r"stages: Input should be a valid dictionary"),
+        ("repeat: {x: [a]}\nstages: {'b_{x}': [1]}", r"stages.b_a: "),
+    ],
+)
+def test_a_wrong_repetition_is_one_clear_sentence(tmp_path, text, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_dag(graph_file(tmp_path, text), [])
+
+
+def test_a_graph_stands_on_another_and_repeats_its_lists(tmp_path):
+    graph_file(
+        tmp_path,
+        """
+        repeat: {letter: [a, b]}
+        stages:
+          toy_{letter}: {kind: toy, recipe: {number: 2}}
+          last: {kind: toy, inputs: {"r0": "toy_a"}}
+        """,
+    )
+    (tmp_path / "twin.yaml").write_text(
+        """
+base: g.yaml
+folder: twin
+stages:
+  toy_{letter}: {recipe: {number: 3}}
+  toy_b: {recipe: {fail: true}}
+"""
+    )
+    twin = load_dag(str(tmp_path / "twin.yaml"), [])
+    assert twin.folder == "twin"
+    assert {name: stage.recipe for name, stage in twin.stages.items()} == {
+        "toy_a": {"number": 3},
+        "toy_b": {"number": 3, "fail": True},
+        "last": {},
+    }
+    with pytest.raises(UserError, match=r"recipe .*twin.yaml \(base .*g.yaml\): 'fodler' is not a key"):
+        load_dag(str(tmp_path / "twin.yaml"), ["fodler=x"])

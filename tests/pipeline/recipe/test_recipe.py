@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk
 from pipeline.parallel.activation_checkpointing import checkpoint_activations
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.recipe.transfer import KnnRecipe, LinearRecipe
+from pipeline.transfer.evaluations import EVALUATIONS
 
 SHIPPED = sorted(
     (kind, Path(str(file)).stem)
@@ -28,7 +29,6 @@ SHIPPED = sorted(
     for file in (resources.files("configs") / kind).iterdir()
     if str(file).endswith(".yaml")
 )
-MODELS: dict[str, Any] = {"knn": KnnRecipe, "linear": LinearRecipe}
 
 
 @pytest.fixture
@@ -70,9 +70,8 @@ MILLIONS = {
 
 @pytest.mark.parametrize("name", [name for kind, name in SHIPPED if kind == "pretrain"])
 def test_a_pretraining_recipe_names_its_aim_and_builds_the_published_trunk(name: str) -> None:
-    header = find_recipe(name, kind="pretrain").read_text().partition("\nseed:")[0]
-    assert "Aims at: " in header
-    assert all(line.startswith("# ") for line in header.splitlines())
+    lines = find_recipe(name, kind="pretrain").read_text().splitlines()
+    assert "Aims at: " in " ".join(takewhile(lambda line: line.startswith("# "), lines))
     recipe = load_recipe(PretrainRecipe, name, kind="pretrain")
     with torch.device("meta"):
         trunk = build_trunk(recipe.trunk)
@@ -143,7 +142,7 @@ def test_solo_learns_recipes_for_cifar10_do_not_blur() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), SHIPPED)
 def test_every_shipped_recipe_is_complete_and_right(kind: str, name: str) -> None:
-    load_recipe(MODELS.get(name, PretrainRecipe), name, kind=kind)
+    load_recipe(EVALUATIONS[name].recipe if kind == "transfer" else PretrainRecipe, name, kind=kind)
 
 
 def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Path) -> None:
@@ -314,3 +313,50 @@ def test_S1_yaml_cannot_build_objects(tmp_path: Path) -> None:
 def test_a_recipe_cannot_be_changed_after_it_was_checked(mine: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load(mine).optim.lr = 3  # type: ignore[misc]
+
+
+def test_a_base_is_merged_key_by_key_and_overridden_last(mine: Path, tmp_path: Path) -> None:
+    other = tmp_path / "folder" / "other.yaml"
+    other.parent.mkdir()
+    other.write_text(
+        """
+base: ../mine.yaml
+optim: {lr: 0.5}
+data:
+  crops: [{count: 2, size: 12, scale: [0.5, 1.0], photometric: {hue: 0.1}}]
+probe: {train: a, test: b, every_steps: 3, image_size: 16}
+"""
+    )
+    below, recipe = load(mine), load(other, "optim.warmup_steps=7", "data.crops.0.size=14", "run.keep_last=5")
+    assert recipe.optim == below.optim.model_copy(update={"lr": 0.5, "warmup_steps": 7})
+    assert [(crops.size, crops.photometric.hue) for crops in recipe.data.crops] == [(14, 0.1)]
+    assert recipe.data.model_copy(update={"crops": below.data.crops}) == below.data
+    assert (recipe.trunk, recipe.method, recipe.train) == (below.trunk, below.method, below.train)
+    assert recipe.probe is not None and recipe.run.keep_last == 5
+    other.write_text("base: cifar10\nprobe: null\n")
+    assert load(other) == load_recipe(PretrainRecipe, "cifar10", kind="pretrain")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("base: mine.yaml\nbase2: 1", r"recipe .*/other.yaml \(base .*/mine.yaml\): 'base2' is not a key"),
+        ("base: mine.yaml\noptim: {lrr: 1}", r"other.yaml .*: 'optim\.lrr' .* did you mean 'optim\.lr'\?"),
+        ("base: cifar1", r"other.yaml: base: there is no recipe 'cifar1'; did you mean 'cifar10"),
+        ("base: nowhere.yaml", r"other.yaml: base: there is no recipe file .*/nowhere.yaml"),
+        ("base: [mine.yaml]", r"other.yaml: base is the name of another recipe or a .yaml file, not \['mine"),
+        ("base: null", r"other.yaml: base is the name of another recipe or a .yaml file, not None"),
+        (
+            "base: other.yaml",
+            r"other.yaml: its base .*/other.yaml has a base itself, 'other.yaml', and may not",
+        ),
+        (
+            "base: seer_regnety_32gf",
+            r"its base .*/seer_regnety_32gf.yaml has a base itself, 'seer_regnety_16gf', and may not: name",
+        ),
+    ],
+)
+def test_a_wrong_base_is_told_with_file_and_key(mine: Path, text: str, told: str) -> None:
+    (mine.parent / "other.yaml").write_text(text)
+    with pytest.raises(UserError, match=told):
+        load(mine.parent / "other.yaml")

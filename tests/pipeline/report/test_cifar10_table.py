@@ -10,10 +10,12 @@ from tiny_training import make_dataset
 from cluster.errors import UserError
 from cluster.local import LocalExecutor
 from cluster.typed_yaml import load_recipe
-from pipeline.dag.graph import build_graph, closing_lines, load_dag, run_graph
+from pipeline.dag.graph import build_graph, closing_lines, run_graph
+from pipeline.dag.recipe import load_dag
 from pipeline.dag.stage import Receipt
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.report.cifar10 import METHODS, write_table
+from pipeline.report.cifar10 import write_table
+from pipeline.report.published import METHODS
 from pipeline.stages.kinds import KINDS
 
 

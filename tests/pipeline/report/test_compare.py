@@ -18,9 +18,11 @@ from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
 from cluster.run.status import Status
 from pipeline.cli import app
-from pipeline.dag.graph import DagRecipe, build_graph, load_dag, run_graph
+from pipeline.dag.graph import build_graph, run_graph
+from pipeline.dag.recipe import DagRecipe, load_dag
 from pipeline.dag.stage import Receipt
-from pipeline.report.compare import CompareRecipe, compare_runs, comparison_page, what_differs
+from pipeline.recipe.stages import CompareRecipe
+from pipeline.report.compare import compare_runs, comparison_page, what_differs
 from pipeline.report.figures import TONES
 from pipeline.stages.kinds import KINDS
 from pipeline.train.run_recipe import to_yaml

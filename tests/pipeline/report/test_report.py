@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,13 +11,17 @@ import torch
 from PIL import Image
 from tiny_training import make_recipe
 
+from cluster.errors import UserError
 from cluster.local import LocalExecutor
 from cluster.typed_yaml import read_yaml
-from pipeline.dag.graph import build_graph, closing_lines, load_dag, run_graph
+from pipeline.dag.graph import build_graph, closing_lines, run_graph
+from pipeline.dag.recipe import load_dag
 from pipeline.dag.stage import Input, Receipt
+from pipeline.recipe.stages import ReportRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, doubling_ticks, line_chart, ticks
 from pipeline.report.page import duration
-from pipeline.report.run_report import Evidence, ReportRecipe, build_report, curves
+from pipeline.report.run_report import build_report, curves
+from pipeline.report.scores import scores_given
 from pipeline.stages.kinds import KINDS
 from pipeline.train.loop import pretrain
 
@@ -175,11 +180,27 @@ def test_a_swav_report_shows_prototypes_and_one_of_another_method_does_not(demo,
         tmp_path / "run",
     )
     inputs["run"] = Input(path=tmp_path / "run", receipt=results["pretrain"])
+    for role in ("linear", "linear_random", "linear_pixels", "knn_pixels"):
+        del inputs[role]
     page = tmp_path / "report.html"
-    build_report(Evidence(**inputs), ReportRecipe(crop_rows=1), page, device=torch.device("cpu"))
-    text = " ".join(Page(page.read_text()).text)
+    build_report(inputs, ReportRecipe(crop_rows=1), page, device=torch.device("cpu"))
+    text = " ".join(" ".join(Page(page.read_text()).text).split())
     assert "BARLOW_TWINS" in text
     assert "sees as one thing" not in text
+    assert "Two kinds of features go through the same test:" in text  # the scores that were given, no others
+    assert "kNN top-1 top-5 trained trunk" in text
+    assert "linear top-1" not in text and "Linear probe" not in text and "Regularisation" not in text
+
+
+def test_a_report_without_a_score_of_the_trained_trunk_is_refused():
+    scored = Input(path=None, receipt=SimpleNamespace(metrics={"top1": 0.5}))
+    assert scores_given({"knn": scored, "data": scored}) == {"knn": {"trained": {"top1": 0.5}}}
+    with pytest.raises(UserError, match="give it one input at least of knn, knn_random, knn_pixels, linear"):
+        scores_given({"data": scored})
+    with pytest.raises(
+        UserError, match=r"a score linear of the raw pixels, .*: give it the input linear, too"
+    ):
+        scores_given({"knn": scored, "linear_pixels": scored})
 
 
 def test_pretraining_goes_on_after_a_kill_between_checkpoint_and_receipt(demo):

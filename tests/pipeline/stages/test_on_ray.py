@@ -18,7 +18,8 @@ from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause, read_restarts
 from cluster.submit import submit
-from pipeline.dag.graph import DagRecipe, build_graph
+from pipeline.dag.graph import build_graph
+from pipeline.dag.recipe import DagRecipe
 from pipeline.dag.stage import Receipt
 from pipeline.stages.jobs import run_graph_as_jobs
 from pipeline.stages.kinds import KINDS

@@ -10,8 +10,9 @@ from PIL import Image
 from cluster.errors import UserError
 from cluster.typed_yaml import check_recipe
 from pipeline.dag.digests import folder_identity
+from pipeline.recipe.stages import PhotographsRecipe
 from pipeline.stages import photographs as module
-from pipeline.stages.photographs import SHIPPED, PhotographsRecipe, cut_tiles, identity, read_folder
+from pipeline.stages.photographs import SHIPPED, cut_tiles, identity, read_folder
 
 
 def members(path):

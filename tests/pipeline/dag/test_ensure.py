@@ -170,7 +170,7 @@ def test_four_processes_at_once_do_the_work_once(tmp_path):
 KILLED = """
     import sys, time
     from pathlib import Path
-    from tests.pipeline.stages.test_stages import NoExecutor, Toy, stage
+    from tests.pipeline.dag.test_ensure import NoExecutor, Toy, stage
     from pipeline.dag.ensure import ensure
     from pipeline.dag.stage import Kind, Result
 

@@ -1,0 +1,123 @@
+"""The recipes of a graph's stages, but for pretraining and evaluations.
+
+A graph's keys are known before anything runs: nothing here imports what the stages run with.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from cluster.typed_yaml import Section
+from pipeline.recipe.data import Fraction
+
+
+class Machine(Section):
+    """Where a stage runs; changes no number."""
+
+    workers: NonNegativeInt = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class PhotographsRecipe(Section):
+    """What is cut.
+
+    `cover` is the range of a tile's side, as a share of the photograph's short side. Along the long side,
+    the first `train_share` is for training and what lies more than `gap` behind it for testing. A tile
+    whose grey values deviate by less than `min_contrast` (0 to 1) is drawn again: flat sky has no label.
+    """
+
+    images: str | None = None
+    seed: NonNegativeInt = 0
+    tile_size: PositiveInt = 48
+    train_tiles: PositiveInt = 6_000
+    test_tiles: PositiveInt = 1_500
+    cover: tuple[Fraction, Fraction] = (0.15, 0.35)
+    train_share: Annotated[float, Field(gt=0, lt=0.95)] = 0.7
+    gap: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
+    min_contrast: NonNegativeFloat = 0.03
+    max_pictures: PositiveInt = 400
+
+    @model_validator(mode="after")
+    def _regions_and_sizes_make_sense(self) -> Self:
+        if self.train_share + self.gap >= 1:
+            raise ValueError("train_share + gap must leave something for testing: keep their sum below 1")
+        if self.cover[0] > self.cover[1]:
+            raise ValueError("cover is written smallest first, such as [0.15, 0.35]")
+        return self
+
+
+class ShardsRecipe(Section):
+    """A crawl: of the input `source`, or of a folder or tar at `source`."""
+
+    source: str | None = None
+    resize: PositiveInt | None = None
+    unit_rows: PositiveInt = 16_384
+    run: Machine = Machine()
+
+
+class DatasetRecipe(Section):
+    """A sealed dataset that is there already: its folder, and the root to pin, if not the latest."""
+
+    path: str
+    sealed: str | None = None
+
+
+class CheckpointRecipe(Section):
+    """A checkpoint of a run: the folder `RUN/checkpoints/step-…`."""
+
+    path: str
+
+
+class ExportRecipe(Section):
+    """The newest checkpoint of a run is exported as it is: the trunk that learns, or its teacher."""
+
+    which: Literal["student", "teacher"] = "student"
+
+
+class RandomTrunkRecipe(Section):
+    """A trunk like the input `like`, with weights drawn from the seed."""
+
+    seed: NonNegativeInt = 0
+    run: Machine = Machine()
+
+
+class PixelsRecipe(Section):
+    """Raw pixels of a square of `size`."""
+
+    size: PositiveInt = 16
+
+
+class FeaturesRecipe(Section):
+    """Features of the inputs `train` and `test`, with the trunk's own preprocessing."""
+
+    run: Machine = Machine()
+
+
+class ReportRecipe(Section):
+    """What is shown, and how much of it.
+
+    The nearest prototypes of `prototype_sample` images of the pretraining are looked for.
+    """
+
+    title: str = "SEER pipeline"
+    labels: PositiveInt = 14
+    samples_per_label: PositiveInt = 4
+    crop_rows: PositiveInt = 6
+    queries: PositiveInt = 6
+    neighbours: PositiveInt = 8
+    prototypes: PositiveInt = 8
+    images_per_prototype: PositiveInt = 8
+    prototype_sample: PositiveInt = 5_000
+    seed: NonNegativeInt = 0
+
+
+class CompareRecipe(Section):
+    """What the page is called."""
+
+    title: str = "Runs compared"
+
+
+class Cifar10TableRecipe(Section):
+    """Nothing is to be chosen."""

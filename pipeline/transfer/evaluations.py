@@ -1,0 +1,65 @@
+"""The evaluations of frozen features, each a row: commands, stages and the report read this table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster.job import import_function
+from cluster.typed_yaml import Section
+from pipeline.recipe.transfer import KnnRecipe, LinearRecipe
+
+if TYPE_CHECKING:  # to name an evaluation takes no torch
+    import torch
+
+    from pipeline.transfer.features import Features
+    from pipeline.transfer.scores import Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One way to score the features of a trunk. Its name is that of `configs/transfer/{name}.yaml`.
+
+    Attributes:
+        recipe: what can be chosen.
+        function: "package.module:function", of training and test features, the recipe, and a `device`.
+        about: for `submit --help`.
+        title, column: what the report calls it, in full and in a table.
+        explained: how it works, for the report; a metric of the trained trunk may stand in braces.
+    """
+
+    recipe: type[Section]
+    function: str
+    about: str
+    title: str
+    column: str
+    explained: str
+
+    def score(self, train: Features, test: Features, recipe: Section, *, device: torch.device) -> Scores:
+        """Score test features by training features.
+
+        Raises:
+            UserError: if the recipe does not fit the features, or these have too few labels in common.
+        """
+        scores: Scores = import_function(self.function)(train, test, recipe, device=device)
+        return scores
+
+
+EVALUATIONS: dict[str, Evaluation] = {
+    "knn": Evaluation(
+        recipe=KnnRecipe,
+        function="pipeline.transfer.knn:knn",
+        about="Score a trunk by weighted nearest neighbours.",
+        title="Nearest neighbours",
+        column="kNN",
+        explained="the {k} most similar training images vote, by cosine similarity",
+    ),
+    "linear": Evaluation(
+        recipe=LinearRecipe,
+        function="pipeline.transfer.linear:linear_probe",
+        about="Score a trunk by a linear classifier on its features.",
+        title="Linear probe",
+        column="linear",
+        explained="logistic regression, its regularisation chosen on a part of the training set",
+    ),
+}

@@ -1,0 +1,59 @@
+"""The table of kinds, and the keys that its stages have."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+
+from cluster.job import Resources, import_function
+from cluster.typed_yaml import Section
+from pipeline.dag.graph import build_graph
+from pipeline.dag.recipe import load_dag
+from pipeline.dag.stage import Kind, Later
+from pipeline.stages.kinds import KINDS
+
+
+def function_of(called: Callable[..., Any]) -> Callable[..., Any]:
+    if isinstance(called, partial):
+        return partial(function_of(called.func), *called.args)
+    return import_function(called.name) if isinstance(called, Later) else called
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_names_functions_that_exist_and_fit(name: str) -> None:
+    kind = KINDS[name]
+    assert issubclass(kind.recipe, Section)
+    for called, arguments in ((kind.run, 1), (kind.job, 2), (kind.resources, 2), (kind.outside, 1)):
+        if called is not None:
+            inspect.signature(function_of(called)).bind(*range(arguments))
+    if not kind.recipe.model_json_schema().get("required"):
+        assert kind.resources(kind.recipe(), 8) in (Resources(), Resources(gpus_per_rank=1))
+
+
+# A key that changes makes every result of a graph anew, weeks of training among them: whoever changes one on
+# purpose records the new one here, and says so in the CHANGELOG.
+KEYS = {
+    "cifar10": "91986ccf47e3c0a6",
+    "cifar10_cpu": "5dd4dbe7dc601c01",
+    "collapse": "4cc521f1f63800b5",
+    "demo": "38c8b683e343194f",
+    "evals": "f7841f1e65b2c9ba",
+    "seer": "a93cc56c86c9c80b",
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_the_stages_of_a_shipped_graph_keep_their_keys(name: str) -> None:
+    kinds: dict[str, Kind] = {
+        kind: replace(found, outside=lambda recipe: "") for kind, found in KINDS.items()
+    }
+    keys = {stage.name: stage.key for stage in build_graph(load_dag(name, []), kinds)}
+    digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:16]
+    assert digest == KEYS[name], keys
