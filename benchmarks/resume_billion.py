@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ingest.dataset import layout
-from ingest.dataset.records import canonical
+from ingest.dataset.records import canonical_json
 from ingest.dataset.schema import UNITS_SCHEMA
 from pipeline.data.loader import Loader
 from pipeline.recipe.data import Data
@@ -60,8 +60,8 @@ def make_sealed_list(folder: Path) -> None:
     head = {"format": 1, "root": root, "units_sha256": hashlib.sha256(listing).hexdigest()}
     (folder / "sealed").mkdir()
     (folder / layout.sealed_name(root, "parquet")).write_bytes(listing)
-    (folder / layout.sealed_name(root, "json")).write_bytes(canonical(head))
-    (folder / layout.DATASET).write_bytes(canonical({"format": 1, "sealed": root}))
+    (folder / layout.sealed_name(root, "json")).write_bytes(canonical_json(head))
+    (folder / layout.DATASET).write_bytes(canonical_json({"format": 1, "sealed": root}))
     print(f"{UNITS * UNIT_SAMPLES:,} samples, a list of {len(listing) / 1e6:.1f} MB", flush=True)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ingest.dataset.layout import KEY_SLOTS
+from ingest.dataset.keys import KEY_SLOTS
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Workers = Annotated[int, typer.Option(min=1, help="How many at a time; never changes the result.")]

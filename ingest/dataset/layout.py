@@ -15,7 +15,6 @@ COMMITS = "commits"
 SHARDS = "shards"
 META = "meta"
 VIEWS = "views"
-KEY_SLOTS = 100_000
 EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif", "bmp": "bmp", "tiff": "tif"}
 
 
@@ -53,8 +52,3 @@ def commit_name(unit: int) -> str:
 
 def sealed_name(root: str, kind: str) -> str:
     return f"sealed/{root}.{kind}"
-
-
-def sample_key(unit: int, slot: int) -> str:
-    """The sample's name for life: the stem of its tar member. As a number, unit * 100,000 + slot."""
-    return f"{unit:08d}{slot:05d}"

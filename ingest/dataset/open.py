@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset import layout
+from ingest.dataset.keys import keys_of
 from ingest.dataset.records import Pointer, SealedHead
 from ingest.dataset.view import ViewBitmaps, read_view
 from ingest.store.open import home_of, open_store
@@ -31,7 +32,7 @@ class UnitRows:
     Attributes:
         offsets, sizes: where each image lies in the unit's tar, bytes, (n,) int64.
         sha256: of each image's bytes, (n, 32) uint8.
-        keys: unit * 100,000 + slot, (n,) uint64.
+        keys: see `ingest.dataset.keys`, (n,) uint64.
         labels: the first label of each, None without one.
     """
 
@@ -133,7 +134,7 @@ class Dataset:
             offsets=table["offset"].to_numpy().astype(np.int64),
             sizes=table["size"].to_numpy().astype(np.int64),
             sha256=np.frombuffer(b"".join(table["sha256"].to_pylist()), np.uint8).reshape(-1, 32),
-            keys=np.uint64(self.units[unit_index]) * np.uint64(layout.KEY_SLOTS) + slots.astype(np.uint64),
+            keys=keys_of(int(self.units[unit_index]), slots),
             labels=[labels[0] if labels else None for labels in table["labels"].to_pylist()],
         )
 

@@ -1,6 +1,6 @@
 """What a dataset's JSON files say, typed, and the one place where their bytes become values.
 
-A record is written in one spelling (`canonical`), read back with the keys that later versions added, and
+A record is written in one spelling (`canonical_json`), read back with the keys that later versions added, and
 written again with the same bytes.
 """
 
@@ -16,7 +16,7 @@ from cluster.wording import visible
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-def canonical(value: Any) -> bytes:
+def canonical_json(value: Any) -> bytes:
     """JSON with one spelling, for hashing and for publishing."""
     return (json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
 
@@ -49,7 +49,7 @@ class Record(BaseModel):
 
     def to_bytes(self) -> bytes:
         """The whole file."""
-        return canonical(self.plain())
+        return canonical_json(self.plain())
 
 
 class FileRecord(Record):

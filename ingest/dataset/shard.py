@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.dataset import layout
+from ingest.dataset.keys import key_name, key_of
 from ingest.dataset.records import CommitRecord, FileRecord
 from ingest.dataset.schema import META_SCHEMA, NO_COLUMNS
 from ingest.image.check import Checked
@@ -152,7 +153,7 @@ class ShardWriter:
             row: what `MetaWriter.add` wants to know besides where the image lies.
         """
         if verdict.status == "kept" and verdict.format is not None:
-            member = f"{layout.sample_key(self._unit, self._meta.kept)}.{layout.EXTENSIONS[verdict.format]}"
+            member = f"{key_name(key_of(self._unit, self._meta.kept))}.{layout.EXTENSIONS[verdict.format]}"
             self._write(header(member, len(data)))
             self._meta.add(verdict, offset=self._offset, size=len(data), **row)
             self._write(data)

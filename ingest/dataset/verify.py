@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from cluster.errors import UserError
 from ingest.dataset import layout
+from ingest.dataset.keys import key_name, key_of
 from ingest.dataset.records import CommitRecord
 from ingest.dataset.schema import META_SCHEMA, UNITS_SCHEMA
 from ingest.dataset.seal import merkle_root
@@ -215,7 +216,7 @@ def _verify_images(store: Store, row: dict[str, Any], level: Level) -> tuple[lis
         for sample in kept:
             found = _image_fault(shard, sample, level)
             if found:
-                key = layout.sample_key(row["unit"], sample["slot"])
+                key = key_name(key_of(row["unit"], sample["slot"]))
                 damages.append(_damage(key, f"(slot {sample['slot']} of {row['shard']}) {found}"))
     return damages, len(kept)
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from cluster.map.tasks import MapTasks
-from ingest.dataset import layout
+from ingest.dataset.keys import key_of, slots_of
 from ingest.dataset.open import Dataset, open_dataset, sealed_units
-from ingest.dataset.records import canonical
+from ingest.dataset.records import canonical_json
 from ingest.dataset.schema import DUPLICATES_SCHEMA
 from ingest.dataset.view import PackedKeeps, refuse_taken_name, write_duplicates, write_view
 from ingest.dedup.hamming import MAX_RADIUS
@@ -168,10 +168,9 @@ def _keeps(own: Dataset, dropped: NDArray[np.uint64]) -> PackedKeeps:
     for unit, slots in zip(sealed["unit"].to_pylist(), sealed["kept"].to_pylist(), strict=True):
         if slots:
             stays = np.ones(slots, bool) if own.view is None else own.view.of_slots(unit, slots)
-            first, last = np.searchsorted(
-                dropped, np.array([unit, unit + 1], np.uint64) * np.uint64(layout.KEY_SLOTS)
-            )
-            stays[dropped[first:last] % np.uint64(layout.KEY_SLOTS)] = False
+            edges = np.array([key_of(unit, 0), key_of(unit + 1, 0)], np.uint64)
+            first, last = np.searchsorted(dropped, edges)
+            stays[slots_of(dropped[first:last])] = False
             keeps.add(unit, stays)
     return keeps
 
@@ -190,7 +189,7 @@ def _duplicates_table(sources: Sources, drops: NDArray[Any]) -> pa.Table:
             "exact": drops["exact"],
             "evaluation": pa.array(source, mask=source == len(sources.evaluations)),
         },
-        schema=DUPLICATES_SCHEMA.with_metadata({"root": sources.root, "settings": canonical(settings)}),
+        schema=DUPLICATES_SCHEMA.with_metadata({"root": sources.root, "settings": canonical_json(settings)}),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.dataset import layout
+from ingest.dataset.keys import keys_of
 from ingest.dataset.open import Dataset, open_dataset
 from ingest.dedup import duplicates
 from ingest.dedup.partition import read_partition, whole_file
@@ -118,8 +118,8 @@ def scatter(values: Mapping[str, Any]) -> tuple[int, int]:
     unhashed = flat = 0
     for index in range(task.first, task.last):
         rows = opened.kept_rows(index, ["sha256", "phash"])
-        unit = np.uint64(opened.units[index]) * np.uint64(layout.KEY_SLOTS)
-        own = rows["slot"].to_numpy().astype(np.uint64) + unit + np.uint64(task.dataset << DATASET_SHIFT)
+        keys = keys_of(int(opened.units[index]), rows["slot"].to_numpy())
+        own = keys + np.uint64(task.dataset << DATASET_SHIFT)
         ids.append(own)
         digests.append(np.frombuffer(b"".join(rows["sha256"].to_pylist()), np.uint8).reshape(-1, 32))
         if sources.radius is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from cluster.map.tasks import MapTasks
-from ingest.dataset import layout
+from ingest.dataset.keys import keys_of
 from ingest.dataset.open import Dataset, open_dataset, sealed_units
 from ingest.dataset.view import PackedKeeps, read_view, refuse_taken_name, write_view
 from ingest.filter.conditions import DERIVED, Condition, evaluate, parse
@@ -226,7 +226,7 @@ def _check_columns(opened: Dataset, conditions: Sequence[Condition]) -> None:
 
 
 def _listed(listed: SampleList, unit: int, rows: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    keys = rows["slot"].to_numpy().astype(np.uint64) + np.uint64(unit * layout.KEY_SLOTS)
+    keys = keys_of(unit, rows["slot"].to_numpy())
     return listed.find(keys, rows["url"] if len(listed.urls) else None)
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
+from ingest.dataset.keys import key_name
 from ingest.web.url import canonical
 
 _KEY = re.compile(r"[0-9]{13}", re.ASCII)
@@ -64,7 +65,7 @@ class SampleList:
     def names(self, entries: Iterable[int]) -> list[str]:
         """Entries by their places, as text."""
         count = len(self.keys)
-        return [f"{self.keys[e]:013d}" if e < count else self.urls[e - count].as_py() for e in entries]
+        return [key_name(int(self.keys[e])) if e < count else self.urls[e - count].as_py() for e in entries]
 
 
 def read_sample_list(path: str | Path) -> SampleList:

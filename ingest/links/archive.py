@@ -21,7 +21,7 @@ from ingest.sources.warc_records import (
     records,
     target,
 )
-from ingest.web.opt_outs import opts_out
+from ingest.web.opt_outs import page_opts_out
 from ingest.web.url import resolve
 
 # The JSON of a page's links can be longer than the page.
@@ -98,4 +98,4 @@ def _stored_page(record: WarcRecord) -> tuple[str, Page] | None:
     if url is None or found is None or found.status != 200 or found.content_type not in _PAGE_TYPES:
         return None
     page = page_links(found.body, url, charset=found.charset)
-    return url, Page(page.links, page.opted_out or any(map(opts_out, found.robots)))
+    return url, Page(page.links, page.opted_out or any(map(page_opts_out, found.robots)))

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ingest.links.html_tags import attributes, decode_page, tags
-from ingest.web.opt_outs import opts_out
+from ingest.web.opt_outs import page_opts_out
 from ingest.web.url import resolve
 
 # Crawls cut pages at 1 to 5 MiB; of a longer one, this much is read.
@@ -123,7 +123,7 @@ def meta_images(meta: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 def robots_meta(meta: Mapping[str, str]) -> bool:
     """Whether this <meta> opts out."""
-    return meta.get("name", "").strip().lower() == "robots" and opts_out(meta.get("content", ""))
+    return meta.get("name", "").strip().lower() == "robots" and page_opts_out(meta.get("content", ""))
 
 
 def largest_candidate(srcset: str) -> str:

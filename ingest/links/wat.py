@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from ingest.links.page import Page, element_images, meta_images, resolved, robots_meta
-from ingest.web.opt_outs import opts_out
+from ingest.web.opt_outs import page_opts_out
 from ingest.web.url import resolve
 
 _ELEMENTS = {"IMG": "img", "SOURCE": "source", "IMAGE": "image"}
@@ -29,7 +29,7 @@ def wat_page(data: bytes) -> tuple[str, Page] | None:
     head = _part(page, "Head")
     headers = _part(response, "Headers")
     tags = [value for name, value in headers.items() if name.lower() == "x-robots-tag"]
-    opted_out = any(opts_out(tag) for values in tags for tag in _texts(values))
+    opted_out = any(page_opts_out(tag) for values in tags for tag in _texts(values))
     found: list[tuple[str, str]] = []
     for meta in _parts(head, "Metas"):
         fields = {key: _text(meta, key) for key in ("name", "property", "content")}

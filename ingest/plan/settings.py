@@ -9,7 +9,7 @@ import pyarrow as pa
 from PIL import features
 
 from cluster.errors import UserError
-from ingest.dataset import layout
+from ingest.dataset.keys import KEY_SLOTS
 from ingest.dataset.plan_record import Flags, Identity, SourceRecord
 from ingest.image.check import Crop, Encoding, Treatment
 from ingest.image.decode import ImageLimits
@@ -40,8 +40,8 @@ class CrawlSettings:
     fetch: FetchSettings = field(default_factory=FetchSettings)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.unit_rows <= layout.KEY_SLOTS:
-            raise UserError(f"--unit-rows must be from 1 to {layout.KEY_SLOTS:,}, not {self.unit_rows}")
+        if not 1 <= self.unit_rows <= KEY_SLOTS:
+            raise UserError(f"--unit-rows must be from 1 to {KEY_SLOTS:,}, not {self.unit_rows}")
         if self.treatment.resize is not None and self.treatment.resize < 1:
             raise UserError(f"--resize must be at least 1 pixel, not {self.treatment.resize}")
         if self.treatment.crop not in get_args(Crop):

@@ -18,6 +18,7 @@ from ingest.dataset.schema import META_SCHEMA
 from ingest.report.frequent import Frequent
 from ingest.report.histogram import Histogram
 from ingest.store.open import open_store
+from ingest.web.domain import hosts_of
 
 # Bytes are counted in cells of this many; percentiles of file sizes are exact to one cell.
 BYTES_CELL = 8
@@ -35,7 +36,6 @@ COLUMNS = [
     "size",
     "labels",
 ]
-_HOST = r"(?i)^https?://(?:[^/?#]*@)?(?P<host>\[[^\]/?#]*\]|[^/?#:]+)"
 
 
 class Loss(NamedTuple):
@@ -283,9 +283,11 @@ class _Tally:
             loss.draw(lost, random[ours.to_numpy()])
 
     def _add_hosts(self, rows: pa.Table) -> None:
-        found = pc.struct_field(pc.extract_regex(rows["url"], _HOST), "host")
+        # A tar that is used in place may have a URL as well, of a bucket.
+        rows = rows.filter(pc.match_substring_regex(rows["url"], r"(?i)^\s*https?://"))
+        hosts = hosts_of(rows["url"])
         statuses = {name: pc.equal(rows["status"], name).cast(pa.int64()) for name in ("rejected", "failed")}
-        table = pa.table({"host": pc.utf8_lower(found), **statuses}).filter(pc.is_valid(found))
+        table = pa.table({"host": hosts, **statuses}).filter(pc.is_valid(hosts))
         counted = table.group_by("host").aggregate(
             [([], "count_all"), ("rejected", "sum"), ("failed", "sum")]
         )

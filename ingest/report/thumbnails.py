@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from cluster.wording import in_bytes, visible
-from ingest.dataset import layout
+from ingest.dataset.keys import key_name, key_of, unit_and_slot
 from ingest.dataset.open import Dataset
 from ingest.image.decode import ImageError, ImageLimits, decode
 
@@ -68,14 +68,14 @@ def sample_photos(dataset: Dataset, *, samples: int, seed: int) -> Iterator[Phot
 
 
 def photos_of(dataset: Dataset, keys: Iterable[int]) -> dict[int, Photo]:
-    """The images with these keys (unit * 100,000 + slot), as far as the dataset has them."""
+    """The images with these keys, as far as the dataset has them."""
     found = {}
-    for unit, group in groupby(sorted(set(keys)), key=lambda key: key // layout.KEY_SLOTS):
+    for unit, group in groupby(sorted(set(keys)), key=lambda key: unit_and_slot(key)[0]):
         unit_index = int(np.searchsorted(dataset.units, unit))
         if unit_index == len(dataset.units) or dataset.units[unit_index] != unit:
             continue
         table = dataset.kept_rows(unit_index, COLUMNS)
-        slots = pa.array([key % layout.KEY_SLOTS for key in group], table["slot"].type)
+        slots = pa.array([unit_and_slot(key)[1] for key in group], table["slot"].type)
         rows = table.filter(pc.is_in(table["slot"], value_set=slots))
         for photo in _photos(dataset, unit_index, rows):
             found[int(photo.key)] = photo
@@ -84,7 +84,7 @@ def photos_of(dataset: Dataset, keys: Iterable[int]) -> dict[int, Photo]:
 
 def _photos(dataset: Dataset, unit_index: int, rows: pa.Table) -> Iterator[Photo]:
     for row in rows.to_pylist():
-        key = layout.sample_key(int(dataset.units[unit_index]), row["slot"])
+        key = key_name(key_of(int(dataset.units[unit_index]), row["slot"]))
         yield _photo(key, row, _read(dataset, unit_index, row))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import pyarrow as pa
 
 from ingest.dataset.plan_record import SourceRecord
-from ingest.dataset.records import canonical
+from ingest.dataset.records import canonical_json
 from ingest.dataset.schema import ITEMS_SCHEMA
 from ingest.sources.source import Item, Source, first_folder
 
@@ -51,7 +51,7 @@ class ImageListing:
             )
             if item.caption is not None or item.extra or item.labels != first_folder(item.path):
                 # What a companion says, which is no part of the item's own bytes.
-                digest.update(canonical([item.caption, item.labels, dict(item.extra)]))
+                digest.update(canonical_json([item.caption, item.labels, dict(item.extra)]))
             count += 1
             yield item
         found = {"items": count, "sha256": digest.hexdigest()}

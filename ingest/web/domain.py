@@ -26,9 +26,13 @@ def _domain_hash(host: str) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
+def hosts_of(urls: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The host that each URL, of any scheme, names: in lower case, else as it is written; null for no URL."""
+    return pc.utf8_lower(pc.struct_field(pc.extract_regex(urls, _HOST), "host"))
+
+
 def domain_hashes(urls: pa.ChunkedArray) -> NDArray[np.uint64]:
-    """64 bits of a hash of each URL's registrable domain, (n,); what is no URL is taken for a host itself."""
-    hosts = pc.struct_field(pc.extract_regex(urls, _HOST), "host").fill_null("")
-    encoded = pc.utf8_lower(hosts).combine_chunks().dictionary_encode()
+    """64 bits of a hash of each URL's registrable domain, (n,); all that is no URL counts as one domain."""
+    encoded = hosts_of(urls).fill_null("").combine_chunks().dictionary_encode()
     hashes = np.array([_domain_hash(host) for host in encoded.dictionary.to_pylist()], np.uint64)
     return hashes[encoded.indices.to_numpy()] if len(hashes) else np.zeros(0, np.uint64)

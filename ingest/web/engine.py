@@ -21,7 +21,7 @@ from ingest.problem import Problem
 from ingest.web.addresses import AddressPolicy, CheckedResolver
 from ingest.web.host_queues import Hosts, SlowHost
 from ingest.web.http_client import Answer, HttpClient
-from ingest.web.opt_outs import opted_out
+from ingest.web.opt_outs import image_opts_out
 from ingest.web.problems import (
     DEADLINE,
     FETCHER_ERROR,
@@ -230,7 +230,7 @@ class Engine(Generic[Token]):
             job.spent += self._loop.time() - begun
 
     def _judge(self, response: aiohttp.ClientResponse) -> None:
-        if self._settings.x_robots and opted_out(response.headers.getall("X-Robots-Tag", ())):
+        if self._settings.x_robots and image_opts_out(response.headers.getall("X-Robots-Tag", ())):
             raise after_answer("x_robots_tag", response.status, rejected=True)
 
     async def _ask_robots(self, url: URL) -> Answer:

@@ -1,41 +1,38 @@
 """What sites say against the use of their images, in headers and in pages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-_PAGE_OPT_OUTS = frozenset(["noai", "noimageai", "noimageindex"])
 # What robots.txt and X-Robots-Tag call us.
 TOKEN = "seer-ingest"
-_OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex", "none")
+_OF_IMAGES = frozenset(["noai", "noimageai", "noimageindex"])
+# `none` means noindex and nofollow.
+_OF_THE_ANSWER = _OF_IMAGES | {"noindex", "none"}
 # Directives with a colon of their own: no robot's name.
 _VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 
 
-def opted_out(headers: Iterable[str]) -> bool:
-    """Whether X-Robots-Tag headers keep this image from us, or from all robots.
+def image_opts_out(headers: Iterable[str]) -> bool:
+    """Whether X-Robots-Tag headers of an image keep it from us, or from all robots."""
+    return any(not _OF_THE_ANSWER.isdisjoint(_directives(header)) for header in headers)
 
-    `noai`, `noimageai`, `noindex`, `noimageindex`, and `none`, which means noindex and nofollow; a name
-    before them limits what follows in that header to the robot of that name.
+
+def page_opts_out(directives: str) -> bool:
+    """Whether a page's robots <meta>, or X-Robots-Tag header, keeps its images from us, or from all robots.
+
+    `noindex` and `none` are about the page itself, which is not what is fetched: its images may be shown on
+    others, and say for themselves what they want.
     """
-    for header in headers:
-        concerns_us = True
-        for item in header.lower().split(","):
-            name, colon, directive = item.partition(":")
-            if colon and name.strip() not in _VALUED:
-                concerns_us = name.strip() in (TOKEN, "*")
-            else:
-                directive = item
-            if concerns_us and directive.strip() in _OPT_OUTS:
-                return True
-    return False
+    return not _OF_IMAGES.isdisjoint(_directives(directives))
 
 
-def opts_out(directives: str) -> bool:
-    """Whether a robots <meta> or an X-Robots-Tag header opts out, for every crawler."""
-    for directive in directives.lower().split(","):
-        name, colon, _ = directive.partition(":")
+def _directives(text: str) -> Iterator[str]:
+    """Those that concern us; a robot's name limits what follows to the robot of that name."""
+    concerns_us = True
+    for item in text.lower().split(","):
+        name, colon, directive = item.partition(":")
         if colon and name.strip() not in _VALUED:
-            # Whom a name addresses, everything after it addresses.
-            return False
-        if name.strip() in _PAGE_OPT_OUTS:
-            return True
-    return False
+            concerns_us = name.strip() in (TOKEN, "*")
+        else:
+            directive = item
+        if concerns_us:
+            yield directive.strip()

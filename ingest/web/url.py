@@ -4,28 +4,22 @@
 https only) and spells it as a browser would request it. `canonical` goes on to what RFC 3986, section 6.2.2,
 calls equivalent: two spellings of one address become one, for deduplication. Both take hostile text, answer
 None for what is no web address, and never raise.
+
+`http_url` is for whoever asks. It is stricter about the host than a browser, since another parser might see
+another host in an odd spelling; and it leaves the escapes of path and query as they are, since a signature
+may hold for that spelling only.
 """
 
 import ipaddress
 import re
 from functools import lru_cache
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote_to_bytes
 
 import idna
 from yarl import URL
 
-from ingest.web.problems import (
-    BAD_URL,
-    NOT_HTTP_URL,
-    UnfetchableError,
-)
+from ingest.web.problems import BAD_URL, NOT_HTTP_URL, UnfetchableError
 
-_LONGEST_URL = 8192
-# Underscores are no host names, but serve images on the web.
-_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_SAFE_IN_PATH = "/%:@!$&'()*+,;=~-._"
-_SAFE_IN_QUERY = _SAFE_IN_PATH + "?[]|{}^`\\"
 # nginx and Apache refuse longer request lines.
 LONGEST_URL = 8192
 _LONGEST_HOST = 253
@@ -33,12 +27,18 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _BLANK = "".join(map(chr, range(0x21)))
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HOST = re.compile(r"[a-z0-9._~-]+")
+# Underscores are no host names, but serve images on the web.
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 # Behind a lone percent sign, an unescaped digit would become part of another escape.
 _ESCAPE = re.compile(r"(?<!%)(?<!%[0-9A-Fa-f])%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 # Lone percent signs stay, as in browsers.
 _PATH_SAFE = "!$%&'()*+,-./:;=@[]_|~\\"
 _QUERY_SAFE = "!$%&()*+,-./:;=?@[]_|~\\^`{}"
+# Of what is asked: servers are known to refuse the others.
+_ASKED_PATH_SAFE = "/%:@!$&'()*+,;=~-._"
+_ASKED_QUERY_SAFE = _ASKED_PATH_SAFE + "?[]|{}^`\\"
 
 
 def resolve(reference: str, base: str = "") -> str | None:
@@ -52,18 +52,15 @@ def resolve(reference: str, base: str = "") -> str | None:
         Printable ASCII of at most LONGEST_URL characters; None for another scheme, credentials, an address
         without a host that could exist, or an empty reference.
     """
-    text = reference[: 4 * LONGEST_URL].strip(_BLANK)
-    for control in "\t\n\r":
-        text = text.replace(control, "")
-    text = text.partition("#")[0]
-    before, question, query = text.partition("?")
+    before, question, query = _before_query(reference[: 4 * LONGEST_URL])
     before = before.replace("\\", "/")
-    if not text:
+    if not before and not question:
         return None
     scheme, authority, path = _absolute(before, base)
-    host = _host_and_port(authority, scheme)
-    if host is None:
+    place = _host_and_port(authority, scheme)
+    if place is None:
         return None
+    host = ":".join(filter(None, place))
     if base and not before:
         path = _split(base)[2]
     elif not path.startswith("/"):
@@ -83,6 +80,41 @@ def canonical(url: str) -> str | None:
     return None if resolved is None else _ESCAPE.sub(_escape, resolved)
 
 
+def http_url(text: str) -> URL:
+    """The URL to ask for: escapes as they are, without fragment, name and password, and dot segments.
+
+    Raises:
+        UnfetchableError: it is not of http or https, or malformed. An IPv4 address in any but the usual
+            spelling (`127.1`, `0x7f.0.0.1`, `2130706433`) is malformed.
+    """
+    before, _, query = _before_query(text.strip())
+    found = _SCHEME.match(before)
+    scheme = found[1].lower() if found else ""
+    if len(text) > LONGEST_URL:
+        raise UnfetchableError(BAD_URL)
+    if found is None or scheme not in _DEFAULT_PORTS:
+        raise UnfetchableError(NOT_HTTP_URL)
+    rest = before[found.end() :]
+    authority, path = _authority_and_path(rest[2:])
+    asked = authority.rpartition("@")[2]
+    # A host with an escape or a backslash is one host to some parsers, and another to others.
+    place = None if "%" in asked or "\\" in authority else _host_and_port(asked, scheme)
+    if not rest.startswith("//") or place is None or not _is_plain(place[0]):
+        raise UnfetchableError(BAD_URL)
+    host, port = place
+    try:
+        return URL.build(
+            scheme=scheme,
+            host=host.removesuffix("."),
+            port=int(port) if port else None,
+            path=_without_dots(quote(path or "/", safe=_ASKED_PATH_SAFE)),
+            query_string=quote(query, safe=_ASKED_QUERY_SAFE),
+            encoded=True,
+        )
+    except ValueError:  # half a character, which nothing can spell
+        raise UnfetchableError(BAD_URL) from None
+
+
 def host_of(url: str) -> str:
     """The host of an answer of `resolve`, without port."""
     authority = _split(url)[1]
@@ -97,8 +129,13 @@ def _escape(match: re.Match[str]) -> str:
 def _split(url: str) -> tuple[str, str, str]:
     """Scheme, authority and path of a resolved address."""
     scheme, _, rest = url.partition("?")[0].partition("://")
+    return scheme, *_authority_and_path(rest)
+
+
+def _authority_and_path(rest: str) -> tuple[str, str]:
+    """Of what stands behind the two slashes."""
     authority, slash, path = rest.partition("/")
-    return scheme, authority, slash + path
+    return authority, slash + path
 
 
 def _absolute(before: str, base: str) -> tuple[str, str, str]:
@@ -117,8 +154,17 @@ def _absolute(before: str, base: str) -> tuple[str, str, str]:
     return scheme, _split(base)[1] if base else "", before
 
 
+def _before_query(text: str) -> tuple[str, str, str]:
+    """What stands before the query, the question mark, and the query; the fragment is gone."""
+    text = text.strip(_BLANK)
+    for control in "\t\n\r":
+        text = text.replace(control, "")
+    return text.partition("#")[0].partition("?")
+
+
 @lru_cache(maxsize=4096)
-def _host_and_port(authority: str, scheme: str) -> str | None:
+def _host_and_port(authority: str, scheme: str) -> tuple[str, str] | None:
+    """The host in ASCII and lower case, and the port, "" for the scheme's own; None if it is none."""
     if scheme not in _DEFAULT_PORTS or "@" in authority:
         return None
     name, colon, port = authority.rpartition(":")
@@ -128,7 +174,7 @@ def _host_and_port(authority: str, scheme: str) -> str | None:
         return None
     host = _ipv6(name[1:-1]) if name.startswith("[") and name.endswith("]") else _name(name)
     port = port.lstrip("0") or ("0" if port else "")
-    return host if not host or port in ("", _DEFAULT_PORTS[scheme]) else f"{host}:{port}"
+    return None if host is None else (host, "" if port == _DEFAULT_PORTS[scheme] else port)
 
 
 def _ipv6(text: str) -> str | None:
@@ -143,16 +189,40 @@ def _name(text: str) -> str | None:
     """A host name in ASCII and lower case."""
     if len(text) > 4 * _LONGEST_HOST:
         return None
-    name = unquote_to_bytes(text).decode("utf-8", "replace") if "%" in text else text
+    # Half a character stays as it is in `replace`, and is no part of a name.
+    name = unquote_to_bytes(text.encode("utf-8", "replace")).decode("utf-8", "replace")
     if not name.isascii():
-        try:
-            name = idna.encode(name[: _LONGEST_HOST + 1], uts46=True).decode("ascii")
-        except (idna.IDNAError, UnicodeError):
-            return None
+        name = _ascii(name[: _LONGEST_HOST + 1])
     name = name.lower()
     labels = name.removesuffix(".").split(".")
     fits = len(name) <= _LONGEST_HOST and all(0 < len(label) < 64 for label in labels)
     return name if fits and _HOST.fullmatch(name) else None
+
+
+def _ascii(name: str) -> str:
+    """An international name as DNS has it, or ""; as in browsers, also one that only IDNA 2003 knows."""
+    try:
+        return idna.encode(name, uts46=True).decode("ascii")
+    except UnicodeError:  # of idna, too
+        try:
+            return name.encode("idna").decode("ascii")
+        except UnicodeError:
+            return ""
+
+
+def _is_plain(host: str) -> bool:
+    """Whether a host of `_host_and_port` can be read in one way only."""
+    if host.startswith("["):
+        return True
+    name = host.removesuffix(".")
+    labels = name.split(".")
+    if not _NUMBER.fullmatch(labels[-1]):
+        return all(map(_LABEL.fullmatch, labels))
+    try:
+        ipaddress.IPv4Address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _without_dots(path: str) -> str:
@@ -167,70 +237,4 @@ def _without_dots(path: str) -> str:
             kept.append(segment)
         if plain in (".", "..") and number == len(segments) - 1:
             kept.append("")
-    return "/" + "/".join(kept)
-
-
-def http_url(text: str) -> URL:
-    """The URL to ask for: escapes as they are, without fragment, name and password, and dot segments.
-
-    Raises:
-        UnfetchableError: it is not of http or https, or malformed. An IPv4 address in any but the usual
-            spelling (`127.1`, `0x7f.0.0.1`, `2130706433`) is malformed.
-    """
-    try:
-        if len(text) > _LONGEST_URL:
-            raise UnfetchableError(BAD_URL)
-        parts = urlsplit(text.strip())
-        if parts.scheme not in ("http", "https"):
-            raise UnfetchableError(NOT_HTTP_URL)
-        if "\\" in parts.netloc:
-            # Browsers and other parsers disagree about which host this is.
-            raise UnfetchableError(BAD_URL)
-        origin = URL.build(scheme=parts.scheme, host=parts.hostname or "", port=parts.port)
-        return URL.build(
-            scheme=parts.scheme,
-            host=_bracketed(_host(origin.raw_host or "")),
-            port=origin.port,
-            path=_served_path(quote(parts.path or "/", safe=_SAFE_IN_PATH)),
-            query_string=quote(parts.query, safe=_SAFE_IN_QUERY),
-            encoded=True,
-        )
-    except ValueError:
-        raise UnfetchableError(BAD_URL) from None
-
-
-def _host(host: str) -> str:
-    host = host.removesuffix(".")
-    if ":" in host:
-        if "%" in host:
-            raise ValueError(host)
-        return str(ipaddress.IPv6Address(host))
-    labels = host.split(".")
-    if _NUMBER.fullmatch(labels[-1]):
-        return str(ipaddress.IPv4Address(host))
-    if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
-        raise ValueError(host)
-    return host
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _served_path(path: str) -> str:
-    """RFC 3986 §5.2.4: what a server would make of an absolute path, and so what robots.txt must judge."""
-    if not path.startswith("/"):
-        raise ValueError(path)
-    if "/." not in path and "%2" not in path:
-        return path
-    kept: list[str] = []
-    segments = path.split("/")[1:]
-    for segment in segments:
-        plain = segment.lower().replace("%2e", ".")
-        if plain == "..":
-            del kept[-1:]
-        elif plain != ".":
-            kept.append(segment)
-    if plain in (".", ".."):
-        kept.append("")
     return "/" + "/".join(kept)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster.errors import UserError
+from ingest.dataset.keys import key_name
 from ingest.dataset.open import Dataset, UnitRows
 
 _log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Reader:
     def name(self, unit_index: int, row: int) -> str:
         """Where a sample is, for people: its shard and key."""
         key = self.key(unit_index, row)
-        return f"{self._dataset.shard_path(unit_index)}:{key // 100_000:08d}{key % 100_000:05d}"
+        return f"{self._dataset.shard_path(unit_index)}:{key_name(key)}"
 
     def read(self, unit_index: int, row: int) -> bytes:
         """The bytes of a sample, checked.

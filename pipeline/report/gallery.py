@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ingest.dataset.keys import unit_and_slot
 from ingest.dataset.open import Dataset, UnitRows
 from ingest.image.decode import decode
 from pipeline.data.loader import Loader
@@ -20,8 +21,6 @@ from pipeline.data.reader import Reader
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.transfer.features import Features
 from pipeline.transfer.knn import nearest
-
-KEY_SLOTS = 100_000
 
 
 class Samples:
@@ -34,7 +33,7 @@ class Samples:
 
     def image(self, key: int) -> Image.Image:
         """The picture of a sample."""
-        unit_index = int(np.searchsorted(self._dataset.units, key // KEY_SLOTS))
+        unit_index = int(np.searchsorted(self._dataset.units, unit_and_slot(key)[0]))
         if self._rows is None or self._rows[0] != unit_index:
             self._rows = (unit_index, self._dataset.unit_rows(unit_index))
         row = int(np.searchsorted(self._rows[1].keys, np.uint64(key)))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
+from ingest.dataset.keys import key_name
 from pipeline.data.batch import Inputs
 from pipeline.train.spikes import WINDOW, spike_threshold
 
@@ -31,7 +32,7 @@ class Suspect:
     what: str
 
     def __str__(self) -> str:
-        names = ", ".join(f"{key // 100_000:08d}{key % 100_000:05d}" for key in self.keys[:_SAMPLES_NAMED])
+        names = ", ".join(map(key_name, self.keys[:_SAMPLES_NAMED]))
         more = f" and {len(self.keys) - _SAMPLES_NAMED} more" if len(self.keys) > _SAMPLES_NAMED else ""
         return f"rank {self.rank}: {self.what} of samples {names}{more}"
 

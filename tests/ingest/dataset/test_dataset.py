@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
+from ingest.dataset.keys import key_of
 from ingest.dataset.open import open_dataset, sealed_head, sealed_units
 from ingest.dataset.view import write_view
 
@@ -35,7 +36,7 @@ def test_units_counts_and_rows(dataset):
     files = sorted(path for path in source.rglob("*.*") if path.parent.name != "text")
     for index, unit in enumerate(opened.units.tolist()):
         rows = opened.unit_rows(index)
-        assert rows.keys.tolist() == [unit * 100_000 + slot for slot in range(int(opened.counts[index]))]
+        assert rows.keys.tolist() == [key_of(unit, slot) for slot in range(int(opened.counts[index]))]
         assert (rows.keys.dtype, rows.offsets.dtype, rows.sizes.dtype) == (np.uint64, np.int64, np.int64)
         assert rows.sha256.shape == (len(rows.keys), 32)
         with open(opened.shard_path(index), "rb") as shard:  # noqa: PTH123

@@ -13,7 +13,8 @@ from PIL import Image
 from cluster.errors import UserError
 from ingest.dataset import layout
 from ingest.dataset.commit import commit
-from ingest.dataset.records import canonical
+from ingest.dataset.keys import key_name, key_of
+from ingest.dataset.records import canonical_json
 from ingest.dataset.seal import seal
 from ingest.dataset.shard import ShardWriter
 from ingest.dataset.verify import Level, read_seal, verify_root, verify_units
@@ -74,7 +75,7 @@ def found_from(dataset, level):
 
 
 def key(unit, slot):
-    return layout.sample_key(unit, slot)
+    return key_name(key_of(unit, slot))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -224,7 +225,7 @@ def test_missing_half_of_the_seal_is_found_by_name(dataset, kind):
 def test_head_that_miscounts_is_found_by_name(dataset, name):
     path = next((dataset / "sealed").glob("*.json"))
     head = json.loads(path.read_bytes())
-    path.write_bytes(canonical(head | {name: head[name] + 1}))
+    path.write_bytes(canonical_json(head | {name: head[name] + 1}))
     sentence = found_from(dataset, Level.NAMES)[str(path.relative_to(dataset))]
     assert f"says {name} = {head[name] + 1}" in sentence
 
@@ -234,9 +235,9 @@ def test_head_that_miscounts_by_reason_is_found_by_name(dataset, status):
     path = next((dataset / "sealed").glob("*.json"))
     head = json.loads(path.read_bytes())
     said = sum(head[status].values()) + 2
-    path.write_bytes(canonical(head | {status: head[status] | {"another": 2}}))
+    path.write_bytes(canonical_json(head | {status: head[status] | {"another": 2}}))
     assert f"says {status} = {said}" in found_from(dataset, Level.NAMES)[str(path.relative_to(dataset))]
-    path.write_bytes(canonical(head | {status: {"another": "x"}}))
+    path.write_bytes(canonical_json(head | {status: {"another": "x"}}))
     assert f"says {status} = {{" in found_from(dataset, Level.NAMES)[str(path.relative_to(dataset))]
 
 
@@ -249,7 +250,7 @@ def test_garbage_in_the_pointer_is_damage_not_a_crash(dataset, data):
 
 
 def test_pointer_to_a_root_that_is_not_there(dataset):
-    (dataset / layout.DATASET).write_bytes(canonical({"format": 1, "sealed": "0" * 64}))
+    (dataset / layout.DATASET).write_bytes(canonical_json({"format": 1, "sealed": "0" * 64}))
     assert all("is missing" in sentence for sentence in found_from(dataset, Level.NAMES).values())
 
 
@@ -299,7 +300,7 @@ def test_picture_larger_than_its_row_is_not_decoded(tmp_path, encode):
 def test_rows_that_disagree_with_the_commit_are_found_by_sha(dataset):
     """A commit and list that count one image more than the metadata has, all hashes right."""
     record = json.loads((dataset / layout.commit_name(1)).read_bytes())
-    (dataset / layout.commit_name(1)).write_bytes(canonical(record | {"rows": 5, "kept": 5}))
+    (dataset / layout.commit_name(1)).write_bytes(canonical_json(record | {"rows": 5, "kept": 5}))
     seal(PosixStore(dataset), {0: record["fingerprint"], 1: record["fingerprint"]})
     found = found_from(dataset, Level.SHA)
     assert found.keys() == {record["meta"]["name"]}

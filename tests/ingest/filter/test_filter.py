@@ -10,6 +10,7 @@ from sealed_rows import seal_rows
 
 from cluster.errors import UserError
 from cluster.map.processes import processes
+from ingest.dataset.keys import key_of
 from ingest.dataset.open import open_dataset
 from ingest.dataset.view import read_view, write_view
 from ingest.filter import filter as filtering
@@ -70,7 +71,7 @@ def test_any_conditions_keep_what_each_lets_through(tmp_path_factory, limits):
         for unit in UNITS
         for row in unit
     ]
-    keys = [unit * 100_000 + slot for unit, rows in enumerate(UNITS) for slot in range(len(rows))]
+    keys = [key_of(unit, slot) for unit, rows in enumerate(UNITS) for slot in range(len(rows))]
     assert kept_keys(path, "v") == [key for key, fit in zip(keys, fits, strict=True) if fit]
     assert report.kept + sum(step.dropped for step in report.steps) == report.samples == 5
 

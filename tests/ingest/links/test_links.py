@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ingest.links.html_tags import attributes, decode_page, tags
 from ingest.links.page import LONGEST_PAGE, Link, largest_candidate, page_links
-from ingest.web.opt_outs import opts_out
+from ingest.web.opt_outs import page_opts_out
 from ingest.web.url import LONGEST_URL, canonical, host_of, resolve
 
 PAGE = "http://host.example/dir/page?q"
@@ -127,12 +127,15 @@ def test_a_page_without_any_encoding_is_western():
         ("noindex, nofollow", False),
         ("otherbot: noai", False),
         ("otherbot: noindex, noai", False),
+        ("otherbot: noindex, seer-ingest: noai", True),
+        ("*: noai", True),
+        ("none", False),
         ("noaix", False),
         ("", False),
     ],
 )
 def test_opt_outs(directives, out):
-    assert opts_out(directives) is out
+    assert page_opts_out(directives) is out
     html = f"<meta NAME=Robots content='{directives}'><img src=a>"
     assert page_links(html.encode(), PAGE).opted_out is out
 
@@ -148,6 +151,8 @@ def test_opt_outs(directives, out):
         ("?r", "http://host.example/dir/page?r"),
         ("http://[0:0::1]:8080/x", "http://[::1]:8080/x"),
         ("http://under_score.example./100%", "http://under_score.example./100%"),
+        ("http://☃.example/", "http://xn--n3h.example/"),
+        ("http://%\udcff/", None),
         ("http://me:secret@host.example/", None),
         ("http://host.example:99999/", None),
         ("http://ho st.example/", None),

@@ -88,6 +88,7 @@ def test_rechunking_keeps_every_row_in_place(sizes, rows):
     assert not chunks or 1 <= len(chunks[-1]) <= rows
 
 
+@settings(deadline=None)  # the first one reads the list of public suffixes
 @given(urls=st.lists(URLS, max_size=40))
 def test_sites_take_turns(urls):
     paths = pa.array([url.encode() for url in urls], pa.binary())

@@ -98,7 +98,7 @@ def test_D4_no_ipv4_address_is_permitted_that_python_calls_private(number):
         "http://127.0.0.1.5/", "http://1.2.3/", "http://%31%32%37.0.0.1/", "http://a%00b/", "http:///x", "http://",
         "http://a..b/", "http://host:99999/", "http://host:x/", "http://a b/", "http://[::1/", "http://[::1%25lo]/",
         "http://127.0.0.1\\@example.org/", "http://\udcff/", "http://a/\udcff", "http:example.org", "http://-a/",
-        "http://a/" + "x" * 9000, "http://" + "a." * 200 + "b/",
+        "http://a[::1]/", "http://%\udcff/", "http://a/" + "x" * 9000, "http://" + "a." * 200 + "b/",
     ],
 )  # fmt: skip
 def test_D4_odd_spellings_are_no_urls(text):
@@ -121,6 +121,9 @@ def test_S1_only_http_and_https_are_asked(text):
         ("https://example.org.", "https://example.org/"),
         ("http://user:pw@example.org:8080/x", "http://example.org:8080/x"),
         ("http://bücher.de/ü x?q=ü&r=a%2Fb", "http://xn--bcher-kva.de/%C3%BC%20x?q=%C3%BC&r=a%2Fb"),
+        ("http://user%40x:p%2fw@example.org/", "http://example.org/"),
+        ("http://a_b.bücher.de/", "http://a_b.xn--bcher-kva.de/"),
+        ("http://☃.net/", "http://xn--n3h.net/"),
         ("http://a_b.example.org/%7Efoo%2f+", "http://a_b.example.org/%7Efoo%2f+"),
         ("http://1.2.3.4./", "http://1.2.3.4/"),
         ("http://[2606:4700::1111]:81/", "http://[2606:4700::1111]:81/"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from ingest.web.host_queues import LONGEST_WAIT, STRIKES, Hosts
-from ingest.web.opt_outs import opted_out
+from ingest.web.opt_outs import image_opts_out
 from ingest.web.problems import retry_after
 from ingest.web.robots_txt import rules
 
@@ -90,7 +90,7 @@ def test_D4_any_robots_txt_has_rules(text):
     ],
 )
 def test_x_robots_tags_are_obeyed_that_concern_us(headers, out):
-    assert opted_out(headers) is out
+    assert image_opts_out(headers) is out
 
 
 def test_retry_after_is_seconds_or_a_date():

@@ -202,8 +202,8 @@ def test_groups_of_one_size_pass_the_trunk_together_and_keep_their_order() -> No
 
 def test_bfloat16_autocast_keeps_the_loss_in_float32() -> None:
     method = build_method(make_recipe(), total_steps=STEPS, group=None)
-    # Larger than the other tests' crops: on processors with AMX, oneDNN's bfloat16 gradient of a 3 x 3 kernel that
-    # strides over a single pixel leaves the taps that only see padding unwritten.
+    # Larger than the other tests' crops: on processors with AMX, oneDNN's bfloat16 gradient of a 3 x 3 kernel
+    # that strides over a single pixel leaves the taps that only see padding unwritten.
     larger = [F.interpolate(crops.float(), scale_factor=4.0) for crops in make_inputs(0).views.values()]
     inputs = as_inputs(*larger)
     exact = method(inputs, 0)
