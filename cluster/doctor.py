@@ -24,8 +24,6 @@ from rich.text import Text
 
 from cluster.rank.process import MALLOC_SETTINGS
 
-Status = Literal["ok", "missing", "warning"]
-
 OLDEST_TORCH = (2, 8)
 OLDEST_PYTHON = (3, 11)
 NEWEST_TESTED_PYTHON = (3, 13)
@@ -34,7 +32,7 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class Finding:
     """One row of the report.
 
     Attributes:
@@ -46,13 +44,13 @@ class Check:
     """
 
     name: str
-    status: Status
+    status: Literal["ok", "missing", "warning"]
     detail: str
     remedy: str = ""
     required: bool = False
 
 
-def doctor_report(folder: Path = Path()) -> list[Check]:
+def doctor_report(folder: Path = Path()) -> list[Finding]:
     """The checks every floor shares; `folder` is where runs or datasets would be written."""
     return [
         python_check(sys.version_info[:2]),
@@ -69,7 +67,7 @@ def doctor_report(folder: Path = Path()) -> list[Check]:
     ]
 
 
-def doctor_table(checks: Sequence[Check]) -> Table:
+def doctor_table(checks: Sequence[Finding]) -> Table:
     """The checks as a table for a terminal; what to do about a row stands under its detail."""
     colours = {"ok": "green", "warning": "yellow", "missing": "red"}
     table = Table(show_header=False, show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
@@ -101,32 +99,32 @@ def load(module: str) -> tuple[Any, str]:
         return loaded, str(getattr(loaded, "__version__", "version unknown"))
 
 
-def package_check(module: str, *, remedy: str, purpose: str, required: bool = False) -> Check:
+def package_check(module: str, *, remedy: str, purpose: str, required: bool = False) -> Finding:
     """Whether a package can be imported, and its version."""
     loaded, found = load(module)
     if loaded is None:
         detail = f"{found} (used for {purpose})"
-        return Check(name=module, status="missing", detail=detail, remedy=remedy, required=required)
-    return Check(name=module, status="ok", detail=found, required=required)
+        return Finding(name=module, status="missing", detail=detail, remedy=remedy, required=required)
+    return Finding(name=module, status="ok", detail=found, required=required)
 
 
-def python_check(version: tuple[int, ...]) -> Check:
+def python_check(version: tuple[int, ...]) -> Finding:
     detail = f"{platform.python_version()} at {sys.executable}, {platform.platform(terse=True)}"
     if version < OLDEST_PYTHON:
         remedy = "install Python 3.11, 3.12 or 3.13"
-        return Check(name="Python", status="missing", detail=detail, remedy=remedy, required=True)
+        return Finding(name="Python", status="missing", detail=detail, remedy=remedy, required=True)
     if version > NEWEST_TESTED_PYTHON:
         remedy = "tested with Python 3.11 to 3.13: use one of these if something breaks"
-        return Check(name="Python", status="warning", detail=detail, remedy=remedy, required=True)
-    return Check(name="Python", status="ok", detail=detail, required=True)
+        return Finding(name="Python", status="warning", detail=detail, remedy=remedy, required=True)
+    return Finding(name="Python", status="ok", detail=detail, required=True)
 
 
-def torch_checks() -> list[Check]:
+def torch_checks() -> list[Finding]:
     """The build of torch, and the devices it sees."""
     torch, found = load("torch")
     if torch is None:
         remedy = "pip install 'torch>=2.8' (or the build your GPU needs: https://pytorch.org/get-started)"
-        return [Check(name="torch", status="missing", detail=found, remedy=remedy, required=True)]
+        return [Finding(name="torch", status="missing", detail=found, remedy=remedy, required=True)]
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
     distributed = [name for name in ("gloo", "nccl") if _has_backend(torch, name)]
@@ -136,8 +134,8 @@ def torch_checks() -> list[Check]:
     )
     if version < OLDEST_TORCH:
         remedy = "torch 2.8 or newer is needed: pip install --upgrade 'torch>=2.8'"
-        return [Check(name="torch", status="missing", detail=detail, remedy=remedy, required=True)]
-    return [Check(name="torch", status="ok", detail=detail, required=True), device_check(torch)]
+        return [Finding(name="torch", status="missing", detail=detail, remedy=remedy, required=True)]
+    return [Finding(name="torch", status="ok", detail=detail, required=True), device_check(torch)]
 
 
 def _has_backend(torch: Any, name: str) -> bool:
@@ -146,35 +144,35 @@ def _has_backend(torch: Any, name: str) -> bool:
     return bool(getattr(torch.distributed, f"is_{name}_available")())
 
 
-def device_check(torch: Any, driver: Path = Path("/proc/driver/nvidia/version")) -> Check:
+def device_check(torch: Any, driver: Path = Path("/proc/driver/nvidia/version")) -> Finding:
     """GPUs that torch can use; `driver` exists where an NVIDIA driver is loaded."""
     try:
         devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     except Exception as error:  # a driver older than the build raises here; it is the finding
-        return Check(name="GPU", status="warning", detail=f"{type(error).__name__}: {error}"[:200])
+        return Finding(name="GPU", status="warning", detail=f"{type(error).__name__}: {error}"[:200])
     if devices:
         names = ", ".join(f"{device.name} ({device.total_memory / GIB:.0f} GiB)" for device in devices)
-        return Check(name="GPU", status="ok", detail=f"{len(devices)}: {names}")
+        return Finding(name="GPU", status="ok", detail=f"{len(devices)}: {names}")
     if driver.exists():
         remedy = "install a CUDA build of torch that this driver supports (https://pytorch.org/get-started)"
         detail = "an NVIDIA driver is loaded, but torch sees no GPU"
-        return Check(name="GPU", status="warning", detail=detail, remedy=remedy)
-    return Check(name="GPU", status="ok", detail="none; training runs on the CPU")
+        return Finding(name="GPU", status="warning", detail=detail, remedy=remedy)
+    return Finding(name="GPU", status="ok", detail="none; training runs on the CPU")
 
 
-def slurm_check() -> Check:
+def slurm_check() -> Finding:
     """Whether sbatch is on PATH and a controller answers."""
     if shutil.which("sbatch") is None:
         remedy = "run on a login node of the cluster; nothing to do on a single machine"
-        return Check(name="SLURM", status="missing", detail="no sbatch on PATH", remedy=remedy)
+        return Finding(name="SLURM", status="missing", detail="no sbatch on PATH", remedy=remedy)
     version = _output_of(["sbatch", "--version"])
     ping = _output_of(["scontrol", "ping"])
     detail = f"{version}; {ping or 'scontrol ping says nothing'}"
     # "Slurmctld(primary) at host is UP": one line per controller; one that is up is enough.
     if " is UP" in ping:
-        return Check(name="SLURM", status="ok", detail=detail)
+        return Finding(name="SLURM", status="ok", detail=detail)
     remedy = "the controller does not answer: `scontrol ping`, then ask the cluster's administrators"
-    return Check(name="SLURM", status="warning", detail=detail, remedy=remedy)
+    return Finding(name="SLURM", status="warning", detail=detail, remedy=remedy)
 
 
 def _output_of(command: list[str]) -> str:
@@ -190,7 +188,7 @@ def _output_of(command: list[str]) -> str:
     return " ".join((done.stdout or done.stderr).split())
 
 
-def cpu_check(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> Check:
+def cpu_check(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> Finding:
     """Cores this process may run on: its affinity, and the container's quota where there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     detail = f"{cores} usable of {os.cpu_count()}"
@@ -198,19 +196,19 @@ def cpu_check(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> Check:
     if len(limit) == 2 and limit[0].isdigit() and int(limit[0]) < cores * int(limit[1]):
         granted = int(limit[0]) / int(limit[1])
         remedy = f"start no more than {max(1, int(granted))} workers"
-        return Check(
+        return Finding(
             name="CPU", status="warning", detail=f"{detail}, limited to {granted:g} by cgroup", remedy=remedy
         )
-    return Check(name="CPU", status="ok", detail=detail)
+    return Finding(name="CPU", status="ok", detail=detail)
 
 
 def memory_check(
     meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")
-) -> Check:
+) -> Finding:
     """Memory that is free, and what the container may use at most."""
     sizes = dict(line.split(":", 1) for line in _read(meminfo).splitlines() if ":" in line)
     if not sizes.keys() >= {"MemTotal", "MemAvailable"}:
-        return Check(name="memory", status="warning", detail=f"{meminfo} cannot be read")
+        return Finding(name="memory", status="warning", detail=f"{meminfo} cannot be read")
     total, available = (int(sizes[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
     detail = f"{available / GIB:.1f} GiB free of {total / GIB:.1f} GiB"
     granted = _read(limit).strip()
@@ -219,42 +217,44 @@ def memory_check(
         available = min(available, int(granted))
     if available < 2 * GIB:
         remedy = "less than 2 GiB: use fewer workers and a smaller batch"
-        return Check(name="memory", status="warning", detail=detail, remedy=remedy)
-    return Check(name="memory", status="ok", detail=detail)
+        return Finding(name="memory", status="warning", detail=detail, remedy=remedy)
+    return Finding(name="memory", status="ok", detail=detail)
 
 
-def disk_check(folder: Path) -> Check:
+def disk_check(folder: Path) -> Finding:
     """Space where runs and datasets are written."""
     existing = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
     usage = shutil.disk_usage(existing)
     detail = f"{usage.free / GIB:.0f} GiB free of {usage.total / GIB:.0f} GiB at {existing}"
     if usage.free < 5 * GIB:
         remedy = "less than 5 GiB: write runs and datasets to another disk"
-        return Check(name="disk", status="warning", detail=detail, remedy=remedy)
-    return Check(name="disk", status="ok", detail=detail)
+        return Finding(name="disk", status="warning", detail=detail, remedy=remedy)
+    return Finding(name="disk", status="ok", detail=detail)
 
 
-def shared_memory_check(folder: Path = Path("/dev/shm")) -> Check:
+def shared_memory_check(folder: Path = Path("/dev/shm")) -> Finding:
     """Loader workers hand batches over through shared memory; containers often have 64 MB of it."""
     if not folder.is_dir():
-        return Check(name="shared memory", status="warning", detail=f"no {folder}")
+        return Finding(name="shared memory", status="warning", detail=f"no {folder}")
     free = shutil.disk_usage(folder).free
     detail = f"{free / GIB:.1f} GiB free at {folder}"
     if free < GIB:
         remedy = "less than 1 GiB for the loader's batches: start the container with --shm-size=8g"
-        return Check(name="shared memory", status="warning", detail=detail, remedy=remedy)
-    return Check(name="shared memory", status="ok", detail=detail)
+        return Finding(name="shared memory", status="warning", detail=detail, remedy=remedy)
+    return Finding(name="shared memory", status="ok", detail=detail)
 
 
-def malloc_check() -> Check:
+def malloc_check() -> Finding:
     """Whether this shell pins glibc's allocator, which is worth up to half again on the CPU."""
     if platform.libc_ver()[0] != "glibc":
-        return Check(name="malloc", status="ok", detail="not glibc; nothing to pin")
+        return Finding(name="malloc", status="ok", detail="not glibc; nothing to pin")
     if all(name in os.environ for name in MALLOC_SETTINGS):
-        return Check(name="malloc", status="ok", detail="pinned in this shell")
+        return Finding(name="malloc", status="ok", detail="pinned in this shell")
     settings = " ".join(f"{name}={value}" for name, value in MALLOC_SETTINGS.items())
     detail = "not pinned in this shell; ranks that `submit` starts on a CPU pin it themselves"
-    return Check(name="malloc", status="ok", detail=detail, remedy=f"for your own scripts: export {settings}")
+    return Finding(
+        name="malloc", status="ok", detail=detail, remedy=f"for your own scripts: export {settings}"
+    )
 
 
 def _read(path: Path) -> str:

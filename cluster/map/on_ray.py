@@ -22,7 +22,7 @@ def on_ray(site: Site, *, parts: int) -> MapTasks:
 
     executor = RayExecutor(site.ray_address, site=site)
 
-    def spread(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+    def map_tasks(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
         early: dict[int, Any] = {}
         following = 0
         for index, answer in executor.map(
@@ -33,4 +33,4 @@ def on_ray(site: Site, *, parts: int) -> MapTasks:
                 yield early.pop(following)
                 following += 1
 
-    return spread
+    return map_tasks

@@ -44,7 +44,7 @@ def on_slurm(site: Site, *, name: str, parts: int, runs: Path, scratch: Path) ->
     """
     stem = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{secrets.token_hex(4)}"
 
-    def spread(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+    def map_tasks(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
         from cluster.slurm.executor import SlurmExecutor
 
         # A node that was given up may still write there.
@@ -67,7 +67,7 @@ def on_slurm(site: Site, *, name: str, parts: int, runs: Path, scratch: Path) ->
                         handle.cancel()
                 raise
 
-    return spread
+    return map_tasks
 
 
 def task_rank(function: str, folder: str, run: str, part: int, parts: int) -> None:

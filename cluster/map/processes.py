@@ -2,13 +2,18 @@
 
 import multiprocessing
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 from cluster.errors import UserError
 from cluster.map.tasks import MapTasks, R, T
+
+# Tasks given out, for each process, before the first of them is answered: one that takes long holds up no
+# other, and what the others leave in files stays bounded.
+AHEAD = 4
 
 
 @contextmanager
@@ -25,15 +30,25 @@ def processes(workers: int) -> Iterator[MapTasks]:
     )
     try:
 
-        def spread(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
-            return pool.map(function, tasks)
+        def map_tasks(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+            waiting: deque[Future[R]] = deque()
+            for task in tasks:
+                waiting.append(pool.submit(function, task))
+                if len(waiting) >= AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
-        yield spread
+        yield map_tasks
     except BrokenProcessPool:
         raise UserError(
             "a worker process was ended from outside, perhaps for want of memory: run the same command "
             "again, with fewer --workers"
         ) from None
+    except BaseException:  # Ctrl-C, too: what they are at is wanted no more
+        for worker in list((pool._processes or {}).values()):
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -22,7 +22,7 @@ from cluster.executors import Executor
 from cluster.host import node_name
 from cluster.job import Handle, Job, Resources, State
 from cluster.preflight import measure
-from cluster.preflight.report import WHOLE_SECONDS, Progress, Report, read_reports
+from cluster.preflight.report import WHOLE_SECONDS, Report, Reporter, read_reports
 from cluster.preflight.verdict import Verdict, judge
 from cluster.run.folder import RunFolder
 from cluster.run.status import explain
@@ -167,11 +167,11 @@ def run_checks(folder: str, gpus_per_node: int = 0) -> None:
     )
     reports = Path(folder) / "preflight"
     reports.mkdir(parents=True, exist_ok=True)
-    with Progress(reports, report) as progress:
+    with Reporter(reports, report) as reporter:
         try:
-            progress.sign_in(size)
-            digest = _check_alone(progress, reports, gpus_per_node)
-            _check_together(progress, reports, digest, gpus_per_node)
+            reporter.sign_in(size)
+            digest = _check_alone(reporter, reports, gpus_per_node)
+            _check_together(reporter, reports, digest, gpus_per_node)
         except Exception as error:
             logger.exception("%s", report.current.name)
             raise UserError(
@@ -180,74 +180,74 @@ def run_checks(folder: str, gpus_per_node: int = 0) -> None:
     logger.info("%s: all checks done", report.node)
 
 
-def _check_alone(progress: Progress, reports: Path, gpus: int) -> str:
+def _check_alone(reporter: Reporter, reports: Path, gpus: int) -> str:
     """What needs no other rank, before joining them; the digest of this rank's file."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    with progress.check("devices") as report:
+    with reporter.check("devices") as report:
         report.devices = measure.devices(gpus=gpus, local_rank=local_rank)
-    with progress.check("loading torch"):
+    with reporter.check("loading torch"):
         import torch
-    with progress.check("matmul") as report:
+    with reporter.check("matmul") as report:
         device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
         report.tflops = measure.matmul_tflops(device)
-    with progress.check("disk") as report:
+    with reporter.check("disk") as report:
         report.disk = measure.disk(reports)
-    with progress.check("writing to the shared folder") as report:
+    with reporter.check("writing to the shared folder") as report:
         return measure.write_probe(reports, report.rank)
 
 
-def _check_together(progress: Progress, reports: Path, digest: str, gpus: int) -> None:
+def _check_together(reporter: Reporter, reports: Path, digest: str, gpus: int) -> None:
     """What needs the other ranks."""
     from cluster.rank.torch_dist import distributed
 
     with contextlib.ExitStack() as stack:
-        with progress.check("joining") as report:
+        with reporter.check("joining") as report:
             timeout = timedelta(seconds=GROUP_SECONDS)
             world = stack.enter_context(distributed("cuda" if gpus else "cpu", timeout=timeout))
             peers: list[tuple[str, str]] = world.gather((report.node, digest))
         ranks: dict[str, list[int]] = {}
         for rank, (node, _) in enumerate(peers):
             ranks.setdefault(node, []).append(rank)
-        with progress.check("reading the shared folder") as report:
+        with reporter.check("reading the shared folder") as report:
             expected = {mine[0]: peers[mine[0]][1] for mine in ranks.values()}
             unseen, report.shared_seconds = measure.unseen_probes(reports, expected)
             report.unseen = [peers[rank][0] for rank in unseen]
-        with progress.check("clock") as report:
+        with reporter.check("clock") as report:
             report.clock_offset = measure.clock_offset(world, [mine[0] for mine in ranks.values()])
-        _check_network(progress, world, ranks)
-        progress.finish()
+        _check_network(reporter, world, ranks)
+        reporter.finish()
 
 
-def _check_network(progress: Progress, world: World, ranks: dict[str, list[int]]) -> None:
+def _check_network(reporter: Reporter, world: World, ranks: dict[str, list[int]]) -> None:
     """Bandwidth in this node; to each neighbour; across all nodes. Across nodes every rank talks to those of
     its own place in the others, all at the same time, as in training: each GPU's network card has its turn.
 
     Args:
-        progress: this rank's report.
+        reporter: this rank's report.
         world: all ranks.
         ranks: of every node, in the order of their first ranks.
     """
     import torch.distributed as dist
 
-    names, node = list(ranks), progress.report.node
+    names, node = list(ranks), reporter.report.node
     place, me = ranks[node].index(world.rank), names.index(node)
     timeout = timedelta(seconds=GROUP_SECONDS)
     # Every rank makes the group of its node first, then the one across nodes: NCCL splits all ranks at once.
-    with progress.check("all-reduce in the node") as report:
+    with reporter.check("all-reduce in the node") as report:
         if len({len(mine) for mine in ranks.values()}) > 1:
             counts = ", ".join(f"{name} has {len(mine)}" for name, mine in ranks.items())
             raise UserError(f"every node must have as many ranks as the others: {counts}")
         if len(ranks[node]) > 1:
             group = dist.new_group(ranks[node], timeout=timeout, use_local_synchronization=True)
             report.node_gb_per_s = measure.all_reduce_gb_per_s(group, world.device)
-    with progress.check("links") as report:
+    with reporter.check("links") as report:
         for pair in (pair for each in measure.link_rounds(len(names)) for pair in each if me in pair):
             peer = names[sum(pair) - me]
             report.links[peer] = measure.exchange_gb_per_s(world, ranks[peer][place])
-    with progress.check("all-reduce across nodes") as report:
+    with reporter.check("all-reduce across nodes") as report:
         if len(names) > 1:
             rail = [mine[place] for mine in ranks.values()]
             group = dist.new_group(rail, timeout=timeout, use_local_synchronization=True)
             report.across_gb_per_s = measure.all_reduce_gb_per_s(group, world.device)
-    if progress.report.links:
-        logger.info("median link: %.2f GB/s", statistics.median(progress.report.links.values()))
+    if reporter.report.links:
+        logger.info("median link: %.2f GB/s", statistics.median(reporter.report.links.values()))

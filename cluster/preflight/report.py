@@ -146,7 +146,7 @@ def read_reports(folder: Path) -> list[Report]:
     return sorted((r for r in reports if r.start == last), key=lambda report: report.rank)
 
 
-class Progress:
+class Reporter:
     """Writes a rank's report after every check, and ends the rank when one takes too long.
 
     A thread does the latter: a rank that waits for a broken link or a dead file system cannot. It also writes

@@ -97,7 +97,7 @@ def from_controller(job_id: str) -> Seen | None:
         raise NoAnswerError
     fields = dict(re.findall(r"(\w+)=(\S*)", answer.stdout))
     reason = fields.get("Reason", "None")
-    return _seen(
+    return seen_as(
         fields["JobState"],
         reason="" if reason == "None" else reason,
         nodes=fields.get("NodeList", "(null)"),
@@ -115,7 +115,7 @@ def from_accounting(job_id: str) -> Seen | None:
     if not lines:
         return None
     word, _, nodes = lines[-1].partition("|")
-    return _seen(word.split()[0], nodes=nodes)  # "CANCELLED by 1000"
+    return seen_as(word.split()[0], nodes=nodes)  # "CANCELLED by 1000"
 
 
 def _limit(start: str, limit: str) -> datetime | None:
@@ -149,7 +149,7 @@ def find_job(name: str) -> str | None:
     return next(iter(answer.stdout.split()), None)
 
 
-def _seen(
+def seen_as(
     word: str,
     *,
     reason: str = "",

@@ -46,8 +46,9 @@ def write_partitions(
     counts = np.bincount(partition, minlength=partitions)
     positions = np.concatenate([[0], np.cumsum(counts)]).astype(_POSITION)
     with whole_file(path) as file:
-        positions.tofile(file)
-        records[order].tofile(file)
+        # Not `tofile`, which says nothing of a disk that is full.
+        file.write(positions.view(np.uint8).data)
+        file.write(records[order].view(np.uint8).data)
 
 
 def read_partition(

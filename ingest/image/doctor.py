@@ -4,7 +4,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-from cluster.doctor import Check, load, package_check
+from cluster.doctor import Finding, load, package_check
 
 # The one pair that is built from the same source; any other version of Pillow beside it is another codec.
 SIMD_VERSION = "12.1.1.post0"
@@ -17,12 +17,12 @@ AVX2_OPCODE = b"\xc4\xe2\x7d"
 AVX2_BUILD_COUNT = 100
 
 
-def image_checks() -> list[Check]:
+def image_checks() -> list[Finding]:
     """The decoder that is active, the codecs it was built with, and the packages of the dataset's format."""
     pil, found = load("PIL")
     if pil is None:
         remedy = "pip install 'pillow>=11'"
-        decoder = [Check(name="decoder", status="missing", detail=found, remedy=remedy, required=True)]
+        decoder = [Finding(name="decoder", status="missing", detail=found, remedy=remedy, required=True)]
     else:
         decoder = [decoder_check(pil), *codec_checks()]
     simplejpeg = package_check(
@@ -38,7 +38,7 @@ def image_checks() -> list[Check]:
     ]
 
 
-def decoder_check(pil: Any, cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
+def decoder_check(pil: Any, cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
     """Which of Pillow and pillow-simd owns the module PIL, and whether it was built for this processor."""
     version = str(pil.__version__)
     processor_has_avx2 = " avx2 " in _text(cpuinfo).replace("\n", " ")
@@ -48,19 +48,21 @@ def decoder_check(pil: Any, cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
         except importlib.metadata.PackageNotFoundError:
             detail = f"Pillow {version}"
             if not processor_has_avx2:
-                return Check(name="decoder", status="ok", detail=detail, required=True)
-            return Check(name="decoder", status="warning", detail=detail, remedy=INSTALL_SIMD, required=True)
+                return Finding(name="decoder", status="ok", detail=detail, required=True)
+            return Finding(
+                name="decoder", status="warning", detail=detail, remedy=INSTALL_SIMD, required=True
+            )
         detail = f"Pillow {version} has overwritten pillow-simd {overwritten}: both own the module PIL"
         remedy = f"make install, or: pip install --no-deps --force-reinstall pillow-simd=={SIMD_VERSION}"
-        return Check(name="decoder", status="warning", detail=detail, remedy=remedy, required=True)
+        return Finding(name="decoder", status="warning", detail=detail, remedy=remedy, required=True)
     if not processor_has_avx2:
-        return Check(name="decoder", status="ok", detail=f"pillow-simd {version}, SSE4", required=True)
+        return Finding(name="decoder", status="ok", detail=f"pillow-simd {version}, SSE4", required=True)
     if not built_with_avx2():
         detail = f"pillow-simd {version}, built without AVX2, which this processor has"
         reinstall = "pip install --no-deps --force-reinstall --no-cache-dir"
         remedy = f'CC="cc -mavx2" {reinstall} pillow-simd=={SIMD_VERSION}'
-        return Check(name="decoder", status="warning", detail=detail, remedy=remedy, required=True)
-    return Check(name="decoder", status="ok", detail=f"pillow-simd {version}, AVX2", required=True)
+        return Finding(name="decoder", status="warning", detail=detail, remedy=remedy, required=True)
+    return Finding(name="decoder", status="ok", detail=f"pillow-simd {version}, AVX2", required=True)
 
 
 def built_with_avx2() -> bool:
@@ -70,26 +72,26 @@ def built_with_avx2() -> bool:
     return Path(_imaging.__file__).read_bytes().count(AVX2_OPCODE) >= AVX2_BUILD_COUNT
 
 
-def codec_checks() -> list[Check]:
+def codec_checks() -> list[Finding]:
     """JPEG through libjpeg-turbo, PNG and WebP."""
     from PIL import features
 
     rebuild = "apt-get install libjpeg-dev zlib1g-dev libwebp-dev, then make install"
     turbo = features.version("libjpeg_turbo")
     if turbo:
-        checks = [Check(name="JPEG", status="ok", detail=f"libjpeg-turbo {turbo}", required=True)]
+        checks = [Finding(name="JPEG", status="ok", detail=f"libjpeg-turbo {turbo}", required=True)]
     elif features.check("jpg"):
         detail = f"libjpeg {features.version('jpg')}, not libjpeg-turbo: decodes several times slower"
-        checks = [Check(name="JPEG", status="warning", detail=detail, remedy=rebuild, required=True)]
+        checks = [Finding(name="JPEG", status="warning", detail=detail, remedy=rebuild, required=True)]
     else:
         detail = "PIL was built without JPEG"
-        checks = [Check(name="JPEG", status="missing", detail=detail, remedy=rebuild, required=True)]
+        checks = [Finding(name="JPEG", status="missing", detail=detail, remedy=rebuild, required=True)]
     for name, feature in (("PNG", "zlib"), ("WebP", "webp")):
         if features.check(feature):
-            checks.append(Check(name=name, status="ok", detail=f"{feature} {features.version(feature)}"))
+            checks.append(Finding(name=name, status="ok", detail=f"{feature} {features.version(feature)}"))
         else:
             detail = f"PIL was built without {feature}: {name} files would be rejected as undecodable"
-            checks.append(Check(name=name, status="warning", detail=detail, remedy=rebuild))
+            checks.append(Finding(name=name, status="warning", detail=detail, remedy=rebuild))
     return checks
 
 

@@ -7,14 +7,10 @@ digests, which mixes hosts) and the bytes of the output do not depend on the num
 """
 
 import hashlib
-import multiprocessing
 import os
 import shutil
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
+from cluster.map.processes import processes
 from ingest.links.archive import ArchiveCounts, archive_links
 from ingest.store.posix import sync_folder
 from ingest.web.url import canonical, host_of
@@ -101,8 +98,13 @@ def list_links(
     except OSError as error:
         raise UserError(f"cannot write {output}: {(error.strerror or '').lower()}") from error
     try:
-        spills = _read_all(archives, folder, workers=workers, ignore_opt_outs=ignore_opt_outs)
-        parts = _split(_counted(spills, counts, progress), folder / "parts", depth=0)
+        tasks = [
+            _Archive(name=name, spill=folder / f"{number}.arrow", ignore_opt_outs=ignore_opt_outs)
+            for number, name in enumerate(archives)
+        ]
+        with processes(min(workers, len(archives))) as map_tasks:
+            spills = map_tasks(_spill, tasks)
+            parts = _split(_counted(spills, counts, progress), folder / "parts", depth=0)
         if counts.records == 0:
             name, reason = next(iter(counts.damaged.items()), (archives[0], "it is empty"))
             raise UserError(f"no record could be read: {name}: {reason}; give WARC or WAT files")
@@ -128,8 +130,8 @@ def _refuse_unknown(archives: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
-    archive: str
+class _Archive:
+    name: str
     spill: Path
     ignore_opt_outs: bool
 
@@ -141,50 +143,13 @@ class _Spilled:
     counts: ArchiveCounts
 
 
-def _read_all(
-    archives: Sequence[str], folder: Path, *, workers: int, ignore_opt_outs: bool
-) -> Iterator[_Spilled]:
-    """The spill file of every archive, in the order of the archives."""
-    jobs = (
-        _Job(archive=name, spill=folder / f"{number}.arrow", ignore_opt_outs=ignore_opt_outs)
-        for number, name in enumerate(archives)
-    )
-    if workers == 1:
-        yield from map(_spill, jobs)
-        return
-    # Spawned, for a forked copy of a process with threads can hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(archives)), mp_context=context) as pool:
-        waiting: deque[tuple[str, Future[_Spilled]]] = deque()
-        try:
-            for job in jobs:
-                waiting.append((job.archive, pool.submit(_spill, job)))
-                # Bounds the spill files that wait for an archive before them.
-                if len(waiting) >= 4 * workers:
-                    yield _result(*waiting.popleft())
-            while waiting:
-                yield _result(*waiting.popleft())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _result(archive: str, future: "Future[_Spilled]") -> _Spilled:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"a process was killed at {archive} or one of the next archives, probably for lack of memory: "
-            "use fewer --workers"
-        ) from error
-
-
-def _spill(job: _Job) -> _Spilled:
+def _spill(archive: _Archive) -> _Spilled:
     """Read one archive; its links go to the spill file in their order, those repeated nearby left out."""
     counts = ArchiveCounts()
     rows: list[tuple[bytes, str, str, str, str]] = []
     near: set[bytes] = set()
-    with pa.OSFile(str(job.spill), "wb") as out, pa.ipc.new_stream(out, _SPILL) as writer:
-        for page_url, link in archive_links(job.archive, counts, ignore_opt_outs=job.ignore_opt_outs):
+    with pa.OSFile(str(archive.spill), "wb") as out, pa.ipc.new_stream(out, _SPILL) as writer:
+        for page_url, link in archive_links(archive.name, counts, ignore_opt_outs=archive.ignore_opt_outs):
             key = _key(link.url)
             if key not in near:
                 near.add(key)
@@ -195,7 +160,7 @@ def _spill(job: _Job) -> _Spilled:
                 near.clear()
         if rows:
             writer.write_batch(_batch(rows))
-    return _Spilled(archive=job.archive, spill=job.spill, counts=counts)
+    return _Spilled(archive=archive.name, spill=archive.spill, counts=counts)
 
 
 def _key(url: str) -> bytes:

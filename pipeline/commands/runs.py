@@ -33,7 +33,7 @@ UNREADABLE = "unreadable"  # in place of a state: what lies in the folder does n
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class LatestStep:
     """How far a run is, as its first rank has written into progress.json.
 
     Attributes:
@@ -87,7 +87,7 @@ def _known(run: RunFolder) -> dict[str, Any]:
         now = status_of(run)
     except UserError as error:  # its cluster does not answer
         now = replace(run.read_status(), reason=str(error))
-    progress = read_progress(run)
+    progress = read_latest_step(run)
     return {
         **now.to_json(),
         "why": explain(now),
@@ -166,11 +166,11 @@ def list_names(folder: Runs = Path("runs"), as_json: Json = False) -> None:
     typer.echo(json.dumps(names) if as_json else "\n".join(names))
 
 
-def read_progress(run: RunFolder) -> Progress | None:
+def read_latest_step(run: RunFolder) -> LatestStep | None:
     """What the first rank said last; None if it has not said anything yet."""
     path = run.path / "progress.json"
     remedy = "remove it: the run writes it anew"
-    return read_record(Progress, path, remedy=remedy) if path.exists() else None
+    return read_record(LatestStep, path, remedy=remedy) if path.exists() else None
 
 
 def find_run(run: str, folder: Path) -> RunFolder:

@@ -50,8 +50,8 @@ def test_report_for_a_folder_that_does_not_exist_yet(tmp_path):
 
 def test_table_shows_every_row_and_its_remedy(tmp_path):
     checks = [
-        doctor.Check(name="one", status="ok", detail="fine [bold]not markup[/bold]"),
-        doctor.Check(name="two", status="missing", detail="absent", remedy="pip install two"),
+        doctor.Finding(name="one", status="ok", detail="fine [bold]not markup[/bold]"),
+        doctor.Finding(name="two", status="missing", detail="absent", remedy="pip install two"),
     ]
     console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
     console.print(doctor.doctor_table(checks))
@@ -164,7 +164,7 @@ def test_cpu_quota_of_a_container(tmp_path):
 def test_memory_limit_of_a_container(tmp_path):
     meminfo, limit = tmp_path / "meminfo", tmp_path / "memory.max"
     meminfo.write_text("MemTotal:       16777216 kB\nMemFree: 1 kB\nMemAvailable:   8388608 kB\n")
-    assert doctor.memory_check(meminfo, limit) == doctor.Check(
+    assert doctor.memory_check(meminfo, limit) == doctor.Finding(
         name="memory", status="ok", detail="8.0 GiB free of 16.0 GiB"
     )
     limit.write_text("1073741824\n")

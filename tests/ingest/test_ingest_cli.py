@@ -238,11 +238,11 @@ def test_doctor_answers(tmp_path):
 def test_doctor_exits_with_1_if_something_required_is_missing(monkeypatch):
     row = {"name": "x", "detail": "gone", "remedy": "install it"}
     monkeypatch.setattr(
-        doctor, "image_checks", lambda: [doctor.Check(**row, status="missing", required=False)]
+        doctor, "image_checks", lambda: [doctor.Finding(**row, status="missing", required=False)]
     )
     assert run("doctor").exit_code == 0
     monkeypatch.setattr(
-        doctor, "image_checks", lambda: [doctor.Check(**row, status="missing", required=True)]
+        doctor, "image_checks", lambda: [doctor.Finding(**row, status="missing", required=True)]
     )
     assert run("doctor").exit_code == 1
 

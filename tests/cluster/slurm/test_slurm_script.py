@@ -17,7 +17,7 @@ from cluster.site import Notify, Site, load_site
 from cluster.slurm.command import clean_environment
 from cluster.slurm.executor import SlurmExecutor
 from cluster.slurm.script import job_name, render
-from cluster.slurm.state import _seen
+from cluster.slurm.state import seen_as
 from cluster.submit import submit
 
 JOB = Job(
@@ -173,7 +173,7 @@ def test_nothing_of_an_enclosing_job_is_handed_on() -> None:
     ],
 )
 def test_ends_stay_distinct(word: str, state: State) -> None:
-    assert _seen(word).state is state
+    assert seen_as(word).state is state
 
 
 def test_the_default_site_says_nothing() -> None:

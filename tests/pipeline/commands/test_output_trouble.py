@@ -1,0 +1,77 @@
+"""Run folders that cannot be written are one sentence, whichever command writes there."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cluster.host import Process
+from cluster.job import Job, Resources, State
+from cluster.run.folder import RunFolder
+from cluster.run.status import Status
+from pipeline.cli import app
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Nothing can be written any more, to any file of this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that goes on, and one that was stopped."""
+    site = tmp_path / "site.yaml"
+    site.write_text("executor: local\n")
+    monkeypatch.setenv("SUBMIT_CLUSTER", str(site))
+    status = Status(
+        state=State.RUNNING,
+        name="x",
+        executor="local",
+        id="local-1",
+        ranks=1,
+        attempt=1,
+        submitted=1.0,
+        launcher=Process.current(),
+    )
+    RunFolder.create(tmp_path / "runs" / "goes-on").write_status(status)
+    stopped = RunFolder.create(tmp_path / "runs" / "stopped")
+    stopped.write_status(status.stopped(State.PREEMPTED))
+    stopped.write_job(
+        Job(name="x", function="os:getcwd", arguments={}, resources=Resources(), folder=stopped.path)
+    )
+    return tmp_path / "runs"
+
+
+def submit(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words], prog_name="submit")
+
+
+@pytest.mark.parametrize("words", [("cancel", "goes-on"), ("resume", "stopped"), ("preflight",)])
+def test_a_full_disk_is_one_sentence(runs: Path, words: tuple[str, ...]) -> None:
+    with full_disk():
+        done = submit(*words, "--folder", runs)
+    assert done.exit_code == 2, done.output
+    (told,) = done.stderr.splitlines()
+    assert told.startswith(f"submit: cannot write {runs}/")
+    assert told.endswith("file too large; mend that, then run the same command again")
+
+
+@pytest.mark.parametrize("words", [("preflight",), ("preflight", "--readmit", "node1")])
+def test_a_file_where_a_folder_must_be_is_named(runs: Path, words: tuple[str, ...]) -> None:
+    (runs / "file").touch()
+    done = submit(*words, "--folder", runs / "file" / "below")
+    assert done.exit_code == 2, done.output
+    (told,) = done.stderr.splitlines()
+    assert str(runs / "file") in told
+    assert told.endswith("not a directory; mend that, then run the same command again")
