@@ -2,7 +2,8 @@
 
 import pyarrow as pa
 
-SCHEMA = pa.schema(
+LABELS = pa.list_(pa.field("element", pa.string(), nullable=False))
+VIEW_SCHEMA = pa.schema(
     [
         pa.field("unit", pa.uint32(), nullable=False),
         pa.field("slots", pa.uint32(), nullable=False),
@@ -19,7 +20,6 @@ DUPLICATES_SCHEMA = pa.schema(
         pa.field("evaluation", pa.uint16()),
     ]
 )
-_LABELS = pa.list_(pa.field("element", pa.string(), nullable=False))
 ITEMS_SCHEMA = pa.schema(
     [
         pa.field("source", pa.uint32(), nullable=False),
@@ -28,7 +28,7 @@ ITEMS_SCHEMA = pa.schema(
         pa.field("size", pa.uint64(), nullable=False),
         pa.field("problem", pa.string(), nullable=False),
         pa.field("caption", pa.string()),
-        pa.field("labels", _LABELS, nullable=False),
+        pa.field("labels", LABELS, nullable=False),
     ]
 )
 UNITS_SCHEMA = pa.schema(
@@ -66,7 +66,7 @@ META_SCHEMA = pa.schema(
         pa.field("http_status", pa.uint16()),
         pa.field("url", pa.string(), nullable=False),
         pa.field("caption", pa.string()),
-        pa.field("labels", pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
+        pa.field("labels", LABELS, nullable=False),
     ]
 )
 NO_COLUMNS = pa.schema([])

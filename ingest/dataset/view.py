@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset import layout
-from ingest.dataset.schema import SCHEMA
+from ingest.dataset.schema import VIEW_SCHEMA
 from ingest.store.open import open_store
 
 DUPLICATES = ".duplicates"
@@ -128,7 +128,7 @@ def read_view(dataset_path: str | Path, name: str, *, root: str | None) -> ViewB
     try:
         table = pq.read_table(io.BytesIO(data))
         made_for = (table.schema.metadata or {})[b"root"].decode()
-        columns = {field.name: table.column(field.name) for field in SCHEMA}
+        columns = {field.name: table.column(field.name) for field in VIEW_SCHEMA}
     except (pa.ArrowInvalid, OSError, KeyError, UnicodeDecodeError):
         raise UserError(f"{path} is not a readable view: make it again under another name") from None
     if root not in (None, made_for):
@@ -182,13 +182,13 @@ def write_view(
     """
     store, file = open_store(dataset_path), view_name(name)
     path = store.where(file)
-    rows: dict[str, list[Any]] = {field: [] for field in SCHEMA.names}
+    rows: dict[str, list[Any]] = {field: [] for field in VIEW_SCHEMA.names}
     for unit in sorted(keeps):
         bits = keeps[unit]
         packed = np.packbits(bits, bitorder="little").tobytes()
         for column, value in zip(rows.values(), (unit, len(bits), int(bits.sum()), packed), strict=True):
             column.append(value)
-    table = pa.table(rows, schema=SCHEMA.with_metadata({"root": root}))
+    table = pa.table(rows, schema=VIEW_SCHEMA.with_metadata({"root": root}))
     data = _parquet_bytes(table)
     if store.create_if_absent(file, data) != data:
         raise UserError(f"{path} exists and runs may use it: write the view under another name")

@@ -34,8 +34,6 @@ from ingest.dedup.tasks import (
 )
 from ingest.store.open import absolute
 
-Progress = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Hot:
@@ -88,7 +86,7 @@ def dedup(
     within: str | None = None,
     scratch: Path | None = None,
     map_tasks: MapTasks,
-    progress: Progress = lambda doing, done, total: None,
+    progress: Callable[[str, int, int], None] = lambda doing, done, total: None,
 ) -> DedupReport:
     """Write a view that keeps one of each group of duplicates, and beside it the list of what was dropped.
 
@@ -193,7 +191,7 @@ def _duplicates_table(sources: Sources, drops: NDArray[Any]) -> pa.Table:
     )
 
 
-def _told(results: Any, doing: str, total: int, progress: Progress) -> list[Any]:
+def _told(results: Any, doing: str, total: int, progress: Callable[[str, int, int], None]) -> list[Any]:
     progress(doing, 0, total)
     answers = []
     for done, answer in enumerate(results, 1):

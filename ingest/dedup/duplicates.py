@@ -121,8 +121,8 @@ def first_come(alike: NDArray[Any]) -> NDArray[Any]:
     kept = bytearray(b"\1") * len(ids)
     # One after the other, since each answer depends on those before; there are only as many as look alike.
     for start in range(0, len(pairs), _EDGES_AT_ONCE):
-        part = pairs[start : start + _EDGES_AT_ONCE]
-        lower, higher = (np.searchsorted(ids, part[name]).tolist() for name in ("low", "high"))
+        some = pairs[start : start + _EDGES_AT_ONCE]
+        lower, higher = (np.searchsorted(ids, some[name]).tolist() for name in ("low", "high"))
         for low, high in zip(lower, higher, strict=True):
             if kept[low]:
                 kept[high] = 0

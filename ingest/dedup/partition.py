@@ -55,12 +55,12 @@ def read_partition(
     paths: Iterable[Path], partition: int, partitions: int, dtype: np.dtype[Any]
 ) -> NDArray[Any]:
     """The records of one partition, in the order of the files."""
-    parts = [np.empty(0, dtype)]
+    pieces = [np.empty(0, dtype)]
     for path in paths:
         with path.open("rb") as file:
             start, end = np.fromfile(file, _POSITION, 2, offset=partition * _POSITION.itemsize)
             file.seek((partitions + 1) * _POSITION.itemsize + int(start) * dtype.itemsize)
-            parts.append(np.fromfile(file, dtype, int(end - start)))
-            if len(parts[-1]) != end - start:
+            pieces.append(np.fromfile(file, dtype, int(end - start)))
+            if len(pieces[-1]) != end - start:
                 raise OSError(f"{path} is shorter than it was written: the disk or file system is at fault")
-    return np.concatenate(parts)
+    return np.concatenate(pieces)

@@ -131,16 +131,15 @@ def scatter(values: Mapping[str, Any]) -> tuple[int, int]:
             hashed_ids.append(own[there & ~dull])
             unhashed += int((~there).sum())
             flat += int(dull.sum())
-    parts = sources.partitions
     digest_file, hash_file = _files(sources, task.number)
-    duplicates.scatter_digests(digest_file, np.concatenate(digests), np.concatenate(ids), parts)
+    duplicates.scatter_digests(digest_file, np.concatenate(digests), np.concatenate(ids), sources.partitions)
     if sources.radius is not None:
         duplicates.scatter_hashes(
             hash_file,
             np.concatenate(hashes),
             np.concatenate(hashed_ids),
             radius=sources.radius,
-            partitions=parts,
+            partitions=sources.partitions,
         )
     return unhashed, flat
 
@@ -152,15 +151,15 @@ def search(values: Mapping[str, Any]) -> tuple[int, int, int, int]:
         Pairs compared, hot buckets, their members, pairs in them that were not compared.
     """
     task = PartitionTask.from_json(values)
-    sources, parts = task.sources, task.sources.partitions
+    sources, partitions = task.sources, task.sources.partitions
     files = [_files(sources, number) for number in range(task.files)]
     if task.band is None or sources.radius is None:
         paths = [digest_file for digest_file, _ in files]
-        records = read_partition(paths, task.partition, parts, duplicates.DIGESTS)
+        records = read_partition(paths, task.partition, partitions, duplicates.DIGESTS)
         _save(task, "exact", duplicates.exact_duplicates(records, first_own=sources.first_own))
         return 0, 0, 0, 0
     paths = [hash_file for _, hash_file in files]
-    place, places = task.band * parts + task.partition, (sources.radius + 1) * parts
+    place, places = task.band * partitions + task.partition, (sources.radius + 1) * partitions
     records = read_partition(paths, place, places, duplicates.HASHES)
     near = duplicates.near_duplicates(
         records, radius=sources.radius, band=task.band, first_own=sources.first_own
@@ -205,5 +204,5 @@ def _save(task: PartitionTask, kind: str, records: NDArray[Any]) -> None:
 
 
 def _load(tasks: Sequence[PartitionTask], kind: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    parts = [np.load(_found(task, kind), allow_pickle=False) for task in tasks]
-    return np.concatenate([np.empty(0, dtype), *parts])
+    found = [np.load(_found(task, kind), allow_pickle=False) for task in tasks]
+    return np.concatenate([np.empty(0, dtype), *found])

@@ -1,14 +1,7 @@
-"""One image, safely: sniff, bound, decode, turn upright, hash, and make what is stored.
+"""The verdict on one image, and the bytes to store: sniff, bound, decode, turn upright, hash, resize, encode.
 
-Bytes come from strangers. Format and size are judged from the header (`ingest.image.header`) before a decoder
-sees them, only six decoders can be reached, and every way to fail is an `ImageError` with a status and a
-reason. Time and memory are bounded by the process that calls (`ingest.image.check_worker`), not here.
-
-What a picture is, decided once for the crawler and for training:
-- the first frame of an animation, turned upright by its EXIF orientation, 8-bit RGB;
-- transparent parts show white: the colour hidden under them is arbitrary, and pages are mostly white;
-- 16-bit grey keeps its upper 8 bits; 32-bit and float grey, which have no agreed range, are stretched from
-  their smallest to their largest value; colour profiles are ignored.
+Bytes come from strangers. How they become pixels is in `ingest.image.decode`. Time and memory are bounded by
+the process that calls (`ingest.image.check_worker`), not here.
 """
 
 import hashlib
@@ -18,7 +11,7 @@ from typing import Literal
 
 from PIL import Image
 
-from ingest.image.decode import ImageLimits, Status, _as_image_error, _open, _rgb
+from ingest.image.decode import ImageLimits, Status, as_image_error, as_rgb, open_image
 from ingest.image.header import sniff
 from ingest.image.orientation import orientation_of, turned, upright
 from ingest.image.phash import HASH_SIDE, perceptual_hash
@@ -85,12 +78,12 @@ def check(data: bytes, treatment: Treatment) -> Checked:
     whose pixels nobody asked for (`Treatment.phash`).
     """
     try:
-        image, kind = _open(data, treatment.limits)
+        image, kind = open_image(data, treatment.limits)
         if treatment.resize is None:
             return _kept_as_it_is(data, image, kind, treatment)
         return _made_smaller(image, kind, treatment)
     except Exception as error:
-        verdict = _as_image_error(error)
+        verdict = as_image_error(error)
         return Checked(status=verdict.status, reason=verdict.reason, format=sniff(data))
 
 
@@ -101,7 +94,7 @@ def _kept_as_it_is(data: bytes, image: Image.Image, kind: str, treatment: Treatm
     stored = stripped(data, kind, turn)
     if stored is not data:
         # What is judged is what is stored.
-        image, _ = _open(stored, treatment.limits)
+        image, _ = open_image(stored, treatment.limits)
     size = image.size
     if kind == "jpeg":
         # Grey at 1/8 scale finds truncation as the full decode does, and saves most of its work.
@@ -119,7 +112,9 @@ def _kept_as_it_is(data: bytes, image: Image.Image, kind: str, treatment: Treatm
         original_width=width,
         original_height=height,
         sha256=hashlib.sha256(stored).hexdigest(),
-        phash=perceptual_hash(image if grey else _rgb(image), orientation=turn) if treatment.phash else None,
+        phash=perceptual_hash(image if grey else as_rgb(image), orientation=turn)
+        if treatment.phash
+        else None,
         data=None if stored is data else stored,
     )
 
@@ -131,7 +126,7 @@ def _made_smaller(image: Image.Image, kind: str, treatment: Treatment) -> Checke
     image.load()
     size = size if kind == "jpeg" else image.size
     turn = orientation_of(image, kind)
-    picture, target = _rgb(image), _target(size, treatment)
+    picture, target = as_rgb(image), _target(size, treatment)
     if picture.size != target:
         box = _middle(picture.size) if treatment.crop == "center" else None
         picture = picture.resize(target, Image.Resampling.BICUBIC, box)

@@ -1,4 +1,15 @@
-"""Bytes to pixels, within limits: six decoders, and every way to fail is an `ImageError`."""
+"""Bytes to pixels, within limits.
+
+Bytes come from strangers. Format and size are judged from the header (`ingest.image.header`) before a decoder
+sees them, only six decoders can be reached, and every way to fail is an `ImageError` with a status and a
+reason.
+
+What a picture is, decided once for the crawler and for training:
+- the first frame of an animation, turned upright by its EXIF orientation, 8-bit RGB;
+- transparent parts show white: the colour hidden under them is arbitrary, and pages are mostly white;
+- 16-bit grey keeps its upper 8 bits; 32-bit and float grey, which have no agreed range, are stretched from
+  their smallest to their largest value; colour profiles are ignored.
+"""
 
 import io
 from collections.abc import Callable
@@ -70,19 +81,19 @@ def decode(
         ImageError: it is refused, or cannot be decoded completely.
     """
     try:
-        image, kind = _open(data, limits)
+        image, kind = open_image(data, limits)
         if kind == "jpeg" and at_least is not None:
             turn = orientation_of(image, kind)
             image.draft("RGB", turned(at_least(*turned(image.size, turn)), turn))
         image.load()
-        return upright(_rgb(image), orientation_of(image, kind))
+        return upright(as_rgb(image), orientation_of(image, kind))
     except ImageError:
         raise
     except Exception as error:
-        raise _as_image_error(error) from error
+        raise as_image_error(error) from error
 
 
-def _open(data: bytes, limits: ImageLimits) -> tuple[Image.Image, str]:
+def open_image(data: bytes, limits: ImageLimits) -> tuple[Image.Image, str]:
     """The image with only its header read, and its format; nothing of the claimed size is allocated."""
     if not data:
         raise ImageError("rejected", "empty")
@@ -105,7 +116,7 @@ def _open(data: bytes, limits: ImageLimits) -> tuple[Image.Image, str]:
     return image, kind
 
 
-def _as_image_error(error: Exception) -> ImageError:
+def as_image_error(error: Exception) -> ImageError:
     """Pillow's plugins raise nearly every kind of exception on damaged input; here each becomes a verdict."""
     if isinstance(error, ImageError):
         return error
@@ -121,7 +132,7 @@ def _as_image_error(error: Exception) -> ImageError:
     return ImageError("failed", "undecodable")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB; see the module's docstring for transparency and deep greys."""
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layered = image.convert("RGBA")

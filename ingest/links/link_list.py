@@ -65,16 +65,13 @@ class LinkCounts:
     damaged: dict[str, str] = field(default_factory=dict)
 
 
-Progress = Callable[[LinkCounts], None]
-
-
 def list_links(
     archives: Sequence[str],
     output: Path,
     *,
     workers: int,
     ignore_opt_outs: bool = False,
-    progress: Progress = lambda counts: None,
+    progress: Callable[[LinkCounts], None] = lambda counts: None,
 ) -> LinkCounts:
     """Write the links of web archives to `output`, a Parquet file that appears whole.
 
@@ -175,7 +172,9 @@ def _batch(rows: list[tuple[bytes, str, str, str, str]]) -> pa.RecordBatch:
     )
 
 
-def _counted(spills: Iterator[_Spilled], counts: LinkCounts, progress: Progress) -> Iterator[pa.RecordBatch]:
+def _counted(
+    spills: Iterator[_Spilled], counts: LinkCounts, progress: Callable[[LinkCounts], None]
+) -> Iterator[pa.RecordBatch]:
     for spilled in spills:
         counts.files += 1
         for name in ("records", "pages", "opted_out", "found"):

@@ -95,7 +95,9 @@ def read_groups(path: str | Path, view: str, *, seed: int) -> Groups | None:
             settings = json.loads((parquet.schema_arrow.metadata or {}).get(b"settings", b"{}"))
             return _choose(_groups(parquet, settings.get("against", [])), random.Random(seed))
     except (pa.ArrowException, KeyError, IndexError, ValueError, AttributeError):
-        raise UserError(f"{store.where(name)} is not a list of duplicates: make the view again") from None
+        raise UserError(
+            f"{store.where(name)} is not a list of duplicates: remove it and make the view again"
+        ) from None
 
 
 def _choose(groups: Iterator[Group], draw: random.Random) -> Groups:

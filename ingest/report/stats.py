@@ -297,10 +297,10 @@ class _Tally:
     def host_counts(self) -> HostCounts:
         """The hosts of all rows so far."""
 
-        def listed(part: int) -> tuple[HostCount, ...]:
+        def listed(by: int) -> tuple[HostCount, ...]:
             return tuple(
                 HostCount(host=host, attempts=counts[0], rejected=counts[1], failed=counts[2])
-                for host, counts in self.hosts.top(HOSTS_LISTED, part=part)
+                for host, counts in self.hosts.top(HOSTS_LISTED, by=by)
             )
 
         return HostCounts(

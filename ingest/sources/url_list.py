@@ -24,7 +24,7 @@ from pyarrow import csv
 
 from cluster.errors import UserError
 from ingest.dataset.plan_record import SourceKind, SourceRecord
-from ingest.dataset.schema import META_SCHEMA
+from ingest.dataset.schema import LABELS, META_SCHEMA
 
 FORMATS = {
     ".parquet": "parquet",
@@ -44,7 +44,6 @@ _BLOCK_BYTES = 8 << 20
 # Names of columns that plans and shards have of their own.
 _TAKEN = {*META_SCHEMA.names, "domain", "path", "problem", "source"}
 _OWN = ("url", "caption", "labels")
-_LABELS = pa.list_(pa.field("element", pa.string(), nullable=False))
 # Opens a list, unpacked, from its beginning.
 _Opened = Callable[[], AbstractContextManager[Any]]
 
@@ -281,7 +280,7 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _as_labels(column: pa.ChunkedArray | None, rows: int) -> pa.ChunkedArray:
     """Lists of text. A text is one label, or several between commas, or hashtags between spaces."""
     if column is None:
-        return pa.chunked_array([pa.array([[]] * rows, _LABELS)])
+        return pa.chunked_array([pa.array([[]] * rows, LABELS)])
     column = _decoded(column)
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         values = [
@@ -289,7 +288,7 @@ def _as_labels(column: pa.ChunkedArray | None, rows: int) -> pa.ChunkedArray:
         ]
     else:
         values = [split_labels(text) for text in _as_text(column).to_pylist()]
-    return pa.chunked_array([pa.array(values, _LABELS)])
+    return pa.chunked_array([pa.array(values, LABELS)])
 
 
 def split_labels(text: str | None) -> list[str]:

@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import Any
 
 from cluster.errors import UserError
-from ingest.store.s3_requests import ATTEMPTS, PastTheEndError, Requests
+from ingest.store.s3_requests import MOST_TRIES, PastTheEndError, Requests
 from ingest.store.store import Entry
 
 PART_BYTES = 16 << 20
@@ -255,7 +255,7 @@ class S3Draft:
                 f"{tempfile.gettempdir()} does not give back what was written: its disk is at fault"
             )
         size = self.file.seek(0, io.SEEK_END)
-        for _ in range(ATTEMPTS):
+        for _ in range(MOST_TRIES):
             checksum = self._store.upload(name, self.file, size)
             if self._store.holds(name, size=size, checksum=checksum, sha256=sha256):
                 return

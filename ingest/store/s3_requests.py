@@ -16,7 +16,7 @@ from s3fs.core import S3_RETRYABLE_ERRORS
 
 from cluster.errors import UserError
 
-ATTEMPTS = 8
+MOST_TRIES = 8
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 20.0
 CONNECT_SECONDS = 10
@@ -63,9 +63,9 @@ class Requests:
             UserError: the bucket is not there, credentials are missing, or the store refuses the request.
         """
         trouble = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt)
+        for tries in range(MOST_TRIES):
+            if tries:
+                longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**tries)
                 time.sleep(random.uniform(longest / 2, longest))
                 logger.debug("%s %s again: %s", method, place, trouble)
             try:
@@ -83,7 +83,7 @@ class Requests:
                 trouble = f"{type(error).__name__}: {error}".rstrip(": ")
             except BotoCoreError as error:
                 raise UserError(f"{place} cannot be used: {error}") from error
-        raise OSError(errno.ETIMEDOUT, f"{method} failed {ATTEMPTS} times, at last with {trouble}", place)
+        raise OSError(errno.ETIMEDOUT, f"{method} failed {MOST_TRIES} times, at last with {trouble}", place)
 
     def _sent(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
         files = self._files()

@@ -60,21 +60,21 @@ Outcome = Fetched | Problem
 Report = Callable[[tuple[Token, Outcome] | BaseException], None]
 
 
-def _tell_bug(job: "_Job[Token]", task: asyncio.Task[None]) -> None:
+def _tell_bug(errand: "_Errand[Token]", task: asyncio.Task[None]) -> None:
     """Whoever waits for outcomes must not wait for ever."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        job.report(error)
+        errand.report(error)
 
 
 @dataclass(slots=True, eq=False)
-class _Job(Generic[Token]):
-    """A URL on its way; `url` is where redirects have led, `spent` seconds of this attempt."""
+class _Errand(Generic[Token]):
+    """A URL on its way; `url` is where redirects have led, `spent` seconds of this try."""
 
     token: Token
     start: URL
     url: URL
     report: Report[Token]
-    attempt: int = 1
+    tries: int = 1
     redirects: int = 0
     spent: float = 0.0
 
@@ -90,12 +90,12 @@ class Engine(Generic[Token]):
         self._resolver = CheckedResolver(policy, nameservers=nameservers)
         self._client = HttpClient(agent=agent, policy=policy, resolver=self._resolver)
         self._robots = Robots(self._ask_robots, deadline=settings.deadline)
-        self._hosts: Hosts[_Job[Token]] = Hosts(
+        self._hosts: Hosts[_Errand[Token]] = Hosts(
             per_host=settings.per_host, rate=settings.per_host_rate, idle_limit=settings.connections
         )
         self._tasks: set[asyncio.Task[None]] = set()
-        # Of URLs that pause before their next attempt.
-        self._pauses: dict[_Job[Token], asyncio.TimerHandle] = {}
+        # Of URLs that pause before they are tried again.
+        self._pauses: dict[_Errand[Token], asyncio.TimerHandle] = {}
         self._alarm: asyncio.TimerHandle | None = None
         self._bytes_waiting = 0
         self._bytes_lock = threading.Lock()
@@ -112,7 +112,7 @@ class Engine(Generic[Token]):
             except UnfetchableError as error:
                 report((token, error.problem))
             else:
-                self._hosts.add(url.raw_host or "", _Job(token, url, url, report), now)
+                self._hosts.add(url.raw_host or "", _Errand(token, url, url, report), now)
         self.pump()
 
     def taken(self, outcome: Outcome) -> bool:
@@ -130,13 +130,13 @@ class Engine(Generic[Token]):
             turn = self._hosts.take(now)
             if turn is None:
                 break
-            host, job, refusal = turn
+            host, errand, refusal = turn
             if refusal is not None:
-                self._finish(job, refusal)
+                self._finish(errand, refusal)
                 continue
-            task = self._loop.create_task(self._work(host, job))
+            task = self._loop.create_task(self._work(host, errand))
             self._tasks.add(task)
-            task.add_done_callback(partial(_tell_bug, job))
+            task.add_done_callback(partial(_tell_bug, errand))
         when = self._hosts.next_time()
         if self._alarm is not None and self._alarm.when() != when:
             self._alarm.cancel()
@@ -173,19 +173,19 @@ class Engine(Generic[Token]):
         await self._client.close()
         await self._resolver.close()
 
-    async def _work(self, host: str, job: _Job[Token]) -> None:
+    async def _work(self, host: str, errand: _Errand[Token]) -> None:
         """One request of one host, and what follows from it."""
         try:
-            outcome = await self._request(host, job)
+            outcome = await self._request(host, errand)
             if outcome is not None:
                 self._hosts.answered(host)
-                self._finish(job, outcome)
+                self._finish(errand, outcome)
         except UnfetchableError as error:
-            self._failed(host, job, error)
+            self._failed(host, errand, error)
         except Exception:
             # A bug of ours or of a library, shown by some server's bytes: it costs a row, not the crawl.
-            logger.exception("cannot fetch %s", job.url)
-            self._finish(job, FETCHER_ERROR)
+            logger.exception("cannot fetch %s", errand.url)
+            self._finish(errand, FETCHER_ERROR)
         finally:
             task = asyncio.current_task()
             assert task is not None
@@ -194,30 +194,30 @@ class Engine(Generic[Token]):
             if not task.cancelling():
                 self.pump()
 
-    async def _request(self, host: str, job: _Job[Token]) -> Fetched | None:
-        """The job's outcome; None if it queues again, here or elsewhere."""
+    async def _request(self, host: str, errand: _Errand[Token]) -> Fetched | None:
+        """The errand's outcome; None if it queues again, here or elsewhere."""
         begun = self._loop.time()
         if self._settings.robots:
-            rules = await self._robots.rules(job.url)
-            if not rules.allow(job.url):
+            rules = await self._robots.rules(errand.url)
+            if not rules.allow(errand.url):
                 raise UnfetchableError(ROBOTS_DISALLOWED)
             now = self._loop.time()
             if rules.delay and self._hosts.slow_down(host, rules.delay, begun=begun, now=now):
-                self._hosts.add(host, job, now, first=True)
+                self._hosts.add(host, errand, now, first=True)
                 return None
-        answer = await self._answer(host, job)
+        answer = await self._answer(host, errand)
         if answer.location is None:
             return Fetched(answer.data, answer.status)
         self._hosts.answered(host)
-        self._redirect(job, answer)
+        self._redirect(errand, answer)
         return None
 
-    async def _answer(self, host: str, job: _Job[Token]) -> Answer:
+    async def _answer(self, host: str, errand: _Errand[Token]) -> Answer:
         begun = self._loop.time()
         try:
-            async with asyncio.timeout(self._settings.deadline - job.spent) as deadline:
+            async with asyncio.timeout(self._settings.deadline - errand.spent) as deadline:
                 return await self._client.get(
-                    job.url,
+                    errand.url,
                     keep_alive=self._hosts.keep_alive(host, begun),
                     judge=self._judge,
                     body=lambda response: self._client.whole_body(
@@ -227,7 +227,7 @@ class Engine(Generic[Token]):
         except TimeoutError:
             raise UnfetchableError(DEADLINE) from None
         finally:
-            job.spent += self._loop.time() - begun
+            errand.spent += self._loop.time() - begun
 
     def _judge(self, response: aiohttp.ClientResponse) -> None:
         if self._settings.x_robots and image_opts_out(response.headers.getall("X-Robots-Tag", ())):
@@ -241,22 +241,22 @@ class Engine(Generic[Token]):
             body=lambda response: self._client.start_of_body(response, max_bytes=MOST_BYTES),
         )
 
-    def _redirect(self, job: _Job[Token], answer: Answer) -> None:
+    def _redirect(self, errand: _Errand[Token], answer: Answer) -> None:
         """Queue at the host that a redirect points to."""
         assert answer.location is not None
-        job.redirects += 1
-        if job.redirects > self._settings.max_redirects:
+        errand.redirects += 1
+        if errand.redirects > self._settings.max_redirects:
             raise after_answer("too_many_redirects", answer.status)
         try:
-            job.url = http_url(urljoin(str(job.url), answer.location))
+            errand.url = http_url(urljoin(str(errand.url), answer.location))
         except ValueError:
             raise after_answer("redirect_bad_url", answer.status) from None
         except UnfetchableError as error:
             reason = "redirect_not_http" if error.problem is NOT_HTTP_URL else "redirect_bad_url"
             raise after_answer(reason, answer.status, rejected=True) from None
-        self._hosts.add(job.url.raw_host or "", job, self._loop.time())
+        self._hosts.add(errand.url.raw_host or "", errand, self._loop.time())
 
-    def _failed(self, host: str, job: _Job[Token], error: UnfetchableError) -> None:
+    def _failed(self, host: str, errand: _Errand[Token], error: UnfetchableError) -> None:
         """Try again later, or report."""
         now = self._loop.time()
         problem = error.problem
@@ -264,22 +264,22 @@ class Engine(Generic[Token]):
             self._hosts.strike(host, now)
         elif problem.http_status is not None:
             self._hosts.answered(host)
-        pause = _BACK_OFF * 2 ** (job.attempt - 1) * random.uniform(0.5, 1.5)
+        pause = _BACK_OFF * 2 ** (errand.tries - 1) * random.uniform(0.5, 1.5)
         if error.retry_after is not None or problem.http_status == 429:
             self._hosts.wait(host, pause if error.retry_after is None else error.retry_after, now)
-        if not problem.retryable or job.attempt >= self._settings.attempts:
-            self._finish(job, problem)
+        if not problem.retryable or errand.tries >= self._settings.attempts:
+            self._finish(errand, problem)
             return
-        job.attempt, job.redirects, job.spent, job.url = job.attempt + 1, 0, 0.0, job.start
-        self._pauses[job] = self._loop.call_later(pause, self._resume, job)
+        errand.tries, errand.redirects, errand.spent, errand.url = errand.tries + 1, 0, 0.0, errand.start
+        self._pauses[errand] = self._loop.call_later(pause, self._resume, errand)
 
-    def _resume(self, job: _Job[Token]) -> None:
-        del self._pauses[job]
-        self._hosts.add(job.url.raw_host or "", job, self._loop.time())
+    def _resume(self, errand: _Errand[Token]) -> None:
+        del self._pauses[errand]
+        self._hosts.add(errand.url.raw_host or "", errand, self._loop.time())
         self.pump()
 
-    def _finish(self, job: _Job[Token], outcome: Outcome) -> None:
+    def _finish(self, errand: _Errand[Token], outcome: Outcome) -> None:
         if isinstance(outcome, Fetched):
             with self._bytes_lock:
                 self._bytes_waiting += len(outcome.data)
-        job.report((job.token, outcome))
+        errand.report((errand.token, outcome))

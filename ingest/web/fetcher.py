@@ -1,7 +1,7 @@
 """Fetch images over HTTP: politely, safely, and many at a time.
 
-`Fetcher` looks like an iterator from outside. Inside, one thread runs an event loop (`fetch_engine.py`): URLs
-queue per host (`hosts.py`), each attempt asks robots.txt (`robots.py`) and then the server
+`Fetcher` looks like an iterator from outside. Inside, one thread runs an event loop (`engine.py`): URLs queue
+per host (`host_queues.py`), each is asked of robots.txt (`robots_txt.py`) and then of the server
 (`http_client.py`), over addresses that were checked (`addresses.py`).
 """
 
