@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch.distributed import ProcessGroup
 
 from ingest.crawl.crawl import CrawlSettings, crawl_shards
+from pipeline.methods.build import Method, assemble_method
+from pipeline.parallel.initialize import initialize
 from pipeline.recipe.pretrain import PretrainRecipe
 
 
@@ -63,3 +66,10 @@ def make_values(data: Path, **changes: Any) -> dict[str, Any]:
 def make_recipe(data: Path, **changes: Any) -> PretrainRecipe:
     """The same, checked."""
     return PretrainRecipe.model_validate(make_values(data, **changes))
+
+
+def build_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessGroup | None) -> Method:
+    """The recipe's method on its trunk, in float32 on the CPU, with weights drawn from the recipe's seed."""
+    method = assemble_method(recipe, total_steps=total_steps, group=group)
+    initialize(method, seed=recipe.seed)
+    return method

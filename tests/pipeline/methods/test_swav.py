@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from swav_reference import loss_of_the_paper, sinkhorn_of_the_paper
+from tiny_training import build_method
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
@@ -16,7 +17,6 @@ from cluster.errors import UserError
 from pipeline.distributed.collectives import all_reduce_sum, rank_in, world_size
 from pipeline.methods.swav import SwAVMethod, sinkhorn, swav_loss
 from pipeline.parallel.batchnorm import convert_batchnorm
-from pipeline.parallel.initialize import build_method
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.optim import build_optimizer
 
