@@ -146,10 +146,10 @@ class Bench:
         if padded:
             pad_groups(method.trunk)
         rows = recipe.data.batch_size
-        engine = parallelize(method, train=recipe.train, seed=0, rank_rows=rows, world=self.world)
         layout = torch.contiguous_format if nchw else torch.channels_last
-        if nchw:
-            method.to(memory_format=layout)
+        for trunk in method.trunks():
+            trunk.memory_format = layout
+        engine = parallelize(method, train=recipe.train, seed=0, rank_rows=rows, world=self.world)
         generator = torch.Generator(self.device).manual_seed(1)
         dtype = DTYPES[recipe.train.precision]
         crops = {

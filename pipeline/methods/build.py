@@ -12,7 +12,7 @@ from pipeline.methods.barlow_twins import BarlowTwinsMethod
 from pipeline.methods.byol import BYOLMethod
 from pipeline.methods.simsiam import SimSiamMethod
 from pipeline.methods.swav import SwAVMethod
-from pipeline.models.trunk import build_trunk
+from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.method import BYOL, BarlowTwins, SimSiam, SwAV
 from pipeline.recipe.pretrain import PretrainRecipe
 
@@ -43,7 +43,11 @@ def assemble_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessG
             "one group with count: 2, or two with count: 1"
         )
     trunk = build_trunk(recipe.trunk)
-    common: dict[str, Any] = {"feature_dim": trunk.feature_dim, "batch_size": batch_size, "group": group}
+    common: dict[str, Any] = {
+        "feature_dim": declared(trunk).feature_dim,
+        "batch_size": batch_size,
+        "group": group,
+    }
     match recipe.method:
         case SwAV() as section:
             return SwAVMethod(trunk, section, assignment_views=recipe.data.crops[0].count, **common)

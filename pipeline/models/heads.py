@@ -67,7 +67,13 @@ class Prototypes(nn.Module):
     """Unit vectors that embeddings are scored against: (N, dim) to cosine scores (N, prototypes).
 
     The rows of `weight` have length 1 after `normalize()`, which the method calls after every optimizer step.
+
+    Attributes:
+        own_unit: see `pipeline.parallel.units.OwnUnit`: scores are computed in full precision, and rows put
+            back on the sphere whole.
     """
+
+    own_unit = True
 
     def __init__(self, dim: int, prototypes: int) -> None:
         super().__init__()
@@ -83,6 +89,10 @@ class Prototypes(nn.Module):
         """
         weight = self.weight.detach() + 0 * self.weight if frozen else self.weight
         return F.linear(embeddings, weight)
+
+    def initial_value(self, name: str, normal: Tensor) -> Tensor:
+        """See `pipeline.parallel.initialize.OwnValues`: uniform on the sphere."""
+        return F.normalize(normal, dim=1)
 
     @torch.no_grad()
     def normalize(self) -> None:

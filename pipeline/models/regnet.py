@@ -74,23 +74,32 @@ class RegNet(nn.Module):
     """
 
     feature_dim: int
+    memory_format = torch.channels_last
 
     def __init__(self, parameters: RegNetParameters, *, stem: Literal["imagenet", "low_resolution"]) -> None:
         super().__init__()
         self.stem = _ConvNorm(3, STEM_WIDTH, kernel=3, stride=2 if stem == "imagenet" else 1)
         widths, depths = widths_and_depths(parameters)
         before = STEM_WIDTH
-        self.stages = tuple(f"s{number}" for number in range(1, len(widths) + 1))
-        for name, width, depth in zip(self.stages, widths, depths, strict=True):
+        self._stages = tuple(f"s{number}" for number in range(1, len(widths) + 1))
+        for name, width, depth in zip(self._stages, widths, depths, strict=True):
             self.add_module(name, _stage(before, width, depth, min(parameters.group_width, width)))
             before = width
         self.feature_dim = before
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.stem(images), inplace=True)
-        for stage in self.stages:
-            x = self.get_submodule(stage)(x)
+        for stage in self.blocks_by_stage():
+            x = stage(x)
         return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+
+    def blocks_by_stage(self) -> list[nn.Sequential]:
+        """See `pipeline.models.trunk.Trunk`."""
+        return [cast(nn.Sequential, self.get_submodule(name)) for name in self._stages]
+
+    def zero_init_norms(self) -> list[nn.Module]:
+        """None: the paper's blocks start with gains of 1."""
+        return []
 
 
 def _stage(in_width: int, width: int, depth: int, group_width: int) -> nn.Sequential:

@@ -6,7 +6,7 @@ torchvision's names (`layer1.0.conv1`, ...), so that weights pass in and out wit
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ class ResNet(nn.Module):
     """
 
     feature_dim: int
+    memory_format = torch.channels_last
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class ResNet(nn.Module):
         zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
+        self.zero_init_residual = zero_init_residual
         if stem == "imagenet":
             self.conv1 = nn.Conv2d(3, STEM_WIDTH, 7, stride=2, padding=3, bias=False)
             self.pool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
@@ -50,16 +52,27 @@ class ResNet(nn.Module):
             stage = nn.Sequential()
             for index in range(count):
                 stride = 2 if number > 1 and index == 0 else 1
-                stage.append(block(before, width, stride=stride, zero_init=zero_init_residual))
+                stage.append(block(before, width, stride=stride))
                 before = width * block.expansion
             self.add_module(f"layer{number}", stage)
         self.feature_dim = before
 
     def forward(self, images: Tensor) -> Tensor:
         x: Tensor = self.pool(F.relu(self.bn1(self.conv1(images)), inplace=True))
-        for number in range(1, len(STAGE_WIDTHS) + 1):
-            x = self.get_submodule(f"layer{number}")(x)
+        for stage in self.blocks_by_stage():
+            x = stage(x)
         return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+
+    def blocks_by_stage(self) -> list[nn.Sequential]:
+        """See `pipeline.models.trunk.Trunk`."""
+        names = [f"layer{number}" for number in range(1, len(STAGE_WIDTHS) + 1)]
+        return [cast(nn.Sequential, self.get_submodule(name)) for name in names]
+
+    def zero_init_norms(self) -> list[nn.Module]:
+        """The last of each block, if `zero_init_residual`."""
+        if not self.zero_init_residual:
+            return []
+        return [cast(nn.Module, block.last_norm) for stage in self.blocks_by_stage() for block in stage]
 
 
 def _shortcut(in_width: int, width: int, stride: int) -> nn.Sequential | None:
@@ -69,13 +82,12 @@ def _shortcut(in_width: int, width: int, stride: int) -> nn.Sequential | None:
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions and a shortcut. `last_norm` starts with a gamma of 0 if `zero_init`."""
+    """Two 3x3 convolutions and a shortcut."""
 
     expansion = 1
 
-    def __init__(self, in_width: int, width: int, *, stride: int, zero_init: bool) -> None:
+    def __init__(self, in_width: int, width: int, *, stride: int) -> None:
         super().__init__()
-        self.zero_init = zero_init
         self.conv1 = nn.Conv2d(in_width, width, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
@@ -94,13 +106,12 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 and a shortcut. `last_norm` starts with a gamma of 0 if `zero_init`."""
+    """1x1, 3x3, 1x1 and a shortcut."""
 
     expansion = 4
 
-    def __init__(self, in_width: int, width: int, *, stride: int, zero_init: bool) -> None:
+    def __init__(self, in_width: int, width: int, *, stride: int) -> None:
         super().__init__()
-        self.zero_init = zero_init
         wide = width * self.expansion
         self.conv1 = nn.Conv2d(in_width, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

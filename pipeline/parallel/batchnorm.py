@@ -13,15 +13,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cluster.errors import UserError
 from pipeline.distributed.collectives import world_size
+
+_TORCH_BATCH_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
 
 
 def convert_batchnorm(
     module: nn.Module, *, rank_rows: int, sync_samples: int | None, group: ProcessGroup | None
 ) -> None:
-    """Replace every BatchNorm1d and BatchNorm2d below `module`, in place; names and tensors stay.
+    """Replace every BatchNorm of torch's below `module`, in place; names and tensors stay.
+
+    Layers without batch statistics (LayerNorm, GroupNorm, InstanceNorm that tracks nothing) need no other.
 
     Call it on every rank at the same point: it may create process groups.
 
@@ -34,7 +39,8 @@ def convert_batchnorm(
         group: ranks that share the coupled batch; None for one process.
 
     Raises:
-        UserError: if groups of `sync_samples` do not fit the batch and the ranks.
+        UserError: if groups of `sync_samples` do not fit the batch and the ranks, or a layer takes statistics
+            of a batch in a way that cannot be coupled.
     """
     ranks = world_size(group)
     samples = rank_rows * ranks if sync_samples is None else sync_samples
@@ -46,17 +52,36 @@ def convert_batchnorm(
     sharing = _sharing_ranks(group, max(1, samples // rank_rows))
     groups_per_rank = max(1, rank_rows // samples)
     partial = samples < rank_rows * ranks
-    for parent in list(module.modules()):
+    for path, parent in list(module.named_modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            _refuse_uncoupled(child, f"{path}.{name}".removeprefix("."))
+            if type(child) in _TORCH_BATCH_NORMS:
                 layer = CoupledBatchNorm(
-                    child,
+                    cast(_BatchNorm, child),
                     rank_rows=rank_rows,
                     groups_per_rank=groups_per_rank,
                     sharing=sharing,
                     everyone=group if partial else None,
                 )
                 parent.add_module(name, layer)
+
+
+def _refuse_uncoupled(layer: nn.Module, name: str) -> None:
+    """Raise UserError if a layer would take statistics of this rank's rows alone."""
+    kind = type(layer)
+    if kind in _TORCH_BATCH_NORMS:
+        if getattr(layer, "running_mean", None) is None:
+            wrong = "keeps no running statistics: leave track_running_stats on"
+        elif getattr(layer, "momentum", None) is None:
+            # A cumulative average depends on when the run was started.
+            wrong = "has no momentum: give it one"
+        else:
+            return
+    elif isinstance(layer, _BatchNorm) or getattr(layer, "running_mean", None) is not None:
+        wrong = "takes statistics in its own way: use torch's BatchNorm, or a norm within each sample"
+    else:
+        return
+    raise UserError(f"{name}, a {kind.__name__}, cannot be synchronised over the ranks, for it {wrong}")
 
 
 class CoupledBatchNorm(nn.Module):
@@ -82,7 +107,7 @@ class CoupledBatchNorm(nn.Module):
 
     def __init__(
         self,
-        source: nn.BatchNorm1d | nn.BatchNorm2d,
+        source: _BatchNorm,
         *,
         rank_rows: int,
         groups_per_rank: int,
@@ -93,7 +118,6 @@ class CoupledBatchNorm(nn.Module):
         self.weight, self.bias = source.weight, source.bias  # none, if it neither scales nor shifts
         for name, buffer in source.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
-        # None would be a cumulative average, which depends on when the run was started.
         self.momentum = cast(float, source.momentum)
         self.eps = source.eps
         self.rank_rows = rank_rows

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
 from pipeline.data.batch import Inputs
 from pipeline.distributed.sharded import mark_share, named_tensors
 from pipeline.methods.build import Method
-from pipeline.models.heads import Prototypes
-from pipeline.parallel.activation_checkpointing import stages
 from pipeline.parallel.initialize import initialize
+from pipeline.parallel.units import named_blocks, own_units
 
 
 class FairScaleEngine:
@@ -32,7 +31,7 @@ class FairScaleEngine:
             block besides its pieces, which are drawn from the seed.
 
     Raises:
-        UserError: if fairscale is not installed.
+        UserError: if fairscale is not installed, or a trunk declares no blocks.
     """
 
     def __init__(self, method: Method, *, seed: int, world: World) -> None:
@@ -55,18 +54,18 @@ class FairScaleEngine:
         ]
         shapes = {name: parameter.shape for parameter, name in names.items()}
 
-        for stage in [stage for trunk in method.trunks() for stage in stages(trunk)]:
-            for name, block in list(stage.named_children()):
-                stage.add_module(name, sharded(block.to_empty(device=world.device), **settings))
-        self._prototypes = []
-        for name, child in list(method.named_children()):
-            frozen = not any(parameter.requires_grad for parameter in child.parameters())
-            # A unit of its own: what is frozen too, for the outermost one is freed by its gradients.
-            if isinstance(child, Prototypes) or (frozen and any(True for _ in child.parameters())):
-                unit = sharded(child.to_empty(device=world.device), **settings)
-                method.add_module(name, unit)
-                if isinstance(child, Prototypes):
-                    self._prototypes.append(unit)
+        def shard(modules: Iterable[nn.Module]) -> list[Any]:
+            units = []
+            for module in modules:
+                units.append(sharded(module.to_empty(device=world.device), **settings))
+                _replace(method, module, units[-1])
+            return units
+
+        for trunk in method.trunks():
+            shard(named_blocks(trunk, key="train.strategy", off="ddp"))
+        self._own_units = shard(own_units(method))
+        # What is frozen too, for the outermost unit is freed by its gradients.
+        shard([child for child in method.children() if _is_frozen(child)])
         method.to_empty(device=world.device)
         self._root = sharded(method, **settings)
         for name, parameter in named_tensors(method):
@@ -87,13 +86,26 @@ class FairScaleEngine:
 
     def after_step(self, step: int) -> None:
         with contextlib.ExitStack() as stack:
-            for prototypes in self._prototypes:  # their rows are put back on the sphere
-                stack.enter_context(prototypes.summon_full_params())
+            for unit in self._own_units:
+                stack.enter_context(unit.summon_full_params())
             self.method.after_step(step)
 
     def param_groups(self) -> list[dict[str, Any]]:
         parameters = dict(named_tensors(self.method))
         return [group | {"params": [parameters[name] for name in group["params"]]} for group in self._groups]
+
+
+def _replace(method: nn.Module, module: nn.Module, unit: nn.Module) -> None:
+    """Put a unit where a module is, under its name."""
+    name = next(name for name, each in method.named_modules() if each is module)
+    parent, _, own = name.rpartition(".")
+    method.get_submodule(parent).add_module(own, unit)
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    """Whether it has parameters, and none of them learns."""
+    learns = [parameter.requires_grad for parameter in module.parameters()]
+    return bool(learns) and not any(learns)
 
 
 class _NoStream:

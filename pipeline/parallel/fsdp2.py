@@ -34,9 +34,8 @@ from cluster.rank.torch_dist import World
 from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import average
 from pipeline.methods.build import Method
-from pipeline.models.heads import Prototypes
-from pipeline.parallel.activation_checkpointing import stages
 from pipeline.parallel.initialize import initialize
+from pipeline.parallel.units import named_blocks, own_units
 from pipeline.recipe.pretrain import Train
 
 
@@ -48,7 +47,8 @@ class ShardedEngine:
         compute: what matrices are gathered and multiplied in; None for what they are kept in.
 
     Raises:
-        UserError: if `train.shard_ranks` does not divide the ranks, or there is no GPU to offload from.
+        UserError: if `train.shard_ranks` does not divide the ranks, there is no GPU to offload from, or a
+            trunk declares no blocks.
     """
 
     def __init__(
@@ -60,9 +60,8 @@ class ShardedEngine:
             raise UserError("train.cpu_offload is for GPUs, and this run has none: set it to false")
         self.method = method
         self._group = world.group
-        self._passes: list[
-            tuple[Tensor, Tensor]
-        ] = []  # what came out of a trunk, and what went on from there
+        # What came out of a trunk, and what went on from there.
+        self._passes: list[tuple[Tensor, Tensor]] = []
         vectors = {parameter for parameter in method.parameters() if parameter.ndim <= 1}
         policy = MixedPrecisionPolicy(
             param_dtype=compute, reduce_dtype=compute and torch.float32, cast_forward_inputs=False
@@ -73,16 +72,15 @@ class ShardedEngine:
             "offload_policy": CPUOffloadPolicy() if train.cpu_offload else OffloadPolicy(),
         }
         for trunk in method.trunks():
-            blocks = [block for stage in stages(trunk) for block in stage]
+            blocks = named_blocks(trunk, key="train.strategy", off="ddp")
             for block in blocks:
                 fully_shard(block, mp_policy=policy, **settings)
             for block, following in pairwise(blocks):
                 cast(FSDPModule, block).set_modules_to_forward_prefetch([cast(FSDPModule, following)])
             fully_shard(trunk, mp_policy=policy, **settings)
             trunk.register_forward_hook(self._cut)
-        for child in method.children():
-            if isinstance(child, Prototypes):  # scores are computed in full precision
-                fully_shard(child, **settings)
+        for unit in own_units(method):  # in full precision
+            fully_shard(unit, **settings)
         fully_shard(method, mp_policy=policy, **settings)
         for module in method.modules():
             # The gloo of torch 2.8 gives the sum where it is asked for the mean.

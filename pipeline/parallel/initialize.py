@@ -8,42 +8,58 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
+from cluster.errors import UserError
 from pipeline.distributed.sharded import clean_name, copy_own_piece, whole_shape
-from pipeline.methods.build import Method, assemble_method
-from pipeline.models.heads import Prototypes
-from pipeline.models.resnet import Basic, Bottleneck
+from pipeline.models.trunk import Trunk
 from pipeline.parallel.batchnorm import CoupledBatchNorm
-from pipeline.recipe.pretrain import PretrainRecipe
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, CoupledBatchNorm)
+
+@runtime_checkable
+class OwnValues(Protocol):
+    """A module that says what the parameters and buffers that it holds itself start as."""
+
+    def initial_value(self, name: str, normal: Tensor) -> Tensor:
+        """The whole value of the parameter or buffer `name`.
+
+        Args:
+            normal: a standard normal draw of its shape, float32, on the CPU: to be scaled, or left aside.
+        """
+        ...
 
 
 def initialize(module: nn.Module, *, seed: int) -> None:
     """Fill every parameter and every buffer of `module`, in place; of a sharded one, this rank's pieces.
 
     Convolutions are drawn from He et al.'s normal by fan-out (as RegNet's authors do), linear layers from
-    torch's uniform by fan-in, prototypes uniformly on the sphere. BatchNorm starts as the identity: the last
-    gamma of a block is 1, unless the trunk asks for 0, because LARC, and LARS where it scales norms too,
-    have no trust ratio for a weight of length 0. Buffers of other modules (queues) start at zero.
+    torch's uniform by fan-in, embeddings from the standard normal, prototypes uniformly on the sphere. Norms
+    start as the identity: the last gamma of a block is 1, unless the trunk asks for 0, because LARC, and LARS
+    where it scales norms too, have no trust ratio for a weight of length 0. What a module holds itself is
+    what it says (`OwnValues`). Buffers of a method that says nothing (queues) start at zero.
 
     Raises:
-        TypeError: if a module holds parameters of a kind that has no rule here.
+        UserError: if there is no rule for what a module holds.
     """
+    trunks = [child for child in module.modules() if isinstance(child, Trunk)]
+    of_trunks = {part for trunk in trunks for part in trunk.modules()}
     for name, child in module.named_modules():
-        if next(child.parameters(recurse=False), None) is not None or isinstance(child, _NORMS):
-            _fill(child, _Draw(seed, clean_name(name)))
-        else:
-            for buffer in child.buffers(recurse=False):
-                buffer.zero_()
-    for block in module.modules():
-        if isinstance(block, Basic | Bottleneck) and block.zero_init:
-            nn.init.zeros_(block.last_norm.weight)  # type: ignore[arg-type]
+        path = clean_name(name)
+        if child in of_trunks and child._non_persistent_buffers_set:
+            raise UserError(
+                f"{path} holds {_listed(child._non_persistent_buffers_set)}, which an exported trunk would "
+                "lack: register buffers of a trunk with persistent=True"
+            )
+        _fill(child, _Draw(seed, path), path=path, of_trunk=child in of_trunks)
+    for trunk in trunks:
+        for norm in trunk.zero_init_norms():
+            nn.init.zeros_(cast(Tensor, norm.weight))
 
 
 class _Draw:
@@ -64,11 +80,13 @@ class _Draw:
 
 
 @torch.no_grad()
-def _fill(module: nn.Module, draw: _Draw) -> None:
+def _fill(module: nn.Module, draw: _Draw, *, path: str, of_trunk: bool) -> None:
     match module:
-        case nn.Conv2d():
-            height, width = module.kernel_size
-            deviation = math.sqrt(2 / (height * width * module.out_channels))
+        case OwnValues():
+            for name, tensor in _held(module).items():
+                copy_own_piece(tensor, module.initial_value(name, draw.normal(name, tensor)))
+        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
+            deviation = math.sqrt(2 / (math.prod(module.kernel_size) * module.out_channels))
             copy_own_piece(module.weight, draw.normal("weight", module.weight) * deviation)
             if module.bias is not None:
                 module.bias.zero_()
@@ -77,29 +95,42 @@ def _fill(module: nn.Module, draw: _Draw) -> None:
             copy_own_piece(module.weight, draw.uniform("weight", module.weight, bound))
             if module.bias is not None:
                 copy_own_piece(module.bias, draw.uniform("bias", module.bias, bound))
-        case nn.BatchNorm1d() | nn.BatchNorm2d() | CoupledBatchNorm():
-            if module.weight is not None:
-                copy_own_piece(module.weight, torch.ones(whole_shape(module.weight)))
-                module.bias.zero_()
-            for name, buffer in module.named_buffers(recurse=False):
-                buffer.fill_(1 if name == "running_var" else 0)
-        case Prototypes():
-            copy_own_piece(module.weight, F.normalize(draw.normal("weight", module.weight), dim=1))
+        case nn.Embedding():
+            rows = draw.normal("weight", module.weight)
+            if module.padding_idx is not None:
+                rows[module.padding_idx] = 0
+            copy_own_piece(module.weight, rows)
+        case (
+            _BatchNorm()
+            | CoupledBatchNorm()
+            | nn.LayerNorm()
+            | nn.GroupNorm()
+            | nn.RMSNorm()
+            | _InstanceNorm()
+        ):
+            for name, tensor in _held(module).items():
+                one = name in {"weight", "running_var"}
+                copy_own_piece(tensor, torch.full(whole_shape(tensor), 1.0 if one else 0.0))
         case _:
-            raise TypeError(f"no rule to initialise a {type(module).__name__}")
+            _fill_unknown(module, path=path, of_trunk=of_trunk)
 
 
-def build_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessGroup | None) -> Method:
-    """The recipe's method on its trunk, in float32 on the CPU, with weights drawn from the recipe's seed.
+def _fill_unknown(module: nn.Module, *, path: str, of_trunk: bool) -> None:
+    """Zeros for buffers of a method; for all else there would have to be a rule."""
+    if held := _held(module) if of_trunk else dict(module.named_parameters(recurse=False)):
+        raise UserError(
+            f"there is no rule to initialise {_listed(held)} of {path or 'a module'}, a "
+            f"{type(module).__name__}: give that class a method initial_value(name, normal) "
+            "(see pipeline.parallel.initialize.OwnValues)"
+        )
+    for buffer in module.buffers(recurse=False):
+        buffer.zero_()
 
-    The weights are equal on every rank, whatever the global random state.
 
-    Args:
-        total_steps: of the whole run, for what changes along it.
+def _held(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of the module itself, not of those in it."""
+    return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
 
-    Raises:
-        UserError: as `assemble_method` does.
-    """
-    method = assemble_method(recipe, total_steps=total_steps, group=group)
-    initialize(method, seed=recipe.seed)
-    return method
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

@@ -1,7 +1,7 @@
 """Where a method meets its ranks. Models and methods know nothing of it.
 
-The order is fixed: BatchNorm over the coupled batch, activation checkpointing, compile, then the strategy,
-which gives every rank its tensors and draws their values.
+The order is fixed: BatchNorm over the coupled batch, compile, activation checkpointing of what is compiled,
+then the strategy, which gives every rank its tensors and draws their values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from torch import nn
 
 from cluster.rank.torch_dist import World
 from pipeline.methods.build import Method
-from pipeline.parallel.activation_checkpointing import checkpoint_activations, stages
+from pipeline.models.trunk import arrange_inputs, arrange_weights
+from pipeline.parallel.activation_checkpointing import checkpoint_activations
 from pipeline.parallel.batchnorm import convert_batchnorm
 from pipeline.parallel.ddp import ReplicatedEngine
 from pipeline.parallel.engine import Engine
@@ -20,6 +21,7 @@ from pipeline.parallel.fairscale import FairScaleEngine
 from pipeline.parallel.fsdp2 import ShardedEngine
 from pipeline.parallel.initialize import initialize
 from pipeline.parallel.precision import COMPUTE_DTYPES, DTYPES
+from pipeline.parallel.units import named_blocks
 from pipeline.recipe.pretrain import Train
 
 # Blocks of every kind and crop size are compiled apart: torch gives up after 8 of one function.
@@ -35,29 +37,35 @@ def parallelize(method: Method, *, train: Train, seed: int, rank_rows: int, worl
         rank_rows: samples of the coupled batch on each rank.
 
     Raises:
-        UserError: if the groups of BatchNorm, the sharding or the checkpointing do not fit.
+        UserError: if the groups of BatchNorm, the sharding or the checkpointing do not fit, or a trunk does
+            not declare what they need.
     """
     method.to(dtype=DTYPES[train.precision])
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=train.sync_bn_samples, group=world.group)
     for trunk in method.trunks():
-        if any(parameter.requires_grad for parameter in trunk.parameters()):
-            checkpoint_activations(trunk, train.checkpointing, reentrant=train.strategy == "fairscale")
+        arrange_inputs(trunk)
         if train.compile:
             compile_blocks(trunk)
+        if any(parameter.requires_grad for parameter in trunk.parameters()):
+            checkpoint_activations(trunk, train.checkpointing, reentrant=train.strategy == "fairscale")
     if world.group is not None and train.strategy == "fsdp2":
         compute = COMPUTE_DTYPES.get(train.precision)
         return ShardedEngine(method, train=train, seed=seed, compute=compute, world=world)
     if world.group is not None and train.strategy == "fairscale":
         return FairScaleEngine(method, seed=seed, world=world)
     method.to_empty(device=world.device)
-    method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for trunk in method.trunks():
+        arrange_weights(trunk)
     initialize(method, seed=seed)
     return ReplicatedEngine(method, world=world)
 
 
 def compile_blocks(trunk: nn.Module) -> None:
-    """torch.compile of every residual block: blocks of one stage share their code, so it is compiled once."""
+    """torch.compile of every block: blocks of one stage share their code, so it is compiled once.
+
+    Raises:
+        UserError: if the trunk declares no blocks.
+    """
     torch._dynamo.config.recompile_limit = _COMPILATIONS
-    for stage in stages(trunk):
-        for block in stage:
-            block.forward = torch.compile(block.forward, dynamic=False)
+    for block in named_blocks(trunk, key="train.compile", off="false"):
+        block.forward = torch.compile(block.forward, dynamic=False)

@@ -21,10 +21,12 @@ from cluster.rank.torch_dist import World
 from pipeline.data.modality import modality_of
 from pipeline.methods.build import Method, assemble_method
 from pipeline.methods.swav import SwAVMethod
-from pipeline.parallel.activation_checkpointing import checkpoint_activations, stages
+from pipeline.models.trunk import declared
+from pipeline.parallel.activation_checkpointing import checkpoint_activations
 from pipeline.parallel.batchnorm import CoupledBatchNorm, convert_batchnorm
 from pipeline.parallel.ddp import ReplicatedEngine
 from pipeline.parallel.precision import COMPUTE_DTYPES, DTYPES, arithmetic
+from pipeline.parallel.units import OwnUnit
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.optim import build_optimizer
 
@@ -78,7 +80,9 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
     # What the optimizer keeps for each parameter, and the gradients, are kept in float32.
     held = {p.dtype: p.element_size() for p in method.parameters()}
     wide = max(held.values()) / min(held.values())
-    sizes = [sum(p.numel() for p in block.parameters()) for stage in stages(method.trunk) for block in stage]
+    stages = declared(method.trunk).blocks_by_stage()
+    blocks = [block for stage in stages for block in stage] or [method.trunk]
+    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
     parameters = list(method.parameters())
     norms = sum(isinstance(module, CoupledBatchNorm) for module in method.modules())
     # SwAV's crops of one size pass together; the views of the other methods do not.
@@ -89,7 +93,7 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
         frozen_matrices=sum(p.numel() for p in frozen if p.ndim > 1),
         frozen_vectors=sum(p.numel() for p in frozen if p.ndim <= 1),
         trunk=sum(p.numel() for p in method.trunk.parameters()),
-        largest_blocks=(max(map(sum, pairwise(sizes))), max(sizes)),
+        largest_blocks=(max(map(sum, pairwise(sizes)), default=sizes[0]), max(sizes)),
         forward_flops=flops[0] / rank_rows,
         flops=flops[1] / rank_rows,
         weights=round(numbers * max(held.values())),
@@ -129,9 +133,10 @@ def prepare(recipe: PretrainRecipe, *, rank_rows: int) -> Method:
     compute = COMPUTE_DTYPES.get(recipe.train.precision)
     if recipe.train.strategy == "fsdp2" and compute is not None:  # as FSDP2 gathers them
         for module in method.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                learns = module.weight.requires_grad
-                module.weight = nn.Parameter(module.weight.to(compute), requires_grad=learns)
+            for name, weight in list(module.named_parameters(recurse=False)):
+                if weight.ndim > 1 and not isinstance(module, OwnUnit):
+                    narrow = nn.Parameter(weight.to(compute), requires_grad=weight.requires_grad)
+                    setattr(module, name, narrow)
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=None, group=None)
     checkpoint_activations(method.trunk, recipe.train.checkpointing)
     return method

@@ -9,13 +9,8 @@ from torch import nn
 
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset
-from pipeline.data.evaluation import (
-    Preprocessing,
-    evenly_spaced,
-    image_batches,
-    normalise,
-)
-from pipeline.models.trunk import build_trunk
+from pipeline.data.evaluation import Preprocessing, evenly_spaced, image_batches, normalise
+from pipeline.models.trunk import arrange_weights, build_trunk
 from pipeline.parallel.initialize import initialize
 from pipeline.recipe.trunk import Trunk
 from pipeline.trunks.files import Pixels, TrunkSpec, save_trunk
@@ -37,7 +32,8 @@ def random_trunk(
     network = build_trunk(spec.architecture)
     # Wrapped as a method wraps it: the same seed then gives the weights that pretraining started from.
     initialize(nn.ModuleDict({"trunk": network}), seed=seed)
-    network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(device)
+    arrange_weights(network)
     calibrate_batchnorm(network, dataset, preprocessing=spec.preprocessing, workers=workers, device=device)
     provenance = {"what": "random weights, BatchNorm calibrated", "seed": seed, "data": dataset.root}
     save_trunk(network, spec.model_copy(update={"provenance": provenance}), out)

@@ -14,10 +14,8 @@ from typing import Any, Literal
 from cluster.errors import UserError
 from cluster.typed_yaml import load_recipe
 from pipeline.checkpoint.files import latest, read_tensors
-from pipeline.data.evaluation import (
-    evaluation_preprocessing,
-)
-from pipeline.models.trunk import build_trunk
+from pipeline.data.evaluation import evaluation_preprocessing
+from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.method import BYOL
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.trunks.files import TrunkSpec, save_trunk
@@ -49,7 +47,7 @@ def export_trunk(run: Path, out: Path, *, which: Literal["student", "teacher"] =
     spec = TrunkSpec(
         architecture=recipe.trunk.model_copy(update={"init_from": None}),  # it is in the provenance
         preprocessing=evaluation_preprocessing(recipe),
-        feature_dim=network.feature_dim,
+        feature_dim=declared(network).feature_dim,
         provenance=_provenance(run, checkpoint, recipe) | ({"which": which} if teacher else {}),
     )
     save_trunk(network, spec, out)

@@ -17,11 +17,7 @@ from torch import Tensor, nn
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.typed_yaml import Section
-from pipeline.data.evaluation import (
-    Preprocessing,
-    fit_image,
-    normalise,
-)
+from pipeline.data.evaluation import Preprocessing, fit_image, normalise
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe.trunk import Trunk
 

@@ -1,4 +1,4 @@
-"""Trunks of others as ours, and ours as theirs: timm's names, and those of VISSL's SEER checkpoints.
+"""Trunks of others as ours: timm's names, and those of VISSL's SEER checkpoints.
 
 Tensors have the same shapes and meaning everywhere; only their names differ. Ours are timm's (torchvision's
 for a ResNet), so an exported `trunk.safetensors` is a checkpoint of timm's model with `num_classes=0`. VISSL
@@ -27,39 +27,24 @@ from pipeline.distributed.sharded import copy_own_piece, named_tensors
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe.trunk import Trunk
 
-_IN_BLOCK = {
-    "conv1.conv": "f.a.0",
-    "conv1.bn": "f.a.1",
-    "conv2.conv": "f.b.0",
-    "conv2.bn": "f.b.1",
-    "se.fc1": "f.se.excitation.0",
-    "se.fc2": "f.se.excitation.2",
-    "conv3.conv": "f.c",
-    "conv3.bn": "f.final_bn",
-    "downsample.conv": "proj",
-    "downsample.bn": "bn",
+_IN_VISSL_BLOCK = {
+    "f.a.0": "conv1.conv",
+    "f.a.1": "conv1.bn",
+    "f.b.0": "conv2.conv",
+    "f.b.1": "conv2.bn",
+    "f.se.excitation.0": "se.fc1",
+    "f.se.excitation.2": "se.fc2",
+    "f.c": "conv3.conv",
+    "f.final_bn": "conv3.bn",
+    "proj": "downsample.conv",
+    "bn": "downsample.bn",
 }
-_IN_VISSL_BLOCK = {theirs: ours for ours, theirs in _IN_BLOCK.items()}
-_STEM = {"conv": "0", "bn": "1"}
-_IN_VISSL_STEM = {theirs: ours for ours, theirs in _STEM.items()}
+_IN_VISSL_STEM = {"0": "conv", "1": "bn"}
 
-_OUR_BLOCK = re.compile(r"s(\d+)\.b(\d+)\.(.+)\.(\w+)")
-_OUR_STEM = re.compile(r"stem\.(conv|bn)\.(\w+)")
 _VISSL_BLOCK = re.compile(r"_feature_blocks\.res\d+\.(?:block\d+-part\d+\.)?block(\d+)-(\d+)\.(.+)\.(\w+)")
 _VISSL_STEM = re.compile(r"_feature_blocks\.conv1\.stem\.([01])\.(\w+)")
 
 _CLASSIFIERS = ("head.fc.", "fc.")
-
-
-def to_vissl(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A RegNetY trunk of ours under VISSL's names.
-
-    Its checkpoints keep them under `classy_state_dict`, `base_model`, `model`, `trunk`.
-
-    Raises:
-        ValueError: if a name is not that of a RegNetY's tensor.
-    """
-    return {_vissl_name(name): tensor for name, tensor in tensors.items()}
 
 
 def from_vissl(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -117,17 +102,6 @@ def warm_start(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name, tensor in named_tensors(network):
         if name in weights:
             copy_own_piece(tensor, weights[name])
-
-
-def _vissl_name(name: str) -> str:
-    if found := _OUR_STEM.fullmatch(name):
-        part, tensor = found.groups()
-        return f"_feature_blocks.conv1.stem.{_STEM[part]}.{tensor}"
-    found = _OUR_BLOCK.fullmatch(name)
-    if found is None or found[3] not in _IN_BLOCK:
-        raise ValueError(f"{name} is not a tensor of a RegNetY trunk")
-    stage, block, part, tensor = int(found[1]), int(found[2]), found[3], found[4]
-    return f"_feature_blocks.res{stage + 1}.block{stage}-{block - 1}.{_IN_BLOCK[part]}.{tensor}"
 
 
 def _our_name(name: str) -> str:

@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from ingest.crawl.crawl import CrawlSettings, crawl_shards
 from pipeline.data.batch import Inputs
+from pipeline.methods.build import Method, assemble_method
+from pipeline.parallel.initialize import initialize
 from pipeline.recipe.pretrain import PretrainRecipe
 
 
@@ -70,3 +73,10 @@ def make_recipe(data: Path, **changes: Any) -> PretrainRecipe:
 def as_inputs(*groups: Tensor) -> Inputs:
     """What a method is shown: the views of each group of crops, view-major."""
     return Inputs(views={f"crops.{index}": group for index, group in enumerate(groups)})
+
+
+def build_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessGroup | None) -> Method:
+    """The recipe's method on its trunk, in float32 on the CPU, with weights drawn from the recipe's seed."""
+    method = assemble_method(recipe, total_steps=total_steps, group=group)
+    initialize(method, seed=recipe.seed)
+    return method

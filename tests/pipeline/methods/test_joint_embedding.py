@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from joint_embedding_reference import barlow_twins_of_the_paper, byol_of_the_paper, simsiam_of_the_paper
 from numpy.typing import NDArray
-from tiny_training import as_inputs, make_recipe
+from tiny_training import as_inputs, build_method, make_recipe
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -26,7 +26,6 @@ from pipeline.methods.barlow_twins import BarlowTwinsMethod, barlow_twins_loss
 from pipeline.methods.build import Method
 from pipeline.methods.byol import BYOLMethod, byol_loss, teacher_momentum
 from pipeline.methods.simsiam import SimSiamMethod, simsiam_loss
-from pipeline.parallel.initialize import build_method
 from pipeline.train.optim import build_optimizer, set_learning_rate
 
 ROWS, STEPS = 6, 10

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from swav_reference import loss_of_the_paper, sinkhorn_of_the_paper
-from tiny_training import as_inputs
+from tiny_training import as_inputs, build_method
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
@@ -19,7 +19,6 @@ from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import all_reduce_sum, rank_in, world_size
 from pipeline.methods.swav import SwAVMethod, sinkhorn, swav_loss
 from pipeline.parallel.batchnorm import convert_batchnorm
-from pipeline.parallel.initialize import build_method
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.optim import build_optimizer
 

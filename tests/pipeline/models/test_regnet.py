@@ -87,7 +87,7 @@ def test_every_name_of_the_recipe_is_built() -> None:
 
 def test_tiny_is_tiny() -> None:
     trunk = RegNet(PRESETS["regnety_tiny"], stem="imagenet")
-    assert len(trunk.stages) == 4
+    assert len(trunk.blocks_by_stage()) == 4
     assert count(trunk) <= 100_000
 
 

@@ -18,7 +18,7 @@ from pipeline.parallel.batchnorm import CoupledBatchNorm, convert_batchnorm
 
 BATCH, VIEWS, CHANNELS = 16, 3, 5
 SYNC = (None, BATCH, 8, 4, 2)
-SHAPES: tuple[tuple[int, ...], ...] = ((3, 2), ())
+SHAPES: tuple[tuple[int, ...], ...] = ((3, 2), (), (2, 3, 2))
 
 
 class OneLayer(nn.Module):
@@ -26,7 +26,8 @@ class OneLayer(nn.Module):
 
     def __init__(self, spatial: tuple[int, ...]) -> None:
         super().__init__()
-        self.bn: Any = nn.BatchNorm2d(CHANNELS) if spatial else nn.BatchNorm1d(CHANNELS)
+        kinds = {0: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+        self.bn: Any = kinds[len(spatial)](CHANNELS)
         with torch.no_grad():
             self.bn.weight.copy_(torch.linspace(0.5, 1.5, CHANNELS))
             self.bn.bias.copy_(torch.linspace(-1, 1, CHANNELS))
@@ -185,3 +186,32 @@ def test_channels_last_stays_channels_last_in_groups_within_a_rank() -> None:
 def test_groups_that_do_not_fit_are_refused(sync: int) -> None:
     with pytest.raises(UserError, match=f"sync_bn_samples {sync} does not fit 1 ranks of 16"):
         convert_batchnorm(OneLayer(()), rank_rows=16, sync_samples=sync, group=None)
+
+
+class WithActivation(nn.BatchNorm2d):
+    """A layer of another library: what it adds would be lost."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (WithActivation(3), "a WithActivation, .* takes statistics in its own way"),
+        (nn.LazyBatchNorm2d(), "a LazyBatchNorm2d, .* takes statistics in its own way"),
+        (nn.InstanceNorm2d(3, track_running_stats=True), "a InstanceNorm2d, .* in its own way"),
+        (nn.BatchNorm2d(3, track_running_stats=False), "keeps no running statistics"),
+        (nn.BatchNorm2d(3, momentum=None), "has no momentum"),
+    ],
+)
+def test_a_norm_with_batch_statistics_that_cannot_be_coupled_is_named(layer: nn.Module, why: str) -> None:
+    with pytest.raises(UserError, match=rf"^1\.0, {why}" if why.startswith("a ") else rf"^1\.0, .* it {why}"):
+        convert_batchnorm(
+            nn.Sequential(nn.Identity(), nn.Sequential(layer)), rank_rows=4, sync_samples=None, group=None
+        )
+
+
+def test_every_batchnorm_of_torch_is_converted_and_norms_within_a_sample_are_left() -> None:
+    within = [nn.LayerNorm(3), nn.GroupNorm(1, 3), nn.InstanceNorm3d(3)]
+    over = [nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.BatchNorm3d(3), nn.SyncBatchNorm(3)]
+    model = nn.Sequential(*within, *over)
+    convert_batchnorm(model, rank_rows=4, sync_samples=None, group=None)
+    assert [isinstance(layer, CoupledBatchNorm) for layer in model] == [False] * 3 + [True] * 4
