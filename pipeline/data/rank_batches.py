@@ -137,7 +137,7 @@ class RankBatches:
             epoch=epoch,
             keys=keys,
             attempts=attempts,
-            views=self._modality.views,
+            views=sum(self._modality.counts.values()),
             draws=self._modality.draws,
         )
 

@@ -18,7 +18,7 @@ from cluster.errors import UserError
 from cluster.rank.torch_dist import World
 from pipeline.data.batch import Inputs
 from pipeline.distributed.sharded import mark_share, named_tensors
-from pipeline.methods.build import Method
+from pipeline.methods.method import Method
 from pipeline.models.heads import Prototypes
 from pipeline.parallel.activation_checkpointing import stages
 from pipeline.parallel.initialize import initialize
@@ -55,7 +55,7 @@ class FairScaleEngine:
         ]
         shapes = {name: parameter.shape for parameter, name in names.items()}
 
-        for stage in [stage for trunk in method.trunks() for stage in stages(trunk)]:
+        for stage in [stage for trunk in method.trunks().values() for stage in stages(trunk)]:
             for name, block in list(stage.named_children()):
                 stage.add_module(name, sharded(block.to_empty(device=world.device), **settings))
         self._prototypes = []

@@ -33,7 +33,7 @@ from cluster.errors import UserError
 from cluster.rank.torch_dist import World
 from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import average
-from pipeline.methods.build import Method
+from pipeline.methods.method import Method
 from pipeline.models.heads import Prototypes
 from pipeline.parallel.activation_checkpointing import stages
 from pipeline.parallel.initialize import initialize
@@ -72,7 +72,7 @@ class ShardedEngine:
             "ignored_params": vectors,
             "offload_policy": CPUOffloadPolicy() if train.cpu_offload else OffloadPolicy(),
         }
-        for trunk in method.trunks():
+        for trunk in method.trunks().values():
             blocks = [block for stage in stages(trunk) for block in stage]
             for block in blocks:
                 fully_shard(block, mp_policy=policy, **settings)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from pipeline.distributed.sharded import clean_name, copy_own_piece, whole_shape
-from pipeline.methods.build import Method, assemble_method
+from pipeline.methods.build import assemble_method
+from pipeline.methods.method import Method
 from pipeline.models.heads import Prototypes
 from pipeline.models.resnet import Basic, Bottleneck
 from pipeline.parallel.batchnorm import CoupledBatchNorm

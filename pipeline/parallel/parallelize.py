@@ -11,7 +11,7 @@ import torch._dynamo
 from torch import nn
 
 from cluster.rank.torch_dist import World
-from pipeline.methods.build import Method
+from pipeline.methods.method import Method
 from pipeline.parallel.activation_checkpointing import checkpoint_activations, stages
 from pipeline.parallel.batchnorm import convert_batchnorm
 from pipeline.parallel.ddp import ReplicatedEngine
@@ -39,7 +39,7 @@ def parallelize(method: Method, *, train: Train, seed: int, rank_rows: int, worl
     """
     method.to(dtype=DTYPES[train.precision])
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=train.sync_bn_samples, group=world.group)
-    for trunk in method.trunks():
+    for trunk in method.trunks().values():
         if any(parameter.requires_grad for parameter in trunk.parameters()):
             checkpoint_activations(trunk, train.checkpointing, reentrant=train.strategy == "fairscale")
         if train.compile:

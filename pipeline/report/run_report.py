@@ -21,7 +21,7 @@ from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, line_chart
 from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, nearest_rows
 from pipeline.report.page import environment, read_rows
-from pipeline.report.prototypes import PrototypeGallery, prototype_gallery
+from pipeline.report.prototypes import prototype_gallery
 from pipeline.transfer.features import Features, load_features
 
 TRUNKS = {"trained": "trained trunk", "random": "random trunk", "pixels": "raw pixels"}
@@ -83,7 +83,7 @@ class Evidence:
 
 
 def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path, *, device: torch.device) -> None:
-    """Write the page; the device is for the images that are shown to the prototypes of SwAV."""
+    """Write the page; the device is for the images that are shown to prototypes."""
     run = evidence.run.path
     pretrain = load_recipe(PretrainRecipe, str(run / "recipe.yaml"), kind="pretrain")
     provenance = json.loads((evidence.trunk.path / "trunk.json").read_text())["provenance"]
@@ -122,7 +122,17 @@ def build_report(evidence: Evidence, recipe: ReportRecipe, out: Path, *, device:
             stages=_stages(evidence),
             curves=curves(run),
             crops=crops_seen(here, data_samples, data_labels, count=recipe.crop_rows),
-            gallery=_prototypes(run, here, data_samples, data_labels, recipe, device=device),
+            gallery=prototype_gallery(
+                run,
+                here,
+                data_samples,
+                data_labels,
+                rows=recipe.prototypes,
+                images=recipe.images_per_prototype,
+                sample=recipe.prototype_sample,
+                seed=recipe.seed,
+                device=device,
+            ),
             queries=nearest_rows(
                 {"trained": trained, "random": random},
                 train_samples,
@@ -189,31 +199,6 @@ def hardware(run: Path) -> dict[str, Any]:
     """Where the newest attempt of a run ran."""
     attempts = read_rows(run / "attempts.jsonl")
     return {**attempts[-1], "attempts": len(attempts)}
-
-
-def _prototypes(
-    run: Path,
-    pretrain: PretrainRecipe,
-    samples: Samples,
-    labels: dict[int, str],
-    recipe: ReportRecipe,
-    *,
-    device: torch.device,
-) -> PrototypeGallery | None:
-    """None for a method without prototypes."""
-    if pretrain.method.name != "swav":
-        return None
-    return prototype_gallery(
-        run,
-        pretrain,
-        samples,
-        labels,
-        rows=recipe.prototypes,
-        images=recipe.images_per_prototype,
-        sample=recipe.prototype_sample,
-        seed=recipe.seed,
-        device=device,
-    )
 
 
 def _features(source: Input) -> tuple[Features, Features]:

@@ -17,7 +17,8 @@ from cluster.site import Site, read_site
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.checkpoint.files import latest
 from pipeline.data.loader import Loader
-from pipeline.methods.build import Method, assemble_method
+from pipeline.methods.build import assemble_method
+from pipeline.methods.method import Method
 from pipeline.parallel.engine import Engine
 from pipeline.parallel.parallelize import parallelize
 from pipeline.recipe.pretrain import PretrainRecipe
@@ -108,7 +109,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         logger.info("going on from step %d of %d", state["step"], total_steps)
     elif recipe.trunk.init_from is not None:
         weights = read_weights(recipe.trunk)
-        for trunk in method.trunks():
+        for trunk in method.trunks().values():
             warm_start(trunk, weights)
         if world.is_first:
             record_warm_start(folder, init_file(recipe.trunk.init_from))

@@ -210,6 +210,6 @@ def test_student_and_teacher_start_from_the_same_trunk_where_there_is_one(data: 
     warm = prepare(None, data, tmp_path / "warm", METHODS["byol"], {}, init_from=tmp_path / "trunk")
     written = load_file(tmp_path / "trunk" / "trunk.safetensors")
     assert len(warm.method.trunks()) == 2
-    for trunk in warm.method.trunks():
+    for trunk in warm.method.trunks().values():
         for name, tensor in trunk.state_dict().items():
             torch.testing.assert_close(tensor, written[name], rtol=0, atol=0, msg=name)

@@ -178,7 +178,7 @@ def test_a_swav_report_shows_prototypes_and_one_of_another_method_does_not(demo,
     page = tmp_path / "report.html"
     build_report(Evidence(**inputs), ReportRecipe(crop_rows=1), page, device=torch.device("cpu"))
     text = " ".join(Page(page.read_text()).text)
-    assert "BARLOW_TWINS" in text
+    assert "pretrained with Barlow Twins" in text
     assert "sees as one thing" not in text
 
 
