@@ -14,7 +14,7 @@ from typing import TypeVar
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset, UnitRows
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _READ_ATTEMPTS = 5
 _FIRST_PAUSE_SECONDS = 0.1
 
@@ -113,7 +113,7 @@ class Reader:
                     raise
                 pause = _FIRST_PAUSE_SECONDS * 2**attempt
                 unit = self._dataset.units[unit_index]
-                _log.warning(
+                logger.warning(
                     "reading unit %d of %s: %s; again in %.1f s", unit, self._dataset.path, error, pause
                 )
                 time.sleep(pause)

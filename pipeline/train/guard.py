@@ -53,7 +53,7 @@ class Diverged(UserError):  # noqa: N818
 class Rollback:
     """The training went back, and passed over the data of the steps in between.
 
-    Args:
+    Attributes:
         to_step: of the checkpoint.
         from_step: the last step before it went back.
     """

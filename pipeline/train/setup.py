@@ -69,7 +69,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         device=world.device,
         resident=recipe.run.resident,
     )
-    total_steps = count_steps(recipe, loader.steps_per_epoch)
+    total_steps = optimizer_steps(recipe, loader.steps_per_epoch)
     with torch.device("meta"):
         method = assemble_method(recipe, total_steps=total_steps, group=world.group)
     rank_rows = recipe.data.batch_size // world.size
@@ -137,7 +137,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
     )
 
 
-def count_steps(recipe: PretrainRecipe, steps_per_epoch: int) -> int:
+def optimizer_steps(recipe: PretrainRecipe, steps_per_epoch: int) -> int:
     """Optimizer steps of the whole run.
 
     Raises:
