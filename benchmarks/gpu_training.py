@@ -147,7 +147,7 @@ class Bench:
             pad_groups(method.trunk)
         rows = recipe.data.batch_size
         layout = torch.contiguous_format if nchw else torch.channels_last
-        for trunk in method.trunks():
+        for trunk in method.trunks().values():
             trunk.memory_format = layout
         engine = parallelize(method, train=recipe.train, seed=0, rank_rows=rows, world=self.world)
         generator = torch.Generator(self.device).manual_seed(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from cluster.rank.torch_dist import World
 from pipeline.data.batch import Inputs
 from pipeline.distributed.sharded import norms
-from pipeline.methods.build import Method
+from pipeline.methods.method import Method
 from pipeline.parallel.engine import Engine
 from pipeline.parallel.precision import arithmetic
 from pipeline.recipe.pretrain import PretrainRecipe

@@ -174,10 +174,13 @@ class Checkpoints:
             for leftover in self._folder.glob(".*"):
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
+        share = (self._world.rank, self._world.size)
         # Listed once: what other nodes see of a shared folder may be older.
         names = [path.name for path in newest_first(self._folder)] if self._world.is_first else []
         for checkpoint in (self._folder / name for name in self._world.gather(names)[0]):
-            broken = [part for part in self._world.gather(self._broken_file(checkpoint)) if part is not None]
+            broken = [
+                part for part in self._world.gather(broken_file(checkpoint, share=share)) if part is not None
+            ]
             if not broken:
                 self._read(checkpoint)
                 state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
@@ -241,13 +244,6 @@ class Checkpoints:
                 full = torch.empty(entry.size, dtype=entry.properties.dtype)
                 load_tensors({name: full}, storage_reader=reader, no_dist=True)
                 copy_own_piece(parameter, full, into=tensor)
-
-    def _broken_file(self, checkpoint: Path) -> str | None:
-        """The first file of this rank's share that is not what the manifest says."""
-        try:
-            return broken_file(checkpoint, share=(self._world.rank, self._world.size))
-        except (OSError, ValueError, KeyError) as error:
-            return f"its manifest cannot be read: {error}"
 
     def _new_period(self, save_seconds: float) -> float:
         """Seconds until the next checkpoint."""

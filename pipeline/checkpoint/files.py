@@ -49,7 +49,10 @@ def broken_file(checkpoint: Path, *, share: tuple[int, int] = (0, 1)) -> str | N
     """
     from pipeline.checkpoint.writer import digest
 
-    files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    try:
+        files = dict(json.loads((checkpoint / "manifest.json").read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its manifest cannot be read: {error}"
     for name in (".metadata", "state.json"):
         if name not in files:  # what is read must be what the manifest vouches for
             return f"{name} is not in the manifest"
@@ -57,8 +60,11 @@ def broken_file(checkpoint: Path, *, share: tuple[int, int] = (0, 1)) -> str | N
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if digest(path) != files[name]:
-            return f"{name} is not as it was written"
+        try:
+            if digest(path) != files[name]:
+                return f"{name} is not as it was written"
+        except OSError as error:
+            return f"{name} cannot be read: {error}"
     return None
 
 

@@ -19,12 +19,12 @@ class Modality(Protocol):
     """How a sample's bytes become its views: a worker cuts them, the device finishes them.
 
     Attributes:
-        views: of one sample, over all names.
-        draws: uniform numbers for each of them.
+        counts: how many views a sample has under each name.
+        draws: uniform numbers for each view.
     """
 
     @property
-    def views(self) -> int: ...
+    def counts(self) -> Mapping[str, int]: ...
 
     @property
     def draws(self) -> int: ...

@@ -38,14 +38,14 @@ def philox4x32(
 
 
 def uniforms(
-    *, seed: int, epoch: int, keys: ArrayLike, attempts: ArrayLike, views: int, draws: int
+    *, seed: int, epoch: int, keys: ArrayLike, ahead: ArrayLike, views: int, draws: int
 ) -> NDArray[np.float64]:
     """The draws of some samples' views, each in the open interval (0, 1), in steps of 2^-32.
 
     Args:
         seed, epoch: of the run.
         keys: (samples,) the samples' 64-bit keys.
-        attempts: (samples,) 0, or for a substitute how many rows after the bad one it stands: its views then
+        ahead: (samples,) 0, or for a substitute how many rows after the bad one it stands: its views then
             differ from those it has in its own place.
         views: of each sample.
         draws: numbers for each view.
@@ -62,7 +62,7 @@ def uniforms(
             sample_keys & _LOW,
             sample_keys >> _SHIFT,
             ((numbers // np.uint64(blocks)) << np.uint64(16)) | (numbers % np.uint64(blocks)),
-            np.asarray(attempts, np.uint64).reshape(-1, 1),
+            np.asarray(ahead, np.uint64).reshape(-1, 1),
         ),
         (run_key & 0xFFFF_FFFF, run_key >> 32),
     )

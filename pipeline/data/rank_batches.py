@@ -18,7 +18,7 @@ from pipeline.data.modality import Modality
 from pipeline.data.philox import uniforms
 from pipeline.data.reader import BadSampleError, Reader
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 # Bad samples are rare and windows are shuffled: so many in a row mean that the dataset is broken.
 _MOST_SUBSTITUTES = 1_000
 
@@ -121,7 +121,7 @@ class RankBatches:
             write(place, draws, out)
         except BadSampleError as error:
             name = self._open_reader().name(*place)
-            _log.warning("%s is bad: %s; the next row of its window takes its place", name, error)
+            logger.warning("%s is bad: %s; the next row of its window takes its place", name, error)
             return False
         return True
 
@@ -130,14 +130,14 @@ class RankBatches:
     ) -> None:
         self._modality.cut(self._open_reader().read(*place), draws, out)
 
-    def _draws(self, epoch: int, keys: NDArray[np.int64], attempts: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _draws(self, epoch: int, keys: NDArray[np.int64], ahead: NDArray[np.int64]) -> NDArray[np.float64]:
         """(samples, views, draws)."""
         return uniforms(
             seed=self._order.seed,
             epoch=epoch,
             keys=keys,
-            attempts=attempts,
-            views=self._modality.views,
+            ahead=ahead,
+            views=sum(self._modality.counts.values()),
             draws=self._modality.draws,
         )
 

@@ -15,7 +15,7 @@ from cluster.errors import UserError
 from ingest.dataset.keys import key_name
 from ingest.dataset.open import Dataset, UnitRows
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _READ_ATTEMPTS = 5
 _FIRST_PAUSE_SECONDS = 0.1
 
@@ -114,7 +114,7 @@ class Reader:
                     raise
                 pause = _FIRST_PAUSE_SECONDS * 2**attempt
                 unit = self._dataset.units[unit_index]
-                _log.warning(
+                logger.warning(
                     "reading unit %d of %s: %s; again in %.1f s", unit, self._dataset.path, error, pause
                 )
                 time.sleep(pause)

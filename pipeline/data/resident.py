@@ -28,7 +28,7 @@ from pipeline.data.reader import BadSampleError, Reader
 from pipeline.data.workers import numbered
 from pipeline.recipe.data import CropGroup
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _DECODED_AT_ONCE = 256
 # What a crop takes: see `Boxes`.
 _NUMBERS = 6
@@ -95,7 +95,7 @@ class ResidentImages:
             self.pixels[first : first + len(part.pixels)].copy_(part.pixels, non_blocking=True)
             self.bad |= part.bad
         mib = self.pixels.numel() / 2**20
-        _log.info(
+        logger.info(
             "%d images of %d x %d are decoded on %s, %.1f MiB", len(dataset), width, height, device, mib
         )
 

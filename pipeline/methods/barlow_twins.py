@@ -5,6 +5,7 @@ Zbontar et al., 2021 (https://arxiv.org/abs/2103.03230).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,8 +15,9 @@ from torch.distributed import ProcessGroup
 
 from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import all_reduce_sum, world_size
+from pipeline.methods.method import Method
 from pipeline.methods.param_groups import weights_and_the_rest
-from pipeline.methods.two_views import two_views
+from pipeline.methods.two_views import check_two_views, two_views
 from pipeline.models.heads import MLP
 from pipeline.recipe.method import BarlowTwins
 
@@ -23,7 +25,7 @@ from pipeline.recipe.method import BarlowTwins
 _BLOCK = 1 << 24
 
 
-class BarlowTwinsMethod(nn.Module):
+class BarlowTwinsMethod(Method):
     """A trunk, its projector, and the loss of one coupled batch.
 
     Each view passes the network alone, as in the authors' code: BatchNorm sees one view at a time.
@@ -31,8 +33,12 @@ class BarlowTwinsMethod(nn.Module):
     Args:
         trunk: images to float features (N, feature_dim).
         section: the recipe's `method`.
+        views: how many of a sample `Inputs` has, by name: two in all.
         batch_size: samples of the coupled batch, over all ranks; a multiple of the number of ranks.
         group: ranks that share the coupled batch; None for one process.
+
+    Raises:
+        UserError: if there are more views, or fewer.
     """
 
     def __init__(
@@ -41,9 +47,11 @@ class BarlowTwinsMethod(nn.Module):
         section: BarlowTwins,
         *,
         feature_dim: int,
+        views: Mapping[str, int],
         batch_size: int,
         group: ProcessGroup | None,
     ) -> None:
+        check_two_views(section.name, views)
         super().__init__()
         self.trunk = trunk
         self.projector = MLP((feature_dim, *section.projector), end="plain")
@@ -86,9 +94,9 @@ class BarlowTwinsMethod(nn.Module):
     def forget_batches(self) -> None:
         """No batch waits for `after_step`."""
 
-    def trunks(self) -> list[nn.Module]:
-        """The networks of the recipe's `trunk`."""
-        return [self.trunk]
+    def trunks(self) -> dict[str, nn.Module]:
+        """One, which learns."""
+        return {"student": self.trunk}
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Weights, and apart from them biases and norms, which have a rate of their own in the paper."""

@@ -1,4 +1,4 @@
-"""From a recipe to the method that is trained."""
+"""From a recipe to the method that is trained: the one table of methods."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 from torch.distributed import ProcessGroup
 
 from cluster.errors import UserError
+from pipeline.data.modality import modality_of
 from pipeline.distributed.collectives import world_size
 from pipeline.methods.barlow_twins import BarlowTwinsMethod
 from pipeline.methods.byol import BYOLMethod
+from pipeline.methods.method import Method
 from pipeline.methods.simsiam import SimSiamMethod
 from pipeline.methods.swav import SwAVMethod
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.method import BYOL, BarlowTwins, SimSiam, SwAV
 from pipeline.recipe.pretrain import PretrainRecipe
 
-Method = SwAVMethod | BarlowTwinsMethod | BYOLMethod | SimSiamMethod
-
 
 def assemble_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessGroup | None) -> Method:
     """The recipe's method on its trunk, without meaningful weights; on `meta` it takes no memory.
 
     Raises:
-        UserError: if the batch does not divide over the ranks, or the crops are not what the method compares.
+        UserError: if the batch does not divide over the ranks, or the views are not what the method compares.
     """
     ranks = world_size(group)
     batch_size = recipe.data.batch_size
@@ -32,25 +32,16 @@ def assemble_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessG
             f"data.batch_size {batch_size} does not divide over {ranks} ranks: use a multiple of {ranks}, or "
             "another number of ranks"
         )
-    crops = sum(crops.count for crops in recipe.data.crops)
-    if crops < 2:
-        raise UserError(
-            f"method {recipe.method.name} compares crops of an image, and data.crops gives one: set count: 2"
-        )
-    if crops > 2 and recipe.method.name != "swav":
-        raise UserError(
-            f"method {recipe.method.name} compares two crops of an image, and data.crops gives {crops}: give "
-            "one group with count: 2, or two with count: 1"
-        )
     trunk = build_trunk(recipe.trunk)
     common: dict[str, Any] = {
         "feature_dim": declared(trunk).feature_dim,
+        "views": modality_of(recipe.data).counts,
         "batch_size": batch_size,
         "group": group,
     }
     match recipe.method:
         case SwAV() as section:
-            return SwAVMethod(trunk, section, assignment_views=recipe.data.crops[0].count, **common)
+            return SwAVMethod(trunk, section, **common)
         case BarlowTwins() as section:
             return BarlowTwinsMethod(trunk, section, **common)
         case BYOL() as section:

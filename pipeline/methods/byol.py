@@ -6,6 +6,7 @@ Grill et al., 2020 (https://arxiv.org/abs/2006.07733). The paper calls them onli
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch.distributed import ProcessGroup
 from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import all_reduce_sum, world_size
 from pipeline.distributed.sharded import own
+from pipeline.methods.method import Method
 from pipeline.methods.param_groups import weights_and_the_rest
-from pipeline.methods.two_views import two_views
+from pipeline.methods.two_views import check_two_views, two_views
 from pipeline.models.heads import MLP
 from pipeline.recipe.method import BYOL
 
@@ -35,7 +37,7 @@ class Teacher(nn.Module):
         return embeddings
 
 
-class BYOLMethod(nn.Module):
+class BYOLMethod(Method):
     """A student (trunk, projector, predictor), its teacher, and the loss of one coupled batch.
 
     As published, the teacher starts from weights of its own, its BatchNorm takes the statistics of the
@@ -45,9 +47,13 @@ class BYOLMethod(nn.Module):
         trunk: images to float features (N, feature_dim).
         section: the recipe's `method`.
         teacher_trunk: another of the same kind; None with shared weights.
+        views: how many of a sample `Inputs` has, by name: two in all.
         batch_size: samples of the coupled batch, over all ranks; a multiple of the number of ranks.
         total_steps: of the whole run: the teacher stands still at its end.
         group: ranks that share the coupled batch; None for one process.
+
+    Raises:
+        UserError: if there are more views, or fewer.
 
     Attributes:
         teacher: None with shared weights.
@@ -60,10 +66,12 @@ class BYOLMethod(nn.Module):
         *,
         teacher_trunk: nn.Module | None,
         feature_dim: int,
+        views: Mapping[str, int],
         batch_size: int,
         total_steps: int,
         group: ProcessGroup | None,
     ) -> None:
+        check_two_views(section.name, views)
         super().__init__()
         dim = section.projector[-1]
         self.trunk = trunk
@@ -125,10 +133,10 @@ class BYOLMethod(nn.Module):
     def forget_batches(self) -> None:
         """No batch waits for `after_step`."""
 
-    def trunks(self) -> list[nn.Module]:
-        """The networks of the recipe's `trunk`."""
-        teachers = [] if self.teacher is None else [self.teacher.trunk]
-        return [self.trunk, *teachers]
+    def trunks(self) -> dict[str, nn.Module]:
+        """The student's, and the teacher's unless they are one."""
+        teachers = {} if self.teacher is None else {"teacher": self.teacher.trunk}
+        return {"student": self.trunk, **teachers}
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Weights, and apart from them biases and norms, which the paper neither decays nor scales."""

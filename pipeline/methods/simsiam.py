@@ -5,6 +5,7 @@ Chen & He, 2021 (https://arxiv.org/abs/2011.10566).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from torch.distributed import ProcessGroup
 
 from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import all_reduce_sum, world_size
+from pipeline.methods.method import Method
 from pipeline.methods.param_groups import weights_and_the_rest
-from pipeline.methods.two_views import two_views
+from pipeline.methods.two_views import check_two_views, two_views
 from pipeline.models.heads import MLP
 from pipeline.recipe.method import SimSiam
 
 
-class SimSiamMethod(nn.Module):
+class SimSiamMethod(Method):
     """A trunk, its projector and predictor, and the loss of one coupled batch.
 
     Each view passes the network alone, as in the authors' code: BatchNorm sees one view at a time.
@@ -28,8 +30,12 @@ class SimSiamMethod(nn.Module):
     Args:
         trunk: images to float features (N, feature_dim).
         section: the recipe's `method`.
+        views: how many of a sample `Inputs` has, by name: two in all.
         batch_size: samples of the coupled batch, over all ranks; a multiple of the number of ranks.
         group: ranks that share the coupled batch; None for one process.
+
+    Raises:
+        UserError: if there are more views, or fewer.
     """
 
     def __init__(
@@ -38,9 +44,11 @@ class SimSiamMethod(nn.Module):
         section: SimSiam,
         *,
         feature_dim: int,
+        views: Mapping[str, int],
         batch_size: int,
         group: ProcessGroup | None,
     ) -> None:
+        check_two_views(section.name, views)
         super().__init__()
         dim = section.projector[-1]
         self.trunk = trunk
@@ -78,9 +86,9 @@ class SimSiamMethod(nn.Module):
     def forget_batches(self) -> None:
         """No batch waits for `after_step`."""
 
-    def trunks(self) -> list[nn.Module]:
-        """The networks of the recipe's `trunk`."""
-        return [self.trunk]
+    def trunks(self) -> dict[str, nn.Module]:
+        """One, which learns."""
+        return {"student": self.trunk}
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Weights, biases and norms; those of the predictor apart, whose rate stays (section 4.2)."""

@@ -5,6 +5,7 @@ Caron et al., 2020 (https://arxiv.org/abs/2006.09882); Goyal et al., 2021 (https
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from cluster.errors import UserError
 from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import (
     all_gather_rows,
@@ -20,12 +22,13 @@ from pipeline.distributed.collectives import (
     rank_in,
     world_size,
 )
+from pipeline.methods.method import Method
 from pipeline.methods.param_groups import weights_and_the_rest
 from pipeline.models.heads import ProjectionHead, Prototypes
 from pipeline.recipe.method import SwAV
 
 
-class SwAVMethod(nn.Module):
+class SwAVMethod(Method):
     """A trunk, its projection head and prototypes, and the loss of one coupled batch.
 
     Crops of one size pass the trunk together; the head then sees the features of all crops at once, as in the
@@ -34,9 +37,12 @@ class SwAVMethod(nn.Module):
     Args:
         trunk: images to float features (N, feature_dim).
         section: the recipe's `method`.
+        views: how many of a sample `Inputs` has, by name; those under the first name get the assignments.
         batch_size: samples of the coupled batch, over all ranks; a multiple of the number of ranks.
-        assignment_views: views per sample under the first name; these get the assignments.
         group: ranks that share the coupled batch; None for one process.
+
+    Raises:
+        UserError: if there is one view only.
     """
 
     queue: Tensor
@@ -48,10 +54,14 @@ class SwAVMethod(nn.Module):
         section: SwAV,
         *,
         feature_dim: int,
+        views: Mapping[str, int],
         batch_size: int,
-        assignment_views: int,
         group: ProcessGroup | None,
     ) -> None:
+        if sum(views.values()) < 2:
+            raise UserError(
+                f"method {section.name} compares crops of an image, and data.crops gives one: set count: 2"
+            )
         super().__init__()
         self.trunk = trunk
         self.head = ProjectionHead(feature_dim, section.head)
@@ -59,10 +69,10 @@ class SwAVMethod(nn.Module):
         self.section = section
         self.group = group
         self.rank_rows = batch_size // world_size(group)
-        self.assignment_views = assignment_views
+        self.assignment_views = next(iter(views.values()))
         if section.queue_length:
             # Replicated, in the order of the global batches, so that a checkpoint serves any number of ranks.
-            shape = (assignment_views, section.queue_length, section.head.output)
+            shape = (self.assignment_views, section.queue_length, section.head.output)
             self.register_buffer("queue", torch.zeros(shape))
             self.register_buffer("queue_filled", torch.zeros((), dtype=torch.int64))
         self._waiting: list[Tensor] = []
@@ -116,9 +126,9 @@ class SwAVMethod(nn.Module):
             self.queue.copy_(torch.cat([rows, self.queue], dim=1)[:, :length])
             self.queue_filled.add_(rows.shape[1]).clamp_(max=length)
 
-    def trunks(self) -> list[nn.Module]:
-        """The networks of the recipe's `trunk`."""
-        return [self.trunk]
+    def trunks(self) -> dict[str, nn.Module]:
+        """One, which learns."""
+        return {"student": self.trunk}
 
     def forget_batches(self) -> None:
         """Drop what the next `after_step` would put into the queue: the training goes back."""
@@ -127,6 +137,11 @@ class SwAVMethod(nn.Module):
     def param_groups(self) -> list[dict[str, Any]]:
         """Weights, and apart from them biases and norms, which some recipes leave undecayed."""
         return weights_and_the_rest(self.parameters())
+
+    def prototype_scores(self, images: Tensor) -> Tensor:
+        """Cosines of each image with each prototype, (N, prototypes)."""
+        scores: Tensor = self.prototypes(F.normalize(self.head(self.trunk(images)), dim=1))
+        return scores
 
     @torch.no_grad()
     def _assign(self, scores: Tensor, step: int) -> Tensor:

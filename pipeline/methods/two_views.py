@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from cluster.errors import UserError
 from pipeline.data.batch import Inputs
+
+
+def check_two_views(method: str, views: Mapping[str, int]) -> None:
+    """Refuse a recipe that makes other than two views of a sample.
+
+    Args:
+        views: how many there are under each name.
+
+    Raises:
+        UserError: with what to write instead.
+    """
+    count = sum(views.values())
+    if count != 2:
+        raise UserError(
+            f"method {method} compares two crops of an image, and data.crops gives {count}: give one group "
+            "with count: 2, or two with count: 1"
+        )
 
 
 def two_views(inputs: Inputs, *, rows: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cluster.rank.torch_dist import World
 from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import mean_of
-from pipeline.methods.build import Method
+from pipeline.methods.method import Method
 
 
 class ReplicatedEngine:

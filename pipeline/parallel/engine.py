@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from pipeline.data.batch import Inputs
-from pipeline.methods.build import Method
+from pipeline.methods.method import Method
 
 
 class Engine(Protocol):

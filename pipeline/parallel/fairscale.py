@@ -18,7 +18,7 @@ from cluster.errors import UserError
 from cluster.rank.torch_dist import World
 from pipeline.data.batch import Inputs
 from pipeline.distributed.sharded import mark_share, named_tensors
-from pipeline.methods.build import Method
+from pipeline.methods.method import Method
 from pipeline.parallel.initialize import initialize
 from pipeline.parallel.units import named_blocks, own_units
 
@@ -61,7 +61,7 @@ class FairScaleEngine:
                 _replace(method, module, units[-1])
             return units
 
-        for trunk in method.trunks():
+        for trunk in method.trunks().values():
             shard(named_blocks(trunk, key="train.strategy", off="ddp"))
         self._own_units = shard(own_units(method))
         # What is frozen too, for the outermost unit is freed by its gradients.

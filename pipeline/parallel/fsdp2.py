@@ -33,7 +33,7 @@ from cluster.errors import UserError
 from cluster.rank.torch_dist import World
 from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import average
-from pipeline.methods.build import Method
+from pipeline.methods.method import Method
 from pipeline.parallel.initialize import initialize
 from pipeline.parallel.units import named_blocks, own_units
 from pipeline.recipe.pretrain import Train
@@ -71,7 +71,7 @@ class ShardedEngine:
             "ignored_params": vectors,
             "offload_policy": CPUOffloadPolicy() if train.cpu_offload else OffloadPolicy(),
         }
-        for trunk in method.trunks():
+        for trunk in method.trunks().values():
             blocks = named_blocks(trunk, key="train.strategy", off="ddp")
             for block in blocks:
                 fully_shard(block, mp_policy=policy, **settings)

@@ -11,7 +11,7 @@ import torch._dynamo
 from torch import nn
 
 from cluster.rank.torch_dist import World
-from pipeline.methods.build import Method
+from pipeline.methods.method import Method
 from pipeline.models.trunk import arrange_inputs, arrange_weights
 from pipeline.parallel.activation_checkpointing import checkpoint_activations
 from pipeline.parallel.batchnorm import convert_batchnorm
@@ -42,7 +42,7 @@ def parallelize(method: Method, *, train: Train, seed: int, rank_rows: int, worl
     """
     method.to(dtype=DTYPES[train.precision])
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=train.sync_bn_samples, group=world.group)
-    for trunk in method.trunks():
+    for trunk in method.trunks().values():
         arrange_inputs(trunk)
         if train.compile:
             compile_blocks(trunk)
@@ -54,7 +54,7 @@ def parallelize(method: Method, *, train: Train, seed: int, rank_rows: int, worl
     if world.group is not None and train.strategy == "fairscale":
         return FairScaleEngine(method, seed=seed, world=world)
     method.to_empty(device=world.device)
-    for trunk in method.trunks():
+    for trunk in method.trunks().values():
         arrange_weights(trunk)
     initialize(method, seed=seed)
     return ReplicatedEngine(method, world=world)

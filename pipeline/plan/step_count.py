@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from cluster.rank.torch_dist import World
 from pipeline.data.modality import modality_of
-from pipeline.methods.build import Method, assemble_method
-from pipeline.methods.swav import SwAVMethod
+from pipeline.methods.build import assemble_method
+from pipeline.methods.method import Method
 from pipeline.models.trunk import declared
 from pipeline.parallel.activation_checkpointing import checkpoint_activations
 from pipeline.parallel.batchnorm import CoupledBatchNorm, convert_batchnorm
@@ -75,7 +75,7 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
     with FakeTensorMode(allow_non_fake_inputs=True):
         method = prepare(recipe, rank_rows=rank_rows)
         frozen = [parameter for parameter in method.parameters() if not parameter.requires_grad]
-        peak, flops = take_steps(method, recipe, rank_rows=rank_rows)
+        peak, (forward_flops, flops, passes) = take_steps(method, recipe, rank_rows=rank_rows)
     numbers = sum(p.numel() for p in method.parameters())
     # What the optimizer keeps for each parameter, and the gradients, are kept in float32.
     held = {p.dtype: p.element_size() for p in method.parameters()}
@@ -85,8 +85,6 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
     sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
     parameters = list(method.parameters())
     norms = sum(isinstance(module, CoupledBatchNorm) for module in method.modules())
-    # SwAV's crops of one size pass together; the views of the other methods do not.
-    passes = len({crops.size for crops in recipe.data.crops}) if isinstance(method, SwAVMethod) else 2
     return StepCount(
         matrices=sum(p.numel() for p in parameters if p.ndim > 1),
         vectors=sum(p.numel() for p in parameters if p.ndim <= 1),
@@ -94,8 +92,8 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
         frozen_vectors=sum(p.numel() for p in frozen if p.ndim <= 1),
         trunk=sum(p.numel() for p in method.trunk.parameters()),
         largest_blocks=(max(map(sum, pairwise(sizes)), default=sizes[0]), max(sizes)),
-        forward_flops=flops[0] / rank_rows,
-        flops=flops[1] / rank_rows,
+        forward_flops=forward_flops / rank_rows,
+        flops=flops / rank_rows,
         weights=round(numbers * max(held.values())),
         gradients=round(peak["GRAD"] * wide),
         optimizer=round(peak["OPT"] * wide),
@@ -144,11 +142,12 @@ def prepare(recipe: PretrainRecipe, *, rank_rows: int) -> Method:
 
 def take_steps(
     method: Method, recipe: PretrainRecipe, *, rank_rows: int
-) -> tuple[dict[str, int], tuple[float, float]]:
+) -> tuple[dict[str, int], tuple[float, float, int]]:
     """Two steps, on tensors that may be fake, of which the second finds the optimizer's state.
 
     Returns:
-        Bytes at the fullest moment by kind, and FLOPs of a forward pass and of a whole step.
+        Bytes at the fullest moment by kind; and of a micro-batch the FLOPs of the forward pass, the FLOPs of
+        all of it, and how often the trunk is passed.
     """
     alone = World(rank=0, size=1, local_rank=0, device=_HERE, group=None, control=None)
     engine = ReplicatedEngine(method, world=alone)
@@ -166,9 +165,12 @@ def take_steps(
         optimizer.zero_grad(set_to_none=True)
 
     forward: list[float] = []
+    passes: list[nn.Module] = []
+    counting = method.trunk.register_forward_hook(lambda trunk, *_: passes.append(trunk))
     with FlopCounterMode(display=False, custom_mapping=_BACKWARD) as counter:
         backward(0)
-    flops = (forward[0], float(counter.get_total_flops()))
+    counting.remove()
+    counted = (forward[0], float(counter.get_total_flops()), len(passes))
     update()
     tracker = MemTracker()
     method.requires_grad_(True)  # it hooks every parameter; a teacher gets no gradient all the same
@@ -179,7 +181,7 @@ def take_steps(
             tracker.reset_mod_stats()  # it keeps those of one pass
         update()
     snapshot = tracker.get_tracker_snapshot("peak")[_HERE]
-    return {str(kind).rpartition(".")[2]: size for kind, size in snapshot.items()}, flops
+    return {str(kind).rpartition(".")[2]: size for kind, size in snapshot.items()}, counted
 
 
 def _convolution_backward(

@@ -1,8 +1,8 @@
-"""What a recipe says of its method."""
+"""What a recipe says of its method. `title` is the method's name for people."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -20,6 +20,7 @@ class Head(Section):
 class SwAV(Section):
     """Caron et al., 2020 (https://arxiv.org/abs/2006.09882); SEER uses it with 16,000 prototypes."""
 
+    title: ClassVar[str] = "SwAV"
     name: Literal["swav"]
     head: Head
     prototypes: PositiveInt
@@ -38,6 +39,7 @@ class BarlowTwins(Section):
     the components of the embedding apart. `scale` multiplies the loss.
     """
 
+    title: ClassVar[str] = "Barlow Twins"
     name: Literal["barlow_twins"]
     projector: tuple[PositiveInt, ...] = Field(min_length=1)
     off_diagonal_weight: NonNegativeFloat = 0.0051
@@ -56,6 +58,7 @@ class BYOL(Section):
     student itself.
     """
 
+    title: ClassVar[str] = "BYOL"
     name: Literal["byol"]
     projector: tuple[PositiveInt, ...] = Field(min_length=1)
     predictor: PositiveInt | None
@@ -71,6 +74,7 @@ class SimSiam(Section):
     `stop_gradient`, or without a predictor (null), everything collapses to one point, as the paper shows.
     """
 
+    title: ClassVar[str] = "SimSiam"
     name: Literal["simsiam"]
     projector: tuple[PositiveInt, ...] = Field(min_length=1)
     predictor: PositiveInt | None

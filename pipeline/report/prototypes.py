@@ -1,4 +1,4 @@
-"""What a SwAV trunk sees as one thing: the images that lie nearest to its strongest prototypes.
+"""What a trunk trained by SwAV sees as one thing: the images that lie nearest to its strongest prototypes.
 
 A prototype is a direction of the embedding that SwAV groups images by (Caron et al., 2020,
 https://arxiv.org/abs/2006.09882, section 3.1). In training, Sinkhorn spreads every batch equally over the
@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,9 +23,18 @@ from ingest.dataset.open import Dataset, open_dataset
 from pipeline.checkpoint.files import latest, read_tensors
 from pipeline.data.evaluation import Preprocessing, evaluation_preprocessing, image_batches, normalise
 from pipeline.methods.build import assemble_method
-from pipeline.methods.swav import SwAVMethod
+from pipeline.methods.method import Method
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.report.gallery import Samples, data_uri
+
+
+@runtime_checkable
+class ScoresPrototypes(Protocol):
+    """A method that groups images by prototypes."""
+
+    def prototype_scores(self, images: Tensor) -> Tensor:
+        """Cosines of each image with each prototype, (N, prototypes)."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +105,9 @@ def prototype_gallery(
     sample: int,
     seed: int,
     device: torch.device,
-) -> PrototypeGallery:
-    """The prototypes with the most images of a sample of the pretraining's, and the nearest images of each.
+) -> PrototypeGallery | None:
+    """The prototypes with the most images of a sample of the pretraining's, and the nearest images of each;
+    None if the method has no prototypes.
 
     Args:
         run: its newest checkpoint is read.
@@ -107,10 +117,14 @@ def prototype_gallery(
         rows, images: prototypes to show, and images of each, at most.
         sample: images to draw by the seed, at most.
     """
-    method = load_swav(run, recipe)
+    with torch.device("meta"):
+        method = assemble_method(recipe, total_steps=1, group=None)
+    if not isinstance(method, ScoresPrototypes):
+        return None
+    load_newest(method, run).to(device)
     dataset = open_dataset(recipe.data.root, sealed=recipe.data.sealed, view=recipe.data.view)
     drawn = np.random.default_rng(seed).choice(len(dataset), min(sample, len(dataset)), replace=False)
-    nearest = nearest_prototypes(
+    prototypes, nearest = nearest_prototypes(
         method,
         dataset,
         np.sort(drawn),  # in the order of the shards: each is opened once
@@ -123,15 +137,16 @@ def prototype_gallery(
     return PrototypeGallery(
         images=len(dataset),
         sample=len(drawn),
-        prototypes=method.section.prototypes,
+        prototypes=prototypes,
         used=used,
         commonest=_commonest(nearest.keys, labels),
         rows=[_row(int(prototype), nearest, samples, labels, images=images) for prototype in strongest],
     )
 
 
-def load_swav(run: Path, recipe: PretrainRecipe) -> SwAVMethod:
-    """The trunk, head and prototypes of a run's newest checkpoint, in evaluation mode, float32 on the CPU.
+def load_newest(method: Method, run: Path) -> Method:
+    """A method built on `meta` with the tensors of a run's newest checkpoint, in evaluation mode, float32 on
+    the CPU.
 
     Raises:
         UserError: if there is no whole checkpoint.
@@ -139,35 +154,35 @@ def load_swav(run: Path, recipe: PretrainRecipe) -> SwAVMethod:
     checkpoint = latest(run)
     if checkpoint is None:
         raise UserError(f"{run} holds no checkpoint; give the folder of a run that has saved one")
-    with torch.device("meta"):
-        method = assemble_method(recipe, total_steps=1, group=None)
-    if not isinstance(method, SwAVMethod):
-        raise ValueError(f"{recipe.method.name} has no prototypes")
     method.load_state_dict(read_tensors(checkpoint, prefix=""), assign=True)
     return method.float().eval()
 
 
 def nearest_prototypes(
-    method: SwAVMethod,
+    method: ScoresPrototypes,
     dataset: Dataset,
     positions: NDArray[np.int64],
     *,
     preprocessing: Preprocessing,
     device: torch.device,
-) -> Nearest:
-    """The nearest prototype of the images at some positions of the dataset, as an evaluation sees them."""
-    method.to(device)
+) -> tuple[int, Nearest]:
+    """How many prototypes there are, and the nearest one of the images at some positions of the dataset, as
+    an evaluation sees them.
+
+    Args:
+        method: on the device.
+    """
+    count = 0
     keys: list[Tensor] = []
     parts: list[tuple[Tensor, Tensor]] = []
     with torch.inference_mode():
         for batch in image_batches(dataset, positions, preprocessing=preprocessing, workers=0):
-            features = method.trunk(normalise(batch.images, preprocessing, device))
-            cosines = method.prototypes(F.normalize(method.head(features), dim=1))
-            highest = cosines.max(dim=1)
+            cosines = method.prototype_scores(normalise(batch.images, preprocessing, device))
+            count, highest = cosines.shape[1], cosines.max(dim=1)
             parts.append((highest.indices.cpu(), highest.values.cpu()))
             keys.append(batch.keys)
     prototype, cosine = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Nearest(keys=torch.cat(keys), prototype=prototype, cosine=cosine)
+    return count, Nearest(keys=torch.cat(keys), prototype=prototype, cosine=cosine)
 
 
 def _row(

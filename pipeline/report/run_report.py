@@ -21,7 +21,7 @@ from pipeline.recipe.stages import ReportRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, line_chart
 from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, nearest_rows
 from pipeline.report.page import environment, read_rows
-from pipeline.report.prototypes import PrototypeGallery, prototype_gallery
+from pipeline.report.prototypes import prototype_gallery
 from pipeline.report.scores import TRUNKS, scores_given
 from pipeline.transfer.evaluations import EVALUATIONS
 from pipeline.transfer.features import Features, load_features
@@ -79,7 +79,17 @@ def build_report(
             stages=_stages(inputs),
             curves=curves(run),
             crops=crops_seen(here, data_samples, data_labels, count=recipe.crop_rows),
-            gallery=_prototypes(run, here, data_samples, data_labels, recipe, device=device),
+            gallery=prototype_gallery(
+                run,
+                here,
+                data_samples,
+                data_labels,
+                rows=recipe.prototypes,
+                images=recipe.images_per_prototype,
+                sample=recipe.prototype_sample,
+                seed=recipe.seed,
+                device=device,
+            ),
             queries=nearest_rows(
                 {"trained": trained, "random": random},
                 train_samples,
@@ -164,31 +174,6 @@ def hardware(run: Path) -> dict[str, Any]:
     """Where the newest attempt of a run ran."""
     attempts = read_rows(run / "attempts.jsonl")
     return {**attempts[-1], "attempts": len(attempts)}
-
-
-def _prototypes(
-    run: Path,
-    pretrain: PretrainRecipe,
-    samples: Samples,
-    labels: dict[int, str],
-    recipe: ReportRecipe,
-    *,
-    device: torch.device,
-) -> PrototypeGallery | None:
-    """None for a method without prototypes."""
-    if pretrain.method.name != "swav":
-        return None
-    return prototype_gallery(
-        run,
-        pretrain,
-        samples,
-        labels,
-        rows=recipe.prototypes,
-        images=recipe.images_per_prototype,
-        sample=recipe.prototype_sample,
-        seed=recipe.seed,
-        device=device,
-    )
 
 
 def _features(source: Input) -> tuple[Features, Features]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +16,16 @@ from cluster.errors import UserError
 from cluster.rank.torch_dist import World
 from ingest.dataset.keys import key_name
 from pipeline.data.batch import Inputs
-from pipeline.train.spikes import WINDOW, spike_threshold
 
 logger = logging.getLogger(__name__)
 
 CROPS, EMBEDDINGS, SPIKE = "the augmented crops", "the embeddings", "the loss"
+WINDOW = 128  # losses that a spike is measured by
 _SAMPLES_NAMED = 8
+# The standard deviation of a normal distribution in median absolute deviations.
+_NORMAL = 1.4826
+# Losses on a plateau lie so close together that any change would be many of their deviations.
+_LEAST_DEVIATION = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ class Diverged(UserError):  # noqa: N818
 class Rollback:
     """The training went back, and passed over the data of the steps in between.
 
-    Args:
+    Attributes:
         to_step: of the checkpoint.
         from_step: the last step before it went back.
     """
@@ -62,8 +67,8 @@ class Guard:
     """Lets a step into the weights only if its loss and gradient are finite and the loss does not leap.
 
     Args:
-        method: its buffers (running statistics, queues) are put back when a step is skipped; its parameters
-            have not been touched by then.
+        method: what its forward passes change, the running statistics of BatchNorm, is put back when a step
+            is skipped; nothing else has been touched by then.
         max_skipped: after so many steps in a row the training goes back, or stops.
         spike_deviations: above the median of the last losses; see `spike_threshold`.
 
@@ -78,7 +83,7 @@ class Guard:
         self.rollbacks: list[Rollback] = []
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._why = ""
-        self._buffers = list(method.buffers())
+        self._buffers = running_statistics(method)
         self._copies = [torch.empty_like(buffer) for buffer in self._buffers]
 
     @property
@@ -107,7 +112,7 @@ class Guard:
 
     @torch.no_grad()
     def remember(self) -> None:
-        """Keep the buffers as they are before the step's first forward pass."""
+        """Keep the running statistics as they are before the step's first forward pass."""
         _copy(self._buffers, self._copies)
 
     def accepts(self, loss: Tensor, gradient_norm: Tensor) -> bool:
@@ -128,7 +133,7 @@ class Guard:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the buffers back as `remember` found them: the step is not taken."""
+        """Put the running statistics back as `remember` found them: the step is not taken."""
         _copy(self._copies, self._buffers)
 
     @torch.no_grad()
@@ -162,6 +167,31 @@ class Guard:
                 step=step,
             )
         return everyone
+
+
+def spike_threshold(losses: Sequence[float], *, deviations: float) -> float | None:
+    """The loss from which on a step is a spike: the median plus so many robust standard deviations.
+
+    Median and median absolute deviation do not follow the outliers that they are to find (Leys et al., 2013,
+    https://doi.org/10.1016/j.jesp.2013.03.013). A deviation counts as 1 % of the median at least.
+
+    Args:
+        losses: of the last steps that were taken, up to `WINDOW`.
+
+    Returns:
+        None while the window is not full.
+    """
+    if len(losses) < WINDOW:
+        return None
+    median = statistics.median(losses)
+    deviation = _NORMAL * statistics.median(abs(loss - median) for loss in losses)
+    return median + deviations * max(deviation, _LEAST_DEVIATION * abs(median))
+
+
+def running_statistics(method: nn.Module) -> list[Tensor]:
+    """The buffers of BatchNorm layers, which are all that a method's forward pass may change."""
+    names = {"running_mean", "running_var", "num_batches_tracked"}
+    return [buffer for name, buffer in method.named_buffers() if name.rpartition(".")[2] in names]
 
 
 def batch_suspect(rank: int, keys: Tensor) -> Suspect:

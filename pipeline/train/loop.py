@@ -67,14 +67,14 @@ def train(t: Training, preemption: PreemptionFlag) -> None:
     """All steps that are left; where the guard gives up, again from a checkpoint and with other data."""
     while True:
         try:
-            take_steps(t, preemption)
+            loop(t, preemption)
             return
         except Diverged as failure:
             t = roll_back(t, failure)
 
 
-def take_steps(t: Training, preemption: PreemptionFlag) -> None:
-    """The loop. `step` counts optimizer steps that are done; the schedule and the method see it from 0."""
+def loop(t: Training, preemption: PreemptionFlag) -> None:
+    """The steps themselves. `step` counts those that are done; the schedule and the method see it from 0."""
     watch = Stopwatch()
     for step, batches in steps(t, watch):
         lr = learning_rate(t.recipe.optim, step=step, total_steps=t.total_steps)

@@ -53,7 +53,7 @@ def check_same_recipe(recipe: PretrainRecipe, folder: Path) -> None:
     if not (folder / "recipe.yaml").is_file():
         return
     there, here = read_yaml(folder / "recipe.yaml"), recipe.model_dump(mode="json")
-    different = differences(_numbers(there), _numbers(here))
+    different = differing_keys(_numbers(there), _numbers(here))
     if different:
         raise UserError(
             f"{folder} holds a run with another recipe ({'; '.join(different)}): "
@@ -67,7 +67,7 @@ def _numbers(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe | {"run": None, "train": train}
 
 
-def differences(there: Any, here: Any, key: str = "") -> list[str]:
+def differing_keys(there: Any, here: Any, key: str = "") -> list[str]:
     """What differs between two trees of plain values, as "optim.lr is 0.3 there, 0.6 here"."""
     if isinstance(there, dict) and isinstance(here, dict):
         pairs = [(name, there.get(name), here.get(name)) for name in sorted(there.keys() | here.keys())]
@@ -77,7 +77,7 @@ def differences(there: Any, here: Any, key: str = "") -> list[str]:
         return [] if there == here else [f"{key} is {there!r} there, {here!r} here"]
     found = []
     for name, one, other in pairs:
-        found += differences(one, other, f"{key}.{name}" if key else name)
+        found += differing_keys(one, other, f"{key}.{name}" if key else name)
     return found
 
 

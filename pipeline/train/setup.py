@@ -17,7 +17,8 @@ from cluster.site import Site, read_site
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.checkpoint.files import latest
 from pipeline.data.loader import Loader
-from pipeline.methods.build import Method, assemble_method
+from pipeline.methods.build import assemble_method
+from pipeline.methods.method import Method
 from pipeline.parallel.engine import Engine
 from pipeline.parallel.parallelize import parallelize
 from pipeline.recipe.pretrain import PretrainRecipe
@@ -68,7 +69,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         device=world.device,
         resident=recipe.run.resident,
     )
-    total_steps = count_steps(recipe, loader.steps_per_epoch)
+    total_steps = optimizer_steps(recipe, loader.steps_per_epoch)
     with torch.device("meta"):
         method = assemble_method(recipe, total_steps=total_steps, group=world.group)
     rank_rows = recipe.data.batch_size // world.size
@@ -108,7 +109,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         logger.info("going on from step %d of %d", state["step"], total_steps)
     elif recipe.trunk.init_from is not None:
         weights = read_weights(recipe.trunk)
-        for trunk in method.trunks():
+        for trunk in method.trunks().values():
             warm_start(trunk, weights)
         if world.is_first:
             record_warm_start(folder, init_file(recipe.trunk.init_from))
@@ -136,7 +137,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
     )
 
 
-def count_steps(recipe: PretrainRecipe, steps_per_epoch: int) -> int:
+def optimizer_steps(recipe: PretrainRecipe, steps_per_epoch: int) -> int:
     """Optimizer steps of the whole run.
 
     Raises:

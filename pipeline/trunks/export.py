@@ -11,12 +11,14 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from cluster.errors import UserError
 from cluster.typed_yaml import load_recipe
 from pipeline.checkpoint.files import latest, read_tensors
 from pipeline.data.evaluation import evaluation_preprocessing
+from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk, declared
-from pipeline.recipe.method import BYOL
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.trunks.files import TrunkSpec, save_trunk
 
@@ -36,19 +38,22 @@ def export_trunk(run: Path, out: Path, *, which: Literal["student", "teacher"] =
         raise UserError(f"{run} holds no checkpoint; give the folder of a run that has saved one")
     run = checkpoint.resolve().parent.parent
     recipe = load_recipe(PretrainRecipe, str(run / "recipe.yaml"), kind="pretrain")
-    network = build_trunk(recipe.trunk)
-    tensors = read_tensors(checkpoint, prefix="trunk." if which == "student" else "teacher.trunk.")
-    if not tensors:
+    with torch.device("meta"):
+        method = assemble_method(recipe, total_steps=1, group=None)
+    trunks = method.trunks()
+    if which not in trunks:
         raise UserError(
-            f"{run} was trained by {recipe.method.name} without a teacher: export --which student"
+            f"{run} was trained by {recipe.method.name} without a {which}: "
+            f"export --which {' or '.join(trunks)}"
         )
-    network.load_state_dict(tensors, strict=True)
-    teacher = isinstance(recipe.method, BYOL) and not recipe.method.shared_weights
+    name = next(name for name, module in method.named_modules() if module is trunks[which])
+    network = build_trunk(recipe.trunk)
+    network.load_state_dict(read_tensors(checkpoint, prefix=f"{name}."), strict=True)
     spec = TrunkSpec(
         architecture=recipe.trunk.model_copy(update={"init_from": None}),  # it is in the provenance
         preprocessing=evaluation_preprocessing(recipe),
         feature_dim=declared(network).feature_dim,
-        provenance=_provenance(run, checkpoint, recipe) | ({"which": which} if teacher else {}),
+        provenance=_provenance(run, checkpoint, recipe) | ({"which": which} if len(trunks) > 1 else {}),
     )
     save_trunk(network, spec, out)
     return spec

@@ -29,7 +29,7 @@ class ImageViews:
 
     def __init__(self, data: Data) -> None:
         self.groups = crops_by_name(data)
-        self.views = sum(group.count for group in data.crops)
+        self.counts = {name: group.count for name, group in self.groups.items()}
         self._mean, self._std = data.mean, data.std
 
     def empty(self, rows: int) -> dict[str, NDArray[Any]]:

@@ -171,7 +171,10 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(
     kept.save(1, {})
     expected = {name: value.clone() for name, value in method.state_dict().items()}
     advance(method, optimizer, 1)
-    damage(kept.save(2, {}))
+    broken = kept.save(2, {})
+    damage(broken)
+    with pytest.raises(UserError, match="step-00000002"):
+        read_tensors(broken, prefix="")
 
     again, optim_again = make(2)
     with caplog.at_level(logging.WARNING):

@@ -36,17 +36,17 @@ def test_philox_known_answers(
     draws=integers(1, 40),
 )
 def test_draws_do_not_depend_on_neighbours(keys: list[int], views: int, draws: int) -> None:
-    attempts = np.zeros(len(keys), np.int64)
-    together = uniforms(seed=3, epoch=1, keys=keys, attempts=attempts, views=views, draws=draws)
+    ahead = np.zeros(len(keys), np.int64)
+    together = uniforms(seed=3, epoch=1, keys=keys, ahead=ahead, views=views, draws=draws)
     assert together.shape == (len(keys), views, draws)
     for number, key in enumerate(keys):
-        alone = uniforms(seed=3, epoch=1, keys=[key], attempts=[0], views=views + 2, draws=draws)
+        alone = uniforms(seed=3, epoch=1, keys=[key], ahead=[0], views=views + 2, draws=draws)
         assert np.array_equal(alone[0, :views], together[number])
 
 
 def test_every_coordinate_changes_the_draws() -> None:
     def draw(**changes: object) -> bytes:
-        values = {"seed": 1, "epoch": 2, "keys": [3], "attempts": [0], "views": 2, "draws": 8} | changes
+        values = {"seed": 1, "epoch": 2, "keys": [3], "ahead": [0], "views": 2, "draws": 8} | changes
         return uniforms(**values).tobytes()  # type: ignore[arg-type]
 
     changed = [
@@ -55,16 +55,16 @@ def test_every_coordinate_changes_the_draws() -> None:
         draw(epoch=3),
         draw(keys=[4]),
         draw(keys=[3 + 2**32]),
-        draw(attempts=[1]),
+        draw(ahead=[1]),
     ]
     assert len(set(changed)) == len(changed)
-    views = uniforms(seed=1, epoch=2, keys=[3], attempts=[0], views=2, draws=8)[0]
+    views = uniforms(seed=1, epoch=2, keys=[3], ahead=[0], views=2, draws=8)[0]
     assert not np.any(views[0] == views[1])
 
 
 def test_draws_are_uniform() -> None:
     """Mean and variance of 320,000 uniform numbers: 1/2 ± 0.0005 and 1/12 ± 0.00013 (one sigma)."""
-    drawn = uniforms(seed=0, epoch=0, keys=np.arange(4_000), attempts=np.zeros(4_000), views=2, draws=40)
+    drawn = uniforms(seed=0, epoch=0, keys=np.arange(4_000), ahead=np.zeros(4_000), views=2, draws=40)
     assert drawn.min() > 0
     assert drawn.max() < 1
     assert abs(drawn.mean() - 1 / 2) < 0.003

@@ -23,8 +23,8 @@ from cluster.errors import UserError
 from pipeline.distributed.collectives import rank_in, world_size
 from pipeline.methods import barlow_twins
 from pipeline.methods.barlow_twins import BarlowTwinsMethod, barlow_twins_loss
-from pipeline.methods.build import Method
 from pipeline.methods.byol import BYOLMethod, byol_loss, teacher_momentum
+from pipeline.methods.method import Method
 from pipeline.methods.simsiam import SimSiamMethod, simsiam_loss
 from pipeline.train.optim import build_optimizer, set_learning_rate
 
@@ -297,7 +297,7 @@ def test_stopping_the_gradient_changes_it_and_not_the_loss(section: dict[str, An
 def test_each_view_passes_alone_so_that_batch_statistics_are_of_one_view(section: dict[str, Any]) -> None:
     method = build(section)
     passes: list[int] = []
-    for trunk in method.trunks():
+    for trunk in method.trunks().values():
         trunk.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
     method(as_inputs(torch.cat(make_views())), 0)
     assert passes == [ROWS] * 2 * len(method.trunks())

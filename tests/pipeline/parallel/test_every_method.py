@@ -18,6 +18,7 @@ from tiny_training import make_dataset, make_recipe
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
 from pipeline.checkpoint.files import latest, read_tensors
+from pipeline.data.batch import Batch, Inputs
 from pipeline.distributed.sharded import named_tensors, whole
 from pipeline.train.loop import forward_backward, steps, train
 from pipeline.train.metrics import Stopwatch
@@ -92,6 +93,24 @@ def show(t: Training) -> Tensors:
     return shown
 
 
+def note_inputs(t: Training) -> tuple[list[Inputs], list[Inputs]]:
+    """What the loader will make of its batches, and what the method will be shown."""
+    made: list[Inputs] = []
+    seen: list[Inputs] = []
+    augment, forward = t.loader.augment, t.method.forward
+
+    def make(batch: Batch, **options: Any) -> Inputs:
+        made.append(augment(batch, **options))
+        return made[-1]
+
+    def see(inputs: Inputs, step: int) -> dict[str, torch.Tensor]:
+        seen.append(inputs)
+        return forward(inputs, step)
+
+    t.loader.augment, t.method.forward = make, see  # type: ignore[method-assign]
+    return made, seen
+
+
 def _one_step(
     group: dist.ProcessGroup | None, data: Path, folder: Path, cases: dict[str, tuple[dict[str, Any], ...]]
 ) -> dict[str, Tensors]:
@@ -100,7 +119,10 @@ def _one_step(
     for name, (method, section) in cases.items():
         t = prepare(group, data, folder / name, method, {"accumulate": 2} | section)
         step, batches = next(steps(t, Stopwatch()))
+        made, seen = note_inputs(t)
         terms, _ = forward_backward(t, batches, step)
+        # What a method is shown goes through every engine as it is, whatever will be in it one day.
+        assert len(seen) == 2 and all(one is other for one, other in zip(made, seen, strict=True))
         found[name] = {key: value.numpy() for key, value in terms.items()}
         for key, tensor in named_tensors(t.method):
             if tensor.grad is not None:
@@ -210,6 +232,6 @@ def test_student_and_teacher_start_from_the_same_trunk_where_there_is_one(data: 
     warm = prepare(None, data, tmp_path / "warm", METHODS["byol"], {}, init_from=tmp_path / "trunk")
     written = load_file(tmp_path / "trunk" / "trunk.safetensors")
     assert len(warm.method.trunks()) == 2
-    for trunk in warm.method.trunks():
+    for trunk in warm.method.trunks().values():
         for name, tensor in trunk.state_dict().items():
             torch.testing.assert_close(tensor, written[name], rtol=0, atol=0, msg=name)

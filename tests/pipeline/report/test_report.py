@@ -185,7 +185,7 @@ def test_a_swav_report_shows_prototypes_and_one_of_another_method_does_not(demo,
     page = tmp_path / "report.html"
     build_report(inputs, ReportRecipe(crop_rows=1), page, device=torch.device("cpu"))
     text = " ".join(" ".join(Page(page.read_text()).text).split())
-    assert "BARLOW_TWINS" in text
+    assert "pretrained with Barlow Twins" in text
     assert "sees as one thing" not in text
     assert "Two kinds of features go through the same test:" in text  # the scores that were given, no others
     assert "kNN top-1 top-5 trained trunk" in text

@@ -6,18 +6,28 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_training import as_inputs
+from tiny_training import as_inputs, make_recipe
 from torch import nn
 
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
-from pipeline.train.guard import Diverged, Guard, Suspect, batch_suspect, find_suspects
-from pipeline.train.spikes import WINDOW, spike_threshold
+from pipeline.parallel.initialize import build_method
+from pipeline.train.guard import (
+    WINDOW,
+    Diverged,
+    Guard,
+    Suspect,
+    batch_suspect,
+    find_suspects,
+    running_statistics,
+    spike_threshold,
+)
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
 
@@ -52,6 +62,34 @@ def test_a_skipped_step_leaves_no_trace_in_the_buffers() -> None:
     assert norm.running_mean is not None and norm.running_mean.isnan().all()
     guard.skip(1, [])
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"name": "barlow_twins", "projector": [8]},
+        {"name": "byol", "projector": [8], "predictor": 8},
+        {"name": "simsiam", "projector": [8], "predictor": 4},
+        {
+            "name": "swav",
+            "head": {"hidden": [8], "output": 4},
+            "prototypes": 6,
+            "queue_length": 12,
+            "queue_start_step": 0,
+        },
+    ],
+    ids=lambda section: section["name"],
+)
+def test_a_forward_pass_changes_no_buffer_but_those_that_the_guard_remembers(section: dict[str, Any]) -> None:
+    crops = [{"count": 2, "size": 16, "scale": [0.3, 1.0]}]
+    recipe = make_recipe(Path("unused"), method=section, data__crops=crops, data__batch_size=4)
+    method = build_method(recipe, total_steps=2, group=None)
+    before = {name: buffer.clone() for name, buffer in method.named_buffers()}
+    remembered = {id(buffer) for buffer in running_statistics(method)}
+    method(as_inputs(torch.randn(8, 3, 16, 16)), 0)
+    changed = {name for name, buffer in method.named_buffers() if not torch.equal(buffer, before[name])}
+    assert changed == {name for name, buffer in method.named_buffers() if id(buffer) in remembered}
+    assert "queue" not in changed  # a large one would be held twice
 
 
 def test_the_run_stops_after_some_skips_in_a_row(caplog: pytest.LogCaptureFixture) -> None:

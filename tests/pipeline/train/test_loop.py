@@ -33,7 +33,7 @@ from pipeline.data.batch import Batch, Inputs
 from pipeline.data.loader import Loader
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.loop import forward_backward, pretrain, train
-from pipeline.train.setup import Training, count_steps, set_up
+from pipeline.train.setup import Training, optimizer_steps, set_up
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
 Ranks = Callable[..., list[Any]]
@@ -375,10 +375,10 @@ def test_a_dataset_that_has_changed_is_refused(
 def test_epochs_are_counted_in_batches(data: Path) -> None:
     recipe = make_recipe(data)
     by_epochs = replace_train(recipe, steps=None, epochs=3)
-    assert count_steps(by_epochs, steps_per_epoch=8) == 24
-    assert count_steps(replace_train(recipe, steps=None, epochs=3, accumulate=5), steps_per_epoch=8) == 4
+    assert optimizer_steps(by_epochs, steps_per_epoch=8) == 24
+    assert optimizer_steps(replace_train(recipe, steps=None, epochs=3, accumulate=5), steps_per_epoch=8) == 4
     with pytest.raises(UserError, match="3 epochs of 1 batches are fewer than the 5 batches of one step"):
-        count_steps(replace_train(recipe, steps=None, epochs=3, accumulate=5), steps_per_epoch=1)
+        optimizer_steps(replace_train(recipe, steps=None, epochs=3, accumulate=5), steps_per_epoch=1)
 
 
 def replace_train(recipe: PretrainRecipe, **changes: Any) -> PretrainRecipe:
