@@ -51,8 +51,9 @@ def checkpoint_activations(
         for ends, depth in zip(checkpointing, depths, strict=True)
     ):
         raise UserError(
-            f"train.checkpointing {[list(ends) for ends in checkpointing]} does not fit the trunk, whose "
-            f"stages have {', '.join(map(str, depths))} blocks: give one list per stage, of ascending numbers"
+            f"train.activation_checkpointing {[list(ends) for ends in checkpointing]} does not fit the "
+            f"trunk, whose stages have {', '.join(map(str, depths))} blocks: give one list per stage, of "
+            "ascending numbers"
         )
     for stage, ends in zip(own, checkpointing, strict=True):
         if ends:

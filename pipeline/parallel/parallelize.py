@@ -41,7 +41,9 @@ def parallelize(method: Method, *, train: Train, seed: int, rank_rows: int, worl
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=train.sync_bn_samples, group=world.group)
     for trunk in method.trunks():
         if any(parameter.requires_grad for parameter in trunk.parameters()):
-            checkpoint_activations(trunk, train.checkpointing, reentrant=train.strategy == "fairscale")
+            checkpoint_activations(
+                trunk, train.activation_checkpointing, reentrant=train.strategy == "fairscale"
+            )
         if train.compile:
             compile_blocks(trunk)
     if world.group is not None and train.strategy == "fsdp2":

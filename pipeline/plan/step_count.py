@@ -132,7 +132,7 @@ def prepare(recipe: PretrainRecipe, *, rank_rows: int) -> Method:
                 learns = module.weight.requires_grad
                 module.weight = nn.Parameter(module.weight.to(compute), requires_grad=learns)
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=None, group=None)
-    checkpoint_activations(method.trunk, recipe.train.checkpointing)
+    checkpoint_activations(method.trunk, recipe.train.activation_checkpointing)
     return method
 
 
