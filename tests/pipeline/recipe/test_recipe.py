@@ -186,7 +186,7 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
         ("method.prototypes=-1", r"method\.prototypes: Input should be greater than 0"),
         ("method.name=moco", r"method: Input tag 'moco' .* 'swav', 'barlow_twins', 'byol', 'simsiam'"),
         (
-            "train.activation_checkpointing=full",
+            "train.checkpointing=full",
             r"'train\.checkpointing' is now train\.activation_checkpointing$",
         ),
         (
