@@ -1,4 +1,4 @@
-"""`submit pretrain|resume|preflight`: start something on one machine or many."""
+"""`submit pretrain|resume`: start a training on one machine or many, or go on with it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 from cluster.errors import UserError
 from cluster.executors import make_executor, status_of
 from cluster.job import PREEMPTED_EXIT_CODE, ExecutorName, Job, Resources, State
+from cluster.preflight.exclusions import excluded_nodes
 from cluster.run.folder import RunFolder
 from cluster.run.status import explain
 from cluster.site import Site, load_site, read_site
@@ -28,7 +29,6 @@ from pipeline.commands.options import (
     Runs,
     Wait,
 )
-from pipeline.commands.preflight import _excluded
 from pipeline.commands.progress_line import ProgressLine
 from pipeline.commands.runs import find_run
 from pipeline.recipe.pretrain import PretrainRecipe
@@ -120,7 +120,7 @@ def launch(
         typer.echo(f"to stop: Ctrl-C; to go on: `submit resume {job.folder}`")
     with contextlib.closing(ProgressLine(sys.stdout)) as progress:
         engine = make_executor(
-            executor, site, stream=progress, exclude=_excluded(job.folder.parent), keep_source=resume
+            executor, site, stream=progress, exclude=excluded_nodes(job.folder.parent), keep_source=resume
         )
         handle = engine.submit(job)
         if executor != "local":
@@ -151,7 +151,7 @@ def close(run: RunFolder, state: State) -> None:
 def _script(job: Job, site: Site) -> str:
     from cluster.slurm.script import render
 
-    return render(job, site, exclude=_excluded(job.folder.parent))
+    return render(job, site, exclude=excluded_nodes(job.folder.parent))
 
 
 def _start(folder: Path) -> str:
