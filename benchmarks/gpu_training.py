@@ -180,8 +180,8 @@ class Bench:
             "eager NCHW": ({}, True),
             "channels_last": ({}, False),
             "compiled": ({"compile": True}, False),
-            "checkpointed": ({"checkpointing": "full"}, False),
-            "compiled, checkpointed": ({"compile": True, "checkpointing": "full"}, False),
+            "checkpointed": ({"activation_checkpointing": "full"}, False),
+            "compiled, checkpointed": ({"compile": True, "activation_checkpointing": "full"}, False),
         }
         losses = {}
         for name, (train, nchw) in ways.items():
@@ -217,7 +217,7 @@ class Bench:
             kept = count.weights + count.optimizer
             needed = len(ARMS) * kept + count.gradients + count.activations
             if needed > ROOM * self.memory or self.dry:
-                recipe = self.recipe(part, rows=rows, train=train | {"checkpointing": "full"})
+                recipe = self.recipe(part, rows=rows, train=train | {"activation_checkpointing": "full"})
             arms[name] = self.arm(recipe, padded=padded, nchw=name == "fp16 NCHW")
             arms[name].warm_up()
         for _ in range(self.rounds):
@@ -249,7 +249,7 @@ class Bench:
             "mfu": rate * flops / self.peak_flops,
             "peak_gib": arm.peak / 2**30,
             "seconds": {name: statistics.median(values) for name, values in split} | {"data": 0.0},
-            "checkpointing": arm.recipe.train.checkpointing,
+            "activation_checkpointing": arm.recipe.train.activation_checkpointing,
         }
 
     def stall(self, arm: Arm) -> dict[str, Any]:
@@ -284,7 +284,7 @@ class Bench:
         results: dict[str, Any] = {"rows": rows}
         plain = self.recipe("10b", rows=rows, train={"precision": "bf16"})
         flops = count_step(plain, rank_rows=rows).flops
-        train = {"precision": "bf16", "compile": True, "checkpointing": "full"}
+        train = {"precision": "bf16", "compile": True, "activation_checkpointing": "full"}
         arm = self.arm(self.recipe("10b", rows=rows, train=train))
         for name in ("plain", "padded groups"):
             if name == "padded groups":  # the same weights: there is no room for others

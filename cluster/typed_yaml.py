@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,9 +20,13 @@ from cluster.errors import UserError
 
 
 class Section(BaseModel):
-    """A part of a recipe: immutable, and an unknown key is an error."""
+    """A part of a recipe: immutable, and an unknown key is an error.
+
+    `renamed` are keys that the section once had, each with what has taken its place, for that error.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    renamed: ClassVar[Mapping[str, str]] = {}
 
 
 R = TypeVar("R", bound=Section)
@@ -196,9 +201,11 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
         given = first.get("input")
         got = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
         return f"{key or 'the recipe'}: {message}{got}"
+    parent = ".".join(location[:-1])
+    if issubclass(section, Section) and location[-1] in section.renamed:
+        return f"{key!r} is now {'.'.join(filter(None, [parent, section.renamed[location[-1]]]))}"
     allowed = sorted(section.model_fields)
     close = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5)
-    parent = ".".join(location[:-1])
     hint = f"; did you mean {'.'.join(filter(None, [parent, close[0]]))!r}?" if close else "."
     return f"{key!r} is not a key of {parent or 'the recipe'}{hint} Allowed: {', '.join(allowed)}."
 

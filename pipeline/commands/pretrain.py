@@ -1,4 +1,4 @@
-"""`submit pretrain|resume`: start something on one machine or many."""
+"""`submit pretrain|resume`: start a training on one machine or many, or go on with it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.status import explain, raise_unless_completed
 from cluster.submit import submit
 from pipeline.dag.digests import content_digest
-from pipeline.dag.stage import Input, Receipt, Stage, StopRequested, Work
+from pipeline.dag.stage import Input, Receipt, Stage, StopRequested, Work, read_receipt
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ def find_receipt(stage: Stage) -> Receipt | None:
     path = stage.folder / "receipt.json"
     if not path.is_file():
         return None
-    receipt = Receipt(**json.loads(path.read_text()))
+    receipt = read_receipt(path)
     missing = [name for name in receipt.outputs if not (stage.folder / name).exists()]
     if missing:
         logger.warning("%s has a receipt but %s is gone: it runs again", stage.folder, ", ".join(missing))
@@ -138,14 +137,14 @@ def _publish(receipt: Receipt, path: Path) -> Receipt:
     """Create the file whole or not at all; if somebody else was first, theirs counts."""
     temporary = path.with_name(f".receipt.{socket.gethostname()}.{os.getpid()}")
     with temporary.open("w") as file:
-        json.dump(asdict(receipt), file, indent=2, allow_nan=False)
+        json.dump(receipt.model_dump(), file, indent=2, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
     with suppress(FileExistsError):
         path.hardlink_to(temporary)
     temporary.unlink()
-    return Receipt(**json.loads(path.read_text()))
+    return read_receipt(path)
 
 
 @contextmanager

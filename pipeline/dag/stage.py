@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from cluster.errors import UserError
 from cluster.job import Job, Resources, import_function
 from cluster.run.folder import RunFolder
@@ -21,9 +23,10 @@ class StopRequested(UserError):  # noqa: N818 -- nothing went wrong
     """Somebody asked a stage to stop: nothing after it is to be tried."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Receipt:
+class Receipt(BaseModel):
     """What a finished stage leaves in `receipt.json`, created once and never changed.
+
+    Keys that another version of the product has written are passed over.
 
     Attributes:
         inputs: role → key of the stage that filled it, and the path in its folder.
@@ -32,6 +35,8 @@ class Receipt:
         started: seconds since 1970.
         gpu_hours: of devices held, busy or not.
     """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     key: str
     stage: str
@@ -45,6 +50,20 @@ class Receipt:
     seconds: float
     gpu_hours: float
     machine: str
+
+
+def read_receipt(path: Path) -> Receipt:
+    """The receipt in a file.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        return Receipt.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+        raise UserError(f"{path} is damaged ({why}): remove it, and the stage runs again") from error
 
 
 @dataclass(frozen=True, kw_only=True)

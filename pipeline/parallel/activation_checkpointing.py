@@ -39,7 +39,7 @@ def checkpoint_activations(
     """
     if checkpointing == "none":
         return
-    stages = named_stages(trunk, key="train.checkpointing", off="none")
+    stages = named_stages(trunk, key="train.activation_checkpointing", off="none")
     depths = [len(list(stage)) for stage in stages]
     if checkpointing == "full":
         checkpointing = tuple(tuple(range(1, depth + 1)) for depth in depths)
@@ -48,8 +48,9 @@ def checkpoint_activations(
         for ends, depth in zip(checkpointing, depths, strict=True)
     ):
         raise UserError(
-            f"train.checkpointing {[list(ends) for ends in checkpointing]} does not fit the trunk, whose "
-            f"stages have {', '.join(map(str, depths))} blocks: give one list per stage, of ascending numbers"
+            f"train.activation_checkpointing {[list(ends) for ends in checkpointing]} does not fit the "
+            f"trunk, whose stages have {', '.join(map(str, depths))} blocks: give one list per stage, of "
+            "ascending numbers"
         )
     sequences = []
     for stage, ends in zip(stages, checkpointing, strict=True):
@@ -65,8 +66,8 @@ def checkpoint_activations(
                 block.forward = partial(_recompute, block.forward, [block], reentrant)
         else:
             raise UserError(
-                f"train.checkpointing {list(ends)} has runs of several blocks, and {type(trunk).__name__} "
-                "calls its blocks one by one: use full, or let it declare an nn.Sequential that it calls"
+                f"train.activation_checkpointing {list(ends)} has runs of several blocks, and "
+                f"{type(trunk).__name__} calls its blocks one by one: use full, or let it declare an nn.Sequential that it calls"
             )
     _refuse_if_not_called(trunk, sequences)
 
@@ -130,9 +131,9 @@ def _refuse_randomness(blocks: Iterable[nn.Module]) -> None:
         for name, part in block.named_modules():
             if isinstance(part, _DropoutNd) and part.p > 0:
                 raise UserError(
-                    f"train.checkpointing recomputes {name} of a {type(block).__name__}, a "
-                    f"{type(part).__name__} that would draw anew: set its p to 0, or train.checkpointing: "
-                    "none"
+                    f"train.activation_checkpointing recomputes {name} of a {type(block).__name__}, a "
+                    f"{type(part).__name__} that would draw anew: set its p to 0, or "
+                    "train.activation_checkpointing: none"
                 )
 
 
@@ -143,8 +144,8 @@ def _refuse_if_not_called(trunk: nn.Module, sequences: Sequence[_Recomputed]) ->
         hook.remove()
         if not all(sequence.called for sequence in sequences):
             raise UserError(
-                f"train.checkpointing had no effect: {type(trunk).__name__} declares an nn.Sequential in "
-                "blocks_by_stage and calls the blocks in it one by one; let it call the whole, or declare "
+                f"train.activation_checkpointing had no effect: {type(trunk).__name__} declares an "
+                "nn.Sequential in blocks_by_stage and calls the blocks in it one by one; let it call the whole, or declare "
                 "a list"
             )
 

@@ -47,7 +47,9 @@ def parallelize(method: Method, *, train: Train, seed: int, rank_rows: int, worl
         if train.compile:
             compile_blocks(trunk)
         if any(parameter.requires_grad for parameter in trunk.parameters()):
-            checkpoint_activations(trunk, train.checkpointing, reentrant=train.strategy == "fairscale")
+            checkpoint_activations(
+                trunk, train.activation_checkpointing, reentrant=train.strategy == "fairscale"
+            )
     if world.group is not None and train.strategy == "fsdp2":
         compute = COMPUTE_DTYPES.get(train.precision)
         return ShardedEngine(method, train=train, seed=seed, compute=compute, world=world)

@@ -216,7 +216,9 @@ def _gradients_wait(recipe: PretrainRecipe, counted: StepCount) -> bool:
     a backward pass for each; so has FairScale where all blocks are recomputed.
     """
     return (
-        recipe.train.strategy == "fairscale" and recipe.train.checkpointing != "full" and counted.passes > 1
+        recipe.train.strategy == "fairscale"
+        and recipe.train.activation_checkpointing != "full"
+        and counted.passes > 1
     )
 
 

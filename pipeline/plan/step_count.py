@@ -136,7 +136,7 @@ def prepare(recipe: PretrainRecipe, *, rank_rows: int) -> Method:
                     narrow = nn.Parameter(weight.to(compute), requires_grad=weight.requires_grad)
                     setattr(module, name, narrow)
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=None, group=None)
-    checkpoint_activations(method.trunk, recipe.train.checkpointing)
+    checkpoint_activations(method.trunk, recipe.train.activation_checkpointing)
     return method
 
 

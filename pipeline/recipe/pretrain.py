@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -11,12 +12,20 @@ from pipeline.recipe.data import Data
 from pipeline.recipe.method import BYOL, BarlowTwins, SimSiam, SwAV
 from pipeline.recipe.trunk import Trunk
 
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Optim(Section):
     """The optimizer and its schedule: linear warm-up from `warmup_lr` to `lr`, then cosine to `final_lr`, or
     constant. `lr` is the peak, not scaled by the batch size; that of biases and norms is `lr_bias` if given,
-    at every step in the same proportion. With `clip_trust` no layer of LARS moves faster than at `lr`.
+    at every step in the same proportion. `momentum` is that of SGD, LARC and LARS, `betas` are AdamW's.
+    `exclude_bias_and_norm` keeps biases and norms out of the weight decay and of LARS's layer-wise rates.
+    With `clip_trust` no layer of LARS moves faster than at `lr`.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "decay_bias_and_norm": "exclude_bias_and_norm, with the opposite value"
+    }
 
     name: Literal["sgd", "larc", "lars", "adamw"]
     lr: PositiveFloat
@@ -24,12 +33,13 @@ class Optim(Section):
     warmup_steps: NonNegativeInt = 0
     warmup_lr: NonNegativeFloat = 0.0
     final_lr: NonNegativeFloat = 0.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Momentum = 0.9
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.0
     trust: PositiveFloat = 0.001
     clip_trust: bool = False
     lr_bias: PositiveFloat | None = None
-    decay_bias_and_norm: bool = False
+    exclude_bias_and_norm: bool = True
     clip_norm: PositiveFloat | None = None
 
     @model_validator(mode="after")
@@ -38,16 +48,25 @@ class Optim(Section):
             raise ValueError("optim.clip_trust goes with optim.name: lars")
         return self
 
+    @model_validator(mode="after")
+    def _momentum_is_not_a_beta(self) -> Self:
+        if self.name == "adamw" and self.momentum != type(self).model_fields["momentum"].default:
+            raise ValueError("optim.momentum goes with sgd, larc and lars: adamw has optim.betas")
+        if self.name != "adamw" and self.betas != type(self).model_fields["betas"].default:
+            raise ValueError(f"optim.betas goes with adamw: {self.name} has optim.momentum")
+        return self
+
 
 # Of `train`: these change no number beyond rounding, and may be others when a run goes on.
-LAYOUT = ("strategy", "shard_ranks", "cpu_offload", "checkpointing", "compile")
+LAYOUT = ("strategy", "shard_ranks", "cpu_offload", "activation_checkpointing", "compile")
 
 
 class Train(Section):
     """How long, in what arithmetic, and what lies where. Exactly one of `steps` and `epochs`.
 
-    `checkpointing` recomputes activations in the backward pass: of every block ("full"), or, for each stage
-    of the trunk, of the runs of blocks that end at these numbers: SEER-10B has [[2], [7], [9, 17], []].
+    `activation_checkpointing` recomputes activations in the backward pass: of every block ("full"), or, for
+    each stage of the trunk, of the runs of blocks that end at these numbers: SEER-10B has [[2], [7], [9, 17],
+    []].
     `shard_ranks` are the ranks that share one copy of the parameters, all by default; the GPUs of one node
     keep the gathering within it. `cpu_offload` keeps parameters and optimizer in host memory.
     A step whose loss or gradient is not finite, or whose loss is `spike_deviations` above the last ones, is
@@ -55,12 +74,14 @@ class Train(Section):
     since, `max_rollbacks` times at most and once from the same checkpoint.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"checkpointing": "activation_checkpointing"}
+
     steps: PositiveInt | None = None
     epochs: PositiveInt | None = None
     accumulate: PositiveInt = 1
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     sync_bn_samples: PositiveInt | None = None
-    checkpointing: Literal["none", "full"] | tuple[tuple[PositiveInt, ...], ...] = "none"
+    activation_checkpointing: Literal["none", "full"] | tuple[tuple[PositiveInt, ...], ...] = "none"
     compile: bool = False
     strategy: Literal["ddp", "fsdp2", "fairscale"] = "ddp"
     shard_ranks: PositiveInt | None = None

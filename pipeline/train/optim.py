@@ -32,13 +32,12 @@ class HasParamGroups(Protocol):
 def build_optimizer(method: HasParamGroups, section: Optim) -> Optimizer:
     """The recipe's optimizer over a method's parameters, each group at its peak rate.
 
-    With `decay_bias_and_norm` false, biases and norms are not decayed, and LARS does not scale their steps
-    either (as BYOL and Barlow Twins have it). LARC scales every parameter, as SwAV and SEER have it. AdamW
-    takes `momentum` as its first beta.
+    With `exclude_bias_and_norm`, biases and norms are not decayed, and LARS does not scale their steps either
+    (as BYOL and Barlow Twins have it). LARC scales every parameter, as SwAV and SEER have it.
     """
     groups: list[dict[str, Any]] = []
     for group in method.param_groups():
-        plain = group["bias_and_norm"] and not section.decay_bias_and_norm
+        plain = group["bias_and_norm"] and section.exclude_bias_and_norm
         settings: dict[str, Any] = {"weight_decay": 0.0 if plain else section.weight_decay}
         if section.name == "lars":
             settings |= {"adapt": not plain, "clip": section.clip_trust}
@@ -53,7 +52,7 @@ def build_optimizer(method: HasParamGroups, section: Optim) -> Optimizer:
         case "sgd":
             return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum, foreach=True)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=section.lr, betas=(section.momentum, 0.999), foreach=True)
+            return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, foreach=True)
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:

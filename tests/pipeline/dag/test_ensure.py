@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.errors import UserError
 from cluster.typed_yaml import Section
 from pipeline.dag.digests import content_digest
 from pipeline.dag.ensure import ensure
-from pipeline.dag.stage import Kind, Receipt, Result, Source, Stage, Work, stage_key
+from pipeline.dag.stage import Kind, Result, Source, Stage, Work, read_receipt, stage_key
 
 
 class Where(Section):
@@ -70,7 +71,29 @@ def test_a_stage_runs_once_and_its_receipt_comes_back(tmp_path):
     assert receipt.key == stage(tmp_path).key
     assert receipt.outputs == {"out": content_digest(stage(tmp_path).folder / "out")}
     assert receipt.metrics == {"length": 0}
-    assert Receipt(**json.loads((stage(tmp_path).folder / "receipt.json").read_text())) == receipt
+    assert read_receipt(stage(tmp_path).folder / "receipt.json") == receipt
+
+
+def test_a_receipt_of_another_version_is_read_and_a_damaged_one_is_told(tmp_path):
+    ensure(stage(tmp_path), NoExecutor())
+    path = stage(tmp_path).folder / "receipt.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps(written | {"weather": "fine"}))
+    assert not ensure(stage(tmp_path), NoExecutor()).ran
+    for text, why in (
+        (json.dumps(written)[:90], "Invalid JSON"),
+        ("", "Invalid JSON"),
+        ("[1]", "Input should be an object"),
+        (json.dumps(written | {"outputs": None}), "outputs: Input should be an object"),
+        (json.dumps({key: written[key] for key in written if key != "seconds"}), "seconds: Field required"),
+    ):
+        path.write_text(text)
+        with pytest.raises(
+            UserError, match=rf"receipt.json is damaged \({why}.*\): remove it, and the stage runs"
+        ):
+            ensure(stage(tmp_path), NoExecutor())
+    path.unlink()
+    assert ensure(stage(tmp_path), NoExecutor()).ran
 
 
 def test_inputs_are_ensured_first(tmp_path):

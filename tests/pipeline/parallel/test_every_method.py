@@ -146,7 +146,7 @@ def test_T1_T2_every_method_equals_one_rank(
     for strategy in ("ddp", "fsdp2"):
         for name in methods if ranks == 2 or strategy == "ddp" else ["byol"]:
             checkpointing = "full" if strategy == "fsdp2" else "none"
-            section = {"precision": "fp64", "strategy": strategy, "checkpointing": checkpointing}
+            section = {"precision": "fp64", "strategy": strategy, "activation_checkpointing": checkpointing}
             laid_out[f"{name}, {strategy}"] = (methods[name], section)
     for found in run_on_ranks(ranks, _one_step, data, tmp_path / "ranks", laid_out):
         for case, values in found.items():
@@ -165,7 +165,7 @@ def test_T2_fairscale_takes_the_step_that_fsdp2_takes(
     One step only: in float32 rounding grows a thousandfold in three steps of SimSiam.
     """
     cases = {
-        f"{name}, {strategy}": (method, {"strategy": strategy, "checkpointing": "full"})
+        f"{name}, {strategy}": (method, {"strategy": strategy, "activation_checkpointing": "full"})
         for name, method in METHODS.items()
         for strategy in ("fsdp2", "fairscale")
     }

@@ -118,13 +118,17 @@ class VideoBlock(nn.Module):
 HEAD = {"hidden": [16], "output": 8, "batch_norm": False}
 NETWORKS: dict[str, Callable[[], Any]] = {"vit": ViT, "video": Video}
 WAYS: dict[str, dict[str, Any]] = {
-    f"{strategy}-{checkpointing}": {"strategy": strategy, "checkpointing": checkpointing, "precision": "fp64"}
+    f"{strategy}-{checkpointing}": {
+        "strategy": strategy,
+        "activation_checkpointing": checkpointing,
+        "precision": "fp64",
+    }
     for strategy in ("ddp", "fsdp2")
     for checkpointing in ("none", "full")
 }
 # FairScale has no float64; its reentrant recomputation is another backward pass.
 WAYS |= {
-    f"fp32-{strategy}-{checkpointing}": {"strategy": strategy, "checkpointing": checkpointing}
+    f"fp32-{strategy}-{checkpointing}": {"strategy": strategy, "activation_checkpointing": checkpointing}
     for strategy, checkpointing in (("fsdp2", "none"), ("fairscale", "none"), ("fairscale", "full"))
 }
 
@@ -157,7 +161,9 @@ def _one_step(
                     elif "running" in key or "num_batches" in key:
                         found[name][key] = tensor.numpy()
                 # Two micro-batches of two sizes; every layer again, where it is recomputed.
-                assert set(counts.values()) == {8 if section.get("checkpointing") == "full" else 4}, name
+                assert set(counts.values()) == {
+                    8 if section.get("activation_checkpointing") == "full" else 4
+                }, name
                 coupled = [each for each in t.method.trunk.modules() if isinstance(each, CoupledBatchNorm)]
                 assert len(coupled) == (6 if network == "video" else 0)
                 if t.metrics is not None:

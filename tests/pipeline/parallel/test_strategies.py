@@ -87,7 +87,7 @@ def test_T1_T2_T4_gradients_do_not_depend_on_ranks_strategy_or_checkpointing(
         f"{strategy}-{precision}-{name}": {
             "strategy": strategy,
             "precision": precision,
-            "checkpointing": CHECKPOINTING[name],
+            "activation_checkpointing": CHECKPOINTING[name],
         }
         for strategy, precision in (
             ("ddp", "fp64"),
@@ -176,8 +176,8 @@ def final(folder: Path) -> dict[str, Tensor]:
 
 def test_T2_every_strategy_trains_the_same(data: Path, tmp_path: Path, run_on_ranks: Ranks) -> None:
     trains: dict[str, dict[str, Any]] = {
-        "ddp-fp64": {"checkpointing": CHECKPOINTING["runs"]},
-        "fsdp2-fp64": {"strategy": "fsdp2", "checkpointing": CHECKPOINTING["runs"]},
+        "ddp-fp64": {"activation_checkpointing": CHECKPOINTING["runs"]},
+        "fsdp2-fp64": {"strategy": "fsdp2", "activation_checkpointing": CHECKPOINTING["runs"]},
         "fsdp2-fp32": {"strategy": "fsdp2"},
         "fairscale-fp32": {"strategy": "fairscale"},
     }
@@ -312,7 +312,7 @@ def _probed(
 def test_checkpointing_that_does_not_fit_the_trunk_is_refused(data: Path, tmp_path: Path) -> None:
     for wrong in ([[1], [2]], [[1], [3], []], [[1], [2, 1], []]):
         with pytest.raises(UserError, match=r"stages have 1, 2, 3 blocks: give one list per stage"):
-            prepare(None, data, tmp_path, {"checkpointing": wrong})
+            prepare(None, data, tmp_path, {"activation_checkpointing": wrong})
 
 
 def test_sharding_that_does_not_fit_the_ranks_is_refused(

@@ -28,7 +28,7 @@ def recipe_with(**train: Any) -> Any:
     ("precision", "checkpointing"), [("fp32", "none"), ("fp32", "full"), ("bf16", "full")]
 )
 def test_the_bytes_of_a_step_are_those_of_a_real_one(precision: str, checkpointing: str) -> None:
-    recipe = recipe_with(precision=precision, checkpointing=checkpointing)
+    recipe = recipe_with(precision=precision, activation_checkpointing=checkpointing)
     counted = count_step(recipe, rank_rows=6)
     method = prepare(recipe, rank_rows=6)
     initialize(method, seed=0)
@@ -46,7 +46,7 @@ def test_flops_are_three_times_forward_and_four_with_recomputation() -> None:
     plain = count_step(recipe, rank_rows=2)
     assert plain.forward_flops / 2 == pytest.approx(2 * 0.404e9, rel=0.02)
     assert plain.flops / plain.forward_flops == pytest.approx(3, abs=0.05)
-    again = make_recipe(Path("nowhere"), trunk=TRUNK, train={"steps": 1, "checkpointing": "full"})
+    again = make_recipe(Path("nowhere"), trunk=TRUNK, train={"steps": 1, "activation_checkpointing": "full"})
     again = count_step(again, rank_rows=2)
     assert again.flops / again.forward_flops == pytest.approx(4, abs=0.1)
 
@@ -122,7 +122,7 @@ def test_shards_hold_a_share_and_gather_every_block_for_each_crop_size_forward_a
     fairscale = planned(8, strategy="fairscale")
     assert fairscale.memory["whole gradients"] == 4e9  # they wait for the other crop size's pass
     assert fairscale.moved["NVLink: gradients"] == pytest.approx(4 * 1e9 * 7 / 8)
-    assert planned(8, strategy="fairscale", checkpointing="full").memory["whole gradients"] == 0
+    assert planned(8, strategy="fairscale", activation_checkpointing="full").memory["whole gradients"] == 0
 
 
 def test_a_teacher_is_gathered_for_its_forward_pass_and_has_no_gradient_or_momentum() -> None:

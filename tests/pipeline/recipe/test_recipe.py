@@ -77,7 +77,9 @@ def test_a_pretraining_recipe_names_its_aim_and_builds_the_published_trunk(name:
         trunk = build_trunk(recipe.trunk)
     millions = sum(parameter.numel() for parameter in trunk.parameters()) / 1e6
     assert millions == pytest.approx(MILLIONS[name], abs=0.006)
-    checkpoint_activations(trunk, recipe.train.checkpointing, reentrant=False)  # its stages have these blocks
+    checkpoint_activations(
+        trunk, recipe.train.activation_checkpointing, reentrant=False
+    )  # its stages have these blocks
 
 
 @pytest.mark.parametrize("name", [name for _, name in SHIPPED if name.startswith("seer_")])
@@ -149,7 +151,7 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
     with pytest.raises(UserError) as error:
         load(mine, "optim.learning_rate=1", "optim.lr=2")
     assert str(error.value).startswith(f"recipe {mine}: 'optim.learning_rate' is not a key of optim")
-    assert "Allowed: clip_norm, clip_trust, decay_bias_and_norm, final_lr, lr, lr_bias, mom" in str(
+    assert "Allowed: betas, clip_norm, clip_trust, exclude_bias_and_norm, final_lr, lr, lr_bias, mom" in str(
         error.value
     )
     with pytest.raises(
@@ -183,6 +185,19 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
         ("data=null", r"data: "),
         ("method.prototypes=-1", r"method\.prototypes: Input should be greater than 0"),
         ("method.name=moco", r"method: Input tag 'moco' .* 'swav', 'barlow_twins', 'byol', 'simsiam'"),
+        (
+            "train.checkpointing=full",
+            r"'train\.checkpointing' is now train\.activation_checkpointing$",
+        ),
+        (
+            "optim.decay_bias_and_norm=true",
+            r"'optim\.decay_bias_and_norm' is now optim\.exclude_bias_and_norm, with the opposite value$",
+        ),
+        (
+            "optim={name: adamw, lr: 1, momentum: 0.8}",
+            r"optim\.momentum goes with .*: adamw has optim\.betas",
+        ),
+        ("optim.betas=[0.8, 0.9]", r"optim\.betas goes with adamw: larc has optim\.momentum"),
         ("optim.clip_trust=true", r"optim\.clip_trust goes with optim\.name: lars"),
         ("train.epochs=3", r"train: give exactly one of train\.steps and train\.epochs"),
         ("trunk.name=regnet_y", r"trunk: `regnet` parameters go with name: regnet_y"),

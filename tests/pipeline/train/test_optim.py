@@ -46,7 +46,8 @@ class Method(nn.Module):
 
 
 def make_section(name: str, **changes: Any) -> Optim:
-    values = {"name": name, "lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY, "trust": TRUST}
+    values = {"name": name, "lr": LR, "weight_decay": DECAY, "trust": TRUST}
+    values |= {"betas": (MOMENTUM, 0.99)} if name == "adamw" else {"momentum": MOMENTUM}
     return Optim.model_validate(values | changes)
 
 
@@ -72,7 +73,7 @@ def lars_update(w: NDArray[Any], g: NDArray[Any], decay: float, adapt: bool) -> 
 @pytest.mark.parametrize("name", ["larc", "lars"])
 def test_equals_the_equation_in_numpy(name: str, decay_all: bool) -> None:
     method = Method()
-    optimizer = build_optimizer(method, make_section(name, decay_bias_and_norm=decay_all))
+    optimizer = build_optimizer(method, make_section(name, exclude_bias_and_norm=not decay_all))
     weights = {key: value.detach().numpy().copy() for key, value in method.named_parameters()}
     buffers = {key: np.zeros_like(value) for key, value in weights.items()}
     for step in range(STEPS):
@@ -96,7 +97,7 @@ def test_equals_the_equation_in_numpy(name: str, decay_all: bool) -> None:
 @pytest.mark.parametrize("lr", [0.0, 1e-3, 0.3])
 def test_clipped_lars_moves_no_layer_faster_than_the_rate_of_its_step(lr: float) -> None:
     method = Method()
-    optimizer = build_optimizer(method, make_section("lars", clip_trust=True, decay_bias_and_norm=True))
+    optimizer = build_optimizer(method, make_section("lars", clip_trust=True, exclude_bias_and_norm=False))
     set_learning_rate(optimizer, lr)
     weights = {key: value.detach().numpy().copy() for key, value in method.named_parameters()}
     gradients = method.set_gradients(0)
@@ -120,12 +121,14 @@ def test_biases_and_norms_may_have_a_rate_that_follows_the_schedule_in_proportio
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_biases_and_norms_are_decayed_only_on_request(name: str, kind: type) -> None:
     for decay_all in (False, True):
-        optimizer = build_optimizer(Method(), make_section(name, decay_bias_and_norm=decay_all))
+        optimizer = build_optimizer(Method(), make_section(name, exclude_bias_and_norm=not decay_all))
         assert isinstance(optimizer, kind)
         assert [group["weight_decay"] for group in optimizer.param_groups] == [
             DECAY,
             DECAY if decay_all else 0.0,
         ]
+        if isinstance(optimizer, torch.optim.AdamW):
+            assert optimizer.param_groups[0]["betas"] == (MOMENTUM, 0.99)
 
 
 @pytest.mark.parametrize("name", ["sgd", "larc", "lars", "adamw"])
