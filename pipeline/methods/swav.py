@@ -117,7 +117,7 @@ class SwAVMethod(Method):
 
         A step that the guard skipped is not followed by this call, so a broken batch never enters the queue.
         """
-        self.prototypes.normalize()
+        self.prototypes.normalise()
         waiting = self._waiting if self._waiting_step == step else []
         self._waiting = []
         for views in waiting:

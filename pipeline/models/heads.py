@@ -66,7 +66,7 @@ class MLP(nn.Module):
 class Prototypes(nn.Module):
     """Unit vectors that embeddings are scored against: (N, dim) to cosine scores (N, prototypes).
 
-    The rows of `weight` have length 1 after `normalize()`, which the method calls after every optimizer step.
+    The rows of `weight` have length 1 after `normalise()`, which the method calls after every optimizer step.
 
     Attributes:
         own_unit: see `pipeline.parallel.units.OwnUnit`: scores are computed in full precision, and rows put
@@ -78,7 +78,7 @@ class Prototypes(nn.Module):
     def __init__(self, dim: int, prototypes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(prototypes, dim))
-        self.normalize()
+        self.normalise()
 
     def forward(self, embeddings: Tensor, *, frozen: bool = False) -> Tensor:
         """Scores of unit embeddings.
@@ -95,6 +95,6 @@ class Prototypes(nn.Module):
         return F.normalize(normal, dim=1)
 
     @torch.no_grad()
-    def normalize(self) -> None:
+    def normalise(self) -> None:
         rows = own(self.weight)
         rows.copy_(F.normalize(rows, dim=1))

@@ -67,7 +67,8 @@ def checkpoint_activations(
         else:
             raise UserError(
                 f"train.activation_checkpointing {list(ends)} has runs of several blocks, and "
-                f"{type(trunk).__name__} calls its blocks one by one: use full, or let it declare an nn.Sequential that it calls"
+                f"{type(trunk).__name__} calls its blocks one by one: use full, or let it "
+                "declare an nn.Sequential that it calls"
             )
     _refuse_if_not_called(trunk, sequences)
 
@@ -145,8 +146,8 @@ def _refuse_if_not_called(trunk: nn.Module, sequences: Sequence[_Recomputed]) ->
         if not all(sequence.called for sequence in sequences):
             raise UserError(
                 f"train.activation_checkpointing had no effect: {type(trunk).__name__} declares an "
-                "nn.Sequential in blocks_by_stage and calls the blocks in it one by one; let it call the whole, or declare "
-                "a list"
+                "nn.Sequential in blocks_by_stage and calls the blocks in it one by one; let it call "
+                "the whole, or declare a list"
             )
 
     hook = trunk.register_forward_hook(look)

@@ -125,6 +125,7 @@ class CoupledBatchNorm(nn.Module):
         self.sharing = sharing
         self.everyone = everyone
         self.keep_statistics = False
+        self._normalise_over_ranks = _normalise_over_ranks
         self.train(source.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,19 +155,24 @@ class CoupledBatchNorm(nn.Module):
         # View-major: the pieces of group g are every count-th from the g-th on.
         pieces = torch.split(x, samples)
         groups = [self._group(torch.cat(pieces[number::count])) for number in range(count)]
-        normalized = [torch.split(y, samples) for y, _, _ in groups]
+        normalised = [torch.split(y, samples) for y, _, _ in groups]
         mean = torch.stack([mean for _, mean, _ in groups]).mean(0)
         variance = torch.stack([variance for _, _, variance in groups]).mean(0)
-        return torch.cat([piece for view in zip(*normalized, strict=True) for piece in view]), mean, variance
+        return torch.cat([piece for view in zip(*normalised, strict=True) for piece in view]), mean, variance
 
     def _group(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised rows of one group, with its mean and its unbiased variance."""
         if self.sharing is not None:
-            result = _normalize_over_ranks(x, self.weight, self.bias, self.eps, self.sharing)
-            return cast(tuple[Tensor, Tensor, Tensor], result)
+            return self._normalise_over_ranks(x, self.weight, self.bias, self.eps, self.sharing)
         # With a momentum of 1 the "running" statistics are this group's own.
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         return self._native(x, mean, variance, momentum=1.0), mean, variance
+
+    def stay_uncompiled(self) -> None:
+        """torch.compile does not follow collectives through an autograd function: it is to stop before, and
+        go on after.
+        """
+        self._normalise_over_ranks = torch.compiler.disable(_normalise_over_ranks)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
@@ -179,22 +185,20 @@ class CoupledBatchNorm(nn.Module):
         self.num_batches_tracked.add_(1)
 
 
-# torch.compile does not follow collectives through an autograd function: it stops before, and goes on after.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _normalize_over_ranks(
+def _normalise_over_ranks(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
     if weight is None or bias is None:
         wide = torch.promote_types(x.dtype, torch.float32)
         weight = torch.ones(x.shape[1], dtype=wide, device=x.device)
         bias = torch.zeros_like(weight)
-    result: tuple[Tensor, Tensor, Tensor] = _NormalizeOverRanks.apply(  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor, Tensor] = _NormaliseOverRanks.apply(  # type: ignore[no-untyped-call]
         x, weight, bias, eps, group
     )
     return result
 
 
-class _NormalizeOverRanks(torch.autograd.Function):
+class _NormaliseOverRanks(torch.autograd.Function):
     """Normalise by the statistics of all ranks' rows; every rank holds equally many.
 
     torch's fused kernels pass over the rows; between them the ranks exchange two numbers per channel.

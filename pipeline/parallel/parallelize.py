@@ -6,15 +6,13 @@ then the strategy, which gives every rank its tensors and draws their values.
 
 from __future__ import annotations
 
-import torch
-import torch._dynamo
 from torch import nn
 
 from cluster.rank.torch_dist import World
 from pipeline.methods.method import Method
 from pipeline.models.trunk import arrange_inputs, arrange_weights
 from pipeline.parallel.activation_checkpointing import checkpoint_activations
-from pipeline.parallel.batchnorm import convert_batchnorm
+from pipeline.parallel.batchnorm import CoupledBatchNorm, convert_batchnorm
 from pipeline.parallel.ddp import ReplicatedEngine
 from pipeline.parallel.engine import Engine
 from pipeline.parallel.fairscale import FairScaleEngine
@@ -68,6 +66,11 @@ def compile_blocks(trunk: nn.Module) -> None:
     Raises:
         UserError: if the trunk declares no blocks.
     """
+    import torch._dynamo  # a second and more, which only they spend who compile
+
     torch._dynamo.config.recompile_limit = _COMPILATIONS
+    for module in trunk.modules():
+        if isinstance(module, CoupledBatchNorm):
+            module.stay_uncompiled()
     for block in named_blocks(trunk, key="train.compile", off="false"):
         block.forward = torch.compile(block.forward, dynamic=False)

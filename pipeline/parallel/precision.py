@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 import torch
-import torch._dynamo
 
 from pipeline.recipe.pretrain import Train
 

@@ -15,6 +15,11 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _ranks_are_forks() -> None:
+    gloo_ranks.start_server()
+
+
 @pytest.fixture
 def run_on_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
     """run_on_ranks(world, function, *arguments) calls function(group, *arguments) on real gloo ranks."""

@@ -4,17 +4,24 @@ import multiprocessing
 import tempfile
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-# The server imports torch once; each rank is then a cheap fork of a process that has run nothing.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "hypothesis", "numpy", "pytest"])
+# What ranks import, once: each is then a cheap fork of a process that has run nothing.
+_IMPORTED = ["torch.distributed", "fairscale.nn", "hypothesis", "numpy", "pytest", "pipeline.train.loop"]
 
 TIMEOUT_SECONDS = 120
+
+
+def start_server() -> None:
+    """Start the process that ranks are forked from; before anything else starts it with fewer imports."""
+    _context.set_forkserver_preload(_IMPORTED)
+    forkserver.ensure_running()
 
 
 def run(world: int, function: Callable[..., Any], arguments: tuple[Any, ...], *, folder: Path) -> list[Any]:

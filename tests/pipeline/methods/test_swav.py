@@ -134,7 +134,7 @@ def test_frozen_prototypes_stay_and_have_no_momentum_when_they_thaw() -> None:
     recipe = make_recipe(freeze_prototypes_steps=2)
     method = build_method(recipe, total_steps=STEPS, group=None).double()
     optimizer = build_optimizer(method, recipe.optim)
-    method.prototypes.normalize()  # they were of length 1 in float32
+    method.prototypes.normalise()  # they were of length 1 in float32
     start = method.prototypes.weight.detach().clone()
     trunk_start = next(method.trunk.parameters()).detach().clone()
     for step in range(3):
@@ -173,7 +173,7 @@ def test_accumulated_batches_all_enter_the_queue_newest_first() -> None:
 
 def test_evaluation_leaves_no_trace() -> None:
     method = build_method(make_recipe(), total_steps=STEPS, group=None).double().eval()
-    method.prototypes.normalize()
+    method.prototypes.normalise()
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     with torch.no_grad():
         method(make_inputs(0), 0)

@@ -32,12 +32,12 @@ def test_no_hidden_layer_is_one_linear_map() -> None:
     assert [type(layer) for layer in head.layers] == [nn.Linear]
 
 
-def test_prototypes_are_unit_vectors_from_the_start_and_again_after_normalize() -> None:
+def test_prototypes_are_unit_vectors_from_the_start_and_again_after_normalise() -> None:
     prototypes = Prototypes(8, 20)
     torch.testing.assert_close(prototypes.weight.norm(dim=1), torch.ones(20))
     with torch.no_grad():
         prototypes.weight.mul_(3)
-    prototypes.normalize()
+    prototypes.normalise()
     torch.testing.assert_close(prototypes.weight.norm(dim=1), torch.ones(20))
 
 
