@@ -101,7 +101,7 @@ def counts_json(counts: Counts) -> dict[str, Any]:
 
 
 def counts_from_json(values: Mapping[str, Any]) -> Counts:
-    """The counts that `counts_json` wrote, perhaps of a later version: what this one does not know is left."""
+    """The counts that `counts_json` wrote; what a later version counts besides is left out."""
     known = {field.name for field in fields(Counts)} & values.keys()
     plain: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in values.items()}
     return Counts(**{name: plain[name] for name in known})
