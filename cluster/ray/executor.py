@@ -36,7 +36,7 @@ from cluster.ray.connect import (
 from cluster.ray.gang import bundle_of, cpus_per_rank
 from cluster.ray.in_allocation import AllocationRay, demand_a_token
 from cluster.ray.map import map_items
-from cluster.ray.rank_worker import share
+from cluster.ray.rank_worker import share_lock
 from cluster.ray.status import actor_name, find_supervisor, status_on_joined
 from cluster.ray.supervisor import Supervisor
 from cluster.run.folder import RunFolder
@@ -88,8 +88,8 @@ class RayExecutor:
         name = actor_name(run.path)
         write_submission(run, self._address or os.environ.get("RAY_ADDRESS"))
         run.write_status(replace(pending, id=name))
-        share(lock)
-        with contextlib.closing(lock):  # until the supervisor has its own share
+        lock.close()
+        with contextlib.closing(share_lock(run)):  # until the supervisor has its own share
             handle = RayHandle(run, name, stream=self._stream)
             _start_supervisor(run, name, self._runtime_env(job.function, run.path))
         return handle

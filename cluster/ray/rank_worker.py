@@ -113,22 +113,13 @@ def share_lock(run: RunFolder) -> IO[str]:
     """
     file = (run.path / "lock").open("a+")  # "+": over NFS only a file that can be read can be shared
     try:
-        share(file)
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise AlreadyRunning(
             f"the run in {run.path} is going on already; `submit cancel {run.path}` ends it"
         ) from None
     return file
-
-
-def share(lock: IO[str]) -> None:
-    """Let others share in a lock that this process holds.
-
-    Raises:
-        BlockingIOError: if somebody else has taken it alone.
-    """
-    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def last_sharer(lock: IO[str], *, patience: float) -> bool:

@@ -22,6 +22,7 @@ from cluster.atomic_file import write_atomically
 from cluster.output_trouble import writing
 from cluster.rank.preempt import STOP_SIGNALS, Preempted
 from cluster.run.folder import RunFolder
+from cluster.typed_json import read_record
 from ingest.crawl.crawl import seal_plan
 from ingest.crawl.make_units import crawl_units
 from ingest.dataset.commit import read_commits
@@ -100,17 +101,17 @@ def counts_json(counts: Counts) -> dict[str, Any]:
 
 
 def counts_from_json(values: Mapping[str, Any]) -> Counts:
-    """The counts that `counts_json` wrote."""
+    """The counts that `counts_json` wrote; what a later version counts besides is left out."""
+    known = {field.name for field in fields(Counts)} & values.keys()
     plain: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in values.items()}
-    return Counts(**plain)
+    return Counts(**{name: plain[name] for name in known})
 
 
 def read_report(folder: Path, rank: int) -> Counts:
     """How far a rank says that it is; nothing, if it has not begun."""
-    try:
-        return counts_from_json(json.loads(_report_file(folder, rank).read_text()))
-    except FileNotFoundError:
-        return Counts()
+    path = _report_file(folder, rank)
+    remedy = "remove it: the crawler writes it anew"
+    return counts_from_json(read_record(dict[str, Any], path, remedy=remedy)) if path.exists() else Counts()
 
 
 def sum_into(total: Counts, parts: Sequence[Counts]) -> None:

@@ -16,7 +16,7 @@ from cluster.preflight.exclusions import exclude, excluded_nodes, exclusions, re
 from cluster.preflight.measure import faults_in, link_rounds, unseen_probes, write_probe
 from cluster.preflight.report import CHECKS, Devices, Disk, Report
 from cluster.preflight.verdict import Verdict, fitness_table, judge, to_json
-from cluster.site import Thresholds
+from cluster.site import Thresholds, load_site
 
 
 def well(rank: int, **changes: Any) -> Report:
@@ -229,3 +229,22 @@ def test_too_many_failures_exclude_nobody(tmp_path: Path, failed: int, of: int, 
     with pytest.raises(UserError, match="too many to exclude: something common"):
         exclude(tmp_path, verdicts)
     assert excluded_nodes(tmp_path) == []
+
+
+def test_a_damaged_list_of_exclusions_is_told_with_a_remedy_that_works(tmp_path: Path) -> None:
+    assert exclude(tmp_path, [bad("node3", "slow"), *good(7)]) == ["node3"]
+    path = tmp_path / "excluded-nodes.json"
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(UserError, match=r"excluded-nodes\.json is damaged: .*; remove it"):
+        exclusions(tmp_path)
+    path.unlink()
+    assert exclusions(tmp_path) == []
+
+
+def test_what_counts_as_fit_is_a_part_of_the_site(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("preflight: {run_gib: 500, matmul: 0.5}\n")
+    limits = load_site(str(tmp_path / "site.yaml")).preflight
+    assert (limits.run_gib, limits.matmul, limits.link) == (500, 0.5, 0.6)
+    (tmp_path / "site.yaml").write_text("preflight: {matmul: 80}\n")
+    with pytest.raises(UserError, match=r"preflight\.matmul: .*less than or equal to 1"):
+        load_site(str(tmp_path / "site.yaml"))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cluster.errors import AlreadyRunning
+from cluster.errors import AlreadyRunning, Refused, UserError
 from cluster.job import Job, Resources, State
 from cluster.run.folder import RunFolder
 from cluster.run.status import Status
@@ -25,7 +26,11 @@ SCONTROL = """#!/bin/sh
 echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1
 """
 SBATCH = """#!/bin/sh
-[ "$1" = --test-only ] && exit 0
+if [ "$1" = --test-only ]; then
+  cat > "$ANSWERS/tested"; [ -f "$ANSWERS/impossible" ] || exit 0
+  cat "$ANSWERS/impossible" >&2; exit 1
+fi
+[ -f "$ANSWERS/refusal" ] && { cat "$ANSWERS/refusal" >&2; exit 1; }
 echo 8
 """
 
@@ -105,3 +110,24 @@ def test_a_slow_look_does_not_end_what_was_submitted_since(
     monkeypatch.setattr(slurm_status, "find_state", find_state)
     current_status(run)
     assert run.read_status() == again
+
+
+def test_a_job_that_slurm_refuses_leaves_the_run_as_it_was(run: RunFolder, tmp_path: Path) -> None:
+    ended = replace(run.read_status(), state=State.TIMEOUT, id="6", attempt=3)
+    run.write_status(ended)
+    (tmp_path / "refusal").write_text("sbatch: error: Batch job submission failed: Job violates accounting\n")
+    with pytest.raises(Refused, match="SLURM refused t: Batch job submission failed: Job violates"):
+        submit(job(run), SlurmExecutor(Site()))
+    assert run.read_status() == ended
+    (tmp_path / "refusal").unlink()
+    submit(job(run), SlurmExecutor(Site()))
+    assert (run.read_status().state, run.read_status().attempt) == (State.PENDING, 3)
+
+
+def test_what_slurm_could_never_run_is_told_with_what_was_asked_for(run: RunFolder, tmp_path: Path) -> None:
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in run.path.iterdir())
+    (tmp_path / "impossible").write_text("sbatch: error: Requested node configuration is not available\n")
+    with pytest.raises(UserError, match=r"not available; see `sinfo` .*asked for was .*--nodes=1"):
+        submit(job(run), SlurmExecutor(Site()))
+    assert "#SBATCH --nodes=1" in (tmp_path / "tested").read_text()
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in run.path.iterdir()) == before

@@ -133,3 +133,18 @@ def test_the_next_firing_is_strictly_later() -> None:
     schedule = Schedule(name="n", every="0 2 * * *", command=(), directory="", fired_by="sbatch")
     assert schedule.next(datetime(2026, 1, 31, 2, 0)) == datetime(2026, 2, 1, 2, 0)
     assert schedule.next(datetime(2026, 1, 31, 1, 59)) == datetime(2026, 1, 31, 2, 0)
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"name": "nightly"}'])
+def test_a_damaged_schedule_hides_no_other_and_can_be_removed(
+    table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    for name in ("nightly", "other"):
+        install(tmp_path / "s", name, "0 2 * * *", ["true"], Site())
+    (tmp_path / "s" / "nightly.json").write_text(damage)
+    assert [schedule.name for schedule in installed(tmp_path / "s")] == ["other"]
+    assert "nightly.json is damaged" in caplog.text
+    assert "`submit schedule remove nightly`" in caplog.text
+    remove(tmp_path / "s", "nightly")
+    assert "nightly" not in table.read_text()
+    assert "other" in table.read_text()
