@@ -1,7 +1,6 @@
 """`ingest urls`: web archives become a list of image links."""
 
 import json
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cluster.host import CORES
 from cluster.wording import duration, several, visible
+from ingest.commands.options import Json, Workers
 from ingest.links.link_list import LinkCounts, list_links
 from ingest.progress.meter import Meter
 
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _LISTED = 20
 
 
@@ -28,10 +28,8 @@ def urls(
     ignore_opt_outs: Annotated[
         bool, typer.Option("--ignore-opt-outs", help="Also list what noai or noimageindex asks to leave out.")
     ] = False,
-    workers: Annotated[
-        int, typer.Option(min=1, help="How many at a time; never changes the result.")
-    ] = _CORES,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+    workers: Workers = CORES,
+    as_json: Json = False,
 ) -> None:
     """List the images that web pages show: url, alt, page_url, page_host; every address once."""
     started = time.monotonic()
