@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cluster.wording import in_bytes, several, visible
+from ingest.commands.options import Json
 from ingest.dataset.gc import find_garbage
 
 
@@ -16,7 +17,7 @@ def gc(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be deleted; delete nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Delete files of committed units that no commit names. Safe while a crawl is running."""
     store, garbage = find_garbage(dataset)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cluster.host import CORES
 from cluster.wording import duration, several, visible
+from ingest.commands.options import Json, Workers
 from ingest.links.link_list import LinkCounts, list_links
 from ingest.progress.meter import Meter
 
@@ -27,10 +28,8 @@ def urls(
     ignore_opt_outs: Annotated[
         bool, typer.Option("--ignore-opt-outs", help="Also list what noai or noimageindex asks to leave out.")
     ] = False,
-    workers: Annotated[
-        int, typer.Option(min=1, help="How many at a time; never changes the result.")
-    ] = CORES,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+    workers: Workers = CORES,
+    as_json: Json = False,
 ) -> None:
     """List the images that web pages show: url, alt, page_url, page_host; every address once."""
     started = time.monotonic()

@@ -201,7 +201,8 @@ def sealed_head(path: str | Path, root: str) -> SealedHead:
         data = store.read(name)
     except FileNotFoundError:
         raise UserError(
-            f"{path} has no sealed root {root[:12]}: see {store.where('sealed')} for those it has"
+            f"{path} has no sealed root {root[:12]}: see {store.where('sealed')} for those it has; running "
+            "the crawl again makes the newest anew"
         ) from None
     mend = "remove it and run the crawl again, which makes it from the commits"
     return SealedHead.read(data, where=store.where(name), mend=mend)

@@ -5,7 +5,7 @@ view keeps), bitmap (one bit per slot, the first slot in the lowest bit of the f
 names the root it was made for. Runs pin views by name, so a published view is never replaced.
 
 `views/{name}.duplicates.parquet` stands beside a view that dedup made, for people: which sample was dropped
-for which. `ingest.dedup.dedup` has its columns.
+for which. `ingest.dataset.schema` has its columns.
 """
 
 import hashlib

@@ -110,18 +110,14 @@ def dedup(
         raise UserError(f"--scratch {scratch} is not a folder: name one that exists")
     own = open_dataset(dataset, view=within)
     refuse_taken_name(dataset, name, root=own.root)
-    others = [open_dataset(path) for path in against]
-    for path, other in zip(against, others, strict=True):
-        if other.root == own.root:
-            raise UserError(f"{path} is the dataset itself: comparing it against itself would leave nothing")
-    evaluations = tuple((absolute(other.store), other.root) for other in others)
+    others = _evaluations(own, against)
     scratch = None if scratch is None else scratch.resolve()
     # A task that was given up may still write there; what could not be removed must not cost the result.
     with tempfile.TemporaryDirectory(
         prefix="ingest-dedup-", dir=scratch, ignore_cleanup_errors=True
     ) as folder:
         sources = Sources(
-            evaluations=evaluations,
+            evaluations=tuple((absolute(other.store), other.root) for other in others),
             path=absolute(own.store),
             root=own.root,
             within=within,
@@ -130,18 +126,20 @@ def dedup(
             partitions=max(1, -(-sum(map(len, [own, *others])) // ROWS_PER_PARTITION)),
         )
         tasks = scatter_tasks(sources)
-        orders = [task.to_json() for task in tasks]
-        counts = _told(map_tasks(scatter, orders), "reading hashes", len(tasks), progress)
+        counts = _told(
+            map_tasks(scatter, [task.to_json() for task in tasks]), "reading hashes", len(tasks), progress
+        )
         searches = partition_tasks(sources, len(tasks))
-        orders = [task.to_json() for task in searches]
-        found = _told(map_tasks(search, orders), "comparing", len(searches), progress)
+        found = _told(
+            map_tasks(search, [task.to_json() for task in searches]), "comparing", len(searches), progress
+        )
         drops = collect(searches)
     keys = drops["id"] - np.uint64(sources.first_own)
     write_view(dataset, name, root=own.root, keeps=_keeps(own, keys))
     write_duplicates(dataset, name, _duplicates_table(sources, drops))
-    pairs = [sum(column) for column in zip(*found, strict=True)]
-    own_counts = [row for task, row in zip(tasks, counts, strict=True) if task.dataset == len(evaluations)]
+    own_counts = [row for task, row in zip(tasks, counts, strict=True) if task.dataset == len(others)]
     unhashed, flat = (sum(row[column] for row in own_counts) for column in (0, 1))
+    compared, buckets, members, not_compared = (sum(column) for column in zip(*found, strict=True))
     return DedupReport(
         root=own.root,
         view=name,
@@ -154,9 +152,18 @@ def dedup(
         unhashed=unhashed,
         flat=flat,
         evaluation_unhashed=sum(map(sum, counts)) - unhashed - flat,
-        compared=pairs[0],
-        hot=Hot(buckets=pairs[1], members=pairs[2], not_compared=pairs[3]),
+        compared=compared,
+        hot=Hot(buckets=buckets, members=members, not_compared=not_compared),
     )
+
+
+def _evaluations(own: Dataset, against: Sequence[str]) -> list[Dataset]:
+    """What the dataset is compared against."""
+    others = [open_dataset(path) for path in against]
+    for path, other in zip(against, others, strict=True):
+        if other.root == own.root:
+            raise UserError(f"{path} is the dataset itself: comparing it against itself would leave nothing")
+    return others
 
 
 def _keeps(own: Dataset, dropped: NDArray[np.uint64]) -> PackedKeeps:

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, a plain line every ten seconds in a log."""
+"""What a meter and a file of metrics are told of a crawl."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A bar on a terminal, lines in a log."""
+"""How far a long command is: a bar on a terminal, a plain line every ten seconds in a log."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -126,6 +126,17 @@ def test_a_list_of_units_that_is_lost_or_damaged_can_be_made_again(whole, datase
     assert path.read_bytes() == data
 
 
+def test_a_head_that_is_gone_is_made_again(whole, dataset):
+    (path,) = dataset.glob("sealed/*.json")
+    data = path.read_bytes()
+    path.unlink()
+    result = CliRunner().invoke(cli.app, ["stats", "out"])
+    assert result.exit_code == 2
+    assert "running the crawl again makes the newest anew" in result.stderr
+    assert CliRunner().invoke(cli.app, arguments("crawl-shards", whole)).exit_code == 0
+    assert path.read_bytes() == data
+
+
 def test_keys_of_later_versions_change_nothing(whole, dataset):
     before = {}
     for path in [*dataset.rglob("plan.json"), *(dataset / "sealed").glob("*.json"), dataset / "DATASET.json"]:

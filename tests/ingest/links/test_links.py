@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ingest.links.html_tags import attributes, decode_page, tags
 from ingest.links.page import LONGEST_PAGE, Link, largest_candidate, page_links
 from ingest.web.opt_outs import page_opts_out
-from ingest.web.url import LONGEST_URL, canonical, host_of, resolve
+from ingest.web.url import resolve
 
 PAGE = "http://host.example/dir/page?q"
 
@@ -138,58 +138,6 @@ def test_opt_outs(directives, out):
     assert page_opts_out(directives) is out
     html = f"<meta NAME=Robots content='{directives}'><img src=a>"
     assert page_links(html.encode(), PAGE).opted_out is out
-
-
-@pytest.mark.parametrize(
-    ("reference", "url"),
-    [
-        ("HTTP://Host.EXAMPLE:080/%7ea/./b/%2e%2E/%c3%bc?Q=%7e#f", "http://host.example/~a/%C3%BC?Q=~"),
-        ("https:\\\\host.example\\a?b\\c", "https://host.example/a?b\\c"),
-        ("//höst.example:443", "http://xn--hst-sna.example:443/"),
-        ("/a b\t\nü?d e", "http://host.example/a%20b%C3%BC?d%20e"),
-        ("../../../x/..", "http://host.example/"),
-        ("?r", "http://host.example/dir/page?r"),
-        ("http://[0:0::1]:8080/x", "http://[::1]:8080/x"),
-        ("http://under_score.example./100%", "http://under_score.example./100%"),
-        ("http://☃.example/", "http://xn--n3h.example/"),
-        ("http://%\udcff/", None),
-        ("http://me:secret@host.example/", None),
-        ("http://host.example:99999/", None),
-        ("http://ho st.example/", None),
-        ("http:a.jpg", "http://host.example/dir/a.jpg"),
-        ("http:/a.jpg", "http://host.example/a.jpg"),
-        ("https:/other.example/a", "https://other.example/a"),
-        ("http:", None),
-        ("http://host.example:1000080/", None),
-        ("/%%32e%%32e/%4%31", "http://host.example/%%32e%%32e/%4%31"),
-        ("http:///", None),
-        ("http://[fe80::1%25eth0]/", None),
-        ("http://" + "a" * 64 + ".example/", None),
-        ("ftp://host.example/a", None),
-        ("#top", None),
-        ("/" + "a" * LONGEST_URL, None),
-    ],
-)
-def test_addresses_have_one_spelling(reference, url):
-    answer = resolve(reference, PAGE)
-    assert (answer and canonical(answer)) == url
-
-
-URLISH = st.text(st.sampled_from("aZ09%2eE7.:/\\?#@[]-_~ü ߀\t\n\0&;=x") | st.characters(), max_size=40)
-
-
-@settings(max_examples=400, deadline=None)
-@given(URLISH, st.sampled_from(["", "http://", "https:", "//a.example", "http://[", "http://a:"]))
-def test_canonical_is_idempotent_and_plain(text, start):
-    url = resolve(start + text, PAGE)
-    if url is None:
-        return
-    assert url.isascii() and url.isprintable() and " " not in url and "#" not in url
-    assert resolve(url) == url
-    assert host_of(url)
-    once = canonical(url)
-    assert once is not None
-    assert canonical(once) == once
 
 
 SOUP = st.lists(

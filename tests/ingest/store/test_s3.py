@@ -185,7 +185,7 @@ def test_a_store_without_conditional_writes_is_refused(folder, crawl, bucket, be
 
 
 def test_trouble_that_stays_is_one_sentence(folder, crawl, bucket, behind, monkeypatch):
-    monkeypatch.setattr(s3_requests, "ATTEMPTS", 3)
+    monkeypatch.setattr(s3_requests, "MOST_TRIES", 3)
     proxy = behind(lambda method, path: "503" if "commits/" in path and method == "PUT" else None)
     with pytest.raises(
         UserError,
@@ -246,4 +246,4 @@ def test_losers_of_a_unit_leave_the_winners_result(folder, bucket, crawl):
     record = read_commit(store, 1)
     assert commit(store, record.model_copy(update={"kept": 1})) == record
     assert read_commit(store, 1) == record
-    assert Path(record["shard"]["name"]).name.startswith("00000001-")
+    assert Path(record.shard.name).name.startswith("00000001-")

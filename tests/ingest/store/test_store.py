@@ -236,7 +236,7 @@ def test_s3_that_keeps_other_bytes_is_found_out(bucket, monkeypatch):
         return s3._checksum(b"x" * size)
 
     monkeypatch.setattr(s3.S3Store, "upload", torn)
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3, "MOST_TRIES", 2)
     with pytest.raises(OSError, match="does not read back as it was uploaded"):
         publish(store, "shards/0/x-1.tar", b"x" * 50)
 

@@ -1,4 +1,4 @@
-"""Which URLs and addresses may be asked."""
+"""Which addresses may be asked."""
 
 import ipaddress
 
@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 
 from cluster.errors import UserError
 from ingest.web.addresses import AddressPolicy
-from ingest.web.problems import UnfetchableError
-from ingest.web.url import http_url
 
 PUBLIC = AddressPolicy()
 INSIDE = [
@@ -89,61 +87,3 @@ def test_D4_no_ipv4_address_is_permitted_that_python_calls_private(number):
     address = ipaddress.IPv4Address(number)
     if not address.is_global or address.is_multicast:
         assert not any(map(PUBLIC.permits, [str(address), *forms(str(address))]))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "http://2130706433/", "http://0x7f000001/", "http://0x7f.1/", "http://127.1/", "http://0177.0.0.1/",
-        "http://127.0.0.1.5/", "http://1.2.3/", "http://%31%32%37.0.0.1/", "http://a%00b/", "http:///x", "http://",
-        "http://a..b/", "http://host:99999/", "http://host:x/", "http://a b/", "http://[::1/", "http://[::1%25lo]/",
-        "http://127.0.0.1\\@example.org/", "http://\udcff/", "http://a/\udcff", "http:example.org", "http://-a/",
-        "http://a[::1]/", "http://%\udcff/", "http://a/" + "x" * 9000, "http://" + "a." * 200 + "b/",
-    ],
-)  # fmt: skip
-def test_D4_odd_spellings_are_no_urls(text):
-    with pytest.raises(UnfetchableError, match="bad_url"):
-        http_url(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["file:///etc/passwd", "ftp://a/", "//a/b", "a/b", "", "data:,x", "gopher://a", "javascript:1"]
-)
-def test_S1_only_http_and_https_are_asked(text):
-    with pytest.raises(UnfetchableError, match="not_http_url"):
-        http_url(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "url"),
-    [
-        ("HTTP://EXAMPLE.org:80/a/../b?c=d#e", "http://example.org/b?c=d"),
-        ("https://example.org.", "https://example.org/"),
-        ("http://user:pw@example.org:8080/x", "http://example.org:8080/x"),
-        ("http://bücher.de/ü x?q=ü&r=a%2Fb", "http://xn--bcher-kva.de/%C3%BC%20x?q=%C3%BC&r=a%2Fb"),
-        ("http://user%40x:p%2fw@example.org/", "http://example.org/"),
-        ("http://a_b.bücher.de/", "http://a_b.xn--bcher-kva.de/"),
-        ("http://☃.net/", "http://xn--n3h.net/"),
-        ("http://a_b.example.org/%7Efoo%2f+", "http://a_b.example.org/%7Efoo%2f+"),
-        ("http://1.2.3.4./", "http://1.2.3.4/"),
-        ("http://[2606:4700::1111]:81/", "http://[2606:4700::1111]:81/"),
-        ("http://１.2.3.4/", "http://1.2.3.4/"),
-        ("http://a/b/%2E%2e/c/.", "http://a/c/"),
-        ("http://a/x?sig=a%2Bb+c==&t={1}|2", "http://a/x?sig=a%2Bb+c==&t={1}|2"),
-    ],
-)
-def test_a_url_is_asked_as_it_is_written(text, url):
-    assert str(http_url(text)) == url
-
-
-@given(st.text(max_size=60), st.sampled_from(["http://", "https://a/", "http://a:80/?", ""]))
-def test_D4_any_text_is_a_url_or_a_problem_and_normalising_twice_changes_nothing(text, start):
-    try:
-        url = http_url(start + text)
-    except UnfetchableError as error:
-        assert error.problem.reason in ("bad_url", "not_http_url")
-        return
-    assert http_url(str(url)) == url
-    assert (
-        url.scheme in ("http", "https") and url.raw_host and url.user is None and url.raw_path.startswith("/")
-    )
