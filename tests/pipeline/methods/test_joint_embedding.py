@@ -23,6 +23,7 @@ from cluster.errors import UserError
 from pipeline.distributed.collectives import rank_in, world_size
 from pipeline.methods import barlow_twins
 from pipeline.methods.barlow_twins import BarlowTwinsMethod, barlow_twins_loss
+from pipeline.methods.build import assemble_method
 from pipeline.methods.byol import BYOLMethod, byol_loss, teacher_momentum
 from pipeline.methods.method import Method
 from pipeline.methods.simsiam import SimSiamMethod, simsiam_loss
@@ -332,10 +333,14 @@ def test_barlow_twins_projector_has_no_bias_and_its_vectors_have_a_rate_of_their
 
 
 @pytest.mark.parametrize("section", [BARLOW, BYOL, SIMSIAM])
-def test_more_than_two_views_are_refused_with_the_way_out(section: dict[str, Any]) -> None:
-    recipe = make_recipe(Path("unused"), method=section)  # two large crops and a small one
-    with pytest.raises(UserError, match="gives 3: give one group with count: 2, or two with count: 1"):
-        build_method(recipe, total_steps=STEPS, group=None)
+def test_other_than_two_views_are_refused_with_the_way_out(section: dict[str, Any]) -> None:
+    one, two = {"count": 1, "size": 8, "scale": [0.1, 0.3]}, {"count": 2, "size": 16, "scale": [0.3, 1.0]}
+    for crops, count in (([one], 1), ([two, one], 3)):
+        recipe = make_recipe(Path("unused"), method=section, data__crops=crops)
+        with pytest.raises(
+            UserError, match=f"gives {count}: give one group with count: 2, or two with count: 1"
+        ):
+            assemble_method(recipe, total_steps=STEPS, group=None)
 
 
 @pytest.mark.parametrize("section", [BARLOW, BYOL, SIMSIAM])

@@ -133,3 +133,9 @@ def test_a_sample_is_drawn_by_the_seed_and_within_the_runs_view(run, recipe, dat
     viewed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"view": "one"})})
     found, _ = shown(recipe=viewed)
     assert (found.sample, found.images, found.commonest.share) == (24, 24, 1.0)
+
+
+def test_a_method_without_prototypes_has_no_gallery(data, tmp_path):
+    method = {"name": "simsiam", "projector": [8], "predictor": 4}
+    recipe = make_recipe(data, method=method, data__crops=[{"count": 2, "size": 16, "scale": [0.3, 1.0]}])
+    assert gallery_of(tmp_path, recipe) is None  # nothing is read of the run
