@@ -25,7 +25,7 @@ from pipeline.commands.options import (
     ExecutorOption,
     Follow,
     Overrides,
-    Run,
+    RunName,
     Runs,
     Wait,
 )
@@ -93,7 +93,7 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
 
 
 def resume(
-    run: Run,
+    run: RunName,
     folder: Runs = Path("runs"),
     cluster: Annotated[
         str | None, typer.Option("--cluster", help="Another site file than the one it was submitted with.")

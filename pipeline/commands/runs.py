@@ -22,7 +22,7 @@ from cluster.job import State
 from cluster.run.folder import RunFolder, list_runs
 from cluster.run.restarts import newest_checkpoint, read_restarts
 from cluster.run.status import explain
-from pipeline.commands.options import Json, Run, Runs
+from pipeline.commands.options import Json, RunName, Runs
 
 CANCEL_PATIENCE = 60.0  # seconds
 WIDE = 200  # characters
@@ -138,7 +138,7 @@ def find_run(run: str, folder: Path) -> RunFolder:
 
 
 def logs(
-    run: Run,
+    run: RunName,
     rank: Annotated[int, typer.Option("--rank", min=0, help="Whose log.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
     folder: Runs = Path("runs"),
@@ -156,7 +156,7 @@ def logs(
         typer.echo(found.log(rank).read_text(errors="replace"), nl=False)
 
 
-def cancel(run: Run, folder: Runs = Path("runs")) -> None:
+def cancel(run: RunName, folder: Runs = Path("runs")) -> None:
     """End a run; it saves a checkpoint first."""
     found = find_run(run, folder)
     cancel_run(found)
