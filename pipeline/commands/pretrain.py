@@ -19,16 +19,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.status import explain
 from cluster.site import Site, load_site, read_site
 from cluster.typed_yaml import load_recipe
-from pipeline.commands.options import (
-    Cluster,
-    DryRun,
-    ExecutorOption,
-    Follow,
-    Overrides,
-    RunName,
-    Runs,
-    Wait,
-)
+from pipeline.commands.options import Cluster, DryRun, ExecutorOption, Follow, Overrides, RunName, Runs, Wait
 from pipeline.commands.progress_line import ProgressLine
 from pipeline.commands.runs import find_run
 from pipeline.recipe.pretrain import PretrainRecipe

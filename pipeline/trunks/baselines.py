@@ -9,12 +9,7 @@ from torch import nn
 
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset
-from pipeline.data.evaluation import (
-    Preprocessing,
-    evenly_spaced,
-    image_batches,
-    normalise,
-)
+from pipeline.data.evaluation import Preprocessing, evenly_spaced, image_batches, normalise
 from pipeline.models.trunk import build_trunk
 from pipeline.parallel.initialize import initialize
 from pipeline.recipe.trunk import Trunk

@@ -1,4 +1,9 @@
-"""A trunk as files: `trunk.safetensors`, its description, its card; and reading them again."""
+"""A trunk as files for other people, and reading them again. Nothing is pickled (S1).
+
+A folder holds `trunk.safetensors` (parameters and buffers), `trunk.json` (architecture, preprocessing,
+provenance) and `README.md`, a model card. The baselines of an evaluation, a random trunk and raw pixels, are
+such folders too, so that one code path serves them all.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +22,7 @@ from torch import Tensor, nn
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.typed_yaml import Section
-from pipeline.data.evaluation import (
-    Preprocessing,
-    fit_image,
-    normalise,
-)
+from pipeline.data.evaluation import Preprocessing, fit_image, normalise
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe.trunk import Trunk
 
