@@ -66,7 +66,7 @@ def _table(runs: Sequence[ComparedRun]) -> Table:
         numbers = [run.last.get(key) for key, _ in COLUMNS]
         table.add_row(
             run.name,
-            ", ".join(run.differences()),
+            ", ".join(run.differs_in()),
             str(run.last["step"]),
             *("" if number is None else f"{number:.4g}" for number in numbers),
             ", ".join(f"{sign.name} {sign.value:.2g} at step {sign.step}" for sign in run.collapse),

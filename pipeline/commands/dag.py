@@ -6,14 +6,14 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cluster.job import ExecutorName
 from cluster.local import LocalExecutor
 from cluster.site import Site, load_site
-from pipeline.commands.options import Cluster, Overrides, Wait
+from pipeline.commands.options import Cluster, Overrides, StagesExecutor, Wait
 from pipeline.commands.progress_line import ProgressLine
 
 if TYPE_CHECKING:  # they import torch, and `submit --help` does not
@@ -24,9 +24,7 @@ if TYPE_CHECKING:  # they import torch, and `submit --help` does not
 def dag(  # noqa: PLR0917 -- typer passes by name
     name: Annotated[str, typer.Argument(help="A .yaml file, or the name of a shipped graph.")],
     overrides: Overrides = None,
-    executor: Annotated[
-        Literal["local", "slurm", "ray"], typer.Option("--executor", help="What runs the stages.")
-    ] = "local",
+    executor: StagesExecutor = "local",
     cluster: Cluster = "default",
     plan: Annotated[bool, typer.Option("--plan", help="Show how far the stages are, and stop.")] = False,
     wait: Wait = False,
@@ -39,7 +37,7 @@ def dag(  # noqa: PLR0917 -- typer passes by name
     recipe = load_dag(name, overrides or [])
     stages = build_graph(recipe, KINDS)
     if plan:
-        _show_plan(stages, Path(recipe.folder) / "plan.svg")
+        _show_progress(stages, Path(recipe.folder) / "plan.svg")
     elif not run_on(executor, recipe, stages, load_site(cluster), wait=wait):
         typer.echo(f"`submit dag {name} --plan`, with the same overrides, shows how far they are")
 
@@ -85,10 +83,10 @@ def run_on(
     return True
 
 
-def _show_plan(stages: Sequence[Stage], picture: Path) -> None:
-    from pipeline.dag.drawing import draw_plan
-    from pipeline.dag.progress import plan, plan_text
+def _show_progress(stages: Sequence[Stage], picture: Path) -> None:
+    from pipeline.dag.drawing import draw_progress
+    from pipeline.dag.progress import look_at_stages, progress_text
 
-    rows = plan(stages)
-    draw_plan(rows, picture)
-    typer.echo(f"{plan_text(rows)}\nas a picture: {picture}")
+    rows = look_at_stages(stages)
+    draw_progress(rows, picture)
+    typer.echo(f"{progress_text(rows)}\nas a picture: {picture}")

@@ -5,25 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from cluster.errors import UserError
 from cluster.site import load_site
 from pipeline.commands.dag import run_on
-from pipeline.commands.options import Cluster, Json, Overrides, Run, Runs
+from pipeline.commands.options import Cluster, Json, Overrides, RunName, Runs, StagesExecutor
 
-Engine = Annotated[Literal["local", "slurm", "ray"], typer.Option("--executor", help="What runs the stages.")]
 Graph = Annotated[str, typer.Option("--dag", help="The graph; its stage `checkpoint` is filled in.")]
 
 
 def evaluate(  # noqa: PLR0917 -- typer passes by name
-    run: Run,
+    run: RunName,
     overrides: Overrides = None,
     dag: Graph = "evals",
     folder: Runs = Path("runs"),
-    executor: Engine = "local",
+    executor: StagesExecutor = "local",
     cluster: Cluster = "default",
 ) -> None:
     """Evaluate every checkpoint of a run that has not been evaluated: with receipts, nothing runs twice."""
@@ -70,7 +69,7 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
         str | None, typer.Option("--name", help="The schedule's name; by default DAG-RUN.")
     ] = None,
     folder: Runs = Path("runs"),
-    executor: Engine = "slurm",
+    executor: StagesExecutor = "slurm",
     cluster: Cluster = "default",
     as_json: Json = False,
 ) -> None:

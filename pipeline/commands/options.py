@@ -12,13 +12,16 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted changes, such as optim.lr=0.3.")
 ]
 Runs = Annotated[Path, typer.Option("--folder", help="Where the runs are.")]
-Run = Annotated[str, typer.Argument(help="A run's name, or its folder.")]
+RunName = Annotated[str, typer.Argument(help="A run's name, or its folder.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device")]
 ExecutorOption = Annotated[
     Literal["local", "slurm", "ray"] | None,
     typer.Option(
         "--executor", help="What runs it; by default the site file's choice, else SLURM if it is here."
     ),
+]
+StagesExecutor = Annotated[
+    Literal["local", "slurm", "ray"], typer.Option("--executor", help="What runs the stages.")
 ]
 Cluster = Annotated[
     str,

@@ -47,7 +47,7 @@ def plan(  # noqa: PLR0917 -- typer passes by name
 ) -> None:
     """Say what memory, traffic and time a recipe takes, on these nodes and from 1 GPU to 512."""
     from pipeline.plan.cost import GPUS, make_plan
-    from pipeline.plan.step_count import count_steps
+    from pipeline.plan.step_count import step_counter
 
     site = load_site(cluster)
     recipe = load_recipe(
@@ -62,7 +62,7 @@ def plan(  # noqa: PLR0917 -- typer passes by name
             "them, or another --nodes"
         )
     counts = sorted({wanted, *(2**power for power in range(10))})
-    count = count_steps(recipe, near=recipe.data.batch_size // wanted)
+    count = step_counter(recipe, near=recipe.data.batch_size // wanted)
     plans = {}
     for gpus in counts:
         if recipe.data.batch_size % gpus:

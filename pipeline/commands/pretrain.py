@@ -20,16 +20,7 @@ from cluster.run.status import explain
 from cluster.site import Site, load_site, read_site
 from cluster.submit import submit
 from cluster.typed_yaml import load_recipe
-from pipeline.commands.options import (
-    Cluster,
-    DryRun,
-    ExecutorOption,
-    Follow,
-    Overrides,
-    Run,
-    Runs,
-    Wait,
-)
+from pipeline.commands.options import Cluster, DryRun, ExecutorOption, Follow, Overrides, RunName, Runs, Wait
 from pipeline.commands.progress_line import ProgressLine
 from pipeline.commands.runs import find_run
 from pipeline.recipe.pretrain import PretrainRecipe
@@ -94,7 +85,7 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
 
 
 def resume(
-    run: Run,
+    run: RunName,
     folder: Runs = Path("runs"),
     cluster: Annotated[
         str | None, typer.Option("--cluster", help="Another site file than the one it was submitted with.")

@@ -25,7 +25,7 @@ from cluster.run.restarts import newest_checkpoint, read_restarts
 from cluster.run.status import explain
 from cluster.typed_json import read_record
 from cluster.wording import visible
-from pipeline.commands.options import Json, Run, Runs
+from pipeline.commands.options import Json, RunName, Runs
 
 CANCEL_PATIENCE = 60.0  # seconds
 WIDE = 200  # characters
@@ -179,7 +179,7 @@ def find_run(run: str, folder: Path) -> RunFolder:
 
 
 def logs(
-    run: Run,
+    run: RunName,
     rank: Annotated[int, typer.Option("--rank", min=0, help="Whose log.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
     folder: Runs = Path("runs"),
@@ -197,7 +197,7 @@ def logs(
         typer.echo(found.log(rank).read_text(errors="replace"), nl=False)
 
 
-def cancel(run: Run, folder: Runs = Path("runs")) -> None:
+def cancel(run: RunName, folder: Runs = Path("runs")) -> None:
     """End a run; it saves a checkpoint first."""
     found = find_run(run, folder)
     cancel_run(found)

@@ -8,24 +8,24 @@ from html import escape
 from pathlib import Path
 
 from cluster.atomic_file import write_atomically
-from pipeline.dag.progress import Progress, Row
+from pipeline.dag.progress import Row, StageState
 from pipeline.dag.stage import Stage
 
 COLOURS = {
-    Progress.FINISHED: "#b7dfb9",
-    Progress.RUNNING: "#a9cdf2",
-    Progress.QUEUED: "#dbe7f5",
-    Progress.FAILED: "#f2b3ab",
-    Progress.CANCELLED: "#f7dcd7",
-    Progress.STALE: "#f5dfa6",
-    Progress.MISSING: "#eeeeee",
+    StageState.FINISHED: "#b7dfb9",
+    StageState.RUNNING: "#a9cdf2",
+    StageState.QUEUED: "#dbe7f5",
+    StageState.FAILED: "#f2b3ab",
+    StageState.CANCELLED: "#f7dcd7",
+    StageState.STALE: "#f5dfa6",
+    StageState.MISSING: "#eeeeee",
 }
 
 
 _COLUMN, _LINE, _WIDTH, _HEIGHT, _MARGIN = 250, 64, 190, 42, 14  # pixels
 
 
-def draw_plan(rows: Sequence[Row], path: Path) -> None:
+def draw_progress(rows: Sequence[Row], path: Path) -> None:
     """The graph from left to right, as an SVG file: a box per stage, in the colour of its state."""
     places = {
         name: (_MARGIN + _COLUMN * column, _MARGIN + _LINE * line)
@@ -35,9 +35,9 @@ def draw_plan(rows: Sequence[Row], path: Path) -> None:
         _arrow(places[source], places[row.stage.name]) for row in rows for source in _drawn_sources(row.stage)
     ]
     boxes = [_box(row, places[row.stage.name]) for row in rows]
-    shown = [progress for progress in Progress if any(row.progress is progress for row in rows)]
+    shown = [state for state in StageState if any(row.state is state for row in rows)]
     legend_y = max(y for _, y in places.values()) + _LINE
-    legend = [_legend(progress, _MARGIN + 110 * number, legend_y) for number, progress in enumerate(shown)]
+    legend = [_legend(state, _MARGIN + 110 * number, legend_y) for number, state in enumerate(shown)]
     width = max(*(x + _WIDTH for x, _ in places.values()), 110 * len(shown)) + _MARGIN
     picture = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {legend_y + 30:.0f}" '
@@ -62,19 +62,19 @@ def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
 
 def _box(row: Row, place: tuple[float, float]) -> str:
     x, y = place
-    words = escape(" ".join(filter(None, [row.progress, row.detail])))
+    words = escape(" ".join(filter(None, [row.state, row.detail])))
     return (
         f'<rect x="{x:.0f}" y="{y:.0f}" width="{_WIDTH}" height="{_HEIGHT}" rx="6" '
-        f'fill="{COLOURS[row.progress]}" stroke="#555"/>'
+        f'fill="{COLOURS[row.state]}" stroke="#555"/>'
         f'<text x="{x + _WIDTH / 2:.0f}" y="{y + 18:.0f}" font-size="13">{escape(row.stage.name)}</text>'
         f'<text x="{x + _WIDTH / 2:.0f}" y="{y + 34:.0f}" font-size="10">{words}</text>'
     )
 
 
-def _legend(progress: Progress, x: float, y: float) -> str:
+def _legend(state: StageState, x: float, y: float) -> str:
     return (
-        f'<rect x="{x:.0f}" y="{y:.0f}" width="16" height="16" fill="{COLOURS[progress]}" stroke="#555"/>'
-        f'<text x="{x + 22:.0f}" y="{y + 12:.0f}" font-size="12" text-anchor="start">{progress}</text>'
+        f'<rect x="{x:.0f}" y="{y:.0f}" width="16" height="16" fill="{COLOURS[state]}" stroke="#555"/>'
+        f'<text x="{x + 22:.0f}" y="{y + 12:.0f}" font-size="12" text-anchor="start">{state}</text>'
     )
 
 

@@ -12,7 +12,7 @@ from pipeline.dag.ensure import find_receipt
 from pipeline.dag.stage import Stage, job_folder
 
 
-class Progress(StrEnum):
+class StageState(StrEnum):
     """How far a stage is."""
 
     FINISHED = "finished"
@@ -26,36 +26,36 @@ class Progress(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One stage of the plan; `detail` is the time it took, or the job that makes it."""
+    """One stage of a graph; `detail` is the time it took, or the job that makes it."""
 
     stage: Stage
-    progress: Progress
+    state: StageState
     detail: str
 
 
-def plan(stages: Sequence[Stage]) -> list[Row]:
+def look_at_stages(stages: Sequence[Stage]) -> list[Row]:
     """Look at every stage; starts nothing."""
     return [_look_at(stage) for stage in stages]
 
 
 def _look_at(stage: Stage) -> Row:
     if (receipt := find_receipt(stage)) is not None:
-        return Row(stage=stage, progress=Progress.FINISHED, detail=f"{receipt.seconds:.1f} s")
+        return Row(stage=stage, state=StageState.FINISHED, detail=f"{receipt.seconds:.1f} s")
     run = job_folder(stage)
     status = status_of(run) if (run.path / "status.json").is_file() else None
     if status is not None and status.state in (State.RUNNING, State.PENDING):
-        progress = Progress.RUNNING if status.state is State.RUNNING else Progress.QUEUED
-        return Row(stage=stage, progress=progress, detail=f"{status.executor} {status.id}")
+        state = StageState.RUNNING if status.state is State.RUNNING else StageState.QUEUED
+        return Row(stage=stage, state=state, detail=f"{status.executor} {status.id}")
     if status is not None and status.state is not State.COMPLETED:
-        progress = Progress.CANCELLED if status.state is State.CANCELLED else Progress.FAILED
-        return Row(stage=stage, progress=progress, detail=f"{status.executor} {status.id}")
+        state = StageState.CANCELLED if status.state is State.CANCELLED else StageState.FAILED
+        return Row(stage=stage, state=state, detail=f"{status.executor} {status.id}")
     latest = stage.root / "latest" / stage.name
     if latest.is_symlink() and latest.resolve().name != stage.folder.name:
-        return Row(stage=stage, progress=Progress.STALE, detail=f"was {latest.resolve().name}")
-    return Row(stage=stage, progress=Progress.MISSING, detail="")
+        return Row(stage=stage, state=StageState.STALE, detail=f"was {latest.resolve().name}")
+    return Row(stage=stage, state=StageState.MISSING, detail="")
 
 
-def plan_text(rows: Sequence[Row]) -> str:
+def progress_text(rows: Sequence[Row]) -> str:
     """A line per stage: its state, its folder, and what it waits for."""
     width = max(len(row.stage.name) for row in rows)
     detail = max(len(row.detail) for row in rows)
@@ -64,5 +64,5 @@ def plan_text(rows: Sequence[Row]) -> str:
         sources = row.stage.sources
         after = f"  after {', '.join(sources)}" if sources else ""
         name, folder = row.stage.name, row.stage.folder.name
-        lines.append(f"{name:<{width}}  {row.progress:<9}  {row.detail:<{detail}}  {folder}{after}")
+        lines.append(f"{name:<{width}}  {row.state:<9}  {row.detail:<{detail}}  {folder}{after}")
     return "\n".join(lines)

@@ -87,7 +87,7 @@ def write_out_repeats(values: dict[str, Any], *, where: str) -> None:
     """Put every stage of a graph in the place of what `repeat` says of it, in plain values.
 
     Raises:
-        UserError: if a list is none, or a name holds one that there is not.
+        UserError: if `repeat` does not hold lists of names, or a name holds a list that is not there.
     """
     lists = _lists(values.pop("repeat", {}), where=where)
     stages = values.get("stages")
@@ -117,11 +117,11 @@ def _repeated(section: Mapping[Any, Any], lists: Mapping[str, list[str]], *, whe
     found: dict[str, Any] = {}
     for key, value in section.items():
         for name, filled in _each(str(key), value, lists, where=where):
-            there = found.get(name)
-            if not (isinstance(there, dict) and isinstance(filled, dict)):
-                found[name] = filled
-            else:  # what is written out comes on top, wherever it stands
-                found[name] = merge(there, filled) if name == key else merge(filled, there)
+            there = found.get(name, filled)
+            # What is written out comes on top, wherever it stands.
+            below, above = (there, filled) if name == key else (filled, there)
+            both = isinstance(below, dict) and isinstance(above, dict)
+            found[name] = merge(below, above) if both else above
     return found
 
 

@@ -108,7 +108,7 @@ def make_plan(
         gpus_per_node: of a full node.
         mfu: the share of the GPU's peak that it reaches, in forward and backward FLOPs counted.
         steps: optimizer steps of the run.
-        count: a step of so many rows per rank (`step_count.count_steps`).
+        count: a step of so many rows per rank (`step_count.step_counter`).
 
     Raises:
         UserError: if the ranks do not divide the batch, or the strategy or precision does not fit them.

@@ -75,7 +75,7 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
     with FakeTensorMode(allow_non_fake_inputs=True):
         method = prepare(recipe, rank_rows=rank_rows)
         frozen = [parameter for parameter in method.parameters() if not parameter.requires_grad]
-        peak, (forward_flops, flops, passes) = take_steps(method, recipe, rank_rows=rank_rows)
+        peak, (forward_flops, flops, passes) = measure_steps(method, recipe, rank_rows=rank_rows)
     numbers = sum(p.numel() for p in method.parameters())
     # What the optimizer keeps for each parameter, and the gradients, are kept in float32.
     held = {p.dtype: p.element_size() for p in method.parameters()}
@@ -104,7 +104,7 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
     )
 
 
-def count_steps(recipe: PretrainRecipe, *, near: int) -> Callable[[int], StepCount]:
+def step_counter(recipe: PretrainRecipe, *, near: int) -> Callable[[int], StepCount]:
     """Counts for any number of rows: exact for `near`, else on the line through it and twice as many.
 
     Raises:
@@ -140,7 +140,7 @@ def prepare(recipe: PretrainRecipe, *, rank_rows: int) -> Method:
     return method
 
 
-def take_steps(
+def measure_steps(
     method: Method, recipe: PretrainRecipe, *, rank_rows: int
 ) -> tuple[dict[str, int], tuple[float, float, int]]:
     """Two steps, on tensors that may be fake, of which the second finds the optimizer's state.

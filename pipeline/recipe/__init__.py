@@ -1,1 +1,1 @@
-"""What is in a recipe: every key that `configs/pretrain` and `configs/transfer` may hold."""
+"""What is in a recipe: every key that pretraining, evaluations and the stages of a graph may be given."""

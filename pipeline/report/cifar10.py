@@ -23,7 +23,7 @@ COLUMNS = ("Method", "Where", "Trunk", "Epochs", "Steps", "Batch", *PROBES.value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class MethodRun:
     """One method's run here on `images` images, and the metrics of each probe of PROBES."""
 
     recipe: PretrainRecipe
@@ -62,7 +62,7 @@ def write_table(inputs: Mapping[str, Input], out: Path) -> dict[str, float]:
     random = (_score(inputs[f"{probe}_random"].receipt.metrics) for probe in PROBES)
     groups["random"] = [("Nothing learned", "here", _trunk(runs["swav"]), "0", "0", "", *random, "")]
     everything = [(run, row) for method, run in runs.items() for row in PUBLISHED[method]]
-    comparable = sum(not differences(run, row) for run, row in everything)
+    comparable = sum(not why_not_comparable(run, row) for run, row in everything)
     lead = (
         f"{comparable} of the {len(everything)} published accuracies are of the same trunk, stem and epochs "
         "as ours, and can be compared with them."
@@ -81,7 +81,7 @@ def write_table(inputs: Mapping[str, Input], out: Path) -> dict[str, float]:
     return {**accuracies, "comparable": comparable}
 
 
-def differences(run: Run, row: Published) -> list[str]:
+def why_not_comparable(run: MethodRun, row: Published) -> list[str]:
     """In what a run differs from a published one, that its accuracy could not be held against it."""
     recipe, knn = run.recipe, run.scores["knn"]
     other = {
@@ -96,7 +96,7 @@ def differences(run: Run, row: Published) -> list[str]:
     return [name for name, differs in other.items() if differs]
 
 
-def _run(method: str, inputs: Mapping[str, Input]) -> Run:
+def _run(method: str, inputs: Mapping[str, Input]) -> MethodRun:
     receipt, scores = (
         inputs[f"run_{method}"].receipt,
         {probe: inputs[f"{probe}_{method}"].receipt for probe in PROBES},
@@ -106,7 +106,7 @@ def _run(method: str, inputs: Mapping[str, Input]) -> Run:
         raise UserError(
             f"the table's input run_{method} is a run of {recipe.method.name}: name a stage of {method}"
         )
-    return Run(
+    return MethodRun(
         recipe=recipe,
         images=inputs["data"].receipt.metrics["kept"],
         steps=receipt.metrics["step"],
@@ -117,7 +117,7 @@ def _run(method: str, inputs: Mapping[str, Input]) -> Run:
     )
 
 
-def _rows(name: str, run: Run, others: tuple[Published, ...]) -> list[tuple[str, ...]]:
+def _rows(name: str, run: MethodRun, others: tuple[Published, ...]) -> list[tuple[str, ...]]:
     """Ours, then theirs; a row has a text for each column."""
     length = (f"{run.epochs:.0f}" if run.epochs >= 10 else f"{run.epochs:.1f}", f"{run.steps:,}")
     batch = str(run.recipe.data.batch_size * run.recipe.train.accumulate)
@@ -126,14 +126,14 @@ def _rows(name: str, run: Run, others: tuple[Published, ...]) -> list[tuple[str,
     for row in others:
         scores = dict.fromkeys(PROBES, "") | {row.source.probe: f"{100 * row.top1:.1f}"}
         ours = run.scores[row.source.probe]["top1"]
-        differs = differences(run, row)
+        differs = why_not_comparable(run, row)
         verdict = f"no: {', '.join(differs)}" if differs else f"yes, ours {100 * (ours - row.top1):+.1f}"
         setup = (f"{published.TRUNK}, 3x3 stem", str(row.epochs), "", str(row.batch_size))
         rows.append((name, row.source.name, *setup, *scores.values(), verdict))
     return rows
 
 
-def _trunk(run: Run) -> str:
+def _trunk(run: MethodRun) -> str:
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in build_trunk(run.recipe.trunk).parameters())
     stem = {"low_resolution": "3x3 stem", "imagenet": "ImageNet's stem"}[run.recipe.trunk.stem]
@@ -144,7 +144,7 @@ def _score(metrics: Mapping[str, Any]) -> str:
     return f"{100 * metrics['top1']:.1f} ± {100 * metrics['standard_error']:.1f}"
 
 
-def _notes(runs: Mapping[str, Run]) -> list[str]:
+def _notes(runs: Mapping[str, MethodRun]) -> list[str]:
     run, knn = runs["swav"], runs["swav"].scores["knn"]
     times = ", ".join(f"{METHODS[method]} {duration(each.seconds)}" for method, each in runs.items())
     return [

@@ -59,7 +59,7 @@ class ComparedRun:
         """Plain values, without the curves."""
         return {key: value for key, value in asdict(self).items() if key != "curves"}
 
-    def differences(self) -> list[str]:
+    def differs_in(self) -> list[str]:
         """What differs, for people: "method.stop_gradient=false"."""
         return [f"{key}={_text(value)}" for key, value in self.differs.items()]
 

@@ -1,9 +1,4 @@
-"""Trunks as files for other people: safetensors, a description, and a model card. Nothing is pickled (S1).
-
-A folder holds `trunk.safetensors` (parameters and buffers), `trunk.json` (architecture, preprocessing,
-provenance) and `README.md`. The baselines of an evaluation, a random trunk and raw pixels, are such folders
-too, so that one code path serves them all.
-"""
+"""The trunk of a run's checkpoint, exported with where it comes from."""
 
 from __future__ import annotations
 

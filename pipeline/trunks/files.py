@@ -1,4 +1,9 @@
-"""A trunk as files: `trunk.safetensors`, its description, its card; and reading them again."""
+"""A trunk as files for other people, and reading them again. Nothing is pickled (S1).
+
+A folder holds `trunk.safetensors` (parameters and buffers), `trunk.json` (architecture, preprocessing,
+provenance) and `README.md`, a model card. The baselines of an evaluation, a random trunk and raw pixels, are
+such folders too, so that one code path serves them all.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -71,4 +72,7 @@ def test_looking_imports_no_torch_pyarrow_matplotlib_or_ray(here: Path) -> None:
     assert [code for _, code, _, _ in told] == [0, 0, 0, 0, 0, 2, 0, 2]
     assert "step 1\n" in told[5][3] and "'kk' is not a key of the recipe" in told[5][3]
     assert "report" in told[6][3] and "missing" in told[6][3]
+    picture = ElementTree.parse(here / "runs" / "demo" / "plan.svg")
+    words = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"photographs", "report"} < set(words) and words.count("missing") == len(told[6][3].splitlines())
     assert "there is no kind 'nothing'" in told[7][3]

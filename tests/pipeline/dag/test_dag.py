@@ -238,9 +238,10 @@ def test_stages_are_repeated_over_lists_as_if_they_were_written_out(tmp_path):
         stages:
           first: {kind: toy}
           toy_{letter}: {kind: toy, recipe: {number: 2}, inputs: {r0: first}}
+          pair_b2: {recipe: {number: 5}}
           pair_{letter}{digit}: {kind: toy, recipe: {number: "{digit}"}, inputs: {r1: "toy_{letter}/out"}}
           toy_b: {recipe: {number: 3}}
-          last: {kind: toy, inputs: {"r{digit}": "pair_b{digit}", r3: first}}
+          last: {kind: toy, inputs: {r2: first, "r{digit}": "pair_b{digit}", r3: first}}
         """,
     )
     assert list(load_dag(short, []).stages.items()) == [
@@ -249,11 +250,11 @@ def test_stages_are_repeated_over_lists_as_if_they_were_written_out(tmp_path):
             "first": {"kind": "toy"},
             "toy_a": {"kind": "toy", "recipe": {"number": 2}, "inputs": {"r0": "first"}},
             "toy_b": {"kind": "toy", "recipe": {"number": 3}, "inputs": {"r0": "first"}},
+            "pair_b2": {"kind": "toy", "recipe": {"number": 5}, "inputs": {"r1": "toy_b/out"}},
             "pair_a1": {"kind": "toy", "recipe": {"number": "1"}, "inputs": {"r1": "toy_a/out"}},
             "pair_a2": {"kind": "toy", "recipe": {"number": "2"}, "inputs": {"r1": "toy_a/out"}},
             "pair_b1": {"kind": "toy", "recipe": {"number": "1"}, "inputs": {"r1": "toy_b/out"}},
-            "pair_b2": {"kind": "toy", "recipe": {"number": "2"}, "inputs": {"r1": "toy_b/out"}},
-            "last": {"kind": "toy", "inputs": {"r1": "pair_b1", "r2": "pair_b2", "r3": "first"}},
+            "last": {"kind": "toy", "inputs": {"r1": "pair_b1", "r2": "first", "r3": "first"}},
         }.items()
     ]
     numbers = load_dag(short, ["stages.pair_a*.recipe.number=7"]).stages

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.parallel.initialize import initialize
 from pipeline.plan.cost import GPUS, Plan, make_plan
-from pipeline.plan.step_count import StepCount, count_step, count_steps, prepare, take_steps
+from pipeline.plan.step_count import StepCount, count_step, measure_steps, prepare, step_counter
 
 TRUNK = {"name": "regnety_400mf"}
 CROPS = [{"count": 2, "size": 96, "scale": [0.3, 1.0]}, {"count": 2, "size": 64, "scale": [0.1, 0.3]}]
@@ -32,7 +32,7 @@ def test_the_bytes_of_a_step_are_those_of_a_real_one(precision: str, checkpointi
     counted = count_step(recipe, rank_rows=6)
     method = prepare(recipe, rank_rows=6)
     initialize(method, seed=0)
-    real, _ = take_steps(method, recipe, rank_rows=6)
+    real, _ = measure_steps(method, recipe, rank_rows=6)
     together = counted.weights + counted.gradients + counted.optimizer + counted.buffers + counted.activations
     assert together == pytest.approx(real["Total"], rel=0.02)
     assert (counted.weights, counted.gradients) == (real["PARAM"], real["GRAD"])
@@ -53,7 +53,7 @@ def test_flops_are_three_times_forward_and_four_with_recomputation() -> None:
 
 def test_activations_lie_on_a_line() -> None:
     recipe = make_recipe(Path("nowhere"), data__crops=CROPS)
-    count = count_steps(recipe, near=4)
+    count = step_counter(recipe, near=4)
     assert count(12).activations == pytest.approx(count_step(recipe, rank_rows=12).activations, rel=0.02)
 
 

@@ -187,7 +187,7 @@ def test_runs_of_different_methods_are_told_by_their_method_not_by_its_every_key
     two = make_run(tmp_path / "two", [row(5)], method=byol, data__crops=crops[:1], optim__lr=0.5)
     swav = make_run(tmp_path / "swav", [row(5)], data__crops=crops)
     runs = compare_runs({"one": one, "two": two, "swav": swav})
-    texts = [run.differences() for run in runs]
+    texts = [run.differs_in() for run in runs]
     assert "method.name=simsiam" in texts[0] and "method.predictor=4" in texts[0]
     assert "method.predictor=null" in texts[1] and "optim.lr=0.5" in texts[1]
     assert [text for text in texts[2] if text.startswith("method.")] == ["method.name=swav"]
