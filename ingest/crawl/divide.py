@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from cluster.job import Job, Resources
+from cluster.output_trouble import writing
 from ingest.crawl.crawl import refuse_to_start, seal_plan
 from ingest.crawl.part import CRAWL_RANK, Part
 from ingest.dataset.commit import read_commits
@@ -79,7 +80,8 @@ def count_committed(plan: Plan, units: Sequence[int], counts: Counts) -> list[in
 
 def seal_and_report(plan: Plan, progress: Progress, counts: Counts) -> CrawlReport:
     """What a crawl ends with, once all units are committed."""
-    root = seal_plan(plan)
+    with writing(plan.store.root):
+        root = seal_plan(plan)
     progress(counts)
     return CrawlReport(output=plan.store.root, root=root, counts=counts)
 
