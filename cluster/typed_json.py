@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def read_record(kind: type[T], path: Path, *, remedy: str) -> T:
-    """A JSON file as a value of that kind: a dataclass, or a list or dictionary of them.
+    """A JSON file as a value of that kind: a dataclass, a model, or a list or dictionary of them.
 
     Args:
         remedy: what to do if it is damaged, in the imperative.

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from cluster.job import ExecutorName
+
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted changes, such as optim.lr=0.3.")
@@ -15,14 +17,12 @@ Runs = Annotated[Path, typer.Option("--folder", help="Where the runs are.")]
 RunName = Annotated[str, typer.Argument(help="A run's name, or its folder.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device")]
 ExecutorOption = Annotated[
-    Literal["local", "slurm", "ray"] | None,
+    ExecutorName | None,
     typer.Option(
         "--executor", help="What runs it; by default the site file's choice, else SLURM if it is here."
     ),
 ]
-StagesExecutor = Annotated[
-    Literal["local", "slurm", "ray"], typer.Option("--executor", help="What runs the stages.")
-]
+StagesExecutor = Annotated[ExecutorName, typer.Option("--executor", help="What runs the stages.")]
 Cluster = Annotated[
     str,
     typer.Option(

@@ -10,12 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import UserError
 from cluster.job import Job, Resources, import_function
 from cluster.run.folder import RunFolder
 from cluster.run.status import Status
+from cluster.typed_json import read_record
 from cluster.typed_yaml import Section
 
 
@@ -56,14 +57,9 @@ def read_receipt(path: Path) -> Receipt:
     """The receipt in a file.
 
     Raises:
-        UserError: if the file is damaged.
+        UserError: if the file is damaged or cannot be read.
     """
-    try:
-        return Receipt.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        why = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
-        raise UserError(f"{path} is damaged ({why}): remove it, and the stage runs again") from error
+    return read_record(Receipt, path, remedy="remove it, and the stage runs again")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What a recipe says of its method. `title` is the method's name for people."""
+"""What a recipe says of its method: a section each. `title` is the method's name for people."""
 
 from __future__ import annotations
 
@@ -79,3 +79,6 @@ class SimSiam(Section):
     projector: tuple[PositiveInt, ...] = Field(min_length=1)
     predictor: PositiveInt | None
     stop_gradient: bool = True
+
+
+Method = Annotated[SwAV | BarlowTwins | BYOL | SimSiam, Field(discriminator="name")]

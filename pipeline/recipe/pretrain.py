@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from cluster.typed_yaml import Section
 from pipeline.recipe.data import Data
-from pipeline.recipe.method import BYOL, BarlowTwins, SimSiam, SwAV
+from pipeline.recipe.method import Method
 from pipeline.recipe.trunk import Trunk
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -155,7 +155,7 @@ class PretrainRecipe(Section):
     seed: NonNegativeInt = 0
     data: Data
     trunk: Trunk
-    method: Annotated[SwAV | BarlowTwins | BYOL | SimSiam, Field(discriminator="name")]
+    method: Method
     optim: Optim
     train: Train
     probe: Probe | None = None

@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-METHODS = {"swav": "SwAV", "barlow_twins": "Barlow Twins", "byol": "BYOL", "simsiam": "SimSiam"}
+from pipeline.recipe.method import BYOL, BarlowTwins, SimSiam, SwAV
+
+METHODS = {
+    "swav": SwAV.title,
+    "barlow_twins": BarlowTwins.title,
+    "byol": BYOL.title,
+    "simsiam": SimSiam.title,
+}
 PROBES = {"knn": "kNN, %", "linear": "Linear, %"}
 # What the table is made from: the images, and of each method its run and scores.
 TABLE_ROLES = (
