@@ -16,7 +16,7 @@ from cluster.site import Site, load_site
 from pipeline.commands.options import Cluster, Overrides, StagesExecutor, Wait
 from pipeline.commands.progress_line import ProgressLine
 
-if TYPE_CHECKING:  # they import torch, and `submit --help` does not
+if TYPE_CHECKING:  # `submit --help` needs no graphs
     from pipeline.dag.recipe import DagRecipe
     from pipeline.dag.stage import Stage
 
@@ -74,8 +74,8 @@ def run_on(
             from cluster.slurm.executor import SlurmExecutor
             from pipeline.stages.jobs import submit_graph, wait_for_graph
 
-            engine = SlurmExecutor(site, exclude=tuple(excluded_nodes(Path(dag.folder).parent)))
-            handles = submit_graph(dag, stages, engine, gpus_per_node=site.gpus_per_node, say=say)
+            on_slurm = SlurmExecutor(site, exclude=tuple(excluded_nodes(Path(dag.folder).parent)))
+            handles = submit_graph(dag, stages, on_slurm, gpus_per_node=site.gpus_per_node, say=say)
             if handles and not wait:
                 return False
             results = wait_for_graph(stages, handles)

@@ -80,12 +80,10 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
     if what == "list":
         found = timetable.installed(schedules)
         if as_json:
-            typer.echo(
-                json.dumps(
-                    [{"name": each.name, "every": each.every, "engine": each.fired_by} for each in found]
-                )
-            )
-        for each in [] if as_json else found:
+            told = [{"name": each.name, "every": each.every, "engine": each.fired_by} for each in found]
+            typer.echo(json.dumps(told))
+            return
+        for each in found:
             typer.echo(f"{each.name:<24} {each.every:<16} {each.fired_by:<9} {' '.join(each.command[3:])}")
         return
     if what == "remove":

@@ -13,12 +13,7 @@ from rich.console import Console
 from cluster.executors import make_executor
 from cluster.job import ExecutorName, Resources
 from cluster.site import Site, load_site
-from pipeline.commands.options import (
-    Cluster,
-    ExecutorOption,
-    Json,
-    Runs,
-)
+from pipeline.commands.options import Cluster, ExecutorOption, Json, Runs
 
 
 def preflight(  # noqa: PLR0917 -- typer passes by name

@@ -52,10 +52,8 @@ def evaluation_command(name: str) -> Callable[..., None]:
         from pipeline.stages.machine import pick_device
         from pipeline.transfer.features import extract_from_files
 
-        recipe, where = (
-            load_recipe(evaluation.recipe, recipe_name, overrides, kind="transfer"),
-            pick_device(device),
-        )
+        recipe = load_recipe(evaluation.recipe, recipe_name, overrides, kind="transfer")
+        where = pick_device(device)
         features = extract_from_files(
             trunk, open_dataset(train), open_dataset(test), workers=workers, device=where
         )

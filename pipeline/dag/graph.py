@@ -74,7 +74,7 @@ def build_graph(
             kind=kind,
             recipe=check_recipe(kind.recipe, section.recipe, where=f"of stage {name}"),
             inputs={
-                role: Source(stage=built[stage_of(text)], path=text.partition("/")[2])
+                role: Source(stage=built[_stage_of(text)], path=text.partition("/")[2])
                 for role, text in section.inputs.items()
             },
             root=Path(recipe.folder).absolute(),
@@ -136,10 +136,10 @@ def _check_stage(name: str, section: StageSection, recipe: DagRecipe, kinds: Map
     for role, text in section.inputs.items():
         if role not in roles and not kind.alike:
             raise UserError(f"stage {name}: {section.kind} has no input {role!r}{suggest(role, roles)}")
-        if stage_of(text) not in recipe.stages:
+        if _stage_of(text) not in recipe.stages:
             raise UserError(
                 f"stage {name}: input {role} is {text!r}, and there is no stage "
-                f"{stage_of(text)!r}{suggest(stage_of(text), recipe.stages)}"
+                f"{_stage_of(text)!r}{suggest(_stage_of(text), recipe.stages)}"
             )
     missing = sorted(kind.inputs - section.inputs.keys())
     if missing:
@@ -154,7 +154,7 @@ def _check_stage(name: str, section: StageSection, recipe: DagRecipe, kinds: Map
 def _in_order(recipe: DagRecipe) -> list[str]:
     sorter = TopologicalSorter(
         {
-            name: {stage_of(text) for text in section.inputs.values()}
+            name: {_stage_of(text) for text in section.inputs.values()}
             for name, section in recipe.stages.items()
         }
     )
@@ -172,7 +172,7 @@ def _in_order(recipe: DagRecipe) -> list[str]:
     return order
 
 
-def stage_of(text: str) -> str:
+def _stage_of(text: str) -> str:
     return text.partition("/")[0]
 
 

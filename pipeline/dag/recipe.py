@@ -87,7 +87,8 @@ def write_out_repeats(values: dict[str, Any], *, where: str) -> None:
     """Put every stage of a graph in the place of what `repeat` says of it, in plain values.
 
     Raises:
-        UserError: if `repeat` does not hold lists of names, or a name holds a list that is not there.
+        UserError: if `repeat` does not hold lists of names, or a stage or input asks for a list that is not
+            there.
     """
     lists = _lists(values.pop("repeat", {}), where=where)
     stages = values.get("stages")
@@ -102,7 +103,10 @@ def write_out_repeats(values: dict[str, Any], *, where: str) -> None:
 
 def _lists(repeat: Any, *, where: str) -> dict[str, list[str]]:
     if not isinstance(repeat, dict):
-        raise UserError(f"{where}: repeat gives lists their names, such as {{method: [swav, byol]}}")
+        raise UserError(
+            f"{where}: repeat is a mapping of names to lists, such as {{method: [swav, byol]}}, "
+            f"not {repeat!r}"
+        )
     for name, words in repeat.items():
         fine = isinstance(words, list) and all(re.fullmatch(r"[a-z0-9_]+", str(word)) for word in words)
         if not fine or not words or len(set(map(str, words))) < len(words):

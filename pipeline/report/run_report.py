@@ -22,11 +22,11 @@ from pipeline.report.figures import Bar, Series, bar_chart, line_chart
 from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, nearest_rows
 from pipeline.report.page import environment, read_rows
 from pipeline.report.prototypes import prototype_gallery
-from pipeline.report.scores import TRUNKS, scores_given
+from pipeline.report.scores import SCORED_TRUNKS, scores_given
 from pipeline.transfer.evaluations import EVALUATIONS
 from pipeline.transfer.features import Features, load_features
 
-TONES = {"trained": "t1", "random": "t2", "pixels": "t3"}
+TRUNK_TONES = {"trained": "t1", "random": "t2", "pixels": "t3"}
 
 
 def build_report(
@@ -115,10 +115,10 @@ def accuracy_chart(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str
             EVALUATIONS[name].title,
             [
                 Bar(
-                    name=TRUNKS[trunk],
+                    name=SCORED_TRUNKS[trunk],
                     value=metrics["top1"],
                     error=metrics["standard_error"],
-                    tone=TONES[trunk],
+                    tone=TRUNK_TONES[trunk],
                 )
                 for trunk, metrics in of_trunks.items()
             ],
@@ -130,7 +130,11 @@ def accuracy_chart(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str
 
 def _trunks(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Trunk → its name for people, of those that were scored."""
-    return {trunk: name for trunk, name in TRUNKS.items() if any(trunk in found for found in scores.values())}
+    return {
+        trunk: name
+        for trunk, name in SCORED_TRUNKS.items()
+        if any(trunk in found for found in scores.values())
+    }
 
 
 def _evaluations(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:

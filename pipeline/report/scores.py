@@ -9,12 +9,12 @@ from cluster.errors import UserError
 from pipeline.dag.stage import Input
 from pipeline.transfer.evaluations import EVALUATIONS
 
-TRUNKS = {"trained": "trained trunk", "random": "random trunk", "pixels": "raw pixels"}
+SCORED_TRUNKS = {"trained": "trained trunk", "random": "random trunk", "pixels": "raw pixels"}
 # Role of an input → the evaluation and the trunk that it is a score of.
 SCORES = {
     evaluation if trunk == "trained" else f"{evaluation}_{trunk}": (evaluation, trunk)
     for evaluation in EVALUATIONS
-    for trunk in TRUNKS
+    for trunk in SCORED_TRUNKS
 }
 
 
@@ -35,7 +35,7 @@ def scores_given(inputs: Mapping[str, Input]) -> dict[str, dict[str, dict[str, A
     for evaluation, scores in found.items():
         if "trained" not in scores:
             raise UserError(
-                f"the report has a score {evaluation} of the {TRUNKS[next(iter(scores))]}, and none of the "
-                f"trained trunk to hold it against: give it the input {evaluation}, too"
+                f"the report has a score {evaluation} of the {SCORED_TRUNKS[next(iter(scores))]}, and none "
+                f"of the trained trunk to hold it against: give it the input {evaluation}, too"
             )
     return found

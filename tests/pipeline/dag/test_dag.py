@@ -277,7 +277,10 @@ def test_stages_are_repeated_over_lists_as_if_they_were_written_out(tmp_path):
             "repeat: {x: [a]}\nstages: {a: {kind: toy, inputs: {'{y}': a}}}",
             r"stage a: input '{y}': repeat has no list 'y'; there are: x",
         ),
-        ("repeat: [a]\nstages: {a: {kind: toy}}", r"repeat gives lists their names, such as {method:"),
+        (
+            "repeat: [a]\nstages: {a: {kind: toy}}",
+            r"repeat is a mapping of names to lists, such as {method: .*}, not \['a'\]",
+        ),
         ("repeat: {x: a}\nstages: {a: {kind: toy}}", r"repeat.x is a list of different names, .* not 'a'"),
         ("repeat: {x: []}\nstages: {a: {kind: toy}}", r"repeat.x is a list .* not \[\]"),
         ("repeat: {x: [a, a]}\nstages: {a: {kind: toy}}", r"repeat.x is a list of different names"),
