@@ -59,6 +59,7 @@ def build_report(
         .render(
             title=recipe.title,
             trunks=_trunks(scores),
+            trunk_names=SCORED_TRUNKS,
             evaluations=_evaluations(scores),
             accuracy_chart=accuracy_chart(scores),
             chance=1 / len(trained[0].classes),

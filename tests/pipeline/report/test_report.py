@@ -190,6 +190,10 @@ def test_a_swav_report_shows_prototypes_and_one_of_another_method_does_not(demo,
     assert "Two kinds of features go through the same test:" in text  # the scores that were given, no others
     assert "kNN top-1 top-5 trained trunk" in text
     assert "linear top-1" not in text and "Linear probe" not in text and "Regularisation" not in text
+    del inputs["knn_random"]
+    build_report(inputs, ReportRecipe(crop_rows=1), page, device=torch.device("cpu"))
+    text = " ".join(" ".join(Page(page.read_text()).text).split())
+    assert "go through the same test" not in text and "BatchNorm statistics" not in text
 
 
 def test_a_report_without_a_score_of_the_trained_trunk_is_refused():
