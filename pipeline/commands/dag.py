@@ -74,8 +74,8 @@ def run_on(
             from cluster.slurm.executor import SlurmExecutor
             from pipeline.stages.jobs import submit_graph, wait_for_graph
 
-            engine = SlurmExecutor(site, exclude=tuple(excluded_nodes(Path(dag.folder).parent)))
-            handles = submit_graph(dag, stages, engine, gpus_per_node=site.gpus_per_node, say=say)
+            chosen = SlurmExecutor(site, exclude=tuple(excluded_nodes(Path(dag.folder).parent)))
+            handles = submit_graph(dag, stages, chosen, gpus_per_node=site.gpus_per_node, say=say)
             if handles and not wait:
                 return False
             results = wait_for_graph(stages, handles)

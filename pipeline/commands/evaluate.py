@@ -82,7 +82,7 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
         if as_json:
             typer.echo(
                 json.dumps(
-                    [{"name": each.name, "every": each.every, "engine": each.fired_by} for each in found]
+                    [{"name": each.name, "every": each.every, "fired_by": each.fired_by} for each in found]
                 )
             )
         for each in [] if as_json else found:
