@@ -10,7 +10,7 @@ from ingest.crawl.divide import divide, first_site, make_parts, seal_and_report,
 from ingest.crawl.part import CRAWL_CALL, counts_from_json, sum_into
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 # The smaller a call on Ray is, the more evenly the last ones end; the larger, the more rarely a slow site is
 # all that is left of it.

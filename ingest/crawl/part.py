@@ -29,7 +29,7 @@ from ingest.dataset.commit import read_commits
 from ingest.plan.plan import Plan, read_plans
 from ingest.progress.counts import Counts, Progress
 from ingest.store.open import open_store
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 CRAWL_RANK = f"{__name__}:crawl_rank"
 CRAWL_CALL = f"{__name__}:crawl_call"

@@ -24,7 +24,7 @@ from ingest.crawl.part import Part
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts
 from ingest.web.domain import domain_hashes
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 FETCH = FetchSettings(contact="test@example.org", allow_private=(NETWORK,))
 SETTINGS = CrawlSettings(unit_rows=5, fetch=FETCH)
