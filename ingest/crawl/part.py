@@ -101,17 +101,18 @@ def counts_json(counts: Counts) -> dict[str, Any]:
 
 
 def counts_from_json(values: Mapping[str, Any]) -> Counts:
-    """The counts that `counts_json` wrote; what a later version counts besides is left out."""
-    known = {field.name for field in fields(Counts)} & values.keys()
-    plain: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in values.items()}
-    return Counts(**{name: plain[name] for name in known})
+    """The counts that `counts_json` wrote."""
+    return Counts(**{k: Counter(v) if isinstance(v, dict) else v for k, v in values.items()})
 
 
 def read_report(folder: Path, rank: int) -> Counts:
     """How far a rank says that it is; nothing, if it has not begun."""
     path = _report_file(folder, rank)
-    remedy = "remove it: the crawler writes it anew"
-    return counts_from_json(read_record(dict[str, Any], path, remedy=remedy)) if path.exists() else Counts()
+    return (
+        read_record(Counts, path, remedy="remove it: the crawler writes it anew")
+        if path.exists()
+        else Counts()
+    )
 
 
 def sum_into(total: Counts, parts: Sequence[Counts]) -> None:
