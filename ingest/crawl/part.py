@@ -102,7 +102,8 @@ def counts_json(counts: Counts) -> dict[str, Any]:
 
 def counts_from_json(values: Mapping[str, Any]) -> Counts:
     """The counts that `counts_json` wrote."""
-    return Counts(**{k: Counter(v) if isinstance(v, dict) else v for k, v in values.items()})
+    plain: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in values.items()}
+    return Counts(**plain)
 
 
 def read_report(folder: Path, rank: int) -> Counts:
