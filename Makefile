@@ -1,6 +1,7 @@
 # make demo                 the whole job on photographs that scikit-image ships
 # make demo IMAGES=folder   the same on your own pictures (sub-folder names become labels)
 # make test                 lint, types, import contracts, tests
+# make test-fast            the same without the tests that take long
 # make install              what the demo needs, in .venv
 
 PYTHON ?= python3
@@ -8,11 +9,13 @@ export IMAGES
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
+# Many tests wait for a process or a timer: two files at a time fill two cores.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PILLOW := 12.1.1
 AVX2 := $(shell grep -q -w avx2 /proc/cpuinfo 2>/dev/null && echo -mavx2)
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-fast lint install clean
 
 demo: $(VENV)/.demo
 	@images=; [ -z "$$IMAGES" ] || images=$$(realpath -e -- "$$IMAGES") || exit 1; \
@@ -21,8 +24,11 @@ demo: $(VENV)/.demo
 # The tests on SLURM and Ray mostly wait for their timers: beside the others they cost little time.
 test: $(VENV)/.test lint
 	@$(PYTEST) -m "slurm or ray" >$(VENV)/cluster-tests.log 2>&1 & cluster=$$!; \
-	  $(PYTEST) -m "not slurm and not ray"; others=$$?; \
+	  $(PYTEST) $(SIDE_BY_SIDE) -m "not slurm and not ray"; others=$$?; \
 	  wait $$cluster; cluster=$$?; cat $(VENV)/cluster-tests.log; exit $$((others || cluster))
+
+test-fast: $(VENV)/.test lint
+	@$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not slurm and not ray"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }

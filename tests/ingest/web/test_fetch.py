@@ -228,7 +228,8 @@ def test_D4_bodies_that_unfold_and_then_stall_are_not_all_in_memory(server):
 
     with Server(("", 0), Stalls) as stalling, PeakMemory(kind="rss") as memory:
         threading.Thread(target=stalling.serve_forever, args=(0.05,), daemon=True).start()
-        before = psutil.Process().memory_info().rss
+        tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        before = sum(process.memory_info().rss for process in tree)
         urls = [f"http://127.0.1.{n}:{stalling.server_address[1]}/" for n in range(1, 25)]
         outcomes = fetched(urls, replace(SETTINGS, deadline=1.0, max_bytes=32 << 20, robots=False))
         stalled.set()

@@ -284,7 +284,9 @@ class Drops(ViT):
 
 
 def test_what_a_trunk_leaves_out_is_said() -> None:
-    with pytest.raises(UserError, match=r"^train\.checkpointing works .* NoBlocks declares none .*: none$"):
+    with pytest.raises(
+        UserError, match=r"^train\.activation_checkpointing works .* NoBlocks declares none .*: none$"
+    ):
         checkpoint_activations(NoBlocks(), "full")
     with pytest.raises(UserError, match=r"^train\.compile works .* NoBlocks declares none .*: false$"):
         compile_blocks(NoBlocks())

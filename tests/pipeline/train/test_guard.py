@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_training import as_inputs, make_recipe
+from tiny_training import as_inputs, build_method, make_recipe
 from torch import nn
 
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
-from pipeline.parallel.initialize import build_method
 from pipeline.train.guard import (
     WINDOW,
     Diverged,

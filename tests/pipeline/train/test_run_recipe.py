@@ -14,7 +14,7 @@ from cluster.run.source import source_version
 from cluster.typed_yaml import load_recipe
 from ingest.dataset.open import open_dataset
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.train.run_recipe import adopt, differences, pin_dataset, record_attempt
+from pipeline.train.run_recipe import adopt, differing_keys, pin_dataset, record_attempt
 
 
 def test_a_saved_recipe_is_the_recipe(tmp_path: Path) -> None:
@@ -59,12 +59,12 @@ def test_a_run_keeps_the_dataset_that_it_began_with(tmp_path: Path) -> None:
 def test_differences_are_found_at_any_depth() -> None:
     there = {"a": {"b": [1, {"c": 2}], "same": 0}, "gone": 1}
     here = {"a": {"b": [1, {"c": 3}], "same": 0}, "new": 1}
-    assert differences(there, here) == [
+    assert differing_keys(there, here) == [
         "a.b.1.c is 2 there, 3 here",
         "gone is 1 there, None here",
         "new is None there, 1 here",
     ]
-    assert differences({"a": [1]}, {"a": [1, 2]}) == ["a is [1] there, [1, 2] here"]
+    assert differing_keys({"a": [1]}, {"a": [1, 2]}) == ["a is [1] there, [1, 2] here"]
 
 
 def test_every_attempt_is_recorded_with_its_code(tmp_path: Path) -> None:
