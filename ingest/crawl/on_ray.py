@@ -16,7 +16,6 @@ from ingest.web.settings import FetchSettings
 # all that is left of it.
 _CALLS_PER_CRAWLER = 8
 _UNITS_PER_CALL = 16
-_RAY_RETRIES = 20
 
 
 def crawl_on_ray(
@@ -50,7 +49,7 @@ def crawl_on_ray(
     executor = RayExecutor(site.ray_address, site=site)
     done = [replace(counts)]
     progress(counts)
-    for _, answer in executor.map(CRAWL_CALL, calls, in_flight=crawlers, retries=_RAY_RETRIES, cpus=workers):
+    for _, answer in executor.map(CRAWL_CALL, calls, in_flight=crawlers, cpus=workers):
         done.append(counts_from_json(answer))
         sum_into(counts, done)
         progress(counts)
