@@ -33,8 +33,9 @@ def trouble(error: OSError, *, written: str | Path | None = None) -> UserError |
     if error.errno not in _MENDABLE:
         return None
     named = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, Path)) else None
-    if named is not None and written is not None and not _belongs_to(named, str(written)):
-        written = None  # a source, say, or the run's folder
+    elsewhere = named is not None and written is not None and not _belongs_to(named, str(written))
+    if elsewhere or (named is not None and error.errno == errno.EISDIR):
+        written = None  # a source, say, or the run's folder; or a folder where a file of ours must be
     verb = "write" if written is not None or error.errno in _WRITING else "read or write"
     place = named if written is None else written
     # Arrow's text ends with the system's: "...local file 'x'. Detail: [errno 13] Permission denied".

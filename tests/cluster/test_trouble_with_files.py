@@ -19,6 +19,7 @@ from cluster.output_trouble import trouble, writing
         (errno.EACCES, "out/set/shards/.x.tmp", "cannot write out/set: permission denied; "),
         (errno.EACCES, "out/.set.tmp", "cannot write out/set: permission denied; "),
         (errno.EACCES, "out", "cannot write out/set: permission denied; "),
+        (errno.EISDIR, "out/set/DATASET.json", "cannot read or write out/set/DATASET.json: is a directory; "),
         (errno.EACCES, "in/a.tar", "cannot read or write in/a.tar: permission denied; "),
         (errno.EACCES, b"in/a.tar", "cannot read or write in/a.tar: permission denied; "),
         (errno.ENOSPC, "run/counts-0.json", "cannot write run/counts-0.json: no space left on device; "),
