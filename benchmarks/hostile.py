@@ -17,10 +17,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from peak_memory import PeakMemory
 
-from ingest.crawl.crawl import CrawlSettings, crawl_shards
+from ingest.crawl.crawl import crawl_shards
 from ingest.dataset.open import sealed_units
 from ingest.image.check import Treatment
 from ingest.image.check_pool import Checker
+from ingest.plan.settings import CrawlSettings
 from ingest.sources.opening import open_images
 
 MEMORY_LIMIT = 2_000_000_000

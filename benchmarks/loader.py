@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ingest.crawl.crawl import CrawlSettings, crawl_shards
+from ingest.crawl.crawl import crawl_shards
 from ingest.dataset.open import Dataset, open_dataset
+from ingest.plan.settings import CrawlSettings
 from pipeline.data.loader import Loader
 from pipeline.data.modality import modality_of
 from pipeline.data.order import plan_order

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, StringConstraints, model_validator
@@ -97,8 +97,22 @@ class Site(Section):
 
 
 def read_site(path: Path) -> Site:
-    """The site that a run was submitted to, from its folder."""
-    return check_recipe(Site, read_yaml(path), where=str(path))
+    """The site that a run was submitted to, from its folder. Keys of a later version's are left out: it may
+    have submitted a run whose source is kept, which reads this.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    return check_recipe(Site, _known(Site, read_yaml(path)), where=str(path))
+
+
+def _known(section: type[Section], values: dict[str, Any]) -> dict[str, Any]:
+    known = {name: value for name, value in values.items() if name in section.model_fields}
+    for name, value in known.items():
+        kind = section.model_fields[name].annotation
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Section):
+            known[name] = _known(kind, value)
+    return known
 
 
 def write_site(site: Site, path: Path) -> None:

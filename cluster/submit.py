@@ -9,6 +9,7 @@ from cluster.errors import AlreadyRunning, Refused
 from cluster.executors import Executor, status_of
 from cluster.job import ExecutorName, Handle, Job, State
 from cluster.run.folder import LOCK_PATIENCE, RunFolder
+from cluster.run.restarts import last_attempt
 from cluster.run.source import snapshot_source
 from cluster.run.status import Status
 from cluster.site import write_site
@@ -26,7 +27,7 @@ def submit(job: Job, executor: Executor, *, keep_source: bool = False) -> Handle
     Raises:
         AlreadyRunning: if the run has not ended, wherever it was submitted.
         UserError: if the executor can never run such a job.
-        Refused: if it does not take this one; the run is as it was before.
+        Refused: if it does not take this one; the run's status is as it was before.
     """
     job = replace(job, folder=job.folder.absolute())
     executor.refuse_impossible(job)
@@ -55,8 +56,8 @@ def _refuse_if_it_goes_on(run: RunFolder, here: ExecutorName) -> None:
     status = status_of(run, locked=True)
     if not status.state.ended:
         raise AlreadyRunning(
-            f"the run in {run.path} is going on already, on {status.executor} as {status.id}; "
-            f"`submit cancel {run.path}` ends it"
+            f"the run in {run.path} is going on already, on {status.executor}"
+            f"{f' as {status.id}' if status.id else ''}; `submit cancel {run.path}` ends it"
         )
 
 
@@ -75,7 +76,8 @@ def _prepare(
     if executor.site is not None:
         write_site(executor.site, run.path / "site.yaml")
     run.write_job(job)
-    attempts = 0 if before is None else before.attempt
+    # A status that was damaged, and removed, has forgotten them: the ends of before shall not count again.
+    attempts = last_attempt(run) if before is None else before.attempt
     return Status(
         state=State.PENDING,
         name=job.name,

@@ -38,7 +38,7 @@ def parse_record(kind: type[T], text: str | bytes, *, where: str, remedy: str) -
     """The same of text that comes from `where`."""
     try:
         value: T = _checker(kind).validate_python(json.loads(text))  # type: ignore[arg-type]
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, UserError) as error:  # the last: a value that refuses itself
         raise UserError(f"{where} is damaged: {_complaint(error)}; {remedy}") from error
     return value
 
@@ -53,4 +53,4 @@ def _complaint(error: Exception) -> str:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         return f"{key}: {first['msg'].lower()}" if key else first["msg"].lower()
-    return "it is not JSON"
+    return str(error) if isinstance(error, UserError) else "it is not JSON"

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.errors import UserError
 from cluster.hang.heartbeat import NO_STEP, Heartbeat
 from cluster.host import Process, node_name
 from cluster.run.folder import RunFolder
@@ -106,7 +107,7 @@ def _write_down(run: RunFolder, stalled: Sequence[Stalled], message: str, ranks:
             time.sleep(SECONDS_FOR_OTHER_NODES)
         if not evident:
             _report(run, culprit, message)
-    except OSError as error:
+    except (OSError, UserError) as error:  # the last: the run's status is damaged
         logger.error("not everything about the hang could be written down: %s", error)
 
 

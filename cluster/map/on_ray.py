@@ -7,8 +7,6 @@ from cluster.job import import_name
 from cluster.map.tasks import MapTasks, R, T
 from cluster.site import Site
 
-_RAY_RETRIES = 20
-
 
 def on_ray(site: Site, *, parts: int) -> MapTasks:
     """A Ray cluster: the site's, RAY_ADDRESS's, a SLURM allocation's, or one started here.
@@ -25,9 +23,7 @@ def on_ray(site: Site, *, parts: int) -> MapTasks:
     def map_tasks(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
         early: dict[int, Any] = {}
         following = 0
-        for index, answer in executor.map(
-            import_name(function), tasks, in_flight=parts, retries=_RAY_RETRIES, cpus=1
-        ):
+        for index, answer in executor.map(import_name(function), tasks, in_flight=parts, cpus=1):
             early[index] = answer
             while following in early:
                 yield early.pop(following)

@@ -47,6 +47,7 @@ from cluster.site import Site
 
 _CONNECTING = threading.Lock()
 POLL_SECONDS = 0.5
+MAP_RETRIES = 20  # of an item whose worker or node was lost
 PATIENCE = 10.0  # seconds that a supervisor may take to go after its last word
 
 
@@ -95,7 +96,13 @@ class RayExecutor:
         return handle
 
     def map(
-        self, function: str, items: Iterable[Any], *, in_flight: int, retries: int, cpus: float = 1
+        self,
+        function: str,
+        items: Iterable[Any],
+        *,
+        in_flight: int,
+        retries: int = MAP_RETRIES,
+        cpus: float = 1,
     ) -> Iterator[tuple[int, Any]]:
         """Call a function once for each item, on the cluster's workers.
 

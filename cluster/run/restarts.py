@@ -89,6 +89,11 @@ def read_restarts(run: RunFolder) -> list[Restart]:
     return restarts
 
 
+def last_attempt(run: RunFolder) -> int:
+    """The highest attempt whose end was written down; 0 if there is none."""
+    return max((restart.attempt for restart in read_restarts(run)), default=0)
+
+
 def add_restart(run: RunFolder, restart: Restart) -> None:
     """Write one end down."""
     with (run.path / "restarts.jsonl").open("a+b") as file:

@@ -67,7 +67,11 @@ class Schedule:
         Raises:
             UserError: if it is damaged.
         """
-        return read_record(cls, path, remedy=f"`submit schedule remove {path.stem}`, and give it again")
+        return read_record(cls, path, remedy=_remedy(path))
+
+
+def _remedy(path: Path) -> str:
+    return f"`submit schedule remove {path.stem}`, and give it again"
 
 
 def install(folder: Path, name: str, every: str, command: Sequence[str], site: Site) -> Schedule:
@@ -163,7 +167,7 @@ def queue_next(path: Path) -> None:
     if not path.is_file() or _waiting(path):
         return
     schedule = Schedule.read(path)
-    site = Site.model_validate_json((path.parent / f"{schedule.name}.site.json").read_text())
+    site = read_record(Site, path.parent / f"{schedule.name}.site.json", remedy=_remedy(path))
     when = schedule.next(datetime.now())
     script = path.parent / f"{schedule.name}.sbatch"
     write_atomically(script, _script(path, site))

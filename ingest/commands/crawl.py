@@ -31,7 +31,7 @@ from ingest.progress.crawl_progress import CrawlProgress
 from ingest.progress.meter import Meter
 from ingest.progress.metrics_file import MetricsFile
 from ingest.sources.url_list import Columns
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 DEFAULTS = CrawlSettings()
 LIMITS = DEFAULTS.treatment.limits

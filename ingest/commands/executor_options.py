@@ -17,7 +17,7 @@ from ingest.crawl.on_slurm import PartJob, submit_to_slurm, wait_for_slurm
 from ingest.crawl.on_this_machine import crawl_here
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 ExecutorOption = Annotated[ExecutorName, typer.Option("--executor", help="What runs the crawlers.")]
 Parts = Annotated[

@@ -26,7 +26,7 @@ from ingest.progress.counts import Counts
 from ingest.progress.crawl_progress import CrawlProgress
 from ingest.progress.meter import Meter
 from ingest.store.open import open_store
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 DEFAULTS = FetchSettings()
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import UserError
-from cluster.wording import in_bytes, several
+from cluster.wording import in_bytes, several, visible
 from ingest.commands.options import DatasetFolder
 from ingest.commands.stats import counted
 from ingest.dataset.open import open_dataset
@@ -37,4 +37,4 @@ def show(
     text = gallery.show(dataset, found, view=view, samples=samples, seed=seed)
     PosixStore(page.parent).replace(page.name, text.encode())
     shown = several(min(samples, len(seen)), "image")
-    typer.echo(f"{page} shows {shown} of {len(seen):,} ({in_bytes(len(text))})")
+    typer.echo(f"{visible(str(page))} shows {shown} of {len(seen):,} ({in_bytes(len(text))})")

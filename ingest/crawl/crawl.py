@@ -16,9 +16,7 @@ from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.sources.opening import open_listing
 from ingest.sources.url_list import Columns, expand
 from ingest.store.open import open_store
-from ingest.web.fetcher import FetchSettings
-
-__all__ = ["Counts", "CrawlReport", "CrawlSettings", "Progress", "crawl_shards"]
+from ingest.web.settings import FetchSettings
 
 NAMES_TELL = Columns()
 

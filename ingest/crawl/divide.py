@@ -22,7 +22,7 @@ from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.store.open import absolute
 from ingest.web.domain import domain_hashes
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 # Of web images of 128 kB, the process that fetches takes 0.9 to 1.2 ms of CPU each, and a worker 2.4 ms to
 # check and 4.0 ms to resize it: more workers than this would wait for the one.

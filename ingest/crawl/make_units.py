@@ -20,7 +20,9 @@ from ingest.problem import Problem
 from ingest.progress.counts import Counts, Progress
 from ingest.sources.opening import open_planned
 from ingest.sources.source import Item, Source
-from ingest.web.fetcher import Fetched, Fetcher, FetchSettings
+from ingest.web.engine import Fetched
+from ingest.web.fetcher import Fetcher
+from ingest.web.settings import FetchSettings
 
 # What may wait in memory for its turn in a shard, in all units together.
 _WAITING_BYTES = 128 << 20

@@ -10,13 +10,12 @@ from ingest.crawl.divide import divide, first_site, make_parts, seal_and_report,
 from ingest.crawl.part import CRAWL_CALL, counts_from_json, sum_into
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 # The smaller a call on Ray is, the more evenly the last ones end; the larger, the more rarely a slow site is
 # all that is left of it.
 _CALLS_PER_CRAWLER = 8
 _UNITS_PER_CALL = 16
-_RAY_RETRIES = 20
 
 
 def crawl_on_ray(
@@ -50,7 +49,7 @@ def crawl_on_ray(
     executor = RayExecutor(site.ray_address, site=site)
     done = [replace(counts)]
     progress(counts)
-    for _, answer in executor.map(CRAWL_CALL, calls, in_flight=crawlers, retries=_RAY_RETRIES, cpus=workers):
+    for _, answer in executor.map(CRAWL_CALL, calls, in_flight=crawlers, cpus=workers):
         done.append(counts_from_json(answer))
         sum_into(counts, done)
         progress(counts)

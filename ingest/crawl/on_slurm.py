@@ -28,7 +28,7 @@ from ingest.crawl.part import read_report, sum_into
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.store.open import absolute
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 _POLL_SLURM_S = 2.0
 

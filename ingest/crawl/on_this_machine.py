@@ -25,7 +25,7 @@ from ingest.crawl.divide import (
 from ingest.crawl.part import read_report, sum_into
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 _POLL_S = 0.2
 

@@ -29,7 +29,7 @@ from ingest.dataset.commit import read_commits
 from ingest.plan.plan import Plan, read_plans
 from ingest.progress.counts import Counts, Progress
 from ingest.store.open import open_store
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 CRAWL_RANK = f"{__name__}:crawl_rank"
 CRAWL_CALL = f"{__name__}:crawl_call"
@@ -101,17 +101,19 @@ def counts_json(counts: Counts) -> dict[str, Any]:
 
 
 def counts_from_json(values: Mapping[str, Any]) -> Counts:
-    """The counts that `counts_json` wrote; what a later version counts besides is left out."""
-    known = {field.name for field in fields(Counts)} & values.keys()
+    """The counts that `counts_json` wrote."""
     plain: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in values.items()}
-    return Counts(**{name: plain[name] for name in known})
+    return Counts(**plain)
 
 
 def read_report(folder: Path, rank: int) -> Counts:
     """How far a rank says that it is; nothing, if it has not begun."""
     path = _report_file(folder, rank)
-    remedy = "remove it: the crawler writes it anew"
-    return counts_from_json(read_record(dict[str, Any], path, remedy=remedy)) if path.exists() else Counts()
+    return (
+        read_record(Counts, path, remedy="remove it: the crawler writes it anew")
+        if path.exists()
+        else Counts()
+    )
 
 
 def sum_into(total: Counts, parts: Sequence[Counts]) -> None:

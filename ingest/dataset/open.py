@@ -238,10 +238,19 @@ def open_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
     try:
         with store.open(name) as file, pq.ParquetFile(file) as parquet:
             yield parquet
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
+        if not is_damage(error):
+            raise
         raise UserError(
             f"{store.where(name)} is damaged, restore it from a copy; `ingest verify` names all such"
         ) from error
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether Arrow found no Parquet, or not all of it; a damaged header of a page it tells as an OSError."""
+    if isinstance(error, OSError):
+        return "thrift" in str(error)
+    return isinstance(error, pa.ArrowException) and not isinstance(error, MemoryError)
 
 
 def _latest(store: Store) -> str:

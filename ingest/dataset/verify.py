@@ -263,7 +263,7 @@ def _text_at(data: bytes, key: str) -> str | None:
     """A text value of a JSON object, or None if there is no such thing in these bytes."""
     try:
         value = json.loads(data)[key]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return value if isinstance(value, str) else None
 

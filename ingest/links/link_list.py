@@ -1,9 +1,9 @@
 """Web archives become one list of image links: every address once, the first in the order of the input.
 
 Each file is read by itself, by one process, into a spill file beside the output. These are taken in the order
-of the input and split by the first byte of the addresses' digests; then each part is sorted, thinned and
-written. Memory is bounded by the largest part kept, whatever the number of links, and the order (that of the
-digests, which mixes hosts) and the bytes of the output do not depend on the number of processes.
+of the input and split by the first byte of the addresses' digests; then each bucket is sorted, thinned and
+written. Memory is bounded by the largest bucket kept, whatever the number of links, and the order (that of
+the digests, which mixes hosts) and the bytes of the output do not depend on the number of processes.
 """
 
 import hashlib
@@ -22,13 +22,14 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from cluster.map.processes import processes
+from cluster.output_trouble import writing
 from ingest.links.archive import ArchiveCounts, archive_links
 from ingest.store.posix import sync_folder
 from ingest.web.url import canonical, host_of
 
 _ROW_GROUP = 1 << 17
-# A part larger than this in memory is split once more.
-_LARGEST_PART = 128 << 20
+# A bucket larger than this in memory is split once more.
+_LARGEST_BUCKET = 128 << 20
 _KEY_BYTES = 16
 _BATCH = 1 << 15
 _COLUMNS = [
@@ -90,10 +91,8 @@ def list_links(
     if output.is_dir() or not output.parent.is_dir():
         raise UserError(f"--output {output} must name a file in a folder that exists")
     counts = LinkCounts()
-    try:
+    with writing(output):
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {(error.strerror or '').lower()}") from error
     try:
         tasks = [
             _Archive(name=name, spill=folder / f"{number}.arrow", ignore_opt_outs=ignore_opt_outs)
@@ -101,11 +100,11 @@ def list_links(
         ]
         with processes(min(workers, len(archives))) as map_tasks:
             spills = map_tasks(_spill, tasks)
-            parts = _split(_counted(spills, counts, progress), folder / "parts", depth=0)
+            buckets = _split(_counted(spills, counts, progress), folder / "buckets", depth=0)
         if counts.records == 0:
             name, reason = next(iter(counts.damaged.items()), (archives[0], "it is empty"))
             raise UserError(f"no record could be read: {name}: {reason}; give WARC or WAT files")
-        _write(parts, folder / "links.parquet", counts, ignore_opt_outs=ignore_opt_outs)
+        _write(buckets, folder / "links.parquet", counts, ignore_opt_outs=ignore_opt_outs)
         (folder / "links.parquet").replace(output)
         sync_folder(output.parent)
     finally:
@@ -220,16 +219,16 @@ def _key_bytes(batch: pa.RecordBatch | pa.Table) -> np.ndarray:
     return data[start : start + len(flat) * _KEY_BYTES].reshape(-1, _KEY_BYTES)
 
 
-def _thinned(parts: Sequence[Path], depth: int) -> Iterator[pa.Table]:
+def _thinned(buckets: Sequence[Path], depth: int) -> Iterator[pa.Table]:
     """Tables of distinct links in the order of their keys; the first of each key stays."""
-    for part in parts:
-        if part.stat().st_size > _LARGEST_PART and depth + 1 < _KEY_BYTES:
-            finer = _split(_batches(part), part.with_suffix(""), depth=depth + 1)
-            part.unlink()
+    for bucket in buckets:
+        if bucket.stat().st_size > _LARGEST_BUCKET and depth + 1 < _KEY_BYTES:
+            finer = _split(_batches(bucket), bucket.with_suffix(""), depth=depth + 1)
+            bucket.unlink()
             yield from _thinned(finer, depth + 1)
             continue
-        table = pa.Table.from_batches(_batches(part), schema=_SPILL)
-        part.unlink()
+        table = pa.Table.from_batches(_batches(bucket), schema=_SPILL)
+        bucket.unlink()
         high, low = _key_bytes(table).view(">u8").T
         order = np.lexsort((low, high))
         first = np.ones(len(order), bool)
@@ -237,14 +236,14 @@ def _thinned(parts: Sequence[Path], depth: int) -> Iterator[pa.Table]:
         yield table.take(pa.array(order[first])).drop_columns(["key"])
 
 
-def _write(parts: Sequence[Path], path: Path, counts: LinkCounts, *, ignore_opt_outs: bool) -> None:
+def _write(buckets: Sequence[Path], path: Path, counts: LinkCounts, *, ignore_opt_outs: bool) -> None:
     said = {b"opt_outs": b"ignored" if ignore_opt_outs else b"honoured"}
     schema = pa.schema(_COLUMNS, metadata=said)
     hosts = np.empty(0, np.uint64)
     waiting: list[pa.Table] = []
     with path.open("xb") as file:
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            for table in _thinned(parts, 0):
+            for table in _thinned(buckets, 0):
                 counts.distinct += len(table)
                 hosts = np.union1d(hosts, _host_digests(table))
                 waiting.append(table.cast(schema))

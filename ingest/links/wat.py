@@ -17,28 +17,28 @@ _ELEMENTS = {"IMG": "img", "SOURCE": "source", "IMAGE": "image"}
 def wat_page(data: bytes) -> tuple[str, Page] | None:
     """The page's address and its links; None if the record tells of no answered request for a page."""
     try:
-        envelope = _part(json.loads(data), "Envelope")
+        envelope = _object(json.loads(data), "Envelope")
     except (ValueError, RecursionError):
         return None
-    about = _part(envelope, "WARC-Header-Metadata")
-    response = _part(envelope, "Payload-Metadata", "HTTP-Response-Metadata")
+    about = _object(envelope, "WARC-Header-Metadata")
+    response = _object(envelope, "Payload-Metadata", "HTTP-Response-Metadata")
     url = resolve(_text(about, "WARC-Target-URI").strip("<>"))
-    page = _part(response, "HTML-Metadata")
-    if url is None or not page or str(_part(response, "Response-Message").get("Status")) != "200":
+    page = _object(response, "HTML-Metadata")
+    if url is None or not page or str(_object(response, "Response-Message").get("Status")) != "200":
         return None
-    head = _part(page, "Head")
-    headers = _part(response, "Headers")
+    head = _object(page, "Head")
+    headers = _object(response, "Headers")
     tags = [value for name, value in headers.items() if name.lower() == "x-robots-tag"]
     opted_out = any(page_opts_out(tag) for values in tags for tag in _texts(values))
     found: list[tuple[str, str]] = []
-    for meta in _parts(head, "Metas"):
+    for meta in _objects(head, "Metas"):
         fields = {key: _text(meta, key) for key in ("name", "property", "content")}
         opted_out |= robots_meta(fields)
         found += meta_images(fields)
-    for link in _parts(head, "Link"):
+    for link in _objects(head, "Link"):
         if "image_src" in _text(link, "rel").lower().split():
             found.append((_text(link, "url"), ""))
-    for link in _parts(page, "Links"):
+    for link in _objects(page, "Links"):
         name, _, attribute = _text(link, "path").partition("@/")
         if name in _ELEMENTS:
             element = {attribute: _text(link, "url"), "alt": _text(link, "alt")}
@@ -47,16 +47,16 @@ def wat_page(data: bytes) -> tuple[str, Page] | None:
     return url, Page(resolved(found, base), opted_out)
 
 
-def _part(value: Any, *names: str) -> dict[str, Any]:
+def _object(value: Any, *names: str) -> dict[str, Any]:
     """The object below these names, or an empty one."""
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
-def _parts(value: dict[str, Any], name: str) -> list[dict[str, Any]]:
+def _objects(value: dict[str, Any], name: str) -> list[dict[str, Any]]:
     found = value.get(name)
-    return [part for part in found if isinstance(part, dict)] if isinstance(found, list) else []
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
 def _text(value: dict[str, Any], name: str) -> str:

@@ -2,7 +2,7 @@
 
 Politeness is kept by whoever fetches, and that is one process for all of a unit: so a unit should hold all
 URLs of a site. Rows are therefore sorted by a hash of the domain, which scatters sites evenly and makes one
-part of the hash's range after the other fit into memory.
+bucket of the hash's range after the other fit into memory.
 """
 
 import tempfile
@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 
 from ingest.web.domain import domain_hashes
 
-_PARTS = 256
+_BUCKETS = 256
 _MEMORY = 256 << 20
-# Rows; a part with more is split once more. To sort one takes some 600 bytes a row.
-_LARGEST_PART = 1 << 19
+# Rows; a bucket with more is split once more. To sort one takes some 600 bytes a row.
+_LARGEST_BUCKET = 1 << 19
 
 
 class ByDomain:
     """Takes tables with a column `url`, and gives their rows back sorted; a context manager.
 
     Equal domains keep the order in which their rows came; of equal URLs only the first row stays. All tables
-    must have one schema. Memory is bounded by the largest part, or by the largest site if that is more.
+    must have one schema. Memory is bounded by the largest bucket, or by the largest site if that is more.
 
     Args:
-        depth: which byte of the hash tells the parts apart.
+        depth: which byte of the hash tells the buckets apart.
 
     Attributes:
         repeated: rows that were left out because their URL had come before.
@@ -41,7 +41,9 @@ class ByDomain:
     def __init__(self, depth: int = 0) -> None:
         self._depth = depth
         self._folder = tempfile.TemporaryDirectory(prefix="ingest-")
-        self._parts = [_Part(Path(self._folder.name, f"{number:03d}.arrow")) for number in range(_PARTS)]
+        self._buckets = [
+            _Bucket(Path(self._folder.name, f"{number:03d}.arrow")) for number in range(_BUCKETS)
+        ]
         self._buffered = 0
         self.repeated = 0
         self.known = 0
@@ -52,8 +54,8 @@ class ByDomain:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for part in self._parts:
-            part.close()
+        for bucket in self._buckets:
+            bucket.close()
         self._folder.cleanup()
 
     def add(self, table: pa.Table) -> None:
@@ -63,30 +65,30 @@ class ByDomain:
         order = np.argsort(hashes, kind="stable")
         table = table.take(order)
         hashes = hashes[order]
-        bytes_here = hashes >> np.uint64(56 - 8 * self._depth) & np.uint64(_PARTS - 1)
-        ends = np.searchsorted(bytes_here, np.arange(_PARTS + 1, dtype=np.uint64))
-        for part, start, end in zip(self._parts, ends[:-1], ends[1:], strict=True):
+        bytes_here = hashes >> np.uint64(56 - 8 * self._depth) & np.uint64(_BUCKETS - 1)
+        ends = np.searchsorted(bytes_here, np.arange(_BUCKETS + 1, dtype=np.uint64))
+        for bucket, start, end in zip(self._buckets, ends[:-1], ends[1:], strict=True):
             if end > start:
-                part.add(table.slice(start, end - start), hashes[start], hashes[end - 1])
+                bucket.add(table.slice(start, end - start), hashes[start], hashes[end - 1])
         self._buffered += table.nbytes
         if self._buffered > _MEMORY:
-            for part in self._parts:
-                part.spill()
+            for bucket in self._buckets:
+                bucket.spill()
             self._buffered = 0
 
     def tables(self, known: "ByDomain | None" = None) -> Iterator[pa.Table]:
-        """The rows, without those whose URL is among `known`: one table per part of the hash's range."""
-        # Or finer parts, of which there are as many again, could find too many files open.
-        for each in [*self._parts, *(known._parts if known else ())]:
+        """The rows, without those whose URL is among `known`: one table per bucket of the hash's range."""
+        # Or finer buckets, of which there are as many again, could find too many files open.
+        for each in [*self._buckets, *(known._buckets if known else ())]:
             each.close()
-        for number, part in enumerate(self._parts):
-            before = None if known is None else known._parts[number]
-            both = [part] if before is None else [part, before]
+        for number, bucket in enumerate(self._buckets):
+            before = None if known is None else known._buckets[number]
+            both = [bucket] if before is None else [bucket, before]
             several_sites = min(each.lowest for each in both) < max(each.highest for each in both)
-            if part.rows and sum(each.rows for each in both) > _LARGEST_PART and several_sites:
-                yield from self._finer(part, before)
+            if bucket.rows and sum(each.rows for each in both) > _LARGEST_BUCKET and several_sites:
+                yield from self._finer(bucket, before)
                 continue
-            table = part.read()
+            table = bucket.read()
             if table is None:
                 continue
             first = _first_of_each(table["url"])
@@ -101,9 +103,9 @@ class ByDomain:
             order = np.argsort(table["domain"].to_numpy(), kind="stable")
             yield table.take(order).drop_columns("domain")
 
-    def _finer(self, part: "_Part", before: "_Part | None") -> Iterator[pa.Table]:
+    def _finer(self, bucket: "_Bucket", before: "_Bucket | None") -> Iterator[pa.Table]:
         with ByDomain(self._depth + 1) as urls, ByDomain(self._depth + 1) as known:
-            for table in part.read_by_batch():
+            for table in bucket.read_by_batch():
                 urls.add(table.drop_columns("domain"))
             for table in before.read_by_batch() if before else ():
                 known.add(table.drop_columns("domain"))
@@ -112,8 +114,8 @@ class ByDomain:
             self.known += urls.known
 
 
-class _Part:
-    """The rows of one part of the hash's range: the last ones in memory, those before in a file."""
+class _Bucket:
+    """The rows of one bucket of the hash's range: the last ones in memory, those before in a file."""
 
     def __init__(self, path: Path) -> None:
         self.tables: list[pa.Table] = []

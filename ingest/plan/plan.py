@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from ingest.dataset import layout
+from ingest.dataset.open import is_damage
 from ingest.dataset.plan_record import Identity, ItemsRecord, PlanRecord, SourceRecord, read_plan
 from ingest.dataset.schema import ITEMS_SCHEMA
 from ingest.plan.settings import CrawlSettings
@@ -120,7 +121,9 @@ class Plan:
         try:
             with self.store.open(name) as file, pq.ParquetFile(file, metadata=metadata) as parquet:
                 yield parquet
-        except (FileNotFoundError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException) as error:
+            if not isinstance(error, FileNotFoundError) and not is_damage(error):
+                raise
             record = self.store.where(layout.plan_name(self.generation))
             raise UserError(
                 f"{self.store.where(name)} is damaged or gone: restore it from a copy, or remove {record} "

@@ -13,7 +13,7 @@ from ingest.dataset.keys import KEY_SLOTS
 from ingest.dataset.plan_record import Flags, Identity, SourceRecord
 from ingest.image.check import Crop, Encoding, Treatment
 from ingest.image.decode import ImageLimits
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 FORMAT = 2
 # Of a checking process, besides the image that it was sent: its batch, and what reading takes.

@@ -14,13 +14,11 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from ingest.web.addresses import AddressPolicy
-from ingest.web.engine import Engine, Fetched, Outcome
+from ingest.web.engine import Engine, Outcome
 from ingest.web.host_queues import SlowHost
 from ingest.web.http_client import user_agent
 from ingest.web.opt_outs import TOKEN
 from ingest.web.settings import FetchSettings
-
-__all__ = ["FetchSettings", "Fetched", "Fetcher", "Outcome"]
 
 Token = TypeVar("Token")
 Returned = TypeVar("Returned")

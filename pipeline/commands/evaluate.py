@@ -80,7 +80,7 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
     if what == "list":
         found = timetable.installed(schedules)
         if as_json:
-            told = [{"name": each.name, "every": each.every, "engine": each.fired_by} for each in found]
+            told = [{"name": each.name, "every": each.every, "fired_by": each.fired_by} for each in found]
             typer.echo(json.dumps(told))
             return
         for each in found:

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 from cluster.errors import UserError
-from ingest.crawl.crawl import Counts, CrawlSettings, Progress, crawl_shards
+from ingest.crawl.crawl import crawl_shards
 from ingest.dataset.open import open_dataset
 from ingest.image.check import Treatment
+from ingest.plan.settings import CrawlSettings
+from ingest.progress.counts import Counts, Progress
 from pipeline.checkpoint.files import step_of
 from pipeline.dag.digests import content_digest
 from pipeline.dag.stage import Result, Work

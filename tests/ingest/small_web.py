@@ -15,7 +15,7 @@ from PIL import Image
 from ingest.crawl.crawl import crawl_shards
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import CrawlReport
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 MARKUP = "<script>alert(1)</script>\u202egpj.exe"
 

@@ -70,6 +70,7 @@ DAMAGES = {
     "empty": lambda data: b"",
     "cut": lambda data: data[: len(data) // 2],
     "no JSON": lambda data: b"\xff\x00" + data,
+    "nested without end": lambda data: b"[" * 100_000,
     "no object": lambda data: b"[%s]" % data,
     "a key less": without_a_key,
     "another type": with_another_type,
@@ -88,10 +89,11 @@ def test_whoever_reads_a_damaged_record_names_it_in_one_line(whole, dataset, rec
         assert f"{path.relative_to(dataset.parent)} is damaged (" in line
 
 
-def test_verify_names_every_damaged_record_of_the_sealed_dataset(dataset):
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"[" * 100_000])
+def test_verify_names_every_damaged_record_of_the_sealed_dataset(dataset, damage):
     for record in ("commits/00000001.json", "sealed/*.json", "DATASET.json"):
         (path,) = dataset.glob(record)
-        path.write_bytes(b"{")
+        path.write_bytes(damage)
         result = CliRunner().invoke(cli.app, ["verify", "out"])
         assert result.exit_code == 1
         assert str(path.relative_to(dataset)) in result.stdout
@@ -124,6 +126,14 @@ def test_a_list_of_units_that_is_lost_or_damaged_can_be_made_again(whole, datase
     (dataset / "plan" / "0" / "plan.json").unlink()
     assert CliRunner().invoke(cli.app, arguments("crawl-shards", whole)).exit_code == 0
     assert path.read_bytes() == data
+
+
+def test_a_list_of_units_with_bytes_before_it_is_damaged(whole, dataset):
+    (path,) = dataset.glob("plan/0/units-*.parquet")
+    path.write_bytes(b"\xff\x00" + path.read_bytes())
+    result = CliRunner().invoke(cli.app, arguments("retry", whole))
+    assert result.exit_code == 2
+    assert f"{path.relative_to(dataset.parent)} is damaged or gone" in result.stderr
 
 
 def test_a_head_that_is_gone_is_made_again(whole, dataset):

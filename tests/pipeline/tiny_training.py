@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ingest.crawl.crawl import CrawlSettings, crawl_shards
+from ingest.crawl.crawl import crawl_shards
+from ingest.plan.settings import CrawlSettings
 from pipeline.data.batch import Inputs
 from pipeline.methods.build import Method, assemble_method
 from pipeline.parallel.initialize import initialize

@@ -15,7 +15,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.restarts import read_restarts
 from ingest.crawl.crawl import crawl_shards
 from ingest.plan.settings import CrawlSettings
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ingest"))
 from picture_server import PictureServer

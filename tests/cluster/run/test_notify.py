@@ -9,12 +9,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
+from cluster.errors import UserError
 from cluster.job import State
 from cluster.run.folder import RunFolder
 from cluster.run.notify import notify
 from cluster.run.status import Failure, Status
-from cluster.site import Notify, Site, write_site
+from cluster.site import Notify, Site, read_site, write_site
 
 FAILED = Status(
     state=State.FAILED,
@@ -78,3 +80,21 @@ def test_a_hook_that_fails_fails_nothing(tmp_path: Path, caplog: pytest.LogCaptu
     notify(make_run(tmp_path, Notify(webhook="http://127.0.0.1:notaport/")), FAILED)
     assert "nobody is told" in caplog.text
     notify(RunFolder.create(tmp_path / "nobody"), FAILED)  # a run without a site
+
+
+def test_a_run_s_site_is_read_as_written_whatever_a_later_version_adds(tmp_path: Path) -> None:
+    site = Site(
+        modules=("cuda",),
+        environment={"A": "b"},
+        notify=Notify(command=("true",)),
+        sbatch={"reservation": "r"},
+    )
+    path = tmp_path / "site.yaml"
+    write_site(site, path)
+    values = yaml.safe_load(path.read_text())
+    values |= {"later": [1], "notify": values["notify"] | {"later": {}}}
+    path.write_text(yaml.safe_dump(values))
+    assert read_site(path) == site
+    path.write_text("minutes: soon\n")
+    with pytest.raises(UserError, match=r"site\.yaml: .*minutes"):
+        read_site(path)

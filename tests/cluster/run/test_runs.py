@@ -129,6 +129,16 @@ def test_a_jobs_name_is_safe_in_paths_and_commands(name: str) -> None:
         Job(name=name, function="a:b", arguments={}, resources=Resources(), folder=Path("x"))
 
 
+def test_a_job_that_refuses_itself_is_told_with_its_file(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "mine")
+    job = Job(name="mine", function="a:b", arguments={}, resources=Resources(), folder=run.path)
+    (run.path / "job.json").write_text(job.to_json().replace('"mine"', '"../mine"'))
+    with pytest.raises(
+        UserError, match=r"job\.json is damaged: '\.\./mine' cannot be .*started the run again"
+    ):
+        run.read_job()
+
+
 def test_an_atomic_write_leaves_nothing_beside_it(tmp_path: Path) -> None:
     write_atomically(tmp_path / "x.json", "1")
     write_atomically(tmp_path / "x.json", "2")

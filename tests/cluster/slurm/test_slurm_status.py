@@ -11,6 +11,7 @@ import pytest
 from cluster.errors import AlreadyRunning, Refused, UserError
 from cluster.job import Job, Resources, State
 from cluster.run.folder import RunFolder
+from cluster.run.restarts import Cause, Restart, add_restart, read_restarts, spent
 from cluster.run.status import Status
 from cluster.site import Site
 from cluster.slurm import status as slurm_status
@@ -122,6 +123,19 @@ def test_a_job_that_slurm_refuses_leaves_the_run_as_it_was(run: RunFolder, tmp_p
     (tmp_path / "refusal").unlink()
     submit(job(run), SlurmExecutor(Site()))
     assert (run.read_status().state, run.read_status().attempt) == (State.PENDING, 3)
+
+
+def test_a_run_whose_damaged_status_was_removed_has_all_its_tries(run: RunFolder) -> None:
+    for attempt in (1, 2, 3):
+        add_restart(run, Restart(attempt=attempt, cause=Cause.CRASH, message="boom"))
+    (run.path / "status.json").write_text("{")
+    with pytest.raises(UserError, match=r"is damaged: .* remove that file and give the command that started"):
+        submit(job(run), SlurmExecutor(Site()))
+    (run.path / "status.json").unlink()
+    submit(job(run), SlurmExecutor(Site()))
+    status = run.read_status()
+    assert (status.attempt, status.first_attempt) == (3, 3)
+    assert spent(read_restarts(run), job(run), since=status.first_attempt) is None
 
 
 def test_what_slurm_could_never_run_is_told_with_what_was_asked_for(run: RunFolder, tmp_path: Path) -> None:

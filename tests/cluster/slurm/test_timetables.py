@@ -148,3 +148,12 @@ def test_a_damaged_schedule_hides_no_other_and_can_be_removed(
     remove(tmp_path / "s", "nightly")
     assert "nightly" not in table.read_text()
     assert "other" in table.read_text()
+
+
+def test_a_firing_whose_site_is_damaged_runs_and_says_how_to_mend_it(table: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin" / "scrontab").unlink()
+    install(tmp_path / "s", "nightly", "0 2 * * *", ["touch", str(tmp_path / "ran")], Site())
+    (tmp_path / "s" / "nightly.site.json").write_text("{")
+    with pytest.raises(UserError, match=r"nightly\.site\.json is damaged: .*schedule remove nightly"):
+        fire(tmp_path / "s" / "nightly.json")
+    assert (tmp_path / "ran").exists()

@@ -206,7 +206,8 @@ def test_D1_D3_killed_at_any_act_then_run_again(tmp_path, folder, crawl):
 def start(source, output, *, workers=2):
     program = (
         "import sys\n"
-        "from ingest.crawl.crawl import CrawlSettings, crawl_shards\n"
+        "from ingest.plan.settings import CrawlSettings\n"
+        "from ingest.crawl.crawl import crawl_shards\n"
         "crawl_shards(sys.argv[1:2], sys.argv[2], CrawlSettings(unit_rows=40), workers=int(sys.argv[3]),"
         " progress=lambda counts: None)"
     )

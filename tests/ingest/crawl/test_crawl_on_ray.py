@@ -14,7 +14,7 @@ from ingest.crawl.crawl import crawl_plan, plan_shards
 from ingest.crawl.on_ray import crawl_on_ray
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -1,11 +1,13 @@
 """A crawl by several crawlers on this machine: the same dataset, whatever their number and their fate."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -20,11 +22,11 @@ from cluster.errors import UserError
 from ingest.crawl.crawl import plan_shards
 from ingest.crawl.divide import divide, first_site
 from ingest.crawl.on_this_machine import crawl_here
-from ingest.crawl.part import Part
+from ingest.crawl.part import Part, counts_json, read_report
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts
 from ingest.web.domain import domain_hashes
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 FETCH = FetchSettings(contact="test@example.org", allow_private=(NETWORK,))
 SETTINGS = CrawlSettings(unit_rows=5, fetch=FETCH)
@@ -183,3 +185,15 @@ def test_a_stopped_command_leaves_no_process_and_is_gone_on_with(tmp_path, serve
         server.seconds = 0.0
         subprocess.run([*COMMAND, *words], check=True, capture_output=True)
         assert crawl(source, tmp_path / "whole", 1).root == crawl(source, tmp_path / "out", 1).root
+
+
+def test_a_crawler_s_counts_are_read_as_written_or_told_with_their_file(tmp_path):
+    counts = Counts(planned=3, kept=1, rejected=Counter(too_small=2))
+    report = tmp_path / "counts-0.json"
+    report.write_text(json.dumps(counts_json(counts) | {"of_a_later_version": 1}))
+    assert read_report(tmp_path, 0) == counts
+    assert read_report(tmp_path, 1) == Counts()
+    for damage in ("{", "[]", '{"kept": "many"}', '{"rejected": {"too_small": "two"}}'):
+        report.write_text(damage)
+        with pytest.raises(UserError, match=r"counts-0\.json is damaged: .*; remove it"):
+            read_report(tmp_path, 0)

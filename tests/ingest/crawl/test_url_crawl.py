@@ -29,7 +29,7 @@ from ingest.progress.counts import Counts
 from ingest.sources.url_list import Columns
 from ingest.store.open import open_store
 from ingest.store.posix import PosixStore
-from ingest.web.fetcher import FetchSettings
+from ingest.web.settings import FetchSettings
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
 from crawl_soak import soak

@@ -91,7 +91,7 @@ def test_D1_bytes_do_not_depend_on_workers_or_memory(tmp_path, many, monkeypatch
     assert len({row["url"] for row in rows}) == len(rows) == counts.distinct == 1500
     two, _ = listed(many, tmp_path / "two.parquet", workers=2)
     assert two == counts
-    monkeypatch.setattr(link_list, "_LARGEST_PART", 40_000)
+    monkeypatch.setattr(link_list, "_LARGEST_BUCKET", 40_000)
     monkeypatch.setattr(link_list, "_BATCH", 37)
     listed(many, tmp_path / "small.parquet")
     whole = (tmp_path / "one.parquet").read_bytes()
@@ -104,7 +104,7 @@ def test_D1_bytes_do_not_depend_on_workers_or_memory(tmp_path, many, monkeypatch
     ]
 
 
-def test_row_groups_are_whole_whatever_the_parts(tmp_path, many, monkeypatch):
+def test_row_groups_are_whole_whatever_the_buckets(tmp_path, many, monkeypatch):
     monkeypatch.setattr(link_list, "_ROW_GROUP", 400)
     listed(many, tmp_path / "urls.parquet")
     meta = pq.ParquetFile(tmp_path / "urls.parquet").metadata

@@ -57,7 +57,7 @@ def test_D1_large_parts_are_split_and_the_order_stays(monkeypatch, memory):
     urls = [f"http://{n % 1000}.org/{n % 2000}" for n in range(3000)]
     known = urls[::7]
     whole = grouped(urls, known=known, size=500)
-    monkeypatch.setattr(grouping, "_LARGEST_PART", 5)
+    monkeypatch.setattr(grouping, "_LARGEST_BUCKET", 5)
     monkeypatch.setattr(grouping, "_MEMORY", memory)
     assert grouped(urls, known=known, size=500) == whole
     with ByDomain() as rows:

@@ -30,7 +30,8 @@ from ingest.store.posix import PosixStore
 UNIT_ROWS = 4
 CRAWL = (
     "import sys\n"
-    "from ingest.crawl.crawl import CrawlSettings, crawl_shards\n"
+    "from ingest.plan.settings import CrawlSettings\n"
+    "from ingest.crawl.crawl import crawl_shards\n"
     "crawl_shards(sys.argv[1:2], sys.argv[2], CrawlSettings(unit_rows=4), workers=1,"
     " progress=lambda counts: None)"
 )

@@ -16,7 +16,9 @@ import pytest
 from hostile_server import ALLOWED, GOOD, REBINDING, HostileServer
 
 from cluster.errors import UserError
-from ingest.web.fetcher import Fetched, Fetcher, FetchSettings
+from ingest.web.engine import Fetched
+from ingest.web.fetcher import Fetcher
+from ingest.web.settings import FetchSettings
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
 from peak_memory import PeakMemory

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ingest.crawl.crawl import CrawlSettings, crawl_shards
+from ingest.crawl.crawl import crawl_shards
+from ingest.plan.settings import CrawlSettings
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:

@@ -8,8 +8,9 @@ from tiny_training import make_dataset
 from torch import nn
 
 from cluster.errors import UserError
-from ingest.crawl.crawl import CrawlSettings, crawl_shards
+from ingest.crawl.crawl import crawl_shards
 from ingest.dataset.open import open_dataset
+from ingest.plan.settings import CrawlSettings
 from pipeline.data.evaluation import Preprocessing, evenly_spaced, fit_image, normalise
 from pipeline.transfer.features import Features, extract_features, load_features, save_features
 from pipeline.transfer.scores import shared_labels

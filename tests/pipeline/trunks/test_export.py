@@ -9,8 +9,9 @@ from tiny_training import make_dataset, make_recipe
 from torch import nn
 
 from cluster.errors import UserError
-from ingest.crawl.crawl import CrawlSettings, crawl_shards
+from ingest.crawl.crawl import crawl_shards
 from ingest.dataset.open import open_dataset
+from ingest.plan.settings import CrawlSettings
 from pipeline.checkpoint.files import latest, read_tensors
 from pipeline.data.evaluation import (
     Preprocessing,
