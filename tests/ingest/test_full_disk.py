@@ -66,6 +66,7 @@ def test_a_full_disk_is_one_sentence(places, command):
     assert told.endswith("file too large; mend that, then run the same command again"), told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["stats", "verify"])
 def test_an_answer_that_nobody_can_take_is_one_sentence(places, command):
     with open("/dev/full", "w") as full:  # noqa: PTH123 -- a device

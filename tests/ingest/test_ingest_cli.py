@@ -109,6 +109,7 @@ def test_options_reach_the_crawl(folder, tmp_path):
     assert json.loads((output / "plan/0/plan.json").read_bytes())["settings"] == options
 
 
+@pytest.mark.slow
 def test_mistakes_in_a_crawl_are_one_sentence(dataset, folder, tmp_path):
     source = tmp_path / "pictures"
     out = ("--output", tmp_path / "new")
@@ -146,6 +147,7 @@ def test_wrong_usage_names_the_option_and_exits_with_2(arguments, told):
     assert "Traceback" not in result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["verify", "stats", "show"])
 def test_commands_on_what_is_no_dataset_are_one_sentence(command, tmp_path):
     assert "DATASET.json" in mistake(command, tmp_path) or "is not a dataset" in mistake(command, tmp_path)
@@ -157,6 +159,7 @@ def test_error_cannot_write_to_the_terminal_what_a_name_says(tmp_path):
     assert "\\x1b[31mred\\nsecond line" in sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--debug", "stats", "nowhere"], ["stats", "nowhere", "--debug"]])
 def test_debug_anywhere_shows_the_traceback(arguments):
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False)
@@ -191,6 +194,7 @@ def test_verify_names_damage_and_exits_with_1(dataset):
     assert verdict["images"] == 10
 
 
+@pytest.mark.slow
 def test_verify_says_what_levels_there_are(dataset):
     assert "use names, sizes, sha or decode" in mistake("verify", dataset, "--level", "deep")
 
@@ -221,6 +225,7 @@ def test_show_writes_one_page_in_the_current_folder(dataset, tmp_path, monkeypat
     assert (tmp_path / "out.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_show_into_a_folder_that_is_not_there(dataset, tmp_path):
     assert "there is no such folder" in mistake("show", dataset, "--output", tmp_path / "no" / "page.html")
     assert "is a folder" in mistake("show", dataset, "--output", tmp_path)
@@ -255,6 +260,7 @@ def test_every_command_says_what_it_does():
     assert run().exit_code == 2
 
 
+@pytest.mark.slow
 def test_interrupted_crawl_says_how_to_go_on_and_goes_on(tmp_path, scene):
     source = tmp_path / "source"
     source.mkdir()

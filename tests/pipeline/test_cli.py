@@ -58,6 +58,7 @@ def line(result: Result) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_a_run_from_the_first_step_to_the_last_and_back_again(recipe: Path) -> None:
     words = ("pretrain", "--recipe", recipe, "--run", "first", "--ranks", 2)
     dry = submit(*words, "--dry-run")
@@ -93,6 +94,7 @@ def test_a_run_from_the_first_step_to_the_last_and_back_again(recipe: Path) -> N
     assert "is not running: it is completed" in line(submit("cancel", "first"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(recipe: Path) -> None:
     words = [*SUBMIT, "pretrain", "--recipe", str(recipe), "--run", "stopped", "train.steps=100000"]
     launcher = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -119,6 +121,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(recipe: Path) -> None:
     assert json.loads(submit("status", "stopped", "--json").output)["state"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_a_mistake_that_only_the_ranks_can_see_is_one_line_too(recipe: Path) -> None:
     words = ["pretrain", "--recipe", str(recipe), "--run", "wrong", "data.batch_size=4096"]
     finished = subprocess.run([*SUBMIT, *words], capture_output=True, text=True, check=False)
@@ -177,6 +180,7 @@ def test_doctor_tells_about_images_and_torch() -> None:
     assert "torch" in names and "python" in names
 
 
+@pytest.mark.slow
 def test_a_trunk_is_exported_and_scored(recipe: Path) -> None:
     data = yaml.safe_load(recipe.read_text())["data"]["root"]
     assert submit("pretrain", "--recipe", recipe, "--run", "short", "train.steps=2").exit_code == 0

@@ -180,6 +180,7 @@ def test_a_rank_in_an_endless_loop_is_seen_by_its_stack(tmp_path: Path) -> None:
     wait_until(lambda: nothing_is_left(tmp_path))
 
 
+@pytest.mark.slow
 def test_ranks_that_never_take_a_step_are_given_six_times_as_long(tmp_path: Path) -> None:
     started = time.monotonic()
     state, run = run_job(tmp_path, "hang", seconds=0.5, how="stop_here", at=0)
@@ -189,6 +190,7 @@ def test_ranks_that_never_take_a_step_are_given_six_times_as_long(tmp_path: Path
     assert re.search(r"rank 1 starting up for \d+ s before its first step \(stopped", message)
 
 
+@pytest.mark.slow
 def test_a_slow_run_is_left_alone_and_leaves_nothing(tmp_path: Path) -> None:
     state, run = run_job(tmp_path, "be_slow", seconds=0.5)
     assert state is State.COMPLETED, failure_of(run)

@@ -132,6 +132,7 @@ def reasons(verdicts: Mapping[str, Verdict]) -> dict[str, tuple[str, ...]]:
     return {node: verdict.reasons for node, verdict in verdicts.items() if not verdict.fit}
 
 
+@pytest.mark.slow
 def test_nodes_that_are_well_are_fit_and_measured(tmp_path: Path) -> None:
     started = time.monotonic()
     verdicts = look(tmp_path, "healthy")
@@ -144,6 +145,7 @@ def test_nodes_that_are_well_are_fit_and_measured(tmp_path: Path) -> None:
     assert not list((tmp_path / "run" / "preflight").glob("probe-*"))
 
 
+@pytest.mark.slow
 def test_ranks_of_one_node_reduce_among_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_RANKS_PER_NODE", "2")
     verdicts = look(tmp_path, "healthy", nodes=2, ranks_per_node=2)
@@ -155,6 +157,7 @@ def test_ranks_of_one_node_reduce_among_themselves(tmp_path: Path, monkeypatch: 
     assert list(report["links"]) == ["node0"]
 
 
+@pytest.mark.slow
 def test_every_node_is_told_what_is_wrong_with_it(tmp_path: Path) -> None:
     (tmp_path / "run" / "preflight" / "elsewhere").mkdir(parents=True)
     found = reasons(look(tmp_path, "something_wrong_everywhere", nodes=4))
@@ -165,6 +168,7 @@ def test_every_node_is_told_what_is_wrong_with_it(tmp_path: Path) -> None:
     assert found["node3"][0].startswith("matmul of rank 3: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "told"),
     [
@@ -196,6 +200,7 @@ def test_a_job_that_never_reports_says_why(tmp_path: Path) -> None:
         look(tmp_path, "fails_before_it_reports")
 
 
+@pytest.mark.slow
 def test_reports_of_an_earlier_job_do_not_count(tmp_path: Path) -> None:
     stale = tmp_path / "run" / "preflight" / "rank-7.json"
     stale.parent.mkdir(parents=True)

@@ -51,6 +51,7 @@ def whole(output):
     return opened.root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("treatment", [Treatment(), Treatment(resize=12)])
 def test_D1_same_bytes_for_any_number_of_workers(treatment, tmp_path, folder, crawl):
     source = folder(count=30)
@@ -183,6 +184,7 @@ def crawl_with_death_at(step, source, output):
         os._exit(status)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_D1_D3_killed_at_any_act_then_run_again(tmp_path, folder, crawl):
     source = folder(count=9)
@@ -214,6 +216,7 @@ def start(source, output, *, workers=2):
     return subprocess.Popen([sys.executable, "-c", program, str(source), str(output), str(workers)])
 
 
+@pytest.mark.slow
 def test_D1_killed_at_random_moments_until_done(tmp_path, folder, crawl):
     source = folder(count=400)
     expected = crawl([source], tmp_path / "whole", unit_rows=40)
@@ -231,6 +234,7 @@ def test_D1_killed_at_random_moments_until_done(tmp_path, folder, crawl):
     assert dataset_bytes(output) == dataset_bytes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_D1_D3_two_crawls_of_one_output_at_once(tmp_path, folder, crawl):
     source = folder(count=200)
     expected = crawl([source], tmp_path / "whole", unit_rows=40)
@@ -246,6 +250,7 @@ def test_D1_D3_two_crawls_of_one_output_at_once(tmp_path, folder, crawl):
     assert dataset_bytes(output) == dataset_bytes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_D4_hostile_sources_end_as_rows(tmp_path, scene, encode, crawl, scan_bomb, huge):
     source = tmp_path / "in"
     source.mkdir()

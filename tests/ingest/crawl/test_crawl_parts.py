@@ -105,6 +105,7 @@ def test_what_a_crawler_is_given_survives_as_json(units, rate):
     assert Part.from_json(part.to_json()) == part
 
 
+@pytest.mark.slow
 def test_D1_D2_any_number_of_parts_makes_the_same_dataset(tmp_path, server):
     source = server.write_list(tmp_path / "list.txt", 60)
     told = []
@@ -124,6 +125,7 @@ def test_D1_D2_any_number_of_parts_makes_the_same_dataset(tmp_path, server):
     assert (again.root, again.counts.resumed) == (reports[0].root, 60)
 
 
+@pytest.mark.slow
 def test_D1_a_crawler_that_is_killed_is_named_and_others_go_on_with_its_units(tmp_path, server):
     source = server.write_list(tmp_path / "list.txt", 100)
     expected = crawl(source, tmp_path / "whole", 1)
@@ -164,6 +166,7 @@ def test_a_mistake_that_a_crawler_finds_is_told_as_a_sentence(tmp_path, server):
         crawl(source, tmp_path / "out", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_command_leaves_no_process_and_is_gone_on_with(tmp_path, server, number):
     server.seconds = 0.1

@@ -164,6 +164,7 @@ def test_D1_same_bytes_for_any_number_of_workers_and_again(tars, tmp_path):
         index(paths, outputs[0], unit_rows=5)
 
 
+@pytest.mark.slow
 def test_D1_killed_at_any_time_it_goes_on(tars, tmp_path):
     paths, images = tars
     clean = index(paths, tmp_path / "clean", unit_rows=1).root
@@ -324,6 +325,7 @@ def test_more_tars_than_files_may_be_open(tmp_path, scene, encode):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_tars_on_s3_are_indexed_there_and_from_here(tars, tmp_path, bucket):
     import s3fs
 

@@ -71,6 +71,7 @@ def write_list(path, urls):
     return path
 
 
+@pytest.mark.slow
 def test_D1_same_root_for_any_order_of_arrival_and_number_of_workers(tmp_path, server):
     urls = write_list(tmp_path / "urls.txt", server.urls(200))
     treatment = Treatment(resize=12)
@@ -110,6 +111,7 @@ def test_D2_every_url_has_its_row_with_all_that_the_list_says_of_it(tmp_path, se
     assert [row["reason"] for row in rows if row["retryable"]] == ["http_500"] * 6
 
 
+@pytest.mark.slow
 def test_D4_a_hostile_web_is_crawled_to_its_end(tmp_path, monkeypatch):
     with HostileServer(tmp_path) as server:
         monkeypatch.setenv("SSL_CERT_FILE", str(server.ca_file))
@@ -137,6 +139,7 @@ def test_D4_a_hostile_web_is_crawled_to_its_end(tmp_path, monkeypatch):
     assert len(rows) == len(cases)
 
 
+@pytest.mark.slow
 def test_D1_D3_killed_at_random_until_sealed(tmp_path):
     result = soak(tmp_path, images=900, kills=4, unit_rows=20, pauses=(0.1, 0.5), seed=0)
     assert result.kills.total() == 4
@@ -268,6 +271,7 @@ def test_more_hosts_at_a_time_than_the_usual_limit_of_open_files(tmp_path):
     assert set(report.counts.failed) == {"http_404"}
 
 
+@pytest.mark.slow
 def test_few_units_are_open_though_each_waits_for_a_slow_site(tmp_path, monkeypatch):
     monkeypatch.setattr("ingest.crawl.make_units._WAITING_ROWS", 10)
     monkeypatch.setattr("ingest.crawl.make_units._WINDOW", 128)

@@ -98,6 +98,7 @@ def search(samples, radius, first_own, folder, *, partitions, files):
     return duplicates.settle(np.concatenate(exact), np.concatenate(same), kept_first)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     samples=samples(),

@@ -135,6 +135,7 @@ def test_mistakes_end_in_one_sentence(dataset, arguments, sentence):
     assert not (dataset / "views").exists()
 
 
+@pytest.mark.slow
 def test_D1_killed_half_way_and_run_again_gives_the_same_view(tmp_path):
     units = [[{"data": b"%d" % (number % 40)} for number in range(unit, unit + 30)] for unit in range(20)]
     seal_rows(tmp_path / "one", units)

@@ -24,6 +24,7 @@ def clusters(draw, radius):
     return np.unique(np.array(centres + moved, np.uint64))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), radius=st.integers(0, MAX_RADIUS))
 def test_every_pair_is_found_and_no_other(data, radius):

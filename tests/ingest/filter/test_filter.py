@@ -58,6 +58,7 @@ def test_conditions_are_all_asked_and_nulls_are_counted(dataset):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     limits=st.lists(st.tuples(st.sampled_from(["width", "height", "size"]), st.integers(0, 700)), max_size=4)

@@ -80,6 +80,7 @@ def test_D1_checkers_killed_from_outside_change_nothing(scene, encode):
     assert killed == 4
 
 
+@pytest.mark.slow
 def test_D1_a_machine_that_stands_still_fails_no_image(scene, encode):
     images = [encode(scene(number, 200, 150), "PNG") for number in range(160)]
     verdicts, before = [], set(psutil.Process().children())

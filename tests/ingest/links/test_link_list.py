@@ -86,6 +86,7 @@ def many(tmp_path):
     return paths
 
 
+@pytest.mark.slow
 def test_D1_bytes_do_not_depend_on_workers_or_memory(tmp_path, many, monkeypatch):
     counts, rows = listed(many, tmp_path / "one.parquet")
     assert len({row["url"] for row in rows}) == len(rows) == counts.distinct == 1500
@@ -189,6 +190,7 @@ JSONS = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(JSONS, JSONS, st.binary(max_size=50))
 def test_D4_no_metadata_raises(first, second, data):

@@ -52,6 +52,7 @@ def test_rows_on_disk_come_back_as_those_in_memory(monkeypatch):
     assert grouped(urls) == in_memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [500, 1 << 30], ids=["on disk", "in memory"])
 def test_D1_large_parts_are_split_and_the_order_stays(monkeypatch, memory):
     urls = [f"http://{n % 1000}.org/{n % 2000}" for n in range(3000)]

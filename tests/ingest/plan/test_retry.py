@@ -103,6 +103,7 @@ def test_D2_only_what_may_succeed_later_is_tried_again(tmp_path):
         assert open_dataset(output).root == last
 
 
+@pytest.mark.slow
 def test_D1_a_retry_by_two_crawlers_is_that_by_one(tmp_path):
     broken = {str(number): 503 for number in range(12)}
     with server(broken) as base:

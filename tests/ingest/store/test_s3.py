@@ -130,6 +130,7 @@ def test_the_commands_take_s3_urls(folder, bucket, tmp_path, monkeypatch):
     assert f"{bucket}/nothing is not a dataset" in result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["drop", "refuse", "500", "503", "done-500", "stall", "cut"])
 def test_D1_D3_an_answer_lost_at_any_request_changes_nothing(kind, folder, crawl, bucket, behind, tmp_path):
     """Each request of a crawl fails once, at its first sending; stalls for a few of them only."""
@@ -196,6 +197,7 @@ def test_trouble_that_stays_is_one_sentence(folder, crawl, bucket, behind, monke
     assert proxy.faults == ["503"] * 3
 
 
+@pytest.mark.slow
 def test_D1_D3_two_crawls_of_one_output_at_once(tmp_path, folder, crawl, bucket):
     source = folder(count=30)
     expected = crawl([source], tmp_path / "out", unit_rows=UNIT_ROWS)
@@ -220,6 +222,7 @@ def test_of_two_plans_at_once_the_first_wins(folder, bucket):
     assert len([entry for entry in store.list("plan") if "units-" in entry.name]) == 2
 
 
+@pytest.mark.slow
 def test_D1_killed_at_random_moments_until_done(tmp_path, folder, crawl, bucket):
     source = folder(count=60)
     expected = crawl([source], tmp_path / "out", unit_rows=UNIT_ROWS)

@@ -49,6 +49,7 @@ def reason(outcome) -> str:
     return "" if isinstance(outcome, Fetched) else outcome.reason
 
 
+@pytest.mark.slow
 def test_D4_every_hostile_url_ends_with_its_reason_and_nothing_private_is_visited(server):
     expected = server.cases()
     attempts = replace(SETTINGS, attempts=2)

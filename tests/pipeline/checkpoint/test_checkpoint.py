@@ -116,6 +116,7 @@ def _save_and_load(group: dist.ProcessGroup | None, folder: Path, seed: int, sav
     return [value.numpy() for value in method.state_dict().values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3), (3, 2)])
 def test_T3_a_run_saved_on_n_ranks_goes_on_with_m(
     tmp_path: Path, run_on_ranks: Callable[..., list[Any]], before: int, after: int
@@ -325,6 +326,7 @@ def _save_on_a_full_disk(group: dist.ProcessGroup | None, folder: Path) -> str:
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_full_disk_costs_one_checkpoint_and_leaves_nothing_behind(
     tmp_path: Path, run_on_ranks: Callable[..., list[Any]], ranks: int

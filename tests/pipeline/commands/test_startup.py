@@ -52,6 +52,7 @@ def here(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_looking_imports_no_torch_pyarrow_matplotlib_or_ray(here: Path) -> None:
     root = Path(__file__).parents[3]
     finished = subprocess.run(

@@ -250,6 +250,7 @@ def test_the_reader_keeps_open_what_the_windows_of_its_lanes_need(
     assert asked == [4 * 4, 1 * 4]
 
 
+@pytest.mark.slow
 def test_workers_die_with_a_killed_trainer_and_ignore_its_signals(small_dataset: Path) -> None:
     script = Path(__file__).with_name("killed_trainer.py")
     trainer = subprocess.Popen(
@@ -271,6 +272,7 @@ def test_workers_die_with_a_killed_trainer_and_ignore_its_signals(small_dataset:
     assert not alive
 
 
+@pytest.mark.slow
 def test_a_trainer_exits_with_its_workers_though_they_ignore_others(small_dataset: Path) -> None:
     script = Path(__file__).with_name("killed_trainer.py")
     command = [sys.executable, str(script), str(small_dataset), "exit"]

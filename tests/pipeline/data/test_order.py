@@ -36,6 +36,7 @@ def epoch_positions(order: Order, epoch: int) -> NDArray[np.int64]:
     )
 
 
+@pytest.mark.slow
 @given(planned=orders(), epoch=integers(0, 5))
 @settings(deadline=None)
 def test_L2_an_epoch_visits_samples_once_and_leaves_fewer_than_B_plus_L(

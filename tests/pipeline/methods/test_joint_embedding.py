@@ -180,6 +180,7 @@ def _megabytes_of_16384_components(sender: Any) -> None:
     sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
 
 
+@pytest.mark.slow
 def test_barlow_twins_with_16384_components_never_holds_their_correlation() -> None:
     """It would take 1074 MB, and as much again for its gradient; blocks and their squares take 64 MB each."""
     receiver, sender = multiprocessing.Pipe(duplex=False)

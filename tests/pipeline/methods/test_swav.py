@@ -97,6 +97,7 @@ def train_both_ways(group: ProcessGroup | None) -> list[dict[str, NDArray[Any]]]
     return [train(group, None), train(group, BATCH // 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_T1_swav_gradients_on_n_ranks_equal_one_rank(
     run_on_ranks: Callable[..., list[Any]], world: int

@@ -117,6 +117,7 @@ def of_rank(name: str, value: NDArray[Any], rank: int, world: int) -> NDArray[An
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_T1_batchnorm_equals_torch_on_the_rows_of_each_group(
     run_on_ranks: Callable[..., list[Any]], world: int

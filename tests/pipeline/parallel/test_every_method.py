@@ -135,6 +135,7 @@ def _one_step(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_T1_T2_every_method_equals_one_rank(
     data: Path, tmp_path: Path, run_on_ranks: Ranks, ranks: int
@@ -157,6 +158,7 @@ def test_T1_T2_every_method_equals_one_rank(
                 np.testing.assert_allclose(value, expected[key], rtol=0, atol=1e-10, err_msg=f"{case}: {key}")
 
 
+@pytest.mark.slow
 def test_T2_fairscale_takes_the_step_that_fsdp2_takes(
     data: Path, tmp_path: Path, run_on_ranks: Ranks
 ) -> None:
@@ -197,6 +199,7 @@ def _whole_and_cut(
     return found
 
 
+@pytest.mark.slow
 def test_T3_every_method_goes_on_exactly_and_its_trunks_are_exported(
     data: Path, tmp_path: Path, run_on_ranks: Ranks
 ) -> None:

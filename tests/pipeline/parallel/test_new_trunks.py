@@ -201,6 +201,7 @@ def count_calls(trunk: nn.Module) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.slow
 def test_T1_T2_T4_trunks_of_other_kinds_train_alike_on_any_ranks_and_strategy(
     data: Path, tmp_path: Path, run_on_ranks: Ranks
 ) -> None:

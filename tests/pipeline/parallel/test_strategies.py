@@ -78,6 +78,7 @@ def _gradients(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_T1_T2_T4_gradients_do_not_depend_on_ranks_strategy_or_checkpointing(
     data: Path, tmp_path: Path, run_on_ranks: Ranks, ranks: int
@@ -111,6 +112,7 @@ def test_T1_T2_T4_gradients_do_not_depend_on_ranks_strategy_or_checkpointing(
                 assert np.abs(values[key] - expected[key]).max() <= tolerance * scale, (name, key)
 
 
+@pytest.mark.slow
 def test_bf16_micro_batches_add_up_under_fsdp2_as_under_ddp(
     data: Path, tmp_path: Path, run_on_ranks: Ranks
 ) -> None:
@@ -142,6 +144,7 @@ def _reduced(group: dist.ProcessGroup | None, data: Path, folder: Path) -> list[
     return reduced
 
 
+@pytest.mark.slow
 def test_fsdp2_reduces_the_gradients_of_one_crop_size_before_those_of_the_next_are_made(
     data: Path, tmp_path: Path, run_on_ranks: Ranks
 ) -> None:
@@ -174,6 +177,7 @@ def final(folder: Path) -> dict[str, Tensor]:
     return read_tensors(checkpoint, prefix="")
 
 
+@pytest.mark.slow
 def test_T2_every_strategy_trains_the_same(data: Path, tmp_path: Path, run_on_ranks: Ranks) -> None:
     trains: dict[str, dict[str, Any]] = {
         "ddp-fp64": {"activation_checkpointing": CHECKPOINTING["runs"]},
@@ -224,6 +228,7 @@ def _show(t: Training) -> Tensors:
     return shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["larc", "adamw"])
 def test_T3_a_checkpoint_passes_between_strategies_and_ranks(
     data: Path, tmp_path: Path, run_on_ranks: Ranks, optimizer: str
@@ -253,6 +258,7 @@ def test_T3_a_checkpoint_passes_between_strategies_and_ranks(
     assert len(momenta) > 20 and all(np.abs(saved[name]).max() > 0 for name in momenta)
 
 
+@pytest.mark.slow
 def test_float16_finds_its_loss_scale_and_keeps_it(data: Path, tmp_path: Path, run_on_ranks: Ranks) -> None:
     section = {"precision": "fp16", "strategy": "fsdp2", "steps": 20}
     run_on_ranks(2, _train, data, tmp_path, {"run": section})
@@ -268,6 +274,7 @@ def test_float16_finds_its_loss_scale_and_keeps_it(data: Path, tmp_path: Path, r
     assert resumed.scale.state() == [factor, steps_taken]
 
 
+@pytest.mark.slow
 def test_T4_compiled_blocks_compute_the_same() -> None:
     parameters = RegNetParameters(depth=2, w_0=16, w_a=12.0, w_m=2.0, group_width=8)
     trunk = RegNet(parameters, stem="low_resolution").double()
@@ -286,6 +293,7 @@ def test_T4_compiled_blocks_compute_the_same() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
 
 
+@pytest.mark.slow
 def test_a_probe_sees_a_sharded_trunk_whole(data: Path, tmp_path: Path, run_on_ranks: Ranks) -> None:
     probe = {"train": str(data), "test": str(data), "every_steps": 1, "image_size": 16}
     for strategy in ("ddp", "fsdp2", "fairscale"):
@@ -315,6 +323,7 @@ def test_checkpointing_that_does_not_fit_the_trunk_is_refused(data: Path, tmp_pa
             prepare(None, data, tmp_path, {"activation_checkpointing": wrong})
 
 
+@pytest.mark.slow
 def test_sharding_that_does_not_fit_the_ranks_is_refused(
     data: Path, tmp_path: Path, run_on_ranks: Ranks
 ) -> None:

@@ -24,6 +24,7 @@ def recipe_with(**train: Any) -> Any:
     return make_recipe(Path("nowhere"), trunk=TRUNK, data__crops=CROPS, train={"steps": 100} | train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "checkpointing"), [("fp32", "none"), ("fp32", "full"), ("bf16", "full")]
 )
@@ -39,6 +40,7 @@ def test_the_bytes_of_a_step_are_those_of_a_real_one(precision: str, checkpointi
     assert (counted.optimizer, counted.buffers) == (real["OPT"], real["BUFFER"])
 
 
+@pytest.mark.slow
 def test_flops_are_three_times_forward_and_four_with_recomputation() -> None:
     # 400MF is the name: multiply-adds of one 224 px image without its classifier, which has 0.44 million.
     crops = [{"count": 2, "size": 224, "scale": [0.3, 1.0]}]
@@ -51,6 +53,7 @@ def test_flops_are_three_times_forward_and_four_with_recomputation() -> None:
     assert again.flops / again.forward_flops == pytest.approx(4, abs=0.1)
 
 
+@pytest.mark.slow
 def test_activations_lie_on_a_line() -> None:
     recipe = make_recipe(Path("nowhere"), data__crops=CROPS)
     count = step_counter(recipe, near=4)
@@ -138,6 +141,7 @@ def test_a_teacher_is_gathered_for_its_forward_pass_and_has_no_gradient_or_momen
     assert 0 < teacher.frozen_matrices < teacher.matrices / 2
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_json_and_a_picture(tmp_path: Path) -> None:
     plot = tmp_path / "plan.svg"
     words = [

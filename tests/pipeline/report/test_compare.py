@@ -105,6 +105,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     return folder / "stages" / "latest", results
 
 
+@pytest.mark.slow
 def test_a_graph_compares_its_runs_under_the_names_that_it_gives_them(graph: Any) -> None:
     latest, results = graph
     receipt = results["compare"]

@@ -74,6 +74,7 @@ def cosines(run, data, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_the_rows_are_the_strongest_prototypes_and_their_nearest_images(run, recipe, data, cosines):
     labels = labels_of(data)
     gallery = gallery_of(run, recipe, labels)

@@ -78,6 +78,7 @@ def names(lines, how):
     return {line.split()[0] for line in lines if line.split()[1] == how}
 
 
+@pytest.mark.slow
 def test_C2_the_demo_reruns_nothing_and_a_change_reruns_exactly_its_descendants(demo):
     run, _ = demo
     results, lines, closing = run()
@@ -207,6 +208,7 @@ def test_a_report_without_a_score_of_the_trained_trunk_is_refused():
         scores_given({"knn": scored, "linear_pixels": scored})
 
 
+@pytest.mark.slow
 def test_pretraining_goes_on_after_a_kill_between_checkpoint_and_receipt(demo):
     run, folder = demo
     results, _, _ = run()
@@ -218,6 +220,7 @@ def test_pretraining_goes_on_after_a_kill_between_checkpoint_and_receipt(demo):
     assert (stage / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_the_seer_graph_ends_in_a_report_on_datasets_of_its_own(demo, pictures, tmp_path):
     _, folder = demo
     words = [

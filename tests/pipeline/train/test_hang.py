@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 from tiny_training import make_dataset, make_values
 
 from cluster.job import Job, Resources, State
@@ -43,6 +44,7 @@ def make_job(data: Path, folder: Path, *, hang_seconds: float) -> Job:
     )
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_ends_the_training_which_then_goes_on(tmp_path: Path) -> None:
     folder, data = tmp_path / "run", make_dataset(tmp_path)
     blow = threading.Thread(target=stop_a_rank_at, args=(folder, 6))

@@ -104,6 +104,7 @@ def whole_batches(parts: list[list[list[int]]]) -> list[list[int]]:
     return [[key for part in batch for key in part] for batch in zip(*parts, strict=True)]
 
 
+@pytest.mark.slow
 def test_T2_T3_ranks_and_a_change_of_their_number_change_nothing(
     data: Path, tmp_path: Path, run_on_ranks: Ranks
 ) -> None:
@@ -181,6 +182,7 @@ def ask_to_stop(number: signal.Signals) -> Callable[[subprocess.Popen[bytes]], N
     return ask
 
 
+@pytest.mark.slow
 def test_T3_a_run_stopped_in_every_way_equals_one_that_was_not(data: Path, tmp_path: Path) -> None:
     values = make_values(data, train__steps=40, optim__clip_norm=5.0, run__checkpoint_every_steps=4)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -225,6 +227,7 @@ def _preempted(group: dist.ProcessGroup, values: dict[str, Any], folder: Path) -
     return 0
 
 
+@pytest.mark.slow
 def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step(
     data: Path, tmp_path: Path, run_on_ranks: Ranks
 ) -> None:
@@ -251,6 +254,7 @@ def _accumulated(group: dist.ProcessGroup | None, values: dict[str, Any], folder
     return {name: gradient.numpy() for name, gradient in gradients(training).items()}
 
 
+@pytest.mark.slow
 def test_accumulating_two_batches_is_the_mean_of_their_gradients(
     data: Path, tmp_path: Path, run_on_ranks: Ranks
 ) -> None:
@@ -270,6 +274,7 @@ def test_accumulating_two_batches_is_the_mean_of_their_gradients(
             assert torch.allclose(torch.from_numpy(together), expected, rtol=1e-10, atol=1e-12), name
 
 
+@pytest.mark.slow
 def test_accumulation_takes_successive_batches_and_resumes_there(data: Path, tmp_path: Path) -> None:
     values = make_values(data, train__accumulate=3, train__steps=4, run__checkpoint_every_steps=2)
     keys = _train(None, values, tmp_path / "accumulated")
@@ -309,6 +314,7 @@ def _poisoned(
     return "", recorder.keys
 
 
+@pytest.mark.slow
 def test_a_number_that_is_not_finite_is_skipped_on_every_rank_and_named(
     data: Path, tmp_path: Path, run_on_ranks: Ranks
 ) -> None:
@@ -330,6 +336,7 @@ def test_too_many_skips_in_a_row_stop_the_run_with_a_diagnosis(data: Path, tmp_p
     assert key_name(keys[4][1]) in error
 
 
+@pytest.mark.slow
 def test_the_probe_changes_nothing_in_the_training(data: Path, tmp_path: Path) -> None:
     probe = {"train": str(data), "test": str(data), "every_steps": 4, "image_size": 16, "k": 5}
     without = run_alone(make_recipe(data, train__steps=10, method__queue_length=0), tmp_path / "without")

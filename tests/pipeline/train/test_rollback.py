@@ -92,6 +92,7 @@ def final_tensors(folder: Path) -> dict[str, Tensor]:
     return read_tensors(checkpoint, prefix="")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "strategy"), [(1, "ddp"), (2, "ddp"), (2, "fsdp2")])
 def test_T3_the_run_goes_back_passes_over_the_data_and_does_so_again_after_a_kill(
     data: Path, tmp_path: Path, run_on_ranks: Ranks, ranks: int, strategy: str
@@ -126,6 +127,7 @@ def test_a_second_failure_at_the_same_place_stops_the_run(data: Path, tmp_path: 
     assert "up to step 8 (rank 0: the augmented crops of samples" in error
 
 
+@pytest.mark.slow
 def test_a_run_goes_back_no_more_often_than_the_recipe_allows(data: Path, tmp_path: Path) -> None:
     error, numbers = _train(None, make_values(data, train__max_rollbacks=0), tmp_path / "a", [6, 7, 8])
     assert numbers == list(range(9))
@@ -135,6 +137,7 @@ def test_a_run_goes_back_no_more_often_than_the_recipe_allows(data: Path, tmp_pa
     assert error.startswith("the loss or gradient was not finite in 3 steps in a row, up to step 15")
 
 
+@pytest.mark.slow
 def test_a_trace_of_each_rank_is_written(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -146,6 +149,7 @@ def test_a_trace_of_each_rank_is_written(
     assert str(trace.parent) in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_amid_the_steps_asked_for_has_a_trace_of_those_it_took(
     data: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +167,7 @@ def test_what_saving_costs_is_told(data: Path, tmp_path: Path, caplog: pytest.Lo
     assert all(0 < row["stalled"] < 60 and 0 < row["written"] < 60 for row in saved)
 
 
+@pytest.mark.slow
 def test_going_back_undoes_the_steps_since_the_checkpoint(data: Path, tmp_path: Path) -> None:
     after_a_step, at_once = tmp_path / "after a step", tmp_path / "at once"
     _train(None, make_values(data, train__steps=12), after_a_step, [6, 7, 8])

@@ -117,6 +117,7 @@ def _train_slowly(
     return messages
 
 
+@pytest.mark.slow
 def test_a_slow_rank_of_a_real_training_is_named_by_the_first(
     tmp_path: Path, run_on_ranks: Callable[..., list[Any]]
 ) -> None:

@@ -274,6 +274,7 @@ def write(kind: str, folder: Path) -> Path:
 KINDS = ["ours", "timm safetensors", "timm checkpoint", "flat, without counts, before zip", "vissl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_file_starts_a_trunk(kind: str, tmp_path: Path) -> None:
     section = TINY.model_copy(update={"init_from": str(write(kind, tmp_path))})
@@ -388,6 +389,7 @@ def _started(group: Any, data: Path, folder: Path, strategy: str, path: Path) ->
     return {name: whole(tensor.detach(), tensor).numpy() for name, tensor in named_tensors(method.trunk)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fairscale"])
 def test_every_strategy_starts_from_the_same_weights(
     strategy: str, tmp_path: Path, run_on_ranks: Callable[..., list[Any]]
