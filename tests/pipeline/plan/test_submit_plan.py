@@ -21,7 +21,7 @@ CROPS = [{"count": 2, "size": 96, "scale": [0.3, 1.0]}, {"count": 2, "size": 64,
 
 
 def recipe_with(**train: Any) -> Any:
-    return make_recipe(Path("nowhere"), trunk=TRUNK, data__crops=CROPS, train={"steps": 100} | train)
+    return make_recipe(Path("nowhere"), data__crops=CROPS, train={"steps": 100} | train)
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from pipeline.train.job import pretrain_job
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
     ),
