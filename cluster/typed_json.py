@@ -5,7 +5,6 @@ Code of several versions reads and writes the same run folders: a key that this 
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from cluster.errors import UserError
+from cluster.wording import visible
 
 T = TypeVar("T")
 
@@ -37,9 +37,9 @@ def read_record(kind: type[T], path: Path, *, remedy: str) -> T:
 def parse_record(kind: type[T], text: str | bytes, *, where: str, remedy: str) -> T:
     """The same of text that comes from `where`."""
     try:
-        value: T = _checker(kind).validate_python(json.loads(text))  # type: ignore[arg-type]
-    except (ValueError, RecursionError, UserError) as error:  # the last: a value that refuses itself
-        raise UserError(f"{where} is damaged: {_complaint(error)}; {remedy}") from error
+        value: T = _checker(kind).validate_json(text)  # type: ignore[arg-type]
+    except (ValidationError, UserError) as error:  # the latter: a value that refuses itself
+        raise UserError(f"{where} is damaged: {_complaint(error, text)}; {remedy}") from error
     return value
 
 
@@ -48,9 +48,14 @@ def _checker(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _complaint(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        return f"{key}: {first['msg'].lower()}" if key else first["msg"].lower()
-    return str(error) if isinstance(error, UserError) else "it is not JSON"
+def _complaint(error: ValidationError | UserError, text: str | bytes) -> str:
+    """The first thing that is wrong, in words."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not text.strip():
+        return "it is empty"
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return "it is not JSON, or not all of it is there"
+    key = visible(".".join(str(part) for part in first["loc"]))
+    return f"{key}: {first['msg'].lower()}" if key else first["msg"].lower()

@@ -50,5 +50,5 @@ def read_commits(store: Store, units: Iterable[int]) -> Iterator[tuple[int, Comm
 
 
 def _record(store: Store, unit: int, data: bytes) -> CommitRecord:
-    mend = "restore it from a copy, or remove it and run the crawl again, which makes the unit anew"
-    return CommitRecord.read(data, where=store.where(layout.commit_name(unit)), mend=mend)
+    remedy = "restore it from a copy, or remove it and run the crawl again, which makes the unit anew"
+    return CommitRecord.read(data, where=store.where(layout.commit_name(unit)), remedy=remedy)

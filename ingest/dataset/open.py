@@ -204,8 +204,8 @@ def sealed_head(path: str | Path, root: str) -> SealedHead:
             f"{path} has no sealed root {root[:12]}: see {store.where('sealed')} for those it has; running "
             "the crawl again makes the newest anew"
         ) from None
-    mend = "remove it and run the crawl again, which makes it from the commits"
-    return SealedHead.read(data, where=store.where(name), mend=mend)
+    remedy = "remove it and run the crawl again, which makes it from the commits"
+    return SealedHead.read(data, where=store.where(name), remedy=remedy)
 
 
 def sealed_units(path: str | Path, root: str, *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -266,4 +266,4 @@ def _latest(store: Store) -> str:
             f"{path} is not a dataset: make one with `ingest crawl-shards SOURCE --output {path}`"
         ) from None
     where = store.where(layout.DATASET)
-    return Pointer.read(data, where=where, mend="run the crawl again, which writes it anew").sealed
+    return Pointer.read(data, where=where, remedy="run the crawl again, which writes it anew").sealed

@@ -137,8 +137,8 @@ def read_plan(store: Store, generation: int) -> PlanRecord | None:
         data = store.read(name)
     except FileNotFoundError:
         return None
-    mend = (
+    remedy = (
         "restore it from a copy, or remove it and give the command that planned it again, with the same "
         "sources and options"
     )
-    return PlanRecord.read(data, where=store.where(name), mend=mend)
+    return PlanRecord.read(data, where=store.where(name), remedy=remedy)

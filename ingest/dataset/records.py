@@ -8,10 +8,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from cluster.errors import UserError
-from cluster.wording import visible
+from cluster.typed_json import parse_record
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -27,21 +26,18 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     @classmethod
-    def read(cls, data: bytes, *, where: Path | str, mend: str) -> Self:
+    def read(cls, data: bytes, *, where: Path | str, remedy: str) -> Self:
         """The record in these bytes.
 
         Args:
             data: all of the file.
             where: its path or URL, for the error.
-            mend: what to do about a damaged one, for the error.
+            remedy: what to do about a damaged one, for the error.
 
         Raises:
             UserError: it is damaged.
         """
-        try:
-            return cls.model_validate_json(data)
-        except ValidationError as error:
-            raise UserError(f"{where} is damaged ({_fault(data, error)}): {mend}") from None
+        return parse_record(cls, data, where=str(where), remedy=remedy)
 
     def plain(self) -> dict[str, Any]:
         """The keys that it was read or made with, as plain JSON values."""
@@ -105,18 +101,3 @@ class Pointer(Record):
 
     format: int
     sealed: Sha256
-
-
-def _fault(data: bytes, error: ValidationError) -> str:
-    """The first thing that is wrong, in words."""
-    first = error.errors()[0]
-    key = visible(".".join(map(str, first["loc"])))
-    if not data.strip():
-        return "it is empty"
-    if first["type"] == "json_invalid":
-        return "it is not JSON, or not all of it is there"
-    if first["type"] == "missing":
-        return f"it has no {key!r}"
-    if not key:
-        return "it is no JSON object"
-    return f"its {key!r} is not what belongs there"

@@ -86,7 +86,7 @@ def test_whoever_reads_a_damaged_record_names_it_in_one_line(whole, dataset, rec
         result = CliRunner().invoke(cli.app, arguments(command, whole))
         assert (command, result.exit_code) == (command, 2), result.output
         (line,) = result.stderr.splitlines()
-        assert f"{path.relative_to(dataset.parent)} is damaged (" in line
+        assert f"{path.relative_to(dataset.parent)} is damaged: " in line
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"[" * 100_000])
