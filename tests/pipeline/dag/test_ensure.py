@@ -84,7 +84,7 @@ def test_a_receipt_of_another_version_is_read_and_a_damaged_one_is_told(tmp_path
         (json.dumps(written)[:90], "it is not JSON, or not all of it is there"),
         ("", "it is empty"),
         ("[1]", "input should be an object"),
-        (json.dumps(written | {"outputs": None}), "outputs: input should be a valid dictionary"),
+        (json.dumps(written | {"outputs": None}), "outputs: input should be an object"),
         (json.dumps({key: written[key] for key in written if key != "seconds"}), "seconds: field required"),
     ):
         path.write_text(text)
