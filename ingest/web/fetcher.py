@@ -1,7 +1,7 @@
 """Fetch images over HTTP: politely, safely, and many at a time.
 
-`Fetcher` looks like an iterator from outside. Inside, one thread runs an event loop (`engine.py`): URLs queue
-per host (`host_queues.py`), each is asked of robots.txt (`robots_txt.py`) and then of the server
+`Fetcher` looks like an iterator from outside. Inside, one thread runs an event loop (`fetch_loop.py`): URLs
+queue per host (`host_queues.py`), each is asked of robots.txt (`robots_txt.py`) and then of the server
 (`http_client.py`), over addresses that were checked (`addresses.py`).
 """
 
@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from ingest.web.addresses import AddressPolicy
-from ingest.web.engine import Engine, Outcome
+from ingest.web.fetch_loop import FetchLoop, Outcome
 from ingest.web.host_queues import SlowHost
 from ingest.web.http_client import user_agent
 from ingest.web.opt_outs import TOKEN
@@ -53,14 +53,14 @@ class Fetcher(Generic[Token]):
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._engine: Engine[Token] = self._within(self._opened)
+        self._fetches: FetchLoop[Token] = self._within(self._opened)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed = True
-        self._within(self._engine.close)
+        self._within(self._fetches.close)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -90,7 +90,7 @@ class Fetcher(Generic[Token]):
                     jobs = list(itertools.islice(source, batch))
                     more = len(jobs) == batch
                     outstanding += len(jobs)
-                    self._loop.call_soon_threadsafe(self._engine.add, jobs, results.put)
+                    self._loop.call_soon_threadsafe(self._fetches.add, jobs, results.put)
                 try:
                     result = results.get(block=not room and outstanding > 0)
                 except queue.Empty:
@@ -98,20 +98,20 @@ class Fetcher(Generic[Token]):
                 if isinstance(result, BaseException):
                     raise result
                 outstanding -= 1
-                if self._engine.taken(result[1]):
-                    self._loop.call_soon_threadsafe(self._engine.pump)
+                if self._fetches.taken(result[1]):
+                    self._loop.call_soon_threadsafe(self._fetches.pump)
                 yield result
         finally:
             self._results = None
             if outstanding and not self._closed:
-                self._within(self._engine.abandon)
+                self._within(self._fetches.abandon)
 
     def slowest_hosts(self) -> list[SlowHost]:
         """Those whose queues will take longest. Looks at every host: to be asked now and then."""
-        return self._within(self._engine.slowest_hosts)
+        return self._within(self._fetches.slowest_hosts)
 
-    async def _opened(self) -> Engine[Token]:
-        return Engine(self._settings, self._policy, self._agent, self._nameservers)
+    async def _opened(self) -> FetchLoop[Token]:
+        return FetchLoop(self._settings, self._policy, self._agent, self._nameservers)
 
     def _within(self, function: Callable[[], Coroutine[Any, Any, Returned]]) -> Returned:
         return asyncio.run_coroutine_threadsafe(function(), self._loop).result()

@@ -19,7 +19,7 @@ from pipeline.commands.pretrain import DEFAULT_RECIPE
 from pipeline.recipe.pretrain import PretrainRecipe
 
 if TYPE_CHECKING:
-    from pipeline.plan.cost import Plan
+    from pipeline.plan.cost import Estimate
     from pipeline.plan.step_count import StepCount
 
 GpuName = Literal["v100-32", "a100-40", "a100-80", "h100", "h200"]
@@ -46,7 +46,7 @@ def plan(  # noqa: PLR0917 -- typer passes by name
     as_json: Json = False,
 ) -> None:
     """Say what memory, traffic and time a recipe takes, on these nodes and from 1 GPU to 512."""
-    from pipeline.plan.cost import GPUS, make_plan
+    from pipeline.plan.cost import GPUS, estimate
     from pipeline.plan.step_count import step_counter
 
     site = load_site(cluster)
@@ -68,7 +68,7 @@ def plan(  # noqa: PLR0917 -- typer passes by name
         if recipe.data.batch_size % gpus:
             continue
         try:
-            plans[gpus] = make_plan(
+            plans[gpus] = estimate(
                 recipe,
                 gpus=gpus,
                 gpus_per_node=per_node,
@@ -109,7 +109,7 @@ def _steps(recipe: PretrainRecipe, samples: int | None) -> int:
 
 
 def _tell(
-    plans: dict[int, Plan],
+    plans: dict[int, Estimate],
     wanted: int,
     recipe: PretrainRecipe,
     counted: StepCount,
@@ -141,7 +141,7 @@ def _tell(
     )
 
 
-def _detail(here: Plan, memory: float) -> Table:
+def _detail(here: Estimate, memory: float) -> Table:
     title = f"{here.gpus} GPUs, {here.rank_rows} images each"
     table = Table(title=title, title_justify="left")
     for name, justify in (("memory", "left"), ("GB", "right"), ("moved per step", "left"), ("GB", "right")):
@@ -158,7 +158,7 @@ def _detail(here: Plan, memory: float) -> Table:
     return table
 
 
-def _overview(plans: dict[int, Plan], wanted: int) -> Table:
+def _overview(plans: dict[int, Estimate], wanted: int) -> Table:
     table = Table(title="From 1 to 512 GPUs", title_justify="left")
     for name in ("GPUs", "images each", "memory", "step", "images/s", "days", "GPU-hours", "bound by"):
         table.add_column(name, justify="left" if name == "bound by" else "right")

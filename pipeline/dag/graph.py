@@ -15,7 +15,7 @@ from cluster.executors import Executor
 from cluster.typed_yaml import check_recipe
 from pipeline.dag.ensure import ensure
 from pipeline.dag.recipe import DagRecipe, Shown, StageSection, suggest
-from pipeline.dag.stage import Kind, Receipt, Source, Stage, StopRequested
+from pipeline.dag.stage import Kind, Origin, Receipt, Stage, StopRequested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def build_graph(
             kind=kind,
             recipe=check_recipe(kind.recipe, section.recipe, where=f"of stage {name}"),
             inputs={
-                role: Source(stage=built[_stage_of(text)], path=text.partition("/")[2])
+                role: Origin(stage=built[_stage_of(text)], path=text.partition("/")[2])
                 for role, text in section.inputs.items()
             },
             root=Path(recipe.folder).absolute(),

@@ -144,7 +144,7 @@ class Kind:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Origin:
     """What a role is filled from: a stage's folder, or a path in it."""
 
     stage: Stage
@@ -159,7 +159,7 @@ class Stage:
     kind_name: str
     kind: Kind
     recipe: Section
-    inputs: Mapping[str, Source]
+    inputs: Mapping[str, Origin]
     root: Path
     known_key: str | None = None
 

@@ -100,12 +100,12 @@ def _recompute(
     function: Callable[..., Any], blocks: Sequence[nn.Module], reentrant: bool, *inputs: Any, **named: Any
 ) -> Any:
     """`function(*inputs, **named)`, which calls the blocks, now and in the backward pass."""
-    run = _Run(function, blocks)
+    run = _RecomputedCall(function, blocks)
     # Nothing here is random.
     return checkpoint(run, *inputs, use_reentrant=reentrant, preserve_rng_state=False, **named)
 
 
-class _Run:
+class _RecomputedCall:
     """Blocks as one function of one forward pass; what it is called for again is for the backward pass."""
 
     def __init__(self, function: Callable[..., Any], blocks: Sequence[nn.Module]) -> None:

@@ -55,7 +55,7 @@ GPUS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Estimate:
     """One recipe on one number of GPUs.
 
     Attributes:
@@ -91,7 +91,7 @@ class Plan:
         return asdict(self)
 
 
-def make_plan(
+def estimate(
     recipe: PretrainRecipe,
     *,
     gpus: int,
@@ -101,8 +101,8 @@ def make_plan(
     steps: int,
     failures_per_node_day: float,
     count: Callable[[int], StepCount],
-) -> Plan:
-    """The plan of a recipe on `gpus` ranks.
+) -> Estimate:
+    """What a recipe takes on `gpus` ranks.
 
     Args:
         gpus_per_node: of a full node.
@@ -137,7 +137,7 @@ def make_plan(
     checkpoint = 4.0 * ((1 + state) * (counted.matrices + counted.vectors) - state * frozen)
     checkpoint_seconds = checkpoint / (_CHECKPOINT_BYTES_PER_S * nodes)
     days = steps * step_seconds / 86_400
-    return Plan(
+    return Estimate(
         gpus=gpus,
         nodes=nodes,
         rank_rows=rows,

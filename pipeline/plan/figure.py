@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from pipeline.plan.cost import Plan
+from pipeline.plan.cost import Estimate
 
 
-def plan_figure(plans: Sequence[Plan], *, memory: float) -> str:
+def plan_figure(plans: Sequence[Estimate], *, memory: float) -> str:
     """An SVG: days of the run, beside what they would be if GPUs added up perfectly; and memory by kind.
 
     Args:

@@ -24,7 +24,7 @@ K, TEMPERATURE = 200, 0.1  # of lightly's kNN
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Publication:
     """Who published, where, and how it was measured."""
 
     name: str
@@ -37,19 +37,19 @@ class Source:
 class Published:
     """One accuracy, as a fraction, of the 10,000 test images."""
 
-    source: Source
+    source: Publication
     epochs: int
     batch_size: int
     top1: float
 
 
-LIGHTLY = Source(
+LIGHTLY = Publication(
     name="lightly",
     url="https://github.com/lightly-ai/lightly/blob/master/docs/source/getting_started/benchmarks.rst",
     probe="knn",
     measured="kNN, k = 200, T = 0.1, on the test images after every epoch, of which the best is published",
 )
-SOLO_LEARN = Source(
+SOLO_LEARN = Publication(
     name="solo-learn",
     url="https://github.com/vturrisi/solo-learn#results",
     probe="linear",

@@ -16,7 +16,7 @@ import pytest
 from hostile_server import ALLOWED, GOOD, REBINDING, HostileServer
 
 from cluster.errors import UserError
-from ingest.web.engine import Fetched
+from ingest.web.fetch_loop import Fetched
 from ingest.web.fetcher import Fetcher
 from ingest.web.settings import FetchSettings
 

@@ -16,7 +16,7 @@ from cluster.errors import UserError
 from cluster.typed_yaml import Section
 from pipeline.dag.digests import content_digest
 from pipeline.dag.ensure import ensure
-from pipeline.dag.stage import Kind, Result, Source, Stage, Work, read_receipt, stage_key
+from pipeline.dag.stage import Kind, Origin, Result, Stage, Work, read_receipt, stage_key
 
 
 class Where(Section):
@@ -52,7 +52,7 @@ def stage(root, name="one", text="a", inputs=None, kind=TOY, **values):
         kind_name="toy",
         kind=kind,
         recipe=Toy(text=text, **values),
-        inputs={role: Source(stage=source) for role, source in (inputs or {}).items()},
+        inputs={role: Origin(stage=source) for role, source in (inputs or {}).items()},
         root=root,
     )
 

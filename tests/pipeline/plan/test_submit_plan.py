@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.parallel.initialize import initialize
-from pipeline.plan.cost import GPUS, Plan, make_plan
+from pipeline.plan.cost import GPUS, Estimate, estimate
 from pipeline.plan.step_count import StepCount, count_step, measure_steps, prepare, step_counter
 
 TRUNK = {"name": "regnety_400mf"}
@@ -79,11 +79,11 @@ COUNTED = StepCount(
 )
 
 
-def planned(gpus: int, counted: StepCount = COUNTED, **train: Any) -> Plan:
+def planned(gpus: int, counted: StepCount = COUNTED, **train: Any) -> Estimate:
     recipe = make_recipe(
         Path("nowhere"), data__batch_size=8192, train={"steps": 1000, "precision": "bf16"} | train
     )
-    return make_plan(
+    return estimate(
         recipe,
         gpus=gpus,
         gpus_per_node=8,

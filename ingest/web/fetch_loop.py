@@ -79,7 +79,7 @@ class _Errand(Generic[Token]):
     spent: float = 0.0
 
 
-class Engine(Generic[Token]):
+class FetchLoop(Generic[Token]):
     """Everything that happens in the event loop's thread (but `taken`)."""
 
     def __init__(
