@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
 # Many tests wait for a process or a timer: two files at a time fill two cores.
-SIDE_BY_SIDE := -n 2 --dist loadfile
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PILLOW := 12.1.1
 AVX2 := $(shell grep -q -w avx2 /proc/cpuinfo 2>/dev/null && echo -mavx2)
@@ -21,11 +21,13 @@ demo: $(VENV)/.demo
 	@images=; [ -z "$$IMAGES" ] || images=$$(realpath -e -- "$$IMAGES") || exit 1; \
 	  set -x; $(BIN)/submit dag demo $${images:+"stages.photographs.recipe.images='$$images'"}
 
-# The tests on SLURM and Ray mostly wait for their timers: beside the others they cost little time.
+# The tests on SLURM and those on Ray mostly wait for timers: beside the others they cost little time.
 test: $(VENV)/.test lint
-	@$(PYTEST) -m "slurm or ray" >$(VENV)/cluster-tests.log 2>&1 & cluster=$$!; \
+	@$(PYTEST) -m slurm >$(VENV)/slurm-tests.log 2>&1 & slurm=$$!; \
+	  $(PYTEST) -m "ray and not slurm" >$(VENV)/ray-tests.log 2>&1 & ray=$$!; \
 	  $(PYTEST) $(SIDE_BY_SIDE) -m "not slurm and not ray"; others=$$?; \
-	  wait $$cluster; cluster=$$?; cat $(VENV)/cluster-tests.log; exit $$((others || cluster))
+	  wait $$slurm; slurm=$$?; cat $(VENV)/slurm-tests.log; \
+	  wait $$ray; ray=$$?; cat $(VENV)/ray-tests.log; exit $$((others || slurm || ray))
 
 test-fast: $(VENV)/.test lint
 	@$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not slurm and not ray"

@@ -7,15 +7,20 @@ import socket
 from pathlib import Path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small text file so that a reader, or a crash at any instant, sees the old or the new one."""
+def write_atomically(path: Path, text: str, *, survives_power_cut: bool = True) -> None:
+    """Replace a small text file so that a reader, or a crash at any instant, sees the old or the new one.
+
+    Args:
+        survives_power_cut: wait until the disk has it, which beside a busy one takes seconds.
+    """
     # Two machines may share the folder, and the process number.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         with temporary.open("w") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if survives_power_cut:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         error.filename = str(path)  # a full disk names no file

@@ -213,9 +213,11 @@ class Reporter:
                 time.sleep(0.2)
 
     def write(self) -> None:
-        """Put the report on disk."""
+        """Put the report where others see it."""
         with self._lock:
-            write_atomically(self._path, self.report.model_dump_json(indent=2) + "\n")
+            # A rank that was asked to end has a few seconds for its last words: it must not wait for a disk.
+            text = self.report.model_dump_json(indent=2) + "\n"
+            write_atomically(self._path, text, survives_power_cut=False)
 
     def _end(self, how: Literal["finished", "failed", "overdue", "stopped"], error: str) -> None:
         if self.report.ended is None:
