@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
-from urllib.parse import urljoin
 
 import aiohttp
 from yarl import URL
 
 from ingest.problem import Problem
+from ingest.web import redirect
 from ingest.web.addresses import AddressPolicy, CheckedResolver
 from ingest.web.host_queues import Hosts, SlowHost
 from ingest.web.http_client import Answer, HttpClient
@@ -248,9 +248,7 @@ class FetchLoop(Generic[Token]):
         if errand.redirects > self._settings.max_redirects:
             raise after_answer("too_many_redirects", answer.status)
         try:
-            errand.url = http_url(urljoin(str(errand.url), answer.location))
-        except ValueError:
-            raise after_answer("redirect_bad_url", answer.status) from None
+            errand.url = redirect.target(errand.url, answer.location)
         except UnfetchableError as error:
             reason = "redirect_not_http" if error.problem is NOT_HTTP_URL else "redirect_bad_url"
             raise after_answer(reason, answer.status, rejected=True) from None

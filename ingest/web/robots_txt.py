@@ -9,11 +9,11 @@ import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from urllib.parse import urljoin
 
 from protego import Protego
 from yarl import URL
 
+from ingest.web import redirect
 from ingest.web.http_client import Answer
 from ingest.web.opt_outs import TOKEN
 from ingest.web.problems import (
@@ -25,10 +25,11 @@ from ingest.web.problems import (
     TLS_INVALID,
     UnfetchableError,
 )
-from ingest.web.url import http_url
 
 MOST_BYTES = 512 << 10
 _MOST_REDIRECTS = 5
+# There is such a file, and nothing in it.
+_NO_CONTENT = (204, 205)
 _LIFE = 24 * 3600.0
 # Of the texts that are kept, in all; what is made of them takes some twenty times as much.
 _BYTES_KEPT = 8 << 20
@@ -152,13 +153,10 @@ class Robots:
                 answer = await self._ask(url)
                 if answer.location is None:
                     return answer.data.decode("utf-8", "replace")
-                try:
-                    url = http_url(urljoin(str(url), answer.location))
-                except ValueError:
-                    return ""
+                url = redirect.target(url, answer.location)
         except UnfetchableError as error:
             status = error.problem.http_status
-            if status is not None and 400 <= status < 500 and status != 429:
+            if status in _NO_CONTENT or (status is not None and 400 <= status < 500 and status != 429):
                 return ""
             if error.problem in _OF_THE_HOST:
                 raise
