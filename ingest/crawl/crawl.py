@@ -13,8 +13,9 @@ from ingest.plan.freeze import freeze
 from ingest.plan.plan import Plan, read_plans
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts, CrawlReport, Progress
+from ingest.sources.expand import expand
 from ingest.sources.opening import open_listing
-from ingest.sources.url_list import Columns, expand
+from ingest.sources.url_list import Columns
 from ingest.store.open import open_store
 from ingest.web.settings import FetchSettings
 

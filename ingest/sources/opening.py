@@ -1,6 +1,8 @@
 """From what a user names to a source of images."""
 
+import gzip
 import os
+import zlib
 from pathlib import Path
 
 from cluster.errors import UserError
@@ -56,10 +58,25 @@ def open_images(text: str, *, x_robots: bool = True) -> Source:
         return TarSource(path)
     if path.is_file() and os.access(path, os.R_OK) and is_warc(path):
         return WarcSource(path, x_robots=x_robots)
+    if path.is_file() and os.access(path, os.R_OK) and _is_arc(path):
+        raise UserError(
+            f"source {text} is an ARC file, which was before WARC: make a WARC of it with `warcio recompress`"
+        )
     raise UserError(
-        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2 or xz), nor a WARC file, "
-        "nor named like a list of URLs (.parquet, .csv, .tsv, .jsonl or .txt, also with .gz or .zst)"
+        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2, xz or zstd), nor a WARC "
+        "file, nor named like a list of URLs (.parquet, .csv, .tsv, .json, .jsonl or .txt, also with .gz or "
+        ".zst)"
     )
+
+
+def _is_arc(path: Path) -> bool:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            return file.read(11) == b"filedesc://"
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def _remote_tar(url: str) -> Source:
