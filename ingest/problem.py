@@ -25,9 +25,15 @@ PROBLEMS = {
     problem.reason: problem
     for problem in (
         Problem("rejected", "link_outside"),
+        Problem("rejected", "link_unresolved"),
+        Problem("rejected", "link_compressed"),
         Problem("rejected", "not_a_file"),
         Problem("rejected", "sparse_member"),
         Problem("rejected", "too_many_bytes"),
+        Problem("rejected", "no_url"),
+        Problem("rejected", "x_robots_tag"),
+        Problem("failed", "malformed_row"),
+        Problem("failed", "misread_value"),
         Problem("failed", "io_error", retryable=True),
         Problem("failed", "tar_damaged"),
         Problem("failed", "tar_truncated"),

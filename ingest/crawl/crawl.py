@@ -13,8 +13,9 @@ from ingest.plan.freeze import freeze
 from ingest.plan.plan import Plan, read_plans
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts, CrawlReport, Progress
+from ingest.sources.expand import expand
 from ingest.sources.opening import open_listing
-from ingest.sources.url_list import Columns, expand
+from ingest.sources.url_list import Columns
 from ingest.store.open import open_store
 from ingest.web.settings import FetchSettings
 
@@ -76,7 +77,7 @@ def plan_shards(
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
     places = [place for text in sources for place in expand(text)]
-    opened = [open_listing(place, columns) for place in places]
+    opened = [open_listing(place, columns, x_robots=settings.fetch.x_robots) for place in places]
     if isinstance(store.root, Path):
         _refuse_output_inside(places, store.root)
     # Before an hour of planning, too.
@@ -104,12 +105,18 @@ def crawl_plan(
             cannot be written.
     """
     refuse_to_start(plan, fetch)
-    counts.units, counts.planned = len(plan.units), plan.rows
+    count_planned(plan, counts)
     with writing(plan.store.root):
         crawl_units(plan, plan.units, fetch=fetch, workers=workers, progress=progress, counts=counts)
         root = seal_plan(plan)
     progress(counts)
     return CrawlReport(output=plan.store.root, root=root, counts=counts)
+
+
+def count_planned(plan: Plan, counts: Counts) -> None:
+    """What there is to do, and what was left out of it."""
+    counts.units, counts.planned = len(plan.units), plan.rows
+    counts.merged, counts.known = plan.record.repeated or 0, plan.record.known or 0
 
 
 def refuse_to_start(plan: Plan, fetch: FetchSettings) -> None:

@@ -1,6 +1,8 @@
 """From what a user names to a source of images."""
 
+import gzip
 import os
+import zlib
 from pathlib import Path
 
 from cluster.errors import UserError
@@ -14,15 +16,20 @@ from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
 
 
-def open_listing(text: str, columns: Columns) -> Listing:
+def open_listing(text: str, columns: Columns, *, x_robots: bool = True) -> Listing:
     """What `open_images` opens, or a list of URLs, to be planned.
+
+    Args:
+        text: what a user names.
+        columns: of a list.
+        x_robots: heed X-Robots-Tag of the answers that an archive stores.
 
     Raises:
         UserError: it is none of them.
     """
     if list_format(text) is not None and not Path(text).is_dir():
         return UrlList(text, columns)
-    return ImageListing(open_images(text))
+    return ImageListing(open_images(text, x_robots=x_robots))
 
 
 def open_planned(source: SourceRecord, location: str) -> Source:
@@ -34,8 +41,8 @@ def open_planned(source: SourceRecord, location: str) -> Source:
     return ForeignTar(location, source.name) if source.kind.stays_in_place else open_images(location)
 
 
-def open_images(text: str) -> Source:
-    """A folder, a tar (a local one, or on S3), or a local WARC.
+def open_images(text: str, *, x_robots: bool = True) -> Source:
+    """A folder, a tar (a local one, or on S3), or a local WARC; see `open_listing`.
 
     Raises:
         UserError: it is none of them.
@@ -50,11 +57,26 @@ def open_images(text: str) -> Source:
     if path.is_file() and os.access(path, os.R_OK) and is_tar(path):
         return TarSource(path)
     if path.is_file() and os.access(path, os.R_OK) and is_warc(path):
-        return WarcSource(path)
+        return WarcSource(path, x_robots=x_robots)
+    if path.is_file() and os.access(path, os.R_OK) and _is_arc(path):
+        raise UserError(
+            f"source {text} is an ARC file, which was before WARC: make a WARC of it with `warcio recompress`"
+        )
     raise UserError(
-        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2 or xz), nor a WARC file, "
-        "nor named like a list of URLs (.parquet, .csv, .tsv, .jsonl or .txt, also with .gz or .zst)"
+        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2, xz or zstd), nor a WARC "
+        "file, nor named like a list of URLs (.parquet, .csv, .tsv, .json, .jsonl or .txt, also with .gz or "
+        ".zst)"
     )
+
+
+def _is_arc(path: Path) -> bool:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            return file.read(11) == b"filedesc://"
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def _remote_tar(url: str) -> Source:
