@@ -77,7 +77,7 @@ def plan_shards(
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
     places = [place for text in sources for place in expand(text)]
-    opened = [open_listing(place, columns, x_robots=settings.fetch.x_robots) for place in places]
+    opened = [open_listing(place, columns, heeded=settings.fetch.heeded) for place in places]
     if isinstance(store.root, Path):
         _refuse_output_inside(places, store.root)
     # Before an hour of planning, too.

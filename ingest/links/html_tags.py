@@ -51,7 +51,9 @@ _ATTRIBUTES = re.compile(_ATTRIBUTE)
 _COMMENT_END = re.compile(r"--!?>")
 _SCRIPT_TOKEN = re.compile(rf"<!--|-->|<(/?)script(?=[{_SPACE}/>])", re.IGNORECASE)
 # Possessive, too: of `&param=` nothing may be taken back, or `&para` would be a paragraph sign.
-_REFERENCE = re.compile(r"&(?:#[0-9]{1,10};?|#[xX][0-9A-Fa-f]{1,10};?|([A-Za-z][A-Za-z0-9]{0,40}+;?+)(?!=))")
+_REFERENCE = re.compile(
+    r"&(?:#[0-9]{1,10};?|#[xX][0-9A-Fa-f]{1,10};?|([A-Za-z][A-Za-z0-9]{0,40}+(?:;|(?!=))))"
+)
 # Elements whose content is text up to their own end tag.
 _TEXT_ONLY = frozenset(["title", "textarea", "style", "xmp", "iframe", "noembed", "noframes", "script"])
 # Elements that can tell of an image.

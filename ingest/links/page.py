@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ingest.links.html_tags import attributes, decode_page, tags
-from ingest.web.opt_outs import page_opts_out
+from ingest.web.opt_outs import OptOut, meta_opt_outs
 from ingest.web.url import resolve
 
 # Crawls cut pages at 1 to 5 MiB; of a longer one, this much is read.
@@ -55,11 +55,11 @@ class Page:
 
     Attributes:
         links: in the order of the page, each address once.
-        opted_out: the page asks that its images are not indexed, or not used for AI.
+        opt_outs: the ways in which the page asks that its images are not indexed, or not used for AI.
     """
 
     links: tuple[Link, ...]
-    opted_out: bool
+    opt_outs: frozenset[OptOut]
 
 
 def page_links(html: bytes, url: str, *, charset: str | None = None) -> Page:
@@ -71,7 +71,7 @@ def page_links(html: bytes, url: str, *, charset: str | None = None) -> Page:
         charset: of its Content-Type header.
     """
     base: str | None = None
-    opted_out = False
+    opt_outs: frozenset[OptOut] = frozenset()
     found: list[tuple[str, str]] = []
     for name, text in tags(decode_page(html[:LONGEST_PAGE], charset)):
         if name in ("img", "source", "image"):
@@ -82,13 +82,13 @@ def page_links(html: bytes, url: str, *, charset: str | None = None) -> Page:
                 base = resolve(href, url) or url
         elif name == "meta":
             meta = attributes(text)
-            opted_out |= robots_meta(meta)
+            opt_outs |= meta_opt_outs(meta.get("name", ""), meta.get("content", ""))
             found += meta_images(meta)
         elif name == "link":
             link = attributes(text)
             if "image_src" in link.get("rel", "").lower().split():
                 found.append((link.get("href", ""), ""))
-    return Page(resolved(found, base or url), opted_out)
+    return Page(resolved(found, base or url), opt_outs)
 
 
 def resolved(found: list[tuple[str, str]], base: str) -> tuple[Link, ...]:
@@ -121,11 +121,6 @@ def meta_images(meta: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     keys = {meta.get(key, "").strip().lower() for key in ("property", "name")}
     if not _METAS.isdisjoint(keys) and "content" in meta:
         yield meta["content"], ""
-
-
-def robots_meta(meta: Mapping[str, str]) -> bool:
-    """Whether this <meta> opts out."""
-    return meta.get("name", "").strip().lower() == "robots" and page_opts_out(meta.get("content", ""))
 
 
 def largest_candidate(srcset: str) -> str:

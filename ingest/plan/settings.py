@@ -13,6 +13,7 @@ from ingest.dataset.keys import KEY_SLOTS
 from ingest.dataset.plan_record import Flags, Identity, SourceRecord
 from ingest.image.check import Crop, Encoding, Treatment
 from ingest.image.decode import ImageLimits
+from ingest.web.opt_outs import OptOut
 from ingest.web.settings import FetchSettings
 
 FORMAT = 2
@@ -83,7 +84,7 @@ class CrawlSettings:
                 attempts=flags.attempts,
                 max_redirects=flags.max_redirects,
                 robots=flags.ignore_robots is None,
-                x_robots=flags.ignore_x_robots is None,
+                heeded=frozenset(each for each in OptOut if flags.plain().get(each.option) is None),
                 allow_private=tuple(flags.allow_private or ()),
             ),
         )
@@ -107,7 +108,7 @@ class CrawlSettings:
                 "--attempts": self.fetch.attempts,
                 "--max-redirects": self.fetch.max_redirects,
                 "--ignore-robots": None if self.fetch.robots else True,
-                "--ignore-x-robots": None if self.fetch.x_robots else True,
+                **{each.option: None if each in self.fetch.heeded else True for each in OptOut},
                 "--allow-private": list(self.fetch.allow_private) or None,
             }
         )

@@ -14,22 +14,23 @@ from ingest.sources.tar import TarSource, is_tar
 from ingest.sources.tar_in_place import ForeignTar
 from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
+from ingest.web.opt_outs import ALL, OptOut
 
 
-def open_listing(text: str, columns: Columns, *, x_robots: bool = True) -> Listing:
+def open_listing(text: str, columns: Columns, *, heeded: frozenset[OptOut] = ALL) -> Listing:
     """What `open_images` opens, or a list of URLs, to be planned.
 
     Args:
         text: what a user names.
         columns: of a list.
-        x_robots: heed X-Robots-Tag of the answers that an archive stores.
+        heeded: ways to opt out that are obeyed of the answers that an archive stores.
 
     Raises:
         UserError: it is none of them.
     """
     if list_format(text) is not None and not Path(text).is_dir():
         return UrlList(text, columns)
-    return ImageListing(open_images(text, x_robots=x_robots))
+    return ImageListing(open_images(text, heeded=heeded))
 
 
 def open_planned(source: SourceRecord, location: str) -> Source:
@@ -41,7 +42,7 @@ def open_planned(source: SourceRecord, location: str) -> Source:
     return ForeignTar(location, source.name) if source.kind.stays_in_place else open_images(location)
 
 
-def open_images(text: str, *, x_robots: bool = True) -> Source:
+def open_images(text: str, *, heeded: frozenset[OptOut] = ALL) -> Source:
     """A folder, a tar (a local one, or on S3), or a local WARC; see `open_listing`.
 
     Raises:
@@ -57,7 +58,7 @@ def open_images(text: str, *, x_robots: bool = True) -> Source:
     if path.is_file() and os.access(path, os.R_OK) and is_tar(path):
         return TarSource(path)
     if path.is_file() and os.access(path, os.R_OK) and is_warc(path):
-        return WarcSource(path, x_robots=x_robots)
+        return WarcSource(path, heeded=heeded)
     if path.is_file() and os.access(path, os.R_OK) and _is_arc(path):
         raise UserError(
             f"source {text} is an ARC file, which was before WARC: make a WARC of it with `warcio recompress`"

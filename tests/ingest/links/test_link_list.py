@@ -130,9 +130,9 @@ def test_pages_that_opt_out_are_left_out_and_counted(tmp_path):
     assert [row["url"] for row in rows] == ["http://a.example/yes"]
     assert (counts.pages, counts.opted_out, counts.found) == (4, 3, 1)
     assert pq.read_schema(tmp_path / "urls.parquet").metadata[b"opt_outs"] == b"honoured"
-    counts, rows = listed([path], tmp_path / "all.parquet", ignore_opt_outs=True)
+    counts, rows = listed([path], tmp_path / "all.parquet", heeded=frozenset())
     assert (counts.opted_out, counts.found, len(rows)) == (3, 4, 4)
-    assert pq.read_schema(tmp_path / "all.parquet").metadata[b"opt_outs"] == b"ignored"
+    assert pq.read_schema(tmp_path / "all.parquet").metadata[b"opt_outs"].startswith(b"ignored: ")
 
 
 def test_only_answered_pages_of_the_web_are_read(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ingest.links.html_tags import attributes, decode_page, tags
 from ingest.links.page import LONGEST_PAGE, Link, largest_candidate, page_links
-from ingest.web.opt_outs import page_opts_out
+from ingest.web.opt_outs import OptOut, page_opt_outs
 from ingest.web.url import resolve
 
 PAGE = "http://host.example/dir/page?q"
@@ -68,6 +68,7 @@ def test_largest_candidate_of_srcset(srcset, largest):
         ("<img src=a><base href='/b/'><base href='/no/'>", ["http://host.example/b/a"]),
         ("<img src=a?x=1&amp;y=2&copy=3&lt;&#x41;>", ["http://host.example/dir/a?x=1&y=2&copy=3%3CA"]),
         ("<img src='a?x&param=1&note=2&gt0=3'>", ["http://host.example/dir/a?x&param=1&note=2&gt0=3"]),
+        ("<img src='a?x&amp;=1&amp=2'>", ["http://host.example/dir/a?x&=1&amp=2"]),
         (
             "<noscript><img src=a></noscript><template><img src=b>",
             ["http://host.example/dir/" + c for c in "ab"],
@@ -135,9 +136,10 @@ def test_a_page_without_any_encoding_is_western():
     ],
 )
 def test_opt_outs(directives, out):
-    assert page_opts_out(directives) is out
+    outs = {OptOut.X_ROBOTS_TAG} if out else set()
+    assert page_opt_outs(lambda name: [directives] if name == "X-Robots-Tag" else []) == outs
     html = f"<meta NAME=Robots content='{directives}'><img src=a>"
-    assert page_links(html.encode(), PAGE).opted_out is out
+    assert page_links(html.encode(), PAGE).opt_outs == outs
 
 
 SOUP = st.lists(

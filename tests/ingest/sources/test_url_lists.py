@@ -17,6 +17,7 @@ from cluster.errors import UserError
 from ingest.links.archive import ArchiveCounts, archive_links
 from ingest.sources.expand import expand
 from ingest.sources.url_list import Columns, UrlList, list_format, split_labels
+from ingest.web.opt_outs import ALL
 
 ROWS = [
     {"url": "http://a.org/1.jpg", "caption": "a cat, asleep", "labels": ["cat", "nap"], "score": 0.5},
@@ -409,5 +410,5 @@ def test_a_bucket_without_credentials_is_a_sentence(monkeypatch):
     with pytest.raises(UserError, match=r"s3://any-bucket/a\.parquet cannot be opened: .*AWS_ACCESS_KEY_ID"):
         UrlList("s3://any-bucket/a.parquet", Columns())
     counts = ArchiveCounts()
-    assert list(archive_links("s3://any-bucket/a.warc.gz", counts, ignore_opt_outs=False)) == []
+    assert list(archive_links("s3://any-bucket/a.warc.gz", counts, heeded=ALL)) == []
     assert "AWS_ACCESS_KEY_ID" in counts.damage
