@@ -57,7 +57,9 @@ _REFERENCE = re.compile(
 # Elements whose content is text up to their own end tag.
 _TEXT_ONLY = frozenset(["title", "textarea", "style", "xmp", "iframe", "noembed", "noframes", "script"])
 # Elements that can tell of an image.
-_TELLING_NAMES = frozenset(["img", "image", "source", "base", "meta", "link"])
+_TELLING_NAMES = frozenset(
+    ["img", "image", "amp-img", "amp-anim", "picture", "source", "base", "meta", "link"]
+)
 _NAMES = _TELLING_NAMES | _TEXT_ONLY | {"plaintext", "svg", "math"}
 # Text and tags that tell nothing; most of a page is passed over in one match.
 _IDLE = re.compile(
@@ -99,7 +101,7 @@ def _encoding(label: str) -> str | None:
 def tags(page: str) -> Iterator[tuple[str, str]]:
     """Every start tag in order: its name in lower case, and the text of its attributes, for `attributes`.
 
-    Comments, scripts and other text that only looks like tags is passed over.
+    Of end tags only "/picture". Comments, scripts and other text that only looks like tags is passed over.
     """
     at = 0
     # Within <svg> and <math>, <style/> and <title/> are empty; elsewhere the slash means nothing.
@@ -116,6 +118,8 @@ def tags(page: str) -> Iterator[tuple[str, str]]:
         if name in ("svg", "math"):
             foreign = max(0, foreign - 1) if slash else foreign + (not text.endswith("/"))
         if slash:
+            if name == "picture":
+                yield "/picture", ""
             continue
         if name in _TELLING_NAMES:
             yield name, text

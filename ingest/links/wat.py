@@ -7,11 +7,11 @@ links here; within one `srcset` the largest is taken, as in pages. The JSON quot
 import json
 from typing import Any
 
-from ingest.links.page import Page, element_images, meta_images, resolved
+from ingest.links.page import Page, image_reference, meta_images, resolved
 from ingest.web.opt_outs import meta_opt_outs, page_opt_outs
 from ingest.web.url import resolve
 
-_ELEMENTS = {"IMG": "img", "SOURCE": "source", "IMAGE": "image"}
+_IMAGES = ("IMG", "IMAGE", "AMP-IMG", "AMP-ANIM")
 
 
 def wat_page(data: bytes) -> tuple[str, Page] | None:
@@ -38,11 +38,17 @@ def wat_page(data: bytes) -> tuple[str, Page] | None:
     for link in _objects(head, "Link"):
         if "image_src" in _text(link, "rel").lower().split():
             found.append((_text(link, "url"), ""))
+    source = ""
     for link in _objects(page, "Links"):
         name, _, attribute = _text(link, "path").partition("@/")
-        if name in _ELEMENTS:
-            element = {attribute: _text(link, "url"), "alt": _text(link, "alt")}
-            found += element_images(_ELEMENTS[name], element)
+        reference = image_reference({attribute: _text(link, "url")}, source=name == "SOURCE")
+        if name == "SOURCE":
+            source = source or reference
+        elif name in _IMAGES:
+            # A <source> is of the same <picture> as the <img> behind it.
+            if reference or source:
+                found.append((reference or source, _text(link, "alt")))
+            source = ""
     base = resolve(_text(head, "Base"), url) or url
     return url, Page(resolved(found, base), opt_outs)
 

@@ -159,7 +159,11 @@ def test_wat_tells_the_same_as_the_page():
         {"path": "IMG@/srcset", "url": "b.jpg 1x, c.jpg 2x"},
         {"path": "IMG@/data-src", "url": "d.jpg"},
         {"path": "SOURCE@/srcset", "url": "e.jpg 9w"},
+        {"path": "SOURCE@/srcset", "url": "no.jpg 9w"},
         {"path": "SOURCE@/src", "url": "no.mp4"},
+        {"path": "IMG@/src", "url": "data:image/gif,x", "alt": "E"},
+        {"path": "SOURCE@/srcset", "url": "no.jpg 9w"},
+        {"path": "IMG@/src", "url": "h.jpg", "alt": "H"},
         {"path": "A@/href", "url": "no.jpg"},
         "no",
         {"path": 5, "url": {}},
@@ -177,7 +181,8 @@ def test_wat_tells_the_same_as_the_page():
         ("a.jpg", "A"),
         ("c.jpg", ""),
         ("d.jpg", ""),
-        ("e.jpg", ""),
+        ("e.jpg", "E"),
+        ("h.jpg", "H"),
     ]
     assert all(link.url.startswith("http://a.example/dir/") for link in page.links)
 
