@@ -29,8 +29,9 @@ _CLEAN = re.compile(
     rb"HTTP/1\.[01] ([0-9]{3})[^\r\n]*+(?:%b)*+(?:\r\n(?i:content-length):[ \t]*+([0-9]++)[ \t]*+)?+(?:%b)*+"
     % (_LINE, _LINE)
 )
-# What aiohttp's parser of chunks is given at a time: for each chunk it copies all that follows.
+# What aiohttp's parser in Python is given at a time: for each chunk it copies all that follows.
 _PIECE = 4096
+_LONGEST_CHUNK_LINE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,10 @@ class Head:
     def interim(self) -> bool:
         """Whether another answer follows, to the same request."""
         return 100 <= self.status < 200 and self.status != 101
+
+    @property
+    def is_redirect(self) -> bool:
+        return 300 <= self.status < 400 and b"\nlocation:" in self.data.lower()
 
 
 def mended(head: bytes) -> Head:
@@ -109,8 +114,10 @@ class AnswerHandler(ResponseHandler):
         self._used = False
         self._in_head = self._in_body = False
         self._beginning = bytearray()
+        self._head_ends: re.Match[bytes] | None = None
         self._head: Head | None = None
         self._left = 0
+        self._step = 0
 
     def set_response_params(self, **params: Any) -> None:
         self._params = params
@@ -132,8 +139,8 @@ class AnswerHandler(ResponseHandler):
             self.transport.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._in_head and exc is None:
-            self._take_redirect_without_end()
+        if self._in_head:
+            self._take_end(exc)
         super().connection_lost(exc)
 
     def _take_heads(self, data: bytes) -> bytes:
@@ -142,31 +149,38 @@ class AnswerHandler(ResponseHandler):
             seen = len(self._beginning)
             if not seen:
                 data = data.lstrip(b"\r\n")
-            self._beginning += data[: _LONGEST_HEAD + 4 - seen]
+            taken = data[: _LONGEST_HEAD + _LONGEST_CHUNK_LINE + 4 - seen]
+            self._beginning += taken
             if self._beginning[:5].upper() != _BEGINNING[: len(self._beginning)]:
                 # On a used connection it may be the rest of the answer before: aiohttp asks again on another.
-                self._refuse(
-                    aiohttp.ServerDisconnectedError() if self._used else BadHttpMessage("no answer of HTTP")
-                )
+                self._refuse(aiohttp.ServerDisconnectedError() if self._used else BadHttpMessage("no HTTP"))
                 return b""
-            end = _END.search(self._beginning, max(0, seen - 3))
-            if end is None or end.start() > _LONGEST_HEAD:
+            if self._head_ends is None:
+                self._head_ends = _END.search(self._beginning, max(0, seen - 3))
+            if self._head_ends is None or self._head_ends.start() > _LONGEST_HEAD:
                 if len(self._beginning) > _LONGEST_HEAD:
                     self._refuse(BadHttpMessage("headers without end"))
                 return b""
-            head = mended(bytes(self._beginning[: end.start()]))
-            data = data[end.end() - seen :]
-            self._beginning.clear()
-            self._begin(head)
+            start, end = self._head_ends.span()
+            head = mended(bytes(self._beginning[:start]))
+            line_end = self._beginning.find(b"\n", end)
+            if head.chunked and line_end < 0 and len(self._beginning) < end + _LONGEST_CHUNK_LINE:
+                return b""
+            lines_of_lf = head.chunked and line_end > 0 and not self._beginning[:line_end].endswith(b"\r")
+            data = data[end - seen :] if end >= seen else bytes(self._beginning[end:]) + data[len(taken) :]
+            self._begin(head, lines_of_lf=lines_of_lf)
         return data
 
-    def _begin(self, head: Head) -> None:
+    def _begin(self, head: Head, *, lines_of_lf: bool = False) -> None:
         """Hand the head to the parser that takes its body."""
-        self._head = head
+        self._beginning.clear()
+        self._head, self._head_ends = head, None
         self._should_close |= head.odd
-        if head.chunked:
-            # The one in C does not take lines of chunks that end with LF alone.
+        self._step = 0
+        if lines_of_lf:
+            # aiohttp's parser in C does not take such chunks.
             limits = {name: self._params[name] for name in ("max_line_size", "max_field_size", "max_headers")}
+            self._step = _PIECE
             self._parser = HttpResponseParserPy(
                 self,
                 self._loop,
@@ -198,12 +212,13 @@ class AnswerHandler(ResponseHandler):
     def _take_chunks(self, data: bytes) -> bytes:
         payload = self._payload
         assert payload is not None
-        for at in range(0, len(data), _PIECE):
-            super().data_received(data[at : at + _PIECE])
+        step = self._step or len(data)
+        for at in range(0, len(data), step):
+            super().data_received(data[at : at + step])
             if payload.is_eof():
                 self._in_body = False
-                behind = self._parser._tail if self._parser is not None else b""
-                return behind + data[at + _PIECE :]
+                behind = self._parser._tail if self._step and self._parser is not None else b""
+                return behind + data[at + step :]
             if self._exception is not None or payload.exception() is not None:
                 self._in_body = False
                 # The end of the connection, which comes now, shall not pass for what was wrong.
@@ -213,12 +228,16 @@ class AnswerHandler(ResponseHandler):
                 return b""
         return b""
 
-    def _take_redirect_without_end(self) -> None:
-        """A connection that ends behind a whole header that leads elsewhere ended its answer, too."""
+    def _take_end(self, exc: BaseException | None) -> None:
+        """The connection ends where more was to come."""
+        if self._head_ends is not None:
+            self._begin(mended(bytes(self._beginning[: self._head_ends.start()])))
+            return
+        # Behind a whole header that leads elsewhere, it ended an answer without body.
         whole = bytes(self._beginning[: self._beginning.rfind(b"\n") + 1]).rstrip(b"\r\n")
         encrypted = self.transport is not None and self.transport.get_extra_info("sslcontext") is not None
         head = mended(whole)
-        if not encrypted and 300 <= head.status < 400 and b"\nlocation:" in head.data.lower():
+        if exc is None and not encrypted and head.is_redirect:
             self._begin(mended(whole + b"\nContent-Length: 0"))
             self._should_close = True
 

@@ -50,6 +50,12 @@ ANSWERS = {
     "chunks and a length": (ok(b"Content-Length: 4", CHUNKED, body=CHUNKS), GIVES),
     "chunks of LF": (ok(CHUNKED, body=CHUNKS.replace(b"\r", b"")), GIVES),
     "chunks and a trailer": (ok(CHUNKED, body=CHUNKS[:-2] + b"X: y\r\n\r\n"), GIVES),
+    "chunks of LF at first": (ok(CHUNKED, body=CHUNKS.replace(b"\r", b"", 1)), GIVES),
+    "chunks of LF later": (ok(CHUNKED, body=b"4\r\nabcd\r\n5\nefghi\r\n0\r\n\r\n"), BAD),
+    "bad chunks of LF": (ok(CHUNKED, body=b"4\nabcd\nno\n"), BAD),
+    "bytes behind chunks of LF": (ok(CHUNKED, body=CHUNKS.replace(b"\r", b"") + b"<!-- -->"), GIVES),
+    "no chunk": (ok(CHUNKED, body=b""), "truncated_body"),
+    "no end of a chunk's size": (ok(CHUNKED, body=b"4"), "truncated_body"),
     "chunks twice": (ok(CHUNKED, CHUNKED, body=CHUNKS), GIVES),
     "bad chunks": (ok(CHUNKED, body=b"4\r\nabcd\r\nno\r\n"), BAD),
     "chunks without end": (ok(CHUNKED, body=CHUNKS[:-7]), "truncated_body"),
@@ -134,9 +140,9 @@ def serving(handle):
         def handle(self):
             handle(self)
 
-    with Server(("127.0.0.1", 0), Handler) as server:
+    with Server(("", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield server.server_address[1]
         server.shutdown()
 
 
@@ -178,9 +184,11 @@ def test_D4_a_server_that_sends_at_once_and_one_that_takes_its_time_get_the_same
             handler.wfile.write(data[at : at + step])
             time.sleep(0.002 * (int(pieces) > 1))
 
-    with serving(handle) as web:
+    with serving(handle) as port:
         for pieces in (1, 5):
-            outcomes = fetched([f"{web}/{number}/{pieces}" for number in range(len(sent))])
+            # Each at a host of its own: the server leaves after an answer without saying so.
+            urls = [f"http://127.0.1.{1 + number}:{port}/{number}/{pieces}" for number in range(len(sent))]
+            outcomes = fetched(urls)
             assert dict(zip(ANSWERS, outcomes, strict=True)) == {
                 name: gives for name, (_, gives) in ANSWERS.items()
             }
@@ -188,7 +196,7 @@ def test_D4_a_server_that_sends_at_once_and_one_that_takes_its_time_get_the_same
 
 def test_a_connection_is_used_again_but_not_after_an_odd_answer():
     kinds = ["plain", "plain", "bytes behind", "chunks", "chunks", "chunks and a length", "plain", "no colon"]
-    kinds += ["LF alone", "bytes behind chunks", "plain"]
+    kinds += ["LF alone", "bytes behind chunks", "bytes behind chunks of LF", "plain"]
     connections = []
 
     def handle(handler):
@@ -196,15 +204,21 @@ def test_a_connection_is_used_again_but_not_after_an_odd_answer():
             connections.append(id(handler))
             handler.wfile.write(ANSWERS[kinds[int(path[1:])]][0])
 
-    with serving(handle) as web:
-        one_by_one = replace(SETTINGS, per_host=1)
+    with serving(handle) as port:
+        web, one_by_one = f"http://127.0.0.1:{port}", replace(SETTINGS, per_host=1)
         assert fetched([f"{web}/{number}" for number in range(len(kinds))], one_by_one) == [GIVES] * len(
             kinds
         )
     ends = [
         kinds[number] for number in range(len(kinds) - 1) if connections[number] != connections[number + 1]
     ]
-    assert ends == ["bytes behind", "chunks and a length", "no colon", "bytes behind chunks"]
+    assert ends == [
+        "bytes behind",
+        "chunks and a length",
+        "no colon",
+        "bytes behind chunks",
+        "bytes behind chunks of LF",
+    ]
 
 
 def test_the_rest_of_an_answer_that_comes_late_is_no_part_of_the_next():
@@ -218,7 +232,7 @@ def test_the_rest_of_an_answer_that_comes_late_is_no_part_of_the_next():
             handler.wfile.write(ok(LENGTH) if late else b"<!-- cached -->" + ok(LENGTH))
             late = b""
 
-    with serving(handle) as web:
-        one_by_one = replace(SETTINGS, per_host=1)
+    with serving(handle) as port:
+        web, one_by_one = f"http://127.0.0.1:{port}", replace(SETTINGS, per_host=1)
         assert fetched([f"{web}/{number}" for number in range(4)], one_by_one) == [GIVES] * 4
     assert len(connections) == 4
