@@ -120,7 +120,7 @@ def _sources(plans: Plans) -> Iterator[str]:
 def _opt_outs(stats: Stats, plans: Plans) -> Iterator[str]:
     asked = {number: plan for number, plan in plans.items() if plan is not None and are_answers(plan)}
     if not asked:
-        yield "No image of this dataset was fetched from the web by this crawl."
+        yield "No image of this dataset was fetched from the web, or is from an archive of it."
         return
     lost = {loss.reason: loss.count for loss in stats.losses}
     for name in OPT_OUTS:

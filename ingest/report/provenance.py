@@ -40,7 +40,10 @@ def are_answers(plan: PlanRecord) -> bool:
 def opt_outs(plan: PlanRecord) -> dict[str, str]:
     """Whether each way to opt out was honoured or ignored, by its name."""
     settings = plan.settings.plain()
-    return {name: _heeded(settings, flag) for name, flag in OPT_OUTS.items()}
+    told = {name: _heeded(settings, flag) for name, flag in OPT_OUTS.items()}
+    if not any(source.kind.is_fetched for source in plan.sources):
+        told["robots.txt"] = "not asked for, as the answers are archived"
+    return told
 
 
 def _heeded(settings: dict[str, Any], flag: str) -> str:

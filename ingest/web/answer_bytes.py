@@ -147,29 +147,44 @@ class AnswerHandler(ResponseHandler):
         """Up to the head that a body follows; returns what is behind it, or b"" if it is not here yet."""
         while self._in_head:
             seen = len(self._beginning)
-            if not seen:
+            if seen:
+                self._beginning += data[: _LONGEST_HEAD + _LONGEST_CHUNK_LINE + 4 - seen]
+            else:
                 data = data.lstrip(b"\r\n")
-            taken = data[: _LONGEST_HEAD + _LONGEST_CHUNK_LINE + 4 - seen]
-            self._beginning += taken
-            if self._beginning[:5].upper() != _BEGINNING[: len(self._beginning)]:
+            # Seldom more than one packet: a body behind the head is not copied.
+            known = self._beginning if seen else data
+            if known[:5].upper() != _BEGINNING[: len(known)]:
                 # On a used connection it may be the rest of the answer before: aiohttp asks again on another.
                 self._refuse(aiohttp.ServerDisconnectedError() if self._used else BadHttpMessage("no HTTP"))
                 return b""
             if self._head_ends is None:
-                self._head_ends = _END.search(self._beginning, max(0, seen - 3))
-            if self._head_ends is None or self._head_ends.start() > _LONGEST_HEAD:
-                if len(self._beginning) > _LONGEST_HEAD:
-                    self._refuse(BadHttpMessage("headers without end"))
+                self._head_ends = _END.search(known, max(0, seen - 3), _LONGEST_HEAD + 4)
+            if self._head_ends is None and len(known) >= _LONGEST_HEAD + 4:
+                self._refuse(BadHttpMessage("headers without end"))
                 return b""
-            start, end = self._head_ends.span()
-            head = mended(bytes(self._beginning[:start]))
-            line_end = self._beginning.find(b"\n", end)
-            if head.chunked and line_end < 0 and len(self._beginning) < end + _LONGEST_CHUNK_LINE:
+            head, lines_of_lf = self._whole_head(known)
+            if head is None:
+                if not seen:
+                    self._beginning += data
                 return b""
-            lines_of_lf = head.chunked and line_end > 0 and not self._beginning[:line_end].endswith(b"\r")
-            data = data[end - seen :] if end >= seen else bytes(self._beginning[end:]) + data[len(taken) :]
+            assert self._head_ends is not None
+            end = self._head_ends.end()
+            data = data[end - seen :] if end >= seen else bytes(known[end:]) + data[len(known) - seen :]
             self._begin(head, lines_of_lf=lines_of_lf)
         return data
+
+    def _whole_head(self, known: bytes | bytearray) -> tuple[Head | None, bool]:
+        """The head, and whether lines of chunks behind it end with LF alone; None if that is not here yet."""
+        if self._head_ends is None:
+            return None, False
+        start, end = self._head_ends.span()
+        head = mended(bytes(known[:start]))
+        if not head.chunked:
+            return head, False
+        line_end = known.find(b"\n", end, end + _LONGEST_CHUNK_LINE)
+        if line_end < 0 and len(known) < end + _LONGEST_CHUNK_LINE:
+            return None, False
+        return head, known[line_end - 1 : line_end] not in (b"\r", b"")
 
     def _begin(self, head: Head, *, lines_of_lf: bool = False) -> None:
         """Hand the head to the parser that takes its body."""
@@ -211,7 +226,8 @@ class AnswerHandler(ResponseHandler):
 
     def _take_chunks(self, data: bytes) -> bytes:
         payload = self._payload
-        assert payload is not None
+        if payload is None:
+            return b""
         step = self._step or len(data)
         for at in range(0, len(data), step):
             super().data_received(data[at : at + step])
