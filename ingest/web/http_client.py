@@ -134,9 +134,9 @@ class HttpClient:
                 url, allow_redirects=False, headers=None if keep_alive else {"Connection": "close"}
             ) as response:
                 status = response.status
-                if status in _REDIRECTS and "Location" in response.headers:
+                if status in _REDIRECTS and (location := response.headers.get("Location")):
                     await _read_small_rest(response)
-                    return Answer(status, b"", response.headers["Location"])
+                    return Answer(status, b"", location)
                 if status not in _GOOD and not _is_whole(response):
                     await _read_small_rest(response)
                     wait = retry_after(response.headers.get("Retry-After"))

@@ -1,10 +1,9 @@
 """Where a redirect points, as browsers read its Location."""
 
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 from yarl import URL
 
-from ingest.web.problems import BAD_URL, UnfetchableError
 from ingest.web.url import http_url, resolve
 
 _ASCII = "".join(map(chr, range(0x80)))
@@ -26,7 +25,8 @@ def target(url: URL, location: str) -> URL:
     except UnicodeDecodeError:
         # Of an older encoding: the server knows its own bytes.
         location = quote(data, safe=_ASCII)
-    try:
-        return http_url(resolve(location, str(url)) or urljoin(str(url), location))
-    except ValueError:
-        raise UnfetchableError(BAD_URL) from None
+    there = resolve(location, str(url))
+    if there is None:
+        # With a name and a password, which are left out, or nowhere: `http_url` says why.
+        there = f"{url.scheme}:{location}" if location.startswith("//") else location
+    return http_url(there)

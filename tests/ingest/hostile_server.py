@@ -142,6 +142,7 @@ fixed(
 fixed("to_old_encoding", "", head("301 Moved", Location="/caf\xe9", Content_Length=0))
 fixed("to_backslash", "", head("301 Moved", Location="\\good", Content_Length=0))
 fixed("to_good_without_end", "", b"HTTP/1.1 301 Moved\r\nLocation: /good\r\n")
+fixed("empty_location", "http_302", head("302 Found", Location="", Content_Length=0))
 fixed("no_location", "http_302", head("302 Found", Content_Length=0))
 
 NO_ROBOTS = whole(b"", "404 Not Found")
