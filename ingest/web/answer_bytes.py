@@ -7,9 +7,8 @@ answer depends on its bytes, and not on how packets divide them.
 
 import asyncio
 import re
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -34,8 +33,7 @@ _PIECE = 4096
 _LONGEST_CHUNK_LINE = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """The status line and headers of an answer.
 
     Attributes:
@@ -69,6 +67,7 @@ def mended(head: bytes) -> Head:
     9112 §6.3), equal lengths are one (RFC 9110 §8.6), and transfer codings but chunks are none. Of unequal
     lengths all are kept: aiohttp refuses them.
     """
+    head = head.removesuffix(b"\r")
     if clean := _CLEAN.fullmatch(head):
         return _head(head + b"\r\n\r\n", int(clean[1]), length=int(clean[2]) if clean[2] else None)
     first, *lines = (line.rstrip(b"\r") for line in _FOLD.sub(b" ", head).split(b"\n"))

@@ -5,7 +5,7 @@ Headers come with the answer, whether it was just fetched or lies in an archive;
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
 # What robots.txt and X-Robots-Tag call us.
@@ -47,12 +47,17 @@ _HEADERS = {
 }
 ALL = frozenset(OptOut)
 # What headers say: the values of the one that is asked for.
-Said = Callable[[str], Iterable[str]]
+Said = Callable[[str], Sequence[str]]
 
 
 def image_opt_out(said: Said, heeded: frozenset[OptOut] = ALL) -> OptOut | None:
     """The way in which an answer keeps its image from us, or from all robots, of those that are heeded."""
-    return next((each for each in OptOut if each in heeded and _opts_out(each, said, _OF_THE_ANSWER)), None)
+    for opt_out, header in _HEADERS.items():
+        # Few answers have any of them.
+        values = said(header)
+        if values and opt_out in heeded and _opts_out(opt_out, values, _OF_THE_ANSWER):
+            return opt_out
+    return None
 
 
 def page_opt_outs(said: Said) -> frozenset[OptOut]:
@@ -61,7 +66,7 @@ def page_opt_outs(said: Said) -> frozenset[OptOut]:
     `noindex` and `none` are about the page itself, which is not what is fetched: its images may be shown on
     others, and say for themselves what they want.
     """
-    return frozenset(each for each in OptOut if _opts_out(each, said, _OF_IMAGES))
+    return frozenset(each for each in OptOut if _opts_out(each, said(each.header), _OF_IMAGES))
 
 
 def meta_opt_outs(name: str, content: str) -> frozenset[OptOut]:
@@ -86,14 +91,14 @@ def robots_txt_rule(line: str) -> tuple[OptOut, str, bool] | None:
     return None if out is None else (opt_out, found[2] or "/", out)
 
 
-def _opts_out(opt_out: OptOut, said: Said, directives: frozenset[str]) -> bool:
+def _opts_out(opt_out: OptOut, values: Sequence[str], directives: frozenset[str]) -> bool:
     match opt_out:
         case OptOut.X_ROBOTS_TAG:
-            return any(not directives.isdisjoint(_directives(value)) for value in said(opt_out.header))
+            return any(not directives.isdisjoint(_directives(value)) for value in values)
         case OptOut.TDM_RESERVATION:
-            return any(value.strip(' "') == "1" for value in said(opt_out.header))
+            return any(value.strip(' "') == "1" for value in values)
         case _:
-            return any(_keeps_from_training(opt_out, value) for value in said(opt_out.header))
+            return any(_keeps_from_training(opt_out, value) for value in values)
 
 
 def _keeps_from_training(opt_out: OptOut, text: str) -> bool | None:
