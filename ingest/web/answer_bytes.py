@@ -39,13 +39,15 @@ class Head(NamedTuple):
     Attributes:
         data: as aiohttp's parsers take it.
         status: 0 if there is none.
-        odd: it had to be mended.
+        clean: it is as it came.
+        odd: it broke a rule, and the connection is to be closed after it.
         chunked: the body comes in chunks.
         length: bytes of the body, of the one length that is told; None if it ends with the connection.
     """
 
     data: bytes
     status: int
+    clean: bool
     odd: bool
     chunked: bool
     length: int | None
@@ -69,7 +71,8 @@ def mended(head: bytes) -> Head:
     """
     head = head.removesuffix(b"\r")
     if clean := _CLEAN.fullmatch(head):
-        return _head(head + b"\r\n\r\n", int(clean[1]), length=int(clean[2]) if clean[2] else None)
+        length = int(clean[2]) if clean[2] else None
+        return _head(head + b"\r\n\r\n", int(clean[1]), clean=True, length=length)
     first, *lines = (line.rstrip(b"\r") for line in _FOLD.sub(b" ", head).split(b"\n"))
     first = first[:5].upper() + first[5:]
     kept, lengths, codings = [first], [], []
@@ -98,11 +101,17 @@ def mended(head: bytes) -> Head:
 
 
 def _head(
-    data: bytes, status: int, *, odd: bool = False, chunked: bool = False, length: int | None = None
+    data: bytes,
+    status: int,
+    *,
+    clean: bool = False,
+    odd: bool = False,
+    chunked: bool = False,
+    length: int | None = None,
 ) -> Head:
     if 100 <= status < 200 or status in (204, 304):
         chunked, length = False, 0
-    return Head(data, status, odd, chunked, length)
+    return Head(data, status, clean, odd, chunked, length)
 
 
 class AnswerHandler(ResponseHandler):
@@ -168,8 +177,12 @@ class AnswerHandler(ResponseHandler):
                 return b""
             assert self._head_ends is not None
             end = self._head_ends.end()
+            if not seen and head.clean and head.length is not None and len(data) <= end + head.length:
+                # As almost always: nothing is mended, or copied.
+                self._begin(head, data, body=len(data) - end)
+                return b""
             data = data[end - seen :] if end >= seen else bytes(known[end:]) + data[len(known) - seen :]
-            self._begin(head, lines_of_lf=lines_of_lf)
+            self._begin(head, head.data, lines_of_lf=lines_of_lf)
         return data
 
     def _whole_head(self, known: bytes | bytearray) -> tuple[Head | None, bool]:
@@ -185,8 +198,8 @@ class AnswerHandler(ResponseHandler):
             return None, False
         return head, known[line_end - 1 : line_end] not in (b"\r", b"")
 
-    def _begin(self, head: Head, *, lines_of_lf: bool = False) -> None:
-        """Hand the head to the parser that takes its body."""
+    def _begin(self, head: Head, data: bytes, *, body: int = 0, lines_of_lf: bool = False) -> None:
+        """Hand the head, and so many bytes of the body behind it, to the parser that takes them."""
         self._beginning.clear()
         self._head, self._head_ends = head, None
         self._should_close |= head.odd
@@ -204,10 +217,10 @@ class AnswerHandler(ResponseHandler):
                 auto_decompress=self._params["auto_decompress"],
                 **limits,
             )
-        super().data_received(head.data)
+        super().data_received(data)
         self._in_head = head.interim and self._exception is None
-        self._left = head.length or 0
-        self._in_body = not self._in_head and self._exception is None and head.length != 0
+        self._left = (head.length or 0) - body
+        self._in_body = not self._in_head and self._exception is None and head.length != body
 
     def _take_body(self, data: bytes) -> bytes:
         """Returns what is behind the body."""
@@ -246,14 +259,16 @@ class AnswerHandler(ResponseHandler):
     def _take_end(self, exc: BaseException | None) -> None:
         """The connection ends where more was to come."""
         if self._head_ends is not None:
-            self._begin(mended(bytes(self._beginning[: self._head_ends.start()])))
+            head = mended(bytes(self._beginning[: self._head_ends.start()]))
+            self._begin(head, head.data)
             return
         # Behind a whole header that leads elsewhere, it ended an answer without body.
         whole = bytes(self._beginning[: self._beginning.rfind(b"\n") + 1]).rstrip(b"\r\n")
         encrypted = self.transport is not None and self.transport.get_extra_info("sslcontext") is not None
         head = mended(whole)
         if exc is None and not encrypted and head.is_redirect:
-            self._begin(mended(whole + b"\nContent-Length: 0"))
+            head = mended(whole + b"\nContent-Length: 0")
+            self._begin(head, head.data)
             self._should_close = True
 
     def _refuse(self, error: Exception) -> None:
