@@ -1,5 +1,6 @@
 """The crawl: plan, read, check, shard, commit, seal. Running it again finishes what is missing."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,15 +10,18 @@ from cluster.output_trouble import writing
 from ingest.crawl.make_units import crawl_units
 from ingest.dataset.commit import read_commits
 from ingest.dataset.seal import seal
+from ingest.labels.labelled import labelled, read_labelling
 from ingest.plan.freeze import freeze
+from ingest.plan.label_doubts import label_doubts
 from ingest.plan.plan import Plan, read_plans
-from ingest.plan.settings import CrawlSettings
+from ingest.plan.settings import CrawlSettings, with_labelling
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.sources.opening import open_listing
 from ingest.sources.url_list import Columns, expand
 from ingest.store.open import open_store
 from ingest.web.settings import FetchSettings
 
+logger = logging.getLogger(__name__)
 NAMES_TELL = Columns()
 
 
@@ -29,12 +33,14 @@ def crawl_shards(
     workers: int,
     progress: Progress,
     columns: Columns = NAMES_TELL,
+    labels_from: str | None = None,
+    labels: Sequence[str] = (),
     extend: bool = False,
 ) -> CrawlReport:
     """Turn images into a sealed dataset; go on where an earlier run of the same crawl stopped.
 
     Args:
-        sources, output, settings, columns, extend: see `plan_shards`.
+        sources, output, settings, columns, labels_from, labels, extend: see `plan_shards`.
         workers: checking processes; does not change the result.
         progress: is told how far the crawl is.
 
@@ -43,7 +49,15 @@ def crawl_shards(
     """
     counts = Counts()
     plan = plan_shards(
-        sources, output, settings, progress=progress, counts=counts, columns=columns, extend=extend
+        sources,
+        output,
+        settings,
+        progress=progress,
+        counts=counts,
+        columns=columns,
+        labels_from=labels_from,
+        labels=labels,
+        extend=extend,
     )
     return crawl_plan(plan, fetch=settings.fetch, workers=workers, progress=progress, counts=counts)
 
@@ -56,6 +70,8 @@ def plan_shards(
     progress: Progress,
     counts: Counts,
     columns: Columns = NAMES_TELL,
+    labels_from: str | None = None,
+    labels: Sequence[str] = (),
     extend: bool = False,
 ) -> Plan:
     """Freeze what there is to do, or find the plan of an earlier run of the same crawl.
@@ -67,6 +83,8 @@ def plan_shards(
         settings: what is made of each image.
         progress: is told how many attempts have been found, in `counts`.
         columns: which columns of lists mean what.
+        labels_from: how labels are seen from paths, see `ingest.labels.rule`; None: as the sources have them.
+        labels: files that say what images show, see `ingest.labels.label_list`.
         extend: add these sources to a dataset that was made from others; URLs that it knows are left out.
 
     Raises:
@@ -76,7 +94,9 @@ def plan_shards(
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
     places = [place for text in sources for place in expand(text)]
-    opened = [open_listing(place, columns) for place in places]
+    labelling = read_labelling(labels_from, labels, places)
+    opened = labelled([open_listing(place, columns) for place in places], labelling)
+    settings = with_labelling(settings, labelling)
     if isinstance(store.root, Path):
         _refuse_output_inside(places, store.root)
     # Before an hour of planning, too.
@@ -91,7 +111,23 @@ def plan_shards(
             stack.callback(source.close)
         store.prepare()
         locations = [place if "://" in place else str(Path(place).resolve()) for place in places]
-        return freeze(store, opened, settings, listed=listed, extend=extend, locations=locations)
+        plan = freeze(
+            store,
+            opened,
+            settings,
+            listed=listed,
+            extend=extend,
+            locations=locations,
+            more=(lambda: {}) if labelling is None else labelling.outcome,
+        )
+        warn_of_labels(plan)
+        return plan
+
+
+def warn_of_labels(plan: Plan) -> None:
+    """Say at once what looks wrong about the labels: after the crawl it would be too late."""
+    for doubt in label_doubts(plan):
+        logger.warning(doubt)
 
 
 def crawl_plan(

@@ -71,6 +71,9 @@ class Flags(Record):
     ignore_robots: bool | None
     ignore_x_robots: bool | None
     allow_private: list[str] | None
+    # Only of crawls that were given them.
+    labels_from: str | None = None
+    labels: list[str] | None = None
 
 
 class Identity(Record):
@@ -112,6 +115,7 @@ class PlanRecord(Identity):
         locations: where each source was.
         contact: whom webmasters were told of.
         repeated, known: URLs that were left out because they came before, in these sources or in others.
+        labels_unused: entries of --labels that name no image.
     """
 
     generation: int
@@ -124,6 +128,7 @@ class PlanRecord(Identity):
     contact: str | None = None
     repeated: int | None = None
     known: int | None = None
+    labels_unused: int | None = None
 
 
 def read_plan(store: Store, generation: int) -> PlanRecord | None:

@@ -142,7 +142,9 @@ def test_an_unfinished_retry_goes_on_and_others_are_refused(tmp_path, monkeypatc
 def test_mistakes_are_a_sentence(tmp_path, words):
     with server({"0": 503}) as base:
         (tmp_path / "l.txt").write_text(f"{base}/0.png\n")
-        run("crawl-shards", tmp_path / "l.txt", "--output", tmp_path / "out", *FLAGS)
+        crawl = ["crawl-shards", str(tmp_path / "l.txt"), "--output", str(tmp_path / "out"), *FLAGS]
+        nothing = CliRunner().invoke(app, crawl)
+        assert (nothing.exit_code, "Nothing was kept" in nothing.output) == (1, True)
         result = CliRunner().invoke(app, [word.format(out=tmp_path / "out") for word in words])
     assert result.exit_code == 2
     assert "is not a dataset" in result.output or "--contact" in result.output
