@@ -3,13 +3,16 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.output_trouble import writing
 from ingest.crawl.make_units import crawl_units
+from ingest.dataset import layout
 from ingest.dataset.commit import read_commits
 from ingest.dataset.seal import seal
+from ingest.dataset.vocabulary import LABEL_COLUMNS, distinct_labels, publish_vocabulary
 from ingest.labels.labelled import labelled, read_labelling
 from ingest.plan.freeze import freeze
 from ingest.plan.label_doubts import label_doubts
@@ -169,7 +172,12 @@ def seal_plan(plan: Plan) -> str:
         UserError: a unit is missing, or was made under another plan.
     """
     plans = read_plans(plan.store)[: plan.generation + 1]
-    return seal(plan.store, {unit: each.fingerprint for each in plans for unit in each.units})
+    root = seal(plan.store, {unit: each.fingerprint for each in plans for unit in each.units})
+    if not plan.store.exists(layout.sealed_name(root, "labels.parquet")):
+        # The plan has the labels of all rows in one file; reading each unit's would take long.
+        labelled = (each.columns_of_units(LABEL_COLUMNS) for each in plans if each.has_labels())
+        publish_vocabulary(plan.store, root, distinct_labels(chain.from_iterable(labelled)))
+    return root
 
 
 def _refuse_without_contact(fetch: FetchSettings, urls: bool) -> None:
