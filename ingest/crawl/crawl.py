@@ -19,7 +19,7 @@ from ingest.plan.label_doubts import label_doubts
 from ingest.plan.plan import Plan, read_plans
 from ingest.plan.settings import CrawlSettings, with_labelling
 from ingest.progress.counts import Counts, CrawlReport, Progress
-from ingest.sources.opening import open_listing
+from ingest.sources.opening import open_listing, parts_of
 from ingest.sources.url_list import Columns, expand
 from ingest.store.open import open_store
 from ingest.web.settings import FetchSettings
@@ -96,12 +96,12 @@ def plan_shards(
     store = open_store(output)
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
-    places = [place for text in sources for place in expand(text)]
+    places = [part for text in sources for place in expand(text) for part in parts_of(place)]
     labelling = read_labelling(labels_from, labels, places)
     opened = labelled([open_listing(place, columns) for place in places], labelling)
     settings = with_labelling(settings, labelling)
     if isinstance(store.root, Path):
-        _refuse_output_inside(places, store.root)
+        _refuse_output_inside([*sources, *places], store.root)
     # Before an hour of planning, too.
     _refuse_without_contact(settings.fetch, any(source.kind.is_fetched for source in opened))
 

@@ -17,6 +17,8 @@ class SourceKind(StrEnum):
     TAR = "tar"
     WARC = "warc"
     URLS = "urls"
+    FILES = "files"
+    IMAGE_TABLE = "image_table"
     TAR_IN_PLACE = "tar_in_place"
 
     @property
@@ -36,9 +38,9 @@ class SourceRecord(Record):
     Attributes:
         kind, name: what it is, and the last part of its location.
         bytes: of an archive as a file.
-        columns: of a list of URLs: which are URL, caption and labels.
-        items: how many were listed; None of a list of URLs.
-        sha256: of the list of its items; of a list of URLs, of its bytes.
+        columns: of a list, and of a table of images: which are URL or image, caption and labels.
+        items: how many were listed; None of a list.
+        sha256: of the list of its items; of a list, of its bytes.
     """
 
     kind: SourceKind

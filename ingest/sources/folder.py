@@ -93,14 +93,7 @@ class FolderSource:
 
     def _bytes(self, path: bytes, max_bytes: int) -> bytes | Problem:
         try:
-            with os.fdopen(self._open(path), "rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    return PROBLEMS["not_a_file"]
-                if status.st_size > max_bytes:
-                    return PROBLEMS["too_many_bytes"]
-                # A file that grows while it is read ends where it ended when it was opened.
-                return file.read(status.st_size)
+            return bytes_of(self._open(path), max_bytes)
         except _LinkOutsideError:
             return PROBLEMS["link_outside"]
         except OSError:
@@ -117,6 +110,23 @@ class FolderSource:
         if not self._ends_inside(path):
             raise _LinkOutsideError
         return os.open(self._root + b"/" + path, flags)
+
+
+def bytes_of(descriptor: int, max_bytes: int) -> bytes | Problem:
+    """What is in a file that was opened; it is closed.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)  # Python opens no folders
+        return PROBLEMS["not_a_file"]
+    with os.fdopen(descriptor, "rb") as file:
+        if status.st_size > max_bytes:
+            return PROBLEMS["too_many_bytes"]
+        # A file that grows while it is read ends where it ended when it was opened.
+        return file.read(status.st_size)
 
 
 class _LinkOutsideError(Exception):

@@ -4,34 +4,67 @@ import os
 from pathlib import Path
 
 from cluster.errors import UserError
-from ingest.dataset.plan_record import SourceRecord
+from ingest.dataset.plan_record import SourceKind, SourceRecord
+from ingest.sources.file_list import FileList, ListedFiles, names_files
 from ingest.sources.folder import FolderSource
 from ingest.sources.image_listing import ImageListing
-from ingest.sources.source import Listing, Source
+from ingest.sources.image_table import ImageTable
+from ingest.sources.source import Images, Listing, Source
+from ingest.sources.table_layout import image_column
 from ingest.sources.tar import TarSource, is_tar
 from ingest.sources.tar_in_place import ForeignTar
 from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
 
+# What lies beside the parts of a table, and is none.
+_NOTES = (".md", ".json", ".crc", ".txt")
+
 
 def open_listing(text: str, columns: Columns) -> Listing:
-    """What `open_images` opens, or a list of URLs, to be planned.
+    """What `open_images` opens, a table of images, or a list of URLs or of files, to be planned.
 
     Raises:
         UserError: it is none of them.
     """
-    if list_format(text) is not None and not Path(text).is_dir():
-        return UrlList(text, columns)
-    return ImageListing(open_images(text))
+    if list_format(text) is None or Path(text).is_dir():
+        return ImageListing(open_images(text))
+    if list_format(text) == ("parquet", None) and (image := image_column(text, columns.url)) is not None:
+        return ImageListing(ImageTable(text, image, columns))
+    listed = UrlList(text, columns)
+    return FileList(listed) if names_files(text, listed) else listed
 
 
-def open_planned(source: SourceRecord, location: str) -> Source:
+def parts_of(place: str) -> list[str]:
+    """The Parquet files of a folder that has nothing else but notes, as Spark and Hugging Face write them; or
+    the place itself.
+    """
+    found: list[str] = []
+    for folder, below, names in os.walk(place):
+        below[:] = sorted(name for name in below if not name.startswith((".", "_")))
+        for name in sorted(names):
+            if name.lower().endswith(".parquet") and not name.startswith((".", "_")):
+                found.append(str(Path(folder, name)))
+            elif not name.startswith((".", "_")) and not name.lower().endswith(_NOTES):
+                return [place]
+    return found or [place]
+
+
+def open_planned(source: SourceRecord, location: str) -> Images:
     """The images of a source that was planned.
 
     Raises:
         UserError: they are not there.
     """
-    return ForeignTar(location, source.name) if source.kind.stays_in_place else open_images(location)
+    match source.kind:
+        case SourceKind.TAR_IN_PLACE:
+            return ForeignTar(location, source.name)
+        case SourceKind.FILES:
+            return ListedFiles(location)
+        case SourceKind.IMAGE_TABLE:
+            image = (source.columns or {}).get("image")
+            assert image is not None
+            return ImageTable(location, image, Columns())
+    return open_images(location)
 
 
 def open_images(text: str) -> Source:
