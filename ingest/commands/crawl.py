@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,7 @@ from ingest.progress.counts import Counts, CrawlReport
 from ingest.progress.crawl_progress import CrawlProgress
 from ingest.progress.meter import Meter
 from ingest.progress.metrics_file import MetricsFile
-from ingest.sources.url_list import Columns
+from ingest.sources.url_list import TYPES, Columns
 from ingest.web.settings import FetchSettings
 
 DEFAULTS = CrawlSettings()
@@ -60,8 +61,8 @@ def crawl(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders, local tars, and lists of URLs (.parquet, .csv, .tsv, .jsonl, .txt; .gz, .zst; "
-            "local, s3:// or http://; * in the name).",
+            help="Folders, local tars, and lists of URLs (.parquet, .csv, .tsv, .json, .jsonl, .txt; .gz, "
+            ".zst; local, s3:// or http://; * in the name).",
         ),
     ],
     *,
@@ -97,6 +98,17 @@ def crawl(
     url_column: Annotated[str | None, typer.Option(help="Of lists. [default: seen from the names]")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Of lists: alt text or caption.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Of lists: labels or hashtags.")] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,…", help="Of a csv or tsv without a header: its columns, in their order."),
+    ] = None,
+    column_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=TYPE",
+            help=f"Of csv, tsv and JSON, whose values are text: {', '.join(TYPES)}. Repeatable.",
+        ),
+    ] = None,
     labels_from: LabelsFrom = None,
     labels: LabelFiles = None,
     contact: Contact = None,
@@ -171,7 +183,13 @@ def crawl(
             settings,
             progress=progress,
             counts=counts,
-            columns=Columns(url=url_column, caption=caption_column, labels=label_column),
+            columns=Columns(
+                url=url_column,
+                caption=caption_column,
+                labels=label_column,
+                names=None if columns is None else tuple(columns.split(",")),
+                types=_types(column_type or ()),
+            ),
             labels_from=labels_from,
             labels=labels or (),
             extend=extend,
@@ -193,6 +211,17 @@ def end_if_nothing_was_kept(report: CrawlReport) -> None:
         raise typer.Exit(1)
 
 
+def _types(given: Sequence[str]) -> dict[str, str]:
+    """What --column-type says, by the column."""
+    types: dict[str, str] = {}
+    for text in given:
+        name, _, kind = text.rpartition("=")
+        if not name or kind not in TYPES:
+            raise UserError(f"--column-type {text} is not NAME=TYPE with a type of {', '.join(TYPES)}")
+        types[name] = kind
+    return types
+
+
 def crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
     """What a crawl made, for scripts."""
     made = {"output": str(report.output), "root": report.root, "seconds": round(seconds, 3)}
@@ -206,7 +235,7 @@ def print_crawl(report: CrawlReport, seconds: float) -> None:
     rows = [
         ("dataset", visible(str(report.output))),
         ("root", report.root),
-        ("planned", f"{several(counts.planned, 'file')}{again}"),
+        ("planned", f"{several(counts.planned, 'file')}{again}{_left_out(counts)}"),
         ("kept", f"{several(counts.kept, 'image')}, {in_bytes(counts.bytes_stored)}"),
         ("rejected", _reasons(counts.rejected)),
         ("failed", _reasons(counts.failed)),
@@ -219,6 +248,13 @@ def print_crawl(report: CrawlReport, seconds: float) -> None:
     speed = f"{decided / seconds:,.0f} images/s, {counts.bytes_read / 1e6 / seconds:,.1f} MB/s"
     typer.echo(f"took      {duration(seconds)}: {speed}")
     typer.echo(f"Look at it:  ingest show {shlex.quote(str(report.output))}")
+
+
+def _left_out(counts: Counts) -> str:
+    """Rows of lists that are no attempts of their own."""
+    merged = f"; {several(counts.merged, 'row')} merged, as their URL is that of a row before"
+    known = f"; {several(counts.known, 'row')} left out, as their URL was planned before"
+    return (merged if counts.merged else "") + (known if counts.known else "")
 
 
 def _reasons(counts: dict[str, int]) -> str:

@@ -143,12 +143,18 @@ def crawl_plan(
             cannot be written.
     """
     refuse_to_start(plan, fetch)
-    counts.units, counts.planned = len(plan.units), plan.rows
+    count_planned(plan, counts)
     with writing(plan.store.root):
         crawl_units(plan, plan.units, fetch=fetch, workers=workers, progress=progress, counts=counts)
         root = seal_plan(plan)
     progress(counts)
     return CrawlReport(output=plan.store.root, root=root, counts=counts)
+
+
+def count_planned(plan: Plan, counts: Counts) -> None:
+    """What there is to do, and what was left out of it."""
+    counts.units, counts.planned = len(plan.units), plan.rows
+    counts.merged, counts.known = plan.record.repeated or 0, plan.record.known or 0
 
 
 def refuse_to_start(plan: Plan, fetch: FetchSettings) -> None:

@@ -16,7 +16,7 @@ from ingest.dataset.shard import InPlaceWriter, ShardWriter
 from ingest.image.check import Checked
 from ingest.image.check_pool import Checker
 from ingest.plan.plan import Plan
-from ingest.problem import Problem
+from ingest.problem import PROBLEMS, Problem
 from ingest.progress.counts import Counts, Progress
 from ingest.sources.opening import open_planned
 from ingest.sources.source import Images, Item
@@ -226,9 +226,10 @@ class _Crawl:
                 if (source not in self._sources) == urls:
                     yield _Attempt(unit, row, source, item)
 
-    def _requests(self) -> Iterator[tuple[_Attempt, str]]:
+    def _requests(self) -> Iterator[tuple[_Attempt, str | Problem]]:
         for attempt in self._items(urls=True):
-            yield attempt, attempt.item.path.decode()
+            problem = attempt.item.problem
+            yield attempt, PROBLEMS[problem] if problem else attempt.item.path.decode()
 
     def _read(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
         """What lies in folders and archives, in the plan's order."""
