@@ -25,8 +25,8 @@ LabelFiles = Annotated[
     typer.Option(
         "--labels",
         metavar="FILE",
-        help="Labels, split and ignore by path, name or key: .csv, .tsv, .jsonl, .parquet, .txt; or VOC's "
-        "ImageSets/Main. Repeatable.",
+        help="Labels, split and ignore by path, name or key: .csv, .tsv, .json, .jsonl, .parquet, .txt; "
+        "VOC's ImageSets/Main. Repeatable.",
     ),
 ]
 UnitRows = Annotated[int, typer.Option(min=1, max=KEY_SLOTS, help="Attempts per work unit and shard.")]

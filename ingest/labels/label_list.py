@@ -1,6 +1,6 @@
 """A file beside the images that says what they show: --labels FILE.
 
-CSV, TSV, JSON Lines and Parquet have a column for the image (a path, a name, or a key) and one for its
+CSV, TSV, JSON, JSON Lines and Parquet have a column for the image (a path, a name, or a key) and one for its
 labels; `split` and `ignore` are taken if they are there. A text file has a line `image label` per image. All
 values are text, whatever they look like. Some files are known by their form:
 
@@ -9,6 +9,7 @@ ILSVRC2012_validation_ground_truth.txt a number per image, in the order of their
                                        meta.mat lies beside it, the numbers' WordNet ids
 places365_val.txt                      a number per image; if categories_places365.txt lies beside it, the
                                        names that it gives the numbers
+instances_*.json, val2018.json         COCO's form, which iNaturalist has, too
 ImageSets/Main                         VOC's folder, see `ingest.labels.voc`
 
 What is read is held in memory: some 150 bytes an image.
@@ -19,7 +20,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -70,8 +71,8 @@ def read_label_list(location: str) -> LabelList:
     found = list_format(location)
     if found is None:
         raise UserError(
-            f"--labels {location} is not named like a list: use .csv, .tsv, .jsonl, .parquet or .txt (also "
-            "with .gz or .zst), or VOC's folder ImageSets/Main"
+            f"--labels {location} is not named like a list: use .csv, .tsv, .json, .jsonl, .parquet, .txt, "
+            "any of them with .gz or .zst, or VOC's folder ImageSets/Main"
         )
     kind, compression = found
     file: Any = (
@@ -80,12 +81,11 @@ def read_label_list(location: str) -> LabelList:
     try:
         if kind == "txt":
             return _text_list(location, identity, file.read().decode("utf-8-sig"))
-        rows = {"csv": _csv, "tsv": _tsv, "jsonl": _json_lines, "parquet": _parquet}[kind](file)
-        return LabelList(identity, _collected(location, rows))
+        return LabelList(identity, _collected(location, _READERS[kind](file)))
     except (
-        UnicodeDecodeError,
         csv.Error,
-        json.JSONDecodeError,
+        ValueError,
+        RecursionError,
         pa.ArrowException,
         OSError,
         EOFError,
@@ -138,10 +138,35 @@ def _json_lines(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
             yield row if isinstance(row, dict) else {}
 
 
+def _json(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
+    """A list of objects; or COCO's, whose annotations have an image and a category each."""
+    value = json.load(io.TextIOWrapper(file, "utf-8-sig"))
+    if isinstance(value, dict) and {"images", "annotations", "categories"} <= value.keys():
+        try:
+            classes = {each["id"]: each.get("name", each["id"]) for each in value["categories"]}
+            images = {each["id"]: each["file_name"] for each in value["images"]}
+            for each in value["annotations"]:
+                yield {"file_name": images[each["image_id"]], "label": classes[each["category_id"]]}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"COCO's images, annotations and categories do not fit: {error}") from error
+        return
+    for row in value if isinstance(value, list) else []:
+        yield row if isinstance(row, dict) else {}
+
+
 def _parquet(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
     with pq.ParquetFile(pa.BufferReader(file.read())) as parquet:
         for batch in parquet.iter_batches(use_threads=False):
             yield from batch.to_pylist()
+
+
+_READERS: dict[str, Callable[[Any], Iterator[Mapping[str, Any]]]] = {
+    "csv": _csv,
+    "tsv": _tsv,
+    "json": _json,
+    "jsonl": _json_lines,
+    "parquet": _parquet,
+}
 
 
 def _collected(location: str, rows: Iterator[Mapping[str, Any]]) -> dict[str, Said]:

@@ -1,5 +1,8 @@
 """A tar, plain or compressed by gzip, bzip2 or xz: its regular members, in the order of the archive.
 
+A member that is a plain tar itself, as ImageNet's are, stands for its own members: they lie in it as in a
+folder called like it without `.tar`, which is their label. That goes one level deep.
+
 What `ingest.sources.companions` knows as companions of an image goes into the image's row.
 
 Headers are read here and not by `tarfile.TarFile`, which keeps every member in memory, reads extended headers
@@ -206,10 +209,44 @@ def _listed(archive: _Unpacked) -> Iterator[Member]:
 
 
 def _members(archive: _Unpacked) -> Iterator[Item]:
-    """The regular files of a USTAR, PAX, GNU or V7 archive; names without ".", ".." and a first slash."""
-    at = 0
-    extension = _Extension()
-    while header := archive.at_most(at, _BLOCK):
+    """The regular files of an archive, and those of the tars in it."""
+    for item in _files(archive, 0, None):
+        if item.problem or not item.path.lower().endswith(b".tar") or not _begins_a_tar(archive, item):
+            yield item
+            continue
+        folder, count = item.path[: -len(b".tar")], 0
+        try:
+            for inner in _files(archive, item.offset, item.offset + item.size):
+                path = folder + b"/" + inner.path
+                labels = first_folder(path if b"/" in inner.path else folder.rpartition(b"/")[2] + b"/")
+                yield replace(inner, path=path, labels=labels)
+                count += 1
+        except TarError as error:
+            # What follows the member can be read all the same, if there is more.
+            yield Item(item.path, problem=error.problem, labels=first_folder(item.path))
+        else:
+            if not count:
+                yield item
+
+
+def _begins_a_tar(archive: _Unpacked, item: Item) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(
+            archive.at_most(item.offset, min(item.size, _BLOCK)), "utf-8", "surrogateescape"
+        )
+    except (tarfile.HeaderError, TarError):
+        return False
+    return True
+
+
+def _files(archive: _Unpacked, at: int, end: int | None) -> Iterator[Item]:
+    """The regular files of a USTAR, PAX, GNU or V7 archive; names without ".", ".." and a first slash.
+
+    Args:
+        at, end: where it begins and ends in what is read; None: where that ends.
+    """
+    start, extension = at, _Extension()
+    while header := archive.at_most(at, _BLOCK if end is None else min(_BLOCK, max(end - at, 0))):
         if len(header) < _BLOCK:
             raise TarError("tar_truncated")
         if not header.strip(b"\0"):
@@ -222,6 +259,7 @@ def _members(archive: _Unpacked) -> Iterator[Item]:
         if not 0 <= info.size < 1 << 63:
             raise TarError("tar_damaged")
         at += _BLOCK
+        _stay_within(end, at + info.size)
         if info.type in _EXTENSIONS:
             extension = _extended(extension, info, archive, at)
             at += _padded(info.size)
@@ -231,6 +269,7 @@ def _members(archive: _Unpacked) -> Iterator[Item]:
         size = info.size if extension.size is None else extension.size
         path = _clean(extension.path or info.name.encode("utf-8", "surrogateescape"))
         extension = _Extension()
+        _stay_within(end, at + size)
         if info.type == tarfile.GNUTYPE_SPARSE:
             at = _after_sparse_map(archive, header, at)
             yield Item(path, size=size, problem="sparse_member", labels=first_folder(path))
@@ -240,8 +279,14 @@ def _members(archive: _Unpacked) -> Iterator[Item]:
         if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
             at += _padded(size)
     # Many writers leave out the end mark; but the last member must be there to its last byte.
-    if at > 0:
+    if end is None and at > start:
         archive.exactly(at - 1, 1)
+
+
+def _stay_within(end: int | None, stop: int) -> None:
+    """What a tar in a tar claims of the bytes behind it is not its own."""
+    if end is not None and stop > end:
+        raise TarError("tar_truncated")
 
 
 def _extended(extension: _Extension, info: tarfile.TarInfo, archive: _Unpacked, at: int) -> _Extension:

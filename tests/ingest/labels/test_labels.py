@@ -112,6 +112,8 @@ CONTENTS = {
     "labels.tsv": "file_name\tclass\tsplit\nx/1.jpg\tcat\ttrain\nx/2.jpg\ta, b\t\n",
     "labels.jsonl": '{"path": "x/1.jpg", "label": "cat", "split": "train"}\n\n'
     '{"path": "x/2.jpg", "label": "a, b", "split": null}\n',
+    "labels.json": '[{"path": "x/1.jpg", "label": "cat", "split": "train"}, '
+    '{"path": "x/2.jpg", "label": "a, b"}]',
     "labels.txt": "x/1.jpg cat\nx/2.jpg b\n",
 }
 
@@ -133,6 +135,21 @@ def test_lists_in_parquet_have_several_labels_and_some_to_ignore(tmp_path):
     assert read_label_list(str(tmp_path / "l.parquet")).said == {
         "1": Said(("cat", "dog"), None, ("sofa",)),
         "2": Said(),
+    }
+
+
+def test_lists_of_cocos_form(tmp_path):
+    value = {
+        "images": [{"id": 7, "file_name": "val/1.jpg"}, {"id": 9, "file_name": "val/2.jpg"}],
+        "annotations": [
+            {"image_id": image, "category_id": kind} for image, kind in ((7, 2), (7, 2), (7, 1), (9, 3))
+        ],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3}],
+    }
+    (tmp_path / "instances_val.json").write_text(json.dumps(value))
+    assert read_label_list(str(tmp_path / "instances_val.json")).said == {
+        "val/1.jpg": Said(("dog", "cat")),
+        "val/2.jpg": Said(("3",)),
     }
 
 
@@ -165,6 +182,8 @@ def test_rows_about_one_image_add_up_and_may_not_contradict_each_other(tmp_path)
         ("l.csv", "path,colour\n1,2\n", "call that of the images"),
         ("l.csv", 'path,label\n"1,2\n', "is damaged, or not csv"),
         ("l.jsonl", "{\n", "is damaged, or not jsonl"),
+        ("l.json", '{"images": [], "annotations": [{}], "categories": []}', "do not fit"),
+        ("l.json", "[", "is damaged, or not json"),
         ("l.parquet", "no", "is damaged, or not parquet"),
         ("l.csv.gz", "no", "is damaged, or not csv"),
         ("l.txt", "one\n", "as 'one' has one word only"),
