@@ -45,7 +45,7 @@ def test_an_unrelated_loop_of_pytorch_trains_on_it(data):
         .to_tuple("png", "cls")
         .batched(8)
     )
-    loader = torch.utils.data.DataLoader(samples, batch_size=None, num_workers=2)
+    loader = torch.utils.data.DataLoader(samples, batch_size=None, num_workers=2, persistent_workers=True)
     torch.manual_seed(0)
     model = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
