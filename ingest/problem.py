@@ -29,6 +29,7 @@ PROBLEMS = {
         Problem("rejected", "sparse_member"),
         Problem("rejected", "too_many_bytes"),
         Problem("rejected", "no_url"),
+        Problem("rejected", "x_robots_tag"),
         Problem("failed", "malformed_row"),
         Problem("failed", "misread_value"),
         Problem("rejected", "no_image_bytes"),

@@ -98,7 +98,9 @@ def plan_shards(
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
     places = [part for text in sources for place in expand(text) for part in parts_of(place)]
     labelling = read_labelling(labels_from, labels, places)
-    opened = labelled([open_listing(place, columns) for place in places], labelling)
+    opened = labelled(
+        [open_listing(place, columns, x_robots=settings.fetch.x_robots) for place in places], labelling
+    )
     settings = with_labelling(settings, labelling)
     if isinstance(store.root, Path):
         _refuse_output_inside([*sources, *places], store.root)

@@ -20,14 +20,19 @@ from ingest.sources.warc import WarcSource, is_warc
 _NOTES = (".md", ".json", ".crc", ".txt")
 
 
-def open_listing(text: str, columns: Columns) -> Listing:
+def open_listing(text: str, columns: Columns, *, x_robots: bool = True) -> Listing:
     """What `open_images` opens, a table of images, or a list of URLs or of files, to be planned.
+
+    Args:
+        text: what a user names.
+        columns: of a list.
+        x_robots: heed X-Robots-Tag of the answers that an archive stores.
 
     Raises:
         UserError: it is none of them.
     """
     if list_format(text) is None or Path(text).is_dir():
-        return ImageListing(open_images(text))
+        return ImageListing(open_images(text, x_robots=x_robots))
     if list_format(text) == ("parquet", None) and (image := image_column(text, columns.url)) is not None:
         return ImageListing(ImageTable(text, image, columns))
     listed = UrlList(text, columns)
@@ -67,8 +72,8 @@ def open_planned(source: SourceRecord, location: str) -> Images:
     return open_images(location)
 
 
-def open_images(text: str) -> Source:
-    """A folder, a tar (a local one, or on S3), or a local WARC.
+def open_images(text: str, *, x_robots: bool = True) -> Source:
+    """A folder, a tar (a local one, or on S3), or a local WARC; see `open_listing`.
 
     Raises:
         UserError: it is none of them.
@@ -83,7 +88,7 @@ def open_images(text: str) -> Source:
     if path.is_file() and os.access(path, os.R_OK) and is_tar(path):
         return TarSource(path)
     if path.is_file() and os.access(path, os.R_OK) and is_warc(path):
-        return WarcSource(path)
+        return WarcSource(path, x_robots=x_robots)
     raise UserError(
         f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2 or xz), nor a WARC file, "
         "nor named like a list of URLs (.parquet, .csv, .tsv, .jsonl or .txt, also with .gz or .zst)"
