@@ -111,8 +111,7 @@ class UnitIndex:
         if self._cache is None:
             return None
         name = self._name(unit_index)
-        if not self._cache.touch(name):
-            return None
+        self._cache.touch(name)
         try:
             # Arrow closes the file and keeps the mapping; Python's mmap would keep a descriptor for each.
             with pa.memory_map(str(self._cache.path(name))) as file:
