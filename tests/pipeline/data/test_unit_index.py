@@ -203,6 +203,20 @@ def test_a_folder_that_cannot_be_written_is_one_warning(
     assert [unit in index for unit in (0, 1, 2)] == [False, True, True]
 
 
+def test_a_folder_that_has_become_read_only_is_still_read(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    dataset, cache = open_dataset(small_dataset), CachePlace(folder=tmp_path)
+    UnitIndex(dataset, cache).ensure(2)
+    expected = dataset.unit_rows(2)
+    monkeypatch.setattr(node_cache.os, "utime", refused)
+    monkeypatch.delattr(Dataset, "unit_rows")
+    assert np.array_equal(UnitIndex(dataset, cache).rows(2), expected)
+
+
 def test_a_folder_of_others_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     NodeCache(CachePlace(folder=tmp_path / "open"), "units")
     (private,) = (tmp_path / "open").iterdir()
