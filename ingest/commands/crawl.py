@@ -21,7 +21,16 @@ from ingest.commands.executor_options import (
     Wait,
     run_plan,
 )
-from ingest.commands.options import Json, MaxBytes, MaxPixels, MemoryMb, Seconds, UnitRows
+from ingest.commands.options import (
+    Json,
+    LabelFiles,
+    LabelsFrom,
+    MaxBytes,
+    MaxPixels,
+    MemoryMb,
+    Seconds,
+    UnitRows,
+)
 from ingest.crawl.crawl import plan_shards
 from ingest.crawl.part import counts_json
 from ingest.image.check import Crop, Encoding, Treatment
@@ -104,6 +113,8 @@ def crawl(
             help=f"Of csv, tsv and JSON, whose values are text: {', '.join(TYPES)}. Repeatable.",
         ),
     ] = None,
+    labels_from: LabelsFrom = None,
+    labels: LabelFiles = None,
     contact: Contact = None,
     deadline: Annotated[
         float, typer.Option(min=0.1, help="Seconds for one attempt at a URL, redirects included.")
@@ -183,6 +194,8 @@ def crawl(
                 names=None if columns is None else tuple(columns.split(",")),
                 types=_types(column_type or ()),
             ),
+            labels_from=labels_from,
+            labels=labels or (),
             extend=extend,
         )
         report = run_plan(plan, spread, fetch=fetch, progress=progress, counts=counts)
@@ -193,6 +206,13 @@ def crawl(
         typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
     else:
         print_crawl(report, progress.seconds)
+    end_if_nothing_was_kept(report)
+
+
+def end_if_nothing_was_kept(report: CrawlReport) -> None:
+    """A script that goes on with an empty dataset fails later, and further away from what is wrong."""
+    if not report.counts.kept:
+        raise typer.Exit(1)
 
 
 def _types(given: Sequence[str]) -> dict[str, str]:
@@ -227,7 +247,7 @@ def print_crawl(report: CrawlReport, seconds: float) -> None:
     for name, value in rows:
         typer.echo(f"{name:<9} {value}")
     if not counts.kept:
-        typer.echo("Nothing was kept: the dataset is sealed, and empty.")
+        typer.echo("Nothing was kept: see the reasons above, and with `ingest show`.")
     decided = counts.done - counts.resumed
     speed = f"{decided / seconds:,.0f} images/s, {counts.bytes_read / 1e6 / seconds:,.1f} MB/s"
     typer.echo(f"took      {duration(seconds)}: {speed}")

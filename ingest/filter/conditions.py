@@ -5,8 +5,8 @@
     column, value = a bare word without blanks and any of []'",=<>! or text in quotes, \\ before a quote or \\
 
 A column may be derived: `aspect` (longer through shorter side), `short_side`, `long_side`, `label` (the
-first). A list fulfils `=` and `in` if any of its values does, and `!=` and `not in` if none is excluded. What
-is null, or not a number, fulfils nothing.
+first), `label_count`. A list fulfils `=` and `in` if any of its values does, and `!=` and `not in` if none is
+excluded. What is null, or not a number, fulfils nothing.
 """
 
 import operator
@@ -27,6 +27,7 @@ DERIVED = {
     "short_side": ("width", "height"),
     "long_side": ("width", "height"),
     "label": ("labels",),
+    "label_count": ("labels",),
 }
 _TOKEN = re.compile(
     r"""\s*(?:(?P<sign>==|!=|<=|>=|[=<>\[\],])|"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'"""
@@ -150,6 +151,8 @@ def _column(name: str, rows: pa.Table) -> pa.Array | None:
     if name == "label":
         first = pc.list_slice(rows["labels"].combine_chunks(), 0, 1, return_fixed_size_list=True)
         return first.flatten()  # null where there is none
+    if name == "label_count":
+        return pc.list_value_length(rows["labels"].combine_chunks())
     width, height = (rows[side].combine_chunks().cast(pa.float64()) for side in ("width", "height"))
     long, short = (f(width, height, skip_nulls=False) for f in (pc.max_element_wise, pc.min_element_wise))
     return {"aspect": pc.divide(long, short), "short_side": short, "long_side": long}[name]

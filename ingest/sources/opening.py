@@ -6,10 +6,13 @@ import zlib
 from pathlib import Path
 
 from cluster.errors import UserError
-from ingest.dataset.plan_record import SourceRecord
+from ingest.dataset.plan_record import SourceKind, SourceRecord
+from ingest.sources.file_list import FileList, ListedFiles, names_files
 from ingest.sources.folder import FolderSource
 from ingest.sources.image_listing import ImageListing
-from ingest.sources.source import Listing, Source
+from ingest.sources.image_table import ImageTable
+from ingest.sources.source import Images, Listing, Source
+from ingest.sources.table_layout import image_column
 from ingest.sources.tar import TarSource, is_tar
 from ingest.sources.tar_in_place import ForeignTar
 from ingest.sources.url_list import Columns, UrlList, list_format
@@ -17,7 +20,7 @@ from ingest.sources.warc import WarcSource, is_warc
 
 
 def open_listing(text: str, columns: Columns, *, x_robots: bool = True) -> Listing:
-    """What `open_images` opens, or a list of URLs, to be planned.
+    """What `open_images` opens, a table of images, or a list of URLs or of files, to be planned.
 
     Args:
         text: what a user names.
@@ -27,18 +30,30 @@ def open_listing(text: str, columns: Columns, *, x_robots: bool = True) -> Listi
     Raises:
         UserError: it is none of them.
     """
-    if list_format(text) is not None and not Path(text).is_dir():
-        return UrlList(text, columns)
-    return ImageListing(open_images(text, x_robots=x_robots))
+    if list_format(text) is None or Path(text).is_dir():
+        return ImageListing(open_images(text, x_robots=x_robots))
+    if list_format(text) == ("parquet", None) and (image := image_column(text, columns.url)) is not None:
+        return ImageListing(ImageTable(text, image, columns))
+    listed = UrlList(text, columns)
+    return FileList(listed) if names_files(text, listed) else listed
 
 
-def open_planned(source: SourceRecord, location: str) -> Source:
+def open_planned(source: SourceRecord, location: str) -> Images:
     """The images of a source that was planned.
 
     Raises:
         UserError: they are not there.
     """
-    return ForeignTar(location, source.name) if source.kind.stays_in_place else open_images(location)
+    match source.kind:
+        case SourceKind.TAR_IN_PLACE:
+            return ForeignTar(location, source.name)
+        case SourceKind.FILES:
+            return ListedFiles(location)
+        case SourceKind.IMAGE_TABLE:
+            image = (source.columns or {}).get("image")
+            assert image is not None
+            return ImageTable(location, image, Columns())
+    return open_images(location)
 
 
 def open_images(text: str, *, x_robots: bool = True) -> Source:
