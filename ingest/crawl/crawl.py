@@ -77,6 +77,7 @@ def plan_shards(
     labels_from: str | None = None,
     labels: Sequence[str] = (),
     extend: bool = False,
+    follow_links: bool = False,
 ) -> Plan:
     """Freeze what there is to do, or find the plan of an earlier run of the same crawl.
 
@@ -89,7 +90,8 @@ def plan_shards(
         columns: which columns of lists mean what.
         labels_from: how labels are seen from paths, see `ingest.labels.rule`; None: as the sources have them.
         labels: files that say what images show, see `ingest.labels.label_list`.
-        extend: add these sources to a dataset that was made from others; URLs that it knows are left out.
+        extend: add these sources to a dataset that was made from others; what it knows is left out.
+        follow_links: of folders, those that lead out of them, and to folders.
 
     Raises:
         UserError: a source cannot be used, the output was planned for other work, or cannot be written.
@@ -100,7 +102,11 @@ def plan_shards(
     places = [place for text in sources for place in expand(text)]
     labelling = read_labelling(labels_from, labels, places)
     opened = labelled(
-        [open_listing(place, columns, x_robots=settings.fetch.x_robots) for place in places], labelling
+        [
+            open_listing(place, columns, x_robots=settings.fetch.x_robots, follow_links=follow_links)
+            for place in places
+        ],
+        labelling,
     )
     settings = with_labelling(settings, labelling)
     if isinstance(store.root, Path):
