@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 
+from yarl import URL
+
 from cluster.errors import UserError
 from cluster.output_trouble import writing
 from ingest.crawl.make_units import crawl_units
@@ -122,7 +124,7 @@ def plan_shards(
         for source in opened:
             stack.callback(source.close)
         store.prepare()
-        locations = [place if "://" in place else str(Path(place).resolve()) for place in places]
+        locations = list(map(_location, places))
         plan = freeze(
             store,
             opened,
@@ -193,6 +195,13 @@ def seal_plan(plan: Plan) -> str:
         labelled = (each.columns_of_units(LABEL_COLUMNS) for each in plans if each.has_labels())
         publish_vocabulary(plan.store, root, distinct_labels(chain.from_iterable(labelled)))
     return root
+
+
+def _location(place: str) -> str:
+    """Where a source is, as it is written down: without a name and a password, and without a signed query."""
+    if place.startswith(("http://", "https://")):
+        return str(URL(place).with_user(None).with_query(None))
+    return place if "://" in place else str(Path(place).resolve())
 
 
 def _refuse_without_contact(fetch: FetchSettings, urls: bool) -> None:
