@@ -1,6 +1,7 @@
 """From what a user names to a source of images."""
 
 import os
+import re
 from pathlib import Path
 
 from cluster.errors import UserError
@@ -17,7 +18,7 @@ from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
 
 # What lies beside the parts of a table, and is none.
-_NOTES = (".md", ".json", ".crc", ".txt")
+_NOTES = re.compile(r"[._].*|README.*|LICEN[CS]E.*|.*\.(md|json|crc|txt)", re.IGNORECASE | re.DOTALL)
 
 
 def open_listing(text: str, columns: Columns, *, x_robots: bool = True) -> Listing:
@@ -46,11 +47,10 @@ def parts_of(place: str) -> list[str]:
     found: list[str] = []
     for folder, below, names in os.walk(place):
         below[:] = sorted(name for name in below if not name.startswith((".", "_")))
-        for name in sorted(names):
-            if name.lower().endswith(".parquet") and not name.startswith((".", "_")):
-                found.append(str(Path(folder, name)))
-            elif not name.startswith((".", "_")) and not name.lower().endswith(_NOTES):
+        for name in sorted(name for name in names if not _NOTES.fullmatch(name)):
+            if not name.lower().endswith(".parquet"):
                 return [place]
+            found.append(str(Path(folder, name)))
     return found or [place]
 
 

@@ -156,6 +156,7 @@ def test_a_folder_of_parts_is_its_parts_and_a_folder_of_images_is_not(tmp_path):
         "_SUCCESS",
         ".part-0.crc",
         "README.md",
+        "LICENSE",
         "data/part-00001.parquet",
     ):
         (tmp_path / "t.parquet" / name).parent.mkdir(parents=True, exist_ok=True)
