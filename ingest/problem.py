@@ -25,6 +25,8 @@ PROBLEMS = {
     problem.reason: problem
     for problem in (
         Problem("rejected", "link_outside"),
+        Problem("rejected", "link_unresolved"),
+        Problem("rejected", "link_compressed"),
         Problem("rejected", "not_a_file"),
         Problem("rejected", "sparse_member"),
         Problem("rejected", "too_many_bytes"),

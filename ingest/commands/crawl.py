@@ -71,7 +71,11 @@ def crawl(
         typer.Option(help="The dataset's folder or s3://bucket/prefix; a crawl that stopped goes on there."),
     ],
     extend: Annotated[
-        bool, typer.Option("--extend", help="Add to a dataset that was made from other sources.")
+        bool,
+        typer.Option(
+            "--extend",
+            help="Add to a dataset what it does not have: of other sources, or of its own that have grown.",
+        ),
     ] = False,
     resize: Annotated[
         int | None, typer.Option(min=1, help="Shorter side in pixels; without it, bytes are kept.")
@@ -253,7 +257,7 @@ def print_crawl(report: CrawlReport, seconds: float) -> None:
 def _left_out(counts: Counts) -> str:
     """Rows of lists that are no attempts of their own."""
     merged = f"; {several(counts.merged, 'row')} merged, as their URL is that of a row before"
-    known = f"; {several(counts.known, 'row')} left out, as their URL was planned before"
+    known = f"; {several(counts.known, 'row')} left out, as planned before"
     return (merged if counts.merged else "") + (known if counts.known else "")
 
 

@@ -24,7 +24,7 @@ def urls(
         typer.Argument(metavar="WARC|WAT...", help="Local files, s3://, https://, or what fsspec opens."),
     ],
     *,
-    output: Annotated[Path, typer.Option(help="The list, a Parquet file.")],
+    output: Annotated[Path, typer.Option(help="The list: .parquet or .csv.")],
     ignore_opt_outs: Annotated[
         bool, typer.Option("--ignore-opt-outs", help="Also list what noai or noimageindex asks to leave out.")
     ] = False,

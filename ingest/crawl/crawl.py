@@ -19,8 +19,9 @@ from ingest.plan.label_doubts import label_doubts
 from ingest.plan.plan import Plan, read_plans
 from ingest.plan.settings import CrawlSettings, with_labelling
 from ingest.progress.counts import Counts, CrawlReport, Progress
-from ingest.sources.opening import open_listing, parts_of
-from ingest.sources.url_list import Columns, expand
+from ingest.sources.expand import expand
+from ingest.sources.opening import open_listing
+from ingest.sources.url_list import Columns
 from ingest.store.open import open_store
 from ingest.web.settings import FetchSettings
 
@@ -96,7 +97,7 @@ def plan_shards(
     store = open_store(output)
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
-    places = [part for text in sources for place in expand(text) for part in parts_of(place)]
+    places = [part for text in sources for part in expand(text)]
     labelling = read_labelling(labels_from, labels, places)
     opened = labelled(
         [open_listing(place, columns, x_robots=settings.fetch.x_robots) for place in places], labelling

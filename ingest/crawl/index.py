@@ -21,10 +21,10 @@ from ingest.labels.labelled import labelled, read_labelling
 from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings, with_labelling
 from ingest.progress.counts import Counts, CrawlReport, Progress
+from ingest.sources.expand import expand
 from ingest.sources.image_listing import ImageListing
 from ingest.sources.tar import is_compressed, is_tar
 from ingest.sources.tar_in_place import ForeignTar
-from ingest.sources.url_list import expand
 from ingest.store.open import open_store
 from ingest.store.store import Store
 

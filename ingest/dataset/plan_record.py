@@ -116,7 +116,8 @@ class PlanRecord(Identity):
         fingerprint: sha256 of the identity, hex.
         locations: where each source was.
         contact: whom webmasters were told of.
-        repeated, known: URLs that were left out because they came before, in these sources or in others.
+        repeated, known: rows that were left out because they came before: their URL in these sources, or they
+            in generations before.
         labels_unused: entries of --labels that name no image.
     """
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-import aiohttp
 import fsspec
 from fastwarc.warc import WarcRecord
 
 from ingest.links.page import LONGEST_PAGE, Link, Page, page_links
 from ingest.links.wat import wat_page
+from ingest.sources.remote_trouble import is_trouble, said
 from ingest.sources.warc_records import (
     METADATA,
     RESOURCE,
@@ -77,8 +77,10 @@ def archive_links(
                     yield url, link
     except ArchiveError as error:
         counts.damage = _REASONS[error.problem]
-    except (OSError, aiohttp.ClientError) as error:
-        counts.damage = f"{_REASONS['io_error']} ({type(error).__name__})"
+    except Exception as error:
+        if not is_trouble(error):
+            raise
+        counts.damage = f"{_REASONS['io_error']}: {said(error)}"
 
 
 def _pages(file: BinaryIO, counts: ArchiveCounts) -> Iterator[tuple[str, Page]]:

@@ -16,8 +16,8 @@ class Counts:
 
     Attributes:
         planned: attempts in the plan; grows while sources are being listed.
-        merged, known: rows of lists that are no attempts, for their URL is that of an earlier row, or was
-            planned in a generation before.
+        merged, known: rows that are no attempts: their URL is that of an earlier row, or they were planned in
+            a generation before.
         kept, rejected, failed: attempts with a verdict, the latter two by reason.
         bytes_read: of this run, from the sources.
         bytes_stored: size of the kept images.

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset.open import open_dataset, sealed_units
+from ingest.dataset.plan_record import read_plan
 from ingest.dataset.schema import META_SCHEMA
 from ingest.report.frequent import Frequent
 from ingest.report.histogram import Histogram
 from ingest.store.open import open_store
+from ingest.store.store import Store
 from ingest.web.domain import hosts_of
 
 # Bytes are counted in cells of this many; percentiles of file sizes are exact to one cell.
@@ -107,7 +109,8 @@ class HostCounts:
 class Stats:
     """A sealed dataset in numbers.
 
-    kept + rejected + failed = planned. Sizes are those of the kept images as they lie in the shards.
+    kept + rejected + failed = planned; an attempt that was retried counts once, by its newest row. Sizes are
+    those of the kept images as they lie in the shards.
 
     Attributes:
         retryable: failures that `ingest retry` would try again.
@@ -193,18 +196,20 @@ def count(path: str | Path, *, progress: Callable[[int, int], None]) -> Stats:
     root = open_dataset(path).root
     units = sealed_units(path, root)
     metas = units["meta"].to_pylist()
+    retried = _retried(store, set(units["generation"].to_pylist()))
     tally = _Tally()
-    for done, meta in enumerate(metas):
+    for done, (meta, generation) in enumerate(zip(metas, units["generation"].to_pylist(), strict=True)):
         progress(done, len(metas))
         try:
             with store.open(meta) as file:
                 schema = pq.read_schema(file)
-                columns = [*COLUMNS, *({"split"} & set(schema.names))]
-                tally.add(pq.read_table(file, columns=columns), schema)
+                rows = pq.read_table(file, columns=[*COLUMNS, *({"split"} & set(schema.names))])
         except (OSError, pa.ArrowException):
             raise UserError(
                 f"{store.where(meta)} cannot be read: see what else is damaged with `ingest verify {path}`"
             ) from None
+        # An attempt that was made again counts by its newest row.
+        tally.add(rows.filter(pc.invert(rows["retryable"])) if generation in retried else rows, schema)
     progress(len(metas), len(metas))
     # A foreign tar may be the shard of several units.
     shards = units.group_by("shard").aggregate([("shard_bytes", "max")])
@@ -239,6 +244,12 @@ def count(path: str | Path, *, progress: Callable[[int, int], None]) -> Stats:
         long_sides=tally.long_sides,
         sizes=tally.sizes,
     )
+
+
+def _retried(store: Store, sealed: set[int]) -> set[int]:
+    """The generations whose attempts that may succeed later were all made again in one of the sealed ones."""
+    plans = [read_plan(store, generation) for generation in sorted(sealed)]
+    return {each for plan in plans if plan is not None for each in plan.retries or ()}
 
 
 class _Tally:

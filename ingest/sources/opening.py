@@ -1,7 +1,8 @@
 """From what a user names to a source of images."""
 
+import gzip
 import os
-import re
+import zlib
 from pathlib import Path
 
 from cluster.errors import UserError
@@ -16,9 +17,6 @@ from ingest.sources.tar import TarSource, is_tar
 from ingest.sources.tar_in_place import ForeignTar
 from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
-
-# What lies beside the parts of a table, and is none.
-_NOTES = re.compile(r"[._].*|README.*|LICEN[CS]E.*|.*\.(md|json|crc|txt)", re.IGNORECASE | re.DOTALL)
 
 
 def open_listing(text: str, columns: Columns, *, x_robots: bool = True) -> Listing:
@@ -38,20 +36,6 @@ def open_listing(text: str, columns: Columns, *, x_robots: bool = True) -> Listi
         return ImageListing(ImageTable(text, image, columns))
     listed = UrlList(text, columns)
     return FileList(listed) if names_files(text, listed) else listed
-
-
-def parts_of(place: str) -> list[str]:
-    """The Parquet files of a folder that has nothing else but notes, as Spark and Hugging Face write them; or
-    the place itself.
-    """
-    found: list[str] = []
-    for folder, below, names in os.walk(place):
-        below[:] = sorted(name for name in below if not name.startswith((".", "_")))
-        for name in sorted(name for name in names if not _NOTES.fullmatch(name)):
-            if not name.lower().endswith(".parquet"):
-                return [place]
-            found.append(str(Path(folder, name)))
-    return found or [place]
 
 
 def open_planned(source: SourceRecord, location: str) -> Images:
@@ -89,10 +73,25 @@ def open_images(text: str, *, x_robots: bool = True) -> Source:
         return TarSource(path)
     if path.is_file() and os.access(path, os.R_OK) and is_warc(path):
         return WarcSource(path, x_robots=x_robots)
+    if path.is_file() and os.access(path, os.R_OK) and _is_arc(path):
+        raise UserError(
+            f"source {text} is an ARC file, which was before WARC: make a WARC of it with `warcio recompress`"
+        )
     raise UserError(
-        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2 or xz), nor a WARC file, "
-        "nor named like a list of URLs (.parquet, .csv, .tsv, .jsonl or .txt, also with .gz or .zst)"
+        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2, xz or zstd), nor a WARC "
+        "file, nor named like a list of URLs (.parquet, .csv, .tsv, .json, .jsonl or .txt, also with .gz or "
+        ".zst)"
     )
+
+
+def _is_arc(path: Path) -> bool:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            return file.read(11) == b"filedesc://"
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def _remote_tar(url: str) -> Source:

@@ -1,9 +1,10 @@
-"""A tar, plain or compressed by gzip, bzip2 or xz: its regular members, in the order of the archive.
+"""A tar, plain or compressed by gzip, bzip2, xz or Zstandard: its files, in the order of the archive.
+
+What `ingest.sources.companions` knows as companions of an image goes into the image's row. A link to a member
+before it has that member's data. Archives that follow each other in one file, as `cat` puts them, are one.
 
 A member that is a plain tar itself, as ImageNet's are, stands for its own members: they lie in it as in a
 folder called like it without `.tar`, which is their label. That goes one level deep.
-
-What `ingest.sources.companions` knows as companions of an image goes into the image's row.
 
 Headers are read here and not by `tarfile.TarFile`, which keeps every member in memory, reads extended headers
 of any size, and takes a damaged header for the end of the archive. Nothing is ever extracted: a member's name
@@ -15,6 +16,7 @@ import gzip
 import io
 import lzma
 import os
+import posixpath
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -27,9 +29,11 @@ from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.problem import PROBLEMS, Problem
 from ingest.sources.companions import COLUMNS, LARGEST_COMPANION, Member, joined, member_of
 from ingest.sources.source import Item, first_folder
+from ingest.sources.zstd_file import open_zstd
 from ingest.store.open import open_store
 
 _BLOCK = 512
+_PIECE = 1 << 20
 # Long names and PAX records; real ones are a few hundred bytes.
 _LARGEST_EXTENSION = 1 << 20
 # No system takes names of more than 4096 bytes.
@@ -37,7 +41,9 @@ _LONGEST_NAME = 1 << 16
 # A tar of images hardly shrinks: one that unpacks to more than this is a bomb.
 _LARGEST_EXPANSION = 100
 _EXPANSION_FREE = 1 << 30
-# Headers about the next member. Long link targets and global headers are of no use here, and skipped.
+# Members that later links may name; links to those before them, too far back, are told of.
+_MEMBERS_KNOWN = 1 << 18
+# Headers about the next member. Global headers are of no use here, and skipped.
 _EXTENSIONS = (
     tarfile.XHDTYPE,
     tarfile.SOLARIS_XHDTYPE,
@@ -49,6 +55,7 @@ _DECOMPRESSORS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
+    b"\x28\xb5\x2f\xfd": open_zstd,
 }
 
 
@@ -127,6 +134,7 @@ class _Unpacked:
         self._end = _EXPANSION_FREE + _LARGEST_EXPANSION * self._packed.seek(0, os.SEEK_END)
         self._packed.seek(0)
         self._file: io.BufferedIOBase = self._packed if opener is None else opener(self._packed)
+        self.is_compressed = opener is not None
 
     def __enter__(self) -> Self:
         return self
@@ -167,6 +175,7 @@ class _Extension:
     """What extended headers say of the next member, instead of its own header."""
 
     path: bytes = b""
+    link: bytes = b""
     size: int | None = None
 
 
@@ -210,16 +219,19 @@ def _listed(archive: _Unpacked) -> Iterator[Member]:
 
 def _members(archive: _Unpacked) -> Iterator[Item]:
     """The regular files of an archive, and those of the tars in it."""
-    for item in _files(archive, 0, None):
+    for item in _files(archive, 0):
         if item.problem or not item.path.lower().endswith(b".tar") or not _begins_a_tar(archive, item):
             yield item
             continue
         folder, count = item.path[: -len(b".tar")], 0
         try:
-            for inner in _files(archive, item.offset, item.offset + item.size):
-                path = folder + b"/" + inner.path
+            for inner in _files(_Part(archive, item.offset + item.size), item.offset):
+                path = folder + b"/" + inner.path if inner.path else item.path
                 labels = first_folder(path if b"/" in inner.path else folder.rpartition(b"/")[2] + b"/")
-                yield replace(inner, path=path, labels=labels)
+                # What it claims of the bytes behind its tar is not its own.
+                beyond = inner.offset + inner.size > item.offset + item.size
+                problem = inner.problem or ("tar_truncated" if beyond else "")
+                yield replace(inner, path=path, labels=labels, problem=problem)
                 count += 1
         except TarError as error:
             # What follows the member can be read all the same, if there is more.
@@ -239,68 +251,143 @@ def _begins_a_tar(archive: _Unpacked, item: Item) -> bool:
     return True
 
 
-def _files(archive: _Unpacked, at: int, end: int | None) -> Iterator[Item]:
-    """The regular files of a USTAR, PAX, GNU or V7 archive; names without ".", ".." and a first slash.
+class _Part:
+    """An archive up to some offset: a tar in it, which ends there."""
+
+    def __init__(self, archive: _Unpacked, end: int) -> None:
+        self._archive, self._end = archive, end
+        self.is_compressed = archive.is_compressed
+
+    def at_most(self, offset: int, size: int) -> bytes:
+        return self._archive.at_most(offset, min(size, max(self._end - offset, 0)))
+
+    def exactly(self, offset: int, size: int) -> bytes:
+        data = self.at_most(offset, size)
+        if len(data) < size:
+            raise TarError("tar_truncated")
+        return data
+
+
+def _files(archive: _Unpacked | _Part, at: int) -> Iterator[Item]:
+    """The files of a USTAR, PAX, GNU or V7 archive; names without ".", ".." and a first slash.
+
+    Behind a damaged header, the next one that is sound goes on.
 
     Args:
-        at, end: where it begins and ends in what is read; None: where that ends.
+        archive: what is read.
+        at: where it begins.
     """
-    start, extension = at, _Extension()
-    while header := archive.at_most(at, _BLOCK if end is None else min(_BLOCK, max(end - at, 0))):
-        if len(header) < _BLOCK:
-            raise TarError("tar_truncated")
+    extension = _Extension()
+    known: dict[bytes, Item] = {}
+    while archive.at_most(at, 1):
+        header = archive.exactly(at, _BLOCK)
         if not header.strip(b"\0"):
-            return
+            at = _behind_zeros(archive, at)
+            extension = _Extension()
+            continue
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
-            raise TarError("tar_damaged") from error
+        except tarfile.HeaderError:
+            yield Item(b"", offset=at, problem="tar_damaged")
+            extension, at = _Extension(), _next_header(archive, at + _BLOCK)
+            continue
         # Base-256 sizes go to 95 bits; files, and the plan's columns, end before 64.
         if not 0 <= info.size < 1 << 63:
             raise TarError("tar_damaged")
         at += _BLOCK
-        _stay_within(end, at + info.size)
         if info.type in _EXTENSIONS:
             extension = _extended(extension, info, archive, at)
             at += _padded(info.size)
             continue
-        if len(extension.path) > _LONGEST_NAME:
+        if max(len(extension.path), len(extension.link)) > _LONGEST_NAME:
             raise TarError("tar_damaged")
         size = info.size if extension.size is None else extension.size
         path = _clean(extension.path or info.name.encode("utf-8", "surrogateescape"))
+        link = extension.link or info.linkname.encode("utf-8", "surrogateescape")
         extension = _Extension()
-        _stay_within(end, at + size)
         if info.type == tarfile.GNUTYPE_SPARSE:
             at = _after_sparse_map(archive, header, at)
-            yield Item(path, size=size, problem="sparse_member", labels=first_folder(path))
-        elif info.isreg():
-            yield Item(path, offset=at, size=size, labels=first_folder(path))
+        if info.issym() or info.islnk():
+            item = _linked(path, known.get(_target(info, path, link)), archive)
+        else:
+            item = Item(path, offset=at, size=size, problem=_problem(info), labels=first_folder(path))
+        if not info.isdir():
+            _remember(known, item)
+            yield item
         # As tarfile does: links, folders and devices have no data whatever their size field says.
         if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
             at += _padded(size)
     # Many writers leave out the end mark; but the last member must be there to its last byte.
-    if end is None and at > start:
-        archive.exactly(at - 1, 1)
+    archive.exactly(max(at - 1, 0), min(at, 1))
 
 
-def _stay_within(end: int | None, stop: int) -> None:
-    """What a tar in a tar claims of the bytes behind it is not its own."""
-    if end is not None and stop > end:
-        raise TarError("tar_truncated")
+def _problem(info: tarfile.TarInfo) -> str:
+    """Why a member that is no link has no data."""
+    if info.type == tarfile.GNUTYPE_SPARSE:
+        return "sparse_member"
+    return "" if info.isreg() else "not_a_file"
 
 
-def _extended(extension: _Extension, info: tarfile.TarInfo, archive: _Unpacked, at: int) -> _Extension:
+def _linked(path: bytes, target: Item | None, archive: _Unpacked | _Part) -> Item:
+    """The item of a link: with the data of the member that it names, if that is before it."""
+    labels = first_folder(path)
+    if target is None:
+        return Item(path, problem="link_unresolved", labels=labels)
+    # To go back in a compressed archive is to unpack it once more, for every link.
+    problem = target.problem or ("link_compressed" if archive.is_compressed else "")
+    return Item(path, offset=target.offset, size=target.size, problem=problem, labels=labels)
+
+
+def _target(info: tarfile.TarInfo, path: bytes, link: bytes) -> bytes:
+    """What a link names, as a member's path: symbolic ones from their folder, hard ones from the root."""
+    folder = path.rpartition(b"/")[0] if info.issym() else b""
+    return _clean(posixpath.normpath(posixpath.join(folder, link)))
+
+
+def _remember(known: dict[bytes, Item], item: Item) -> None:
+    known[item.path] = item
+    if len(known) > _MEMBERS_KNOWN:
+        del known[next(iter(known))]
+
+
+def _behind_zeros(archive: _Unpacked | _Part, at: int) -> int:
+    """Where, from `at` on, a block begins that is not all zeros, or the end: most archives end in zeros."""
+    while piece := archive.at_most(at, _PIECE):
+        if rest := piece.lstrip(b"\0"):
+            return at + (len(piece) - len(rest)) // _BLOCK * _BLOCK
+        at += len(piece)
+    return at
+
+
+def _next_header(archive: _Unpacked | _Part, at: int) -> int:
+    """Where, from `at` on, the next sound header begins, or the end."""
+    while block := archive.at_most(at, _BLOCK):
+        try:
+            tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
+            at += len(block)
+        else:
+            return at
+    return at
+
+
+def _extended(
+    extension: _Extension, info: tarfile.TarInfo, archive: _Unpacked | _Part, at: int
+) -> _Extension:
     """What is known of the next member after one more extended header."""
-    if info.type not in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+    if info.type == tarfile.XGLTYPE:
         return extension
     if info.size > _LARGEST_EXTENSION:
         raise TarError("tar_damaged")
     body = archive.exactly(at, info.size)
     if info.type == tarfile.GNUTYPE_LONGNAME:
         return replace(extension, path=body.partition(b"\0")[0])
+    if info.type == tarfile.GNUTYPE_LONGLINK:
+        return replace(extension, link=body.partition(b"\0")[0])
     records = _pax_records(body)
     size = _number(records[b"size"]) if b"size" in records else extension.size
-    return _Extension(path=records.get(b"path", extension.path), size=size)
+    link = records.get(b"linkpath", extension.link)
+    return _Extension(path=records.get(b"path", extension.path), link=link, size=size)
 
 
 def _padded(size: int) -> int:
@@ -330,7 +417,7 @@ def _pax_records(body: bytes) -> dict[bytes, bytes]:
     return records
 
 
-def _after_sparse_map(archive: _Unpacked, header: bytes, at: int) -> int:
+def _after_sparse_map(archive: _Unpacked | _Part, header: bytes, at: int) -> int:
     """Where the data of an old GNU sparse member begins: behind the blocks that continue its map."""
     more = header[482]
     while more:

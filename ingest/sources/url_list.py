@@ -281,17 +281,6 @@ def list_format(location: str) -> tuple[str, str | None] | None:
     return None if kind is None or (kind == "parquet" and compression) else (kind, compression)
 
 
-def expand(location: str) -> list[str]:
-    """The lists that a pattern with * names, in order of their names; a location without one is itself."""
-    if "*" not in location:
-        return [location]
-    system, path = fsspec.core.url_to_fs(location)
-    found = sorted(system.unstrip_protocol(name) for name in system.glob(path))
-    if not found:
-        raise UserError(f"no file matches {location}")
-    return [name.removeprefix("file://") for name in found]
-
-
 def _parquet(opened: Opened) -> Iterator[Part]:
     with opened() as file, pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(_BATCH_ROWS, use_threads=False):

@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
+from ingest.crawl.crawl import crawl_shards
 from ingest.image.check import Treatment
 from ingest.image.decode import ImageLimits
 from ingest.plan import settings as crawl_settings
 from ingest.plan.freeze import freeze
+from ingest.plan.plan import read_plans
 from ingest.plan.settings import CrawlSettings
 from ingest.sources.opening import open_listing
 from ingest.sources.url_list import Columns
@@ -38,6 +40,32 @@ def test_units_hold_every_item_in_order_and_one_row_group_each(tmp_path, folder)
     assert [str(path.relative_to(tmp_path / "out")) for path in files] == ["plan/0/plan.json", listing]
     said = json.loads(files[0].read_bytes())["items"]
     assert said == {"name": listing, "sha256": hashlib.sha256(files[1].read_bytes()).hexdigest()}
+
+
+def test_a_folder_that_has_grown_is_added_to(tmp_path, folder, crawl):
+    source = folder(count=4)
+    first = crawl([source], tmp_path / "out")
+    (source / "cat" / "new.jpg").write_bytes((source / "cat" / "000.jpg").read_bytes())
+    with pytest.raises(UserError, match=r"--extend adds what is new$"):
+        crawl([source], tmp_path / "out")
+
+    def extended():
+        return crawl_shards(
+            [str(source)],
+            tmp_path / "out",
+            CrawlSettings(),
+            workers=1,
+            progress=lambda counts: None,
+            extend=True,
+        )
+
+    more = extended()
+    assert (more.counts.planned, more.counts.known) == (1, 5)
+    assert [item.path for _, item in read_plans(PosixStore(tmp_path / "out"))[1].items(1)] == [b"cat/new.jpg"]
+    assert extended().root == more.root != first.root
+    (source / "cat" / "000.jpg").unlink()
+    with pytest.raises(UserError, match="there is nothing new"):
+        extended()
 
 
 def test_sources_follow_each_other_as_given(tmp_path, folder):

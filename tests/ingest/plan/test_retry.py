@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from ingest.cli import app
 from ingest.dataset.open import open_dataset, sealed_head, sealed_units
+from ingest.report.stats import count
 
 FLAGS = ["--contact", "a@b.org", "--allow-private", "127.0.0.0/8", "--unit-rows", "4", "--attempts", "1"]
 
@@ -56,6 +57,11 @@ def run(*words):
     return result.output
 
 
+def counted(output):
+    found = count(output, progress=lambda done, total: None)
+    return {name: getattr(found, name) for name in ("planned", "kept", "failed", "retryable")}
+
+
 def rows_by_generation(output):
     units = sealed_units(output, open_dataset(output).root).to_pylist()
     rows = {}
@@ -92,12 +98,14 @@ def test_D2_only_what_may_succeed_later_is_tried_again(tmp_path):
             ("number 8", 8),
         }
         assert len(open_dataset(output)) == 7
+        assert counted(output) == {"planned": 10, "kept": 7, "failed": 3, "retryable": 1}
         assert len(open_dataset(output, sealed=first)) == 6  # a run that has pinned it sees what it saw
 
         broken.clear()
         run("retry", output, "--contact", "a@b.org")  # of the three rows of the first retry, one may succeed
         assert [row["url"].rpartition("/")[2] for row in rows_by_generation(output)[2]] == ["8.png"]
         assert len(open_dataset(output)) == 8
+        assert counted(output) == {"planned": 10, "kept": 8, "failed": 2, "retryable": 0}
         last = open_dataset(output).root
         assert "nothing to retry" in run("retry", output, "--contact", "a@b.org")
         assert open_dataset(output).root == last

@@ -9,9 +9,10 @@ import pytest
 from cluster.errors import UserError
 from ingest.dataset.open import open_dataset, sealed_units
 from ingest.image.check import Treatment
+from ingest.sources.expand import expand
 from ingest.sources.image_listing import ImageListing
 from ingest.sources.image_table import ImageTable
-from ingest.sources.opening import open_listing, parts_of
+from ingest.sources.opening import open_listing
 from ingest.sources.table_layout import image_column
 from ingest.sources.url_list import Columns, UrlList
 
@@ -162,15 +163,15 @@ def test_a_folder_of_parts_is_its_parts_and_a_folder_of_images_is_not(tmp_path):
         (tmp_path / "t.parquet" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "t.parquet" / name).write_bytes(b"")
     folder = tmp_path / "t.parquet"
-    assert parts_of(str(folder)) == [
-        str(folder / "part-00000.snappy.parquet"),
+    assert expand(str(folder)) == [
         str(folder / "data" / "part-00001.parquet"),
+        str(folder / "part-00000.snappy.parquet"),
     ]
     (folder / "data" / "x.jpg").write_bytes(b"")
-    assert parts_of(str(folder)) == [str(folder)]
+    assert expand(str(folder)) == [str(folder)]
     (tmp_path / "bare").mkdir()
-    assert parts_of(str(tmp_path / "bare")) == [str(tmp_path / "bare")]
-    assert parts_of("s3://bucket/x.parquet") == ["s3://bucket/x.parquet"]
+    assert expand(str(tmp_path / "bare")) == [str(tmp_path / "bare")]
+    assert expand("s3://bucket/x.parquet") == ["s3://bucket/x.parquet"]
 
 
 def test_D2_a_folder_of_tables_is_crawled_whole_and_again_alike(tmp_path, scene, encode, crawl):

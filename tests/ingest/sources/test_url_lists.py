@@ -3,14 +3,20 @@
 import csv
 import datetime
 import gzip
+import io
 import json
+import os
 
+import aiohttp
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
-from ingest.sources.url_list import Columns, UrlList, expand, list_format, split_labels
+from ingest.links.archive import ArchiveCounts, archive_links
+from ingest.sources.expand import expand
+from ingest.sources.url_list import Columns, UrlList, list_format, split_labels
 
 ROWS = [
     {"url": "http://a.org/1.jpg", "caption": "a cat, asleep", "labels": ["cat", "nap"], "score": 0.5},
@@ -350,3 +356,58 @@ def test_formats_are_seen_from_the_path_of_a_url():
     assert list_format("https://host/a.parquet?download=true#x") == ("parquet", None)
     assert list_format("https://host/a.csv.gz?X-Amz-Signature=a/b.c") == ("csv", "gzip")
     assert list_format("https://host/a?name=b.csv") is None
+
+
+def test_a_folder_of_lists_is_its_lists_and_a_folder_of_images_is_itself(tmp_path):
+    spark = tmp_path / "spark.parquet"
+    spark.mkdir()
+    for name in (
+        "_SUCCESS",
+        ".part-0.parquet.crc",
+        "part-1.snappy.parquet",
+        "part-0.snappy.parquet",
+        "README.md",
+    ):
+        (spark / name).touch()
+    assert expand(str(spark)) == [f"{spark}/part-{n}.snappy.parquet" for n in (0, 1)]
+    hub = tmp_path / "hub"
+    (hub / "data").mkdir(parents=True)
+    (hub / "data" / "train-0.parquet").touch()
+    (hub / "dataset_infos.json").touch()
+    assert expand(str(hub)) == [f"{hub}/data/train-0.parquet"]
+    (hub / "data" / "b.csv").touch()
+    with pytest.raises(UserError, match="several kinds, csv and parquet"):
+        expand(str(hub))
+    (hub / "data" / "a.jpg").touch()
+    assert expand(str(hub)) == [str(hub)]
+    (spark / "lang=en").mkdir()
+    (spark / "lang=en" / "part-0.parquet").touch()
+    with pytest.raises(UserError, match=r"values in names of folders \(/lang=en/part-0"):
+        expand(str(spark))
+
+
+def test_what_lies_elsewhere_and_cannot_be_read_is_a_sentence(monkeypatch):
+    class Cut(io.BytesIO):
+        def read(self, size=-1):
+            raise aiohttp.ClientPayloadError("Response payload is not completed")
+
+    class Elsewhere:
+        def open(self):
+            return Cut()
+
+    monkeypatch.setattr(fsspec, "open", lambda *a, **k: Elsewhere())
+    with pytest.raises(UserError, match=r"http://h/a\.csv cannot be read.*payload is not completed"):
+        UrlList("http://h/a.csv", Columns())
+
+
+def test_a_bucket_without_credentials_is_a_sentence(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    with pytest.raises(UserError, match=r"s3://any-bucket/a\.parquet cannot be opened: .*AWS_ACCESS_KEY_ID"):
+        UrlList("s3://any-bucket/a.parquet", Columns())
+    counts = ArchiveCounts()
+    assert list(archive_links("s3://any-bucket/a.warc.gz", counts, ignore_opt_outs=False)) == []
+    assert "AWS_ACCESS_KEY_ID" in counts.damage

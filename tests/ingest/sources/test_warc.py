@@ -127,6 +127,14 @@ def test_archives_are_told_from_other_files(tmp_path):
     assert is_warc(archive(path, [INFO]))
 
 
+@pytest.mark.parametrize("opener", [open, gzip.open])
+def test_an_arc_is_refused_by_its_name(tmp_path, opener):
+    with opener(tmp_path / "x.arc", "wb") as file:
+        file.write(b"filedesc://x.arc 0.0.0.0 20080430204825 text/plain 76\n1 0 Internet Archive\n")
+    with pytest.raises(UserError, match=r"is an ARC file.*warcio"):
+        open_images(str(tmp_path / "x.arc"))
+
+
 def test_a_crawl_of_an_archive_names_the_addresses(tmp_path, crawl, encode, scene):
     pictures = [encode(scene(number), "PNG") for number in range(5)]
     records = [response(f"http://a.example/{n}.png", data, "image/png") for n, data in enumerate(pictures)]
