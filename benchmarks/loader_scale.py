@@ -252,16 +252,19 @@ def measure(
             del batches
     list(islice(batches, warm_up))
     count = min(images // make.count, MOST_BATCHES)
-    for file in temporary.glob("reads-*"):
-        file.unlink()
     processes = workers_of_this(workers)
-    start, cpu = time.perf_counter(), cpu_seconds(processes)
+    start, cpu, reads = time.perf_counter(), cpu_seconds(processes), reads_so_far(temporary)
     list(islice(batches, count))
     images, cpu = count * make.count, cpu_seconds(processes) - cpu
     answer |= {"rate": images / (time.perf_counter() - start), "cpu_rate": images / cpu}
-    reads = sum(int(file.read_text()) for file in temporary.glob("reads-*"))
+    reads = reads_so_far(temporary) - reads
     uss, own = private_mb(processes)
     return answer | {"reads": 1e3 * reads / images, "uss": uss - idle[0], "own": own - idle[1]}
+
+
+def reads_so_far(temporary: Path) -> int:
+    """Metadata files that the workers have read, see `Watched`."""
+    return sum(int(file.read_text()) for file in temporary.glob("reads-*"))
 
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
@@ -271,11 +274,14 @@ def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
 def measured(options: argparse.Namespace, code: Path, *what: object) -> dict[str, float]:
     """One measurement in a process of its own, of the code in a checkout."""
     with tempfile.TemporaryDirectory(dir=options.work) as temporary:
-        command = [sys.executable, __file__, "--measure", *map(str, what)]
+        command = [sys.executable, str(Path(__file__).resolve()), "--measure", *map(str, what)]
         for name in ("work", "workers", "warm_up", "images"):
             command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
         environment = os.environ | {"TMPDIR": temporary, "PYTHONPATH": str(code)}
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        # The fork server of workers looks for the code where it stands.
+        done = subprocess.run(
+            command, cwd=code, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
         answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         return answer
 
@@ -312,7 +318,8 @@ def main() -> None:
     if not listed.exists():
         listed.write_text(json.dumps(make_datasets(folder, SIZES, images=POOL_IMAGES)))
     roots = json.loads(listed.read_text())
-    code = options.before or Path(__file__).parent.parent
+    options.work = options.work.resolve()
+    code = (options.before or Path(__file__).parent.parent).resolve()
     for number in range(options.rounds):
         for size, rank, world in rows(options):
             answer = measured(options, code, roots[str(size)], rank, world)
