@@ -34,7 +34,7 @@ def test_format_is_known_by_content(kind, scene, encode):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\xff\xd8", b"BMW is a car", b"RIFF1234WAVEfmt ", b"<svg/>", b"%PDF-1.7", b"GIF", b"\0" * 99],
+    [b"", b"\xff\xd8", b"BMW is a car", b"RIFF1234WAVEfmt ", b"%PDF-1.7", b"GIF", b"\0" * 99],
 )
 def test_what_is_no_image_is_rejected(data):
     assert sniff(data) is None
