@@ -2,7 +2,8 @@
 
 A profile comes from strangers, and littlecms is written in C. So its size, its kind and its parts are judged
 here first; those that chain steps without end are not used. What cannot be used is passed over, and the
-numbers are taken for sRGB, as they are without a profile.
+numbers are taken for sRGB, as they are without a profile. Colours are meant as in a photograph (perceptual
+intent): white becomes white, and a print's darkest ink black.
 """
 
 import io
@@ -50,7 +51,7 @@ class Conversion:
         return self.transform.apply(picture) if picture.mode == self.space else picture
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def conversion(profile: bytes) -> Conversion | None:
     """What this profile does to pictures; None if it cannot be used.
 
