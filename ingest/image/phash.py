@@ -2,6 +2,7 @@
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,59 +11,76 @@ from PIL import Image
 from ingest.image.orientation import upright
 
 HASH_SIDE = 32
-# Of the weights with which pixels are summed: their sums stay within what float64 holds exactly.
-_WEIGHT_BITS = 14
+# Shares of red, green and blue in a grey of 256ths.
+_GREY = np.array([77, 150, 29], np.float64)
 
 
 def perceptual_hash(picture: Image.Image, *, orientation: int = 1) -> int:
     """The sign pattern of the lowest frequencies.
 
-    The picture is averaged over whole blocks of pixels until less than 128 are left of a side, made grey,
-    resized to 32 x 32 (bilinear, aspect ignored), turned upright, and transformed by the two-dimensional
-    DCT-II. Bit k, from the highest, says whether coefficient k of the 8 x 8 lowest, row by row, lies above
-    the median of these 64.
+    The picture is made grey, resized to 32 x 32 (bilinear, aspect ignored), turned upright, and transformed
+    by the two-dimensional DCT-II. Bit k, from the highest, says whether coefficient k of the 8 x 8 lowest,
+    row by row, lies above the median of these 64.
 
-    Whole numbers throughout: the hash is a function of the picture's pixels and nothing else. Pillow's and
-    pillow-simd's resizing, which differ by a level here and there, have no part in it. Their decoders may
-    still give other pixels for the same bytes: how a dataset's were made, its fingerprint holds.
+    Whole numbers throughout, and none of Pillow's arithmetic: Pillow and pillow-simd resize, average and grey
+    to levels that differ by one here and there. So the hash is a function of the pixels and nothing else.
+    Decoders of other versions may still give other pixels for the same bytes; a dataset's fingerprint names
+    those that made it.
 
     Args:
         picture: RGB or grey.
         orientation: as it lies, EXIF's.
     """
-    width, height = picture.size
-    across, down = (max(1, side // (2 * HASH_SIDE)) for side in picture.size)
-    grey = np.asarray(picture.reduce((across, down)).convert("L"), np.float64)
-    # Bilinear finds as many scaled and re-encoded copies as Lanczos does; plain averages find a tenth fewer.
-    # Of whole numbers below 2^53, sums and products in float64 are exact in any order, and ten times faster.
-    sums = _bilinear(height, down) @ grey @ _bilinear(width, across).T
-    small = (sums.astype(np.int64) + (1 << 2 * _WEIGHT_BITS - 1)) >> 2 * _WEIGHT_BITS
+    pixels = np.asarray(picture)
+    height, width = pixels.shape[:2]
+    # Rows are summed in blocks first, 64 or more of them: that is most of the work, and changes nothing that
+    # the lowest frequencies show.
+    block = max(1, height // (2 * HASH_SIDE))
+    sums = _sums(pixels, block)
+    # Sums and products of whole numbers below 2^53 are exact in float64, whatever their order, and a library
+    # does them ten times faster than those of integers.
+    grey = sums.astype(np.float64) @ _GREY if sums.ndim == 3 else sums * 256.0
+    down, across = _bilinear(height, block).astype(np.float64), _bilinear(width, 1).astype(np.float64)
+    rows_of_block = np.minimum(block, height - np.arange(0, height, block))
+    shares = (256 * np.outer(down @ rows_of_block, across.sum(axis=1))).astype(np.int64)
+    small = ((down @ grey @ across.T).astype(np.int64) + shares // 2) // shares
     turned = np.asarray(upright(Image.fromarray(small.astype(np.uint8)), orientation), np.int64)
+    # Bilinear finds as many scaled and re-encoded copies as Lanczos does; plain averages find a tenth fewer.
     coefficients = (_COSINES @ turned @ _COSINES.T).ravel()
     ordered = np.sort(coefficients)
     above = 2 * coefficients > ordered[31] + ordered[32]
     return int.from_bytes(np.packbits(above).tobytes(), "big")
 
 
-@lru_cache(maxsize=256)
-def _bilinear(length: int, block: int) -> NDArray[np.float64]:
-    """What each block of pixels counts for each of 32 places, in units of 2^-14: (32, blocks).
+def _sums(pixels: NDArray[np.uint8], block: int) -> NDArray[Any]:
+    """Sums of so many rows each; the last may be of fewer."""
+    if block == 1:
+        return pixels
+    whole = len(pixels) // block * block
+    kind = np.uint16 if block <= 257 else np.uint32
+    sums: NDArray[Any] = pixels[:whole].reshape(-1, block, *pixels.shape[1:]).sum(axis=1, dtype=kind)
+    if whole == len(pixels):
+        return sums
+    return np.concatenate([sums, pixels[whole:].sum(axis=0, dtype=kind, keepdims=True)])
 
-    A place's weights fall linearly from its centre, over as many pixels as it has, one block at least.
+
+@lru_cache(maxsize=128)
+def _bilinear(length: int, block: int) -> NDArray[np.uint8]:
+    """How much each block of pixels counts for each of 32 places, from 0 to 255: (32, blocks).
+
+    It falls linearly from the place's centre, over as many pixels as the place has, one block at least.
 
     Args:
         length: of the side, in pixels.
         block: pixels of a block; the last one may have fewer.
     """
-    blocks = -(-length // block)
-    # Distances of centres and reach, all in 64ths of a pixel.
-    centres = (2 * np.arange(HASH_SIDE) + 1)[:, None] * length
-    distances = np.abs((2 * np.arange(blocks) + 1) * HASH_SIDE * block - centres)
+    starts = np.arange(0, length, block)
+    ends = np.minimum(starts + block, length)
+    # Distances of centres, and how far a place reaches, all in 64ths of a pixel.
+    distances = np.abs((starts + ends) * HASH_SIDE - (2 * np.arange(HASH_SIDE) + 1)[:, None] * length)
     reach = max(2 * HASH_SIDE * block, 2 * length)
-    weights = np.maximum(0, reach - distances)
-    totals = weights.sum(axis=1, keepdims=True)
-    shares: NDArray[np.int64] = ((weights << _WEIGHT_BITS) + totals // 2) // totals
-    return shares.astype(np.float64)
+    weights: NDArray[np.int64] = 255 * np.maximum(0, reach - distances) // reach
+    return weights.astype(np.uint8)
 
 
 def _cosines() -> NDArray[np.int64]:
