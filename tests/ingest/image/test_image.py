@@ -400,7 +400,7 @@ def test_perceptual_hash_is_the_documented_one(shape):
 
 
 def test_perceptual_hash_of_the_same_pixels_is_the_same_with_every_build():
-    """As Pillow 12.1.1 and 13.0.0 and pillow-simd 12.1.1 gave it; their resizing, averages and greys differ."""
+    """As Pillow 12.1.1 and 13.0.0 and pillow-simd 12.1.1 gave it: they resize and average differently."""
     hashes = []
     for seed, shape in enumerate([(250, 119, 3), (563, 469, 3), (640, 480), (90, 130, 3)]):
         # Of numbers that no version of NumPy draws otherwise.
