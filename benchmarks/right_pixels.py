@@ -79,7 +79,7 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def colours() -> None:
-    """4,913 colours evenly over the cube: ours beside ImageMagick's, and arithmetic of our own for matrices."""
+    """4,913 colours evenly over the cube: ours, ImageMagick's, and, of matrices, arithmetic of our own."""
     from profiles import SPACES, srgb_of
 
     from ingest.image.decode import decode

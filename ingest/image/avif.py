@@ -76,15 +76,24 @@ def pictures_alone(data: bytes, *, profile: bool) -> bytes:
                 _blank_texts(data, out, box)
                 _blank_properties(data, out, box, profile=profile)
             elif box.name == b"moov":
-                for inner in _boxes(data, box.body, box.end):
-                    if inner.name in (b"udta", b"meta"):
-                        _blank(out, inner)
+                _blank_words_of_film(data, out, box)
             elif box.name not in _KEPT_BOXES:
                 _blank(out, box)
     except _PastTheEndError:
         # What lies behind the last whole box is cut off; if it was a part of the picture, decoding tells.
         pass
     return bytes(out[:end])
+
+
+def _blank_words_of_film(data: bytes, out: bytearray, box: _Box) -> None:
+    """What an animation and its tracks say: texts, and items as those of a picture."""
+    for inner in _boxes(data, box.body, box.end):
+        if inner.name == b"trak":
+            _blank_words_of_film(data, out, inner)
+        elif inner.name == b"meta":
+            _blank_texts(data, out, inner)
+        if inner.name in (b"meta", b"udta"):
+            _blank(out, inner)
 
 
 def _blank(out: bytearray, box: _Box) -> None:

@@ -15,6 +15,7 @@ from ingest.image.decode import ImageLimits, Opened, Status, as_image_error, ope
 from ingest.image.header import sniff
 from ingest.image.orientation import turned, upright
 from ingest.image.phash import HASH_SIDE, perceptual_hash
+from ingest.image.pixels import as_rgb
 from ingest.image.stripping import stripped
 
 Crop = Literal["keep_ratio", "center"]
@@ -128,7 +129,7 @@ def _made_smaller(opened: Opened, treatment: Treatment) -> Checked:
         image.draft("RGB", _target(size, treatment))
     # After resizing there are fewer pixels to convert; other modes have to be converted to be RGB at all.
     late = opened.conversion() if treatment.icc and image.mode == "RGB" else None
-    picture = opened.picture(icc=treatment.icc and late is None)
+    picture = as_rgb(opened.picture(icc=treatment.icc and late is None))
     size = size if kind == "jpeg" else picture.size
     target = _target(size, treatment)
     if picture.size != target:

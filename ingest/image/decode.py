@@ -20,7 +20,7 @@ from ingest.image import tiff
 from ingest.image.colour import Conversion, conversion
 from ingest.image.header import claimed_size, sniff
 from ingest.image.orientation import orientation_of, turned, upright
-from ingest.image.pixels import as_rgb, loaded
+from ingest.image.pixels import as_rgb, flattened, loaded
 from ingest.image.stripping import png_words, stripped
 
 Status = Literal["kept", "rejected", "failed"]
@@ -87,14 +87,13 @@ class Opened:
         return conversion(profile) if profile else None
 
     def picture(self, *, icc: bool = True) -> Image.Image:
-        """All its pixels as 8-bit RGB, not turned.
+        """All its pixels as 8-bit RGB or grey, not turned.
 
         Args:
             icc: whether its colour profile is followed, or its numbers are taken for sRGB.
         """
-        return as_rgb(
-            loaded(self.image, self.data), self.conversion() if icc else None, negative=self.negative
-        )
+        conversion = self.conversion() if icc else None
+        return flattened(loaded(self.image, self.data), conversion, negative=self.negative)
 
 
 def decode(
@@ -120,7 +119,7 @@ def decode(
         if opened.kind == "jpeg" and at_least is not None:
             turn = opened.turn
             opened.image.draft("RGB", turned(at_least(*turned(opened.image.size, turn)), turn))
-        return upright(opened.picture(), opened.turn)
+        return upright(as_rgb(opened.picture()), opened.turn)
     except ImageError:
         raise
     except Exception as error:

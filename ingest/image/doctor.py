@@ -32,7 +32,7 @@ def image_checks() -> list[Finding]:
     """The decoder that is active, the codecs it was built with, and the packages of the dataset's format."""
     pil, found = load("PIL")
     if pil is None:
-        remedy = "pip install 'pillow>=11'"
+        remedy = "pip install 'pillow>=11.3'"
         decoder = [Finding(name="decoder", status="missing", detail=found, remedy=remedy, required=True)]
     else:
         decoder = [decoder_check(pil), *codec_checks(pil)]

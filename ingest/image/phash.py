@@ -2,7 +2,6 @@
 
 import math
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +10,8 @@ from PIL import Image
 from ingest.image.orientation import upright
 
 HASH_SIDE = 32
-# Shares of red, green and blue in a grey of 256ths.
-_GREY = np.array([77, 150, 29], np.float64)
+# Shares of red, green and blue in a grey of 256ths; of grey itself.
+_SHARES = {"RGB": (77, 150, 29), "L": (256,)}
 
 
 def perceptual_hash(picture: Image.Image, *, orientation: int = 1) -> int:
@@ -31,37 +30,35 @@ def perceptual_hash(picture: Image.Image, *, orientation: int = 1) -> int:
         picture: RGB or grey.
         orientation: as it lies, EXIF's.
     """
-    pixels = np.asarray(picture)
-    height, width = pixels.shape[:2]
+    width, height = picture.size
     # Rows are summed in blocks first, 64 or more of them: that is most of the work, and changes nothing that
     # the lowest frequencies show.
     block = max(1, height // (2 * HASH_SIDE))
-    sums = _sums(pixels, block)
+    bands = zip(_SHARES[picture.mode], picture.split(), strict=True)
+    grey = sum(share * _sums(np.asarray(band), block) for share, band in bands)
     # Sums and products of whole numbers below 2^53 are exact in float64, whatever their order, and a library
     # does them ten times faster than those of integers.
-    grey = sums.astype(np.float64) @ _GREY if sums.ndim == 3 else sums * 256.0
     down, across = _bilinear(height, block).astype(np.float64), _bilinear(width, 1).astype(np.float64)
     rows_of_block = np.minimum(block, height - np.arange(0, height, block))
     shares = (256 * np.outer(down @ rows_of_block, across.sum(axis=1))).astype(np.int64)
     small = ((down @ grey @ across.T).astype(np.int64) + shares // 2) // shares
-    turned = np.asarray(upright(Image.fromarray(small.astype(np.uint8)), orientation), np.int64)
+    if orientation != 1:
+        small = np.asarray(upright(Image.fromarray(small.astype(np.uint8)), orientation), np.int64)
     # Bilinear finds as many scaled and re-encoded copies as Lanczos does; plain averages find a tenth fewer.
-    coefficients = (_COSINES @ turned @ _COSINES.T).ravel()
+    coefficients = (_COSINES @ small @ _COSINES.T).ravel()
     ordered = np.sort(coefficients)
     above = 2 * coefficients > ordered[31] + ordered[32]
     return int.from_bytes(np.packbits(above).tobytes(), "big")
 
 
-def _sums(pixels: NDArray[np.uint8], block: int) -> NDArray[Any]:
+def _sums(pixels: NDArray[np.uint8], block: int) -> NDArray[np.uint32]:
     """Sums of so many rows each; the last may be of fewer."""
     if block == 1:
-        return pixels
+        return pixels.astype(np.uint32)
     whole = len(pixels) // block * block
-    kind = np.uint16 if block <= 257 else np.uint32
-    sums: NDArray[Any] = pixels[:whole].reshape(-1, block, *pixels.shape[1:]).sum(axis=1, dtype=kind)
-    if whole == len(pixels):
-        return sums
-    return np.concatenate([sums, pixels[whole:].sum(axis=0, dtype=kind, keepdims=True)])
+    sums = pixels[:whole].reshape(-1, block, pixels.shape[1]).sum(axis=1, dtype=np.uint32)
+    rest = pixels[whole:].sum(axis=0, dtype=np.uint32, keepdims=True)
+    return sums if whole == len(pixels) else np.concatenate([sums, rest])
 
 
 @lru_cache(maxsize=128)
@@ -74,12 +71,13 @@ def _bilinear(length: int, block: int) -> NDArray[np.uint8]:
         length: of the side, in pixels.
         block: pixels of a block; the last one may have fewer.
     """
-    starts = np.arange(0, length, block)
+    starts = np.arange(0, length, block, dtype=np.int32)
     ends = np.minimum(starts + block, length)
+    places = np.arange(HASH_SIDE, dtype=np.int32)[:, None]
     # Distances of centres, and how far a place reaches, all in 64ths of a pixel.
-    distances = np.abs((starts + ends) * HASH_SIDE - (2 * np.arange(HASH_SIDE) + 1)[:, None] * length)
+    distances = np.abs((starts + ends) * HASH_SIDE - (2 * places + 1) * length)
     reach = max(2 * HASH_SIDE * block, 2 * length)
-    weights: NDArray[np.int64] = 255 * np.maximum(0, reach - distances) // reach
+    weights: NDArray[np.int32] = 255 * np.maximum(0, reach - distances) // reach
     return weights.astype(np.uint8)
 
 

@@ -43,10 +43,8 @@ def loaded(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     return image
 
 
-def as_rgb(
-    image: Image.Image, conversion: Conversion | None = None, *, negative: bool = False
-) -> Image.Image:
-    """8-bit RGB, sRGB if there is a conversion; see the module's docstring for transparency and deep greys.
+def flattened(image: Image.Image, conversion: Conversion | None, *, negative: bool) -> Image.Image:
+    """8-bit RGB or grey, sRGB if there is a conversion; see the module's docstring.
 
     Args:
         image: loaded.
@@ -61,14 +59,18 @@ def as_rgb(
         picture = ImageOps.invert(picture)
     if conversion is not None:
         picture = conversion(picture)
-    # Converting RGB to RGB would copy every pixel, for half of the whole decode's time.
-    if picture.mode != "RGB":
+    if picture.mode == "CMYK":
         picture = picture.convert("RGB")
     if alpha is None:
         return picture
     flat = Image.new("RGB", picture.size, "white")
     flat.paste(picture, mask=alpha)
     return flat
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    # Converting RGB to RGB would copy every pixel, for half of the whole decode's time.
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _layers(image: Image.Image) -> tuple[Image.Image, Image.Image]:

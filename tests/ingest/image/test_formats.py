@@ -117,6 +117,19 @@ def test_the_profile_of_an_avif_stays_unless_it_is_not_wanted(scene, encode):
 
 
 @needs_avif
+def test_an_animated_avif_shows_its_first_frame_and_tells_nothing(encode):
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime", "blue")]
+    words = {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0" + SECRET, "xmp": b"<x>" + SECRET + b"</x>"}
+    data = encode(frames[0], "AVIF", save_all=True, append_images=frames[1:], speed=10, **words)
+    verdict = check(data, Treatment())
+    assert verdict.status == "kept"
+    assert SECRET not in verdict.data
+    picture = Image.open(io.BytesIO(verdict.data))
+    assert picture.n_frames == 3
+    assert np.abs(np.array(decode.decode(verdict.data).getpixel((5, 5)), int) - (255, 0, 0)).max() < 5
+
+
+@needs_avif
 def test_transparent_parts_of_an_avif_show_white(encode):
     clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
     clear.paste((0, 0, 255, 255), (0, 0, 16, 32))
