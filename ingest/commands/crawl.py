@@ -77,6 +77,10 @@ def crawl(
             help="Add to a dataset what it does not have: of other sources, or of its own that have grown.",
         ),
     ] = False,
+    follow_links: Annotated[
+        bool,
+        typer.Option("--follow-links", help="Of folders, also those that lead out of them, and to folders."),
+    ] = False,
     resize: Annotated[
         int | None, typer.Option(min=1, help="Shorter side in pixels; without it, bytes are kept.")
     ] = None,
@@ -206,6 +210,7 @@ def crawl(
             labels_from=labels_from,
             labels=labels or (),
             extend=extend,
+            follow_links=follow_links,
         )
         report = run_plan(plan, spread, fetch=fetch, progress=progress, counts=counts)
         progress.end(counts)
@@ -255,6 +260,10 @@ def print_crawl(report: CrawlReport, seconds: float) -> None:
     ]
     for name, value in rows:
         typer.echo(f"{name:<9} {value}")
+    if counts.rejected["link_outside"]:
+        typer.echo("Links out of a folder, or to another, are followed with --follow-links.")
+    if counts.failed["folder_unreadable"]:
+        typer.echo("What is in unreadable folders is added, once they are readable, with --extend.")
     if not counts.kept:
         typer.echo("Nothing was kept: see the reasons above, and with `ingest show`.")
     decided = counts.done - counts.resumed

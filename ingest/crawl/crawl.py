@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 
+from yarl import URL
+
 from cluster.errors import UserError
 from cluster.output_trouble import writing
 from ingest.crawl.make_units import crawl_units
@@ -77,6 +79,7 @@ def plan_shards(
     labels_from: str | None = None,
     labels: Sequence[str] = (),
     extend: bool = False,
+    follow_links: bool = False,
 ) -> Plan:
     """Freeze what there is to do, or find the plan of an earlier run of the same crawl.
 
@@ -89,7 +92,8 @@ def plan_shards(
         columns: which columns of lists mean what.
         labels_from: how labels are seen from paths, see `ingest.labels.rule`; None: as the sources have them.
         labels: files that say what images show, see `ingest.labels.label_list`.
-        extend: add these sources to a dataset that was made from others; URLs that it knows are left out.
+        extend: add these sources to a dataset that was made from others; what it knows is left out.
+        follow_links: of folders, those that lead out of them, and to folders.
 
     Raises:
         UserError: a source cannot be used, the output was planned for other work, or cannot be written.
@@ -97,10 +101,14 @@ def plan_shards(
     store = open_store(output)
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
-    places = [part for text in sources for part in expand(text)]
+    places = [place for text in sources for place in expand(text)]
     labelling = read_labelling(labels_from, labels, places)
     opened = labelled(
-        [open_listing(place, columns, x_robots=settings.fetch.x_robots) for place in places], labelling
+        [
+            open_listing(place, columns, x_robots=settings.fetch.x_robots, follow_links=follow_links)
+            for place in places
+        ],
+        labelling,
     )
     settings = with_labelling(settings, labelling)
     if isinstance(store.root, Path):
@@ -116,7 +124,7 @@ def plan_shards(
         for source in opened:
             stack.callback(source.close)
         store.prepare()
-        locations = [place if "://" in place else str(Path(place).resolve()) for place in places]
+        locations = list(map(_location, places))
         plan = freeze(
             store,
             opened,
@@ -187,6 +195,13 @@ def seal_plan(plan: Plan) -> str:
         labelled = (each.columns_of_units(LABEL_COLUMNS) for each in plans if each.has_labels())
         publish_vocabulary(plan.store, root, distinct_labels(chain.from_iterable(labelled)))
     return root
+
+
+def _location(place: str) -> str:
+    """Where a source is, as it is written down: without a name and a password, and without a signed query."""
+    if place.startswith(("http://", "https://")):
+        return str(URL(place).with_user(None).with_query(None))
+    return place if "://" in place else str(Path(place).resolve())
 
 
 def _refuse_without_contact(fetch: FetchSettings, urls: bool) -> None:

@@ -39,6 +39,7 @@ class SourceRecord(Record):
         kind, name: what it is, and the last part of its location.
         bytes: of an archive as a file.
         columns: of a list, and of a table of images: which are URL or image, caption and labels.
+        follow_links: of a folder: links that lead out of it, and to folders, are followed.
         items: how many were listed; None of a list.
         sha256: of the list of its items; of a list, of its bytes.
     """
@@ -47,6 +48,7 @@ class SourceRecord(Record):
     name: str
     bytes: int | None = None
     columns: dict[str, str | None] | None = None
+    follow_links: bool | None = None
     items: int | None = None
     sha256: str | None = None
 

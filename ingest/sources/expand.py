@@ -64,7 +64,7 @@ def _lists(folder: str, files: Iterator[str]) -> list[str]:
         kinds = [kind for kind in kinds if kind not in _DESCRIPTIONS] or kinds
     if not kinds:
         return [folder]
-    lists = sorted(found[kinds[0]])
+    lists = found[kinds[0]]
     if len(kinds) > 1:
         raise UserError(
             f"{folder} holds lists of several kinds, {' and '.join(kinds)}: name those to read, such as "

@@ -3,7 +3,7 @@
 Hidden names (those beginning with a dot) are not planned. Companions of an image, as
 `ingest.sources.companions` knows them, and what a `metadata.csv` says, go into the image's row.
 Everything else is planned: what a file is, its content says. A link is followed if it ends inside the
-folder at a file; one that leads out, or to a folder, gets a row that says so.
+folder at a file; one that leads out, or to a folder, gets a row that says so, unless all are to be followed.
 """
 
 import errno
@@ -29,11 +29,14 @@ class FolderSource:
     kind = SourceKind.FOLDER
     extra = COLUMNS
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, follow_links: bool = False) -> None:
         self.name = os.fsencode(path.resolve().name).decode("utf-8", "backslashreplace")
         self._root = os.fsencode(path.resolve())
+        self._follow_links = follow_links
 
     def describe(self) -> SourceRecord:
+        if self._follow_links:
+            return SourceRecord(kind=self.kind, name=self.name, follow_links=True)
         return SourceRecord(kind=self.kind, name=self.name)
 
     def close(self) -> None:
@@ -68,12 +71,12 @@ class FolderSource:
         try:
             with os.scandir(self._root + b"/" + folder) as entries:
                 names = sorted(
-                    (entry.name + b"/" if entry.is_dir(follow_symlinks=False) else entry.name, entry)
+                    (entry.name + b"/" if self._is_folder(folder, entry) else entry.name, entry)
                     for entry in entries
                     if not entry.name.startswith(b".")
                 )
         except OSError:
-            yield Item(folder.rstrip(b"/"), problem="io_error")
+            yield Item(folder.rstrip(b"/"), problem="folder_unreadable")
             return
         own, described = self._metadata(folder, [name for name, _ in names], metadata)
         metadata = own or metadata
@@ -105,6 +108,15 @@ class FolderSource:
         except (OSError, _LinkOutsideError):
             return None
 
+    def _is_folder(self, folder: bytes, entry: os.DirEntry[bytes]) -> bool:
+        """Whether there is something below it: also below a link, but to a folder on the way here."""
+        if entry.is_dir(follow_symlinks=False) or not (self._follow_links and entry.is_dir()):
+            return entry.is_dir(follow_symlinks=False)
+        ends = [0, *(place for place, byte in enumerate(folder) if byte == ord("/"))]
+        way = {os.path.realpath(self._root + b"/" + folder[:end]) for end in ends}
+        there = os.path.realpath(entry.path)
+        return not any(each == there or each.startswith(there.rstrip(b"/") + b"/") for each in way)
+
     def _item(self, path: bytes, entry: os.DirEntry[bytes]) -> Item:
         try:
             if entry.is_symlink() and not self._ends_inside(path):
@@ -117,7 +129,9 @@ class FolderSource:
         return Item(path, size=status.st_size, labels=first_folder(path))
 
     def _ends_inside(self, path: bytes) -> bool:
-        return os.path.realpath(self._root + b"/" + path).startswith(self._root.rstrip(b"/") + b"/")
+        return self._follow_links or os.path.realpath(self._root + b"/" + path).startswith(
+            self._root.rstrip(b"/") + b"/"
+        )
 
     def read(self, items: Iterable[Item], *, max_bytes: int) -> Iterator[bytes | Problem]:
         for item in items:

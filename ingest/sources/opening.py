@@ -19,19 +19,22 @@ from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
 
 
-def open_listing(text: str, columns: Columns, *, x_robots: bool = True) -> Listing:
+def open_listing(
+    text: str, columns: Columns, *, x_robots: bool = True, follow_links: bool = False
+) -> Listing:
     """What `open_images` opens, a table of images, or a list of URLs or of files, to be planned.
 
     Args:
         text: what a user names.
         columns: of a list.
         x_robots: heed X-Robots-Tag of the answers that an archive stores.
+        follow_links: of a folder, those that lead out of it, and to folders.
 
     Raises:
         UserError: it is none of them.
     """
     if list_format(text) is None or Path(text).is_dir():
-        return ImageListing(open_images(text, x_robots=x_robots))
+        return ImageListing(open_images(text, x_robots=x_robots, follow_links=follow_links))
     if list_format(text) == ("parquet", None) and (image := image_column(text, columns.url)) is not None:
         return ImageListing(ImageTable(text, image, columns))
     listed = UrlList(text, columns)
@@ -53,10 +56,10 @@ def open_planned(source: SourceRecord, location: str) -> Images:
             image = (source.columns or {}).get("image")
             assert image is not None
             return ImageTable(location, image, Columns())
-    return open_images(location)
+    return open_images(location, follow_links=bool(source.follow_links))
 
 
-def open_images(text: str, *, x_robots: bool = True) -> Source:
+def open_images(text: str, *, x_robots: bool = True, follow_links: bool = False) -> Source:
     """A folder, a tar (a local one, or on S3), or a local WARC; see `open_listing`.
 
     Raises:
@@ -66,7 +69,7 @@ def open_images(text: str, *, x_robots: bool = True) -> Source:
         return _remote_tar(text)
     path = Path(text)
     if path.is_dir():
-        return FolderSource(path)
+        return FolderSource(path, follow_links=follow_links)
     if not path.exists():
         raise UserError(f"source {text} does not exist")
     if path.is_file() and os.access(path, os.R_OK) and is_tar(path):

@@ -164,8 +164,8 @@ def test_a_folder_of_parts_is_its_parts_and_a_folder_of_images_is_not(tmp_path):
         (tmp_path / "t.parquet" / name).write_bytes(b"")
     folder = tmp_path / "t.parquet"
     assert expand(str(folder)) == [
-        str(folder / "data" / "part-00001.parquet"),
         str(folder / "part-00000.snappy.parquet"),
+        str(folder / "data" / "part-00001.parquet"),
     ]
     (folder / "data" / "x.jpg").write_bytes(b"")
     assert expand(str(folder)) == [str(folder)]

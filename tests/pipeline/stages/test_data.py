@@ -14,7 +14,7 @@ def test_a_crawl_that_keeps_nothing_fails_with_the_reasons(tmp_path: Path) -> No
     (tmp_path / "source").mkdir()
     for number in range(2):
         (tmp_path / "source" / f"{number}.jpg").write_text("no picture")
-    work = Work(ShardsRecipe(source=str(tmp_path / "source")), {}, tmp_path / "shards")
+    work = Work(recipe=ShardsRecipe(source=str(tmp_path / "source")), inputs={}, folder=tmp_path / "shards")
     with pytest.raises(
         UserError, match=r"nothing of the source was kept \(2 not_an_image\): see `ingest show"
     ):
