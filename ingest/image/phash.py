@@ -1,7 +1,9 @@
 """A perceptual hash: 64 bits that hardly change when a picture is scaled or encoded again."""
 
 import math
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import lru_cache, reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +12,9 @@ from PIL import Image
 from ingest.image.orientation import upright
 
 HASH_SIDE = 32
-# Shares of red, green and blue in a grey of 256ths; of grey itself.
+_MOST_COLUMNS = 4096
+_PIXELS_OF_STRIP = 1 << 20
+# What red, green and blue, or grey itself, count in a grey of 256ths.
 _SHARES = {"RGB": (77, 150, 29), "L": (256,)}
 
 
@@ -32,16 +36,17 @@ def perceptual_hash(picture: Image.Image, *, orientation: int = 1) -> int:
     """
     width, height = picture.size
     # Rows are summed in blocks first, 64 or more of them: that is most of the work, and changes nothing that
-    # the lowest frequencies show.
-    block = max(1, height // (2 * HASH_SIDE))
-    bands = zip(_SHARES[picture.mode], picture.split(), strict=True)
-    grey = sum(share * _sums(np.asarray(band), block) for share, band in bands)
+    # the lowest frequencies show. Columns only where there are thousands.
+    down, across = max(1, height // (2 * HASH_SIDE)), max(1, width // _MOST_COLUMNS)
+    shares = _SHARES[picture.mode]
+    sums = np.concatenate([_sums(part, down) for part in _strips(picture, down)])
+    greys = [np.uint32(share) * sums[:, band :: len(shares)] for band, share in enumerate(shares)]
+    grey = _sums(reduce(np.add, greys).T, across).T
     # Sums and products of whole numbers below 2^53 are exact in float64, whatever their order, and a library
     # does them ten times faster than those of integers.
-    down, across = _bilinear(height, block).astype(np.float64), _bilinear(width, 1).astype(np.float64)
-    rows_of_block = np.minimum(block, height - np.arange(0, height, block))
-    shares = (256 * np.outer(down @ rows_of_block, across.sum(axis=1))).astype(np.int64)
-    small = ((down @ grey @ across.T).astype(np.int64) + shares // 2) // shares
+    (rows, of_rows), (columns, of_columns) = _bilinear(height, down), _bilinear(width, across)
+    whole = (256 * np.outer(of_rows, of_columns)).astype(np.int64)
+    small = ((rows @ grey @ columns.T).astype(np.int64) + whole // 2) // whole
     if orientation != 1:
         small = np.asarray(upright(Image.fromarray(small.astype(np.uint8)), orientation), np.int64)
     # Bilinear finds as many scaled and re-encoded copies as Lanczos does; plain averages find a tenth fewer.
@@ -51,34 +56,47 @@ def perceptual_hash(picture: Image.Image, *, orientation: int = 1) -> int:
     return int.from_bytes(np.packbits(above).tobytes(), "big")
 
 
-def _sums(pixels: NDArray[np.uint8], block: int) -> NDArray[np.uint32]:
-    """Sums of so many rows each; the last may be of fewer."""
+def _strips(picture: Image.Image, block: int) -> Iterator[NDArray[np.uint8]]:
+    """The picture from top to bottom in some strips of whole blocks of rows: (rows, numbers of a row)."""
+    rows = max(1, _PIXELS_OF_STRIP // (picture.width * block)) * block
+    for top in range(0, picture.height, rows):
+        # A copy of the whole of a large picture would be too much beside it.
+        end = min(top + rows, picture.height)
+        part = picture if rows >= picture.height else picture.crop((0, top, picture.width, end))
+        yield np.asarray(part).reshape(part.height, -1)
+
+
+def _sums(numbers: NDArray[Any], block: int) -> NDArray[Any]:
+    """Sums of so many rows each, (blocks, numbers of a row); the last may be of fewer."""
     if block == 1:
-        return pixels.astype(np.uint32)
-    whole = len(pixels) // block * block
-    sums = pixels[:whole].reshape(-1, block, pixels.shape[1]).sum(axis=1, dtype=np.uint32)
-    rest = pixels[whole:].sum(axis=0, dtype=np.uint32, keepdims=True)
-    return sums if whole == len(pixels) else np.concatenate([sums, rest])
+        return numbers
+    kind = np.uint16 if numbers.dtype == np.uint8 and block <= 257 else np.uint64
+    whole = len(numbers) // block * block
+    sums: NDArray[Any] = numbers[:whole].reshape(-1, block, numbers.shape[1]).sum(axis=1, dtype=kind)
+    rest = numbers[whole:].sum(axis=0, dtype=kind, keepdims=True)
+    return sums if whole == len(numbers) else np.concatenate([sums, rest])
 
 
-@lru_cache(maxsize=128)
-def _bilinear(length: int, block: int) -> NDArray[np.uint8]:
-    """How much each block of pixels counts for each of 32 places, from 0 to 255: (32, blocks).
+@lru_cache(maxsize=32)
+def _bilinear(length: int, block: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How much a pixel of each block counts for each of 32 places, 0 to 255; and the sums over all pixels.
 
     It falls linearly from the place's centre, over as many pixels as the place has, one block at least.
 
     Args:
         length: of the side, in pixels.
         block: pixels of a block; the last one may have fewer.
+
+    Returns:
+        Whole numbers: (32, blocks) and (32,).
     """
-    starts = np.arange(0, length, block, dtype=np.int32)
+    starts = np.arange(0, length, block)
     ends = np.minimum(starts + block, length)
-    places = np.arange(HASH_SIDE, dtype=np.int32)[:, None]
     # Distances of centres, and how far a place reaches, all in 64ths of a pixel.
-    distances = np.abs((starts + ends) * HASH_SIDE - (2 * places + 1) * length)
+    distances = np.abs((starts + ends) * HASH_SIDE - (2 * np.arange(HASH_SIDE) + 1)[:, None] * length)
     reach = max(2 * HASH_SIDE * block, 2 * length)
-    weights: NDArray[np.int32] = 255 * np.maximum(0, reach - distances) // reach
-    return weights.astype(np.uint8)
+    weights = 255 * np.maximum(0, reach - distances) // reach
+    return weights.astype(np.float64), (weights @ (ends - starts)).astype(np.float64)
 
 
 def _cosines() -> NDArray[np.int64]:
