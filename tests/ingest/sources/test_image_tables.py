@@ -204,6 +204,18 @@ def test_D2_a_folder_of_tables_is_crawled_whole_and_again_alike(tmp_path, scene,
     assert data.read_shard(0, int(row["offset"]), int(row["size"])) == pictures[2]
 
 
+def test_a_link_to_a_table_keeps_its_name(tmp_path, scene, encode, crawl):
+    """As in the cache of Hugging Face's hub, whose files are links to digests."""
+    picture = pa.array([{"bytes": encode(scene(0), "PNG"), "path": None}], STRUCT)
+    written(tmp_path / "blobs" / "0123abcd", image=picture)
+    link = tmp_path / "hub" / "train-00000-of-00001.parquet"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "blobs" / "0123abcd")
+    crawl([link], tmp_path / "out", treatment=Treatment(phash=False))
+    rows = open_dataset(tmp_path / "out").kept_rows(0, ["url", "split"]).to_pylist()
+    assert [(row["url"], row["split"]) for row in rows] == [("train-00000-of-00001.parquet/0", "train")]
+
+
 def test_tables_behind_https_are_told_to_be_copied(tmp_path):
     with pytest.raises(UserError, match="read here or on S3 only: copy it first"):
         ImageTable("https://example.org/t.parquet", "image", SEEN)
