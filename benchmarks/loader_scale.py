@@ -46,7 +46,7 @@ from ingest.dataset.schema import META_SCHEMA, UNITS_SCHEMA
 from pipeline.data.modality import modality_of
 from pipeline.data.order import plan_order, rank_rows
 from pipeline.data.rank_batches import RankBatches
-from pipeline.data.workers import numbered, start_fork_server
+from pipeline.data.workers import keep_freed_memory, numbered, start_fork_server
 from pipeline.recipe.data import Data
 
 UNIT_SAMPLES, POOL_IMAGES, BATCH = 16_384, 65_536, 1_024
@@ -252,30 +252,61 @@ def measure(
             del batches
     list(islice(batches, warm_up))
     count = min(images // make.count, MOST_BATCHES)
-    for file in temporary.glob("reads-*"):
-        file.unlink()
     processes = workers_of_this(workers)
-    start, cpu = time.perf_counter(), cpu_seconds(processes)
+    start, cpu, reads = time.perf_counter(), cpu_seconds(processes), reads_so_far(temporary)
     list(islice(batches, count))
     images, cpu = count * make.count, cpu_seconds(processes) - cpu
     answer |= {"rate": images / (time.perf_counter() - start), "cpu_rate": images / cpu}
-    reads = sum(int(file.read_text()) for file in temporary.glob("reads-*"))
+    reads = reads_so_far(temporary) - reads
     uss, own = private_mb(processes)
     return answer | {"reads": 1e3 * reads / images, "uss": uss - idle[0], "own": own - idle[1]}
+
+
+def reads_so_far(temporary: Path) -> int:
+    """Metadata files that the workers have read, see `Watched`."""
+    return sum(int(file.read_text()) for file in temporary.glob("reads-*"))
 
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
+def paired(folder: Path, roots: dict[str, str], rank: int, world: int, steps: int) -> None:
+    """Print how fast each dataset's batches are made beside the first one's, step by step in one process.
+
+    Other work on the machine slows both alike: the median ratio is steadier than any rate.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    makers = {size: open_batches(folder, root, rank, world) for size, root in roots.items()}
+    for make in makers.values():
+        for step in range(1, 49):
+            make.fill(step, {}, lambda place, draws, out: None)  # its units are mapped
+    seconds: dict[str, list[float]] = {size: [] for size in makers}
+    for step in range(49, 49 + steps):
+        for size, make in makers.items():
+            start = time.process_time()
+            make(step)
+            seconds[size].append(time.process_time() - start)
+    first = next(iter(seconds.values()))
+    for size, taken in seconds.items():
+        ratios = [one / this for one, this in zip(first, taken, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        row = {"size": int(size), "rank": rank, "world": world, "ratio": middle, "low": low, "high": high}
+        print(json.dumps(row), flush=True)
+
+
 def measured(options: argparse.Namespace, code: Path, *what: object) -> dict[str, float]:
     """One measurement in a process of its own, of the code in a checkout."""
     with tempfile.TemporaryDirectory(dir=options.work) as temporary:
-        command = [sys.executable, __file__, "--measure", *map(str, what)]
+        command = [sys.executable, str(Path(__file__).resolve()), "--measure", *map(str, what)]
         for name in ("work", "workers", "warm_up", "images"):
             command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
         environment = os.environ | {"TMPDIR": temporary, "PYTHONPATH": str(code)}
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        # The fork server of workers looks for the code where it stands.
+        done = subprocess.run(
+            command, cwd=code, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
         answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         return answer
 
@@ -299,6 +330,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=48, help="batches, until the units are mapped")
     parser.add_argument("--images", type=int, default=32_768, help="after that")
     parser.add_argument("--before", type=Path, help="a checkout to measure in place of this one")
+    parser.add_argument("--paired", type=int, help="steps of one process, each of all sizes in turn")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     folder = options.work / "data"
@@ -312,7 +344,14 @@ def main() -> None:
     if not listed.exists():
         listed.write_text(json.dumps(make_datasets(folder, SIZES, images=POOL_IMAGES)))
     roots = json.loads(listed.read_text())
-    code = options.before or Path(__file__).parent.parent
+    if options.paired:
+        with tempfile.TemporaryDirectory(dir=options.work) as tempfile.tempdir:
+            for rank, world in RANKS:
+                sizes = {str(size): roots[str(size)] for size in options.sizes}
+                paired(folder, sizes, rank, world, options.paired * min(world, 8))
+        return
+    options.work = options.work.resolve()
+    code = (options.before or Path(__file__).parent.parent).resolve()
     for number in range(options.rounds):
         for size, rank, world in rows(options):
             answer = measured(options, code, roots[str(size)], rank, world)

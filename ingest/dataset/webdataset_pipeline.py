@@ -21,7 +21,7 @@ from ingest.dataset.vocabulary import encoded
 
 _OWN = ("offset", "size", "sha256", "format", "labels")
 # Neighbours are read at once, with what lies between them, unless that is more than a request is worth.
-_LARGEST_READ = 32 << 20
+_LARGEST_READ = 4 << 20
 _LARGEST_GAP = 1 << 20
 
 
@@ -50,7 +50,9 @@ def make_pipeline(
     if shardshuffle:
         # The library's own shuffle repeats one order when it has a seed.
         shuffle = webdataset.shuffle if seed is None else webdataset.detshuffle
-        pipeline.append(shuffle(shardshuffle, **({} if seed is None else {"seed": seed})))
+        # True is a hundred to that library, too.
+        buffer = 100 if shardshuffle is True else shardshuffle
+        pipeline.append(shuffle(buffer, **({} if seed is None else {"seed": seed})))
     pipeline.append(_Samples(str(path), dataset.root, view, columns))
     return pipeline
 
@@ -82,21 +84,11 @@ class _Samples:
         for unit_index in units:
             rows = dataset.kept_rows(unit_index, [*_OWN, *self._columns])
             keys = keys_of(int(dataset.units[unit_index]), rows["slot"].to_numpy()).tolist()
-            images = _images(dataset, unit_index, rows)
-            for key, image, own, more in zip(
-                keys,
-                images,
-                rows.select(["format"]).to_pylist(),
-                self._columns_of(dataset, rows),
-                strict=True,
-            ):
-                kind = layout.EXTENSIONS[own["format"]]
-                yield {
-                    "__key__": key_name(key),
-                    "__url__": dataset.shard_path(unit_index),
-                    kind: image,
-                    **more,
-                }
+            shard = dataset.shard_path(unit_index)
+            kinds = (layout.EXTENSIONS[name] for name in rows["format"].to_pylist())
+            images, columns = _images(dataset, unit_index, rows), self._columns_of(dataset, rows)
+            for key, kind, image, more in zip(keys, kinds, images, columns, strict=True):
+                yield {"__key__": key_name(key), "__url__": shard, kind: image, **more}
 
     def _columns_of(self, dataset: Dataset, rows: pa.Table) -> Iterator[dict[str, bytes]]:
         there = [name for name in self._columns if name in rows.column_names]
@@ -124,11 +116,11 @@ def _images(dataset: Dataset, unit_index: int, rows: pa.Table) -> Iterator[bytes
             image = data[offset - start : offset - start + size]
             if hashlib.sha256(image).digest() != digests[number]:
                 image = dataset.read_shard(unit_index, offset, size)  # a torn page may have been served
-            if hashlib.sha256(image).digest() != digests[number]:
-                raise UserError(
-                    f"{dataset.shard_path(unit_index)} is damaged at byte {offset}: restore it; "
-                    f"`ingest verify {dataset.path} --level sha` names all such"
-                )
+                if hashlib.sha256(image).digest() != digests[number]:
+                    raise UserError(
+                        f"{dataset.shard_path(unit_index)} is damaged at byte {offset}: restore it; "
+                        f"`ingest verify {dataset.path} --level sha` names all such"
+                    )
             yield image
 
 

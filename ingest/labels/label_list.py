@@ -21,6 +21,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -31,6 +32,7 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError
 from ingest.labels.said import Said, joined
 from ingest.labels.voc import files_in_folder, read_split_files
+from ingest.sources.folder_metadata import csv_rows
 from ingest.sources.url_list import list_format, split_labels
 
 IMAGE_NAMES = (
@@ -122,13 +124,14 @@ def voc_list(files: Mapping[str, bytes]) -> LabelList:
     return LabelList(identity_of("ImageSets/Main", digests.encode()), read_split_files(files))
 
 
-def _csv(file: BinaryIO, *, delimiter: str = ",") -> Iterator[Mapping[str, Any]]:
-    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
-    yield from csv.DictReader(text, delimiter=delimiter, strict=True)
+def _csv(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
+    return csv_rows(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), strict=True))
 
 
 def _tsv(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
-    yield from _csv(file, delimiter="\t")
+    # A quote in it is a quote.
+    lines = (line.rstrip("\r\n") for line in io.TextIOWrapper(file, "utf-8-sig", newline="\n"))
+    return csv_rows(line.split("\t") for line in lines)
 
 
 def _json_lines(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
@@ -173,17 +176,19 @@ def _collected(location: str, rows: Iterator[Mapping[str, Any]]) -> dict[str, Sa
     """What the rows say; several about one image add up."""
     said: dict[str, Said] = {}
     known: dict[Said, Said] = {}  # a million rows say a thousand different things
-    columns: dict[str, str] | None = None
+    names: dict[str, None] = {}
+    used: set[str] = set()
     for number, row in enumerate(rows, 1):
-        if columns is None:
-            columns = _columns(location, [name for name in row if name is not None])
-        image = _clean(row.get(columns["image"]))
+        names |= dict.fromkeys(row)
+        columns = _columns(tuple(row))
+        used |= columns.keys()
+        image = _clean(row[columns["image"]]) if "image" in columns else None
         if image is None:
             continue
         new = Said(
-            labels=_labels(row.get(columns["labels"]), columns["labels"]) if "labels" in columns else (),
-            split=_clean(row.get(columns["split"])) if "split" in columns else None,
-            ignore=_labels(row.get(columns["ignore"]), "ignore") if "ignore" in columns else (),
+            labels=_labels(row[columns["labels"]], columns["labels"]) if "labels" in columns else (),
+            split=_clean(row[columns["split"]]) if "split" in columns else None,
+            ignore=_labels(row[columns["ignore"]], "ignore") if "ignore" in columns else (),
         )
         both = joined(said[image], new) if image in said else new
         if both is None:
@@ -192,11 +197,19 @@ def _collected(location: str, rows: Iterator[Mapping[str, Any]]) -> dict[str, Sa
                 f"{said[image].split}"
             )
         said[image] = known.setdefault(both, both)
+    if not names:
+        raise UserError(f"--labels {location} has no rows: give a list with some")
+    if "image" not in used or used == {"image"}:
+        raise UserError(
+            f"--labels {location} has the columns {', '.join(names)}: call that of the images "
+            "path, name or key, and that of their labels `label`, or `labels` if commas part several"
+        )
     return said
 
 
-def _columns(location: str, names: list[str]) -> dict[str, str]:
-    """What this list calls the columns that are used."""
+@lru_cache
+def _columns(names: tuple[str, ...]) -> dict[str, str]:
+    """What rows with these columns call those that are used."""
     lower = {name.strip().lower(): name for name in reversed(names)}
     wanted = {
         "image": IMAGE_NAMES,
@@ -207,11 +220,6 @@ def _columns(location: str, names: list[str]) -> dict[str, str]:
     found = {
         what: next((lower[name] for name in usual if name in lower), None) for what, usual in wanted.items()
     }
-    if found["image"] is None or not (found["labels"] or found["split"] or found["ignore"]):
-        raise UserError(
-            f"--labels {location} has the columns {', '.join(names)}: call that of the images "
-            "path, name or key, and that of their labels `label`, or `labels` if commas part several"
-        )
     return {what: name for what, name in found.items() if name is not None}
 
 

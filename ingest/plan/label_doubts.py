@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from cluster.wording import several, visible
 from ingest.labels.rule import PRESETS
 from ingest.plan.plan import Plan
+from ingest.sources.source import first_folder
 
 # No known data set has more classes: what has more labels is none of those that are doubted.
 _MOST = 10_000
@@ -17,7 +18,23 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test"}
 def label_doubts(plan: Plan) -> list[str]:
     """Sentences for people, most serious first; none if nothing looks wrong."""
     labels, unlabelled = _labels(plan)
-    return list(_doubts(plan, labels, unlabelled))
+    return [*_doubts(plan, labels, unlabelled), *_too_far_up(plan, labels)]
+
+
+def _too_far_up(plan: Plan, labels: set[str]) -> Iterator[str]:
+    """If labels are first folders, and the images of the first unit all lie deeper."""
+    settings = plan.settings
+    if settings.labels_from is not None or settings.labels or len(labels) < 2:
+        return
+    table = plan.table(plan.units.start)
+    rows = list(zip(table["path"].to_pylist(), map(tuple, table["labels"].to_pylist()), strict=True))
+    if all(named == first_folder(path) and path.count(b"/") > 1 for path, named in rows if named):
+        deepest = next(path for path, named in rows if named).decode("utf-8", "backslashreplace")
+        deep = visible("/".join(deepest.split("/")[:2]))
+        yield (
+            f"labels are the first folders, and all files lie in folders below those, such as {deep}: "
+            "--labels-from inat18 takes the last folder, and path:REGEX any"
+        )
 
 
 def _labels(plan: Plan) -> tuple[set[str], int]:

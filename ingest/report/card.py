@@ -25,6 +25,8 @@ from ingest.report.provenance import (
 from ingest.report.stats import Stats
 
 HOSTS_LISTED = 20
+# All of most data sets that are tested on.
+LABELS_LISTED = 1_000
 # Reasons that say: the site does not want this.
 OPT_OUT_REASONS = {"robots.txt": "robots_disallowed", "X-Robots-Tag": "x_robots_tag"}
 READING = """Shards are WebDataset tars. `meta/` has one Parquet row per attempt, kept or not, with its URL or
@@ -57,6 +59,7 @@ def dataset_card(path: str, stats: Stats, *, name: str) -> str:
         "## Licences and removal\n\n" + "\n".join(_licences(plans)),
         "## What became of the attempts\n\n" + _attempts(stats),
         "## Images\n\n" + _images(stats),
+        *([] if not stats.labels else ["## Labels\n\n" + "\n".join(_labels(stats))]),
         *([] if not stats.hosts.hosts else ["## Hosts\n\n" + _hosts(stats)]),
         "## Views\n\n" + "\n".join(_views(path, stats)),
         "## How it was made\n\n" + "\n".join(_made(plans)),
@@ -172,11 +175,24 @@ def _images(stats: Stats) -> str:
     columns = ("", *rows[0][1].summary())
     lines = [f"Formats: {formats}.\n"]
     lines.append(_table(columns, [(name, *each.summary().values()) for name, each in rows], numbers=7))
-    if stats.labels:
-        lines.append(f"\n{several(len(stats.labels), 'label')}.")
     if stats.columns:
         lines.append(f"\nFurther columns: {', '.join(map(_code, stats.columns))}.")
     return "\n".join(lines)
+
+
+def _labels(stats: Stats) -> Iterator[str]:
+    about = "At least " if stats.labels_missing_at_most else ""
+    without = stats.kept - stats.labelled
+    yield (
+        f"{about}{several(len(stats.labels), 'label')} on {several(stats.labelled, 'image')}, of which "
+        f"{stats.many_labels:,} have several; {several(without, 'image')} without one.\n"
+    )
+    if stats.splits:
+        shown = ", ".join(f"{_code(split)} {count:,}" for split, count in list(stats.splits.items())[:20])
+        yield f"Splits: {shown}. `ingest view --where 'split = …'` makes a view of one.\n"
+    named = list(stats.labels.items())[:LABELS_LISTED]
+    which = "" if len(named) == len(stats.labels) else f"The {len(named):,} most frequent: "
+    yield which + ", ".join(f"{_code(label)} {count:,}" for label, count in named) + "."
 
 
 def _hosts(stats: Stats) -> str:

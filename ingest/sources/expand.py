@@ -53,6 +53,8 @@ def _lists(folder: str, files: Iterator[str]) -> list[str]:
         parts = PurePosixPath(file.removeprefix(folder)).parts
         if any(part.startswith((".", "_")) for part in parts) or PurePosixPath(file).suffix in _BESIDE:
             continue
+        if PurePosixPath(file).name in ("README", "LICENSE"):
+            continue
         kind = list_format(file)
         if kind is None:
             return [folder]

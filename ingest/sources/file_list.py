@@ -84,7 +84,7 @@ def names_files(location: str, rows: UrlList) -> bool:
     """
     if "://" in location:
         return False
-    folder = Path(location).parent
+    folder = Path(location).resolve().parent  # as `ListedFiles` will be told
     paths = list(islice((path for table in rows.rows() for path in _paths(table)), _LOOKED_AT))
     if not paths or any("://" in path and not path.startswith("file://") for path in paths):
         return False

@@ -7,7 +7,7 @@ A row has `file_name`, relative to the file's folder, and says the same as a `.j
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cluster.errors import UserError
@@ -48,6 +48,24 @@ class FolderMetadata:
             yield Item(self._folder + below, problem="file_missing", **self._rows[below])
 
 
+def csv_rows(lines: Iterable[list[str]]) -> Iterator[dict[str, str]]:
+    """Rows by the names in the first; values that are left out at a row's end are not in it.
+
+    Raises:
+        ValueError: a row has more values than the first.
+    """
+    lines = iter(lines)
+    names = next(lines, [])
+    for number, values in enumerate(lines, 1):
+        if len(values) > len(names):
+            raise ValueError(
+                f"row {number} has {len(values)} values, and the header has {len(names)}: put quotes around "
+                "those with commas"
+            )
+        if any(values):
+            yield dict(zip(names, values, strict=False))
+
+
 def read_metadata(
     folder: bytes, name: bytes, data: bytes, *, above: FolderMetadata | None
 ) -> FolderMetadata | None:
@@ -59,7 +77,7 @@ def read_metadata(
     try:
         text = io.StringIO(data.decode("utf-8-sig"), newline="")
         if name.endswith(b".csv"):
-            rows: list[Any] = list(csv.DictReader(text, strict=True))
+            rows: list[Any] = list(csv_rows(csv.reader(text, strict=True)))
         else:
             rows = [json.loads(line, parse_constant=str) for line in text if line.strip()]
         if not rows or not all(isinstance(row, dict) and isinstance(row.get(_FILE), str) for row in rows):

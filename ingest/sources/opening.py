@@ -42,11 +42,17 @@ def open_listing(
 
 
 def open_planned(source: SourceRecord, location: str) -> Images:
-    """The images of a source that was planned.
+    """The images of a source that was planned, by the name that it had then: the location has no links in it.
 
     Raises:
         UserError: they are not there.
     """
+    opened = _opened(source, location)
+    opened.name = source.name
+    return opened
+
+
+def _opened(source: SourceRecord, location: str) -> Images:
     match source.kind:
         case SourceKind.TAR_IN_PLACE:
             return ForeignTar(location, source.name)

@@ -18,6 +18,7 @@ from ingest.labels.rule import PRESETS, read_rule
 from ingest.labels.said import Said
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts
+from ingest.web.settings import FetchSettings
 
 KEEP_BYTES = Treatment(phash=False)
 
@@ -166,6 +167,39 @@ def test_values_of_lists_stay_what_they_are_spelled(tmp_path):
     assert read_label_list(str(tmp_path / "l.jsonl")).said["7"] == Said(("3", "x"))
 
 
+def test_rows_may_lack_what_others_have(tmp_path):
+    (tmp_path / "l.jsonl").write_text(
+        '{"path": "1"}\n{"path": "2", "label": "cat"}\n{"path": "3", "split": "val"}\n'
+    )
+    (tmp_path / "l.csv").write_text("path,label,split\n1\n2,cat\n\n3,,val\n")
+    expected = {"1": Said(), "2": Said(("cat",)), "3": Said((), "val")}
+    assert read_label_list(str(tmp_path / "l.jsonl")).said == expected
+    assert read_label_list(str(tmp_path / "l.csv")).said == expected
+
+
+def test_a_quote_in_a_tsv_swallows_nothing(tmp_path):
+    (tmp_path / "l.tsv").write_text('name\tlabel\n1\t"odd\n2\teven\n')
+    assert read_label_list(str(tmp_path / "l.tsv")).said == {"1": Said(('"odd',)), "2": Said(("even",))}
+
+
+def test_lists_label_urls_too(tmp_path):
+    (tmp_path / "urls.txt").write_text("https://a.org/cat/1.jpg\nhttps://a.org/dog/2.jpg\n")
+    (tmp_path / "l.csv").write_text("url,label\nhttps://a.org/cat/1.jpg,tiger\n")
+    plan = plan_shards(
+        [str(tmp_path / "urls.txt")],
+        tmp_path / "out",
+        CrawlSettings(fetch=FetchSettings(contact="a@b.org")),
+        progress=lambda counts: None,
+        counts=Counts(),
+        labels=[str(tmp_path / "l.csv")],
+        labels_from="path:/(?P<label>[^/]+)/[^/]+$",
+    )
+    assert sorted(labels_of(plan).items()) == [
+        ("https://a.org/cat/1.jpg", ("tiger",)),
+        ("https://a.org/dog/2.jpg", ("dog",)),
+    ]
+
+
 def test_rows_about_one_image_add_up_and_may_not_contradict_each_other(tmp_path):
     path = tmp_path / "l.csv"
     path.write_text("path,label,split\n1,cat,val\n1,dog,\n1,cat,val\n")
@@ -181,6 +215,8 @@ def test_rows_about_one_image_add_up_and_may_not_contradict_each_other(tmp_path)
         ("l.csv", "a,b\n1,2\n", "has the columns a, b: call that of the images path, name or key"),
         ("l.csv", "path,colour\n1,2\n", "call that of the images"),
         ("l.csv", 'path,label\n"1,2\n', "is damaged, or not csv"),
+        ("l.csv", "path,label\n1,tench, Tinca\n", "row 1 has 3 values, and the header has 2: put quotes"),
+        ("l.csv", "path,label\n", "has no rows"),
         ("l.jsonl", "{\n", "is damaged, or not jsonl"),
         ("l.json", '{"images": [], "annotations": [{}], "categories": []}', "do not fit"),
         ("l.json", "[", "is damaged, or not json"),
@@ -355,6 +391,7 @@ def test_what_labels_are_made_of_belongs_to_the_fingerprint(tmp_path):
     [
         (["only/1.jpg", "only/2.jpg"], None, "one label only"),
         (["a/abbey/1.jpg", "b/bar/1.jpg"], None, "single letters (a, b)"),
+        (["Aves/2800/1.jpg", "Plantae/5690/1.jpg"], None, "lie in folders below those, such as Aves/2800"),
         (["train/cat/1.jpg", "val/cat/2.jpg"], None, "the labels are train, val, which are splits"),
         (["a/abbey/1.jpg"], "places365", "1 label, and places365 has 365 classes"),
         (["n01440764/1.jpg"], "imagenet", "1 label, and imagenet has 1,000 classes"),

@@ -128,10 +128,10 @@ def test_bytes_are_read_in_any_order_and_what_has_none_has_a_reason(tmp_path):
     table = opened(path)
     everything = list(table.items())
     assert len(everything) == 40
-    chosen = [everything[n] for n in (0, 1, 38, 5, 6, 19, 20, 2)]
+    chosen = [everything[n] for n in (0, 1, 38, 25, 5, 6, 19, 20, 2)]
     read = list(table.read(chosen, max_bytes=100))
     assert [data[-1] if isinstance(data, bytes) else data.reason for data in read] == [
-        0, 1, 38, "no_image_bytes", "no_image_bytes", 19, 20, 2,
+        0, 1, 38, 25, "no_image_bytes", "no_image_bytes", 19, 20, 2,
     ]  # fmt: skip
     assert [data.reason for data in table.read(everything[:1], max_bytes=3)] == ["too_many_bytes"]
     table.close()
@@ -157,6 +157,7 @@ def test_a_folder_of_parts_is_its_parts_and_a_folder_of_images_is_not(tmp_path):
         "_SUCCESS",
         ".part-0.crc",
         "README.md",
+        "LICENSE",
         "data/part-00001.parquet",
     ):
         (tmp_path / "t.parquet" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -201,6 +202,18 @@ def test_D2_a_folder_of_tables_is_crawled_whole_and_again_alike(tmp_path, scene,
     assert sealed_units(tmp_path / "out0", data.root)["rows"].to_pylist() == [6]
     row = data.unit_rows(0)[0]
     assert data.read_shard(0, int(row["offset"]), int(row["size"])) == pictures[2]
+
+
+def test_a_link_to_a_table_keeps_its_name(tmp_path, scene, encode, crawl):
+    """As in the cache of Hugging Face's hub, whose files are links to digests."""
+    picture = pa.array([{"bytes": encode(scene(0), "PNG"), "path": None}], STRUCT)
+    written(tmp_path / "blobs" / "0123abcd", image=picture)
+    link = tmp_path / "hub" / "train-00000-of-00001.parquet"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "blobs" / "0123abcd")
+    crawl([link], tmp_path / "out", treatment=Treatment(phash=False))
+    rows = open_dataset(tmp_path / "out").kept_rows(0, ["url", "split"]).to_pylist()
+    assert [(row["url"], row["split"]) for row in rows] == [("train-00000-of-00001.parquet/0", "train")]
 
 
 def test_tables_behind_https_are_told_to_be_copied(tmp_path):
