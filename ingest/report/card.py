@@ -33,9 +33,9 @@ READING = """Shards are WebDataset tars. `meta/` has one Parquet row per attempt
 path, its place in the shard, sha256 and perceptual hash. `ingest verify` checks all of it against the root.
 """
 IN_PLACE = """Images lie in the WebDataset tars that are named as sources, as their makers wrote them,
-the metadata of cameras included; whoever moves the dataset moves these, too. `meta/` has one Parquet row per attempt,
-kept or not, with its place in the tar, sha256 and perceptual hash. `ingest verify` checks all of it against
-the root.
+the metadata of cameras included; whoever moves the dataset moves these, too. `meta/` has one Parquet row
+per attempt, kept or not, with its place in the tar, sha256 and perceptual hash. `ingest verify` checks all
+of it against the root.
 """
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
