@@ -37,7 +37,12 @@ PROBLEMS = {
         Problem("rejected", "content_usage"),
         Problem("failed", "malformed_row"),
         Problem("failed", "misread_value"),
+        Problem("rejected", "no_image_bytes"),
         Problem("failed", "io_error", retryable=True),
+        # A retry tries what is planned, and of its files nothing is.
+        Problem("failed", "folder_unreadable"),
+        Problem("failed", "file_missing"),
+        Problem("failed", "table_damaged"),
         Problem("failed", "tar_damaged"),
         Problem("failed", "tar_truncated"),
         Problem("failed", "tar_bomb"),

@@ -27,6 +27,8 @@ from ingest.commands.options import (
     IgnoreTdmReservation,
     IgnoreXRobots,
     Json,
+    LabelFiles,
+    LabelsFrom,
     MaxBytes,
     MaxPixels,
     MemoryMb,
@@ -80,6 +82,10 @@ def crawl(
             help="Add to a dataset what it does not have: of other sources, or of its own that have grown.",
         ),
     ] = False,
+    follow_links: Annotated[
+        bool,
+        typer.Option("--follow-links", help="Of folders, also those that lead out of them, and to folders."),
+    ] = False,
     resize: Annotated[
         int | None, typer.Option(min=1, help="Shorter side in pixels; without it, bytes are kept.")
     ] = None,
@@ -93,6 +99,14 @@ def crawl(
     quality: Annotated[
         int | None, typer.Option(min=1, max=100, help="Of the encoder, with --resize. [default: 95]")
     ] = None,
+    icc: Annotated[
+        bool,
+        typer.Option(
+            "--icc/--no-icc",
+            help="Follow colour profiles: to sRGB with --resize, otherwise they stay in the file. Without, "
+            "they are left out, and the numbers stay.",
+        ),
+    ] = True,
     phash: Annotated[
         bool,
         typer.Option(help="Make the perceptual hash; without it, the pixels of a kept JPEG stay unread."),
@@ -116,6 +130,8 @@ def crawl(
             help=f"Of csv, tsv and JSON, whose values are text: {', '.join(TYPES)}. Repeatable.",
         ),
     ] = None,
+    labels_from: LabelsFrom = None,
+    labels: LabelFiles = None,
     contact: Contact = None,
     deadline: Annotated[
         float, typer.Option(min=0.1, help="Seconds for one attempt at a URL, redirects included.")
@@ -161,6 +177,7 @@ def crawl(
         crop=crop or DEFAULTS.treatment.crop,
         encoding=encoding or DEFAULTS.treatment.encoding,
         quality=quality or DEFAULTS.treatment.quality,
+        icc=icc,
         phash=phash,
     )
     fetch = FetchSettings(
@@ -201,7 +218,10 @@ def crawl(
                 names=None if columns is None else tuple(columns.split(",")),
                 types=_types(column_type or ()),
             ),
+            labels_from=labels_from,
+            labels=labels or (),
             extend=extend,
+            follow_links=follow_links,
         )
         report = run_plan(plan, spread, fetch=fetch, progress=progress, counts=counts)
         progress.end(counts)
@@ -211,6 +231,13 @@ def crawl(
         typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
     else:
         print_crawl(report, progress.seconds)
+    end_if_nothing_was_kept(report)
+
+
+def end_if_nothing_was_kept(report: CrawlReport) -> None:
+    """A script that goes on with an empty dataset fails later, and further away from what is wrong."""
+    if not report.counts.kept:
+        raise typer.Exit(1)
 
 
 def _types(given: Sequence[str]) -> dict[str, str]:
@@ -244,8 +271,12 @@ def print_crawl(report: CrawlReport, seconds: float) -> None:
     ]
     for name, value in rows:
         typer.echo(f"{name:<9} {value}")
+    if counts.rejected["link_outside"]:
+        typer.echo("Links out of a folder, or to another, are followed with --follow-links.")
+    if counts.failed["folder_unreadable"]:
+        typer.echo("What is in unreadable folders is added, once they are readable, with --extend.")
     if not counts.kept:
-        typer.echo("Nothing was kept: the dataset is sealed, and empty.")
+        typer.echo("Nothing was kept: see the reasons above, and with `ingest show`.")
     decided = counts.done - counts.resumed
     speed = f"{decided / seconds:,.0f} images/s, {counts.bytes_read / 1e6 / seconds:,.1f} MB/s"
     typer.echo(f"took      {duration(seconds)}: {speed}")

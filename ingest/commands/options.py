@@ -5,12 +5,30 @@ from typing import Annotated
 import typer
 
 from ingest.dataset.keys import KEY_SLOTS
+from ingest.labels.rule import PRESETS
 from ingest.web.opt_outs import OptOut
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Workers = Annotated[int, typer.Option(min=1, help="How many at a time; never changes the result.")]
 DatasetFolder = Annotated[
     str, typer.Argument(metavar="DATASET", help="A sealed dataset: its folder, or s3://bucket/prefix.")
+]
+LabelsFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RULE",
+        help=f"How labels are seen from paths: {', '.join(PRESETS)}, or path:REGEX with a group "
+        "(?P<label>…), and (?P<split>…). [default: the first folder]",
+    ),
+]
+LabelFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE",
+        help="Labels, split and ignore by path, name or key: .csv, .tsv, .json, .jsonl, .parquet, .txt; "
+        "VOC's ImageSets/Main. Repeatable.",
+    ),
 ]
 UnitRows = Annotated[int, typer.Option(min=1, max=KEY_SLOTS, help="Attempts per work unit and shard.")]
 MaxBytes = Annotated[int, typer.Option(min=1, help="Larger files are rejected unread.")]

@@ -5,6 +5,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -19,34 +20,28 @@ from ingest.dataset import layout
 from ingest.dataset.keys import keys_of
 from ingest.dataset.records import Pointer, SealedHead
 from ingest.dataset.view import ViewBitmaps, read_view
+from ingest.dataset.vocabulary import (
+    LABEL_COLUMNS,
+    UnitLabels,
+    Vocabulary,
+    encoded,
+    make_vocabulary,
+    read_vocabulary,
+)
 from ingest.store.open import home_of, open_store
 from ingest.store.store import Store
 
-_BLOCKS_KEPT = 4
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class UnitRows:
-    """The samples of one unit in slot order: those that are kept and, with a view, in the view.
-
-    Attributes:
-        offsets, sizes: where each image lies in the unit's tar, bytes, (n,) int64.
-        sha256: of each image's bytes, (n, 32) uint8.
-        keys: see `ingest.dataset.keys`, (n,) uint64.
-        labels: the first label of each, None without one.
-    """
-
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    sha256: NDArray[np.uint8]
-    keys: NDArray[np.uint64]
-    labels: list[str | None]
+# What a reader needs of a sample: where its bytes lie in the unit's tar, its slot, and their sha256.
+ROW = np.dtype([("offset", "<u8"), ("size", "<u8"), ("slot", "<u4"), ("sha256", "V32")])
+# Of 4,096 units each: a billion samples of units of 16,384 have 15. A reader of shuffled windows uses all.
+_BLOCKS_KEPT = 64
+_COLUMNS = {"shard": ["shard"], "meta": ["meta", "meta_sha256"]}
 
 
 class UnitFiles:
     """Names of units' files, read from the sealed list when asked for: there can be a million of them.
 
-    The list comes in blocks, of which the last few used are kept.
+    The list comes in blocks, of which the last used are kept.
 
     Args:
         store: the dataset's files.
@@ -59,10 +54,19 @@ class UnitFiles:
         self._listing = listing
         self._rows = rows
         self._starts: NDArray[np.int64] | None = None  # the first row of each block, and the end
-        self._blocks: OrderedDict[int, pa.Table] = OrderedDict()
+        self._blocks: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
 
     def name(self, unit_index: int, kind: Literal["shard", "meta"]) -> str:
         """Of a unit's tar or Parquet file, in the dataset; see `store.home_of` for tars elsewhere."""
+        name: str = self._row(unit_index, kind)[kind].as_py()
+        return name
+
+    def meta_sha256(self, unit_index: int) -> bytes:
+        """Of a unit's Parquet file: what its rows are known by, in whichever dataset."""
+        digest: bytes = self._row(unit_index, "meta")["meta_sha256"].as_py()
+        return digest
+
+    def _row(self, unit_index: int, kind: str) -> dict[str, pa.Scalar]:
         row = int(self._rows[unit_index])
         if self._starts is None:
             with self._store.open(self._listing) as file:
@@ -70,16 +74,16 @@ class UnitFiles:
             sizes = [metadata.row_group(block).num_rows for block in range(metadata.num_row_groups)]
             self._starts = np.cumsum([0, *sizes])
         block = int(np.searchsorted(self._starts, row, side="right")) - 1
-        if block not in self._blocks:
+        if (kind, block) not in self._blocks:
             with open_parquet(self._store, self._listing) as parquet:
-                self._blocks[block] = parquet.read_row_group(
-                    block, columns=["shard", "meta"], use_threads=False
+                self._blocks[kind, block] = parquet.read_row_group(
+                    block, columns=_COLUMNS[kind], use_threads=False
                 )
-        self._blocks.move_to_end(block)
+        self._blocks.move_to_end((kind, block))
         while len(self._blocks) > _BLOCKS_KEPT:
             self._blocks.popitem(last=False)
-        name: str = self._blocks[block][kind][row - int(self._starts[block])].as_py()
-        return name
+        table = self._blocks[kind, block]
+        return {column: table[column][row - int(self._starts[block])] for column in _COLUMNS[kind]}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,32 +130,66 @@ class Dataset:
         home, name = home_of(self.store, self.files.name(unit_index, "shard"))
         return home.read_range(name, offset, size)
 
-    def unit_rows(self, unit_index: int) -> UnitRows:
-        """Read one unit's rows; the caller keeps them as long as it needs them."""
-        table = self.kept_rows(unit_index, ["offset", "size", "sha256", "labels"])
-        slots = table["slot"].to_numpy()
-        return UnitRows(
-            offsets=table["offset"].to_numpy().astype(np.int64),
-            sizes=table["size"].to_numpy().astype(np.int64),
-            sha256=np.frombuffer(b"".join(table["sha256"].to_pylist()), np.uint8).reshape(-1, 32),
-            keys=keys_of(int(self.units[unit_index]), slots),
-            labels=[labels[0] if labels else None for labels in table["labels"].to_pylist()],
-        )
+    def unit_rows(self, unit_index: int) -> NDArray[np.void]:
+        """One unit's samples in slot order, those in the view: (n,) `ROW`.
 
-    def classes(self) -> tuple[str, ...]:
-        """Distinct first labels, sorted. Reads the labels of every unit."""
-        found: set[str] = set()
-        for unit_index in range(len(self.units)):
-            labels = self.kept_rows(unit_index, ["labels"])["labels"]
-            found.update(pc.unique(pc.list_flatten(pc.list_slice(labels, 0, 1))).to_pylist())
-        return tuple(sorted(found))
+        Raises:
+            UserError: its metadata is not what was sealed.
+        """
+        name, sealed = self.files.name(unit_index, "meta"), self.files.meta_sha256(unit_index)
+        data = self.store.read(name)
+        if hashlib.sha256(data).digest() != sealed:
+            data = self.store.read(name)  # a network file system may have served a torn page
+        if hashlib.sha256(data).digest() != sealed:
+            raise _damaged(self.store, name)
+        with pq.ParquetFile(pa.BufferReader(data)) as parquet:
+            table = self._kept(unit_index, parquet, ["offset", "size", "sha256"]).combine_chunks()
+        rows = np.empty(len(table), ROW)
+        for column in ("offset", "size", "slot"):
+            rows[column] = table[column].to_numpy()
+        if len(table):
+            # Arrow's own buffer: Python's objects would take ten times as long.
+            digests = table["sha256"].chunk(0)
+            rows["sha256"] = np.frombuffer(digests.buffers()[1], "V32", len(table), 32 * digests.offset)
+        return rows
+
+    def unit_keys(self, unit_index: int) -> NDArray[np.uint64]:
+        """The keys of one unit's samples, see `ingest.dataset.keys`, (n,)."""
+        return keys_of(int(self.units[unit_index]), self.kept_rows(unit_index, [])["slot"].to_numpy())
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The labels of all attempts of the root, in whichever view: their codes are the same in all of them.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        there = read_vocabulary(self.store, self.root)
+        return make_vocabulary(self.store, self.root, self._all_labels()) if there is None else there
+
+    def unit_labels(self, unit_index: int) -> UnitLabels:
+        """All labels of one unit's samples, and those to ignore, as codes of the vocabulary.
+
+        Raises:
+            UserError: the vocabulary is damaged.
+        """
+        return encoded(self.kept_rows(unit_index, LABEL_COLUMNS), self.vocabulary)
+
+    def _all_labels(self) -> Iterator[pa.Table]:
+        for name in sealed_units(self.path, self.root, columns=["meta"])["meta"].to_pylist():
+            with open_parquet(self.store, name) as parquet:
+                there = [column for column in LABEL_COLUMNS if column in parquet.schema_arrow.names]
+                yield parquet.read(columns=there, use_threads=False)
 
     def kept_rows(self, unit_index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One unit's samples in slot order: `slot`, and those of the columns that it has; None for all."""
+        with open_parquet(self.store, self.files.name(unit_index, "meta")) as parquet:
+            return self._kept(unit_index, parquet, columns)
+
+    def _kept(self, unit_index: int, parquet: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
         read = None if columns is None else list(dict.fromkeys(["slot", "status", *columns]))
         # One thread: loader workers are forked, and threads do not survive that.
-        with open_parquet(self.store, self.files.name(unit_index, "meta")) as parquet:
-            table = parquet.read(columns=read, use_threads=False)
+        table = parquet.read(columns=read, use_threads=False)
         table = table.filter(pc.equal(table["status"], "kept"))
         if self.view is not None:
             table = table.filter(self.view.keeps(int(self.units[unit_index]))[table["slot"].to_numpy()])
@@ -241,9 +279,13 @@ def open_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowException, OSError) as error:
         if not is_damage(error):
             raise
-        raise UserError(
-            f"{store.where(name)} is damaged, restore it from a copy; `ingest verify` names all such"
-        ) from error
+        raise _damaged(store, name) from error
+
+
+def _damaged(store: Store, name: str) -> UserError:
+    return UserError(
+        f"{store.where(name)} is damaged, restore it from a copy; `ingest verify` names all such"
+    )
 
 
 def is_damage(error: Exception) -> bool:

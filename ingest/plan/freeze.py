@@ -5,6 +5,7 @@ settings and builds go on with the plan that is there, anything else is refused 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -28,6 +29,7 @@ def freeze(
     listed: Callable[[int], None],
     extend: bool = False,
     locations: Sequence[str] = (),
+    more: Callable[[], dict[str, Any]] = dict,
 ) -> Plan:
     """The plan of this work: made now, or the one that is there.
 
@@ -38,6 +40,7 @@ def freeze(
         listed: called now and then with the number of items listed so far.
         extend: if other work was planned here, add a generation; what was planned before is left out.
         locations: of the sources, so that others can open them.
+        more: what plan.json says besides, asked for when all rows are known.
 
     Raises:
         UserError: there is nothing to ingest, or the output was planned for other work.
@@ -72,6 +75,7 @@ def freeze(
                 "known": urls.known + before.found,
                 "locations": tuple(locations),
                 "contact": settings.fetch.contact,
+                **more(),
             },
         )
     if plan is None:

@@ -1,7 +1,7 @@
 """What decides a crawl's output, and in words what keeps two crawls apart."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self, get_args
 
 import PIL
@@ -13,10 +13,11 @@ from ingest.dataset.keys import KEY_SLOTS
 from ingest.dataset.plan_record import Flags, Identity, SourceRecord
 from ingest.image.check import Crop, Encoding, Treatment
 from ingest.image.decode import ImageLimits
+from ingest.labels.labelled import Labelling
 from ingest.web.opt_outs import OptOut
 from ingest.web.settings import FetchSettings
 
-FORMAT = 2
+FORMAT = 3
 # Of a checking process, besides the image that it was sent: its batch, and what reading takes.
 _CHECKER_ROOM = 16 << 20
 
@@ -32,6 +33,8 @@ class CrawlSettings:
         memory_mb: memory that checking one image may take, MiB.
         fetch: which bytes a URL gives. Whom to contact, and how many requests there are at a time, decide
             nothing, and are no flags.
+        labels_from: the rule that labels come by, as it was given.
+        labels: names and digests of the lists that labels come from.
     """
 
     unit_rows: int = 16_384
@@ -39,6 +42,8 @@ class CrawlSettings:
     seconds: float = 10.0
     memory_mb: int = 768
     fetch: FetchSettings = field(default_factory=FetchSettings)
+    labels_from: str | None = None
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.unit_rows <= KEY_SLOTS:
@@ -75,6 +80,7 @@ class CrawlSettings:
                 crop=flags.crop,
                 encoding=flags.encoding,
                 quality=flags.quality,
+                icc=flags.no_icc is None,
                 phash=flags.no_phash is None,
             ),
             seconds=flags.seconds,
@@ -87,11 +93,14 @@ class CrawlSettings:
                 heeded=frozenset(each for each in OptOut if flags.plain().get(each.option) is None),
                 allow_private=tuple(flags.allow_private or ()),
             ),
+            labels_from=flags.labels_from,
+            labels=tuple(flags.labels or ()),
         )
 
     def flags(self) -> Flags:
         """The settings as they are written down."""
         limits = self.treatment.limits
+        labels = {"--labels-from": self.labels_from, "--labels": list(self.labels) or None}
         return Flags.model_validate(
             {
                 "--unit-rows": self.unit_rows,
@@ -99,6 +108,7 @@ class CrawlSettings:
                 "--crop": self.treatment.crop,
                 "--encoding": self.treatment.encoding,
                 "--quality": self.treatment.quality,
+                "--no-icc": None if self.treatment.icc else True,
                 "--no-phash": None if self.treatment.phash else True,
                 "--max-bytes": limits.max_bytes,
                 "--max-pixels": limits.max_pixels,
@@ -110,13 +120,23 @@ class CrawlSettings:
                 "--ignore-robots": None if self.fetch.robots else True,
                 **{each.option: None if each in self.fetch.heeded else True for each in OptOut},
                 "--allow-private": list(self.fetch.allow_private) or None,
+                **{flag: value for flag, value in labels.items() if value is not None},
             }
         )
 
 
+def with_labelling(settings: CrawlSettings, labelling: Labelling | None) -> CrawlSettings:
+    """The settings, and how labels come about."""
+    if labelling is None:
+        return settings
+    given = None if labelling.rule is None else labelling.rule.given
+    return replace(settings, labels_from=given, labels=labelling.identities)
+
+
 def builds() -> dict[str, str | None]:
     """Versions of what makes bytes. pillow-simd resizes differently from Pillow: its version has .post."""
-    codecs = {name: features.version(name) for name in ("libjpeg_turbo", "zlib", "webp", "libtiff")}
+    names = ("libjpeg_turbo", "zlib", "webp", "libtiff", "avif", "littlecms2")
+    codecs = {name: features.version(name) for name in names}
     return {"pillow": PIL.__version__, **codecs, "pyarrow": pa.__version__}
 
 
@@ -138,11 +158,11 @@ def difference(theirs: Identity, ours: Identity) -> str:
     if theirs.format != FORMAT:
         return f"in format {theirs.format}, not {FORMAT}: use the version that made it to go on with it"
     old, new = theirs.settings.plain(), ours.settings.plain()
-    flags = [flag for flag in new if old.get(flag) != new[flag]]
+    flags = [flag for flag in new | old if old.get(flag) != new.get(flag)]
     if flags:
         values = [settings.get(flags[0]) for settings in (old, new)]
         brief = len(flags) == 1 and None not in values
-        given = str(values[1]) if brief else _options(flags, new, "with", "without")
+        given = _shown(values[1]) if brief else _options(flags, new, "with", "without")
         return (
             f"{_options(flags, old, 'with', 'without')}, not {given}: "
             f"{_options(flags, old, 'use', 'leave out')} to go on with it"
@@ -160,9 +180,13 @@ def difference(theirs: Identity, ours: Identity) -> str:
 
 def _options(flags: Sequence[str], settings: Mapping[str, object], present: str, absent: str) -> str:
     given = [(flag, settings.get(flag)) for flag in flags if settings.get(flag) is not None]
-    there = " ".join(flag if value is True else f"{flag} {value}" for flag, value in given)
+    there = " ".join(flag if value is True else f"{flag} {_shown(value)}" for flag, value in given)
     missing = " ".join(flag for flag in flags if settings.get(flag) is None)
     return " and ".join(f"{word} {names}" for word, names in ((present, there), (absent, missing)) if names)
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _source(source: SourceRecord) -> str:

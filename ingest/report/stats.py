@@ -117,6 +117,8 @@ class Stats:
         http_statuses: attempts by the server's last answer; those without one are not among them.
         columns: names of the metadata's columns besides those that every dataset has.
         labels: of the kept images, the most frequent first.
+        labelled, many_labels: kept images that have labels, and those that have several.
+        splits: kept images by their split; those without one are not among them.
         labels_missing_at_most: what any label's count may be too low by, if there were too many; else 0.
     """
 
@@ -138,6 +140,9 @@ class Stats:
     formats: dict[str, int]
     labels: dict[str, int]
     labels_missing_at_most: int
+    labelled: int
+    many_labels: int
+    splits: dict[str, int]
     widths: Histogram
     heights: Histogram
     short_sides: Histogram
@@ -166,6 +171,9 @@ class Stats:
             "formats": self.formats,
             "labels": self.labels,
             "labels_missing_at_most": self.labels_missing_at_most,
+            "labelled": self.labelled,
+            "many_labels": self.many_labels,
+            "splits": self.splits,
             "width": self.widths.summary(),
             "height": self.heights.summary(),
             "short_side": self.short_sides.summary(),
@@ -194,7 +202,8 @@ def count(path: str | Path, *, progress: Callable[[int, int], None]) -> Stats:
         progress(done, len(metas))
         try:
             with store.open(meta) as file:
-                rows, schema = pq.read_table(file, columns=COLUMNS), pq.read_schema(file)
+                schema = pq.read_schema(file)
+                rows = pq.read_table(file, columns=[*COLUMNS, *({"split"} & set(schema.names))])
         except (OSError, pa.ArrowException):
             raise UserError(
                 f"{store.where(meta)} cannot be read: see what else is damaged with `ingest verify {path}`"
@@ -226,6 +235,9 @@ def count(path: str | Path, *, progress: Callable[[int, int], None]) -> Stats:
         formats=dict(tally.formats.most_common()),
         labels={label: count for label, (count,) in tally.labels.top()},
         labels_missing_at_most=tally.labels.missing,
+        labelled=tally.labelled,
+        many_labels=tally.many_labels,
+        splits={split: count for split, (count,) in tally.splits.top()},
         widths=tally.widths,
         heights=tally.heights,
         short_sides=tally.short_sides,
@@ -249,6 +261,8 @@ class _Tally:
         self.losses: dict[tuple[str, str], Losses] = {}
         self.formats: Counter[str] = Counter()
         self.labels = Frequent()
+        self.labelled = self.many_labels = 0
+        self.splits = Frequent()
         self.http_statuses: Counter[int] = Counter()
         self.hosts = Frequent()
         self.columns: set[str] = set()
@@ -269,6 +283,12 @@ class _Tally:
         self.kept += kept.num_rows
         self.formats.update(_value_counts(kept["format"]))
         self.labels.add_all(_value_counts(pc.list_flatten(kept["labels"])))
+        labels = pc.list_value_length(kept["labels"]).to_numpy()
+        self.labelled += int(np.count_nonzero(labels))
+        self.many_labels += int(np.count_nonzero(labels > 1))
+        if "split" in kept.column_names:
+            splits = pc.drop_null(kept["split"].cast(pa.string()))
+            self.splits.add_all(_value_counts(splits))
         widths, heights = (kept[name].to_numpy().astype(np.int64) for name in ("width", "height"))
         self.widths.add(widths)
         self.heights.add(heights)

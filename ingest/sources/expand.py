@@ -53,6 +53,8 @@ def _lists(folder: str, files: Iterator[str]) -> list[str]:
         parts = PurePosixPath(file.removeprefix(folder)).parts
         if any(part.startswith((".", "_")) for part in parts) or PurePosixPath(file).suffix in _BESIDE:
             continue
+        if PurePosixPath(file).name in ("README", "LICENSE"):
+            continue
         kind = list_format(file)
         if kind is None:
             return [folder]
@@ -62,7 +64,7 @@ def _lists(folder: str, files: Iterator[str]) -> list[str]:
         kinds = [kind for kind in kinds if kind not in _DESCRIPTIONS] or kinds
     if not kinds:
         return [folder]
-    lists = sorted(found[kinds[0]])
+    lists = found[kinds[0]]
     if len(kinds) > 1:
         raise UserError(
             f"{folder} holds lists of several kinds, {' and '.join(kinds)}: name those to read, such as "

@@ -6,10 +6,13 @@ import zlib
 from pathlib import Path
 
 from cluster.errors import UserError
-from ingest.dataset.plan_record import SourceRecord
+from ingest.dataset.plan_record import SourceKind, SourceRecord
+from ingest.sources.file_list import FileList, ListedFiles, names_files
 from ingest.sources.folder import FolderSource
 from ingest.sources.image_listing import ImageListing
-from ingest.sources.source import Listing, Source
+from ingest.sources.image_table import ImageTable
+from ingest.sources.source import Images, Listing, Source
+from ingest.sources.table_layout import image_column
 from ingest.sources.tar import TarSource, is_tar
 from ingest.sources.tar_in_place import ForeignTar
 from ingest.sources.url_list import Columns, UrlList, list_format
@@ -17,32 +20,53 @@ from ingest.sources.warc import WarcSource, is_warc
 from ingest.web.opt_outs import ALL, OptOut
 
 
-def open_listing(text: str, columns: Columns, *, heeded: frozenset[OptOut] = ALL) -> Listing:
-    """What `open_images` opens, or a list of URLs, to be planned.
+def open_listing(
+    text: str, columns: Columns, *, heeded: frozenset[OptOut] = ALL, follow_links: bool = False
+) -> Listing:
+    """What `open_images` opens, a table of images, or a list of URLs or of files, to be planned.
 
     Args:
         text: what a user names.
         columns: of a list.
         heeded: ways to opt out that are obeyed of the answers that an archive stores.
+        follow_links: of a folder, those that lead out of it, and to folders.
 
     Raises:
         UserError: it is none of them.
     """
-    if list_format(text) is not None and not Path(text).is_dir():
-        return UrlList(text, columns)
-    return ImageListing(open_images(text, heeded=heeded))
+    if list_format(text) is None or Path(text).is_dir():
+        return ImageListing(open_images(text, heeded=heeded, follow_links=follow_links))
+    if list_format(text) == ("parquet", None) and (image := image_column(text, columns.url)) is not None:
+        return ImageListing(ImageTable(text, image, columns))
+    listed = UrlList(text, columns)
+    return FileList(listed) if names_files(text, listed) else listed
 
 
-def open_planned(source: SourceRecord, location: str) -> Source:
-    """The images of a source that was planned.
+def open_planned(source: SourceRecord, location: str) -> Images:
+    """The images of a source that was planned, by the name that it had then: the location has no links in it.
 
     Raises:
         UserError: they are not there.
     """
-    return ForeignTar(location, source.name) if source.kind.stays_in_place else open_images(location)
+    opened = _opened(source, location)
+    opened.name = source.name
+    return opened
 
 
-def open_images(text: str, *, heeded: frozenset[OptOut] = ALL) -> Source:
+def _opened(source: SourceRecord, location: str) -> Images:
+    match source.kind:
+        case SourceKind.TAR_IN_PLACE:
+            return ForeignTar(location, source.name)
+        case SourceKind.FILES:
+            return ListedFiles(location)
+        case SourceKind.IMAGE_TABLE:
+            image = (source.columns or {}).get("image")
+            assert image is not None
+            return ImageTable(location, image, Columns())
+    return open_images(location, follow_links=bool(source.follow_links))
+
+
+def open_images(text: str, *, heeded: frozenset[OptOut] = ALL, follow_links: bool = False) -> Source:
     """A folder, a tar (a local one, or on S3), or a local WARC; see `open_listing`.
 
     Raises:
@@ -52,7 +76,7 @@ def open_images(text: str, *, heeded: frozenset[OptOut] = ALL) -> Source:
         return _remote_tar(text)
     path = Path(text)
     if path.is_dir():
-        return FolderSource(path)
+        return FolderSource(path, follow_links=follow_links)
     if not path.exists():
         raise UserError(f"source {text} does not exist")
     if path.is_file() and os.access(path, os.R_OK) and is_tar(path):

@@ -1,7 +1,10 @@
 """A tar, plain or compressed by gzip, bzip2, xz or Zstandard: its files, in the order of the archive.
 
-What `ingest.sources.companions` knows as companions of an image goes into the image's row. A link to a member
+A member that is a plain tar itself, as ImageNet's are, stands for its own members: they lie in it as in a
+folder called like it without `.tar`, which is their label. That goes one level deep. A link to a member
 before it has that member's data. Archives that follow each other in one file, as `cat` puts them, are one.
+
+What `ingest.sources.companions` knows as companions of an image goes into the image's row.
 
 Headers are read here and not by `tarfile.TarFile`, which keeps every member in memory, reads extended headers
 of any size, and takes a damaged header for the end of the archive. Nothing is ever extracted: a member's name
@@ -156,6 +159,9 @@ class _Unpacked:
         except (zlib.error, lzma.LZMAError) as error:
             raise TarError("tar_damaged") from error
 
+    def refuse_beyond(self, stop: int) -> None:
+        """Whether it is there, shows when it is read."""
+
     def exactly(self, offset: int, size: int) -> bytes:
         data = self.at_most(offset, size)
         if len(data) < size:
@@ -215,13 +221,68 @@ def _listed(archive: _Unpacked) -> Iterator[Member]:
 
 
 def _members(archive: _Unpacked) -> Iterator[Item]:
+    """The regular files of an archive, and those of the tars in it."""
+    for item in _files(archive, 0):
+        if item.problem or not item.path.lower().endswith(b".tar") or not _begins_a_tar(archive, item):
+            yield item
+            continue
+        folder, count = item.path[: -len(b".tar")], 0
+        try:
+            for inner in _files(_Window(archive, item.offset + item.size), item.offset):
+                path, labels = folder + b"/" + inner.path, first_folder(folder.rpartition(b"/")[2] + b"/")
+                if not inner.path:  # a damaged place
+                    path, labels = item.path, item.labels
+                elif b"/" in inner.path:
+                    labels = first_folder(path)
+                yield replace(inner, path=path, labels=labels)
+                count += 1
+        except TarError as error:
+            # What follows the member can be read all the same, if there is more.
+            yield Item(item.path, problem=error.problem, labels=first_folder(item.path))
+        else:
+            if not count:
+                yield item
+
+
+def _begins_a_tar(archive: _Unpacked, item: Item) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(
+            archive.at_most(item.offset, min(item.size, _BLOCK)), "utf-8", "surrogateescape"
+        )
+    except (tarfile.HeaderError, TarError):
+        return False
+    return True
+
+
+class _Window:
+    """The bytes of an archive up to an offset: those of a tar in it."""
+
+    def __init__(self, archive: _Unpacked, end: int) -> None:
+        self._archive = archive
+        self._end = end
+        self.is_compressed = archive.is_compressed
+
+    def at_most(self, offset: int, size: int) -> bytes:
+        return self._archive.at_most(offset, max(0, min(size, self._end - offset)))
+
+    def refuse_beyond(self, stop: int) -> None:
+        """What a tar in a tar claims of the bytes behind it is not its own."""
+        if stop > self._end:
+            raise TarError("tar_truncated")
+
+    def exactly(self, offset: int, size: int) -> bytes:
+        self.refuse_beyond(offset + size)
+        return self._archive.exactly(offset, size)
+
+
+def _files(archive: _Unpacked | _Window, at: int) -> Iterator[Item]:
     """The files of a USTAR, PAX, GNU or V7 archive; names without ".", ".." and a first slash.
 
     Behind a damaged header, the next one that is sound goes on.
     """
-    at = 0
     extension = _Extension()
     known: dict[bytes, Item] = {}
+    start = at
     while archive.at_most(at, 1):
         header = archive.exactly(at, _BLOCK)
         if not header.strip(b"\0"):
@@ -238,6 +299,7 @@ def _members(archive: _Unpacked) -> Iterator[Item]:
         if not 0 <= info.size < 1 << 63:
             raise TarError("tar_damaged")
         at += _BLOCK
+        archive.refuse_beyond(at + info.size)
         if info.type in _EXTENSIONS:
             extension = _extended(extension, info, archive, at)
             at += _padded(info.size)
@@ -248,6 +310,7 @@ def _members(archive: _Unpacked) -> Iterator[Item]:
         path = _clean(extension.path or info.name.encode("utf-8", "surrogateescape"))
         link = extension.link or info.linkname.encode("utf-8", "surrogateescape")
         extension = _Extension()
+        archive.refuse_beyond(at + size * info.isreg())
         if info.type == tarfile.GNUTYPE_SPARSE:
             at = _after_sparse_map(archive, header, at)
         if info.issym() or info.islnk():
@@ -261,7 +324,7 @@ def _members(archive: _Unpacked) -> Iterator[Item]:
         if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
             at += _padded(size)
     # Many writers leave out the end mark; but the last member must be there to its last byte.
-    archive.exactly(max(at - 1, 0), min(at, 1))
+    archive.exactly(max(at - 1, start), min(at - start, 1))
 
 
 def _problem(info: tarfile.TarInfo) -> str:
@@ -271,7 +334,7 @@ def _problem(info: tarfile.TarInfo) -> str:
     return "" if info.isreg() else "not_a_file"
 
 
-def _linked(path: bytes, target: Item | None, archive: _Unpacked) -> Item:
+def _linked(path: bytes, target: Item | None, archive: _Unpacked | _Window) -> Item:
     """The item of a link: with the data of the member that it names, if that is before it."""
     labels = first_folder(path)
     if target is None:
@@ -293,7 +356,7 @@ def _remember(known: dict[bytes, Item], item: Item) -> None:
         del known[next(iter(known))]
 
 
-def _behind_zeros(archive: _Unpacked, at: int) -> int:
+def _behind_zeros(archive: _Unpacked | _Window, at: int) -> int:
     """Where, from `at` on, a block begins that is not all zeros, or the end: most archives end in zeros."""
     while piece := archive.at_most(at, _PIECE):
         if rest := piece.lstrip(b"\0"):
@@ -302,7 +365,7 @@ def _behind_zeros(archive: _Unpacked, at: int) -> int:
     return at
 
 
-def _next_header(archive: _Unpacked, at: int) -> int:
+def _next_header(archive: _Unpacked | _Window, at: int) -> int:
     """Where, from `at` on, the next sound header begins, or the end."""
     while block := archive.at_most(at, _BLOCK):
         try:
@@ -314,7 +377,9 @@ def _next_header(archive: _Unpacked, at: int) -> int:
     return at
 
 
-def _extended(extension: _Extension, info: tarfile.TarInfo, archive: _Unpacked, at: int) -> _Extension:
+def _extended(
+    extension: _Extension, info: tarfile.TarInfo, archive: _Unpacked | _Window, at: int
+) -> _Extension:
     """What is known of the next member after one more extended header."""
     if info.type == tarfile.XGLTYPE:
         return extension
@@ -358,7 +423,7 @@ def _pax_records(body: bytes) -> dict[bytes, bytes]:
     return records
 
 
-def _after_sparse_map(archive: _Unpacked, header: bytes, at: int) -> int:
+def _after_sparse_map(archive: _Unpacked | _Window, header: bytes, at: int) -> int:
     """Where the data of an old GNU sparse member begins: behind the blocks that continue its map."""
     more = header[482]
     while more:

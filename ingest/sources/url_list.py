@@ -42,7 +42,8 @@ FORMATS = {
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 # As lists found in the wild name them; the first that is there counts.
-URL_NAMES = ("url", "image_url", "imageurl", "image", "link", "img", "src")
+PATH_NAMES = ("path", "file_name", "filename", "file", "filepath", "image_path")
+URL_NAMES = ("url", "image_url", "imageurl", "image", "link", "img", "src", *PATH_NAMES)
 CAPTION_NAMES = ("caption", "text", "alt", "alt_text", "top_caption", "title", "description")
 LABEL_NAMES = ("labels", "label", "hashtags", "tags")
 # What the values of a column can be said to be.
@@ -123,6 +124,11 @@ class UrlList:
         self._labels = self._find("--label-column", columns.labels, LABEL_NAMES)
         for name in columns.types:
             self._find("--column-type", name, ())
+
+    @property
+    def address_column(self) -> str | None:
+        """What the list calls its column of URLs; None if it has no columns at all."""
+        return self._url
 
     def close(self) -> None:
         """Nothing stays open."""

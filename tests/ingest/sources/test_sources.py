@@ -130,10 +130,37 @@ def test_D4_huge_file_is_rejected_unread(tmp_path):
     assert read(FolderSource(tmp_path)) == {b"endless.jpg": PROBLEMS["too_many_bytes"]}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_unreadable_folder_has_a_row(tmp_path):
-    (tmp_path / "closed").mkdir(mode=0)
-    assert read(FolderSource(tmp_path)) == {b"closed": PROBLEMS["io_error"]}
+def test_unreadable_folder_has_a_row(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "a.jpg").write_bytes(b"a")
+    scandir = os.scandir
+
+    def forbidden(path):  # to root, too
+        if path.endswith(b"/closed/"):
+            raise PermissionError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    assert read(FolderSource(tmp_path)) == {b"closed": PROBLEMS["folder_unreadable"], b"open/a.jpg": b"a"}
+
+
+def test_links_are_followed_out_of_a_folder_if_asked_and_never_in_circles(tmp_path):
+    root = tmp_path / "subset"
+    (root / "own").mkdir(parents=True)
+    (tmp_path / "all" / "cat").mkdir(parents=True)
+    (tmp_path / "all" / "cat" / "1.jpg").write_bytes(b"cat")
+    (tmp_path / "all" / "back").symlink_to(root)
+    (root / "cat").symlink_to(tmp_path / "all" / "cat")
+    (root / "own" / "2.jpg").symlink_to(tmp_path / "all" / "cat" / "1.jpg")
+    (root / "own" / "up").symlink_to(root)
+    (root / "all").symlink_to(tmp_path / "all")
+    assert set(read(FolderSource(root)).values()) == {PROBLEMS["link_outside"]}
+    source = FolderSource(root, follow_links=True)
+    there = {name: data for name, data in read(source).items() if isinstance(data, bytes)}
+    assert there == {b"all/cat/1.jpg": b"cat", b"cat/1.jpg": b"cat", b"own/2.jpg": b"cat"}
+    assert source.describe().follow_links is True
+    assert "follow_links" not in FolderSource(root).describe().plain()
 
 
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=120)

@@ -402,6 +402,7 @@ def test_what_lies_elsewhere_and_cannot_be_read_is_a_sentence(monkeypatch):
 
 
 def test_a_bucket_without_credentials_is_a_sentence(monkeypatch):
+    monkeypatch.setattr("s3fs.S3FileSystem.cachable", False)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
