@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small text file so that a reader, or a crash at any instant, sees the old or the new one."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` at the end; whoever has the old one open keeps that."""
     # Two machines may share the folder, and the process number.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
+        yield temporary
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
