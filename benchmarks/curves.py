@@ -5,7 +5,7 @@
 To measure another checkout: PYTHONPATH=CHECKOUT python benchmarks/curves.py FOLDER …
 
 A run has logged eight numbers every ten steps and a ninth now and then; a step is skipped here and there, and
-one row in the middle is a spike. It is compared with a run of 100 rows. The peer is TensorBoard's own loading
+one row in the middle is a spike. It is compared with a run of 100 rows, and with one of as many. The peer is TensorBoard's own loading
 of one of the curves, from a file that torch has written. Seconds are of the whole command, Python's start and
 imports included: "imports" is what these take alone.
 """
@@ -102,6 +102,13 @@ def compare(run: Path, _: int) -> int:
     return out.stat().st_size
 
 
+def compare_two(run: Path, _: int) -> int:
+    """Both runs have all the rows."""
+    out = run.parent / "compare.html"
+    submit("compare", run, run.parent / "again", "--out", out)
+    return out.stat().st_size
+
+
 def report(run: Path, _: int) -> int:
     from pipeline.report.run_report import curves
 
@@ -162,7 +169,18 @@ def tensorboard(run: Path, _: int) -> int:
 
 READERS: dict[str, Callable[[Path, int], int]] = {
     reader.__name__: reader
-    for reader in (compare, report, end_of_stage, export, resume, status, logs, imports, tensorboard)
+    for reader in (
+        compare,
+        compare_two,
+        report,
+        end_of_stage,
+        export,
+        resume,
+        status,
+        logs,
+        imports,
+        tensorboard,
+    )
 }
 
 
@@ -204,6 +222,7 @@ def main() -> None:
             for name, rows in (("short", 100), ("long", count)):
                 words = [str(folder / name), "--rows", str(rows), "--one", "make"]
                 subprocess.run([sys.executable, __file__, *words], check=True)
+            (folder / "again").symlink_to("long")
         for name in asked.only:
             rounds = [measure(name, folder / "long", count) for _ in range(asked.rounds)]
             seconds = sorted(taken for taken, _, _ in rounds)

@@ -5,6 +5,7 @@ They are read a row at a time, from either end: what looks at the end costs the 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from io import BytesIO
@@ -29,18 +30,23 @@ def read_rows(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.endswith(b"\n"):
-                yield parse_row(line, where=f"line {number} of {path}")
+                row = parse_row(line)
+                if row is None:
+                    raise _damaged(f"line {number}", path)
+                yield row
 
 
-def last_row(path: Path, *, up_to_step: int | None = None) -> Row | None:
-    """The last row, or the last whose `step` is not above that; None if there is none.
+def last_row(path: Path, *, up_to_step: float = math.inf) -> Row | None:
+    """The last row whose `step`, if it has one, is not above that; None if there is none.
 
     Raises:
         UserError: if a row is damaged.
     """
     for _, line in lines_from_end(path):
-        row = parse_row(line, where=f"a line near the end of {path}")
-        if up_to_step is None or row["step"] <= up_to_step:
+        row = parse_row(line)
+        if row is None:
+            raise _damaged("a line near the end", path)
+        if row.get("step", 0) <= up_to_step:
             return row
     return None
 
@@ -63,16 +69,14 @@ def lines_from_end(path: Path) -> Iterator[tuple[int, bytes]]:
             yield len(cut), cut
 
 
-def parse_row(line: bytes, *, where: str) -> Row:
-    """A line as a row.
-
-    Raises:
-        UserError: if it is none.
-    """
+def parse_row(line: bytes) -> Row | None:
+    """A line as a row; None if it is none, such as after a power cut."""
     try:
-        row: Row = from_json(line)
-    except ValueError as error:
-        raise UserError(f"{where} is damaged: it is not JSON; remove that line") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is damaged: it is not a JSON object; remove that line")
-    return row
+        row = from_json(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _damaged(where: str, path: Path) -> UserError:
+    return UserError(f"{where} of {path} is damaged: it is not a JSON object; remove that line")

@@ -162,7 +162,7 @@ def _read_run(name: str, folder: Path, recipe: PretrainRecipe) -> ComparedRun:
     collapse: dict[str, Sign] = {}
     curves = {key: Curve() for key, *_ in PANELS}
     for row in read_rows(path) if path.is_file() else ():
-        step, values = row["step"], {k: v for k, v in row.items() if isinstance(v, int | float)}
+        step, values = row["step"], {key: value for key, value in row.items() if value is not None}
         last |= values
         for sign in signs_of_collapse(values) if step > recipe.optim.warmup_steps else ():
             collapse.setdefault(sign, Sign(name=sign, step=step, value=values[sign]))
@@ -172,7 +172,12 @@ def _read_run(name: str, folder: Path, recipe: PretrainRecipe) -> ComparedRun:
     if "loss" not in last:
         raise UserError(f"{folder} has no metrics yet: it writes them every run.log_every steps")
     return ComparedRun(
-        name=name, folder=str(folder), differs={}, last=last, collapse=list(collapse.values()), curves=curves
+        name=name,
+        folder=str(folder),
+        differs={},
+        last={key: value for key, value in last.items() if isinstance(value, int | float)},
+        collapse=list(collapse.values()),
+        curves=curves,
     )
 
 

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cluster.atomic_file import replacing, write_atomically
-from cluster.errors import UserError
 from cluster.json_rows import lines_from_end, parse_row
 
 if TYPE_CHECKING:
@@ -224,7 +223,5 @@ def _open_truncated(path: Path, step: int) -> IO[str]:
 
 def _is_up_to(step: int, line: bytes) -> bool:
     """A line that a power cut has spoilt is none: what a checkpoint knows of is on the disk before it."""
-    try:
-        return bool(parse_row(line, where="").get("step", math.inf) <= step)
-    except UserError:
-        return False
+    row = parse_row(line)
+    return row is not None and bool(row.get("step", math.inf) <= step)

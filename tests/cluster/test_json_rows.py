@@ -73,10 +73,10 @@ def test_rows_are_not_all_held_at_once(tmp_path: Path) -> None:
     assert peak < 300_000
 
 
-@pytest.mark.parametrize(("line", "why"), [('{"step": 2, "lo', "not JSON"), ("[]", "not a JSON object")])
-def test_a_damaged_row_is_named_with_a_way_out(tmp_path: Path, line: str, why: str) -> None:
+@pytest.mark.parametrize("line", ['{"step": 2, "lo', "[]", "", "\0\0"])
+def test_a_damaged_row_is_named_with_a_way_out(tmp_path: Path, line: str) -> None:
     path = write(tmp_path / "rows", f'{{"step": 1}}\n{line}\n')
-    with pytest.raises(UserError, match=f"line 2 of .*rows is damaged: it is {why}; remove that line"):
+    with pytest.raises(UserError, match=r"line 2 of .*rows is damaged: it is not a JSON object; remove that"):
         list(read_rows(path))
-    with pytest.raises(UserError, match=f"near the end of .*rows is damaged: it is {why}; remove that line"):
+    with pytest.raises(UserError, match=r"a line near the end of .*rows is damaged: .*; remove that line"):
         last_row(path)
