@@ -5,9 +5,9 @@
 To measure another checkout: PYTHONPATH=CHECKOUT python benchmarks/curves.py FOLDER …
 
 A run has logged eight numbers every ten steps and a ninth now and then; a step is skipped here and there, and
-one row in the middle is a spike. It is compared with a run of 100 rows, and with one of as many. The peer is TensorBoard's own loading
-of one of the curves, from a file that torch has written. Seconds are of the whole command, Python's start and
-imports included: "imports" is what these take alone.
+one row in the middle is a spike. It is compared with a run of 100 rows ("compare") and with one of as many
+("compare_two"). The peer is TensorBoard's own loading of one of the curves, from the file that torch wrote.
+Seconds are of the whole command, Python's start and imports included: "imports" is what these take alone.
 """
 
 import argparse
