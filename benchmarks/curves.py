@@ -1,4 +1,4 @@
-"""What reads a run's rows, as they grow: seconds, peak memory and bytes written, each in its own process.
+"""What reads a run's rows, as they grow: CPU seconds, peak memory and bytes written, each in its process.
 
     python benchmarks/curves.py FOLDER --rows 10000 100000 1000000
 
@@ -7,7 +7,7 @@ To measure another checkout: PYTHONPATH=CHECKOUT python benchmarks/curves.py FOL
 A run has logged eight numbers every ten steps and a ninth now and then; a step is skipped here and there, and
 one row in the middle is a spike. It is compared with a run of 100 rows ("compare") and with one of as many
 ("compare_two"). The peer is TensorBoard's own loading of one of the curves, from the file that torch wrote.
-Seconds are of the whole command, Python's start and imports included: "imports" is what these take alone.
+CPU seconds are of the whole command, Python's start and imports included: "imports" is what these take alone.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import random
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -185,19 +184,16 @@ READERS: dict[str, Callable[[Path, int], int]] = {
 
 
 def measure(name: str, run: Path, count: int) -> tuple[float, float, int]:
-    """Seconds, peak MB and what the reader says of itself, of a process of its own."""
-    output = run.parent / "output"
+    """CPU seconds, peak MB and what the reader says of itself, of a process of its own."""
     command = [sys.executable, __file__, str(run), "--rows", str(count), "--one", name]
-    before = time.perf_counter()
-    with output.open("w") as file:
+    with (run.parent / "output").open("w") as file:
         child = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE)
         assert child.stderr is not None
         said = child.stderr.read().decode()
         _, code, used = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - before
     if code:
         raise SystemExit(said)
-    return seconds, used.ru_maxrss / 1e3, int(said.splitlines()[-1])
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3, int(said.splitlines()[-1])
 
 
 def main() -> None:
@@ -214,7 +210,7 @@ def main() -> None:
     if asked.one:
         print(READERS[asked.one](asked.folder, asked.rows[0] * EVERY), file=sys.stderr)
         return
-    print(f"{'reader':12} {'rows':>9} {'seconds, median (spread)':>26} {'peak MB':>8} {'written':>12}")
+    print(f"{'reader':12} {'rows':>9} {'CPU s, median (spread)':>26} {'peak MB':>8} {'written':>12}")
     for count in asked.rows:
         folder = asked.folder / str(count)
         if not (folder / "long").exists():
