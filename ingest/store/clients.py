@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 BUCKETS = ("s3://", "gs://", "az://")
 WEB = ("https://", "http://")
-# What botocore gives is renewed by botocore: it is asked again before it can have expired.
-_CREDENTIALS_ASKED_AGAIN = timedelta(minutes=5)
+# What botocore gives is good for ten minutes, or it would have renewed it.
+_CREDENTIALS_LAST = timedelta(minutes=10)
 
 _used_in: int | None = None  # the process in which obstore's threads run
 
@@ -140,7 +140,7 @@ def _renewed(credentials: Any) -> "Callable[[], S3Credential]":
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": datetime.now(UTC) + _CREDENTIALS_ASKED_AGAIN,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_LAST,
         }
 
     return now

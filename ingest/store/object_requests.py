@@ -48,10 +48,12 @@ class _Failure:
 
     def __init__(self, error: Exception) -> None:
         text = str(error)
-        status, code = re.search(r"status code: (\d{3})", text), re.search(r"<Code>(\w+)</Code>", text)
+        status, code = re.search(r"(?:status |\()code: (\d{3})", text), re.search(r"<Code>(\w+)</Code>", text)
         message = re.search(r"<Message>([^<\n]*)", text)
         kind = re.search(r"kind: (Timeout|Connect)\b", text)
         self.status = int(status[1]) if status else 0
+        if "Wanted range starting at" in text:  # told by obstore, of an answer that it did not expect
+            self.status = 416
         self.code = code[1] if code else ""
         self.message = message[1] if message else ""
         self.of_credentials = "token request" in text or "credential provider" in text

@@ -20,11 +20,11 @@ from ingest.store.posix import PosixStore
 from ingest.store.store import Entry
 
 
-@pytest.fixture(params=["posix", "s3"])
+@pytest.fixture(params=["posix", "bucket", "google_bucket", "azure_container"])
 def store(request, tmp_path):
     if request.param == "posix":
         return open_store(tmp_path / "deep" / "out")
-    return open_store(f"{request.getfixturevalue('bucket')}/deep/out/")
+    return open_store(f"{request.getfixturevalue(request.param)}/deep/out/")
 
 
 def publish(store, name, data):
