@@ -51,7 +51,7 @@ class ObjectStore:
 
     def __init__(self, url: str) -> None:
         self._bucket, self._prefix = clients.split(url)
-        self.root = self._bucket + (f"/{self._prefix}" if self._prefix else "")
+        self.root = url.rstrip("/")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ObjectStore) and other.root == self.root

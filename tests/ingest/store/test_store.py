@@ -15,7 +15,7 @@ import pytest
 
 from cluster.errors import UserError
 from ingest.store import object_requests, object_store
-from ingest.store.open import open_store
+from ingest.store.open import home_of, open_store
 from ingest.store.posix import PosixStore
 from ingest.store.store import Entry
 
@@ -184,6 +184,26 @@ def test_a_place_of_another_kind_is_refused():
     for scheme in ("s3", "gs", "az", "https"):
         with pytest.raises(UserError, match=rf"names no bucket: use {scheme}://"):
             open_store(f"{scheme}://")
+
+
+def test_a_dataset_names_files_of_buckets_and_no_other_addresses(tmp_path):
+    own = open_store(tmp_path)
+    for scheme in ("s3", "gs", "az"):
+        home, name = home_of(own, f"{scheme}://bucket/tars/a.tar")
+        assert (home.root, name) == (f"{scheme}://bucket/tars", "a.tar")
+    assert home_of(own, "http://169.254.169.254/latest") == (own, "http://169.254.169.254/latest")
+
+
+def test_missing_credentials_are_one_sentence_everywhere(monkeypatch):
+    monkeypatch.setattr(object_requests, "FIRST_PAUSE_SECONDS", 0.002)
+    for name in [name for name in os.environ if name.startswith(("GOOGLE_", "AZURE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:9")
+    with pytest.raises(UserError, match=r"no credentials for gs://.*: set GOOGLE_APPLICATION_CREDENTIALS"):
+        open_store("gs://bucket-without-credentials/x").prepare()
+    with pytest.raises(UserError, match=r"az://.* cannot be used: .*: set AZURE_STORAGE_ACCOUNT_NAME"):
+        open_store("az://container-without-account/x").prepare()
 
 
 def test_s3_without_botocore_says_what_to_install(monkeypatch):
