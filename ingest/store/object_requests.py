@@ -88,13 +88,16 @@ class _Failure:
         return UserError(f"{place}: the store refused {action}: {self.said}: {self.message}".rstrip(": "))
 
 
-async def call(action: str, place: str, send: Callable[[], Awaitable[T]]) -> T:
+async def call(
+    action: str, place: str, send: Callable[[], Awaitable[T]], *, most_tries: int | None = None
+) -> T:
     """One request, sent again while it fails for a reason that may pass.
 
     Args:
         action: what it does, `get` for one.
         place: what it is about, as a URL; both for people.
         send: sends it, with obstore.
+        most_tries: MOST_TRIES if it is None.
 
     Raises:
         FileNotFoundError: there is no such object (404).
@@ -104,8 +107,9 @@ async def call(action: str, place: str, send: Callable[[], Awaitable[T]]) -> T:
         TimeoutError: it failed too often.
         UserError: the bucket is not there, credentials are missing, or the store refuses the request.
     """
+    most = most_tries or MOST_TRIES
     tries, said = 0, ""
-    while tries < MOST_TRIES:
+    while tries < most:
         if tries:
             longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**tries)
             await asyncio.sleep(random.uniform(longest / 2, longest))
@@ -124,7 +128,7 @@ async def call(action: str, place: str, send: Callable[[], Awaitable[T]]) -> T:
                 raise UserError(f"{missing_credentials(place)} ({said})") from error
             if not failure.of_credentials and not failure.passes():
                 raise failure.meaning(action, place) from error
-    raise OSError(errno.ETIMEDOUT, f"{action} failed {MOST_TRIES} times, at last with {said}", place)
+    raise OSError(errno.ETIMEDOUT, f"{action} failed {most} times, at last with {said}", place)
 
 
 def _is_of_obstore(error: Exception) -> bool:

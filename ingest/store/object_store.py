@@ -37,6 +37,7 @@ MOST_PARTS = 10_000
 READ_AHEAD_BYTES = 8 << 20
 READS_AT_ONCE = 128
 UPLOADS_AT_ONCE = 4
+UPLOAD_TRIES = 3  # of the whole; each of its requests is sent again by itself
 LISTED_AT_ONCE = 1000
 PROBE = ".create-if-absent"
 
@@ -157,13 +158,8 @@ class ObjectStore:
         async def page() -> "Sequence[ObjectMeta]":
             nonlocal pages
             if pages is None:
-                pages = aiter(
-                    client(self._bucket).list(
-                        self._key(folder).rstrip("/"),
-                        offset=last,
-                        chunk_size=LISTED_AT_ONCE,
-                    )
-                )
+                prefix = self._key(folder).rstrip("/")
+                pages = aiter(client(self._bucket).list(prefix, offset=last, chunk_size=LISTED_AT_ONCE))
             try:
                 return await anext(pages)
             except StopAsyncIteration:
@@ -226,7 +222,6 @@ class ObjectStore:
             return
 
         async def send() -> None:
-            # Each of its requests is sent again by itself.
             patient, key = client(self._bucket, patient=True), self._key(name)
             file.seek(0)
             await patient.put_async(key, file, chunk_size=_part_bytes(size), max_concurrency=UPLOADS_AT_ONCE)
@@ -235,7 +230,7 @@ class ObjectStore:
         # Two of the creates may reach the store if an answer is lost: the first is then left to `ingest gc`.
         # A completion that is sent again because its answer was lost may find no such upload.
         with contextlib.suppress(FileNotFoundError):
-            self._call("upload", name, send)
+            run(call("upload", self.where(name), send, most_tries=UPLOAD_TRIES))
 
     def holds(self, name: str, file: io.BufferedIOBase, *, size: int, sha256: str) -> bool:
         """Whether the object is this file: by the MD5 that most stores name it by, or else by reading it."""
@@ -253,12 +248,11 @@ class ObjectStore:
 
     def _put(self, name: str, data: bytes, mode: Any) -> None:
         self._refuse_read_only()
-        key = self._key(name)
-        self._call(
-            "put",
-            name,
-            lambda: client(self._bucket).put_async(key, data, mode=mode, use_multipart=False),
-        )
+
+        def send() -> Awaitable[Any]:
+            return client(self._bucket).put_async(self._key(name), data, mode=mode, use_multipart=False)
+
+        self._call("put", name, send)
 
     def _refuse_read_only(self) -> None:
         if not clients.is_bucket(self.root):
