@@ -136,7 +136,8 @@ class Work:
 
 def works(big: Path) -> list[Work]:
     """What is measured; `big` is the file to upload."""
-    names = (f"commits/{number}.json" for number in itertools.count())
+    started = time.time_ns()
+    names = (f"commits/{started}-{number}.json" for number in itertools.count())
 
     def reading(size: int) -> Callable[[Arm, int], Awaitable[None]]:
         places = random.Random(size)
