@@ -33,6 +33,8 @@ REQUEST_SECONDS = 300  # for one request and its answer
 # Besides every 5xx. 409 comes while another conditional write of the same name is under way.
 _PASSING_STATUS = (408, 409, 429)
 _PASSING_CODES = ("RequestTimeout", "SlowDown", "Throttling", "BadDigest", "IncompleteBody")
+# Without a status: a web server that ignores ranges, and a bucket in another region.
+_LASTING = ("not supported", "redirect without LOCATION")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 
 T = TypeVar("T")
@@ -64,7 +66,7 @@ class _Failure:
 
     def passes(self) -> bool:
         if not self.status:
-            return "non-partial" not in self.said
+            return not any(told in self.said for told in _LASTING)
         if self.status == 501 or self.code.endswith("AlreadyExists"):
             return False
         return self.status >= 500 or self.status in _PASSING_STATUS or self.code in _PASSING_CODES

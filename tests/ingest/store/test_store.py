@@ -4,14 +4,18 @@ import errno
 import hashlib
 import os
 import pickle
+import ssl
 import sys
 import threading
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import trustme
 
 from cluster.errors import UserError
 from ingest.store import object_requests, object_store
@@ -192,6 +196,56 @@ def test_a_dataset_names_files_of_buckets_and_no_other_addresses(tmp_path):
         home, name = home_of(own, f"{scheme}://bucket/tars/a.tar")
         assert (home.root, name) == (f"{scheme}://bucket/tars", "a.tar")
     assert home_of(own, "http://169.254.169.254/latest") == (own, "http://169.254.169.254/latest")
+
+
+def test_a_web_server_without_ranges_and_a_bucket_elsewhere_are_told_at_once(monkeypatch):
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(301 if "bucket" in self.path else 200)
+            self.send_header("Content-Length", "9")
+            self.end_headers()
+            self.wfile.write(b"the whole")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(UserError, match=r"refused get: .*Range request not supported"):
+            open_store(f"{url}/set").read_range("name", 2, 5)
+        for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        with pytest.raises(UserError, match=r"refused get: .*incorrectly configured region"):
+            open_store("s3://bucket-in-another-region/set").read("name")
+        server.shutdown()
+
+
+def test_s3_with_a_certificate_of_its_own(monkeypatch, tmp_path):
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            for name, value in {"Content-Length": "4", "ETag": '"x"', "Last-Modified": formatdate()}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(b"data")
+
+        def log_message(self, *_):
+            pass
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        url = f"https://127.0.0.1:{server.server_port}"
+        for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+        assert open_store("s3://bucket-behind-tls/set").read("name") == b"data"
+        server.shutdown()
 
 
 def test_missing_credentials_are_one_sentence_everywhere(monkeypatch):
