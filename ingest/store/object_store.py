@@ -107,23 +107,27 @@ class ObjectStore:
             return None
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        return bytes(run(self._read_version(name, offset, size, {})))
+        return bytes(run(self._read_range(name, offset, size)))
 
     async def read_ranges(
         self, name: str, starts: Sequence[int], sizes: Sequence[int]
     ) -> "list[Bytes | bytes]":
         """As many `read_range`, each a request of its own, all at once."""
         ranges = zip(starts, sizes, strict=True)
-        return await asyncio.gather(*(self._read_version(name, *one, {}) for one in ranges))
+        return await asyncio.gather(*(self._read_range(name, *one) for one in ranges))
 
-    async def _read_version(self, name: str, offset: int, size: int, version: "Version") -> "Bytes | bytes":
+    async def _read_range(
+        self, name: str, offset: int, size: int, version: "Version | None" = None
+    ) -> "Bytes | bytes":
         """As `read_range`; OSError if the object is no longer the version asked for."""
         if size <= 0:
             return b""
 
         async def send() -> "Bytes":
-            wanted: Version = {"range": (offset, offset + size), **version}
-            answer = await client(self._bucket).get_async(self._key(name), options=wanted)
+            store, key = client(self._bucket), self._key(name)
+            if version is None:  # half the CPU time
+                return await store.get_range_async(key, start=offset, length=size)
+            answer = await store.get_async(key, options={"range": (offset, offset + size), **version})
             return await answer.bytes_async()
 
         try:
@@ -299,7 +303,7 @@ class _RangedFile(io.RawIOBase):
         version: Version = (
             {"if_match": tag} if tag and tag[0] == '"' else {"if_unmodified_since": head["last_modified"]}
         )
-        self._read = functools.partial(store._read_version, name, version=version)
+        self._read = functools.partial(store._read_range, name, version=version)
         self._size = head["size"]
         self._place = 0
 
