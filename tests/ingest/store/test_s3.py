@@ -26,7 +26,7 @@ from ingest.dataset.view import read_view, write_view
 from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings
 from ingest.sources.opening import open_listing
-from ingest.sources.url_list import Columns
+from ingest.sources.url_list import Columns, UrlList, expand
 from ingest.store import clients, object_requests, object_store
 from ingest.store.open import open_store
 from ingest.store.posix import PosixStore
@@ -131,6 +131,19 @@ def test_a_dataset_on_a_web_server_is_read_and_not_written(folder, crawl, bucket
             write()
     with pytest.raises(UserError, match="is on a web server, which does not tell what files it has"):
         read_view(url, "other", root=root)
+
+
+def test_lists_of_urls_are_found_and_read_in_buckets(bucket, tmp_path):
+    store, text = open_store(bucket), b"url\nhttp://a.org/1.jpg\n"
+    for name in ("b.csv", "a.csv", "a.txt", "deep/c.csv"):
+        store.replace(f"lists/{name}", text)
+    assert expand(f"{bucket}/lists/*.csv") == [f"{bucket}/lists/a.csv", f"{bucket}/lists/b.csv"]
+    assert expand(f"{bucket}/**/c.csv") == [f"{bucket}/lists/deep/c.csv"]
+    (tmp_path / "a.csv").write_bytes(text)
+    here, there = (UrlList(f"{place}/a.csv", Columns()) for place in (tmp_path, f"{bucket}/lists"))
+    assert here.describe(print) == there.describe(print)
+    with pytest.raises(UserError, match=r"the list s3://.*/no\.csv cannot be opened: .*No such file"):
+        UrlList(f"{bucket}/lists/no.csv", Columns())
 
 
 def test_many_ranges_at_once_survive_lost_answers(bucket, behind):
