@@ -23,8 +23,6 @@ from pipeline.data.unit_index import UnitIndex
 logger = logging.getLogger(__name__)
 _READ_ATTEMPTS = 5
 _FIRST_PAUSE_SECONDS = 0.1
-# A shard is opened again in some 10 us; the open-files limit may allow fewer.
-_MOST_OPEN = 4_096
 
 R = TypeVar("R")
 
@@ -50,7 +48,7 @@ class Reader:
         self._paths: dict[int, str | None] = {}  # None of a shard that is read through the dataset's store
         self._open: OrderedDict[int, int] = OrderedDict()
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most_open = max(1, min(files // 2, _MOST_OPEN))
+        self._most_open = max(1, files // 2)  # to open a shard again takes some 10 us
         # Workers that need the same units at once take them in different orders, and find what others made.
         self._shuffle = random.Random()
 
