@@ -98,13 +98,13 @@ class Reader:
             UserError: if a file of the dataset is missing.
             OSError: if reading fails again and again; never a reason to substitute the sample.
         """
-        sealed: bytes = self._rows(unit_index)[row].item()[3]
-        data = self.fetch(unit_index, row)
+        offset, size, _, sealed = self._rows(unit_index)[row].item()
+        data = self._range(unit_index, offset, size)
         if hashlib.sha256(data).digest() == sealed:
             return data
         # A fresh descriptor: a network filesystem may have served a stale or torn page.
         self._close(unit_index)
-        data = self.fetch(unit_index, row)
+        data = self._range(unit_index, offset, size)
         if hashlib.sha256(data).digest() == sealed:
             return data
         raise BadSampleError(f"{len(data)} bytes whose sha256 is not the sealed one")
@@ -117,7 +117,9 @@ class Reader:
             OSError: if the last attempt fails too.
         """
         offset, size, _, _ = self._rows(unit_index)[row].item()
+        return self._range(unit_index, offset, size)
 
+    def _range(self, unit_index: int, offset: int, size: int) -> bytes:
         def read() -> bytes:
             descriptor = self._descriptor(unit_index)
             if descriptor is None:
