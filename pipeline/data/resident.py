@@ -23,6 +23,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.image.crops import FLIP, crop_box
 from pipeline.data.image.resample import crop_and_resize, installed_fixed_point
 from pipeline.data.image.views import geometry
+from pipeline.data.node_cache import CachePlace
 from pipeline.data.rank_batches import RankBatches
 from pipeline.data.reader import BadSampleError, Reader
 from pipeline.data.workers import numbered
@@ -63,6 +64,7 @@ class ResidentImages:
     Args:
         groups: the crops that are cut, by name.
         workers: processes that decode.
+        cache: see `Reader`.
 
     Attributes:
         groups: as given.
@@ -74,17 +76,23 @@ class ResidentImages:
     """
 
     def __init__(
-        self, dataset: Dataset, groups: Mapping[str, CropGroup], *, workers: int, device: torch.device
+        self,
+        dataset: Dataset,
+        groups: Mapping[str, CropGroup],
+        *,
+        workers: int,
+        device: torch.device,
+        cache: CachePlace | None = None,
     ) -> None:
         self.groups, self._fixed_point = groups, installed_fixed_point()
-        width, height = _size_of_first(dataset)
+        width, height = _size_of_first(dataset, cache)
         _refuse_small_crops(dataset, groups, width, height)
         _refuse_little_memory(dataset, width, height, device)
         self.pixels = torch.empty((len(dataset), height, width, 3), dtype=torch.uint8, device=device)
         self.bad: dict[int, str] = {}
         chunks = -(-len(dataset) // _DECODED_AT_ONCE)
         decoded = numbered(
-            _Decoder(dataset, width, height),
+            _Decoder(dataset, width, height, cache),
             0,
             workers=min(workers, chunks),
             pin_memory=device.type == "cuda",
@@ -164,21 +172,23 @@ class _Decoded:
 class _Decoder:
     """Decodes chunks of a dataset by number, in whichever process it is called; behind the last, none."""
 
-    def __init__(self, dataset: Dataset, width: int, height: int) -> None:
-        self._dataset, self._size = dataset, (width, height)
+    def __init__(self, dataset: Dataset, width: int, height: int, cache: CachePlace | None) -> None:
+        self._dataset, self._size, self._cache = dataset, (width, height), cache
         self._ends = np.cumsum(dataset.counts)
         self._reader: Reader | None = None
 
     def __call__(self, number: int) -> _Decoded:
         if self._reader is None:
-            self._reader = Reader(self._dataset, units=2)
+            self._reader = Reader(self._dataset, self._cache)
         width, height = self._size
         first = number * _DECODED_AT_ONCE
         last = min(first + _DECODED_AT_ONCE, len(self._dataset))
-        pixels, bad = np.zeros((max(0, last - first), height, width, 3), np.uint8), {}
-        for position in range(first, last):
-            unit = int(np.searchsorted(self._ends, position, side="right"))
-            row = int(position - self._ends[unit] + self._dataset.counts[unit])
+        positions = np.arange(first, last)
+        units = np.searchsorted(self._ends, positions, side="right")
+        rows = positions - self._ends[units] + self._dataset.counts[units]
+        self._reader.keep(units.tolist())
+        pixels, bad = np.zeros((len(positions), height, width, 3), np.uint8), {}
+        for position, unit, row in zip(positions.tolist(), units.tolist(), rows.tolist(), strict=True):
             try:
                 image = decode(self._reader.read(unit, row))
             except (BadSampleError, ImageError) as error:
@@ -194,11 +204,12 @@ class _Decoder:
         return _Decoded(pixels=torch.from_numpy(pixels), bad=bad)
 
 
-def _size_of_first(dataset: Dataset) -> tuple[int, int]:
+def _size_of_first(dataset: Dataset, cache: CachePlace | None) -> tuple[int, int]:
     """Width and height of the first image that can be decoded."""
-    reader = Reader(dataset, units=2)
+    reader = Reader(dataset, cache)
     try:
         for unit, count in enumerate(dataset.counts.tolist()):
+            reader.keep([unit])
             for row in range(count):
                 try:
                     return decode(reader.read(unit, row)).size
