@@ -159,7 +159,7 @@ class RawBatches:
         self._reader: Reader | None = None
 
     def __call__(self, number: int) -> RawBatch:
-        self._reader = self._reader or Reader(self._dataset, units=64)
+        self._reader = self._reader or Reader(self._dataset)
         read = self._reader.read if self._checked else self._reader.fetch
         first = number * RAW_BATCH % len(self._places)
         samples = [read(*place) for place in self._places[first : first + RAW_BATCH]]
@@ -181,7 +181,7 @@ def measure_raw(root: Path, passes: int, workers: int, *, checked: bool) -> floa
         while done < total:
             done += len(next(batches).sizes)
         return done / (time.perf_counter() - start)
-    reader = Reader(dataset, units=64)
+    reader = Reader(dataset)
     read = reader.read if checked else reader.fetch
     places = [(unit, row) for unit, count in enumerate(dataset.counts.tolist()) for row in range(count)]
     read(*places[0])

@@ -22,31 +22,17 @@ from ingest.dataset.view import ViewBitmaps, read_view
 from ingest.store.open import home_of, open_store
 from ingest.store.store import Store
 
-_BLOCKS_KEPT = 4
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class UnitRows:
-    """The samples of one unit in slot order: those that are kept and, with a view, in the view.
-
-    Attributes:
-        offsets, sizes: where each image lies in the unit's tar, bytes, (n,) int64.
-        sha256: of each image's bytes, (n, 32) uint8.
-        keys: see `ingest.dataset.keys`, (n,) uint64.
-        labels: the first label of each, None without one.
-    """
-
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    sha256: NDArray[np.uint8]
-    keys: NDArray[np.uint64]
-    labels: list[str | None]
+# What a reader needs of a sample: where its bytes lie in the unit's tar, its slot, and their sha256.
+ROW = np.dtype([("offset", "<u8"), ("size", "<u8"), ("slot", "<u4"), ("sha256", "V32")])
+# Of 4,096 units each: a billion samples of units of 16,384 have 15. A reader of shuffled windows uses all.
+_BLOCKS_KEPT = 64
+_COLUMNS = {"shard": ["shard"], "meta": ["meta", "meta_sha256"]}
 
 
 class UnitFiles:
     """Names of units' files, read from the sealed list when asked for: there can be a million of them.
 
-    The list comes in blocks, of which the last few used are kept.
+    The list comes in blocks, of which the last used are kept.
 
     Args:
         store: the dataset's files.
@@ -59,10 +45,19 @@ class UnitFiles:
         self._listing = listing
         self._rows = rows
         self._starts: NDArray[np.int64] | None = None  # the first row of each block, and the end
-        self._blocks: OrderedDict[int, pa.Table] = OrderedDict()
+        self._blocks: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
 
     def name(self, unit_index: int, kind: Literal["shard", "meta"]) -> str:
         """Of a unit's tar or Parquet file, in the dataset; see `store.home_of` for tars elsewhere."""
+        name: str = self._row(unit_index, kind)[kind].as_py()
+        return name
+
+    def meta_sha256(self, unit_index: int) -> bytes:
+        """Of a unit's Parquet file: what its rows are known by, in whichever dataset."""
+        digest: bytes = self._row(unit_index, "meta")["meta_sha256"].as_py()
+        return digest
+
+    def _row(self, unit_index: int, kind: str) -> dict[str, pa.Scalar]:
         row = int(self._rows[unit_index])
         if self._starts is None:
             with self._store.open(self._listing) as file:
@@ -70,16 +65,16 @@ class UnitFiles:
             sizes = [metadata.row_group(block).num_rows for block in range(metadata.num_row_groups)]
             self._starts = np.cumsum([0, *sizes])
         block = int(np.searchsorted(self._starts, row, side="right")) - 1
-        if block not in self._blocks:
+        if (kind, block) not in self._blocks:
             with open_parquet(self._store, self._listing) as parquet:
-                self._blocks[block] = parquet.read_row_group(
-                    block, columns=["shard", "meta"], use_threads=False
+                self._blocks[kind, block] = parquet.read_row_group(
+                    block, columns=_COLUMNS[kind], use_threads=False
                 )
-        self._blocks.move_to_end(block)
+        self._blocks.move_to_end((kind, block))
         while len(self._blocks) > _BLOCKS_KEPT:
             self._blocks.popitem(last=False)
-        name: str = self._blocks[block][kind][row - int(self._starts[block])].as_py()
-        return name
+        table = self._blocks[kind, block]
+        return {column: table[column][row - int(self._starts[block])] for column in _COLUMNS[kind]}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,17 +121,37 @@ class Dataset:
         home, name = home_of(self.store, self.files.name(unit_index, "shard"))
         return home.read_range(name, offset, size)
 
-    def unit_rows(self, unit_index: int) -> UnitRows:
-        """Read one unit's rows; the caller keeps them as long as it needs them."""
-        table = self.kept_rows(unit_index, ["offset", "size", "sha256", "labels"])
-        slots = table["slot"].to_numpy()
-        return UnitRows(
-            offsets=table["offset"].to_numpy().astype(np.int64),
-            sizes=table["size"].to_numpy().astype(np.int64),
-            sha256=np.frombuffer(b"".join(table["sha256"].to_pylist()), np.uint8).reshape(-1, 32),
-            keys=keys_of(int(self.units[unit_index]), slots),
-            labels=[labels[0] if labels else None for labels in table["labels"].to_pylist()],
-        )
+    def unit_rows(self, unit_index: int) -> NDArray[np.void]:
+        """One unit's samples in slot order, those in the view: (n,) `ROW`.
+
+        Raises:
+            UserError: its metadata is not what was sealed.
+        """
+        name, sealed = self.files.name(unit_index, "meta"), self.files.meta_sha256(unit_index)
+        data = self.store.read(name)
+        if hashlib.sha256(data).digest() != sealed:
+            data = self.store.read(name)  # a network file system may have served a torn page
+        if hashlib.sha256(data).digest() != sealed:
+            raise _damaged(self.store, name)
+        with pq.ParquetFile(pa.BufferReader(data)) as parquet:
+            table = self._kept(unit_index, parquet, ["offset", "size", "sha256"]).combine_chunks()
+        rows = np.empty(len(table), ROW)
+        for column in ("offset", "size", "slot"):
+            rows[column] = table[column].to_numpy()
+        if len(table):
+            # Arrow's own buffer: Python's objects would take ten times as long.
+            digests = table["sha256"].chunk(0)
+            rows["sha256"] = np.frombuffer(digests.buffers()[1], "V32", len(table), 32 * digests.offset)
+        return rows
+
+    def unit_keys(self, unit_index: int) -> NDArray[np.uint64]:
+        """The keys of one unit's samples, see `ingest.dataset.keys`, (n,)."""
+        return keys_of(int(self.units[unit_index]), self.kept_rows(unit_index, [])["slot"].to_numpy())
+
+    def unit_labels(self, unit_index: int) -> list[str | None]:
+        """The first label of each of one unit's samples, None without one."""
+        labels = self.kept_rows(unit_index, ["labels"])["labels"].to_pylist()
+        return [of_sample[0] if of_sample else None for of_sample in labels]
 
     def classes(self) -> tuple[str, ...]:
         """Distinct first labels, sorted. Reads the labels of every unit."""
@@ -148,10 +163,13 @@ class Dataset:
 
     def kept_rows(self, unit_index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One unit's samples in slot order: `slot`, and those of the columns that it has; None for all."""
+        with open_parquet(self.store, self.files.name(unit_index, "meta")) as parquet:
+            return self._kept(unit_index, parquet, columns)
+
+    def _kept(self, unit_index: int, parquet: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
         read = None if columns is None else list(dict.fromkeys(["slot", "status", *columns]))
         # One thread: loader workers are forked, and threads do not survive that.
-        with open_parquet(self.store, self.files.name(unit_index, "meta")) as parquet:
-            table = parquet.read(columns=read, use_threads=False)
+        table = parquet.read(columns=read, use_threads=False)
         table = table.filter(pc.equal(table["status"], "kept"))
         if self.view is not None:
             table = table.filter(self.view.keeps(int(self.units[unit_index]))[table["slot"].to_numpy()])
@@ -241,9 +259,13 @@ def open_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowException, OSError) as error:
         if not is_damage(error):
             raise
-        raise UserError(
-            f"{store.where(name)} is damaged, restore it from a copy; `ingest verify` names all such"
-        ) from error
+        raise _damaged(store, name) from error
+
+
+def _damaged(store: Store, name: str) -> UserError:
+    return UserError(
+        f"{store.where(name)} is damaged, restore it from a copy; `ingest verify` names all such"
+    )
 
 
 def is_damage(error: Exception) -> bool:

@@ -95,23 +95,29 @@ class _Batches:
         self._ends = np.cumsum(dataset.counts)
         # Opened in the process that reads: file descriptors do not travel.
         self._reader: Reader | None = None
-        self._labels: tuple[int, list[str | None]] | None = None
+        self._labels: dict[int, list[str | None]] = {}
 
     def __call__(self, number: int) -> ImageBatch:
         positions = self._positions[number * self._size : (number + 1) * self._size]
+        units = np.searchsorted(self._ends, positions, side="right")
+        rows = positions - self._ends[units] + self._dataset.counts[units]
+        self._keep(np.unique(units).tolist())
         side = self._preprocessing.image_size
         images, keys, labels = np.empty((len(positions), side, side, 3), np.uint8), [], []
-        for index, position in enumerate(positions):
-            unit = int(np.searchsorted(self._ends, position, side="right"))
-            row = int(position - self._ends[unit] + self._dataset.counts[unit])
+        for index, (unit, row) in enumerate(zip(units.tolist(), rows.tolist(), strict=True)):
             images[index] = np.asarray(fit_image(self._image(unit, row), self._preprocessing))
             keys.append(self._open_reader().key(unit, row))
-            labels.append(self._label(unit, row))
+            labels.append(self._labels[unit][row])
         return ImageBatch(
             images=torch.from_numpy(images).permute(0, 3, 1, 2),
             keys=torch.tensor(keys, dtype=torch.int64),
             labels=labels,
         )
+
+    def _keep(self, units: list[int]) -> None:
+        """Keep what is known of a batch's units, for the next one may need them, and of no others."""
+        self._open_reader().keep(units)
+        self._labels = {unit: self._labels.get(unit) or self._dataset.unit_labels(unit) for unit in units}
 
     def _image(self, unit: int, row: int) -> Image.Image:
         """A decoded sample; unlike training, an evaluation takes no substitutes."""
@@ -126,13 +132,8 @@ class _Batches:
 
     def _open_reader(self) -> Reader:
         if self._reader is None:
-            self._reader = Reader(self._dataset, units=64)
+            self._reader = Reader(self._dataset)
         return self._reader
-
-    def _label(self, unit: int, row: int) -> str | None:
-        if self._labels is None or self._labels[0] != unit:
-            self._labels = (unit, self._dataset.unit_rows(unit).labels)
-        return self._labels[1][row]
 
 
 def evenly_spaced(total: int, limit: int | None) -> NDArray[np.int64]:

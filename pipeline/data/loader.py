@@ -10,6 +10,7 @@ from ingest.dataset.open import open_dataset
 from pipeline.data.batch import Batch, Inputs
 from pipeline.data.image.views import crops_by_name
 from pipeline.data.modality import modality_of
+from pipeline.data.node_cache import CachePlace
 from pipeline.data.order import plan_order, rank_rows
 from pipeline.data.rank_batches import RankBatches
 from pipeline.data.resident import RankBoxes, ResidentImages
@@ -27,6 +28,7 @@ class Loader:
         device: where `augment` works.
         resident: decode all images now and keep them on the device, where the crops are then cut: the same
             crops. For images of one size that fit.
+        cache: where the node's readers share what they know of the dataset.
 
     Attributes:
         steps_per_epoch: micro-batches of one epoch.
@@ -46,6 +48,7 @@ class Loader:
         workers: int,
         device: torch.device,
         resident: bool = False,
+        cache: CachePlace | None = None,
     ) -> None:
         self._workers, self._device = workers, device
         dataset = open_dataset(data.root, sealed=data.sealed, view=data.view)
@@ -53,7 +56,7 @@ class Loader:
         rows = rank_rows(data.batch_size, rank=rank, world_size=world_size)
         self.dataset = dataset
         self._modality = modality_of(data)
-        self._batches = RankBatches(dataset, self._modality, order, rows)
+        self._batches = RankBatches(dataset, self._modality, order, rows, cache)
         self._identity = {
             "root": dataset.root,
             "view": data.view,

@@ -39,6 +39,12 @@ class Order:
         return self.batch_size // self.lanes
 
     @property
+    def windows(self) -> int:
+        """Windows of one lane, whose remainder joins the last: a few rows would neither mix nor offer
+        substitutes."""
+        return max(self.lane_length // self.window, 1)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Batches of one epoch, the same on every rank."""
         return self.lane_length // self.lane_rows
@@ -108,16 +114,75 @@ def global_batch(
     numbers = np.arange(order.batch_size, dtype=np.int64)[rows]
     lane = numbers // order.lane_rows
     row = step * order.lane_rows + numbers % order.lane_rows
-    # The remainder of a lane joins its last window: a few rows would neither mix nor offer substitutes.
-    window = np.minimum(row // order.window, max(order.lane_length // order.window, 1) - 1)
+    window = np.minimum(row // order.window, order.windows - 1)
     start = window * order.window
-    is_last = start + 2 * order.window > order.lane_length
-    size = np.where(is_last, order.lane_length - start, order.window)
+    size = np.where(window == order.windows - 1, order.lane_length - start, order.window)
     keys = derive_key(_WINDOW, order.seed, epoch, lane, window)
     inside = permute((row - start + np.asarray(ahead, np.int64)) % size, size, keys)
-    turn = int(derive_key(_TURN, order.seed, epoch)[0] % np.uint64(order.samples))
-    positions: NDArray[np.int64] = (lane * order.lane_length + start + inside + turn) % order.samples
-    return positions
+    positions: NDArray[np.int64] = lane * order.lane_length + start + inside
+    return (positions + _turn(order, epoch)) % order.samples
+
+
+def _turn(order: Order, epoch: int) -> int:
+    return int(derive_key(_TURN, order.seed, epoch)[0] % np.uint64(order.samples))
+
+
+def windows_at(order: Order, step: int) -> range:
+    """The windows, counted in each lane alike, that the batch of a step takes rows from."""
+    first, last = step * order.lane_rows, (step + 1) * order.lane_rows - 1
+    return range(_window(order, first), _window(order, last) + 1)
+
+
+def windows_after(order: Order, epoch: int, windows: range) -> tuple[int, range]:
+    """The epoch and the windows of the first batch that needs others than these, and later ones."""
+    step = windows.stop * order.window // order.lane_rows
+    if windows.stop == order.windows or step >= order.steps_per_epoch:
+        return epoch + 1, windows_at(order, 0)
+    return epoch, windows_at(order, step)
+
+
+def share_of_step(order: Order, step: int, count: int) -> slice:
+    """Of `count` things to do while the last window of this step lasts, those for this step.
+
+    All steps of a window together do each of them once, evenly spread.
+    """
+    window = _window(order, (step + 1) * order.lane_rows - 1)
+    start = window * order.window
+    size = (order.lane_length if window == order.windows - 1 else start + order.window) - start
+    before, after = step * order.lane_rows - start, (step + 1) * order.lane_rows - start
+    if step == order.steps_per_epoch - 1:
+        after = size
+    return slice(max(before, 0) * count // size, after * count // size)
+
+
+def _window(order: Order, row: int) -> int:
+    return min(row // order.window, order.windows - 1)
+
+
+def units_of(
+    order: Order, index: EpochIndex, *, epoch: int, rows: slice, windows: range
+) -> NDArray[np.int64]:
+    """The shards that some windows touch, in all lanes that a rank takes rows from: O(shards) time.
+
+    Args:
+        index: of the epoch.
+        rows: of every global batch, which the rank takes.
+
+    Returns:
+        Indices in the dataset, ascending.
+    """
+    lanes = np.arange(rows.start // order.lane_rows, (rows.stop - 1) // order.lane_rows + 1)
+    start = windows.start * order.window
+    stop = order.lane_length if windows.stop == order.windows else windows.stop * order.window
+    first = (lanes * order.lane_length + start + _turn(order, epoch)) % order.samples
+    last = (first + stop - start - 1) % order.samples
+    # Each stretch of the axis covers neighbouring places; one that runs over the axis' end covers both ends.
+    opened, closed = (np.searchsorted(index.ends, position, side="right") for position in (first, last))
+    change = np.zeros(len(index.ends) + 1, np.int64)
+    np.add.at(change, opened, 1)
+    np.add.at(change, closed + 1, -1)
+    change[0] += np.count_nonzero(last < first)
+    return np.sort(index.shards[np.cumsum(change[:-1]) > 0])
 
 
 def smallest_window(order: Order) -> int:

@@ -1,7 +1,6 @@
 """One rank's rows of any global batch, by its number: read, cut, and draw what the device will do."""
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from ingest.dataset.open import Dataset
 from pipeline.data import order as orders
 from pipeline.data.batch import Batch
 from pipeline.data.modality import Modality
+from pipeline.data.node_cache import CachePlace
 from pipeline.data.philox import uniforms
 from pipeline.data.reader import BadSampleError, Reader
 
@@ -32,16 +32,27 @@ class RankBatches:
     Args:
         modality: what becomes of a sample.
         rows: the rank's rows of every global batch.
+        cache: see `Reader`.
 
     Attributes:
         count: of the rank's rows.
     """
 
-    def __init__(self, dataset: Dataset, modality: Modality, order: orders.Order, rows: slice) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        modality: Modality,
+        order: orders.Order,
+        rows: slice,
+        cache: CachePlace | None = None,
+    ) -> None:
         self._dataset, self._modality, self._order, self._rows = dataset, modality, order, rows
+        self._cache = cache
         self.count: int = rows.stop - rows.start
         self._reader: Reader | None = None
-        self._index: tuple[int, orders.EpochIndex] | None = None
+        self._indices: dict[int, orders.EpochIndex] = {}
+        self._in_use: tuple[int, range] | None = None
+        self._coming: list[int] = []
 
     @property
     def view_bytes(self) -> int:
@@ -73,7 +84,9 @@ class RankBatches:
         """
         epoch, step_of_epoch = divmod(step, self._order.steps_per_epoch)
         reader = self._open_reader()
+        self._follow_windows(epoch, step_of_epoch)
         places = self.places(step)
+        reader.open({unit_index for unit_index, _ in places})
         keys = np.array([reader.key(*place) for place in places], np.int64)
         draws = self._draws(epoch, keys, np.zeros(self.count, np.int64))
         for number, place in enumerate(places):
@@ -93,11 +106,37 @@ class RankBatches:
 
     def _places(self, epoch: int, step: int, rows: slice, ahead: int) -> list[tuple[int, int]]:
         """The (unit index, row) of some rows of a global batch."""
-        if self._index is None or self._index[0] != epoch:
-            self._index = (epoch, orders.epoch_index(self._order, self._dataset.counts, epoch=epoch))
         positions = orders.global_batch(self._order, epoch=epoch, step=step, rows=rows, ahead=ahead)
-        units, unit_rows = orders.locate(self._index[1], positions)
+        units, unit_rows = orders.locate(self._index_of(epoch), positions)
         return list(zip(units.tolist(), unit_rows.tolist(), strict=True))
+
+    def _index_of(self, epoch: int) -> orders.EpochIndex:
+        if epoch not in self._indices:
+            # Towards an epoch's end the next one's is needed, too.
+            self._indices = {known: index for known, index in self._indices.items() if known == epoch - 1}
+            self._indices[epoch] = orders.epoch_index(self._order, self._dataset.counts, epoch=epoch)
+        return self._indices[epoch]
+
+    def _follow_windows(self, epoch: int, step: int) -> None:
+        """Keep what is known of the units in use, and make a share of those of the next windows ready.
+
+        All lanes change windows at about the same step: without this they would all wait then.
+        """
+        windows = orders.windows_at(self._order, step)
+        if self._in_use != (epoch, windows):
+            live = self._units(epoch, windows)
+            self._open_reader().keep(live)
+            coming = self._units(*orders.windows_after(self._order, epoch, windows))
+            self._coming = [unit_index for unit_index in coming if unit_index not in live]
+            self._in_use = epoch, windows
+        for unit_index in self._coming[orders.share_of_step(self._order, step, len(self._coming))]:
+            self._open_reader().prepare(unit_index)
+
+    def _units(self, epoch: int, windows: range) -> dict[int, None]:
+        """The units of some windows of the rank's lanes, ascending."""
+        index = self._index_of(epoch)
+        units = orders.units_of(self._order, index, epoch=epoch, rows=self._rows, windows=windows)
+        return dict.fromkeys(units.tolist())
 
     def _substitute(self, epoch: int, step: int, number: int, ahead: int) -> tuple[int, int]:
         """The place `ahead` rows after the batch's row `number`, in its window."""
@@ -143,7 +182,5 @@ class RankBatches:
 
     def _open_reader(self) -> Reader:
         if self._reader is None:
-            per_window = math.ceil(self._order.window * len(self._dataset.counts) / self._order.samples) + 2
-            lanes = math.ceil(self.count / self._order.lane_rows)
-            self._reader = Reader(self._dataset, units=lanes * per_window)
+            self._reader = Reader(self._dataset, self._cache)
         return self._reader

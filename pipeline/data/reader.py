@@ -1,23 +1,30 @@
 """Samples by (shard, row): ranged reads at offsets known from the metadata, checked against their sha256."""
 
+import contextlib
 import hashlib
 import logging
 import os
+import random
 import resource
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cluster.errors import UserError
-from ingest.dataset.keys import key_name
-from ingest.dataset.open import Dataset, UnitRows
+from ingest.dataset.keys import key_name, key_of
+from ingest.dataset.open import Dataset
+from pipeline.data.node_cache import CachePlace, default_place
+from pipeline.data.unit_index import UnitIndex
 
 logger = logging.getLogger(__name__)
 _READ_ATTEMPTS = 5
 _FIRST_PAUSE_SECONDS = 0.1
+# A shard is opened again in some 10 us; the open-files limit may allow fewer.
+_MOST_OPEN = 4_096
 
 R = TypeVar("R")
 
@@ -26,27 +33,50 @@ class BadSampleError(Exception):
     """A sample that nobody can use: its bytes are not the sealed ones, or they are no image."""
 
 
-@dataclass(frozen=True)
-class _OpenUnit:
-    descriptor: int | None  # None if the shard is read through the dataset's store
-    rows: UnitRows
-    offsets: list[int]
-    sizes: list[int]
-
-
 class Reader:
-    """Reads samples of one dataset; keeps the shards and the rows of the units it used last.
+    """Reads samples of one dataset; keeps the shards used last open, and what it knows of units until told.
 
     Args:
         dataset: a sealed dataset.
-        units: how many units to keep open at most; the open-files limit may lower it.
+        cache: where the node's readers share what they know of units.
+
+    Raises:
+        UserError: see `UnitIndex`.
     """
 
-    def __init__(self, dataset: Dataset, *, units: int) -> None:
+    def __init__(self, dataset: Dataset, cache: CachePlace | None = None) -> None:
         self._dataset = dataset
+        self._index = UnitIndex(dataset, cache or default_place())
+        self._paths: dict[int, str | None] = {}  # None of a shard that is read through the dataset's store
+        self._open: OrderedDict[int, int] = OrderedDict()
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._capacity = max(1, min(units, files // 2))
-        self._open: OrderedDict[int, _OpenUnit] = OrderedDict()
+        self._most_open = max(1, min(files // 2, _MOST_OPEN))
+        # Workers that need the same units at once take them in different orders, and find what others made.
+        self._shuffle = random.Random()
+
+    def keep(self, units: Iterable[int]) -> None:
+        """From now on these units are read: what is known of others is forgotten."""
+        live = set(units)
+        self._index.keep(live)
+        for unit_index in self._paths.keys() - live:
+            self._close(unit_index)
+            del self._paths[unit_index]
+
+    def open(self, units: Iterable[int]) -> None:
+        """Read what is to be known of these units, unless it is.
+
+        Raises:
+            UserError, OSError: as `fetch`.
+        """
+        new = [unit_index for unit_index in units if unit_index not in self._index]
+        self._shuffle.shuffle(new)
+        for unit_index in new:
+            self._rows(unit_index)
+
+    def prepare(self, unit_index: int) -> None:
+        """Make a unit quick to open, on this node; trouble will show when it is opened."""
+        with contextlib.suppress(UserError, OSError):
+            self._index.ensure(unit_index)
 
     def key(self, unit_index: int, row: int) -> int:
         """A sample's key as an integer.
@@ -54,7 +84,8 @@ class Reader:
         Raises:
             UserError, OSError: as `fetch`.
         """
-        return int(self._unit_at_last(unit_index).rows.keys[row])
+        slot = self._rows(unit_index)["slot"][row]
+        return key_of(int(self._dataset.units[unit_index]), int(slot))
 
     def name(self, unit_index: int, row: int) -> str:
         """Where a sample is, for people: its shard and key."""
@@ -69,13 +100,14 @@ class Reader:
             UserError: if a file of the dataset is missing.
             OSError: if reading fails again and again; never a reason to substitute the sample.
         """
+        sealed: bytes = self._rows(unit_index)[row].item()[3]
         data = self.fetch(unit_index, row)
-        if self._is_sealed(unit_index, row, data):
+        if hashlib.sha256(data).digest() == sealed:
             return data
         # A fresh descriptor: a network filesystem may have served a stale or torn page.
         self._close(unit_index)
         data = self.fetch(unit_index, row)
-        if self._is_sealed(unit_index, row, data):
+        if hashlib.sha256(data).digest() == sealed:
             return data
         raise BadSampleError(f"{len(data)} bytes whose sha256 is not the sealed one")
 
@@ -87,18 +119,25 @@ class Reader:
             OSError: if the last attempt fails too.
         """
 
+        offset, size, _, _ = self._rows(unit_index)[row].item()
+
         def read() -> bytes:
-            unit = self._unit(unit_index)
-            if unit.descriptor is None:
-                return self._dataset.read_shard(unit_index, unit.offsets[row], unit.sizes[row])
-            return os.pread(unit.descriptor, unit.sizes[row], unit.offsets[row])
+            descriptor = self._descriptor(unit_index)
+            if descriptor is None:
+                return self._dataset.read_shard(unit_index, offset, size)
+            return os.pread(descriptor, size, offset)
 
         return self._retried(unit_index, read)
 
-    def _unit_at_last(self, unit_index: int) -> _OpenUnit:
-        """The unit, opened if need be."""
-        unit = self._open.get(unit_index)
-        return self._retried(unit_index, lambda: self._unit(unit_index)) if unit is None else unit
+    def close(self) -> None:
+        """Close every shard."""
+        for unit_index in list(self._open):
+            self._close(unit_index)
+
+    def _rows(self, unit_index: int) -> NDArray[np.void]:
+        if unit_index in self._index:
+            return self._index.rows(unit_index)
+        return self._retried(unit_index, lambda: self._index.rows(unit_index))
 
     def _retried(self, unit_index: int, action: Callable[[], R]) -> R:
         for attempt in range(_READ_ATTEMPTS):
@@ -121,31 +160,23 @@ class Reader:
                 self._close(unit_index)
         raise AssertionError("the last attempt returns or raises")
 
-    def close(self) -> None:
-        """Close every shard."""
-        for unit_index in list(self._open):
-            self._close(unit_index)
-
-    def _is_sealed(self, unit_index: int, row: int, data: bytes) -> bool:
-        sealed: bytes = self._unit_at_last(unit_index).rows.sha256[row].tobytes()
-        return hashlib.sha256(data).digest() == sealed
-
-    def _unit(self, unit_index: int) -> _OpenUnit:
-        unit = self._open.get(unit_index)
-        if unit is not None:
+    def _descriptor(self, unit_index: int) -> int | None:
+        descriptor = self._open.get(unit_index)
+        if descriptor is not None:
             self._open.move_to_end(unit_index)
-            return unit
-        while len(self._open) >= self._capacity:
+            return descriptor
+        if unit_index not in self._paths:
+            local = self._dataset.shard_is_local(unit_index)
+            self._paths[unit_index] = self._dataset.shard_path(unit_index) if local else None
+        path = self._paths[unit_index]
+        if path is None:
+            return None
+        while len(self._open) >= self._most_open:
             self._close(next(iter(self._open)))
-        rows = self._dataset.unit_rows(unit_index)
-        descriptor = None
-        if self._dataset.shard_is_local(unit_index):
-            descriptor = os.open(Path(self._dataset.shard_path(unit_index)), os.O_RDONLY | os.O_CLOEXEC)
-        unit = _OpenUnit(descriptor, rows, rows.offsets.tolist(), rows.sizes.tolist())
-        self._open[unit_index] = unit
-        return unit
+        self._open[unit_index] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._open[unit_index]
 
     def _close(self, unit_index: int) -> None:
-        unit = self._open.pop(unit_index, None)
-        if unit is not None and unit.descriptor is not None:
-            os.close(unit.descriptor)
+        descriptor = self._open.pop(unit_index, None)
+        if descriptor is not None:
+            os.close(descriptor)

@@ -171,14 +171,16 @@ class _Decoder:
 
     def __call__(self, number: int) -> _Decoded:
         if self._reader is None:
-            self._reader = Reader(self._dataset, units=2)
+            self._reader = Reader(self._dataset)
         width, height = self._size
         first = number * _DECODED_AT_ONCE
         last = min(first + _DECODED_AT_ONCE, len(self._dataset))
-        pixels, bad = np.zeros((max(0, last - first), height, width, 3), np.uint8), {}
-        for position in range(first, last):
-            unit = int(np.searchsorted(self._ends, position, side="right"))
-            row = int(position - self._ends[unit] + self._dataset.counts[unit])
+        positions = np.arange(first, last)
+        units = np.searchsorted(self._ends, positions, side="right")
+        rows = positions - self._ends[units] + self._dataset.counts[units]
+        self._reader.keep(units.tolist())
+        pixels, bad = np.zeros((len(positions), height, width, 3), np.uint8), {}
+        for position, unit, row in zip(positions.tolist(), units.tolist(), rows.tolist(), strict=True):
             try:
                 image = decode(self._reader.read(unit, row))
             except (BadSampleError, ImageError) as error:
@@ -196,9 +198,10 @@ class _Decoder:
 
 def _size_of_first(dataset: Dataset) -> tuple[int, int]:
     """Width and height of the first image that can be decoded."""
-    reader = Reader(dataset, units=2)
+    reader = Reader(dataset)
     try:
         for unit, count in enumerate(dataset.counts.tolist()):
+            reader.keep([unit])
             for row in range(count):
                 try:
                     return decode(reader.read(unit, row)).size

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ingest.dataset.keys import unit_and_slot
-from ingest.dataset.open import Dataset, UnitRows
+from ingest.dataset.open import Dataset
 from ingest.image.decode import decode
 from pipeline.data.loader import Loader
 from pipeline.data.reader import Reader
@@ -24,19 +25,20 @@ from pipeline.transfer.knn import nearest
 
 
 class Samples:
-    """The images of a dataset by sample key; keeps the rows of one unit at a time."""
+    """The images of a dataset by sample key; keeps the keys of one unit at a time."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._reader = Reader(dataset, units=4)
-        self._rows: tuple[int, UnitRows] | None = None
+        self._reader = Reader(dataset)
+        self._keys: tuple[int, NDArray[np.uint64]] | None = None
 
     def image(self, key: int) -> Image.Image:
         """The picture of a sample."""
         unit_index = int(np.searchsorted(self._dataset.units, unit_and_slot(key)[0]))
-        if self._rows is None or self._rows[0] != unit_index:
-            self._rows = (unit_index, self._dataset.unit_rows(unit_index))
-        row = int(np.searchsorted(self._rows[1].keys, np.uint64(key)))
+        if self._keys is None or self._keys[0] != unit_index:
+            self._keys = (unit_index, self._dataset.unit_keys(unit_index))
+            self._reader.keep([unit_index])
+        row = int(np.searchsorted(self._keys[1], np.uint64(key)))
         return decode(self._reader.read(unit_index, row))
 
     def close(self) -> None:

@@ -46,7 +46,7 @@ def run(*arguments):
 
 def read_all(dataset):
     """Every sample by the pipeline's reader, which checks its sha256."""
-    reader = Reader(dataset, units=2)
+    reader = Reader(dataset)
     samples = [reader.read(unit, row) for unit, n in enumerate(dataset.counts.tolist()) for row in range(n)]
     reader.close()
     return samples

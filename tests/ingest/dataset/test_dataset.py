@@ -10,7 +10,7 @@ import pytest
 
 from cluster.errors import UserError
 from ingest.dataset.keys import key_of
-from ingest.dataset.open import open_dataset, sealed_head, sealed_units
+from ingest.dataset.open import ROW, open_dataset, sealed_head, sealed_units
 from ingest.dataset.view import write_view
 
 
@@ -35,18 +35,16 @@ def test_units_counts_and_rows(dataset):
     assert opened.classes() == ("cat", "dog")
     files = sorted(path for path in source.rglob("*.*") if path.parent.name != "text")
     for index, unit in enumerate(opened.units.tolist()):
-        rows = opened.unit_rows(index)
-        assert rows.keys.tolist() == [key_of(unit, slot) for slot in range(int(opened.counts[index]))]
-        assert (rows.keys.dtype, rows.offsets.dtype, rows.sizes.dtype) == (np.uint64, np.int64, np.int64)
-        assert rows.sha256.shape == (len(rows.keys), 32)
+        rows, keys = opened.unit_rows(index), opened.unit_keys(index)
+        assert keys.tolist() == [key_of(unit, slot) for slot in range(int(opened.counts[index]))]
+        assert (rows.dtype, keys.dtype) == (ROW, np.uint64)
+        assert rows["slot"].tolist() == list(range(len(keys)))
         with open(opened.shard_path(index), "rb") as shard:  # noqa: PTH123
-            for offset, size, sha, label in zip(
-                rows.offsets, rows.sizes, rows.sha256, rows.labels, strict=True
-            ):
+            for (offset, size, _, sha), label in zip(rows.tolist(), opened.unit_labels(index), strict=True):
                 shard.seek(offset)
                 data, file = shard.read(size), files.pop(0)
                 assert data == file.read_bytes()
-                assert hashlib.sha256(data).digest() == sha.tobytes()
+                assert hashlib.sha256(data).digest() == sha
                 assert label == file.parent.name
     assert files == []
 
@@ -65,10 +63,10 @@ def test_view_drops_samples_and_units(dataset):
     seen = open_dataset(path, view="some")
     assert seen.units.tolist() == [0, 2]
     assert seen.counts.tolist() == [2, 2]
-    assert seen.unit_rows(0).keys.tolist() == [1, 3]
-    assert seen.unit_rows(1).keys.tolist() == [200_000, 200_001]
+    assert seen.unit_keys(0).tolist() == [1, 3]
+    assert seen.unit_keys(1).tolist() == [200_000, 200_001]
     whole = open_dataset(path)
-    assert np.array_equal(seen.unit_rows(0).offsets, whole.unit_rows(0).offsets[[1, 3]])
+    assert np.array_equal(seen.unit_rows(0)["offset"], whole.unit_rows(0)["offset"][[1, 3]])
     assert seen.classes() == ("cat", "dog")
 
 
@@ -77,14 +75,14 @@ def test_labels_are_empty_at_the_top_of_a_source(tmp_path, scene, crawl):
     scene().save(tmp_path / "in" / "a.png")
     crawl([tmp_path / "in"], tmp_path / "out")
     opened = open_dataset(tmp_path / "out")
-    assert opened.unit_rows(0).labels == [None]
+    assert opened.unit_labels(0) == [None]
     assert opened.classes() == ()
 
 
 def test_dataset_crosses_processes(dataset):
     opened = open_dataset(dataset[0])
     copy = pickle.loads(pickle.dumps(opened))  # noqa: S301
-    assert np.array_equal(copy.unit_rows(1).keys, opened.unit_rows(1).keys)
+    assert np.array_equal(copy.unit_keys(1), opened.unit_keys(1))
 
 
 def test_root_can_be_pinned(dataset):

@@ -134,7 +134,7 @@ def flipped(*bits):
 
 def kept_keys(path, view):
     opened = open_dataset(path, view=view)
-    return [key for index in range(len(opened.units)) for key in opened.unit_rows(index).keys.tolist()]
+    return [key for index in range(len(opened.units)) for key in opened.unit_keys(index).tolist()]
 
 
 def run(path, name, **options):

@@ -44,7 +44,7 @@ def run(path, name, workers=1, **wanted):
 
 def kept_keys(path, view):
     opened = open_dataset(path, view=view)
-    return [key for index in range(len(opened.units)) for key in opened.unit_rows(index).keys.tolist()]
+    return [key for index in range(len(opened.units)) for key in opened.unit_keys(index).tolist()]
 
 
 def test_conditions_are_all_asked_and_nulls_are_counted(dataset):

@@ -105,7 +105,7 @@ def test_the_pipeline_reads_samples_and_views_of_a_dataset_on_s3(tmp_path, folde
     with pytest.raises(UserError, match="has no view named other: it has some"):
         read_view(f"{bucket}/set", "other", root=root)
     seen = open_dataset(f"{bucket}/set", view="some")
-    reader = Reader(seen, units=2)
+    reader = Reader(seen)
     cats = sorted((source / "cat").iterdir())
     assert [reader.read(0, row) for row in range(2)] == [path.read_bytes() for path in cats[1:3]]
     assert reader.name(0, 1) == f"{seen.shard_path(0)}:0000000000002"

@@ -21,7 +21,6 @@ from hypothesis.strategies import integers, sampled_from
 
 from cluster.errors import UserError
 from ingest.dataset.open import open_dataset
-from pipeline.data import rank_batches as batches_module
 from pipeline.data import workers as workers_module
 from pipeline.data.batch import Batch
 from pipeline.data.loader import Loader
@@ -69,9 +68,9 @@ def damage(root: Path, keys: list[int]) -> None:
     dataset = open_dataset(root)
     for unit_index in range(len(dataset.units)):
         rows = dataset.unit_rows(unit_index)
-        for row in np.flatnonzero(np.isin(rows.keys.astype(np.int64), keys)).tolist():
+        for row in np.flatnonzero(np.isin(dataset.unit_keys(unit_index).astype(np.int64), keys)).tolist():
             with Path(dataset.shard_path(unit_index)).open("r+b") as shard:
-                place = int(rows.offsets[row] + rows.sizes[row] // 2)
+                place = int(rows["offset"][row] + rows["size"][row] // 2)
                 shard.seek(place)
                 byte = shard.read(1)[0]
                 shard.seek(place)
@@ -231,23 +230,6 @@ def test_little_shared_memory_is_refused_before_a_worker_dies(
     monkeypatch.setattr(workers_module, "shutil", SimpleNamespace(disk_usage=lambda _: usage))
     with pytest.raises(UserError, match="2 workers need 6 MiB of shared memory and /dev/shm has 0 MiB"):
         take(make_loader(small_dataset, workers=2), 0, 1)
-
-
-def test_the_reader_keeps_open_what_the_windows_of_its_lanes_need(
-    small_dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
-    reader = batches_module.Reader
-
-    def watch(dataset: Any, *, units: int) -> Any:
-        asked.append(units)
-        return reader(dataset, units=units)
-
-    monkeypatch.setattr(batches_module, "Reader", watch)
-    take(make_loader(small_dataset), 0, 1)
-    take(make_loader(small_dataset, rank=1, world=4), 0, 1)
-    # Lanes 4 and 1 of this rank; a window of 8 of 45 rows in 7 shards touches at most 4.
-    assert asked == [4 * 4, 1 * 4]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset, open_dataset
 from pipeline.data import reader as module
+from pipeline.data.node_cache import CachePlace
 from pipeline.data.reader import BadSampleError, Reader
 
 
@@ -45,7 +46,7 @@ def damage(dataset: Dataset, unit_index: int, row: int) -> None:
     """Flip one bit in the middle of a sample."""
     rows = dataset.unit_rows(unit_index)
     with Path(dataset.shard_path(unit_index)).open("r+b") as shard:
-        place = int(rows.offsets[row] + rows.sizes[row] // 2)
+        place = int(rows["offset"][row] + rows["size"][row] // 2)
         shard.seek(place)
         byte = shard.read(1)[0]
         shard.seek(place)
@@ -54,13 +55,13 @@ def damage(dataset: Dataset, unit_index: int, row: int) -> None:
 
 def test_every_sample_is_read_as_it_was_sealed(small_dataset: Path) -> None:
     dataset = open_dataset(small_dataset)
-    reader = Reader(dataset, units=2)
+    reader = Reader(dataset)
     keys = set()
     for unit_index, count in enumerate(dataset.counts.tolist()):
         rows = dataset.unit_rows(unit_index)
         for row in range(count):
             data = reader.read(unit_index, row)
-            assert hashlib.sha256(data).digest() == rows.sha256[row].tobytes()
+            assert hashlib.sha256(data).digest() == rows["sha256"][row].tobytes()
             keys.add(reader.key(unit_index, row))
     assert len(keys) == 45
     reader.close()
@@ -69,22 +70,22 @@ def test_every_sample_is_read_as_it_was_sealed(small_dataset: Path) -> None:
 def test_a_damaged_sample_is_bad_and_its_neighbours_are_not(own_dataset: Callable[..., Path]) -> None:
     dataset = open_dataset(own_dataset(images=4, unit_rows=4))
     damage(dataset, 0, 2)
-    reader = Reader(dataset, units=1)
+    reader = Reader(dataset)
     with pytest.raises(BadSampleError, match="sha256 is not the sealed one"):
         reader.read(0, 2)
-    assert len(reader.read(0, 1)) == dataset.unit_rows(0).sizes[1]
+    assert len(reader.read(0, 1)) == dataset.unit_rows(0)["size"][1]
     assert reader.name(0, 2) == f"{dataset.shard_path(0)}:0000000000002"
 
 
 def test_a_truncated_shard_makes_bad_samples(own_dataset: Callable[..., Path]) -> None:
     dataset = open_dataset(own_dataset(images=4, unit_rows=4))
-    os.truncate(dataset.shard_path(0), int(dataset.unit_rows(0).offsets[3]) + 5)
+    os.truncate(dataset.shard_path(0), int(dataset.unit_rows(0)["offset"][3]) + 5)
     with pytest.raises(BadSampleError, match="5 bytes"):
-        Reader(dataset, units=1).read(0, 3)
+        Reader(dataset).read(0, 3)
 
 
 def test_one_refetch_mends_a_torn_read(small_dataset: Path, reads: list[object]) -> None:
-    reader = Reader(open_dataset(small_dataset), units=1)
+    reader = Reader(open_dataset(small_dataset))
     reads.append(b"torn")
     assert reader.read(0, 0) == reader.read(0, 0)
     reads.extend([b"torn", b"torn again"])
@@ -96,7 +97,7 @@ def test_one_refetch_mends_a_torn_read(small_dataset: Path, reads: list[object])
 def test_transient_errors_are_repeated_with_growing_pauses(
     small_dataset: Path, reads: list[object], pauses: list[float]
 ) -> None:
-    reader = Reader(open_dataset(small_dataset), units=1)
+    reader = Reader(open_dataset(small_dataset))
     expected = reader.read(0, 0)
     reads.extend([OSError(errno.EIO, "sick disk"), OSError(errno.ESTALE, "stale handle")])
     assert reader.read(0, 0) == expected
@@ -106,29 +107,34 @@ def test_transient_errors_are_repeated_with_growing_pauses(
 def test_errors_that_stay_are_raised_never_substituted(
     small_dataset: Path, reads: list[object], pauses: list[float]
 ) -> None:
-    reader = Reader(open_dataset(small_dataset), units=1)
+    reader = Reader(open_dataset(small_dataset))
     reads.extend(OSError(errno.EIO, "dead disk") for _ in range(5))
     with pytest.raises(OSError, match="dead disk"):
         reader.read(0, 0)
     assert len(pauses) == 4
 
 
-def test_a_missing_shard_is_the_users_to_mend(own_dataset: Callable[..., Path], pauses: list[float]) -> None:
-    dataset = open_dataset(own_dataset(images=4, unit_rows=4))
-    for path in (dataset.shard_path(0), dataset.meta_path(0)):
+def test_a_missing_file_is_the_users_to_mend(
+    own_dataset: Callable[..., Path], tmp_path: Path, pauses: list[float]
+) -> None:
+    dataset, cache = open_dataset(own_dataset(images=4, unit_rows=4)), CachePlace(folder=tmp_path / "cache")
+    for path in (
+        dataset.meta_path(0),
+        dataset.shard_path(0),
+    ):  # once the rows are cached, no metadata is read
         Path(path).rename(f"{path}.away")
-        for look in ("key", "read"):  # the first of them opens the unit
-            with pytest.raises(UserError, match=f"{path} is missing from the dataset: run `ingest verify"):
-                getattr(Reader(dataset, units=1), look)(0, 0)
+        with pytest.raises(UserError, match=f"{path} is missing from the dataset: run `ingest verify"):
+            Reader(dataset, cache).read(0, 0)
         Path(f"{path}.away").rename(path)
+        Reader(dataset, cache).read(0, 0)
     assert pauses == []
 
 
 def test_opening_a_unit_is_repeated_too(
-    small_dataset: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
     dataset = open_dataset(small_dataset)
-    expected = Reader(dataset, units=1).key(0, 0)
+    expected = Reader(dataset).key(0, 0)
     errors = [OSError(errno.EIO, "sick disk"), OSError(errno.ESTALE, "stale handle")]
     whole = Dataset.unit_rows
 
@@ -138,7 +144,7 @@ def test_opening_a_unit_is_repeated_too(
         return whole(self, unit_index)
 
     monkeypatch.setattr(Dataset, "unit_rows", sometimes)
-    assert Reader(dataset, units=1).key(0, 0) == expected
+    assert Reader(dataset, CachePlace(folder=tmp_path)).key(0, 0) == expected
     assert pauses == [0.1, 0.2]
 
 
@@ -146,12 +152,17 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_no_more_units_than_asked_stay_open(small_dataset: Path) -> None:
+def test_few_shards_stay_open_and_none_of_units_that_are_done_with(
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (6, 6))
     dataset = open_dataset(small_dataset)
-    reader = Reader(dataset, units=3)
+    reader = Reader(dataset)
     before = open_files()
     for unit_index in [0, 1, 2, 3, 4, 5, 6, 0, 3]:
         reader.read(unit_index, 0)
         assert open_files() <= before + 3
+    reader.keep([0, 5])
+    assert open_files() == before + 1
     reader.close()
     assert open_files() == before

@@ -32,9 +32,9 @@ def flat(dataset, **values):
 
 def test_features_are_in_dataset_order_with_keys_and_labels(dataset):
     features = flat(dataset)
-    rows = [dataset.unit_rows(index) for index in range(len(dataset.units))]
-    assert features.keys.tolist() == [int(key) for unit in rows for key in unit.keys]
-    labels = [label for unit in rows for label in unit.labels]
+    units = range(len(dataset.units))
+    assert features.keys.tolist() == [int(key) for unit in units for key in dataset.unit_keys(unit)]
+    labels = [label for unit in units for label in dataset.unit_labels(unit)]
     assert [features.classes[index] for index in features.y] == labels
     assert features.classes == ("class0", "class1", "class2", "class3")
     assert features.x.shape == (96, 3 * 16 * 16)
@@ -54,7 +54,7 @@ def test_a_damaged_sample_is_a_sentence_that_names_it(tmp_path):
     damaged = open_dataset(make_dataset(tmp_path))
     shard = Path(damaged.shard_path(0))
     data = bytearray(shard.read_bytes())
-    data[int(damaged.unit_rows(0).offsets[1]) + 5] ^= 0xFF
+    data[int(damaged.unit_rows(0)["offset"][1]) + 5] ^= 0xFF
     shard.write_bytes(data)
     with pytest.raises(UserError, match=rf"{shard.name}:0000000000001 cannot be evaluated .*ingest verify"):
         flat(damaged)

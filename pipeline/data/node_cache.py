@@ -1,0 +1,112 @@
+"""A bounded folder of one user on one node, for what its processes share and can make again at any time."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import UserError
+
+_DEFAULT_BYTES = 8 << 30
+# Between two looks at the folder each process writes this part of what may be there.
+_LOOK_EVERY = 1 / 64
+# A file that was being written so long ago was left by a kill.
+_ABANDONED_SECONDS = 3_600
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachePlace:
+    """Where a cache lies, and how much it may hold.
+
+    Attributes:
+        folder: on the node's own disk or in its memory; a private folder is made in it.
+        limit: bytes, about: each process looks only now and then. Never more than half of what is free.
+    """
+
+    folder: Path
+    limit: int = _DEFAULT_BYTES
+
+
+def default_place() -> CachePlace:
+    """The node's folder for temporary files."""
+    return CachePlace(folder=Path(tempfile.gettempdir()))
+
+
+class NodeCache:
+    """Files by name in `place`, each there whole or not at all; those that were used longest ago go first.
+
+    Args:
+        kind: of these files; others are not looked at.
+
+    Raises:
+        UserError: the private folder belongs to another user, or others may write to it.
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, place: CachePlace, kind: str) -> None:
+        private = place.folder / f"seer-pipeline-{os.geteuid()}"
+        for folder in (private, private / kind):
+            folder.mkdir(mode=0o700, parents=folder == private, exist_ok=True)
+            status = folder.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                raise UserError(
+                    f"{folder} belongs to another user, or others may write to it: remove it, or set TMPDIR "
+                    "to a folder of your own"
+                )
+        self._folder, self._limit = private / kind, place.limit
+        self._written: int | None = None  # since the last look; None before the first
+
+    def path(self, name: str) -> Path:
+        """Where the file of this name is, if it is there."""
+        return self._folder / name
+
+    def touch(self, name: str) -> bool:
+        """Count as used now; False if the file is not there."""
+        try:
+            os.utime(self.path(name))
+        except OSError:
+            return False
+        return True
+
+    def write(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
+        """Publish a file under this name, in place of what was there.
+
+        Raises:
+            OSError: no room, or no permission.
+        """
+        size = sum(map(len, parts))
+        if self._written is None or self._written + size > self._limit * _LOOK_EVERY:
+            self._make_room(size)
+        self._written = (self._written or 0) + size
+        draft = self.path(f".{name}-{secrets.token_hex(8)}")
+        try:
+            with draft.open("xb") as file:
+                file.writelines(parts)
+            draft.replace(self.path(name))
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+
+    def _make_room(self, size: int) -> None:
+        """Remove what was used longest ago, until there is room for `size` and what comes meanwhile."""
+        files: list[tuple[float, int, Path]] = []
+        for entry in os.scandir(self._folder):
+            with contextlib.suppress(FileNotFoundError):  # others remove, too
+                status = entry.stat(follow_symlinks=False)
+                is_draft = entry.name.startswith(".")
+                if not is_draft or status.st_mtime < time.time() - _ABANDONED_SECONDS:
+                    files.append((0 if is_draft else status.st_mtime, status.st_size, Path(entry.path)))
+        held = sum(of_file for _, of_file, _ in files)
+        most = min(self._limit, (held + shutil.disk_usage(self._folder).free) // 2) * (1 - 2 * _LOOK_EVERY)
+        for used, of_file, path in sorted(files):
+            if used and held + size <= most:
+                break
+            path.unlink(missing_ok=True)
+            held -= of_file
+        self._written = 0
