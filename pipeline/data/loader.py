@@ -13,7 +13,7 @@ from pipeline.data.modality import modality_of
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.order import plan_order, rank_rows
 from pipeline.data.rank_batches import RankBatches
-from pipeline.data.read_ahead.client import Node, ReadAhead, is_remote
+from pipeline.data.read_ahead.client import Node, ReadAhead
 from pipeline.data.read_ahead.demand import Training
 from pipeline.data.resident import RankBoxes, ResidentImages
 from pipeline.data.workers import Pinnable, numbered, start_fork_server
@@ -63,7 +63,7 @@ class Loader:
         self.dataset = dataset
         self._modality = modality_of(data)
         self._batches = RankBatches(dataset, self._modality, order, rows, cache)
-        self._cache, self._node, self._starts = cache or CachePlace(), node or Node.alone(rank), 0
+        self._cache, self._node, self._uses = cache, node or Node.alone(rank), 0
         of_node = (rank_rows(data.batch_size, rank=r, world_size=world_size) for r in self._node.ranks)
         self._demand = Training(order, dataset.counts, tuple(of_node))
         self._identity = {
@@ -81,7 +81,8 @@ class Loader:
         self.steps_per_epoch = order.steps_per_epoch
         self._images: ResidentImages | None = None
         if resident:
-            self._images = ResidentImages(dataset, crops_by_name(data), workers=workers, device=device)
+            groups = crops_by_name(data)
+            self._images = ResidentImages(dataset, groups, workers=workers, device=device, cache=cache)
 
     def from_step(self, step: int, *, held: int = 1) -> Iterator[tuple[int, Batch]]:
         """Batches with their global micro-batch counter, from `step` on, epoch after epoch, without end.
@@ -100,30 +101,24 @@ class Loader:
         if self._images is not None:
             draw = RankBoxes(self._batches, self.dataset, self._images)
             yield from map(self._images.cut, self._numbered(draw, draw.box_bytes, step, held))
-        elif is_remote(self.dataset):
-            ahead = self._read_ahead(step)
-            made = self._batches.from_packs(ahead.packs)
-            yield from ahead.follow(self._numbered(made, made.view_bytes, step, held), step)
-        else:
-            yield from self._numbered(self._batches, self._batches.view_bytes, step, held)
+            return
+        self._uses += 1
+        ahead = ReadAhead(
+            self.dataset,
+            self._demand,
+            workers=self._workers,
+            cache=self._cache,
+            node=self._node,
+            use=self._uses,
+            first=step,
+        )
+        made = self._numbered(self._batches.read_from(ahead.packs), self._batches.view_bytes, step, held)
+        yield from ahead.follow(made, step)
 
     def _numbered(self, make: Callable[[int], T], size: int, step: int, held: int) -> Iterator[T]:
         pin_memory = self._device.type == "cuda"
         return numbered(
             make, step, workers=self._workers, pin_memory=pin_memory, shared_bytes=size, held=held
-        )
-
-    def _read_ahead(self, step: int) -> ReadAhead:
-        self._starts += 1
-        return ReadAhead(
-            self.dataset,
-            self._demand,
-            cache=self._cache,
-            name=f"{self._node.name}-{self._starts}",
-            number=self._node.number,
-            ranks=len(self._node.ranks),
-            first=step,
-            workers=self._workers,
         )
 
     def locate(self, step: int) -> list[tuple[int, int]]:

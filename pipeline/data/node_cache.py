@@ -10,8 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 from cluster.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.recipe.pretrain import Run
 
 _DEFAULT_BYTES = 8 << 30
 # Between two looks at the folder each process writes this part of what may be there.
@@ -32,6 +36,12 @@ class CachePlace:
 
     folder: Path | None = None
     limit: int = _DEFAULT_BYTES
+
+    @classmethod
+    def of(cls, run: "Run") -> Self:
+        """What a recipe says."""
+        folder = None if run.cache is None else Path(run.cache)
+        return cls(folder=folder, limit=int(run.cache_gib * 2**30))
 
 
 def private_folder(parent: Path, kind: str) -> Path:

@@ -17,7 +17,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.modality import Modality
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.philox import uniforms
-from pipeline.data.read_ahead.packs import PackedReader, Packs
+from pipeline.data.read_ahead.packs import PackedReader, Packs, open_reader
 from pipeline.data.reader import BadSampleError, Reader
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ class RankBatches:
         views = {name: torch.from_numpy(of_name).flatten(0, 1) for name, of_name in room.items()}
         return Batch(views=views, parameters=parameters, keys=keys)
 
-    def from_packs(self, packs: Packs) -> Self:
-        """The same batches, of samples that are read ahead."""
+    def read_from(self, packs: Packs | None) -> Self:
+        """The same batches, of samples that are read ahead; None if they are not."""
         made = copy.copy(self)
         made._packs, made._reader = packs, None
         return made
@@ -194,6 +194,5 @@ class RankBatches:
 
     def _open_reader(self) -> Reader | PackedReader:
         if self._reader is None:
-            reader = Reader(self._dataset, self._cache)
-            self._reader = reader if self._packs is None else PackedReader(self._dataset, reader, self._packs)
+            self._reader = open_reader(self._dataset, self._cache, self._packs)
         return self._reader

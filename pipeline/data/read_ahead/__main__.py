@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -50,10 +51,8 @@ def _first_cause(error: Exception) -> Exception:
 
 def _end_with_rank(from_rank: Connection, place: Path) -> None:
     """A killed rank closes its end of the pipe, too."""
-    try:
+    with contextlib.suppress(EOFError, OSError):
         from_rank.recv()
-    except (EOFError, OSError):
-        pass
     shutil.rmtree(place, ignore_errors=True)
     os._exit(0)
 

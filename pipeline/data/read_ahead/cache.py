@@ -1,4 +1,4 @@
-"""The folder in which a node's read-ahead leaves what its ranks take: private, bounded, gone with the process.
+"""The folder in which a node's read-ahead leaves what its ranks take: private, and gone with the process.
 
 NAME/alive         locked as long as the process lives
      handed-over   int64 for each rank of the node: its first step that is not handed over
@@ -47,8 +47,8 @@ def make_place(cache: CachePlace, name: str, *, ranks: int, first: int) -> tuple
         room = private_folder(cache.folder or MEMORY, _KIND)
     except OSError as error:
         raise UserError(
-            f"what is read ahead needs a folder that cannot be made ({error}): give run.cache another one, on "
-            "a local disk"
+            f"the folder for what is read ahead cannot be made ({error}): give run.cache another one, on a "
+            "local disk"
         ) from error
     with _only_one(room):
         for left in room.iterdir():

@@ -1,4 +1,4 @@
-"""A rank's side of the read-ahead: the process, if it is its node's first rank, and the packs for its workers."""
+"""A rank's side of the read-ahead: the process, if it is its node's first, and packs for its workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -28,11 +28,6 @@ _END_SECONDS = 5.0
 
 
 T = TypeVar("T")
-
-
-def is_remote(dataset: Dataset) -> bool:
-    """Whether samples are read through a store, each for the price of a request."""
-    return len(dataset) > 0 and not dataset.shard_is_local(0)
 
 
 @dataclass(frozen=True)
@@ -56,16 +51,18 @@ class Node:
 
 
 class ReadAhead:
-    """What a rank's main process has of the read-ahead; the node's first rank starts the process.
+    """What a rank's main process has of the read-ahead, of which its node's first rank starts the process.
+
+    Of a dataset in folders nothing is read ahead, and there are no packs.
 
     Args:
-        name: the folder's, unique to this use.
-        number, ranks: this rank among so many of its node.
+        cache: where packs, windows and what is known of units are kept, and how much.
+        use: how often the node has read ahead before in this start of the run.
         first: the step that the ranks begin with.
         workers: of each rank.
 
     Attributes:
-        packs: for the workers.
+        packs: for the workers; None if they read for themselves.
     """
 
     def __init__(
@@ -73,46 +70,51 @@ class ReadAhead:
         dataset: Dataset,
         demand: Demand,
         *,
-        cache: CachePlace,
-        name: str,
-        number: int,
-        ranks: int,
-        first: int,
         workers: int,
+        cache: CachePlace | None = None,
+        node: Node | None = None,
+        use: int = 0,
+        first: int = 0,
     ) -> None:
-        self.packs = Packs(place_of(cache, name), number)
-        self._number = number
+        cache, node = cache or CachePlace(), node or Node.alone()
+        self.packs: Packs | None = None
+        self._number = node.number
         self._handed_over: HandedOver | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
-        if number == 0:
-            place, room, alive = make_place(cache, name, ranks=ranks, first=first)
-            places = demand.places(first) or []
-            rows = max(1, sum(len(units) for units, _ in places))
+        if len(dataset) == 0 or dataset.shard_is_local(0):
+            return
+        name = f"{node.name}-{use}"
+        self.packs = Packs(place_of(cache, name), node.number)
+        if node.number == 0:
+            place, room, alive = make_place(cache, name, ranks=len(node.ranks), first=first)
+            rows = max(1, sum(len(units) for units, _ in demand.places(first) or []))
             # So many that requests are in flight all the time, besides the steps that workers are busy with.
             depth = PREFETCH * workers + 2 + -(-4 * IN_FLIGHT // rows)
             self._process, self._pipe = _start(alive)
             with contextlib.suppress(BrokenPipeError):  # its death will be seen by whoever waits for a pack
                 self._pipe.send(Assignment(dataset, demand, cache, first, depth, place, room))
 
-    def follow(self, values: Iterator[T], first: int) -> Iterator[T]:
+    def follow(self, values: Iterator[T], first: int = 0) -> Generator[T]:
         """Values that workers have made of packs, step by step from `first` on; then the process ends."""
         try:
             for step, value in enumerate(values, first):
-                self.hand_over(step)
+                self._hand_over(step)
                 yield value
         finally:
             self.close()
 
-    def hand_over(self, step: int) -> None:
-        """This rank's batch of a step is made, and those before: their packs may go."""
+    def _hand_over(self, step: int) -> None:
+        """This rank's value of a step is made, and those before: their packs may go."""
+        if self.packs is None:
+            return
         if self._handed_over is None:
             self._handed_over = HandedOver(self.packs.place)
         self._handed_over[self._number] = step + 1
 
     def close(self) -> None:
         """End the process, and remove what it has left."""
-        if self._process is None or self._pipe is None:
+        if self._process is None or self._pipe is None or self.packs is None:
             return
         self._pipe.close()
         try:

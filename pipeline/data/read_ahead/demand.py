@@ -1,4 +1,4 @@
-"""What the ranks of one node will read, by number: pure arithmetic, for a process that reads ahead of them."""
+"""What the ranks of one node will read, by number: pure arithmetic, for who reads ahead of them."""
 
 from __future__ import annotations
 
@@ -125,10 +125,14 @@ class Listed:
 
     window_rows = 0
 
-    def places(self, step: int) -> list[Places] | None:
+    def at(self, step: int) -> Places:
+        """What is read at a step; nothing behind the last."""
         positions = self.positions[step * self.batch_size : (step + 1) * self.batch_size]
         units = np.searchsorted(self._ends, positions, side="right")
-        return [(units, positions - self._ends[units] + self.counts[units])] if len(positions) else None
+        return units, positions - self._ends[units] + self.counts[units]
+
+    def places(self, step: int) -> list[Places] | None:
+        return [self.at(step)] if step * self.batch_size < len(self.positions) else None
 
     def windows(self, step: int) -> range:
         return range(0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from cluster.errors import UserError
 from ingest.dataset.keys import key_of
 from ingest.dataset.open import Dataset
+from pipeline.data.node_cache import CachePlace
 from pipeline.data.read_ahead.cache import raise_failure
 from pipeline.data.read_ahead.pack import DamagedPackError, Pack, pack_name
 from pipeline.data.reader import Reader
@@ -58,12 +59,20 @@ class Packs:
             self._begun = True
             raise_failure(self.place)
         elif self._begun:
-            raise UserError("what reads ahead on this node has ended before its ranks: see the log of the first")
+            raise UserError(
+                "what reads ahead on this node has ended before its ranks: see the log of the first"
+            )
         elif waited > _PATIENCE_SECONDS:
             raise UserError(
                 f"{self.place} is not there: the first rank of this node has not begun to read ahead within "
                 f"{_PATIENCE_SECONDS:.0f} s; see its log"
             )
+
+
+def open_reader(dataset: Dataset, cache: CachePlace | None, packs: Packs | None) -> Reader | PackedReader:
+    """What reads samples: from packs, or, if there are none, from the dataset."""
+    reader = Reader(dataset, cache)
+    return reader if packs is None else PackedReader(dataset, reader, packs)
 
 
 class PackedReader:

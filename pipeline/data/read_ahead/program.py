@@ -1,8 +1,9 @@
-"""The process that reads ahead of a node's ranks: packs in the order of the steps, windows while they last."""
+"""What reads ahead of a node's ranks: packs in the order of the steps, windows while they last."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,9 +28,11 @@ logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.005
 _WRITERS = 2
+_TRIES_OF_FULL_DISK = 8
 _FEW_STEPS = 4
 # Of the cache, where windows are kept, too.
 _SHARE_OF_PACKS = 1 / 4
+GIB = 2**30
 
 # A sample's bytes, or the chunk that they are in and where they are in the tar.
 Part = memoryview | tuple[Chunk, int, int]
@@ -81,6 +84,11 @@ class Program:
         self._changed = asyncio.Condition()
         self._writers = ThreadPoolExecutor(_WRITERS)
 
+    @property
+    def requests(self) -> int:
+        """How many ranges were asked for so far."""
+        return self._requests.sent
+
     async def run(self) -> None:
         """Make packs to the last step, if there is one.
 
@@ -127,9 +135,9 @@ class Program:
             )
         if _FEW_STEPS * step_bytes > self._room:
             raise UserError(
-                f"run.cache_gib: {self._given.room / 2**30:.3g} GiB do not hold what this node reads in "
-                f"{_FEW_STEPS} steps, {_FEW_STEPS * step_bytes / 2**30:.3g} GiB: give more, with run.cache in a "
-                "folder on a local disk if memory is short, or smaller batches"
+                f"{_FEW_STEPS} steps of this node read {_FEW_STEPS * step_bytes / GIB:.3g} GiB, and "
+                f"{self._given.place.parent} may hold {self._given.room / GIB:.3g} (run.cache_gib, and half "
+                "of what is free): let it hold more, or give run.cache a folder on a larger local disk"
             )
 
     async def _wait_for_room(self, step: int, size: int) -> None:
@@ -180,7 +188,22 @@ class Program:
             for here in np.split(by_unit, cuts):
                 if len(here):
                     group.create_task(self._gather(share, here, parts))
-        await asyncio.get_running_loop().run_in_executor(self._writers, self._write, path, share.table, parts)
+        await self._publish(path, share.table, parts)
+
+    async def _publish(self, path: Path, table: NDArray[np.void], parts: list[Part]) -> None:
+        loop = asyncio.get_running_loop()
+        for tries in range(_TRIES_OF_FULL_DISK):
+            try:
+                return await loop.run_in_executor(self._writers, self._write, path, table, parts)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                trouble = error
+                await asyncio.sleep(tries)
+        raise UserError(
+            f"{path.parent} is on a disk that is full ({trouble}): free some space there, or give run.cache "
+            "a folder on another one"
+        )
 
     async def _gather(self, share: Share, here: NDArray[np.int64], parts: list[Part]) -> None:
         """Get the samples of one unit, which are at `here` in the share: those of chunks, and the others."""

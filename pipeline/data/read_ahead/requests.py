@@ -16,19 +16,22 @@ _LEAST_PATIENCE_SECONDS, _MOST_PATIENCE_SECONDS = 0.5, 60.0
 _MOST_COPIES = 4
 _WEIGHT_OF_NEWEST = 0.05
 
-Read = Callable[[int, int, int], Awaitable[bytes]]
+Read = Callable[[int, int, int], Awaitable[bytes | memoryview]]
 
 
 class Requests:
     """Reads ranges through `read(unit, start, size)`, so many at once, first come, first served.
 
     `read` itself repeats what fails for a reason that passes.
+
+    Attributes:
+        sent: how many there were, repeated ones included.
     """
 
     def __init__(self, read: Read, *, in_flight: int = IN_FLIGHT) -> None:
         self._read = read
         self._free = asyncio.Semaphore(in_flight)
-        self._usual = 1.0  # seconds that an answer takes, of late
+        self.usual = 1.0  # seconds that an answer takes, of late
         self.sent = 0
 
     @contextlib.asynccontextmanager
@@ -37,7 +40,7 @@ class Requests:
         async with self._free:
             yield
 
-    async def read(self, unit: int, start: int, size: int) -> bytes:
+    async def read(self, unit: int, start: int, size: int) -> bytes | memoryview:
         """The range; fewer bytes where the tar ends. In one's own `turn`.
 
         Raises:
@@ -45,8 +48,8 @@ class Requests:
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        patience = min(max(_LATE * self._usual, _LEAST_PATIENCE_SECONDS), _MOST_PATIENCE_SECONDS)
-        copies: set[asyncio.Future[bytes]] = set()
+        patience = min(max(_LATE * self.usual, _LEAST_PATIENCE_SECONDS), _MOST_PATIENCE_SECONDS)
+        copies: set[asyncio.Future[bytes | memoryview]] = set()
         try:
             while True:
                 if len(copies) < _MOST_COPIES:
@@ -66,4 +69,4 @@ class Requests:
                 copy.cancel()
 
     def _note(self, seconds: float) -> None:
-        self._usual += _WEIGHT_OF_NEWEST * (seconds - self._usual)
+        self.usual += _WEIGHT_OF_NEWEST * (seconds - self.usual)

@@ -1,4 +1,4 @@
-"""Windows that fit the cache, read ahead of their steps in ranges of some MB, and kept until they are over."""
+"""Windows that fit the cache: read ahead of their steps in ranges of some MB, kept until they are over."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Windows:
     """The chunks of the windows in use, in one file of slots that are used again.
 
     Args:
-        room: bytes of the file, at most; windows of which there is no room for all are read as far as there is.
+        room: bytes of the file, at most; what it cannot hold of windows is read singly.
     """
 
     def __init__(self, demand: Demand, index: Index, requests: Requests, *, folder: Path, room: int) -> None:
@@ -64,12 +64,15 @@ class Windows:
         self._step = self._newest = first
         window = self._demand.windows(first).start
         while True:
-            async with self._freed:
-                # The one after those that steps are made of.
-                await self._freed.wait_for(lambda: window <= self._demand.windows(self._newest).stop)
+            await self._wait_for(window)
             if window >= self._demand.windows(self._step).start:
                 await self._load_window(window)
             window += 1
+
+    async def _wait_for(self, window: int) -> None:
+        """Until it is the one after those that steps are made of."""
+        async with self._freed:
+            await self._freed.wait_for(lambda: window <= self._demand.windows(self._newest).stop)
 
     def find(self, unit: int, row: int) -> Chunk | None:
         """The chunk that a row is in, or comes in; None if it has not been asked for."""
@@ -165,7 +168,7 @@ class Windows:
         self._freed.notify_all()
 
 
-def _write(file: int, data: bytes, place: int) -> None:
+def _write(file: int, data: bytes | memoryview, place: int) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(file, view, place)
