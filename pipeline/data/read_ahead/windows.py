@@ -149,9 +149,9 @@ class Windows:
             logger.warning("reading ahead: %s", error)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 await asyncio.sleep(_AGAIN_SECONDS)
-        chunk.loaded.set_result(whole)
         self._loading.release()
         async with self._freed:
+            chunk.loaded.set_result(whole)
             if not whole and not chunk.over:
                 self._forget(chunk)
             if chunk.over:  # what is on its way into a slot keeps it until it is there
