@@ -40,11 +40,12 @@ Part = memoryview | tuple[Chunk, int, int]
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank reads at one step: (n,) units, rows in them, and their `ROW`s."""
+    """What one rank reads at one step: (n,) units, rows in them, and their `ROW`s; and of which windows."""
 
     units: NDArray[np.int64]
     rows: NDArray[np.int64]
     table: NDArray[np.void]
+    windows: range
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Program:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._clear())
             while (places := demand.places(step)) is not None:
-                shares = await self._look_up(places)
+                shares = await self._look_up(step, places)
                 size = sum(pack_bytes(share.table["size"]) for share in shares)
                 if step == self._given.first:
                     await self._divide_room(size, shares)
@@ -110,7 +111,7 @@ class Program:
                 group.create_task(self._make(step, shares))
                 step += 1
 
-    async def _look_up(self, places: list[Places]) -> list[Share]:
+    async def _look_up(self, step: int, places: list[Places]) -> list[Share]:
         units = np.unique(np.concatenate([units for units, _ in places]))
         known = await self._index.all(units.tolist())
         shares = []
@@ -119,7 +120,7 @@ class Program:
             for unit in np.unique(of_rank).tolist():
                 here = of_rank == unit
                 table[here] = known[unit][rows[here]]
-            shares.append(Share(of_rank, rows, table))
+            shares.append(Share(of_rank, rows, table, self._given.demand.windows(step)))
         return shares
 
     async def _divide_room(self, step_bytes: int, shares: list[Share]) -> None:
@@ -207,11 +208,10 @@ class Program:
 
     async def _gather(self, share: Share, here: NDArray[np.int64], parts: list[Part]) -> None:
         """Get the samples of one unit, which are at `here` in the share: those of chunks, and the others."""
-        unit, rows = int(share.units[here[0]]), share.rows[here].tolist()
         coming: dict[Chunk, list[int]] = {}
         alone = []
-        for place, row in zip(here.tolist(), rows, strict=True):
-            chunk = self._windows.find(unit, row) if self._windows is not None else None
+        for place in here.tolist():
+            chunk = self._find(share, place)
             if chunk is None:
                 alone.append(place)
             else:
@@ -236,17 +236,18 @@ class Program:
         unit = int(share.units[places[0]])
         async with self._requests.turn():
             # Meanwhile it may have come with its neighbours.
-            chunk = self._loaded(unit, int(share.rows[places[0]])) if len(places) == 1 else None
-            if chunk is not None:
+            chunk = self._find(share, places[0]) if len(places) == 1 else None
+            if chunk is not None and chunk.loaded.done() and chunk.loaded.result():
                 self._take(chunk, share, places, parts)
                 return
             data = memoryview(await self._requests.read(unit, found.start, found.size))
         for place, (offset, size, *_) in zip(places, share.table[places].tolist(), strict=True):
             parts[place] = data[offset - found.start : offset - found.start + size]
 
-    def _loaded(self, unit: int, row: int) -> Chunk | None:
-        chunk = self._windows.find(unit, row) if self._windows is not None else None
-        return chunk if chunk is not None and chunk.loaded.done() and chunk.loaded.result() else None
+    def _find(self, share: Share, place: int) -> Chunk | None:
+        if self._windows is None:
+            return None
+        return self._windows.find(int(share.units[place]), int(share.rows[place]), windows=share.windows)
 
     @staticmethod
     def _take(chunk: Chunk, share: Share, places: list[int], parts: list[Part]) -> None:

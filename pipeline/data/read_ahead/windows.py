@@ -74,14 +74,16 @@ class Windows:
         async with self._freed:
             await self._freed.wait_for(lambda: window <= self._demand.windows(self._newest).stop)
 
-    def find(self, unit: int, row: int) -> Chunk | None:
-        """The chunk that a row is in, or comes in; None if it has not been asked for."""
-        for of_window in self._chunks.values():
-            if unit in of_window:
-                firsts, chunks = of_window[unit]
-                place = bisect_right(firsts, row) - 1
-                if place >= 0 and row < chunks[place].end:
-                    return chunks[place]
+    def find(self, unit: int, row: int, *, windows: range) -> Chunk | None:
+        """The chunk of some windows that a row is in, or comes in; None if it has not been asked for.
+
+        Windows of another epoch may hold the row, too, and be over first.
+        """
+        for window in windows:
+            firsts, chunks = self._chunks.get(window, {}).get(unit, ((), ()))
+            place = bisect_right(firsts, row) - 1
+            if place >= 0 and row < chunks[place].end:
+                return chunks[place]
         return None
 
     def read(self, chunk: Chunk, start: int, size: int) -> bytes:
