@@ -21,17 +21,15 @@ from pipeline.data.read_ahead.index import Index
 from pipeline.data.read_ahead.pack import pack_bytes, pack_name, write_pack
 from pipeline.data.read_ahead.ranges import Range, coalesce
 from pipeline.data.read_ahead.requests import Requests
+from pipeline.data.read_ahead.room import CHUNK_BYTES, FEW_STEPS, share_out
 from pipeline.data.read_ahead.source import Source
-from pipeline.data.read_ahead.windows import CHUNK_BYTES, Chunk, Windows
+from pipeline.data.read_ahead.windows import Chunk, Windows
 
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.005
 _WRITERS = 2
 _TRIES_OF_FULL_DISK = 8
-_FEW_STEPS = 4
-# Of the cache, where windows are kept, too.
-_SHARE_OF_PACKS = 1 / 4
 GIB = 2**30
 
 # A sample's bytes, or the chunk that they are in and where they are in the tar.
@@ -128,15 +126,16 @@ class Program:
         known = await self._index.all(np.unique(shares[0].units).tolist())
         samples = sum(len(rows) for rows in known.values())
         mean = sum(_extent(rows) for rows in known.values()) / max(samples, 1)
-        rest = max(self._room - max(int(self._room * _SHARE_OF_PACKS), _FEW_STEPS * step_bytes), 0)
-        if 0 < self._given.demand.window_rows * mean <= rest - rest % CHUNK_BYTES:
-            self._room -= rest
+        demand = self._given.demand
+        room = share_out(self._given.room, step_bytes=step_bytes, window_bytes=demand.window_rows * mean)
+        self._room = room.packs
+        if room.windows:
             self._windows = Windows(
-                self._given.demand, self._index, self._requests, folder=self._given.place, room=rest
+                demand, self._index, self._requests, folder=self._given.place, room=room.windows
             )
-        if _FEW_STEPS * step_bytes > self._room:
+        if FEW_STEPS * step_bytes > self._room:
             raise UserError(
-                f"{_FEW_STEPS} steps of this node read {_FEW_STEPS * step_bytes / GIB:.3g} GiB, and "
+                f"{FEW_STEPS} steps of this node read {FEW_STEPS * step_bytes / GIB:.3g} GiB, and "
                 f"{self._given.place.parent} may hold {self._given.room / GIB:.3g} (run.cache_gib, and half "
                 "of what is free): let it hold more, or give run.cache a folder on a larger local disk"
             )

@@ -15,10 +15,10 @@ from pipeline.data.read_ahead.demand import Demand
 from pipeline.data.read_ahead.index import Index
 from pipeline.data.read_ahead.ranges import Range, coalesce
 from pipeline.data.read_ahead.requests import Requests
+from pipeline.data.read_ahead.room import CHUNK_BYTES
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 4 << 20
 _LOADS_AT_ONCE = 32
 _AGAIN_SECONDS = 30.0  # after the disk was full
 

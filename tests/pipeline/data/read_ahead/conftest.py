@@ -21,6 +21,12 @@ def slow_object_server() -> ModuleType:
     return module
 
 
+def forget_clients() -> None:
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @pytest.fixture
 def as_objects(
     slow_object_server: ModuleType, monkeypatch: pytest.MonkeyPatch
@@ -40,6 +46,7 @@ def as_objects(
                 "AWS_ALLOW_HTTP": "true",
             }.items():
                 monkeypatch.setenv(name, value)
+            forget_clients()
             return f"s3://{folder.name}"
 
         yield serve

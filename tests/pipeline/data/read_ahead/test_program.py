@@ -16,6 +16,7 @@ from ingest.dataset.open import Dataset, open_dataset
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.order import plan_order, rank_rows
 from pipeline.data.read_ahead import program as program_module
+from pipeline.data.read_ahead import room as room_module
 from pipeline.data.read_ahead import windows as windows_module
 from pipeline.data.read_ahead.cache import HandedOver, make_place
 from pipeline.data.read_ahead.demand import Listed, Training
@@ -31,7 +32,7 @@ Counted = tuple[Assignment, list[tuple[int, int, int]]]
 @pytest.fixture
 def assigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Assignment]:
     """assigned(dataset, demand, ranks=, first=, room=, depth=): chunks are of some KB."""
-    for module in (program_module, windows_module):
+    for module in (program_module, windows_module, room_module):
         monkeypatch.setattr(module, "CHUNK_BYTES", CHUNK)
 
     def assign(
