@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ingest.dataset import layout
-from ingest.dataset.records import canonical_json
+from ingest.dataset.records import Pointer, SealedHead
 from ingest.dataset.schema import UNITS_SCHEMA
 from pipeline.data.loader import Loader
 from pipeline.recipe.data import Data
@@ -57,11 +57,24 @@ def make_sealed_list(folder: Path) -> None:
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns, schema=UNITS_SCHEMA), buffer, compression="zstd", row_group_size=4_096)
     listing = buffer.getvalue()
-    head = {"format": 1, "root": root, "units_sha256": hashlib.sha256(listing).hexdigest()}
+    samples = UNITS * UNIT_SAMPLES
+    head = SealedHead(
+        format=1,
+        root=root,
+        generations=(0,),
+        fingerprints=("",),
+        units=UNITS,
+        planned=samples,
+        kept=samples,
+        rejected={},
+        failed={},
+        bytes=0,
+        units_sha256=hashlib.sha256(listing).hexdigest(),
+    )
     (folder / "sealed").mkdir()
     (folder / layout.sealed_name(root, "parquet")).write_bytes(listing)
-    (folder / layout.sealed_name(root, "json")).write_bytes(canonical_json(head))
-    (folder / layout.DATASET).write_bytes(canonical_json({"format": 1, "sealed": root}))
+    (folder / layout.sealed_name(root, "json")).write_bytes(head.to_bytes())
+    (folder / layout.DATASET).write_bytes(Pointer(format=1, sealed=root).to_bytes())
     print(f"{UNITS * UNIT_SAMPLES:,} samples, a list of {len(listing) / 1e6:.1f} MB", flush=True)
 
 

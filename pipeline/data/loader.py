@@ -81,8 +81,9 @@ class Loader:
         self.steps_per_epoch = order.steps_per_epoch
         self._images: ResidentImages | None = None
         if resident:
-            groups = crops_by_name(data)
-            self._images = ResidentImages(dataset, groups, workers=workers, device=device, cache=cache)
+            self._images = ResidentImages(
+                dataset, crops_by_name(data), workers=workers, device=device, cache=cache
+            )
 
     def from_step(self, step: int, *, held: int = 1) -> Iterator[tuple[int, Batch]]:
         """Batches with their global micro-batch counter, from `step` on, epoch after epoch, without end.

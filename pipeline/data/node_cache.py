@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from pipeline.recipe.pretrain import Run
 
 _DEFAULT_BYTES = 8 << 30
-# Between two looks at the folder each process writes this part of what may be there.
-_LOOK_EVERY = 1 / 64
+# Between two looks at the folder each process writes this part of what may be there: looking at thousands of
+# files takes as long as making ten.
+_LOOK_EVERY = 1 / 128
 # A file that was being written so long ago was left by a kill.
 _ABANDONED_SECONDS = 3_600
 
@@ -82,14 +83,14 @@ class NodeCache:
     def __init__(self, place: CachePlace, kind: str) -> None:
         folder = private_folder(place.folder or Path(tempfile.gettempdir()), kind)
         self._folder, self._limit = folder, place.limit
-        self._written: int | None = None  # since the last look; None before the first
+        self._unseen = 0.0  # bytes that may be written before the next look
 
     def path(self, name: str) -> Path:
         """Where the file of this name is, if it is there."""
         return self._folder / name
 
     def touch(self, name: str) -> bool:
-        """Count as used now; False if the file is not there."""
+        """Count as used now; False if the file is not there, or nothing can be changed."""
         try:
             os.utime(self.path(name))
         except OSError:
@@ -103,9 +104,9 @@ class NodeCache:
             OSError: no room, or no permission.
         """
         size = sum(map(len, parts))
-        if self._written is None or self._written + size > self._limit * _LOOK_EVERY:
-            self._make_room(size)
-        self._written = (self._written or 0) + size
+        self._unseen -= size
+        if self._unseen < 0:
+            self._unseen = self._make_room(size) * _LOOK_EVERY
         draft = self.path(f".{name}-{secrets.token_hex(8)}")
         try:
             with draft.open("xb") as file:
@@ -115,8 +116,12 @@ class NodeCache:
             draft.unlink(missing_ok=True)
             raise
 
-    def _make_room(self, size: int) -> None:
-        """Remove what was used longest ago, until there is room for `size` and what comes meanwhile."""
+    def _make_room(self, size: int) -> int:
+        """Remove what was used longest ago, until there is room for `size` and what comes meanwhile.
+
+        Returns:
+            How many bytes may be there.
+        """
         files: list[tuple[float, int, Path]] = []
         for entry in os.scandir(self._folder):
             with contextlib.suppress(FileNotFoundError):  # others remove, too
@@ -125,10 +130,10 @@ class NodeCache:
                 if not is_draft or status.st_mtime < time.time() - _ABANDONED_SECONDS:
                     files.append((0 if is_draft else status.st_mtime, status.st_size, Path(entry.path)))
         held = sum(of_file for _, of_file, _ in files)
-        most = min(self._limit, (held + shutil.disk_usage(self._folder).free) // 2) * (1 - 2 * _LOOK_EVERY)
+        most = min(self._limit, (held + shutil.disk_usage(self._folder).free) // 2)
         for used, of_file, path in sorted(files):
-            if used and held + size <= most:
+            if used and held + size <= most * (1 - 2 * _LOOK_EVERY):
                 break
             path.unlink(missing_ok=True)
             held -= of_file
-        self._written = 0
+        return most

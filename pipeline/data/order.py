@@ -146,11 +146,11 @@ def share_of_step(order: Order, step: int, count: int) -> slice:
 
     All steps of a window together do each of them once, evenly spread.
     """
-    window = _window(order, (step + 1) * order.lane_rows - 1)
+    window = windows_at(order, step)[-1]
     start = window * order.window
-    size = (order.lane_length if window == order.windows - 1 else start + order.window) - start
+    size = order.lane_length - start if window == order.windows - 1 else order.window
     before, after = step * order.lane_rows - start, (step + 1) * order.lane_rows - start
-    if step == order.steps_per_epoch - 1:
+    if step + 1 == order.steps_per_epoch or windows_at(order, step + 1)[-1] != window:
         after = size
     return slice(max(before, 0) * count // size, after * count // size)
 

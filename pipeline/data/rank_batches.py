@@ -136,19 +136,19 @@ class RankBatches:
         """
         windows = orders.windows_at(self._order, step)
         if self._in_use != (epoch, windows):
-            live = self._units(epoch, windows)
-            reader.keep(live)
-            coming = self._units(*orders.windows_after(self._order, epoch, windows))
-            self._coming = [unit_index for unit_index in coming if unit_index not in live]
+            reader.keep(self._units(epoch, windows))
+            self._coming = self._units(*orders.windows_after(self._order, epoch, windows))
             self._in_use = epoch, windows
         for unit_index in self._coming[orders.share_of_step(self._order, step, len(self._coming))]:
             reader.prepare(unit_index)
 
-    def _units(self, epoch: int, windows: range) -> dict[int, None]:
+    def _units(self, epoch: int, windows: range) -> list[int]:
         """The units of some windows of the rank's lanes, ascending."""
         index = self._index_of(epoch)
-        units = orders.units_of(self._order, index, epoch=epoch, rows=self._rows, windows=windows)
-        return dict.fromkeys(units.tolist())
+        units: list[int] = orders.units_of(
+            self._order, index, epoch=epoch, rows=self._rows, windows=windows
+        ).tolist()
+        return units
 
     def _substitute(self, epoch: int, step: int, number: int, ahead: int) -> tuple[int, int]:
         """The place `ahead` rows after the batch's row `number`, in its window."""

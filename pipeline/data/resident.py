@@ -89,7 +89,7 @@ class ResidentImages:
         cache: CachePlace | None = None,
     ) -> None:
         self.groups, self._fixed_point = groups, installed_fixed_point()
-        width, height = _size_of_first(dataset)
+        width, height = _size_of_first(dataset, cache)
         _refuse_small_crops(dataset, groups, width, height)
         _refuse_little_memory(dataset, width, height, device)
         self.pixels = torch.empty((len(dataset), height, width, 3), dtype=torch.uint8, device=device)
@@ -220,9 +220,9 @@ class _Decoder:
         return _Decoded(pixels=torch.from_numpy(pixels), bad=bad)
 
 
-def _size_of_first(dataset: Dataset) -> tuple[int, int]:
+def _size_of_first(dataset: Dataset, cache: CachePlace | None) -> tuple[int, int]:
     """Width and height of the first image that can be decoded."""
-    reader = Reader(dataset)
+    reader = Reader(dataset, cache)
     try:
         for unit, count in enumerate(dataset.counts.tolist()):
             reader.keep([unit])

@@ -111,12 +111,11 @@ class UnitIndex:
         if self._cache is None:
             return None
         name = self._name(unit_index)
-        if not self._cache.touch(name):
-            return None
+        self._cache.touch(name)
         try:
             # Arrow closes the file and keeps the mapping; Python's mmap would keep a descriptor for each.
             with pa.memory_map(str(self._cache.path(name))) as file:
-                data = memoryview(file.read_buffer())
+                data = memoryview(file.read_buffer()).cast("B")
         except (OSError, pa.ArrowException):
             return None
         count = int(self._dataset.counts[unit_index])

@@ -1,5 +1,7 @@
 """L1 and L2 on the pure order: over dataset sizes, shard sizes, world sizes and steps."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -14,7 +16,11 @@ from pipeline.data.order import (
     locate,
     plan_order,
     rank_rows,
+    share_of_step,
     smallest_window,
+    units_of,
+    windows_after,
+    windows_at,
 )
 
 
@@ -92,6 +98,48 @@ def test_substitutes_walk_through_their_whole_window_and_no_further(
     walk = [global_batch(order, epoch=epoch, step=step, rows=rows, ahead=n)[0] for n in range(most)]
     assert len(set(walk)) == most
     assert walk[0] == global_batch(order, epoch=epoch, step=step)[row]
+
+
+@given(planned=orders(), world=integers(1, 6), step=integers(0, 10_000), epoch=integers(0, 2))
+@settings(deadline=None)
+def test_the_units_of_the_windows_in_use_are_those_that_hold_their_rows(
+    planned: tuple[Order, NDArray[np.int64]], world: int, step: int, epoch: int
+) -> None:
+    order, counts = planned
+    step %= order.steps_per_epoch
+    world = max(size for size in range(1, world + 1) if order.batch_size % size == 0)
+    index = epoch_index(order, counts, epoch=epoch)
+    windows = windows_at(order, step)
+    start = windows.start * order.window
+    stop = order.lane_length if windows.stop == order.windows else windows.stop * order.window
+    as_one_batch = replace(order, batch_size=order.lanes * order.lane_length)
+    everything = global_batch(as_one_batch, epoch=epoch, step=0).reshape(order.lanes, -1)
+    for rank in {0, world - 1}:
+        rows = rank_rows(order.batch_size, rank=rank, world_size=world)
+        here, _ = locate(index, global_batch(order, epoch=epoch, step=step, rows=rows))
+        lanes = slice(rows.start // order.lane_rows, (rows.stop - 1) // order.lane_rows + 1)
+        held, _ = locate(index, everything[lanes, start:stop].ravel())
+        units = units_of(order, index, epoch=epoch, rows=rows, windows=windows)
+        assert [unit for unit in units.tolist() if counts[unit]] == sorted({*held.tolist()})
+        assert {*here.tolist()} <= {*units.tolist()}
+
+
+@given(planned=orders(), count=integers(0, 40))
+@settings(deadline=None)
+def test_the_steps_of_a_window_together_prepare_all_of_the_next(
+    planned: tuple[Order, NDArray[np.int64]], count: int
+) -> None:
+    order, _ = planned
+    done: list[int] = []
+    for step in range(order.steps_per_epoch):
+        windows = windows_at(order, step)
+        if step and windows.stop != windows_at(order, step - 1).stop:
+            assert windows_after(order, 0, windows_at(order, step - 1)) == (0, windows)
+            assert done == list(range(count))
+            done = []
+        done += range(count)[share_of_step(order, step, count)]
+    assert windows_after(order, 0, windows) == (1, windows_at(order, 0))
+    assert done == list(range(count))
 
 
 def test_a_substitute_is_the_next_row_of_the_lane() -> None:
