@@ -9,7 +9,10 @@ from ingest.dataset.keys import KEY_SLOTS
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Workers = Annotated[int, typer.Option(min=1, help="How many at a time; never changes the result.")]
 DatasetFolder = Annotated[
-    str, typer.Argument(metavar="DATASET", help="A sealed dataset: its folder, or s3://bucket/prefix.")
+    str,
+    typer.Argument(
+        metavar="DATASET", help="A sealed dataset: its folder or URL (s3://, gs://, az://, https://)."
+    ),
 ]
 UnitRows = Annotated[int, typer.Option(min=1, max=KEY_SLOTS, help="Attempts per work unit and shard.")]
 MaxBytes = Annotated[int, typer.Option(min=1, help="Larger files are rejected unread.")]

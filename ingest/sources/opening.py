@@ -12,6 +12,7 @@ from ingest.sources.tar import TarSource, is_tar
 from ingest.sources.tar_in_place import ForeignTar
 from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
+from ingest.store.clients import is_bucket
 
 
 def open_listing(text: str, columns: Columns) -> Listing:
@@ -35,12 +36,12 @@ def open_planned(source: SourceRecord, location: str) -> Source:
 
 
 def open_images(text: str) -> Source:
-    """A folder, a tar (a local one, or on S3), or a local WARC.
+    """A folder, a tar (a local one, or in a bucket), or a local WARC.
 
     Raises:
         UserError: it is none of them.
     """
-    if text.startswith("s3://"):
+    if is_bucket(text):
         return _remote_tar(text)
     path = Path(text)
     if path.is_dir():

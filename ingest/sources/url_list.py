@@ -1,4 +1,4 @@
-"""Lists of URLs: Parquet, CSV, TSV, JSON Lines or text, plain, gzip or zstd, here or behind a URL of fsspec.
+"""Lists of URLs: Parquet, CSV, TSV, JSON Lines or text, plain, gzip or zstd, here, in a bucket or at a URL.
 
 A list becomes a stream of tables with the columns `url`, `caption`, `labels`, and whatever else it has, as it
 is; what is called like a column of ours gets `source_` before its name. Which of its columns are URL, caption
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, cast
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pa_json
@@ -25,6 +24,7 @@ from pyarrow import csv
 from cluster.errors import UserError
 from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.dataset.schema import LABELS, META_SCHEMA
+from ingest.store.files import matching, open_file
 
 FORMATS = {
     ".parquet": "parquet",
@@ -61,7 +61,7 @@ class UrlList:
     """One list of URLs; see the module's docstring.
 
     Args:
-        location: a path, or a URL that fsspec opens.
+        location: what `open_file` opens.
         columns: which of its columns mean what.
 
     Raises:
@@ -150,7 +150,7 @@ class UrlList:
 
     def _open(self) -> Any:
         try:
-            return fsspec.open(self._location, "rb").open()
+            return open_file(self._location)
         except (OSError, ImportError, ValueError) as error:
             raise UserError(f"the list {self._location} cannot be opened: {error}") from error
 
@@ -183,11 +183,10 @@ def expand(location: str) -> list[str]:
     """The lists that a pattern with * names, in order of their names; a location without one is itself."""
     if "*" not in location:
         return [location]
-    system, path = fsspec.core.url_to_fs(location)
-    found = sorted(system.unstrip_protocol(name) for name in system.glob(path))
+    found = matching(location)
     if not found:
         raise UserError(f"no file matches {location}")
-    return [name.removeprefix("file://") for name in found]
+    return found
 
 
 def _parquet(opened: _Opened) -> Iterator[pa.Table]:

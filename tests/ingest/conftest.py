@@ -126,7 +126,9 @@ def s3_port() -> Iterator[int]:
 @pytest.fixture
 def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
     """s3://NAME of a new bucket, and an environment in which it is found."""
-    import s3fs
+    import boto3
+
+    from ingest.store.object_requests import forget_clients
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -134,7 +136,7 @@ def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_port}")
-    s3fs.S3FileSystem.clear_instance_cache()
+    forget_clients()
     name = f"test-{secrets.token_hex(8)}"
-    s3fs.S3FileSystem().mkdir(name)
+    boto3.client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"

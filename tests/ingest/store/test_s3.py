@@ -23,7 +23,7 @@ from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings
 from ingest.sources.opening import open_listing
 from ingest.sources.url_list import Columns
-from ingest.store import s3, s3_requests
+from ingest.store import object_requests, object_store
 from ingest.store.open import open_store
 from ingest.store.posix import PosixStore
 
@@ -57,27 +57,25 @@ def damages(path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(s3_requests, "FIRST_PAUSE_SECONDS", 0.002)
-    monkeypatch.setattr(s3_requests, "SILENT_SECONDS", 1)
+    monkeypatch.setattr(object_requests, "FIRST_PAUSE_SECONDS", 0.002)
+    monkeypatch.setattr(object_requests, "SILENT_SECONDS", 1)
 
 
 @pytest.fixture
 def behind(s3_port, monkeypatch, quick):
     """behind(fault): from now on S3 is behind a proxy with this fault."""
-    import s3fs
-
     proxies = []
 
     def behind(fault):
         proxies.append(Proxy(s3_port, fault))
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxies[-1].url)
-        s3fs.S3FileSystem.clear_instance_cache()
+        object_requests.forget_clients()
         return proxies[-1]
 
     yield behind
     for proxy in proxies:
         proxy.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
+    object_requests.forget_clients()
 
 
 def test_D1_a_crawl_to_s3_is_the_crawl_to_a_folder(tmp_path, folder, crawl, bucket):
@@ -163,7 +161,7 @@ def test_D3_whose_create_it_was_is_told_by_reading(bucket, behind):
 
 
 def test_an_upload_in_parts_survives_lost_answers(bucket, behind, monkeypatch):
-    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(object_store, "PART_BYTES", 5 << 20)
     sent = Counter()
 
     def fault(method, path):
@@ -187,11 +185,11 @@ def test_a_store_without_conditional_writes_is_refused(folder, crawl, bucket, be
 
 
 def test_trouble_that_stays_is_one_sentence(folder, crawl, bucket, behind, monkeypatch):
-    monkeypatch.setattr(s3_requests, "MOST_TRIES", 3)
+    monkeypatch.setattr(object_requests, "MOST_TRIES", 3)
     proxy = behind(lambda method, path: "503" if "commits/" in path and method == "PUT" else None)
     with pytest.raises(
         UserError,
-        match=r"^cannot write s3://.*/set: put_object failed 3 times, at last with 503 SlowDown; mend that",
+        match=r"^cannot write s3://.*/set: put failed 3 times, at last with 503 SlowDown; mend that",
     ):
         crawl([folder()], f"{bucket}/set")
     assert proxy.faults == ["503"] * 3
