@@ -6,6 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from obstore import Bytes
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +20,7 @@ _LEAST_PATIENCE_SECONDS, _MOST_PATIENCE_SECONDS = 0.5, 60.0
 _MOST_COPIES = 4
 _WEIGHT_OF_NEWEST = 0.05
 
-Read = Callable[[int, int, int], Awaitable[bytes | memoryview]]
+Read = Callable[[int, int, int], Awaitable["bytes | Bytes"]]
 
 
 class Requests:
@@ -40,7 +44,7 @@ class Requests:
         async with self._free:
             yield
 
-    async def read(self, unit: int, start: int, size: int) -> bytes | memoryview:
+    async def read(self, unit: int, start: int, size: int) -> bytes | Bytes:
         """The range; fewer bytes where the tar ends. In one's own `turn`.
 
         Raises:
@@ -49,7 +53,7 @@ class Requests:
         loop = asyncio.get_running_loop()
         began = loop.time()
         patience = min(max(_LATE * self.usual, _LEAST_PATIENCE_SECONDS), _MOST_PATIENCE_SECONDS)
-        copies: set[asyncio.Future[bytes | memoryview]] = set()
+        copies: set[asyncio.Future[bytes | Bytes]] = set()
         try:
             while True:
                 if len(copies) < _MOST_COPIES:

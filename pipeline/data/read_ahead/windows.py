@@ -144,7 +144,7 @@ class Windows:
             async with self._requests.turn():
                 data = await self._requests.read(chunk.unit, chunk.start, chunk.size)
             if len(data) == chunk.size:
-                await asyncio.to_thread(_write, self._file, data, chunk.place)
+                await asyncio.to_thread(_write, self._file, memoryview(data), chunk.place)
                 whole = True
         except (OSError, UserError) as error:
             # What steps need of it they read by themselves, and say what is wrong.
@@ -170,8 +170,7 @@ class Windows:
         self._freed.notify_all()
 
 
-def _write(file: int, data: bytes | memoryview, place: int) -> None:
-    view = memoryview(data)
+def _write(file: int, view: memoryview, place: int) -> None:
     while view:
         written = os.pwrite(file, view, place)
         view, place = view[written:], place + written

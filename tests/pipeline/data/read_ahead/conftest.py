@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from ingest.store.object_requests import forget_clients
+
 
 @pytest.fixture(scope="session")
 def slow_object_server() -> ModuleType:
@@ -19,12 +21,6 @@ def slow_object_server() -> ModuleType:
     module = sys.modules["slow_object_server"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def forget_clients() -> None:
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
@@ -43,7 +39,6 @@ def as_objects(
                 "AWS_SECRET_ACCESS_KEY": "test",
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "AWS_ENDPOINT_URL": url,
-                "AWS_ALLOW_HTTP": "true",
             }.items():
                 monkeypatch.setenv(name, value)
             forget_clients()
