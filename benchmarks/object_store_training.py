@@ -19,6 +19,7 @@ Each measurement is a process of its own with empty caches; rounds take turns, a
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 from slow_object_server import counts, served
 
@@ -163,10 +165,31 @@ def measure(what: str, root: Path, url: str, workers: int) -> dict[str, float]:
 
         limit = 16 * MIB if what.startswith("singly") else 1 << 30
         sizes = ours(str(root) if what == "local" else bucket, workers, CachePlace(limit=limit))
-    done = next(sizes)
-    first = time.perf_counter()
-    done = sum(sizes)
-    return {"rate": done / (time.perf_counter() - first), "first": first - began, "done": done}
+    next(sizes)
+    first, before = time.perf_counter(), cpu_seconds()
+    done = 0
+    while done < (EPOCHS - 0.1) * IMAGES:  # all processes are still there, to be asked for their CPU time
+        done += next(sizes)
+    seconds, after = time.perf_counter() - first, cpu_seconds()
+    spent = {kind: after[kind] - before.get(kind, 0) for kind in after}
+    return {
+        "rate": done / seconds,
+        "first": first - began,
+        "cpu_us": 1e6 * sum(spent.values()) / done,
+        "ahead_us": 1e6 * spent.get("ahead", 0) / done,
+    }
+
+
+def cpu_seconds() -> dict[str, float]:
+    """CPU time of this process and all below it, those that read ahead apart."""
+    spent: dict[str, float] = {}
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            ahead = "pipeline.data.read_ahead" in process.cmdline()
+            kind = "ahead" if ahead else "others"
+            spent[kind] = spent.get(kind, 0) + sum(times[:4])
+    return spent
 
 
 def one(what: str, root: Path, latency: float, workers: int) -> dict[str, float]:
@@ -221,6 +244,8 @@ def main() -> None:
                     f"{latency:5.0f} ms {workers:2d} workers {what:14} "
                     f"{statistics.median(rates):7,.0f} images/s ({min(rates):,.0f} to {max(rates):,.0f})"
                     f"  first {statistics.median(each.get('first', 0) for each in rounds):5.2f} s"
+                    f"  {statistics.median(each.get('cpu_us', 0) for each in rounds):4.0f} us CPU/image"
+                    f" ({statistics.median(each.get('ahead_us', 0) for each in rounds):.0f} ahead)"
                     f"  requests/sample {statistics.median(each['requests'] for each in rounds):.4f}",
                     flush=True,
                 )

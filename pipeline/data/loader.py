@@ -57,6 +57,8 @@ class Loader:
         node: Node | None = None,
     ) -> None:
         self._workers, self._device = workers, device
+        if workers:
+            start_fork_server()  # its imports take as long as all that follows
         dataset = open_dataset(data.root, sealed=data.sealed, view=data.view)
         order = plan_order(samples=len(dataset), batch_size=data.batch_size, window=data.window, seed=seed)
         rows = rank_rows(data.batch_size, rank=rank, world_size=world_size)
@@ -76,8 +78,6 @@ class Loader:
             "window": order.window,
         }
         self._step = 0
-        if workers:
-            start_fork_server()
         self.steps_per_epoch = order.steps_per_epoch
         self._images: ResidentImages | None = None
         if resident:

@@ -7,6 +7,7 @@ import errno
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.005
 _WRITERS = 2
+_RANGES_AT_ONCE = 10  # which obstore then reads side by side, for the work of one
 _TRIES_OF_FULL_DISK = 8
 GIB = 2**30
 
@@ -75,7 +77,9 @@ class Program:
         self._handed_over = HandedOver(given.place)
         self._index = Index(given.dataset, given.cache)
         source = Source(given.dataset)
-        self._requests = Requests(lambda unit, start, size: source.read(self._index.shard(unit), start, size))
+        self._requests = Requests(
+            lambda unit, starts, sizes: source.read(self._index.shard(unit), starts, sizes)
+        )
         self._windows: Windows | None = None
         self._room = given.room
         self._packs: dict[int, int] = {}  # bytes of the packs of each step that are made and not handed over
@@ -227,21 +231,32 @@ class Program:
         """Read samples of one unit from the store, neighbours together."""
         table = share.table[places]
         offsets, sizes = table["offset"].astype(np.int64), table["size"].astype(np.int64)
-        for found in coalesce(np.array(places, np.int64), offsets, sizes, most_bytes=CHUNK_BYTES):
-            group.create_task(self._from_store(share, found, parts))
+        ranges = coalesce(np.array(places, np.int64), offsets, sizes, most_bytes=CHUNK_BYTES)
+        while some := list(islice(ranges, _RANGES_AT_ONCE)):
+            group.create_task(self._from_store(share, some, parts))
 
-    async def _from_store(self, share: Share, found: Range, parts: list[Part]) -> None:
-        places = found.rows.tolist()
-        unit = int(share.units[places[0]])
-        async with self._requests.turn():
-            # Meanwhile it may have come with its neighbours.
-            chunk = self._find(share, places[0]) if len(places) == 1 else None
-            if chunk is not None and chunk.loaded.done() and chunk.loaded.result():
-                self._take(chunk, share, places, parts)
+    async def _from_store(self, share: Share, ranges: list[Range], parts: list[Part]) -> None:
+        unit = int(share.units[ranges[0].rows[0]])
+        async with self._requests.turn(len(ranges)):
+            if self._windows is not None:
+                ranges = [found for found in ranges if not self._has_come(share, found, parts)]
+            if not ranges:
                 return
-            data = memoryview(await self._requests.read(unit, found.start, found.size))
-        for place, (offset, size, *_) in zip(places, share.table[places].tolist(), strict=True):
-            parts[place] = data[offset - found.start : offset - found.start + size]
+            starts, sizes = [found.start for found in ranges], [found.size for found in ranges]
+            answers = await self._requests.read(unit, starts, sizes)
+        for found, answer in zip(ranges, answers, strict=True):
+            data, places = memoryview(answer), found.rows.tolist()
+            for place, (offset, size, *_) in zip(places, share.table[places].tolist(), strict=True):
+                parts[place] = data[offset - found.start : offset - found.start + size]
+
+    def _has_come(self, share: Share, found: Range, parts: list[Part]) -> bool:
+        """Whether a sample has meanwhile come with its neighbours; then it is taken."""
+        places = found.rows.tolist()
+        chunk = self._find(share, places[0]) if len(places) == 1 else None
+        if chunk is None or not chunk.loaded.done() or not chunk.loaded.result():
+            return False
+        self._take(chunk, share, places, parts)
+        return True
 
     def _find(self, share: Share, place: int) -> Chunk | None:
         if self._windows is None:

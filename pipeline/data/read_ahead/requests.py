@@ -4,73 +4,84 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from obstore import Bytes
 
-logger = logging.getLogger(__name__)
-
 IN_FLIGHT = 256
-# An answer that is late by so much is asked for again, beside the first: one of the two will come.
+# An answer that is so many times later than usual is asked for again; each time with twice the patience.
 _LATE = 4.0
 _LEAST_PATIENCE_SECONDS, _MOST_PATIENCE_SECONDS = 0.5, 60.0
-_MOST_COPIES = 4
+_TRIES_IN_TIME = 6  # then the store's own patience counts
+_SLOW_BYTES_PER_SECOND = 2 << 20
 _WEIGHT_OF_NEWEST = 0.05
 
-Read = Callable[[int, int, int], Awaitable["bytes | Bytes"]]
+# Of a unit's tar, so many ranges: where they start, and their sizes.
+Read = Callable[[int, Sequence[int], Sequence[int]], Awaitable[Sequence["bytes | Bytes"]]]
 
 
 class Requests:
-    """Reads ranges through `read(unit, start, size)`, so many at once, first come, first served.
+    """Reads ranges through `read(unit, starts, sizes)`, so many at once, first come, first served.
 
     `read` itself repeats what fails for a reason that passes.
 
     Attributes:
-        sent: how many there were, repeated ones included.
+        sent: how many ranges were asked for, again ones included.
+        usual: seconds that an answer takes, of late.
     """
 
     def __init__(self, read: Read, *, in_flight: int = IN_FLIGHT) -> None:
         self._read = read
-        self._free = asyncio.Semaphore(in_flight)
-        self.usual = 1.0  # seconds that an answer takes, of late
-        self.sent = 0
+        self._most, self._free = in_flight, in_flight
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self.sent, self.usual = 0, 1.0
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for a free place among those in flight."""
-        async with self._free:
+    async def turn(self, count: int = 1) -> AsyncIterator[None]:
+        """Wait until so many more ranges may be in flight."""
+        count = min(count, self._most)
+        if self._waiting or self._free < count:
+            granted = asyncio.get_running_loop().create_future()
+            self._waiting.append((count, granted))
+            await granted
+        else:
+            self._free -= count
+        try:
             yield
+        finally:
+            self._free += count
+            while self._waiting and self._waiting[0][0] <= self._free:
+                count, granted = self._waiting.popleft()
+                if not granted.cancelled():
+                    self._free -= count
+                    granted.set_result(None)
 
-    async def read(self, unit: int, start: int, size: int) -> bytes | Bytes:
-        """The range; fewer bytes where the tar ends. In one's own `turn`.
+    async def read(self, unit: int, starts: Sequence[int], sizes: Sequence[int]) -> Sequence[bytes | Bytes]:
+        """The ranges; of each fewer bytes where the tar ends. In one's own `turn`.
 
         Raises:
             OSError, UserError: as the store's, when it has given up.
         """
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        patience = min(max(_LATE * self.usual, _LEAST_PATIENCE_SECONDS), _MOST_PATIENCE_SECONDS)
-        copies: set[asyncio.Future[bytes | Bytes]] = set()
-        try:
-            while True:
-                if len(copies) < _MOST_COPIES:
-                    self.sent += 1
-                    copies.add(asyncio.ensure_future(self._read(unit, start, size)))
-                done, waiting = await asyncio.wait(
-                    copies, timeout=patience, return_when=asyncio.FIRST_COMPLETED
-                )
-                for answer in done:
-                    if answer.exception() is None or not waiting:
-                        self._note(loop.time() - began)
-                        return answer.result()
-                copies -= done
-                patience = min(2 * patience, _MOST_PATIENCE_SECONDS)
-        finally:
-            for copy in copies:
-                copy.cancel()
+        patience = max(_LATE * self.usual, _LEAST_PATIENCE_SECONDS) + sum(sizes) / _SLOW_BYTES_PER_SECOND
+        for _ in range(_TRIES_IN_TIME):
+            limit = asyncio.timeout(min(patience, _MOST_PATIENCE_SECONDS))
+            try:
+                async with limit:
+                    return await self._timed(unit, starts, sizes)
+            except TimeoutError:  # the store's, too, is called so
+                if not limit.expired():
+                    raise
+                patience *= 2
+        return await self._timed(unit, starts, sizes)
 
-    def _note(self, seconds: float) -> None:
-        self.usual += _WEIGHT_OF_NEWEST * (seconds - self.usual)
+    async def _timed(self, unit: int, starts: Sequence[int], sizes: Sequence[int]) -> Sequence[bytes | Bytes]:
+        began = asyncio.get_running_loop().time()
+        self.sent += len(starts)
+        try:
+            return await self._read(unit, starts, sizes)
+        finally:
+            seconds = asyncio.get_running_loop().time() - began
+            self.usual += _WEIGHT_OF_NEWEST * (seconds - self.usual)

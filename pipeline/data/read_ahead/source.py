@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cluster.errors import UserError
@@ -22,8 +23,8 @@ class Source:
         self._dataset = dataset
         self._homes: dict[str, tuple[Store, str]] = {}
 
-    async def read(self, name: str, start: int, size: int) -> bytes | Bytes:
-        """A range of a tar; fewer bytes where it ends.
+    async def read(self, name: str, starts: Sequence[int], sizes: Sequence[int]) -> Sequence[bytes | Bytes]:
+        """Ranges of a tar; fewer bytes where it ends.
 
         Raises:
             UserError: the tar is missing.
@@ -34,8 +35,9 @@ class Source:
         home, below = self._homes[name]
         try:
             if isinstance(home, ObjectStore):
-                return (await home.read_ranges(below, [start], [size]))[0]
-            return await asyncio.to_thread(home.read_range, below, start, size)
+                return await home.read_ranges(below, starts, sizes)
+            ranges = zip(starts, sizes, strict=True)
+            return [await asyncio.to_thread(home.read_range, below, *one) for one in ranges]
         except FileNotFoundError as error:
             raise UserError(
                 f"{home.where(below)} is missing from the dataset: run `ingest verify {self._dataset.path}` "

@@ -142,7 +142,7 @@ class Windows:
         whole = False
         try:
             async with self._requests.turn():
-                data = await self._requests.read(chunk.unit, chunk.start, chunk.size)
+                (data,) = await self._requests.read(chunk.unit, [chunk.start], [chunk.size])
             if len(data) == chunk.size:
                 await asyncio.to_thread(_write, self._file, memoryview(data), chunk.place)
                 whole = True

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,19 +194,19 @@ def test_a_full_disk_is_waited_for_and_then_told(
 def test_a_late_answer_is_asked_for_again_and_holds_up_no_other() -> None:
     began: list[int] = []
 
-    async def read(unit: int, start: int, size: int) -> bytes:
+    async def read(unit: int, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
         began.append(unit)
         if unit == 7 and began.count(7) < 3:
             await asyncio.sleep(600)
-        return bytes([unit])
+        return [bytes([unit]) for _ in starts]
 
     async def all_of_them() -> None:
         requests = Requests(read, in_flight=4)
         requests.usual = 0.01
 
         async def one(unit: int) -> bytes:
-            async with requests.turn():
-                return bytes(await requests.read(unit, 0, 1))
+            async with requests.turn(1 + unit % 2):
+                return b"".join(map(bytes, await requests.read(unit, [0], [1])))
 
         late = asyncio.create_task(one(7))
         others = await asyncio.wait_for(asyncio.gather(*map(one, range(40, 80))), 5)
@@ -219,11 +219,11 @@ def test_a_late_answer_is_asked_for_again_and_holds_up_no_other() -> None:
 
 
 def test_an_error_that_stays_is_raised() -> None:
-    async def read(unit: int, start: int, size: int) -> bytes:
+    async def read(unit: int, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
         raise PermissionError(errno.EACCES, "get is not permitted (AccessDenied)", "s3://some/tar")
 
     with pytest.raises(PermissionError, match="not permitted"):
-        asyncio.run(Requests(read).read(0, 0, 1))
+        asyncio.run(Requests(read).read(0, [0], [1]))
 
 
 def test_a_row_that_came_short_is_none_of_the_pack(
