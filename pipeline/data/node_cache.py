@@ -58,8 +58,8 @@ def private_folder(parent: Path, kind: str) -> Path:
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise UserError(
-                f"{folder} belongs to another user, or others may write to it: remove it, or give run.cache "
-                "a folder of your own"
+                f"{folder} belongs to another user, or others may write to it: remove it, or set TMPDIR to a "
+                "folder of your own, and run.cache too"
             )
     return private / kind
 

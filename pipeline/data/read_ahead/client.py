@@ -108,9 +108,10 @@ class ReadAhead:
         """This rank's value of a step is made, and those before: their packs may go."""
         if self.packs is None:
             return
-        if self._handed_over is None:
-            self._handed_over = HandedOver(self.packs.place)
-        self._handed_over[self._number] = step + 1
+        with contextlib.suppress(FileNotFoundError):  # the node's first rank has ended before
+            if self._handed_over is None:
+                self._handed_over = HandedOver(self.packs.place)
+            self._handed_over[self._number] = step + 1
 
     def close(self) -> None:
         """End the process, and remove what it has left."""
