@@ -30,17 +30,12 @@ def main() -> None:
         return
     threading.Thread(target=_end_with_rank, args=(from_rank, given.place), daemon=True).start()
     try:
-        asyncio.run(_run(given))
+        asyncio.run(Program(given).run())
     except Exception as error:
         cause = _first_cause(error)
         logger.error("%s", cause, exc_info=None if isinstance(cause, OSError) else cause)
         tell_failure(given.place, cause)
         os._exit(1)
-
-
-async def _run(given: Assignment) -> None:
-    await Program(given).run()
-    await asyncio.Event().wait()  # the last packs are still to be read
 
 
 def _first_cause(error: Exception) -> Exception:

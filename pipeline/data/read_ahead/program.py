@@ -29,6 +29,7 @@ from pipeline.data.read_ahead.windows import Chunk, Windows
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.005
+_HEAD_START_SECONDS = 0.5  # of the first step before the windows
 _WRITERS = 2
 _RANGES_AT_ONCE = 10  # which obstore then reads side by side, for the work of one
 _TRIES_OF_FULL_DISK = 8
@@ -93,7 +94,7 @@ class Program:
         return self._requests.sent
 
     async def run(self) -> None:
-        """Make packs to the last step, if there is one.
+        """Make packs to the last step, if there is one, and remove those that are handed over, without end.
 
         Raises:
             UserError: the dataset is damaged or may not be read, or the cache is too small.
@@ -105,12 +106,16 @@ class Program:
             while (places := demand.places(step)) is not None:
                 shares = await self._look_up(step, places)
                 size = sum(pack_bytes(share.table["size"]) for share in shares)
-                if step == self._given.first:
-                    await self._divide_room(size, shares)
-                    if self._windows is not None:
-                        group.create_task(self._windows.run(step))
+                windows = await self._divide_room(size, shares) if step == self._given.first else 0
                 await self._wait_for_room(step, size)
-                group.create_task(self._make(step, shares))
+                made = group.create_task(self._make(step, shares))
+                if windows:
+                    # What is needed first comes first, sample by sample.
+                    await asyncio.wait([made], timeout=_HEAD_START_SECONDS)
+                    self._windows = Windows(
+                        demand, self._index, self._requests, folder=self._given.place, room=windows
+                    )
+                    group.create_task(self._windows.run(step))
                 step += 1
 
     async def _look_up(self, step: int, places: list[Places]) -> list[Share]:
@@ -125,24 +130,21 @@ class Program:
             shares.append(Share(of_rank, rows, table, self._given.demand.windows(step)))
         return shares
 
-    async def _divide_room(self, step_bytes: int, shares: list[Share]) -> None:
-        """How much of the cache is for packs, and how much for windows if they fit."""
+    async def _divide_room(self, step_bytes: int, shares: list[Share]) -> int:
+        """Keep as much of the cache as packs may take; returns what is for windows, if they fit."""
         known = await self._index.all(np.unique(shares[0].units).tolist())
         samples = sum(len(rows) for rows in known.values())
         mean = sum(_extent(rows) for rows in known.values()) / max(samples, 1)
         demand = self._given.demand
         room = share_out(self._given.room, step_bytes=step_bytes, window_bytes=demand.window_rows * mean)
         self._room = room.packs
-        if room.windows:
-            self._windows = Windows(
-                demand, self._index, self._requests, folder=self._given.place, room=room.windows
-            )
         if FEW_STEPS * step_bytes > self._room:
             raise UserError(
                 f"{FEW_STEPS} steps of this node read {FEW_STEPS * step_bytes / GIB:.3g} GiB, and "
                 f"{self._given.place.parent} may hold {self._given.room / GIB:.3g} (run.cache_gib, and half "
                 "of what is free): let it hold more, or give run.cache a folder on a larger local disk"
             )
+        return room.windows
 
     async def _wait_for_room(self, step: int, size: int) -> None:
         def fits() -> bool:
