@@ -12,7 +12,7 @@ the dataset to the first batch; then it goes on until the units are mapped, and 
 the page cache either way. Images/s are those of wall time and, on a machine that others use, of CPU time of
 the workers. Private is what psutil calls USS, beyond that of workers that have made empty batches only; "of
 their own" leaves out what the kernel can drop, pages of mapped files that no other worker has touched.
-`--before` measures another checkout beside this one, round by round.
+`--before` measures another checkout. A line of the output is one measurement, as JSON.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from ingest.dataset.schema import META_SCHEMA, UNITS_SCHEMA
 from pipeline.data.modality import modality_of
 from pipeline.data.order import plan_order, rank_rows
 from pipeline.data.rank_batches import RankBatches
-from pipeline.data.workers import numbered, start_fork_server
+from pipeline.data.workers import keep_freed_memory, numbered, start_fork_server
 from pipeline.recipe.data import Data
 
 UNIT_SAMPLES, POOL_IMAGES, BATCH = 16_384, 65_536, 1_024
@@ -54,7 +54,7 @@ SIZES = (50_000, 300_000, 1_000_000, 1_280_000, 2_000_000, 3_000_000, 14_000_000
 RANKS = ((0, 1), (3, 8), (17, 512))
 CROPS = [{"count": 1, "size": 8, "scale": [0.2, 1.0]}]
 POOL = "shards/pool.tar"
-WARM_UP, MEASURED, MOST_BATCHES = 48, 65_536, 4_000
+MOST_BATCHES = 2_000
 
 
 def make_pool(folder: Path, images: int) -> None:
@@ -227,7 +227,9 @@ def private_mb(workers: Sequence[psutil.Process]) -> tuple[float, float]:
     return statistics.median(uss), statistics.median(own)
 
 
-def measure(folder: Path, root: str, rank: int, world: int, workers: int) -> dict[str, float]:
+def measure(
+    folder: Path, root: str, rank: int, world: int, *, workers: int, warm_up: int, images: int
+) -> dict[str, float]:
     """One measurement, in this process; the temporary folder is empty."""
     context, temporary = start_fork_server(), Path(tempfile.gettempdir())
     first = context.Process(target=int)  # type: ignore[attr-defined]
@@ -245,47 +247,77 @@ def measure(folder: Path, root: str, rank: int, world: int, workers: int) -> dic
         batches = numbered(Watched(make, temporary), 1, shared_bytes=make.view_bytes, **options)
         next(batches)
         answer[state] = time.perf_counter() - start
+        answer[f"{state}_cpu"] = cpu_seconds(workers_of_this(workers)) / workers
         if state == "cold":
-            # What the others need, too: as long as a run lasts, this is a small part of it.
-            list(islice(batches, WARM_UP))
             del batches
-    list(islice(batches, WARM_UP - 1))
-    count = min(MEASURED // make.count, MOST_BATCHES)
-    for file in temporary.glob("reads-*"):
-        file.unlink()
+    list(islice(batches, warm_up))
+    count = min(images // make.count, MOST_BATCHES)
     processes = workers_of_this(workers)
-    start, cpu = time.perf_counter(), cpu_seconds(processes)
+    start, cpu, reads = time.perf_counter(), cpu_seconds(processes), reads_so_far(temporary)
     list(islice(batches, count))
     images, cpu = count * make.count, cpu_seconds(processes) - cpu
     answer |= {"rate": images / (time.perf_counter() - start), "cpu_rate": images / cpu}
-    reads = sum(int(file.read_text()) for file in temporary.glob("reads-*"))
+    reads = reads_so_far(temporary) - reads
     uss, own = private_mb(processes)
     return answer | {"reads": 1e3 * reads / images, "uss": uss - idle[0], "own": own - idle[1]}
+
+
+def reads_so_far(temporary: Path) -> int:
+    """Metadata files that the workers have read, see `Watched`."""
+    return sum(int(file.read_text()) for file in temporary.glob("reads-*"))
 
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
-def measured(work: Path, code: Path, *what: object) -> dict[str, float]:
+def paired(folder: Path, roots: dict[str, str], rank: int, world: int, steps: int) -> None:
+    """Print how fast each dataset's batches are made beside the first one's, step by step in one process.
+
+    Other work on the machine slows both alike: the median ratio is steadier than any rate.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    makers = {size: open_batches(folder, root, rank, world) for size, root in roots.items()}
+    for make in makers.values():
+        for step in range(1, 49):
+            make.fill(step, {}, lambda place, draws, out: None)  # its units are mapped
+    seconds: dict[str, list[float]] = {size: [] for size in makers}
+    for step in range(49, 49 + steps):
+        for size, make in makers.items():
+            start = time.process_time()
+            make(step)
+            seconds[size].append(time.process_time() - start)
+    first = next(iter(seconds.values()))
+    for size, taken in seconds.items():
+        ratios = [one / this for one, this in zip(first, taken, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        row = {"size": int(size), "rank": rank, "world": world, "ratio": middle, "low": low, "high": high}
+        print(json.dumps(row), flush=True)
+
+
+def measured(options: argparse.Namespace, code: Path, *what: object) -> dict[str, float]:
     """One measurement in a process of its own, of the code in a checkout."""
-    with tempfile.TemporaryDirectory(dir=work) as temporary:
-        command = [sys.executable, __file__, "--measure", *map(str, what)]
+    with tempfile.TemporaryDirectory(dir=options.work) as temporary:
+        command = [sys.executable, str(Path(__file__).resolve()), "--measure", *map(str, what)]
+        for name in ("work", "workers", "warm_up", "images"):
+            command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
         environment = os.environ | {"TMPDIR": temporary, "PYTHONPATH": str(code)}
+        # The fork server of workers looks for the code where it stands.
         done = subprocess.run(
-            [*command, "--work", str(work)], env=environment, stdout=subprocess.PIPE, text=True, check=True
+            command, cwd=code, env=environment, stdout=subprocess.PIPE, text=True, check=True
         )
         answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         return answer
 
 
-def rows(options: argparse.Namespace) -> Iterator[tuple[int, int, int, int]]:
-    """Size, rank, world and workers of a round's measurements, for each rank the smallest set twice."""
+def rows(options: argparse.Namespace) -> Iterator[tuple[int, int, int]]:
+    """Size, rank and world of a round's measurements, for each rank the first size once more in the end."""
     for rank, world in RANKS:
         if options.world and world not in options.world:
             continue
         for size in (*options.sizes, options.sizes[0]):
-            yield size, rank, world, options.workers
+            yield size, rank, world
 
 
 def main() -> None:
@@ -295,34 +327,36 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
     parser.add_argument("--world", type=int, nargs="*")
-    parser.add_argument("--before", type=Path)
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--warm-up", type=int, default=48, help="batches, until the units are mapped")
+    parser.add_argument("--images", type=int, default=32_768, help="after that")
+    parser.add_argument("--before", type=Path, help="a checkout to measure in place of this one")
+    parser.add_argument("--paired", type=int, help="steps of one process, each of all sizes in turn")
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     folder = options.work / "data"
     if options.measure:
-        root, *numbers = options.measure
-        print(json.dumps(measure(folder, root, *map(int, numbers))))
+        sizes = {name: getattr(options, name) for name in ("workers", "warm_up", "images")}
+        root, rank, world = options.measure
+        print(json.dumps(measure(folder, root, int(rank), int(world), **sizes)))
         return
     folder.mkdir(parents=True, exist_ok=True)
     listed = folder / "roots.json"
     if not listed.exists():
         listed.write_text(json.dumps(make_datasets(folder, SIZES, images=POOL_IMAGES)))
     roots = json.loads(listed.read_text())
-    here = Path(__file__).parent.parent
-    codes = {"here": here, **({"before": options.before} if options.before else {})}
+    if options.paired:
+        with tempfile.TemporaryDirectory(dir=options.work) as tempfile.tempdir:
+            for rank, world in RANKS:
+                sizes = {str(size): roots[str(size)] for size in options.sizes}
+                paired(folder, sizes, rank, world, options.paired * min(world, 8))
+        return
+    options.work = options.work.resolve()
+    code = (options.before or Path(__file__).parent.parent).resolve()
     for number in range(options.rounds):
-        for size, rank, world, workers in rows(options):
-            for name, code in codes.items():
-                answer = measured(options.work, code, roots[str(size)], rank, world, workers)
-                row = {
-                    "round": number,
-                    "code": name,
-                    "size": size,
-                    "rank": rank,
-                    "world": world,
-                    "workers": workers,
-                }
-                print(json.dumps(row | {key: round(value, 3) for key, value in answer.items()}), flush=True)
+        for size, rank, world in rows(options):
+            answer = measured(options, code, roots[str(size)], rank, world)
+            row = {"code": code.name, "round": number, "size": size, "rank": rank, "world": world}
+            print(json.dumps(row | {key: round(value, 3) for key, value in answer.items()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,6 @@ class Reader:
             UserError: if a file of the dataset is missing.
             OSError: if the last attempt fails too.
         """
-
         offset, size, _, _ = self._rows(unit_index)[row].item()
 
         def read() -> bytes:

@@ -25,8 +25,8 @@ _HEADER = len(_MAGIC) + 4
 # The kernel grants a process 65,530 mappings (vm.max_map_count), of which libraries and malloc need some. A
 # unit beyond is mapped again each time that it is needed.
 _MOST_MAPPED = 30_000
-# Without a folder: some 440 MB of units of 16,384 samples.
-_MOST_PRIVATE = 512
+# Without a folder, all units of a batch of 1,024: up to 0.9 GB, of units of 16,384 samples.
+_MOST_PRIVATE = 1_024
 
 
 class UnitIndex:
