@@ -202,7 +202,7 @@ class Connection(asyncio.Protocol):
                 return
             status, extra = 206, f"Content-Range: bytes {first}-{end - 1}/{size}\r\n"
         checksum = self._settings.objects.checksums.get(key)
-        if checksum and header.get("x-amz-checksum-mode") == "ENABLED":
+        if checksum and status == 200 and header.get("x-amz-checksum-mode") == "ENABLED":
             extra += f"x-amz-checksum-sha256: {checksum}\r\n"
         extra += f'ETag: "{found.etag}"\r\nLast-Modified: {formatdate(found.modified, usegmt=True)}\r\n'
         self._reply(status, found.view[first:end], extra, head=head, cut=cut)

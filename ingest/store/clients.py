@@ -17,6 +17,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 BUCKETS = ("s3://", "gs://", "az://")
 WEB = ("https://", "http://")
-# What botocore gives is renewed by botocore: it is asked again before it can have expired.
-_CREDENTIALS_ASKED_AGAIN = timedelta(minutes=5)
+# What botocore gives is good for ten minutes, or it would have renewed it.
+_CREDENTIALS_LAST = timedelta(minutes=10)
 
 _used_in: int | None = None  # the process in which obstore's threads run
 
@@ -123,6 +124,8 @@ def _s3(root: str, bucket: str, common: dict[str, Any]) -> "ObjectStore":
         full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name="s3"
     ).provide()
     found: Any = {"endpoint": endpoint, "region": session.get_config_variable("region")}
+    if authorities := session.get_config_variable("ca_bundle"):
+        common["client_options"]["root_certificate"] = Path(authorities).read_bytes()
     return S3Store(
         bucket,
         credential_provider=_renewed(session.get_credentials()),
@@ -140,7 +143,7 @@ def _renewed(credentials: Any) -> "Callable[[], S3Credential]":
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": datetime.now(UTC) + _CREDENTIALS_ASKED_AGAIN,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_LAST,
         }
 
     return now
@@ -159,7 +162,7 @@ def _use_here() -> None:
             del sys.modules[name]
         # The dynamic loader knows a library by its file: a copy is another one. It has no name to clean up.
         copy = os.memfd_create("obstore")
-        with open(path, "rb") as library:  # noqa: PTH123
+        with Path(path).open("rb") as library:
             while os.sendfile(copy, library.fileno(), None, 1 << 30):
                 pass
         loader = ExtensionFileLoader("obstore._obstore", f"/proc/self/fd/{copy}")

@@ -33,6 +33,8 @@ REQUEST_SECONDS = 300  # for one request and its answer
 # Besides every 5xx. 409 comes while another conditional write of the same name is under way.
 _PASSING_STATUS = (408, 409, 429)
 _PASSING_CODES = ("RequestTimeout", "SlowDown", "Throttling", "BadDigest", "IncompleteBody")
+# Without a status: a web server that ignores ranges, and a bucket in another region.
+_LASTING = ("not supported", "redirect without LOCATION")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 
 T = TypeVar("T")
@@ -48,10 +50,12 @@ class _Failure:
 
     def __init__(self, error: Exception) -> None:
         text = str(error)
-        status, code = re.search(r"status code: (\d{3})", text), re.search(r"<Code>(\w+)</Code>", text)
+        status, code = re.search(r"(?:status |\()code: (\d{3})", text), re.search(r"<Code>(\w+)</Code>", text)
         message = re.search(r"<Message>([^<\n]*)", text)
         kind = re.search(r"kind: (Timeout|Connect)\b", text)
         self.status = int(status[1]) if status else 0
+        if "Wanted range starting at" in text:  # told by obstore, of an answer that it did not expect
+            self.status = 416
         self.code = code[1] if code else ""
         self.message = message[1] if message else ""
         self.of_credentials = "token request" in text or "credential provider" in text
@@ -62,7 +66,7 @@ class _Failure:
 
     def passes(self) -> bool:
         if not self.status:
-            return "non-partial" not in self.said
+            return not any(told in self.said for told in _LASTING)
         if self.status == 501 or self.code.endswith("AlreadyExists"):
             return False
         return self.status >= 500 or self.status in _PASSING_STATUS or self.code in _PASSING_CODES
@@ -86,13 +90,16 @@ class _Failure:
         return UserError(f"{place}: the store refused {action}: {self.said}: {self.message}".rstrip(": "))
 
 
-async def call(action: str, place: str, send: Callable[[], Awaitable[T]]) -> T:
+async def call(
+    action: str, place: str, send: Callable[[], Awaitable[T]], *, most_tries: int | None = None
+) -> T:
     """One request, sent again while it fails for a reason that may pass.
 
     Args:
         action: what it does, `get` for one.
         place: what it is about, as a URL; both for people.
         send: sends it, with obstore.
+        most_tries: MOST_TRIES if it is None.
 
     Raises:
         FileNotFoundError: there is no such object (404).
@@ -102,8 +109,9 @@ async def call(action: str, place: str, send: Callable[[], Awaitable[T]]) -> T:
         TimeoutError: it failed too often.
         UserError: the bucket is not there, credentials are missing, or the store refuses the request.
     """
+    most = most_tries or MOST_TRIES
     tries, said = 0, ""
-    while tries < MOST_TRIES:
+    while tries < most:
         if tries:
             longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**tries)
             await asyncio.sleep(random.uniform(longest / 2, longest))
@@ -122,7 +130,7 @@ async def call(action: str, place: str, send: Callable[[], Awaitable[T]]) -> T:
                 raise UserError(f"{missing_credentials(place)} ({said})") from error
             if not failure.of_credentials and not failure.passes():
                 raise failure.meaning(action, place) from error
-    raise OSError(errno.ETIMEDOUT, f"{action} failed {MOST_TRIES} times, at last with {said}", place)
+    raise OSError(errno.ETIMEDOUT, f"{action} failed {most} times, at last with {said}", place)
 
 
 def _is_of_obstore(error: Exception) -> bool:

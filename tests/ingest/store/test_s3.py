@@ -1,14 +1,18 @@
-"""Crawls to S3: the same dataset as in a folder, whatever the network and the machines do meanwhile."""
+"""Crawls to buckets: the same dataset as in a folder, whatever the network and the machines do meanwhile."""
 
+import asyncio
 import hashlib
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from object_store import Proxy
 from typer.testing import CliRunner
@@ -23,7 +27,7 @@ from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings
 from ingest.sources.opening import open_listing
 from ingest.sources.url_list import Columns
-from ingest.store import object_requests, object_store
+from ingest.store import clients, object_requests, object_store
 from ingest.store.open import open_store
 from ingest.store.posix import PosixStore
 
@@ -78,8 +82,9 @@ def behind(s3_port, monkeypatch, quick):
     object_requests.forget_clients()
 
 
-def test_D1_a_crawl_to_s3_is_the_crawl_to_a_folder(tmp_path, folder, crawl, bucket):
-    source = folder(count=10)
+@pytest.mark.parametrize("kind", ["bucket", "google_bucket", "azure_container"])
+def test_D1_a_crawl_to_a_bucket_is_the_crawl_to_a_folder(tmp_path, folder, crawl, kind, request):
+    source, bucket = folder(count=10), request.getfixturevalue(kind)
     local = crawl([source], tmp_path / "out", unit_rows=UNIT_ROWS)
     remote = crawl([source], f"{bucket}/web/set", unit_rows=UNIT_ROWS)
     assert remote.root == local.root
@@ -93,8 +98,6 @@ def test_D1_a_crawl_to_s3_is_the_crawl_to_a_folder(tmp_path, folder, crawl, buck
 
 
 def test_the_pipeline_reads_samples_and_views_of_a_dataset_on_s3(tmp_path, folder, crawl, bucket):
-    import numpy as np
-
     from pipeline.data.reader import Reader
 
     source = folder(count=6)
@@ -108,6 +111,88 @@ def test_the_pipeline_reads_samples_and_views_of_a_dataset_on_s3(tmp_path, folde
     assert [reader.read(0, row) for row in range(2)] == [path.read_bytes() for path in cats[1:3]]
     assert reader.name(0, 1) == f"{seen.shard_path(0)}:0000000000002"
     reader.close()
+
+
+def test_a_dataset_on_a_web_server_is_read_and_not_written(folder, crawl, bucket, behind):
+    from pipeline.data.reader import Reader
+
+    source = folder(count=6)
+    root = crawl([source], f"{bucket}/set", unit_rows=UNIT_ROWS).root
+    url = f"{behind(lambda method, path: None).url}/{bucket[5:]}/set"
+    reader = Reader(open_dataset(url), units=2)
+    assert reader.read(0, 0) == sorted((source / "cat").iterdir())[0].read_bytes()
+    reader.close()
+    assert damages(url) == []
+    for write in (
+        lambda: write_view(url, "some", root=root, keeps={0: np.array([0, 1, 1, 0], bool)}),
+        lambda: crawl([source], url, unit_rows=UNIT_ROWS),
+    ):
+        with pytest.raises(UserError, match="is on a web server, to read only: write to a folder or a"):
+            write()
+    with pytest.raises(UserError, match="is on a web server, which does not tell what files it has"):
+        read_view(url, "other", root=root)
+
+
+def test_many_ranges_at_once_survive_lost_answers(bucket, behind):
+    data = random.Random(0).randbytes(50_000)
+    open_store(bucket).replace("shard.tar", data)
+    first = iter(["cut", "500", "refuse"] * 20)
+    proxy = behind(lambda method, path: next(first, None))
+    places = range(0, len(data), 500)
+
+    async def both():
+        store = open_store(bucket)
+        ranges = store.read_ranges("shard.tar", places, [500] * len(places))
+        whole, parts = await asyncio.gather(store.read_async("shard.tar"), ranges)
+        with pytest.raises(FileNotFoundError):
+            await store.read_async("nothing")
+        return bytes(whole), b"".join(parts)
+
+    assert asyncio.run(both()) == (data, data)
+    assert len(proxy.faults) == 60
+
+
+def test_a_signal_ends_the_waiting_for_an_answer(bucket, behind, monkeypatch):
+    monkeypatch.setattr(object_requests, "SILENT_SECONDS", 60)
+    behind(lambda method, path: "stall")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before, started = signal.signal(signal.SIGALRM, interrupt), time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            open_store(bucket).read("name")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 10
+
+
+def test_an_aws_profile_names_the_endpoint_and_credentials_that_are_renewed(
+    bucket, behind, monkeypatch, tmp_path
+):
+    proxy = behind(lambda method, path: None)
+    script = tmp_path / "credentials.py"
+    script.write_text(
+        "import datetime, json, pathlib, time\n"
+        "soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)\n"
+        "print(json.dumps({'Version': 1, 'AccessKeyId': f'key{time.time_ns()}', 'SecretAccessKey': 'x',"
+        " 'SessionToken': 'x', 'Expiration': soon.isoformat()}))\n"
+    )
+    (tmp_path / "config").write_text(
+        f"[profile mine]\nregion = eu-west-1\nendpoint_url = {proxy.url}\n"
+        f"credential_process = {sys.executable} {script}\n"
+    )
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "DEFAULT_REGION", "ENDPOINT_URL"):
+        monkeypatch.delenv(f"AWS_{name}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    monkeypatch.setattr(clients, "_CREDENTIALS_LAST", timedelta(0))
+    store = open_store(bucket)
+    for _ in range(2):
+        store.replace("name", b"data")
+    assert len({signer for signer in proxy.signers if signer.startswith("key")}) == 2
 
 
 def test_the_commands_take_s3_urls(folder, bucket, tmp_path, monkeypatch):

@@ -4,27 +4,31 @@ import errno
 import hashlib
 import os
 import pickle
+import ssl
 import sys
 import threading
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import trustme
 
 from cluster.errors import UserError
 from ingest.store import object_requests, object_store
-from ingest.store.open import open_store
+from ingest.store.open import home_of, open_store
 from ingest.store.posix import PosixStore
 from ingest.store.store import Entry
 
 
-@pytest.fixture(params=["posix", "s3"])
+@pytest.fixture(params=["posix", "bucket", "google_bucket", "azure_container"])
 def store(request, tmp_path):
     if request.param == "posix":
         return open_store(tmp_path / "deep" / "out")
-    return open_store(f"{request.getfixturevalue('bucket')}/deep/out/")
+    return open_store(f"{request.getfixturevalue(request.param)}/deep/out/")
 
 
 def publish(store, name, data):
@@ -184,6 +188,76 @@ def test_a_place_of_another_kind_is_refused():
     for scheme in ("s3", "gs", "az", "https"):
         with pytest.raises(UserError, match=rf"names no bucket: use {scheme}://"):
             open_store(f"{scheme}://")
+
+
+def test_a_dataset_names_files_of_buckets_and_no_other_addresses(tmp_path):
+    own = open_store(tmp_path)
+    for scheme in ("s3", "gs", "az"):
+        home, name = home_of(own, f"{scheme}://bucket/tars/a.tar")
+        assert (home.root, name) == (f"{scheme}://bucket/tars", "a.tar")
+    assert home_of(own, "http://169.254.169.254/latest") == (own, "http://169.254.169.254/latest")
+
+
+def test_a_web_server_without_ranges_and_a_bucket_elsewhere_are_told_at_once(monkeypatch):
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(301 if "bucket" in self.path else 200)
+            self.send_header("Content-Length", "9")
+            self.end_headers()
+            self.wfile.write(b"the whole")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(UserError, match=r"refused get: .*Range request not supported"):
+            open_store(f"{url}/set").read_range("name", 2, 5)
+        for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        with pytest.raises(UserError, match=r"refused get: .*incorrectly configured region"):
+            open_store("s3://bucket-in-another-region/set").read("name")
+        server.shutdown()
+
+
+def test_s3_with_a_certificate_of_its_own(monkeypatch, tmp_path):
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            for name, value in {"Content-Length": "4", "ETag": '"x"', "Last-Modified": formatdate()}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(b"data")
+
+        def log_message(self, *_):
+            pass
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        url = f"https://127.0.0.1:{server.server_port}"
+        for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+        assert open_store("s3://bucket-behind-tls/set").read("name") == b"data"
+        server.shutdown()
+
+
+def test_missing_credentials_are_one_sentence_everywhere(monkeypatch):
+    monkeypatch.setattr(object_requests, "FIRST_PAUSE_SECONDS", 0.002)
+    for name in [name for name in os.environ if name.startswith(("GOOGLE_", "AZURE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:9")
+    with pytest.raises(UserError, match=r"no credentials for gs://.*: set GOOGLE_APPLICATION_CREDENTIALS"):
+        open_store("gs://bucket-without-credentials/x").prepare()
+    with pytest.raises(UserError, match=r"az://.* cannot be used: .*: set AZURE_STORAGE_ACCOUNT_NAME"):
+        open_store("az://container-without-account/x").prepare()
 
 
 def test_s3_without_botocore_says_what_to_install(monkeypatch):
