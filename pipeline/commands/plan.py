@@ -15,6 +15,7 @@ from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.site import load_site
 from cluster.typed_yaml import load_recipe
+from cluster.wording import in_bytes
 from pipeline.commands.options import Cluster, Json, Overrides
 from pipeline.commands.pretrain import DEFAULT_RECIPE
 from pipeline.recipe.pretrain import PretrainRecipe
@@ -106,6 +107,8 @@ def _reading(recipe: PretrainRecipe, nodes: int, *, images_per_second: float) ->
     root = recipe.data.root
     if "://" not in root:
         return f"The images are read from {root}, as they are needed."
+    if recipe.run.resident:
+        return f"The images are read from {root} once, at the start (run.resident)."
     from ingest.dataset.open import open_dataset
     from pipeline.plan.reading import reading
 
@@ -121,9 +124,9 @@ def _of_reading(asked: Reading, nodes: int) -> str:
     why = f"; {asked.reason}" if asked.reason else ""
     together = f" to {nodes} nodes together" if nodes > 1 else ""
     return (
-        f"{how} ({asked.window_bytes / 1e9:,.1f} GB are open on a node{why}): {asked.requests:,.0f} requests "
-        f"and {asked.bytes / 1e9:,.1f} GB per epoch and node. At this speed the store must give{together} "
-        f"{asked.requests_per_second:,.1f} requests/s and {asked.bytes_per_second / 1e9:,.2f} GB/s."
+        f"{how} ({in_bytes(asked.window_bytes)} are open on a node{why}): {asked.requests:,.0f} requests "
+        f"and {in_bytes(asked.bytes)} per epoch and node. At this speed the store must give{together} "
+        f"{asked.requests_per_second:,.1f} requests/s and {in_bytes(asked.bytes_per_second)}/s."
     )
 
 

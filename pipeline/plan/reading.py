@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.wording import in_bytes
 from ingest.dataset.open import Dataset, sealed_head
 from pipeline.data.order import largest_window, plan_order
 from pipeline.data.read_ahead.demand import whole_lanes
@@ -71,4 +72,4 @@ def reading(recipe: PretrainRecipe, dataset: Dataset, *, nodes: int, images_per_
 def _reason(lanes: int, window_bytes: float, nodes: int) -> str:
     if not lanes:
         return f"{nodes} nodes share lanes of the shuffle, and no window is read whole"
-    return f"windows of {window_bytes / 1e9:,.1f} GB a node do not fit run.cache_gib"
+    return f"windows of {in_bytes(window_bytes)} a node do not fit run.cache_gib"
