@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.005
 _HEAD_START_SECONDS = 0.5  # of the first step before the windows
 _WRITERS = 2
-_RANGES_AT_ONCE = 10  # which obstore then reads side by side, for the work of one
+# obstore reads up to ten side by side for little more work than one; if one fails, all are asked for anew.
+_RANGES_AT_ONCE = 5
 _TRIES_OF_FULL_DISK = 8
 GIB = 2**30
 
