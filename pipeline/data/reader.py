@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from ingest.dataset.keys import key_name, key_of
 from ingest.dataset.open import Dataset
-from pipeline.data.node_cache import CachePlace, default_place
+from pipeline.data.node_cache import CachePlace
 from pipeline.data.unit_index import UnitIndex
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Reader:
 
     def __init__(self, dataset: Dataset, cache: CachePlace | None = None) -> None:
         self._dataset = dataset
-        self._index = UnitIndex(dataset, cache or default_place())
+        self._index = UnitIndex(dataset, cache or CachePlace())
         self._paths: dict[int, str | None] = {}  # None of a shard that is read through the dataset's store
         self._open: OrderedDict[int, int] = OrderedDict()
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
