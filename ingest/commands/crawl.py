@@ -78,6 +78,14 @@ def crawl(
     quality: Annotated[
         int | None, typer.Option(min=1, max=100, help="Of the encoder, with --resize. [default: 95]")
     ] = None,
+    icc: Annotated[
+        bool,
+        typer.Option(
+            "--icc/--no-icc",
+            help="Follow colour profiles: to sRGB with --resize, otherwise they stay in the file. Without, "
+            "they are left out, and the numbers stay.",
+        ),
+    ] = True,
     phash: Annotated[
         bool,
         typer.Option(help="Make the perceptual hash; without it, the pixels of a kept JPEG stay unread."),
@@ -134,6 +142,7 @@ def crawl(
         crop=crop or DEFAULTS.treatment.crop,
         encoding=encoding or DEFAULTS.treatment.encoding,
         quality=quality or DEFAULTS.treatment.quality,
+        icc=icc,
         phash=phash,
     )
     fetch = FetchSettings(

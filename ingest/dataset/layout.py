@@ -15,7 +15,15 @@ COMMITS = "commits"
 SHARDS = "shards"
 META = "meta"
 VIEWS = "views"
-EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif", "bmp": "bmp", "tiff": "tif"}
+EXTENSIONS = {
+    "jpeg": "jpg",
+    "png": "png",
+    "webp": "webp",
+    "gif": "gif",
+    "bmp": "bmp",
+    "tiff": "tif",
+    "avif": "avif",
+}
 
 
 def plan_name(generation: int) -> str:

@@ -59,6 +59,7 @@ class Flags(Record):
     crop: Crop
     encoding: Encoding
     quality: int
+    no_icc: bool | None = None  # of plans in format 2, profiles were not followed
     no_phash: bool | None
     max_bytes: int
     max_pixels: int

@@ -11,10 +11,11 @@ from typing import Literal
 
 from PIL import Image
 
-from ingest.image.decode import ImageLimits, Status, as_image_error, as_rgb, open_image
+from ingest.image.decode import ImageLimits, Opened, Status, as_image_error, open_image
 from ingest.image.header import sniff
-from ingest.image.orientation import orientation_of, turned, upright
+from ingest.image.orientation import turned, upright
 from ingest.image.phash import HASH_SIDE, perceptual_hash
+from ingest.image.pixels import as_rgb
 from ingest.image.stripping import stripped
 
 Crop = Literal["keep_ratio", "center"]
@@ -22,8 +23,6 @@ Encoding = Literal["jpeg", "webp"]
 
 # What the encoders can hold.
 _LONGEST = {"jpeg": 65_500, "webp": 16_383}
-# In any of these ways a PNG may tell its orientation, before the pixels or after them.
-_PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +36,9 @@ class Treatment:
         crop: with `resize`: the whole picture in its ratio, or the square in its middle.
         encoding: with `resize`: the format that is stored.
         quality: of the encoder, 1 to 100.
+        icc: whether colour profiles are followed: pixels that are encoded are converted to sRGB, and bytes
+            that are kept keep their profile, for whoever decodes them. Otherwise the numbers stay as they
+            are, and profiles go.
         phash: whether to make the perceptual hash. If neither it nor `resize` needs the pixels, a JPEG's are
             not decoded: its headers are, and its segments are there, up to its end mark. Damage within its
             entropy-coded data then shows only to whoever decodes it.
@@ -47,6 +49,7 @@ class Treatment:
     crop: Crop = "keep_ratio"
     encoding: Encoding = "jpeg"
     quality: int = 95
+    icc: bool = True
     phash: bool = True
 
 
@@ -78,32 +81,34 @@ def check(data: bytes, treatment: Treatment) -> Checked:
     whose pixels nobody asked for (`Treatment.phash`).
     """
     try:
-        image, kind = open_image(data, treatment.limits)
+        opened = open_image(data, treatment.limits)
         if treatment.resize is None:
-            return _kept_as_it_is(data, image, kind, treatment)
-        return _made_smaller(image, kind, treatment)
+            return _kept_as_it_is(data, opened, treatment)
+        return _made_smaller(opened, treatment)
     except Exception as error:
         verdict = as_image_error(error)
         return Checked(status=verdict.status, reason=verdict.reason, format=sniff(data))
 
 
-def _kept_as_it_is(data: bytes, image: Image.Image, kind: str, treatment: Treatment) -> Checked:
-    # Only a PNG that says something has to be decoded for what it says.
-    silent = kind == "png" and not any(name in data for name in _PNG_ORIENTATION)
-    turn = 1 if silent else orientation_of(image, kind)
-    stored = stripped(data, kind, turn)
+def _kept_as_it_is(data: bytes, opened: Opened, treatment: Treatment) -> Checked:
+    kind, turn = opened.kind, opened.turn
+    if treatment.icc:
+        # Here, and not in training, a profile may take too long, or the process.
+        opened.conversion()
+    stored = stripped(data, kind, turn, profile=treatment.icc)
     if stored is not data:
         # What is judged is what is stored.
-        image, _ = open_image(stored, treatment.limits)
-    size = image.size
+        opened = open_image(stored, treatment.limits)
+    size = opened.image.size
     if kind == "jpeg":
         # Grey at 1/8 scale finds truncation as the full decode does, and saves most of its work.
-        image.draft("L", (2 * HASH_SIDE, 2 * HASH_SIDE))
+        opened.image.draft("L", (2 * HASH_SIDE, 2 * HASH_SIDE))
+    picture = None
     if kind != "jpeg" or treatment.phash:
-        image.load()
+        # A hash of kept bytes passes over their profile: it would change a bit or two, and costs time.
+        picture = opened.picture(icc=False)
     # Of a TIFF on its side, Pillow knows the upright size only now.
-    width, height = turned(size if kind == "jpeg" else image.size, turn)
-    grey = image.mode == "L" and "transparency" not in image.info
+    width, height = turned(size if kind == "jpeg" or picture is None else picture.size, turn)
     return Checked(
         status="kept",
         format=kind,
@@ -112,25 +117,27 @@ def _kept_as_it_is(data: bytes, image: Image.Image, kind: str, treatment: Treatm
         original_width=width,
         original_height=height,
         sha256=hashlib.sha256(stored).hexdigest(),
-        phash=perceptual_hash(image if grey else as_rgb(image), orientation=turn)
-        if treatment.phash
-        else None,
+        phash=perceptual_hash(picture, orientation=turn) if picture is not None and treatment.phash else None,
         data=None if stored is data else stored,
     )
 
 
-def _made_smaller(image: Image.Image, kind: str, treatment: Treatment) -> Checked:
+def _made_smaller(opened: Opened, treatment: Treatment) -> Checked:
+    image, kind, turn = opened.image, opened.kind, opened.turn
     size = image.size
     if kind == "jpeg":
         image.draft("RGB", _target(size, treatment))
-    image.load()
-    size = size if kind == "jpeg" else image.size
-    turn = orientation_of(image, kind)
-    picture, target = as_rgb(image), _target(size, treatment)
+    # After resizing there are fewer pixels to convert; other modes have to be converted to be RGB at all.
+    late = opened.conversion() if treatment.icc and image.mode == "RGB" else None
+    picture = as_rgb(opened.picture(icc=treatment.icc and late is None))
+    size = size if kind == "jpeg" else picture.size
+    target = _target(size, treatment)
     if picture.size != target:
         box = _middle(picture.size) if treatment.crop == "center" else None
         picture = picture.resize(target, Image.Resampling.BICUBIC, box)
     picture = upright(picture, turn)
+    if late is not None:
+        picture = late(picture)
     stored = _encode(picture, treatment.encoding, treatment.quality)
     original_width, original_height = turned(size, turn)
     return Checked(

@@ -1,14 +1,10 @@
 """Bytes to pixels, within limits.
 
 Bytes come from strangers. Format and size are judged from the header (`ingest.image.header`) before a decoder
-sees them, only six decoders can be reached, and every way to fail is an `ImageError` with a status and a
+sees them, only seven decoders can be reached, and every way to fail is an `ImageError` with a status and a
 reason.
 
-What a picture is, decided once for the crawler and for training:
-- the first frame of an animation, turned upright by its EXIF orientation, 8-bit RGB;
-- transparent parts show white: the colour hidden under them is arbitrary, and pages are mostly white;
-- 16-bit grey keeps its upper 8 bits; 32-bit and float grey, which have no agreed range, are stretched from
-  their smallest to their largest value; colour profiles are ignored.
+What a picture is, turned upright, as 8-bit sRGB, is said in `ingest.image.pixels`.
 """
 
 import io
@@ -16,15 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 # The plugins register themselves; without this the first WebP or TIFF would import all forty of Pillow's
 # formats.
-from PIL import Image, TiffImagePlugin, WebPImagePlugin
+from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin, WebPImagePlugin
 
+from ingest.image import tiff
+from ingest.image.colour import Conversion, conversion
 from ingest.image.header import claimed_size, sniff
 from ingest.image.orientation import orientation_of, turned, upright
+from ingest.image.pixels import as_rgb, flattened, loaded
+from ingest.image.stripping import png_words, stripped
 
 Status = Literal["kept", "rejected", "failed"]
 _DECODERS = {
@@ -34,7 +31,11 @@ _DECODERS = {
     "gif": "GIF",
     "bmp": "BMP",
     "tiff": TiffImagePlugin.TiffImageFile.format,
-}
+} | ({"avif": AvifImagePlugin.AvifImageFile.format} if AvifImagePlugin.SUPPORTED else {})
+# One thread, whose memory and time are counted with the process's; Pillow has no other place to say so.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+# In any of these ways a PNG may tell its orientation, before the pixels or after them.
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
 
 class ImageError(Exception):
@@ -62,13 +63,46 @@ class ImageLimits:
     max_pixels: int = 64_000_000
 
 
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An image of which only the header was read.
+
+    Attributes:
+        image: Pillow's, not loaded.
+        data: the bytes that it is read from.
+        kind: its format, as `ingest.image.header.sniff` tells it.
+        turn: its EXIF orientation, 1 to 8.
+        negative: its zeros are white, and Pillow takes them for black.
+    """
+
+    image: ImageFile.ImageFile
+    data: bytes
+    kind: str
+    turn: int
+    negative: bool = False
+
+    def conversion(self) -> Conversion | None:
+        """What its colour profile does; None if it has none that can be used."""
+        profile = self.image.info.get("icc_profile")
+        return conversion(profile) if profile else None
+
+    def picture(self, *, icc: bool = True) -> Image.Image:
+        """All its pixels as 8-bit RGB or grey, not turned.
+
+        Args:
+            icc: whether its colour profile is followed, or its numbers are taken for sRGB.
+        """
+        conversion = self.conversion() if icc else None
+        return flattened(loaded(self.image, self.data), conversion, negative=self.negative)
+
+
 def decode(
     data: bytes,
     *,
     limits: ImageLimits = ImageLimits(),
     at_least: Callable[[int, int], tuple[int, int]] | None = None,
 ) -> Image.Image:
-    """The upright RGB picture in these bytes.
+    """The upright sRGB picture in these bytes.
 
     Args:
         data: a whole image file.
@@ -81,20 +115,19 @@ def decode(
         ImageError: it is refused, or cannot be decoded completely.
     """
     try:
-        image, kind = open_image(data, limits)
-        if kind == "jpeg" and at_least is not None:
-            turn = orientation_of(image, kind)
-            image.draft("RGB", turned(at_least(*turned(image.size, turn)), turn))
-        image.load()
-        return upright(as_rgb(image), orientation_of(image, kind))
+        opened = open_image(data, limits)
+        if opened.kind == "jpeg" and at_least is not None:
+            turn = opened.turn
+            opened.image.draft("RGB", turned(at_least(*turned(opened.image.size, turn)), turn))
+        return upright(as_rgb(opened.picture()), opened.turn)
     except ImageError:
         raise
     except Exception as error:
         raise as_image_error(error) from error
 
 
-def open_image(data: bytes, limits: ImageLimits) -> tuple[Image.Image, str]:
-    """The image with only its header read, and its format; nothing of the claimed size is allocated."""
+def open_image(data: bytes, limits: ImageLimits) -> Opened:
+    """The image with only its header read; nothing of the claimed size is allocated."""
     if not data:
         raise ImageError("rejected", "empty")
     if len(data) > limits.max_bytes:
@@ -102,55 +135,58 @@ def open_image(data: bytes, limits: ImageLimits) -> tuple[Image.Image, str]:
     kind = sniff(data)
     if kind is None:
         raise ImageError("rejected", "not_an_image")
+    if kind not in _DECODERS:
+        raise ImageError("rejected", "format_not_supported")
     claimed = claimed_size(data, kind)
     if claimed is not None and claimed[0] * claimed[1] > limits.max_pixels:
         raise ImageError("rejected", "too_many_pixels")
     if kind == "webp" and int.from_bytes(data[4:8], "little") + 8 > len(data):
         # Its decoder would only say that it failed.
         raise ImageError("failed", "truncated")
-    image = Image.open(io.BytesIO(data), formats=(_DECODERS[kind],))
+    turn = _png_turn(data) if kind == "png" else None
+    positive = tiff.as_black_is_zero(data) if kind == "tiff" else None
+    if kind == "png":
+        # Pillow gives up a PNG for damage in its texts, and for a missing end.
+        data = stripped(data, "png", 1)
+    data = positive or data
+    image = _open(data, kind)
     # Once more: a GIF's frame may be larger than its screen, and decoders may read another header than we
     # did.
     if image.width * image.height > limits.max_pixels:
         raise ImageError("rejected", "too_many_pixels")
-    return image, kind
+    return Opened(
+        image=image,
+        data=data,
+        kind=kind,
+        turn=orientation_of(image) if turn is None else turn,
+        negative=positive is not None,
+    )
+
+
+def _open(data: bytes, kind: str) -> ImageFile.ImageFile:
+    return Image.open(io.BytesIO(data), formats=(_DECODERS[kind],))
+
+
+def _png_turn(data: bytes) -> int:
+    if not any(name in data for name in _PNG_ORIENTATION):
+        return 1
+    try:
+        return orientation_of(_open(png_words(data), "png"))
+    except Exception:
+        return 1
 
 
 def as_image_error(error: Exception) -> ImageError:
     """Pillow's plugins raise nearly every kind of exception on damaged input; here each becomes a verdict."""
     if isinstance(error, ImageError):
         return error
-    if isinstance(error, MemoryError):
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text:
         return ImageError("failed", "memory_limit")
     if isinstance(error, Image.DecompressionBombError):
         return ImageError("rejected", "too_many_pixels")
-    text = str(error).lower()
     if isinstance(error, EOFError) or "truncated" in text or "unexpected end" in text:
         return ImageError("failed", "truncated")
     if text.startswith("decoder ") and text.endswith(" not available"):
         return ImageError("failed", "no_decoder")
     return ImageError("failed", "undecodable")
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; see the module's docstring for transparency and deep greys."""
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layered = image.convert("RGBA")
-        flat = Image.new("RGB", image.size, "white")
-        flat.paste(layered, mask=layered.getchannel("A"))
-        return flat
-    # Converting RGB to RGB would copy every pixel, for half of the whole decode's time.
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        return Image.fromarray(_stretched(np.asarray(image, np.float64))).convert("RGB")
-    return image.convert("RGB")
-
-
-def _stretched(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    grey: NDArray[np.float64] = np.rint((values - low) * (255 / (high - low) if high > low else 0.0))
-    return grey.astype(np.uint8)

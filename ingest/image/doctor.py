@@ -8,9 +8,20 @@ from cluster.doctor import Finding, load, package_check
 
 # The one pair that is built from the same source; any other version of Pillow beside it is another codec.
 SIMD_VERSION = "12.1.1.post0"
+HEADERS = "libjpeg-dev zlib1g-dev libwebp-dev libtiff-dev liblcms2-dev"
 INSTALL_SIMD = (
-    "apt-get install gcc libjpeg-dev zlib1g-dev libwebp-dev, then make install "
+    f"apt-get install gcc python3-dev {HEADERS}, then make clean install "
     "(Pillow is used until then: same results up to rounding, about half as fast)"
+)
+# Without the cache: pip keeps what it built, with the libraries that were there at the time.
+REINSTALL = "pip install --no-deps --force-reinstall --no-cache-dir"
+# What Pillow can be built without, and what becomes of images then.
+PARTS = (
+    ("PNG", "zlib", "PNG files would be rejected as undecodable"),
+    ("WebP", "webp", "WebP files would be rejected as undecodable"),
+    ("TIFF", "libtiff", "compressed TIFF files would fail as no_decoder"),
+    ("AVIF", "avif", "AVIF files would be rejected as format_not_supported"),
+    ("colours", "littlecms2", "colour profiles would be taken out and not followed"),
 )
 # 256-bit integer instructions (VEX map 0F38): a build with -mavx2 has about a thousand, one without has none.
 AVX2_OPCODE = b"\xc4\xe2\x7d"
@@ -21,10 +32,10 @@ def image_checks() -> list[Finding]:
     """The decoder that is active, the codecs it was built with, and the packages of the dataset's format."""
     pil, found = load("PIL")
     if pil is None:
-        remedy = "pip install 'pillow>=11'"
+        remedy = "pip install 'pillow>=11.3'"
         decoder = [Finding(name="decoder", status="missing", detail=found, remedy=remedy, required=True)]
     else:
-        decoder = [decoder_check(pil), *codec_checks()]
+        decoder = [decoder_check(pil), *codec_checks(pil)]
     simplejpeg = package_check(
         "simplejpeg", remedy="nothing to do: Pillow decodes instead", purpose="faster JPEG decoding"
     )
@@ -59,8 +70,7 @@ def decoder_check(pil: Any, cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
         return Finding(name="decoder", status="ok", detail=f"pillow-simd {version}, SSE4", required=True)
     if not built_with_avx2():
         detail = f"pillow-simd {version}, built without AVX2, which this processor has"
-        reinstall = "pip install --no-deps --force-reinstall --no-cache-dir"
-        remedy = f'CC="cc -mavx2" {reinstall} pillow-simd=={SIMD_VERSION}'
+        remedy = f'CC="cc -mavx2" {REINSTALL} pillow-simd=={SIMD_VERSION}'
         return Finding(name="decoder", status="warning", detail=detail, remedy=remedy, required=True)
     return Finding(name="decoder", status="ok", detail=f"pillow-simd {version}, AVX2", required=True)
 
@@ -72,11 +82,11 @@ def built_with_avx2() -> bool:
     return Path(_imaging.__file__).read_bytes().count(AVX2_OPCODE) >= AVX2_BUILD_COUNT
 
 
-def codec_checks() -> list[Finding]:
-    """JPEG through libjpeg-turbo, PNG and WebP."""
+def codec_checks(pil: Any) -> list[Finding]:
+    """JPEG through libjpeg-turbo, and the parts that a build may lack."""
     from PIL import features
 
-    rebuild = "apt-get install libjpeg-dev zlib1g-dev libwebp-dev, then make install"
+    rebuild = _rebuild(str(pil.__version__))
     turbo = features.version("libjpeg_turbo")
     if turbo:
         checks = [Finding(name="JPEG", status="ok", detail=f"libjpeg-turbo {turbo}", required=True)]
@@ -86,13 +96,26 @@ def codec_checks() -> list[Finding]:
     else:
         detail = "PIL was built without JPEG"
         checks = [Finding(name="JPEG", status="missing", detail=detail, remedy=rebuild, required=True)]
-    for name, feature in (("PNG", "zlib"), ("WebP", "webp")):
+    for name, feature, without in PARTS:
         if features.check(feature):
             checks.append(Finding(name=name, status="ok", detail=f"{feature} {features.version(feature)}"))
         else:
-            detail = f"PIL was built without {feature}: {name} files would be rejected as undecodable"
-            checks.append(Finding(name=name, status="warning", detail=detail, remedy=rebuild))
+            detail = f"PIL was built without {feature}: {without}"
+            # Debian's libavif is too old for Pillow, whose wheel brings its own, and stays below pillow-simd.
+            remedy = (
+                "make clean install" if feature == "avif" and ".post" in str(pil.__version__) else rebuild
+            )
+            checks.append(Finding(name=name, status="warning", detail=detail, remedy=remedy))
     return checks
+
+
+def _rebuild(version: str) -> str:
+    """How to get this decoder with all its parts."""
+    if ".post" not in version:
+        # Its wheels have them all.
+        return f"{REINSTALL} --only-binary :all: pillow=={version}"
+    install = f'CC="cc -mavx2" {REINSTALL} pillow-simd=={SIMD_VERSION}'
+    return f"apt-get install gcc python3-dev {HEADERS}, then {install}"
 
 
 def _text(path: Path) -> str:

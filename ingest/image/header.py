@@ -1,10 +1,15 @@
 """What an image file's first bytes say: its format and its size in pixels, read without any decoder.
 
+Formats that nobody here decodes are known by name too: a row that says "svg" is no login page.
+
 Decoders allocate by the size that the header claims, so the claim is judged here first. Every function takes
 hostile bytes, reads in bounds and in bounded time, and answers None for what it cannot tell.
 """
 
+import re
 import struct
+
+from ingest.image import avif
 
 TIFF_ORDER = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}
 _MAGIC: dict[str, tuple[bytes, ...]] = {
@@ -14,7 +19,16 @@ _MAGIC: dict[str, tuple[bytes, ...]] = {
     "gif": (b"GIF87a", b"GIF89a"),
     "bmp": (b"BM",),
     "tiff": tuple(TIFF_ORDER),
+    "ico": (b"\0\0\1\0",),
+    "jpeg2000": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
+    "jxl": (b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a"),
 }
+# An SVG's root element comes behind nothing but XML's declaration, comments, a document type and blanks.
+_SVG = re.compile(
+    rb"(?:\xef\xbb\xbf)?(?:\s+|<\?[^>]*>|<!--.*?-->|<!DOCTYPE\s+svg[^>\[]*(?:\[[^\]]*\])?\s*>)*+<(?:svg:)?svg[\s>/]",
+    re.DOTALL,
+)
+_SVG_WITHIN = 4096
 # Sizes of the BITMAPINFOHEADER family; "BM" alone also begins ordinary words.
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 # Start-of-frame markers: C0 to CF without DHT (C4), JPG (C8) and DAC (CC).
@@ -23,20 +37,34 @@ _JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
 def sniff(data: bytes) -> str | None:
-    """The format that the content shows: jpeg, png, webp, gif, bmp, tiff, or None. Names do not matter."""
+    """The format that the content shows, whatever the name says; None if it is no image.
+
+    Decoded are jpeg, png, webp, gif, bmp, tiff and, where Pillow can, avif; known by name are svg, ico,
+    jpeg2000, heic and jxl.
+    """
     kind = next((kind for kind, magic in _MAGIC.items() if data.startswith(magic)), None)
     if kind == "webp" and data[8:12] != b"WEBP":
         return None
     if kind == "bmp" and int.from_bytes(data[14:18], "little") not in _BMP_HEADERS:
         return None
+    if kind == "ico" and not _has_icons(data):
+        return None
+    if kind is None:
+        return avif.brand(data) or ("svg" if _SVG.match(data[:_SVG_WITHIN]) else None)
     return kind
+
+
+def _has_icons(data: bytes) -> bool:
+    """Whether the first icon lies within the file: four bytes alone are too little to tell by."""
+    size, start = int.from_bytes(data[14:18], "little"), int.from_bytes(data[18:22], "little")
+    return data[4:6] != b"\0\0" and size > 0 and 22 <= start < len(data)
 
 
 def claimed_size(data: bytes, kind: str) -> tuple[int, int] | None:
     """Width and height in pixels as the header claims them, before orientation; None if it does not say."""
     try:
-        return _SIZES[kind](data)
-    except (struct.error, IndexError, OverflowError):
+        return _SIZES[kind](data) if kind in _SIZES else None
+    except (ValueError, struct.error, IndexError, OverflowError):
         return None
 
 
@@ -112,4 +140,5 @@ _SIZES = {
     "gif": _gif_size,
     "bmp": _bmp_size,
     "tiff": _tiff_size,
+    "avif": avif.size,
 }

@@ -15,9 +15,9 @@ _TRANSPOSE = {
 _SIDEWAYS = 5
 
 
-def orientation_of(image: Image.Image, kind: str) -> int:
-    """Of an image of this format. Of a PNG, Pillow decodes the picture to answer; a TIFF it turns itself."""
-    if kind == "tiff":
+def orientation_of(image: Image.Image) -> int:
+    """What the header says; Pillow turns a TIFF itself."""
+    if image.format == "TIFF":
         return 1
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)

@@ -3,8 +3,8 @@
 EXIF with its positions, dates and thumbnails, XMP, IPTC, maker notes, comments, texts, previews, and whatever
 lies behind the end of the picture: nobody asked for it, and it names people and places. What changes how
 pixels look, colour profiles included, stays. Everything is an allow-list: what is not known to matter to the
-picture goes. An orientation other than 1 is said by an EXIF block that says nothing else, so that every
-reader turns the picture as before.
+picture goes, and so does what is damaged beside a PNG's picture. An orientation other than 1 is said by an
+EXIF block that says nothing else, so that every reader turns the picture as before.
 
 Only segments and chunks are walked, no pixel is decoded, in time linear in the file's size. The bytes are
 hostile: what cannot be walked is a ValueError, with the word "truncated" where the file just ends.
@@ -13,9 +13,9 @@ hostile: what cannot be walked is a ValueError, with the word "truncated" where 
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from ingest.image import tiff
+from ingest.image import avif, tiff
 
 _JFIF_BYTES = 14
 _ADOBE_BYTES = 12
@@ -28,13 +28,18 @@ _JPEG_SCAN_ENDS = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _PNG_KEPT = frozenset(
     b"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP cICP sBIT bKGD pHYs acTL fcTL fdAT".split()
 )
+# Words in which a PNG may tell its orientation, before the pixels or after them.
+_PNG_WORDS = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
+_PNG_LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"pHYs": 9, b"sRGB": 1}
+_PNG_PROFILE_BYTES = 1 << 20
+_PNG_KEY_LENGTHS = {0: 2, 2: 6}  # of a transparent colour, by the kind of colours
 _WEBP_KEPT = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM", b"ANMF"})
 _WEBP_FRAME_KEPT = frozenset({b"VP8 ", b"VP8L", b"ALPH"})
-_WEBP_EXIF, _WEBP_XMP = 0x08, 0x04
+_WEBP_EXIF, _WEBP_XMP, _WEBP_ICC = 0x08, 0x04, 0x20
 _GIF_LOOPS = (b"NETSCAPE2.0", b"ANIMEXTS1.0")
 
 
-def stripped(data: bytes, kind: str, orientation: int) -> bytes:
+def stripped(data: bytes, kind: str, orientation: int, *, profile: bool = True) -> bytes:
     """The file with its picture, and animation, alone; `data` itself if there is nothing to take out.
 
     A TIFF keeps its first page. BMP has no place for metadata.
@@ -42,7 +47,8 @@ def stripped(data: bytes, kind: str, orientation: int) -> bytes:
     Args:
         data: a whole image file.
         kind: its format, as `ingest.image.header.sniff` tells it.
-        orientation: its EXIF orientation, 1 to 8; not used for a TIFF, which has its own.
+        orientation: its EXIF orientation, 1 to 8; not used for TIFF and AVIF, which have their own.
+        profile: whether its colour profile stays.
 
     Raises:
         ValueError: the file is damaged, so that what belongs to the picture cannot be told.
@@ -51,7 +57,7 @@ def stripped(data: bytes, kind: str, orientation: int) -> bytes:
     if strip is None:
         return data
     try:
-        left = strip(data, orientation)
+        left = strip(data, orientation, profile)
     except (struct.error, IndexError, OverflowError) as error:
         raise ValueError("truncated") from error
     return data if left == data else left
@@ -62,7 +68,7 @@ def _exif(orientation: int) -> bytes:
     return b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
 
 
-def _jpeg(data: bytes, orientation: int) -> bytes:
+def _jpeg(data: bytes, orientation: int, profile: bool) -> bytes:
     parts = [b"\xff\xd8"]
     # JFIF wants to be first; EXIF comes second.
     place_of_exif = 1
@@ -86,7 +92,7 @@ def _jpeg(data: bytes, orientation: int) -> bytes:
             parts.append(data[at - 2 : found.start()])
             at = found.start()
             continue
-        body = _jpeg_kept(marker, data[at + 2 : end])
+        body = _jpeg_kept(marker, data[at + 2 : end], profile)
         if body is not None:
             parts.append(struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body)
             if marker == 0xE0 and len(parts) == 2:
@@ -108,7 +114,7 @@ def _next_marker(data: bytes, at: int) -> tuple[int, int]:
     return at + 1, data[at]
 
 
-def _jpeg_kept(marker: int, body: bytes) -> bytes | None:
+def _jpeg_kept(marker: int, body: bytes, profile: bool) -> bytes | None:
     """What stays of a segment; None if nothing does."""
     if marker in _JPEG_KEPT:
         return body
@@ -117,49 +123,100 @@ def _jpeg_kept(marker: int, body: bytes) -> bytes | None:
         return body[: _JFIF_BYTES - 2] + b"\0\0"
     if marker == 0xEE and body.startswith(b"Adobe") and len(body) >= _ADOBE_BYTES:
         return body[:_ADOBE_BYTES]
-    return body if marker == 0xE2 and body.startswith(_ICC) else None
+    return body if profile and marker == 0xE2 and body.startswith(_ICC) else None
 
 
-def _png(data: bytes, orientation: int) -> bytes:
+def _png(data: bytes, orientation: int, profile: bool) -> bytes:
     parts = [data[:8]]
     place_of_exif = 0
-    at, kind = 8, b""
-    while kind != b"IEND":
+    before = b""
+    for kind, start, end in _png_chunks(data):
+        if kind not in _PNG_KEPT or (kind == b"iCCP" and not profile):
+            before = kind
+            continue
+        if kind == b"IDAT" and before != b"IDAT":
+            if place_of_exif:
+                raise ValueError("the picture's data is not in one piece")
+            place_of_exif = len(parts)
         before = kind
-        size, kind = struct.unpack_from(">I4s", data, at)
-        end = at + size + 12
-        if end > len(data):
-            raise ValueError("truncated")
-        if kind in _PNG_KEPT:
-            if kind == b"IDAT" and before != b"IDAT":
-                if place_of_exif:
-                    raise ValueError("the picture's data is not in one piece")
-                place_of_exif = len(parts)
-            parts.append(data[at:end])
-        at = end
+        if kind[0] & 0x20 == 0 or _png_is_sound(kind, data[start:end], colours=data[25]):
+            parts.append(data[start:end])
     if not place_of_exif:
         raise ValueError("there is no picture")
+    if before != b"IEND":
+        parts.append(_png_chunk(b"IEND"))
     if orientation != 1:
-        body = b"eXIf" + _exif(orientation)
-        parts.insert(place_of_exif, struct.pack(">I", len(body) - 4) + body + _crc(body))
+        parts.insert(place_of_exif, _png_chunk(b"eXIf" + _exif(orientation)))
     return b"".join(parts)
 
 
-def _crc(body: bytes) -> bytes:
-    return struct.pack(">I", zlib.crc32(body))
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and end of every chunk up to IEND, or to where the file ends behind its picture."""
+    at, kind, pictured = 8, b"", False
+    while kind != b"IEND":
+        size, kind = struct.unpack_from(">I4s", data, at) if at + 8 <= len(data) else (0, b"")
+        end = at + size + 12
+        if end > len(data) or not kind.isalpha():
+            if pictured and kind != b"IDAT":
+                return
+            raise ValueError("truncated")
+        pictured = pictured or kind == b"IDAT"
+        yield kind, at, end
+        at = end
 
 
-def _webp(data: bytes, orientation: int) -> bytes:
+def _png_is_sound(kind: bytes, chunk: bytes, *, colours: int) -> bool:
+    """Whether a chunk that a picture can do without can be read; browsers leave out those that cannot."""
+    body = chunk[8:-4]
+    if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+        return False
+    if kind == b"tRNS":
+        return len(body) == _PNG_KEY_LENGTHS.get(colours, len(body))
+    if kind == b"iCCP":
+        name, _, rest = body.partition(b"\0")
+        return len(name) < 80 and rest[:1] == b"\0" and _inflates(rest[1:])
+    return len(body) == _PNG_LENGTHS.get(kind, len(body))
+
+
+def _inflates(data: bytes) -> bool:
+    """Whether this is compressed, and no larger than Pillow takes it."""
+    inflate = zlib.decompressobj()
+    try:
+        inflate.decompress(data, _PNG_PROFILE_BYTES)
+    except zlib.error:
+        return False
+    return not inflate.unconsumed_tail
+
+
+def png_words(data: bytes) -> bytes:
+    """A PNG of one pixel that says what this one says, so that reading it decodes no picture."""
+    head = _png_chunk(b"IHDR" + struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+    words = [
+        data[start:end]
+        for kind, start, end in _png_chunks(data)
+        if kind in _PNG_WORDS and _png_is_sound(kind, data[start:end], colours=0)
+    ]
+    pixel = _png_chunk(b"IDAT" + zlib.compress(b"\0\0"))
+    return b"".join([data[:8], head, *words, pixel, _png_chunk(b"IEND")])
+
+
+def _png_chunk(body: bytes) -> bytes:
+    """A chunk of this name and contents."""
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def _webp(data: bytes, orientation: int, profile: bool) -> bytes:
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
         raise ValueError("truncated")
     parts = [b"WEBP"]
     for name, body in _riff_chunks(data, 12, end):
-        if name not in _WEBP_KEPT:
+        if name not in _WEBP_KEPT or (name == b"ICCP" and not profile):
             continue
         kept = body
         if name == b"VP8X":
-            flags = body[0] & ~(_WEBP_EXIF | _WEBP_XMP) | (_WEBP_EXIF if orientation != 1 else 0)
+            gone = _WEBP_EXIF | _WEBP_XMP | (0 if profile else _WEBP_ICC)
+            flags = body[0] & ~gone | (_WEBP_EXIF if orientation != 1 else 0)
             kept = bytes([flags]) + body[1:]
         elif name == b"ANMF":
             inner = [_riff_chunk(*chunk) for chunk in _riff_chunks(body, 16, len(body), _WEBP_FRAME_KEPT)]
@@ -190,7 +247,7 @@ def _riff_chunk(name: bytes, body: bytes) -> bytes:
     return name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
 
 
-def _gif(data: bytes, orientation: int) -> bytes:
+def _gif(data: bytes, orientation: int, profile: bool) -> bytes:
     end_of_head = 13 + _gif_table(data[10])
     parts = [data[:end_of_head]]
     images = 0
@@ -235,14 +292,19 @@ def _end_of_sub_blocks(data: bytes, at: int) -> int:
     return at + 1
 
 
-def _tiff(data: bytes, orientation: int) -> bytes:
-    return tiff.first_page(data)
+def _tiff(data: bytes, orientation: int, profile: bool) -> bytes:
+    return tiff.first_page(data, profile=profile)
 
 
-_STRIPS: dict[str, Callable[[bytes, int], bytes]] = {
+def _avif(data: bytes, orientation: int, profile: bool) -> bytes:
+    return avif.pictures_alone(data, profile=profile)
+
+
+_STRIPS: dict[str, Callable[[bytes, int, bool], bytes]] = {
     "jpeg": _jpeg,
     "png": _png,
     "webp": _webp,
     "gif": _gif,
     "tiff": _tiff,
+    "avif": _avif,
 }

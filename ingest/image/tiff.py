@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from ingest.image.header import TIFF_ORDER
 
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION = 256, 257, 258, 259
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _PROFILE = 256, 257, 258, 259, 262, 34675
+_WHITE_IS_ZERO, _BLACK_IS_ZERO = 0, 1
 _STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES = 273, 279, 324, 325
 _UNCOMPRESSED, _OLD_JPEG = 1, 6
 # Geometry, samples, compression and its tables, colours and their meaning, orientation, resolution, profile.
@@ -69,18 +70,43 @@ class _Entry:
     outside: bool
 
 
-def first_page(data: bytes) -> bytes:
+def as_black_is_zero(data: bytes) -> bytes | None:
+    """The negative of a grey picture of more than 8 bits whose zeros are white; None of any other.
+
+    Pillow reads such pictures, if at all, as if their zeros were black.
+    """
+    try:
+        layout = _layout(data)
+        (start,) = struct.unpack_from(layout.order + layout.offset, data, layout.directory_at)
+        entries = {entry.tag: entry for entry in _entries(data, layout, start)}
+        if _BITS not in entries or _PHOTOMETRIC not in entries:
+            return None
+        bits = _numbers(data, layout.order, entries[_BITS])
+        if _numbers(data, layout.order, entries[_PHOTOMETRIC]) != (_WHITE_IS_ZERO,) or bits[0] <= 8:
+            return None
+    except (ValueError, struct.error, IndexError, OverflowError):
+        return None
+    entry = entries[_PHOTOMETRIC]
+    value = struct.pack(layout.order + _INTEGERS[entry.type], _BLACK_IS_ZERO)
+    return data[: entry.value_at] + value + data[entry.value_at + len(value) :]
+
+
+def first_page(data: bytes, *, profile: bool) -> bytes:
     """The same picture, at the same places, and nothing else.
+
+    Args:
+        data: a whole TIFF.
+        profile: whether its colour profile stays.
 
     Raises:
         ValueError: it is damaged, or of the old JPEG compression, whose parts are not told apart.
         struct.error, OverflowError: it is truncated, or points out of itself.
     """
-    order = TIFF_ORDER[data[:4]]
-    big = data[2:4] in (b"+\0", b"\0+")
-    layout = _Layout(order, "Q", "Q", 8) if big else _Layout(order, "I", "H", 4)
+    layout = _layout(data)
+    order = layout.order
     (start,) = struct.unpack_from(order + layout.offset, data, layout.directory_at)
-    entries = {entry.tag: entry for entry in _entries(data, layout, start) if entry.tag in _KEPT}
+    kept = _KEPT if profile else _KEPT - {_PROFILE}
+    entries = {entry.tag: entry for entry in _entries(data, layout, start) if entry.tag in kept}
     parts = [(entry.value_at, entry.size) for entry in entries.values() if entry.outside]
     parts += _pixels(data, order, entries)
     # Parts that lie over each other could make a small file cost time without end.
@@ -96,6 +122,12 @@ def first_page(data: bytes) -> bytes:
     page[start : start + len(directory)] = directory
     page[:head] = data[:head]
     return bytes(page[: max([head, start + len(directory), *(at + size for at, size in parts)])])
+
+
+def _layout(data: bytes) -> _Layout:
+    order = TIFF_ORDER[data[:4]]
+    big = data[2:4] in (b"+\0", b"\0+")
+    return _Layout(order, "Q", "Q", 8) if big else _Layout(order, "I", "H", 4)
 
 
 def _entries(data: bytes, layout: _Layout, start: int) -> Iterator[_Entry]:

@@ -15,7 +15,7 @@ from ingest.image.check import Crop, Encoding, Treatment
 from ingest.image.decode import ImageLimits
 from ingest.web.settings import FetchSettings
 
-FORMAT = 2
+FORMAT = 3
 # Of a checking process, besides the image that it was sent: its batch, and what reading takes.
 _CHECKER_ROOM = 16 << 20
 
@@ -74,6 +74,7 @@ class CrawlSettings:
                 crop=flags.crop,
                 encoding=flags.encoding,
                 quality=flags.quality,
+                icc=flags.no_icc is None,
                 phash=flags.no_phash is None,
             ),
             seconds=flags.seconds,
@@ -98,6 +99,7 @@ class CrawlSettings:
                 "--crop": self.treatment.crop,
                 "--encoding": self.treatment.encoding,
                 "--quality": self.treatment.quality,
+                "--no-icc": None if self.treatment.icc else True,
                 "--no-phash": None if self.treatment.phash else True,
                 "--max-bytes": limits.max_bytes,
                 "--max-pixels": limits.max_pixels,
@@ -115,7 +117,8 @@ class CrawlSettings:
 
 def builds() -> dict[str, str | None]:
     """Versions of what makes bytes. pillow-simd resizes differently from Pillow: its version has .post."""
-    codecs = {name: features.version(name) for name in ("libjpeg_turbo", "zlib", "webp", "libtiff")}
+    names = ("libjpeg_turbo", "zlib", "webp", "libtiff", "avif", "littlecms2")
+    codecs = {name: features.version(name) for name in names}
     return {"pillow": PIL.__version__, **codecs, "pyarrow": pa.__version__}
 
 

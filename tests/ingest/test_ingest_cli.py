@@ -103,7 +103,7 @@ def test_options_reach_the_crawl(folder, tmp_path):
         "--max-redirects": 4, "--allow-private": "10.0.0.0/8",
     }  # fmt: skip
     flags = [str(word) for option in options.items() for word in option]
-    switches = ["--no-phash", "--ignore-robots", "--ignore-x-robots"]
+    switches = ["--no-icc", "--no-phash", "--ignore-robots", "--ignore-x-robots"]
     options |= dict.fromkeys(switches, True) | {"--allow-private": ["10.0.0.0/8"]}
     assert run("crawl-shards", folder(), "--output", output, *flags, *switches).exit_code == 0
     assert json.loads((output / "plan/0/plan.json").read_bytes())["settings"] == options

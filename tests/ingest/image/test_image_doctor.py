@@ -29,7 +29,8 @@ def without_simd_package(monkeypatch):
 
 def test_rows_of_this_machine():
     rows = {check.name: check for check in doctor.image_checks()}
-    assert {"decoder", "JPEG", "PNG", "WebP", "simplejpeg", "pyarrow", "webdataset"} == set(rows)
+    parts = {"JPEG", "PNG", "WebP", "TIFF", "AVIF", "colours"}
+    assert {"decoder", *parts, "simplejpeg", "pyarrow", "webdataset"} == set(rows)
     assert rows["decoder"].required
     assert rows["pyarrow"].status == "ok"
 
@@ -65,9 +66,28 @@ def test_simd_without_avx2_is_told(cpuinfo, monkeypatch):
 def test_jpeg_decoder(monkeypatch, turbo, jpeg, status):
     monkeypatch.setattr(features, "version", lambda name: turbo if name == "libjpeg_turbo" else "8.0")
     monkeypatch.setattr(features, "check", lambda name: jpeg)
-    check = doctor.codec_checks()[0]
+    check = doctor.codec_checks(pillow("12.1.1"))[0]
     assert (check.name, check.status) == ("JPEG", status)
     assert bool(check.remedy) == (status != "ok")
+
+
+@pytest.mark.parametrize("feature", ["zlib", "webp", "libtiff", "avif", "littlecms2"])
+def test_a_part_that_a_build_lacks_is_told_and_the_remedy_installs_it(feature, monkeypatch):
+    monkeypatch.setattr(features, "check", lambda name: name != feature)
+    for version in ("12.1.1", "12.1.1.post0"):
+        told = [check for check in doctor.codec_checks(pillow(version)) if check.status != "ok"]
+        assert [check.status for check in told] == ["warning"]
+        assert f"without {feature}" in told[0].detail
+        if version == "12.1.1":
+            # Wheels have all parts.
+            assert told[0].remedy.endswith("--only-binary :all: pillow==12.1.1")
+        elif feature == "avif":
+            assert told[0].remedy == "make clean install"
+        else:
+            headers = {"zlib": "zlib1g", "webp": "libwebp", "libtiff": "libtiff", "littlecms2": "liblcms2"}
+            assert f"{headers[feature]}-dev" in told[0].remedy
+            # What pip built before, it would install again.
+            assert "--no-cache-dir pillow-simd" in told[0].remedy
 
 
 def test_pillow_that_cannot_be_imported_is_a_row(monkeypatch):

@@ -117,7 +117,7 @@ def test_other_work_is_refused_with_the_difference_in_one_sentence(tmp_path, fol
     same = {"treatment": Treatment(resize=512)}
     with monkeypatch.context() as patch:
         patch.setattr(crawl_settings, "FORMAT", crawl_settings.FORMAT + 1)
-        assert "was planned in format 2, not 3: use the version that made it" in refusal(out, source, **same)
+        assert "was planned in format 3, not 4: use the version that made it" in refusal(out, source, **same)
     assert refusal(out, folder("others", 3), **same) == (
         "out was planned from pictures (5 files), not from others (4 files): "
         "give it the same sources to go on with it, or another --output; --extend adds to it"
