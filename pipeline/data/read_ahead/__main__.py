@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.data.read_ahead.cache import tell_failure
 from pipeline.data.read_ahead.program import Assignment, Program
 
+_MOST_REMOVALS = 100
 logger = logging.getLogger(__name__)
 
 
@@ -44,11 +45,15 @@ def _first_cause(error: Exception) -> Exception:
     return error
 
 
-def _end_with_rank(from_rank: Connection, place: Path) -> None:
+def _end_with_rank(from_rank: Connection, place: Path, ending: threading.Event) -> None:
     """A killed rank closes its end of the pipe, too."""
     with contextlib.suppress(EOFError, OSError):
         from_rank.recv()
-    shutil.rmtree(place, ignore_errors=True)
+    ending.set()
+    for _ in range(_MOST_REMOVALS):
+        shutil.rmtree(place, ignore_errors=True)
+        if not place.exists():  # or a pack was published meanwhile
+            break
     os._exit(0)
 
 
