@@ -24,15 +24,19 @@ def main() -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s read-ahead [%(process)d] %(message)s"
     )
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where it found credentials
     from_rank = Connection(sys.stdin.fileno(), writable=False)
     try:
         given: Assignment = from_rank.recv()
     except EOFError:
         return
-    threading.Thread(target=_end_with_rank, args=(from_rank, given.place), daemon=True).start()
+    ending = threading.Event()
+    threading.Thread(target=_end_with_rank, args=(from_rank, given.place, ending), daemon=True).start()
     try:
         asyncio.run(Program(given).run())
     except Exception as error:
+        if ending.is_set():  # its folder went away beneath it
+            threading.Event().wait()
         cause = _first_cause(error)
         logger.error("%s", cause, exc_info=None if isinstance(cause, OSError) else cause)
         tell_failure(given.place, cause)
