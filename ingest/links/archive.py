@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
-import fsspec
 from fastwarc.warc import WarcRecord
 
 from ingest.links.page import LONGEST_PAGE, Link, Page, page_links
@@ -21,6 +20,7 @@ from ingest.sources.warc_records import (
     records,
     target,
 )
+from ingest.store.files import open_file
 from ingest.web.opt_outs import page_opts_out
 from ingest.web.url import resolve
 
@@ -61,13 +61,13 @@ def archive_links(
     """Every link with the address of its page, in the order of the archive; what is damaged is left out.
 
     Args:
-        archive: a path, or any address that fsspec opens.
+        archive: what `open_file` opens.
         counts: is counted up.
         ignore_opt_outs: yield the images of pages that ask not to be used, too.
     """
     try:
-        with fsspec.open(archive, "rb") as file:
-            for url, page in _pages(file, counts):
+        with open_file(archive) as file:
+            for url, page in _pages(cast(BinaryIO, file), counts):
                 counts.pages += 1
                 counts.opted_out += page.opted_out
                 if page.opted_out and not ignore_opt_outs:
