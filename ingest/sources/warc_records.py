@@ -34,12 +34,16 @@ _TYPES = {
 }
 # How records begin: gzip, LZ4, Zstandard, plain.
 _STARTS = (b"\x1f\x8b\x08", b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd", b"WARC/")
-# Beginnings of records that turn out to be none, one after the other, before the rest is given up.
-_MOST_TRIES = 10_000
+# Places in one file where a record might begin behind what is damaged, before the rest is given up; to read
+# what stands there costs as much as to look at so many.
+_MOST_PLACES = 1_000_000
+_COST_OF_READING = 1_000
 _PIECE = 1 << 20
+_STEP = 1 << 16
 _LONGEST_HEADER = 32 << 10
 # With names in another case.
 _LONGEST_RECORD = 256 << 20
+_VERSION = re.compile(rb"WARC/[01]\.")
 _HEADER = re.compile(rb"WARC/[^\r\n]*\r?\n(?:[^\r\n]+\r?\n)*\r?\n")
 _LENGTH = re.compile(rb"^content-length:[ \t]*([0-9]{1,15})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _NAME = re.compile(rb"^[A-Za-z-]+(?=:)", re.MULTILINE)
@@ -109,6 +113,7 @@ def records(
     """
     at: int | None = file.tell() if file.seekable() else 0
     magic = b""
+    budget = [_MOST_PLACES]
     try:
         if file.seekable():
             magic = file.read(5)
@@ -123,7 +128,7 @@ def records(
             if damage is None:
                 return
             yield damage
-            at = _next_start(file, damage.at + 1, magic)
+            at = _next_start(file, damage.at + 1, magic, budget)
     except OSError as error:
         raise _archive_error(error) from error
 
@@ -220,30 +225,46 @@ def _typed(record: WarcRecord) -> WarcRecord:
     return record
 
 
-def _next_start(file: BinaryIO, at: int, magic: bytes) -> int | None:
-    """Where, from `at` on, the next record begins as the first one does; None if none does."""
+def _next_start(file: BinaryIO, at: int, magic: bytes, budget: list[int]) -> int | None:
+    """Where, from `at` on, the next record begins as the first one does; None if none does.
+
+    Args:
+        file, at: see above.
+        magic: the first bytes of the file.
+        budget: how many places may be looked at; is counted down.
+    """
     start = next((start for start in _STARTS if magic.startswith(start)), None)
     if start is None or not file.seekable():
         return None
-    tries = 0
-    while tries < _MOST_TRIES:
-        found = _find(file, start, at)
-        if found is None:
-            return None
+    while budget[0] > 0 and (found := _find(file, start, at)) is not None:
         file.seek(found)
-        first = next(_straight(file, found), None)
-        if isinstance(first, Stored) and first.at == found:
+        likely = _is_likely(start, file.read(_STEP >> 4))
+        budget[0] -= _COST_OF_READING if likely else 1
+        if likely:
             file.seek(found)
-            return found
-        at, tries = found + 1, tries + 1
+            first = next(_straight(file, found), None)
+            if isinstance(first, Stored) and first.at == found:
+                file.seek(found)
+                return found
+        at = found + 1
     return None
+
+
+def _is_likely(start: bytes, data: bytes) -> bool:
+    """Whether this may be a record, for what it costs to see it."""
+    if start == _STARTS[0]:
+        try:
+            data = zlib.decompressobj(31).decompress(data, 8)
+        except zlib.error:
+            return False
+    return start not in (_STARTS[0], _STARTS[-1]) or _VERSION.match(data) is not None
 
 
 def _find(file: BinaryIO, wanted: bytes, at: int) -> int | None:
     """Where these bytes are, at or behind `at`."""
     file.seek(at)
     held = b""
-    while piece := file.read(_PIECE):
+    while piece := file.read(_STEP):
         held += piece
         if (place := held.find(wanted)) >= 0:
             return at + place

@@ -1,6 +1,7 @@
 """The dataset card: what its files say, for people and for the hub, and no markup from the wild."""
 
 import json
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +14,32 @@ from small_web import crawl_small_web
 from typer.testing import CliRunner
 
 from ingest import cli
+from ingest.crawl.index import index_tars
 from ingest.dataset.open import sealed_units
 from ingest.dataset.view import write_view
+from ingest.plan.settings import CrawlSettings
 from ingest.report.card import LABELS_LISTED, _code, _size_category, dataset_card
 from ingest.report.stats import count
 
 
 def card_of(path, name="a dataset"):
     return dataset_card(str(path), count(path, progress=lambda done, total: None), name=name)
+
+
+def test_the_card_of_tars_in_their_place_names_them(tmp_path, scene):
+    for path in (tmp_path / "out" / "own.tar", tmp_path / "other.tar"):
+        path.parent.mkdir(exist_ok=True)
+        scene(len(path.name)).save(tmp_path / "a.png")
+        with tarfile.open(path, "w") as tar:
+            tar.add(tmp_path / "a.png", "a.png")
+    places = [str(tmp_path / "out" / "own.tar"), str(tmp_path / "other.tar")]
+    index_tars(places, tmp_path / "out", CrawlSettings(), workers=1, progress=lambda counts: None)
+    card = card_of(tmp_path / "out")
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["configs"][0]["data_files"] == [{"split": "train", "path": ["own.tar"]}]
+    assert f"{tmp_path}/other.tar" in section(card, "Sources")
+    assert "Shards are WebDataset tars" not in card
+    assert "Images lie in the WebDataset tars that are named as sources" in section(card, "How to read it")
 
 
 def section(card, title):
