@@ -25,8 +25,8 @@ from ingest.dataset.verify import Level, read_seal, verify_root, verify_units
 from ingest.dataset.view import read_view, write_view
 from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings
-from ingest.sources.opening import open_listing
 from ingest.sources.expand import expand
+from ingest.sources.opening import open_listing
 from ingest.sources.url_list import Columns, UrlList
 from ingest.store import clients, object_requests, object_store
 from ingest.store.open import open_store
