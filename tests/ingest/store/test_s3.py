@@ -120,7 +120,7 @@ def test_a_dataset_on_a_web_server_is_read_and_not_written(folder, crawl, bucket
     source = folder(count=6)
     root = crawl([source], f"{bucket}/set", unit_rows=UNIT_ROWS).root
     url = f"{behind(lambda method, path: None).url}/{bucket[5:]}/set"
-    reader = Reader(open_dataset(url), units=2)
+    reader = Reader(open_dataset(url))
     assert reader.read(0, 0) == sorted((source / "cat").iterdir())[0].read_bytes()
     reader.close()
     assert damages(url) == []
