@@ -25,10 +25,21 @@ PROBLEMS = {
     problem.reason: problem
     for problem in (
         Problem("rejected", "link_outside"),
+        Problem("rejected", "link_unresolved"),
+        Problem("rejected", "link_compressed"),
         Problem("rejected", "not_a_file"),
         Problem("rejected", "sparse_member"),
         Problem("rejected", "too_many_bytes"),
+        Problem("rejected", "no_url"),
+        Problem("rejected", "x_robots_tag"),
+        Problem("failed", "malformed_row"),
+        Problem("failed", "misread_value"),
+        Problem("rejected", "no_image_bytes"),
         Problem("failed", "io_error", retryable=True),
+        # A retry tries what is planned, and of its files nothing is.
+        Problem("failed", "folder_unreadable"),
+        Problem("failed", "file_missing"),
+        Problem("failed", "table_damaged"),
         Problem("failed", "tar_damaged"),
         Problem("failed", "tar_truncated"),
         Problem("failed", "tar_bomb"),

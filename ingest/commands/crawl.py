@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,16 @@ from ingest.commands.executor_options import (
     Wait,
     run_plan,
 )
-from ingest.commands.options import Json, MaxBytes, MaxPixels, MemoryMb, Seconds, UnitRows
+from ingest.commands.options import (
+    Json,
+    LabelFiles,
+    LabelsFrom,
+    MaxBytes,
+    MaxPixels,
+    MemoryMb,
+    Seconds,
+    UnitRows,
+)
 from ingest.crawl.crawl import plan_shards
 from ingest.crawl.part import counts_json
 from ingest.image.check import Crop, Encoding, Treatment
@@ -30,7 +40,7 @@ from ingest.progress.counts import Counts, CrawlReport
 from ingest.progress.crawl_progress import CrawlProgress
 from ingest.progress.meter import Meter
 from ingest.progress.metrics_file import MetricsFile
-from ingest.sources.url_list import Columns
+from ingest.sources.url_list import TYPES, Columns
 from ingest.web.settings import FetchSettings
 
 DEFAULTS = CrawlSettings()
@@ -51,8 +61,8 @@ def crawl(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders, local tars, and lists of URLs (.parquet, .csv, .tsv, .jsonl, .txt; .gz, .zst; "
-            "local, s3://, gs://, az:// or http://; * in the name).",
+            help="Folders, local tars, and lists of URLs (.parquet, .csv, .tsv, .json, .jsonl, .txt; .gz, "
+            ".zst; local, s3://, gs://, az:// or http://; * in the name).",
         ),
     ],
     *,
@@ -63,7 +73,15 @@ def crawl(
         ),
     ],
     extend: Annotated[
-        bool, typer.Option("--extend", help="Add to a dataset that was made from other sources.")
+        bool,
+        typer.Option(
+            "--extend",
+            help="Add to a dataset what it does not have: of other sources, or of its own that have grown.",
+        ),
+    ] = False,
+    follow_links: Annotated[
+        bool,
+        typer.Option("--follow-links", help="Of folders, also those that lead out of them, and to folders."),
     ] = False,
     resize: Annotated[
         int | None, typer.Option(min=1, help="Shorter side in pixels; without it, bytes are kept.")
@@ -98,6 +116,19 @@ def crawl(
     url_column: Annotated[str | None, typer.Option(help="Of lists. [default: seen from the names]")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Of lists: alt text or caption.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Of lists: labels or hashtags.")] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,…", help="Of a csv or tsv without a header: its columns, in their order."),
+    ] = None,
+    column_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=TYPE",
+            help=f"Of csv, tsv and JSON, whose values are text: {', '.join(TYPES)}. Repeatable.",
+        ),
+    ] = None,
+    labels_from: LabelsFrom = None,
+    labels: LabelFiles = None,
     contact: Contact = None,
     deadline: Annotated[
         float, typer.Option(min=0.1, help="Seconds for one attempt at a URL, redirects included.")
@@ -171,8 +202,17 @@ def crawl(
             settings,
             progress=progress,
             counts=counts,
-            columns=Columns(url=url_column, caption=caption_column, labels=label_column),
+            columns=Columns(
+                url=url_column,
+                caption=caption_column,
+                labels=label_column,
+                names=None if columns is None else tuple(columns.split(",")),
+                types=_types(column_type or ()),
+            ),
+            labels_from=labels_from,
+            labels=labels or (),
             extend=extend,
+            follow_links=follow_links,
         )
         report = run_plan(plan, spread, fetch=fetch, progress=progress, counts=counts)
         progress.end(counts)
@@ -182,6 +222,24 @@ def crawl(
         typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
     else:
         print_crawl(report, progress.seconds)
+    end_if_nothing_was_kept(report)
+
+
+def end_if_nothing_was_kept(report: CrawlReport) -> None:
+    """A script that goes on with an empty dataset fails later, and further away from what is wrong."""
+    if not report.counts.kept:
+        raise typer.Exit(1)
+
+
+def _types(given: Sequence[str]) -> dict[str, str]:
+    """What --column-type says, by the column."""
+    types: dict[str, str] = {}
+    for text in given:
+        name, _, kind = text.rpartition("=")
+        if not name or kind not in TYPES:
+            raise UserError(f"--column-type {text} is not NAME=TYPE with a type of {', '.join(TYPES)}")
+        types[name] = kind
+    return types
 
 
 def crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
@@ -197,19 +255,30 @@ def print_crawl(report: CrawlReport, seconds: float) -> None:
     rows = [
         ("dataset", visible(str(report.output))),
         ("root", report.root),
-        ("planned", f"{several(counts.planned, 'file')}{again}"),
+        ("planned", f"{several(counts.planned, 'file')}{again}{_left_out(counts)}"),
         ("kept", f"{several(counts.kept, 'image')}, {in_bytes(counts.bytes_stored)}"),
         ("rejected", _reasons(counts.rejected)),
         ("failed", _reasons(counts.failed)),
     ]
     for name, value in rows:
         typer.echo(f"{name:<9} {value}")
+    if counts.rejected["link_outside"]:
+        typer.echo("Links out of a folder, or to another, are followed with --follow-links.")
+    if counts.failed["folder_unreadable"]:
+        typer.echo("What is in unreadable folders is added, once they are readable, with --extend.")
     if not counts.kept:
-        typer.echo("Nothing was kept: the dataset is sealed, and empty.")
+        typer.echo("Nothing was kept: see the reasons above, and with `ingest show`.")
     decided = counts.done - counts.resumed
     speed = f"{decided / seconds:,.0f} images/s, {counts.bytes_read / 1e6 / seconds:,.1f} MB/s"
     typer.echo(f"took      {duration(seconds)}: {speed}")
     typer.echo(f"Look at it:  ingest show {shlex.quote(str(report.output))}")
+
+
+def _left_out(counts: Counts) -> str:
+    """Rows of lists that are no attempts of their own."""
+    merged = f"; {several(counts.merged, 'row')} merged, as their URL is that of a row before"
+    known = f"; {several(counts.known, 'row')} left out, as planned before"
+    return (merged if counts.merged else "") + (known if counts.known else "")
 
 
 def _reasons(counts: dict[str, int]) -> str:

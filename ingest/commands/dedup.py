@@ -33,7 +33,11 @@ def dedup(
     *,
     name: Annotated[str, typer.Option(help="Of the new view.")],
     near: Annotated[
-        bool, typer.Option("--near/--exact", help="Also drop what looks alike, or equal bytes only.")
+        bool,
+        typer.Option(
+            "--near/--exact",
+            help="Also drop what looks alike, or equal bytes only: letters, logos and drawings look alike.",
+        ),
     ] = True,
     hamming: Annotated[
         int,

@@ -20,7 +20,7 @@ def gc(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete files of committed units that no commit names. Safe while a crawl is running."""
+    """Delete what committed units, plans and killed writes left, and nothing names. Safe during a crawl."""
     store, garbage = find_garbage(dataset)
     entries = []
     for entry in garbage:

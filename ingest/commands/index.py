@@ -7,8 +7,18 @@ import typer
 from rich.console import Console
 
 from cluster.host import CORES
-from ingest.commands.crawl import DEFAULTS, LIMITS, crawl_json, print_crawl
-from ingest.commands.options import Json, MaxBytes, MaxPixels, MemoryMb, Seconds, UnitRows, Workers
+from ingest.commands.crawl import DEFAULTS, LIMITS, crawl_json, end_if_nothing_was_kept, print_crawl
+from ingest.commands.options import (
+    Json,
+    LabelFiles,
+    LabelsFrom,
+    MaxBytes,
+    MaxPixels,
+    MemoryMb,
+    Seconds,
+    UnitRows,
+    Workers,
+)
 from ingest.crawl.index import index_tars
 from ingest.image.check import Treatment
 from ingest.image.decode import ImageLimits
@@ -35,6 +45,8 @@ def index(
     extend: Annotated[
         bool, typer.Option("--extend", help="Add to a dataset that was made from others.")
     ] = False,
+    labels_from: LabelsFrom = None,
+    labels: LabelFiles = None,
     unit_rows: UnitRows = DEFAULTS.unit_rows,
     max_bytes: MaxBytes = LIMITS.max_bytes,
     max_pixels: MaxPixels = LIMITS.max_pixels,
@@ -55,8 +67,18 @@ def index(
     )
     with Meter(Console(stderr=True)) as meter:
         progress = CrawlProgress(meter)
-        report = index_tars(tars, output, settings, workers=workers, progress=progress, extend=extend)
+        report = index_tars(
+            tars,
+            output,
+            settings,
+            workers=workers,
+            progress=progress,
+            labels_from=labels_from,
+            labels=labels or (),
+            extend=extend,
+        )
     if as_json:
         typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
     else:
         print_crawl(report, progress.seconds)
+    end_if_nothing_was_kept(report)

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from ingest.dataset.keys import KEY_SLOTS
+from ingest.labels.rule import PRESETS
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Workers = Annotated[int, typer.Option(min=1, help="How many at a time; never changes the result.")]
@@ -12,6 +13,23 @@ DatasetFolder = Annotated[
     str,
     typer.Argument(
         metavar="DATASET", help="A sealed dataset: its folder or URL (s3://, gs://, az://, https://)."
+    ),
+]
+LabelsFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RULE",
+        help=f"How labels are seen from paths: {', '.join(PRESETS)}, or path:REGEX with a group "
+        "(?P<label>…), and (?P<split>…). [default: the first folder]",
+    ),
+]
+LabelFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE",
+        help="Labels, split and ignore by path, name or key: .csv, .tsv, .json, .jsonl, .parquet, .txt; "
+        "VOC's ImageSets/Main. Repeatable.",
     ),
 ]
 UnitRows = Annotated[int, typer.Option(min=1, max=KEY_SLOTS, help="Attempts per work unit and shard.")]

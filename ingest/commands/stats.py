@@ -55,6 +55,7 @@ def _print_stats(found: Stats) -> None:
     for name, counts in (
         ("format", found.formats),
         ("label", found.labels),
+        ("split", found.splits),
         ("http status", statuses),
         ("failed at host", failing),
     ):

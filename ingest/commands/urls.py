@@ -26,7 +26,7 @@ def urls(
         ),
     ],
     *,
-    output: Annotated[Path, typer.Option(help="The list, a Parquet file.")],
+    output: Annotated[Path, typer.Option(help="The list: .parquet or .csv.")],
     ignore_opt_outs: Annotated[
         bool, typer.Option("--ignore-opt-outs", help="Also list what noai or noimageindex asks to leave out.")
     ] = False,
@@ -66,7 +66,7 @@ def _print(counts: LinkCounts, output: Path, seconds: float, *, ignored: bool) -
     for name, value in rows:
         typer.echo(f"{name:<9} {value}")
     for archive, reason in list(counts.damaged.items())[:_LISTED]:
-        typer.echo(f"          {visible(archive)}: {reason}; what was read before is in the list")
+        typer.echo(f"          {visible(archive)}: {reason}; what can be read is in the list")
     if len(counts.damaged) > _LISTED:
         typer.echo(f"          and {len(counts.damaged) - _LISTED:,} more: --json names all")
     typer.echo(f"took      {duration(seconds)}: {counts.pages / seconds:,.0f} pages/s")

@@ -1,23 +1,33 @@
 """The crawl: plan, read, check, shard, commit, seal. Running it again finishes what is missing."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
+
+from yarl import URL
 
 from cluster.errors import UserError
 from cluster.output_trouble import writing
 from ingest.crawl.make_units import crawl_units
+from ingest.dataset import layout
 from ingest.dataset.commit import read_commits
 from ingest.dataset.seal import seal
+from ingest.dataset.vocabulary import LABEL_COLUMNS, distinct_labels, publish_vocabulary
+from ingest.labels.labelled import labelled, read_labelling
 from ingest.plan.freeze import freeze
+from ingest.plan.label_doubts import label_doubts
 from ingest.plan.plan import Plan, read_plans
-from ingest.plan.settings import CrawlSettings
+from ingest.plan.settings import CrawlSettings, with_labelling
 from ingest.progress.counts import Counts, CrawlReport, Progress
+from ingest.sources.expand import expand
 from ingest.sources.opening import open_listing
-from ingest.sources.url_list import Columns, expand
+from ingest.sources.url_list import Columns
 from ingest.store.open import open_store
 from ingest.web.settings import FetchSettings
 
+logger = logging.getLogger(__name__)
 NAMES_TELL = Columns()
 
 
@@ -29,12 +39,14 @@ def crawl_shards(
     workers: int,
     progress: Progress,
     columns: Columns = NAMES_TELL,
+    labels_from: str | None = None,
+    labels: Sequence[str] = (),
     extend: bool = False,
 ) -> CrawlReport:
     """Turn images into a sealed dataset; go on where an earlier run of the same crawl stopped.
 
     Args:
-        sources, output, settings, columns, extend: see `plan_shards`.
+        sources, output, settings, columns, labels_from, labels, extend: see `plan_shards`.
         workers: checking processes; does not change the result.
         progress: is told how far the crawl is.
 
@@ -43,7 +55,15 @@ def crawl_shards(
     """
     counts = Counts()
     plan = plan_shards(
-        sources, output, settings, progress=progress, counts=counts, columns=columns, extend=extend
+        sources,
+        output,
+        settings,
+        progress=progress,
+        counts=counts,
+        columns=columns,
+        labels_from=labels_from,
+        labels=labels,
+        extend=extend,
     )
     return crawl_plan(plan, fetch=settings.fetch, workers=workers, progress=progress, counts=counts)
 
@@ -56,7 +76,10 @@ def plan_shards(
     progress: Progress,
     counts: Counts,
     columns: Columns = NAMES_TELL,
+    labels_from: str | None = None,
+    labels: Sequence[str] = (),
     extend: bool = False,
+    follow_links: bool = False,
 ) -> Plan:
     """Freeze what there is to do, or find the plan of an earlier run of the same crawl.
 
@@ -67,7 +90,10 @@ def plan_shards(
         settings: what is made of each image.
         progress: is told how many attempts have been found, in `counts`.
         columns: which columns of lists mean what.
-        extend: add these sources to a dataset that was made from others; URLs that it knows are left out.
+        labels_from: how labels are seen from paths, see `ingest.labels.rule`; None: as the sources have them.
+        labels: files that say what images show, see `ingest.labels.label_list`.
+        extend: add these sources to a dataset that was made from others; what it knows is left out.
+        follow_links: of folders, those that lead out of them, and to folders.
 
     Raises:
         UserError: a source cannot be used, the output was planned for other work, or cannot be written.
@@ -76,9 +102,17 @@ def plan_shards(
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
     places = [place for text in sources for place in expand(text)]
-    opened = [open_listing(place, columns) for place in places]
+    labelling = read_labelling(labels_from, labels, places)
+    opened = labelled(
+        [
+            open_listing(place, columns, x_robots=settings.fetch.x_robots, follow_links=follow_links)
+            for place in places
+        ],
+        labelling,
+    )
+    settings = with_labelling(settings, labelling)
     if isinstance(store.root, Path):
-        _refuse_output_inside(places, store.root)
+        _refuse_output_inside([*sources, *places], store.root)
     # Before an hour of planning, too.
     _refuse_without_contact(settings.fetch, any(source.kind.is_fetched for source in opened))
 
@@ -90,8 +124,24 @@ def plan_shards(
         for source in opened:
             stack.callback(source.close)
         store.prepare()
-        locations = [place if "://" in place else str(Path(place).resolve()) for place in places]
-        return freeze(store, opened, settings, listed=listed, extend=extend, locations=locations)
+        locations = list(map(_location, places))
+        plan = freeze(
+            store,
+            opened,
+            settings,
+            listed=listed,
+            extend=extend,
+            locations=locations,
+            more=(lambda: {}) if labelling is None else labelling.outcome,
+        )
+        warn_of_labels(plan)
+        return plan
+
+
+def warn_of_labels(plan: Plan) -> None:
+    """Say at once what looks wrong about the labels: after the crawl it would be too late."""
+    for doubt in label_doubts(plan):
+        logger.warning(doubt)
 
 
 def crawl_plan(
@@ -104,12 +154,18 @@ def crawl_plan(
             cannot be written.
     """
     refuse_to_start(plan, fetch)
-    counts.units, counts.planned = len(plan.units), plan.rows
+    count_planned(plan, counts)
     with writing(plan.store.root):
         crawl_units(plan, plan.units, fetch=fetch, workers=workers, progress=progress, counts=counts)
         root = seal_plan(plan)
     progress(counts)
     return CrawlReport(output=plan.store.root, root=root, counts=counts)
+
+
+def count_planned(plan: Plan, counts: Counts) -> None:
+    """What there is to do, and what was left out of it."""
+    counts.units, counts.planned = len(plan.units), plan.rows
+    counts.merged, counts.known = plan.record.repeated or 0, plan.record.known or 0
 
 
 def refuse_to_start(plan: Plan, fetch: FetchSettings) -> None:
@@ -133,7 +189,19 @@ def seal_plan(plan: Plan) -> str:
         UserError: a unit is missing, or was made under another plan.
     """
     plans = read_plans(plan.store)[: plan.generation + 1]
-    return seal(plan.store, {unit: each.fingerprint for each in plans for unit in each.units})
+    root = seal(plan.store, {unit: each.fingerprint for each in plans for unit in each.units})
+    if not plan.store.exists(layout.sealed_name(root, "labels.parquet")):
+        # The plan has the labels of all rows in one file; reading each unit's would take long.
+        labelled = (each.columns_of_units(LABEL_COLUMNS) for each in plans if each.has_labels())
+        publish_vocabulary(plan.store, root, distinct_labels(chain.from_iterable(labelled)))
+    return root
+
+
+def _location(place: str) -> str:
+    """Where a source is, as it is written down: without a name and a password, and without a signed query."""
+    if place.startswith(("http://", "https://")):
+        return str(URL(place).with_user(None).with_query(None))
+    return place if "://" in place else str(Path(place).resolve())
 
 
 def _refuse_without_contact(fetch: FetchSettings, urls: bool) -> None:

@@ -11,13 +11,12 @@ from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import pyarrow as pa
-
 from cluster.job import Job, Resources
 from cluster.output_trouble import writing
-from ingest.crawl.crawl import refuse_to_start, seal_plan
+from ingest.crawl.crawl import count_planned, refuse_to_start, seal_plan
 from ingest.crawl.part import CRAWL_RANK, Part
 from ingest.dataset.commit import read_commits
+from ingest.plan.cut_into_units import with_url
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.store.open import absolute
@@ -57,13 +56,13 @@ def first_site(plan: Plan, unit: int) -> Hashable | None:
     row = plan.table(unit).slice(0, 1)
     if not plan.are_fetched(row)[0].as_py():
         return None
-    return int(domain_hashes(row["path"].cast(pa.string()))[0])
+    return int(domain_hashes(with_url(row)["url"])[0])
 
 
 def units_left(plan: Plan, fetch: FetchSettings, counts: Counts) -> list[int]:
     """The units of a plan that are not committed; the others are counted."""
     refuse_to_start(plan, fetch)
-    counts.units, counts.planned = len(plan.units), plan.rows
+    count_planned(plan, counts)
     return count_committed(plan, plan.units, counts)
 
 

@@ -15,15 +15,16 @@ from urllib.request import url2pathname
 
 from cluster.errors import UserError
 from cluster.output_trouble import writing
-from ingest.crawl.crawl import crawl_plan
+from ingest.crawl.crawl import crawl_plan, warn_of_labels
 from ingest.dataset import layout
+from ingest.labels.labelled import labelled, read_labelling
 from ingest.plan.freeze import freeze
-from ingest.plan.settings import CrawlSettings
+from ingest.plan.settings import CrawlSettings, with_labelling
 from ingest.progress.counts import Counts, CrawlReport, Progress
+from ingest.sources.expand import expand
 from ingest.sources.image_listing import ImageListing
 from ingest.sources.tar import is_compressed, is_tar
 from ingest.sources.tar_in_place import ForeignTar
-from ingest.sources.url_list import expand
 from ingest.store.clients import is_bucket
 from ingest.store.open import open_store
 from ingest.store.store import Store
@@ -36,6 +37,8 @@ def index_tars(
     *,
     workers: int,
     progress: Progress,
+    labels_from: str | None = None,
+    labels: Sequence[str] = (),
     extend: bool = False,
 ) -> CrawlReport:
     """Make the rows of tars, and seal them as a dataset; go on where an earlier run stopped.
@@ -47,6 +50,7 @@ def index_tars(
         settings: of the checks; images are kept as they are whatever it says of resizing.
         workers: checking processes; does not change the result.
         progress: is told how far it is.
+        labels_from, labels: see `plan_shards`.
         extend: add these tars to a dataset that was made from others.
 
     Raises:
@@ -66,11 +70,23 @@ def index_tars(
         progress(counts)
 
     with ExitStack() as stack, writing(store.root):
-        sources = [ImageListing(ForeignTar(*pair)) for pair in zip(places, names, strict=True)]
+        tars_here = [ImageListing(ForeignTar(*pair)) for pair in zip(places, names, strict=True)]
+        labelling = read_labelling(labels_from, labels, places)
+        sources = labelled(tars_here, labelling)
+        settings = with_labelling(settings, labelling)
         for source in sources:
             stack.callback(source.close)
         store.prepare()
-        plan = freeze(store, sources, settings, listed=listed, extend=extend, locations=places)
+        plan = freeze(
+            store,
+            sources,
+            settings,
+            listed=listed,
+            extend=extend,
+            locations=places,
+            more=(lambda: {}) if labelling is None else labelling.outcome,
+        )
+        warn_of_labels(plan)
         return crawl_plan(plan, fetch=settings.fetch, workers=workers, progress=progress, counts=counts)
 
 

@@ -16,10 +16,10 @@ from ingest.dataset.shard import InPlaceWriter, ShardWriter
 from ingest.image.check import Checked
 from ingest.image.check_pool import Checker
 from ingest.plan.plan import Plan
-from ingest.problem import Problem
+from ingest.problem import PROBLEMS, Problem
 from ingest.progress.counts import Counts, Progress
 from ingest.sources.opening import open_planned
-from ingest.sources.source import Item, Source
+from ingest.sources.source import Images, Item
 from ingest.web.fetch_loop import Fetched
 from ingest.web.fetcher import Fetcher
 from ingest.web.settings import FetchSettings
@@ -58,7 +58,7 @@ def crawl_units(
     _allow_many_files()
     settings = plan.settings
     with ExitStack() as stack:
-        sources: dict[int, Source] = {}
+        sources: dict[int, Images] = {}
         for number, (source, place) in enumerate(zip(plan.sources, plan.locations, strict=True)):
             if not source.kind.is_fetched:
                 sources[number] = open_planned(source, place)
@@ -114,7 +114,7 @@ class _Crawl:
         *,
         plan: Plan,
         units: Sequence[int],
-        sources: Mapping[int, Source],
+        sources: Mapping[int, Images],
         fetch: FetchSettings,
         counts: Counts,
         progress: Progress,
@@ -226,9 +226,10 @@ class _Crawl:
                 if (source not in self._sources) == urls:
                     yield _Attempt(unit, row, source, item)
 
-    def _requests(self) -> Iterator[tuple[_Attempt, str]]:
+    def _requests(self) -> Iterator[tuple[_Attempt, str | Problem]]:
         for attempt in self._items(urls=True):
-            yield attempt, attempt.item.path.decode()
+            problem = attempt.item.problem
+            yield attempt, PROBLEMS[problem] if problem else attempt.item.path.decode()
 
     def _read(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
         """What lies in folders and archives, in the plan's order."""

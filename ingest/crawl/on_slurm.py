@@ -14,6 +14,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.status import raise_unless_completed
 from cluster.site import Site
 from cluster.submit import submit
+from ingest.crawl.crawl import count_planned
 from ingest.crawl.divide import (
     RUN_AGAIN,
     count_committed,
@@ -69,7 +70,7 @@ def submit_to_slurm(
     from cluster.slurm.executor import SlurmExecutor, SlurmHandle
 
     left = set(units_left(plan, fetch, Counts()))
-    counts.units, counts.planned = len(plan.units), plan.rows
+    count_planned(plan, counts)
     chunks = divide(plan.units, parts, partial(first_site, plan))
     stem = _run_name(plan)
     names = [f"{stem}-{number + 1}-of-{len(chunks)}" for number in range(len(chunks))]

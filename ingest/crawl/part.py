@@ -119,7 +119,7 @@ def read_report(folder: Path, rank: int) -> Counts:
 def sum_into(total: Counts, parts: Sequence[Counts]) -> None:
     """Make `total` the sum of the parts; what is planned stays."""
     for field in fields(Counts):
-        if field.name not in ("planned", "units", "slowest_hosts"):
+        if field.name not in ("planned", "merged", "known", "units", "slowest_hosts"):
             values = [getattr(part, field.name) for part in parts]
             empty = Counter[str]() if field.name in ("rejected", "failed") else 0
             setattr(total, field.name, sum(values, empty))

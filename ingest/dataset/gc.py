@@ -1,4 +1,4 @@
-"""Garbage: what committed units left behind and no commit names. All else may be in use.
+"""Garbage: what committed units and published plans left behind and nothing names. All else may be in use.
 
 A worker that came second with a unit, or was killed after it had published and before it had committed,
 leaves files that nobody reads. Of a unit without a commit nothing is touched: its files may be about to be
@@ -13,6 +13,7 @@ from pathlib import Path
 from cluster.errors import UserError
 from ingest.dataset import layout
 from ingest.dataset.commit import read_commits
+from ingest.dataset.plan_record import read_plan
 from ingest.store.open import open_store
 from ingest.store.store import Entry, Store
 
@@ -51,6 +52,27 @@ def _garbage(store: Store) -> Iterator[Entry]:
         for entry in store.unfinished(folder):
             if _unit(entry.name) in named and entry.modified < old:
                 yield entry
+    yield from _other_leftovers(store, old)
+
+
+def _other_leftovers(store: Store, old: float) -> Iterator[Entry]:
+    """Old drafts beside the units, and lists of units that came second to a plan."""
+    seen: set[str] = set()
+    for folder in ("plan", "sealed", layout.VIEWS, "."):
+        for entry in store.unfinished(folder):
+            of_units = entry.name.startswith(
+                tuple(f"{each}/" for each in (layout.SHARDS, layout.META, layout.COMMITS))
+            )
+            if entry.modified < old and entry.name not in seen and not of_units:
+                seen.add(entry.name)
+                yield entry
+    generation = 0
+    while (plan := read_plan(store, generation)) is not None:
+        for entry in store.list(f"plan/{generation}"):
+            second = entry.name.startswith(layout.items_stem(generation)) and entry.name != plan.items.name
+            if second and entry.modified < old:
+                yield entry
+        generation += 1
 
 
 def _unit(name: str) -> int:

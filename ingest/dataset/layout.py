@@ -5,7 +5,7 @@ plan/{g}/units-{sha16}.parquet
 shards/{unit%4096:03x}/{unit:08d}-{sha8}.tar
 meta/{unit%4096:03x}/{unit:08d}-{sha8}.parquet
 commits/{unit:08d}.json
-sealed/{root}.json, {root}.parquet
+sealed/{root}.json, {root}.parquet, {root}.labels.parquet
 DATASET.json                                 names the latest sealed root
 views/{name}.parquet, {name}.duplicates.parquet
 """

@@ -5,6 +5,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,14 @@ from ingest.dataset import layout
 from ingest.dataset.keys import keys_of
 from ingest.dataset.records import Pointer, SealedHead
 from ingest.dataset.view import ViewBitmaps, read_view
+from ingest.dataset.vocabulary import (
+    LABEL_COLUMNS,
+    UnitLabels,
+    Vocabulary,
+    encoded,
+    make_vocabulary,
+    read_vocabulary,
+)
 from ingest.store.open import home_of, open_store
 from ingest.store.store import Store
 
@@ -148,18 +157,29 @@ class Dataset:
         """The keys of one unit's samples, see `ingest.dataset.keys`, (n,)."""
         return keys_of(int(self.units[unit_index]), self.kept_rows(unit_index, [])["slot"].to_numpy())
 
-    def unit_labels(self, unit_index: int) -> list[str | None]:
-        """The first label of each of one unit's samples, None without one."""
-        labels = self.kept_rows(unit_index, ["labels"])["labels"].to_pylist()
-        return [of_sample[0] if of_sample else None for of_sample in labels]
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The labels of all attempts of the root, in whichever view: their codes are the same in all of them.
 
-    def classes(self) -> tuple[str, ...]:
-        """Distinct first labels, sorted. Reads the labels of every unit."""
-        found: set[str] = set()
-        for unit_index in range(len(self.units)):
-            labels = self.kept_rows(unit_index, ["labels"])["labels"]
-            found.update(pc.unique(pc.list_flatten(pc.list_slice(labels, 0, 1))).to_pylist())
-        return tuple(sorted(found))
+        Raises:
+            UserError: it is damaged.
+        """
+        there = read_vocabulary(self.store, self.root)
+        return make_vocabulary(self.store, self.root, self._all_labels()) if there is None else there
+
+    def unit_labels(self, unit_index: int) -> UnitLabels:
+        """All labels of one unit's samples, and those to ignore, as codes of the vocabulary.
+
+        Raises:
+            UserError: the vocabulary is damaged.
+        """
+        return encoded(self.kept_rows(unit_index, LABEL_COLUMNS), self.vocabulary)
+
+    def _all_labels(self) -> Iterator[pa.Table]:
+        for name in sealed_units(self.path, self.root, columns=["meta"])["meta"].to_pylist():
+            with open_parquet(self.store, name) as parquet:
+                there = [column for column in LABEL_COLUMNS if column in parquet.schema_arrow.names]
+                yield parquet.read(columns=there, use_threads=False)
 
     def kept_rows(self, unit_index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One unit's samples in slot order: `slot`, and those of the columns that it has; None for all."""

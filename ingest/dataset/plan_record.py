@@ -17,6 +17,8 @@ class SourceKind(StrEnum):
     TAR = "tar"
     WARC = "warc"
     URLS = "urls"
+    FILES = "files"
+    IMAGE_TABLE = "image_table"
     TAR_IN_PLACE = "tar_in_place"
 
     @property
@@ -36,15 +38,17 @@ class SourceRecord(Record):
     Attributes:
         kind, name: what it is, and the last part of its location.
         bytes: of an archive as a file.
-        columns: of a list of URLs: which are URL, caption and labels.
-        items: how many were listed; None of a list of URLs.
-        sha256: of the list of its items; of a list of URLs, of its bytes.
+        columns: of a list, and of a table of images: which are URL or image, caption and labels.
+        follow_links: of a folder: links that lead out of it, and to folders, are followed.
+        items: how many were listed; None of a list.
+        sha256: of the list of its items; of a list, of its bytes.
     """
 
     kind: SourceKind
     name: str
     bytes: int | None = None
     columns: dict[str, str | None] | None = None
+    follow_links: bool | None = None
     items: int | None = None
     sha256: str | None = None
 
@@ -72,6 +76,9 @@ class Flags(Record):
     ignore_robots: bool | None
     ignore_x_robots: bool | None
     allow_private: list[str] | None
+    # Only of crawls that were given them.
+    labels_from: str | None = None
+    labels: list[str] | None = None
 
 
 class Identity(Record):
@@ -112,7 +119,9 @@ class PlanRecord(Identity):
         fingerprint: sha256 of the identity, hex.
         locations: where each source was.
         contact: whom webmasters were told of.
-        repeated, known: URLs that were left out because they came before, in these sources or in others.
+        repeated, known: rows that were left out because they came before: their URL in these sources, or they
+            in generations before.
+        labels_unused: entries of --labels that name no image.
     """
 
     generation: int
@@ -125,6 +134,7 @@ class PlanRecord(Identity):
     contact: str | None = None
     repeated: int | None = None
     known: int | None = None
+    labels_unused: int | None = None
 
 
 def read_plan(store: Store, generation: int) -> PlanRecord | None:

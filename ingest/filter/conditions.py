@@ -5,8 +5,9 @@
     column, value = a bare word without blanks and any of []'",=<>! or text in quotes, \\ before a quote or \\
 
 A column may be derived: `aspect` (longer through shorter side), `short_side`, `long_side`, `label` (the
-first). A list fulfils `=` and `in` if any of its values does, and `!=` and `not in` if none is excluded. What
-is null, or not a number, fulfils nothing.
+first), `label_count`. A list fulfils `=` and `in` if any of its values does, and `!=` and `not in` if none is
+excluded. Texts that spell numbers compare with a number as numbers. What is null, or not a number, fulfils
+nothing.
 """
 
 import operator
@@ -27,6 +28,7 @@ DERIVED = {
     "short_side": ("width", "height"),
     "long_side": ("width", "height"),
     "label": ("labels",),
+    "label_count": ("labels",),
 }
 _TOKEN = re.compile(
     r"""\s*(?:(?P<sign>==|!=|<=|>=|[=<>\[\],])|"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'"""
@@ -34,6 +36,7 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _NUMBER = re.compile(r"[+-]?(\d+|(?=\.?\d)\d*\.?\d*([eE][+-]?\d{1,3})?)")
+_SPELLED = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq,
     "<": operator.lt,
@@ -150,6 +153,8 @@ def _column(name: str, rows: pa.Table) -> pa.Array | None:
     if name == "label":
         first = pc.list_slice(rows["labels"].combine_chunks(), 0, 1, return_fixed_size_list=True)
         return first.flatten()  # null where there is none
+    if name == "label_count":
+        return pc.list_value_length(rows["labels"].combine_chunks())
     width, height = (rows[side].combine_chunks().cast(pa.float64()) for side in ("width", "height"))
     long, short = (f(width, height, skip_nulls=False) for f in (pc.max_element_wise, pc.min_element_wise))
     return {"aspect": pc.divide(long, short), "short_side": short, "long_side": long}[name]
@@ -166,6 +171,8 @@ def _any_fits(condition: Condition, column: pa.Array) -> tuple[NDArray[np.bool_]
         hits = np.asarray(pc.list_parent_indices(column))[inner & ~inner_null]
         return np.bincount(hits, minlength=len(column)).astype(bool), null
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        if condition.sign != "=" and _NUMBER.fullmatch(condition.values[0]):
+            return _any_fits(condition, _numbers(column))
         if condition.sign == "=":
             fits = pc.is_in(column, value_set=pa.array(condition.values, kind))
         else:
@@ -175,6 +182,13 @@ def _any_fits(condition: Condition, column: pa.Array) -> tuple[NDArray[np.bool_]
     numbers = column.fill_null(False if pa.types.is_boolean(kind) else 0).to_numpy(zero_copy_only=False)
     compare = _COMPARE[condition.sign]
     return np.any([compare(numbers, value) for value in values], axis=0), null
+
+
+def _numbers(texts: pa.Array) -> pa.Array:
+    """The numbers that texts spell, null where they spell none: columns of CSV and JSON are text."""
+    plain = pc.utf8_trim_whitespace(texts)
+    spelled = pc.match_substring_regex(plain, rf"^(?:{_SPELLED})$")
+    return pc.if_else(spelled, plain, pa.scalar(None, plain.type)).cast(pa.float64())
 
 
 def _value(condition: Condition, text: str, kind: pa.DataType) -> bool | float:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -54,12 +55,12 @@ class Filter:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FilterTask:
-    """Units first to last - 1 of a dataset; the filter's lists were read once, for all tasks alike."""
+    """Units first to last - 1 of a dataset; the filter's lists were read once, and lie in files."""
 
     path: str
     root: str
     filter: Filter
-    lists: tuple[SampleList, ...]
+    lists: tuple[Path, ...]
     first: int
     last: int
 
@@ -139,17 +140,21 @@ def filter_view(
     for view in wanted.within:
         read_view(dataset, view, root=opened.root)
     _check_columns(opened, [parse(text) for text in wanted.where])
-    tasks = _tasks(opened, wanted, lists)
     keeps = PackedKeeps()
     dropped = np.zeros((2, len(wanted.steps)), np.int64)
     matched = [np.zeros(len(listed.lines), bool) for listed in lists]
-    for task, answer in zip(tasks, map_tasks(filter_units, tasks), strict=True):
-        for unit, stays in answer.keeps:
-            keeps.add(unit, stays)
-        dropped += [answer.dropped, answer.null]
-        for seen, entries in zip(matched, answer.matched, strict=True):
-            seen[entries] = True
-        progress(task.last, len(opened.units))
+    with TemporaryDirectory(prefix="ingest-") as folder:
+        places = tuple(Path(folder, str(number)) for number in range(len(lists)))
+        for listed, place in zip(lists, places, strict=True):
+            listed.save(place)
+        tasks = _tasks(opened, wanted, places)
+        for task, answer in zip(tasks, map_tasks(filter_units, tasks), strict=True):
+            for unit, stays in answer.keeps:
+                keeps.add(unit, stays)
+            dropped += [answer.dropped, answer.null]
+            for seen, entries in zip(matched, answer.matched, strict=True):
+                seen[entries] = True
+            progress(task.last, len(opened.units))
     write_view(dataset, name, root=opened.root, keeps=keeps)
     return FilterReport(
         root=opened.root,
@@ -169,7 +174,7 @@ def filter_units(task: FilterTask) -> FilteredUnits:
     wanted = task.filter
     opened = open_dataset(task.path, sealed=task.root)
     views = [read_view(task.path, view, root=task.root) for view in wanted.within]
-    lists = task.lists
+    lists = list(map(SampleList.load, task.lists))
     conditions = [parse(text) for text in wanted.where]
     columns = {column for condition in conditions for column in condition.columns}
     columns |= {"url"} if any(len(listed.urls) for listed in lists) else set()
@@ -202,7 +207,7 @@ def filter_units(task: FilterTask) -> FilteredUnits:
     return answer
 
 
-def _tasks(opened: Dataset, wanted: Filter, lists: tuple[SampleList, ...]) -> list[FilterTask]:
+def _tasks(opened: Dataset, wanted: Filter, lists: tuple[Path, ...]) -> list[FilterTask]:
     step = (np.cumsum(opened.counts) - opened.counts) // ROWS_PER_TASK
     starts = [*np.flatnonzero(np.diff(step, prepend=-1)).tolist(), len(step)]
     return [

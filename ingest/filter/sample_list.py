@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +62,23 @@ class SampleList:
             entries.append(len(self.keys) + np.unique(by_url[by_url >= 0]))
             there |= by_url >= 0
         return there, np.concatenate(entries)
+
+    def save(self, path: Path) -> None:
+        """Write it where other processes of this machine find it."""
+        columns = {"keys": pa.array(self.keys), "urls": self.urls, "lines": pa.array(self.lines)}
+        whole = {
+            name: pa.LargeListArray.from_arrays(pa.array([0, len(column)], pa.int64()), column)
+            for name, column in columns.items()
+        }
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, pa.table(whole).schema) as writer:
+            writer.write_table(pa.table(whole))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """What `save` wrote, without a copy in memory."""
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        keys, urls, lines = (table[name].chunk(0).flatten() for name in ("keys", "urls", "lines"))
+        return cls(keys=keys.to_numpy(), urls=urls, lines=lines.to_numpy())
 
     def names(self, entries: Iterable[int]) -> list[str]:
         """Entries by their places, as text."""

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-import aiohttp
 from fastwarc.warc import WarcRecord
 
 from ingest.links.page import LONGEST_PAGE, Link, Page, page_links
 from ingest.links.wat import wat_page
+from ingest.sources.remote_trouble import is_trouble, said
 from ingest.sources.warc_records import (
     METADATA,
     RESOURCE,
@@ -43,20 +43,22 @@ class ArchiveCounts:
         pages: web pages among them, opted out or not.
         opted_out: pages that asked not to be used.
         found: images on the pages that are used, each address once per page.
-        damage: why it could not be read to its end, or "".
+        damaged: places at which it is damaged.
+        damage: the first of them, or why it could not be read to its end; else "".
     """
 
     records: int = 0
     pages: int = 0
     opted_out: int = 0
     found: int = 0
+    damaged: int = 0
     damage: str = ""
 
 
 def archive_links(
     archive: str, counts: ArchiveCounts, *, ignore_opt_outs: bool
 ) -> Iterator[tuple[str, Link]]:
-    """Every link with the address of its page, in the order of the archive; ends where that is damaged.
+    """Every link with the address of its page, in the order of the archive; what is damaged is left out.
 
     Args:
         archive: what `open_file` opens.
@@ -75,27 +77,47 @@ def archive_links(
                     yield url, link
     except ArchiveError as error:
         counts.damage = _REASONS[error.problem]
-    except (OSError, aiohttp.ClientError) as error:
-        counts.damage = f"{_REASONS['io_error']} ({type(error).__name__})"
+    except Exception as error:
+        if not is_trouble(error):
+            raise
+        counts.damage = f"{_REASONS['io_error']}: {said(error)}"
 
 
 def _pages(file: BinaryIO, counts: ArchiveCounts) -> Iterator[tuple[str, Page]]:
-    for record in records(file):
+    for stored in records(file):
+        if isinstance(stored, ArchiveError):
+            counts.damaged += 1
+            counts.damage = counts.damage or _REASONS[stored.problem]
+            continue
         counts.records += 1
-        found: tuple[str, Page] | None = None
-        if record.record_type in (RESPONSE, RESOURCE):
-            found = _stored_page(record)
-        elif record.record_type == METADATA and content_type(record.headers) == "application/json":
-            found = wat_page(body(record, _LONGEST_ENVELOPE))
+        try:
+            found = _page(stored.record)
+        except ArchiveError as error:
+            if error.problem == "io_error":
+                raise
+            continue  # it is told of when the next record is asked for
         if found is not None:
             yield found
+
+
+def _page(record: WarcRecord) -> tuple[str, Page] | None:
+    if record.record_type in (RESPONSE, RESOURCE):
+        return _stored_page(record)
+    if record.record_type == METADATA and content_type(record.headers) == "application/json":
+        return wat_page(body(record, _LONGEST_ENVELOPE))
+    return None
 
 
 def _stored_page(record: WarcRecord) -> tuple[str, Page] | None:
     """A page that was answered with status 200, under an address of the web."""
     url = resolve(target(record).decode("utf-8", "replace"))
     found = message(record, max_bytes=LONGEST_PAGE) if url else None
-    if url is None or found is None or found.status != 200 or found.content_type not in _PAGE_TYPES:
+    if (
+        url is None
+        or found is None
+        or found.status not in (200, 203)
+        or found.content_type not in _PAGE_TYPES
+    ):
         return None
     page = page_links(found.body, url, charset=found.charset)
     return url, Page(page.links, page.opted_out or any(map(page_opts_out, found.robots)))

@@ -13,12 +13,15 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.csv import CSVWriter
 
 from cluster.errors import UserError
 from cluster.map.processes import processes
@@ -39,6 +42,11 @@ _COLUMNS = [
     pa.field("page_url", pa.string(), nullable=False),
     pa.field("page_host", pa.string(), nullable=False),
 ]
+# By the end of the output's name.
+WRITERS: dict[str, Callable[..., Any]] = {
+    ".parquet": partial(pq.ParquetWriter, compression="zstd"),
+    ".csv": CSVWriter,
+}
 _SPILL = pa.schema([pa.field("key", pa.binary(_KEY_BYTES), nullable=False), *_COLUMNS])
 
 
@@ -75,14 +83,14 @@ def list_links(
     ignore_opt_outs: bool = False,
     progress: Callable[[LinkCounts], None] = lambda counts: None,
 ) -> LinkCounts:
-    """Write the links of web archives to `output`, a Parquet file that appears whole.
+    """Write the links of web archives to `output`, a Parquet or CSV file that appears whole.
 
     Args:
         archives: WARC or WAT files, here, in a bucket or at an address that fsspec opens; their order decides
             which of several places of one image is told.
         output: columns url, alt, page_url, page_host.
         workers: processes that read; does not change the result.
-        ignore_opt_outs: list the images of pages that ask not to be used, too; the file's metadata says so.
+        ignore_opt_outs: list the images of pages that ask not to be used, too; Parquet's metadata says so.
         progress: called after each archive with the counts so far.
 
     Raises:
@@ -91,6 +99,10 @@ def list_links(
     _refuse_unknown(archives)
     if output.is_dir() or not output.parent.is_dir():
         raise UserError(f"--output {output} must name a file in a folder that exists")
+    if output.suffix.lower() not in WRITERS:
+        raise UserError(
+            f"--output {output} is written as its name says, which must end in {' or '.join(WRITERS)}"
+        )
     counts = LinkCounts()
     with writing(output):
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
@@ -105,8 +117,8 @@ def list_links(
         if counts.records == 0:
             name, reason = next(iter(counts.damaged.items()), (archives[0], "it is empty"))
             raise UserError(f"no record could be read: {name}: {reason}; give WARC or WAT files")
-        _write(buckets, folder / "links.parquet", counts, ignore_opt_outs=ignore_opt_outs)
-        (folder / "links.parquet").replace(output)
+        _write(buckets, folder / "links", counts, output.suffix.lower(), ignore_opt_outs=ignore_opt_outs)
+        (folder / "links").replace(output)
         sync_folder(output.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -239,13 +251,15 @@ def _thinned(buckets: Sequence[Path], depth: int) -> Iterator[pa.Table]:
         yield table.take(pa.array(order[first])).drop_columns(["key"])
 
 
-def _write(buckets: Sequence[Path], path: Path, counts: LinkCounts, *, ignore_opt_outs: bool) -> None:
+def _write(
+    buckets: Sequence[Path], path: Path, counts: LinkCounts, suffix: str, *, ignore_opt_outs: bool
+) -> None:
     said = {b"opt_outs": b"ignored" if ignore_opt_outs else b"honoured"}
     schema = pa.schema(_COLUMNS, metadata=said)
     hosts = np.empty(0, np.uint64)
     waiting: list[pa.Table] = []
     with path.open("xb") as file:
-        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        with WRITERS[suffix](file, schema) as writer:
             for table in _thinned(buckets, 0):
                 counts.distinct += len(table)
                 hosts = np.union1d(hosts, _host_digests(table))
@@ -253,16 +267,16 @@ def _write(buckets: Sequence[Path], path: Path, counts: LinkCounts, *, ignore_op
                 if sum(map(len, waiting)) >= _ROW_GROUP:
                     waiting = _write_whole_groups(writer, pa.concat_tables(waiting))
             rest = pa.concat_tables(waiting) if waiting else schema.empty_table()
-            writer.write_table(rest, row_group_size=_ROW_GROUP)
+            writer.write_table(rest, _ROW_GROUP)
         file.flush()
         os.fsync(file.fileno())
     counts.hosts = len(hosts)
 
 
-def _write_whole_groups(writer: pq.ParquetWriter, table: pa.Table) -> list[pa.Table]:
+def _write_whole_groups(writer: pq.ParquetWriter | CSVWriter, table: pa.Table) -> list[pa.Table]:
     """Writes as many rows as fill row groups; returns the rest."""
     whole = len(table) // _ROW_GROUP * _ROW_GROUP
-    writer.write_table(table.slice(0, whole), row_group_size=_ROW_GROUP)
+    writer.write_table(table.slice(0, whole), _ROW_GROUP)
     return [table.slice(whole)]
 
 

@@ -20,6 +20,8 @@ from ingest.web.url import resolve
 # Crawls cut pages at 1 to 5 MiB; of a longer one, this much is read.
 LONGEST_PAGE = 8 << 20
 _LONGEST_ALT = 2000
+# Spelling in Persian and Hindi, and in emoji: ZERO WIDTH NON-JOINER and JOINER.
+_JOINERS = "\u200c\u200d"
 _SRCSETS = ("srcset", "data-srcset", "data-lazy-srcset")
 _LAZY = (
     "data-src",
@@ -164,6 +166,6 @@ def _size(descriptors: list[str]) -> tuple[int, float] | None:
 
 
 def plain(text: str) -> str:
-    """A caption in one line, without unprintable characters, in bounds; it can be encoded."""
+    """A caption in one line, without unprintable characters but joiners, in bounds; it can be encoded."""
     words = " ".join(text[: 4 * _LONGEST_ALT].split())
-    return "".join(filter(str.isprintable, words))[:_LONGEST_ALT]
+    return "".join(each for each in words if each.isprintable() or each in _JOINERS)[:_LONGEST_ALT]

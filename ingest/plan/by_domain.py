@@ -27,8 +27,9 @@ _LARGEST_BUCKET = 1 << 19
 class ByDomain:
     """Takes tables with a column `url`, and gives their rows back sorted; a context manager.
 
-    Equal domains keep the order in which their rows came; of equal URLs only the first row stays. All tables
-    must have one schema. Memory is bounded by the largest bucket, or by the largest site if that is more.
+    Equal domains keep the order in which their rows came; of equal URLs only the first row stays. Rows
+    without a URL (null) all stay. All tables must have one schema. Memory is bounded by the largest bucket,
+    or by the largest site if that is more.
 
     Args:
         depth: which byte of the hash tells the buckets apart.
@@ -159,7 +160,8 @@ class _Bucket:
 
 
 def _first_of_each(urls: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Ascending places of the first occurrence of each distinct value."""
-    encoded = urls.combine_chunks().dictionary_encode()
-    _, first = np.unique(encoded.indices.to_numpy(), return_index=True)
-    return np.sort(first)
+    """Ascending places of the first occurrence of each distinct value, and of all nulls."""
+    codes = urls.combine_chunks().dictionary_encode().indices
+    places = np.flatnonzero(np.asarray(codes.is_valid()))
+    _, first = np.unique(codes.drop_null().to_numpy(), return_index=True)
+    return np.sort(np.concatenate([places[first], np.flatnonzero(np.asarray(codes.is_null()))]))

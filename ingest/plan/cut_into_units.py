@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from cluster.errors import UserError
 from ingest.dataset.plan_record import SourceKind
 from ingest.web.domain import domain_hashes
+from ingest.web.url import canonical_all
 
 # Of a unit's rows: whoever works on it has them in memory. Usual ones take 3 MB.
 _CHUNK_BYTES = 128 << 20
@@ -58,8 +59,12 @@ def filled(table: pa.Table, schema: pa.Schema, *, name: str = "") -> pa.Table:
 
 
 def with_url(table: pa.Table) -> pa.Table:
-    """The table with what its rows have as paths as a column of URLs, too."""
-    return table.append_column("url", table["path"].cast(pa.string()))
+    """The table with the addresses that its rows name, each in its one spelling, as a column, too.
+
+    What is no address is one by itself. Rows that have a problem have none.
+    """
+    urls = canonical_all(table["path"].cast(pa.string()))
+    return table.append_column("url", pc.if_else(pc.equal(table["problem"], ""), urls, None))
 
 
 def in_units(tables: Iterable[pa.Table], rows: int, *, kinds: Sequence[SourceKind]) -> Iterator[pa.Table]:

@@ -5,6 +5,7 @@ settings and builds go on with the plan that is there, anything else is refused 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -14,6 +15,7 @@ from ingest.dataset.schema import ITEMS_SCHEMA
 from ingest.plan.by_domain import ByDomain
 from ingest.plan.cut_into_units import filled, in_units, with_url
 from ingest.plan.plan import Plan, fingerprint_of, publish_plan, read_plans
+from ingest.plan.planned_before import PlannedBefore
 from ingest.plan.settings import CrawlSettings, difference, identity_of
 from ingest.sources.source import Listing
 from ingest.store.store import Store
@@ -27,6 +29,7 @@ def freeze(
     listed: Callable[[int], None],
     extend: bool = False,
     locations: Sequence[str] = (),
+    more: Callable[[], dict[str, Any]] = dict,
 ) -> Plan:
     """The plan of this work: made now, or the one that is there.
 
@@ -35,8 +38,9 @@ def freeze(
         sources: where images come from, in order.
         settings: what is made of them.
         listed: called now and then with the number of items listed so far.
-        extend: if other work was planned here, add a generation; URLs planned before are left out.
+        extend: if other work was planned here, add a generation; what was planned before is left out.
         locations: of the sources, so that others can open them.
+        more: what plan.json says besides, asked for when all rows are known.
 
     Raises:
         UserError: there is nothing to ingest, or the output was planned for other work.
@@ -49,14 +53,18 @@ def freeze(
             return there
         if not extend:
             ours = identity_of(settings, found, extends=())
-            add = "; --extend adds to it" if _others(plans[0].sources, found) else ""
+            add = ""
+            if plans[0].sources != tuple(found):
+                others = _others(plans[0].sources, found)
+                add = "; --extend adds to it" if others else "; --extend adds what is new"
             raise UserError(
                 f"{store.root} was planned {difference(plans[0].record, ours)}, or another --output{add}"
             )
     described: list[SourceRecord] = []
     extends = [plan.fingerprint for plan in plans]
     with ByDomain() as urls, ByDomain() as known:
-        tables = _counted(_tables(sources, described, urls, known, plans), listed)
+        before = PlannedBefore(plans, sources, locations)
+        tables = _counted(_tables(sources, described, urls, known, before), listed)
         plan = publish_plan(
             store,
             plans,
@@ -64,9 +72,10 @@ def freeze(
             identity=lambda: identity_of(settings, described, extends=extends),
             more=lambda: {
                 "repeated": urls.repeated,
-                "known": urls.known,
+                "known": urls.known + before.found,
                 "locations": tuple(locations),
                 "contact": settings.fetch.contact,
+                **more(),
             },
         )
     if plan is None:
@@ -108,7 +117,7 @@ def _tables(
     described: list[SourceRecord],
     urls: ByDomain,
     known: ByDomain,
-    plans: Sequence[Plan],
+    before: PlannedBefore,
 ) -> Iterator[pa.Table]:
     """Rows of all sources, those with URLs last; `described` is filled on the way."""
     schema = _joint_schema(sources)
@@ -119,10 +128,10 @@ def _tables(
             if source.kind.is_fetched:
                 urls.add(with_url(table))
             else:
-                yield table
+                yield before.left_out(number, table)
         described.append(source.describe(lambda items: None))
     if any(source.kind.is_fetched for source in sources):
-        for plan in plans:
+        for plan in before.plans:
             for table in url_tables(plan):
                 known.add(pa.table({"url": with_url(table)["url"]}))
         for table in urls.tables(known):

@@ -20,10 +20,14 @@ from ingest.dataset import layout
 from ingest.dataset.open import is_damage
 from ingest.dataset.plan_record import Identity, ItemsRecord, PlanRecord, SourceRecord, read_plan
 from ingest.dataset.schema import ITEMS_SCHEMA
+from ingest.labels.labelled import COLUMNS as LABEL_COLUMNS
 from ingest.plan.settings import CrawlSettings
 from ingest.sources.companions import COLUMNS
 from ingest.sources.source import Item
 from ingest.store.store import Store
+
+# Columns that a plan has, and rows only if somebody says something.
+_SELDOM = [*COLUMNS, *LABEL_COLUMNS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,13 @@ class Plan:
         with self._listing(self._metadata) as parquet:
             return parquet.read_row_group(unit - self.units.start, use_threads=False)
 
+    def columns_of_units(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Some columns, as far as there are such, of each unit in turn."""
+        there = [name for name in columns if name in self.columns().names]
+        with self._listing(self._metadata) as parquet:
+            for group in range(parquet.num_row_groups):
+                yield parquet.read_row_group(group, columns=there, use_threads=False)
+
     def are_fetched(self, table: pa.Table) -> pa.Array:
         """Whether each row of such a table is a URL to fetch."""
         kinds = pa.array([source.kind.is_fetched for source in self.sources])
@@ -94,19 +105,28 @@ class Plan:
     def extra_columns(self) -> pa.Schema:
         """Those that rows of this generation have besides everyone's.
 
-        Most tars have no companions: columns for what these say count only if there is something in them.
+        Most tars have no companions, and most labels no splits: columns for these count only if there is
+        something in them.
         """
         further = [field for field in self.columns() if field.name not in ITEMS_SCHEMA.names]
-        return pa.schema(
-            [field for field in further if field.name not in COLUMNS.names or self._has_values(field.name)]
-        )
+        return pa.schema([field for field in further if field not in _SELDOM or self._has_values(field.name)])
+
+    def has_labels(self) -> bool:
+        """Whether any row has one, or has one to be ignored."""
+        return any(self._has_values(name) for name in ("labels", "ignore") if name in self.columns().names)
 
     def _has_values(self, column: str) -> bool:
         metadata = self._metadata
-        paths = [metadata.schema.column(place).path for place in range(metadata.num_columns)]
+        # That of a list is called labels.list.element.
+        paths = [
+            metadata.schema.column(place).path.partition(".")[0] for place in range(metadata.num_columns)
+        ]
         groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+        # An empty list counts as one null.
         return any(
-            group.column(paths.index(column)).statistics.null_count < group.num_rows for group in groups
+            group.column(paths.index(column)).statistics.null_count
+            < group.column(paths.index(column)).num_values
+            for group in groups
         )
 
     @cached_property

@@ -1,7 +1,7 @@
 """What decides a crawl's output, and in words what keeps two crawls apart."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self, get_args
 
 import PIL
@@ -13,6 +13,7 @@ from ingest.dataset.keys import KEY_SLOTS
 from ingest.dataset.plan_record import Flags, Identity, SourceRecord
 from ingest.image.check import Crop, Encoding, Treatment
 from ingest.image.decode import ImageLimits
+from ingest.labels.labelled import Labelling
 from ingest.web.settings import FetchSettings
 
 FORMAT = 3
@@ -31,6 +32,8 @@ class CrawlSettings:
         memory_mb: memory that checking one image may take, MiB.
         fetch: which bytes a URL gives. Whom to contact, and how many requests there are at a time, decide
             nothing, and are no flags.
+        labels_from: the rule that labels come by, as it was given.
+        labels: names and digests of the lists that labels come from.
     """
 
     unit_rows: int = 16_384
@@ -38,6 +41,8 @@ class CrawlSettings:
     seconds: float = 10.0
     memory_mb: int = 768
     fetch: FetchSettings = field(default_factory=FetchSettings)
+    labels_from: str | None = None
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.unit_rows <= KEY_SLOTS:
@@ -87,11 +92,14 @@ class CrawlSettings:
                 x_robots=flags.ignore_x_robots is None,
                 allow_private=tuple(flags.allow_private or ()),
             ),
+            labels_from=flags.labels_from,
+            labels=tuple(flags.labels or ()),
         )
 
     def flags(self) -> Flags:
         """The settings as they are written down."""
         limits = self.treatment.limits
+        labels = {"--labels-from": self.labels_from, "--labels": list(self.labels) or None}
         return Flags.model_validate(
             {
                 "--unit-rows": self.unit_rows,
@@ -111,8 +119,17 @@ class CrawlSettings:
                 "--ignore-robots": None if self.fetch.robots else True,
                 "--ignore-x-robots": None if self.fetch.x_robots else True,
                 "--allow-private": list(self.fetch.allow_private) or None,
+                **{flag: value for flag, value in labels.items() if value is not None},
             }
         )
+
+
+def with_labelling(settings: CrawlSettings, labelling: Labelling | None) -> CrawlSettings:
+    """The settings, and how labels come about."""
+    if labelling is None:
+        return settings
+    given = None if labelling.rule is None else labelling.rule.given
+    return replace(settings, labels_from=given, labels=labelling.identities)
 
 
 def builds() -> dict[str, str | None]:
@@ -140,11 +157,11 @@ def difference(theirs: Identity, ours: Identity) -> str:
     if theirs.format != FORMAT:
         return f"in format {theirs.format}, not {FORMAT}: use the version that made it to go on with it"
     old, new = theirs.settings.plain(), ours.settings.plain()
-    flags = [flag for flag in new if old.get(flag) != new[flag]]
+    flags = [flag for flag in new | old if old.get(flag) != new.get(flag)]
     if flags:
         values = [settings.get(flags[0]) for settings in (old, new)]
         brief = len(flags) == 1 and None not in values
-        given = str(values[1]) if brief else _options(flags, new, "with", "without")
+        given = _shown(values[1]) if brief else _options(flags, new, "with", "without")
         return (
             f"{_options(flags, old, 'with', 'without')}, not {given}: "
             f"{_options(flags, old, 'use', 'leave out')} to go on with it"
@@ -162,9 +179,13 @@ def difference(theirs: Identity, ours: Identity) -> str:
 
 def _options(flags: Sequence[str], settings: Mapping[str, object], present: str, absent: str) -> str:
     given = [(flag, settings.get(flag)) for flag in flags if settings.get(flag) is not None]
-    there = " ".join(flag if value is True else f"{flag} {value}" for flag, value in given)
+    there = " ".join(flag if value is True else f"{flag} {_shown(value)}" for flag, value in given)
     missing = " ".join(flag for flag in flags if settings.get(flag) is None)
     return " and ".join(f"{word} {names}" for word, names in ((present, there), (absent, missing)) if names)
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _source(source: SourceRecord) -> str:

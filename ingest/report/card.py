@@ -25,10 +25,17 @@ from ingest.report.provenance import (
 from ingest.report.stats import Stats
 
 HOSTS_LISTED = 20
+# All of most data sets that are tested on.
+LABELS_LISTED = 1_000
 # Reasons that say: the site does not want this.
 OPT_OUT_REASONS = {"robots.txt": "robots_disallowed", "X-Robots-Tag": "x_robots_tag"}
 READING = """Shards are WebDataset tars. `meta/` has one Parquet row per attempt, kept or not, with its URL or
 path, its place in the shard, sha256 and perceptual hash. `ingest verify` checks all of it against the root.
+"""
+IN_PLACE = """Images lie in the WebDataset tars that are named as sources, as their makers wrote them,
+the metadata of cameras included; whoever moves the dataset moves these, too. `meta/` has one Parquet row
+per attempt, kept or not, with its place in the tar, sha256 and perceptual hash. `ingest verify` checks all
+of it against the root.
 """
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
@@ -49,7 +56,7 @@ def dataset_card(path: str, stats: Stats, *, name: str) -> str:
     head = sealed_head(path, stats.root)
     plans = read_generations(path, head.generations)
     parts = [
-        _front_matter(name, stats.kept),
+        _front_matter(name, stats.kept, _tars(plans)),
         f"# {_words(name)}\n",
         _summary(stats),
         "## Sources\n\n" + "\n".join(_sources(plans)),
@@ -57,16 +64,43 @@ def dataset_card(path: str, stats: Stats, *, name: str) -> str:
         "## Licences and removal\n\n" + "\n".join(_licences(plans)),
         "## What became of the attempts\n\n" + _attempts(stats),
         "## Images\n\n" + _images(stats),
+        *([] if not stats.labels else ["## Labels\n\n" + "\n".join(_labels(stats))]),
         *([] if not stats.hosts.hosts else ["## Hosts\n\n" + _hosts(stats)]),
         "## Views\n\n" + "\n".join(_views(path, stats)),
         "## How it was made\n\n" + "\n".join(_made(plans)),
-        "## How to read it\n\n" + READING,
+        "## How to read it\n\n" + (IN_PLACE if _in_place(plans) else READING),
     ]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
-def _front_matter(name: str, images: int) -> str:
+def _in_place(plans: Plans) -> list[str]:
+    """The tars that others made, as the dataset names them."""
+    sources = [source for plan in plans.values() if plan is not None for source in plan.sources]
+    return [source.name for source in sources if source.kind.stays_in_place]
+
+
+def _tars(plans: Plans) -> list[str]:
+    """Patterns of the tars in the dataset's folder that its images are in."""
+    own = [name for name in _in_place(plans) if not name.startswith("/") and "://" not in name]
+    copies = any(
+        not source.kind.stays_in_place
+        for plan in plans.values()
+        if plan is not None
+        for source in plan.sources
+    )
+    return ([f"{layout.SHARDS}/*/*.tar"] if copies or not _in_place(plans) else []) + own
+
+
+def _front_matter(name: str, images: int, tars: Sequence[str]) -> str:
     """JSON strings are YAML strings, whatever characters are in them."""
+    files = [
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+        "  - split: train",
+        # JSON is YAML.
+        f"    path: {tars[0] if len(tars) == 1 and '*' in tars[0] else json.dumps(tars)}",
+    ]
     return "\n".join(
         [
             "---",
@@ -78,11 +112,7 @@ def _front_matter(name: str, images: int) -> str:
             "- webdataset",
             "size_categories:",
             f"- {_size_category(images)}",
-            "configs:",
-            "- config_name: default",
-            "  data_files:",
-            "  - split: train",
-            f"    path: {layout.SHARDS}/*/*.tar",
+            *(files if tars else []),
             "---\n",
         ]
     )
@@ -172,11 +202,24 @@ def _images(stats: Stats) -> str:
     columns = ("", *rows[0][1].summary())
     lines = [f"Formats: {formats}.\n"]
     lines.append(_table(columns, [(name, *each.summary().values()) for name, each in rows], numbers=7))
-    if stats.labels:
-        lines.append(f"\n{several(len(stats.labels), 'label')}.")
     if stats.columns:
         lines.append(f"\nFurther columns: {', '.join(map(_code, stats.columns))}.")
     return "\n".join(lines)
+
+
+def _labels(stats: Stats) -> Iterator[str]:
+    about = "At least " if stats.labels_missing_at_most else ""
+    without = stats.kept - stats.labelled
+    yield (
+        f"{about}{several(len(stats.labels), 'label')} on {several(stats.labelled, 'image')}, of which "
+        f"{stats.many_labels:,} have several; {several(without, 'image')} without one.\n"
+    )
+    if stats.splits:
+        shown = ", ".join(f"{_code(split)} {count:,}" for split, count in list(stats.splits.items())[:20])
+        yield f"Splits: {shown}. `ingest view --where 'split = …'` makes a view of one.\n"
+    named = list(stats.labels.items())[:LABELS_LISTED]
+    which = "" if len(named) == len(stats.labels) else f"The {len(named):,} most frequent: "
+    yield which + ", ".join(f"{_code(label)} {count:,}" for label, count in named) + "."
 
 
 def _hosts(stats: Stats) -> str:

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset.open import open_dataset, sealed_units
+from ingest.dataset.plan_record import read_plan
 from ingest.dataset.schema import META_SCHEMA
 from ingest.report.frequent import Frequent
 from ingest.report.histogram import Histogram
 from ingest.store.open import open_store
+from ingest.store.store import Store
 from ingest.web.domain import hosts_of
 
 # Bytes are counted in cells of this many; percentiles of file sizes are exact to one cell.
@@ -107,13 +109,16 @@ class HostCounts:
 class Stats:
     """A sealed dataset in numbers.
 
-    kept + rejected + failed = planned. Sizes are those of the kept images as they lie in the shards.
+    kept + rejected + failed = planned; an attempt that was retried counts once, by its newest row. Sizes are
+    those of the kept images as they lie in the shards.
 
     Attributes:
         retryable: failures that `ingest retry` would try again.
         http_statuses: attempts by the server's last answer; those without one are not among them.
         columns: names of the metadata's columns besides those that every dataset has.
         labels: of the kept images, the most frequent first.
+        labelled, many_labels: kept images that have labels, and those that have several.
+        splits: kept images by their split; those without one are not among them.
         labels_missing_at_most: what any label's count may be too low by, if there were too many; else 0.
     """
 
@@ -135,6 +140,9 @@ class Stats:
     formats: dict[str, int]
     labels: dict[str, int]
     labels_missing_at_most: int
+    labelled: int
+    many_labels: int
+    splits: dict[str, int]
     widths: Histogram
     heights: Histogram
     short_sides: Histogram
@@ -163,6 +171,9 @@ class Stats:
             "formats": self.formats,
             "labels": self.labels,
             "labels_missing_at_most": self.labels_missing_at_most,
+            "labelled": self.labelled,
+            "many_labels": self.many_labels,
+            "splits": self.splits,
             "width": self.widths.summary(),
             "height": self.heights.summary(),
             "short_side": self.short_sides.summary(),
@@ -185,16 +196,20 @@ def count(path: str | Path, *, progress: Callable[[int, int], None]) -> Stats:
     root = open_dataset(path).root
     units = sealed_units(path, root)
     metas = units["meta"].to_pylist()
+    retried = _retried(store, set(units["generation"].to_pylist()))
     tally = _Tally()
-    for done, meta in enumerate(metas):
+    for done, (meta, generation) in enumerate(zip(metas, units["generation"].to_pylist(), strict=True)):
         progress(done, len(metas))
         try:
             with store.open(meta) as file:
-                tally.add(pq.read_table(file, columns=COLUMNS), pq.read_schema(file))
+                schema = pq.read_schema(file)
+                rows = pq.read_table(file, columns=[*COLUMNS, *({"split"} & set(schema.names))])
         except (OSError, pa.ArrowException):
             raise UserError(
                 f"{store.where(meta)} cannot be read: see what else is damaged with `ingest verify {path}`"
             ) from None
+        # An attempt that was made again counts by its newest row.
+        tally.add(rows.filter(pc.invert(rows["retryable"])) if generation in retried else rows, schema)
     progress(len(metas), len(metas))
     # A foreign tar may be the shard of several units.
     shards = units.group_by("shard").aggregate([("shard_bytes", "max")])
@@ -220,12 +235,21 @@ def count(path: str | Path, *, progress: Callable[[int, int], None]) -> Stats:
         formats=dict(tally.formats.most_common()),
         labels={label: count for label, (count,) in tally.labels.top()},
         labels_missing_at_most=tally.labels.missing,
+        labelled=tally.labelled,
+        many_labels=tally.many_labels,
+        splits={split: count for split, (count,) in tally.splits.top()},
         widths=tally.widths,
         heights=tally.heights,
         short_sides=tally.short_sides,
         long_sides=tally.long_sides,
         sizes=tally.sizes,
     )
+
+
+def _retried(store: Store, sealed: set[int]) -> set[int]:
+    """The generations whose attempts that may succeed later were all made again in one of the sealed ones."""
+    plans = [read_plan(store, generation) for generation in sorted(sealed)]
+    return {each for plan in plans if plan is not None for each in plan.retries or ()}
 
 
 class _Tally:
@@ -237,6 +261,8 @@ class _Tally:
         self.losses: dict[tuple[str, str], Losses] = {}
         self.formats: Counter[str] = Counter()
         self.labels = Frequent()
+        self.labelled = self.many_labels = 0
+        self.splits = Frequent()
         self.http_statuses: Counter[int] = Counter()
         self.hosts = Frequent()
         self.columns: set[str] = set()
@@ -257,6 +283,12 @@ class _Tally:
         self.kept += kept.num_rows
         self.formats.update(_value_counts(kept["format"]))
         self.labels.add_all(_value_counts(pc.list_flatten(kept["labels"])))
+        labels = pc.list_value_length(kept["labels"]).to_numpy()
+        self.labelled += int(np.count_nonzero(labels))
+        self.many_labels += int(np.count_nonzero(labels > 1))
+        if "split" in kept.column_names:
+            splits = pc.drop_null(kept["split"].cast(pa.string()))
+            self.splits.add_all(_value_counts(splits))
         widths, heights = (kept[name].to_numpy().astype(np.int64) for name in ("width", "height"))
         self.widths.add(widths)
         self.heights.add(heights)

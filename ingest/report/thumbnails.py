@@ -23,7 +23,8 @@ THUMBNAIL = (480, 240)
 THUMBNAIL_QUALITY = 80
 # Below this a picture is shown in whole pixels, not smoothed.
 TINY = 100
-COLUMNS = ["offset", "size", "sha256", "width", "height", "url", "labels"]
+_LONGEST_CAPTION = 300
+COLUMNS = ["offset", "size", "sha256", "width", "height", "url", "labels", "caption"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Photo:
 
     key: str
     label: str
+    caption: str
     url: str
     width: int
     height: int
@@ -108,6 +110,7 @@ def _photo(key: str, row: dict[str, Any], data: bytes) -> Photo:
     return Photo(
         key=key,
         label=visible(", ".join(row["labels"])),
+        caption=visible((row["caption"] or "")[:_LONGEST_CAPTION]),
         url=visible(row["url"]),
         width=row["width"],
         height=row["height"],

@@ -1,4 +1,4 @@
-"""WebDataset's convention for tars: members that follow each other under one key are one sample.
+"""WebDataset's convention, for tars and folders: members that follow each other under one key are one sample.
 
 The key is the path up to the first dot of its last part; what follows says what the member is. Texts, labels
 and JSON are companions of the sample's other members: they are no attempts, but say something of them.
@@ -14,7 +14,7 @@ wants it to take.
 
 import codecs
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,18 +99,32 @@ def _said(companions: dict[bytes, bytes]) -> dict[str, Any]:
     texts = {kind: _text(data).strip() for kind, data in companions.items() if kind != b"json"}
     caption = texts.get(b"txt") or texts.get(b"caption") or None
     labels = split_labels(texts.get(b"cls") or texts.get(b"label"))
+    if b"json" not in companions:
+        return {"caption": caption, "labels": tuple(labels[:MOST_LABELS]), "extra": {}}
+    original = _text(companions[b"json"])
+    rest = _object(companions[b"json"])
+    if rest is None:
+        return {"caption": caption, "labels": tuple(labels[:MOST_LABELS]), "extra": {"json": original}}
+    return said_by(rest, caption=caption, labels=labels, original=original)
+
+
+def said_by(
+    rest: dict[str, Any], *, caption: str | None = None, labels: Sequence[str] = (), original: str = ""
+) -> dict[str, Any]:
+    """Caption, labels and further columns of a sample, of which a JSON object says what is not known.
+
+    Args:
+        rest: the object; what is taken is removed.
+        caption, labels: that are known.
+        original: the object's text, for what cannot be spelled again.
+    """
     extra: dict[str, str] = {}
-    if b"json" in companions:
-        rest = _object(companions[b"json"])
-        if rest is None:
-            extra["json"] = _text(companions[b"json"])
-        else:
-            caption = _take_caption(rest, caption)
-            labels = labels or _take_labels(rest)
-            if isinstance(rest.get("url"), str):
-                extra["source_url"] = _sound(rest.pop("url"))
-            if rest:
-                extra["json"] = _spelled(rest) or _text(companions[b"json"])
+    caption = _take_caption(rest, caption)
+    labels = labels or _take_labels(rest)
+    if isinstance(rest.get("url"), str):
+        extra["source_url"] = _sound(rest.pop("url"))
+    if rest:
+        extra["json"] = _spelled(rest) or original
     return {"caption": caption, "labels": tuple(labels[:MOST_LABELS]), "extra": extra}
 
 

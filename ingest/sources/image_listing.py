@@ -51,7 +51,9 @@ class ImageListing:
             )
             if item.caption is not None or item.extra or item.labels != first_folder(item.path):
                 # What a companion says, which is no part of the item's own bytes.
-                digest.update(canonical_json([item.caption, item.labels, dict(item.extra)]))
+                digest.update(
+                    canonical_json([item.caption, item.labels, {k: str(v) for k, v in item.extra.items()}])
+                )
             count += 1
             yield item
         found = {"items": count, "sha256": digest.hexdigest()}
@@ -71,7 +73,7 @@ def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
     size = 0
     for item in items:
         batch.append(item)
-        texts = (item.path, item.caption or "", *item.extra.values(), *item.labels)
+        texts = (item.path, item.caption or "", *item.labels, *map(str, item.extra.values()))
         size += sum(map(len, texts))
         if len(batch) == _BATCH or size >= _BATCH_CHARACTERS:
             yield batch

@@ -1,13 +1,18 @@
 """From what a user names to a source of images."""
 
+import gzip
 import os
+import zlib
 from pathlib import Path
 
 from cluster.errors import UserError
-from ingest.dataset.plan_record import SourceRecord
+from ingest.dataset.plan_record import SourceKind, SourceRecord
+from ingest.sources.file_list import FileList, ListedFiles, names_files
 from ingest.sources.folder import FolderSource
 from ingest.sources.image_listing import ImageListing
-from ingest.sources.source import Listing, Source
+from ingest.sources.image_table import ImageTable
+from ingest.sources.source import Images, Listing, Source
+from ingest.sources.table_layout import image_column
 from ingest.sources.tar import TarSource, is_tar
 from ingest.sources.tar_in_place import ForeignTar
 from ingest.sources.url_list import Columns, UrlList, list_format
@@ -15,28 +20,54 @@ from ingest.sources.warc import WarcSource, is_warc
 from ingest.store.clients import is_bucket
 
 
-def open_listing(text: str, columns: Columns) -> Listing:
-    """What `open_images` opens, or a list of URLs, to be planned.
+def open_listing(
+    text: str, columns: Columns, *, x_robots: bool = True, follow_links: bool = False
+) -> Listing:
+    """What `open_images` opens, a table of images, or a list of URLs or of files, to be planned.
+
+    Args:
+        text: what a user names.
+        columns: of a list.
+        x_robots: heed X-Robots-Tag of the answers that an archive stores.
+        follow_links: of a folder, those that lead out of it, and to folders.
 
     Raises:
         UserError: it is none of them.
     """
-    if list_format(text) is not None and not Path(text).is_dir():
-        return UrlList(text, columns)
-    return ImageListing(open_images(text))
+    if list_format(text) is None or Path(text).is_dir():
+        return ImageListing(open_images(text, x_robots=x_robots, follow_links=follow_links))
+    if list_format(text) == ("parquet", None) and (image := image_column(text, columns.url)) is not None:
+        return ImageListing(ImageTable(text, image, columns))
+    listed = UrlList(text, columns)
+    return FileList(listed) if names_files(text, listed) else listed
 
 
-def open_planned(source: SourceRecord, location: str) -> Source:
-    """The images of a source that was planned.
+def open_planned(source: SourceRecord, location: str) -> Images:
+    """The images of a source that was planned, by the name that it had then: the location has no links in it.
 
     Raises:
         UserError: they are not there.
     """
-    return ForeignTar(location, source.name) if source.kind.stays_in_place else open_images(location)
+    opened = _opened(source, location)
+    opened.name = source.name
+    return opened
 
 
-def open_images(text: str) -> Source:
-    """A folder, a tar (a local one, or in a bucket), or a local WARC.
+def _opened(source: SourceRecord, location: str) -> Images:
+    match source.kind:
+        case SourceKind.TAR_IN_PLACE:
+            return ForeignTar(location, source.name)
+        case SourceKind.FILES:
+            return ListedFiles(location)
+        case SourceKind.IMAGE_TABLE:
+            image = (source.columns or {}).get("image")
+            assert image is not None
+            return ImageTable(location, image, Columns())
+    return open_images(location, follow_links=bool(source.follow_links))
+
+
+def open_images(text: str, *, x_robots: bool = True, follow_links: bool = False) -> Source:
+    """A folder, a tar (a local one, or in a bucket), or a local WARC; see `open_listing`.
 
     Raises:
         UserError: it is none of them.
@@ -45,17 +76,32 @@ def open_images(text: str) -> Source:
         return _remote_tar(text)
     path = Path(text)
     if path.is_dir():
-        return FolderSource(path)
+        return FolderSource(path, follow_links=follow_links)
     if not path.exists():
         raise UserError(f"source {text} does not exist")
     if path.is_file() and os.access(path, os.R_OK) and is_tar(path):
         return TarSource(path)
     if path.is_file() and os.access(path, os.R_OK) and is_warc(path):
-        return WarcSource(path)
+        return WarcSource(path, x_robots=x_robots)
+    if path.is_file() and os.access(path, os.R_OK) and _is_arc(path):
+        raise UserError(
+            f"source {text} is an ARC file, which was before WARC: make a WARC of it with `warcio recompress`"
+        )
     raise UserError(
-        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2 or xz), nor a WARC file, "
-        "nor named like a list of URLs (.parquet, .csv, .tsv, .jsonl or .txt, also with .gz or .zst)"
+        f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2, xz or zstd), nor a WARC "
+        "file, nor named like a list of URLs (.parquet, .csv, .tsv, .json, .jsonl or .txt, also with .gz or "
+        ".zst)"
     )
+
+
+def _is_arc(path: Path) -> bool:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            return file.read(11) == b"filedesc://"
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def _remote_tar(url: str) -> Source:

@@ -40,21 +40,14 @@ def first_folder(path: bytes) -> tuple[str, ...]:
     return (folder.decode("utf-8", "backslashreplace"),) if slash else ()
 
 
-class Source(Protocol):
-    """Images in their place of origin.
+class Images(Protocol):
+    """Images in their place of origin, to be read.
 
     Attributes:
         name: begins every path that is reported.
-        kind: what it is.
-        extra: columns that its items have besides everyone's.
     """
 
     name: str
-    kind: SourceKind
-    extra: pa.Schema
-
-    def items(self) -> Iterator[Item]:
-        """The same items in the same order as long as nothing in the source changes."""
 
     def read(self, items: Iterable[Item], *, max_bytes: int) -> Iterator[bytes | Problem]:
         """Each item's bytes, or its problem, in the order asked."""
@@ -66,10 +59,27 @@ class Source(Protocol):
             UserError: it cannot be read.
         """
 
+    def close(self) -> None: ...
+
+
+class Source(Images, Protocol):
+    """Images in their place of origin, to be listed and read.
+
+    Attributes:
+        kind: what it is.
+        extra: columns that its items have besides everyone's.
+    """
+
+    kind: SourceKind
+
+    @property
+    def extra(self) -> pa.Schema: ...
+
+    def items(self) -> Iterator[Item]:
+        """The same items in the same order as long as nothing in the source changes."""
+
     def describe(self) -> SourceRecord:
         """What it is, without its items."""
-
-    def close(self) -> None: ...
 
 
 class Listing(Protocol):

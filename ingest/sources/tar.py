@@ -1,4 +1,8 @@
-"""A tar, plain or compressed by gzip, bzip2 or xz: its regular members, in the order of the archive.
+"""A tar, plain or compressed by gzip, bzip2, xz or Zstandard: its files, in the order of the archive.
+
+A member that is a plain tar itself, as ImageNet's are, stands for its own members: they lie in it as in a
+folder called like it without `.tar`, which is their label. That goes one level deep. A link to a member
+before it has that member's data. Archives that follow each other in one file, as `cat` puts them, are one.
 
 What `ingest.sources.companions` knows as companions of an image goes into the image's row.
 
@@ -12,6 +16,7 @@ import gzip
 import io
 import lzma
 import os
+import posixpath
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -24,9 +29,11 @@ from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.problem import PROBLEMS, Problem
 from ingest.sources.companions import COLUMNS, LARGEST_COMPANION, Member, joined, member_of
 from ingest.sources.source import Item, first_folder
+from ingest.sources.zstd_file import open_zstd
 from ingest.store.files import open_file
 
 _BLOCK = 512
+_PIECE = 1 << 20
 # Long names and PAX records; real ones are a few hundred bytes.
 _LARGEST_EXTENSION = 1 << 20
 # No system takes names of more than 4096 bytes.
@@ -34,7 +41,9 @@ _LONGEST_NAME = 1 << 16
 # A tar of images hardly shrinks: one that unpacks to more than this is a bomb.
 _LARGEST_EXPANSION = 100
 _EXPANSION_FREE = 1 << 30
-# Headers about the next member. Long link targets and global headers are of no use here, and skipped.
+# Members that later links may name; links to those before them, too far back, are told of.
+_MEMBERS_KNOWN = 1 << 18
+# Headers about the next member. Global headers are of no use here, and skipped.
 _EXTENSIONS = (
     tarfile.XHDTYPE,
     tarfile.SOLARIS_XHDTYPE,
@@ -46,6 +55,7 @@ _DECOMPRESSORS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
+    b"\x28\xb5\x2f\xfd": open_zstd,
 }
 
 
@@ -116,6 +126,7 @@ class _Unpacked:
         self._end = _EXPANSION_FREE + _LARGEST_EXPANSION * self._packed.seek(0, os.SEEK_END)
         self._packed.seek(0)
         self._file: io.BufferedIOBase = self._packed if opener is None else opener(self._packed)
+        self.is_compressed = opener is not None
 
     def __enter__(self) -> Self:
         return self
@@ -140,6 +151,9 @@ class _Unpacked:
         except (zlib.error, lzma.LZMAError) as error:
             raise TarError("tar_damaged") from error
 
+    def refuse_beyond(self, stop: int) -> None:
+        """Whether it is there, shows when it is read."""
+
     def exactly(self, offset: int, size: int) -> bytes:
         data = self.at_most(offset, size)
         if len(data) < size:
@@ -156,6 +170,7 @@ class _Extension:
     """What extended headers say of the next member, instead of its own header."""
 
     path: bytes = b""
+    link: bytes = b""
     size: int | None = None
 
 
@@ -198,56 +213,179 @@ def _listed(archive: _Unpacked) -> Iterator[Member]:
 
 
 def _members(archive: _Unpacked) -> Iterator[Item]:
-    """The regular files of a USTAR, PAX, GNU or V7 archive; names without ".", ".." and a first slash."""
-    at = 0
-    extension = _Extension()
-    while header := archive.at_most(at, _BLOCK):
-        if len(header) < _BLOCK:
+    """The regular files of an archive, and those of the tars in it."""
+    for item in _files(archive, 0):
+        if item.problem or not item.path.lower().endswith(b".tar") or not _begins_a_tar(archive, item):
+            yield item
+            continue
+        folder, count = item.path[: -len(b".tar")], 0
+        try:
+            for inner in _files(_Window(archive, item.offset + item.size), item.offset):
+                path, labels = folder + b"/" + inner.path, first_folder(folder.rpartition(b"/")[2] + b"/")
+                if not inner.path:  # a damaged place
+                    path, labels = item.path, item.labels
+                elif b"/" in inner.path:
+                    labels = first_folder(path)
+                yield replace(inner, path=path, labels=labels)
+                count += 1
+        except TarError as error:
+            # What follows the member can be read all the same, if there is more.
+            yield Item(item.path, problem=error.problem, labels=first_folder(item.path))
+        else:
+            if not count:
+                yield item
+
+
+def _begins_a_tar(archive: _Unpacked, item: Item) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(
+            archive.at_most(item.offset, min(item.size, _BLOCK)), "utf-8", "surrogateescape"
+        )
+    except (tarfile.HeaderError, TarError):
+        return False
+    return True
+
+
+class _Window:
+    """The bytes of an archive up to an offset: those of a tar in it."""
+
+    def __init__(self, archive: _Unpacked, end: int) -> None:
+        self._archive = archive
+        self._end = end
+        self.is_compressed = archive.is_compressed
+
+    def at_most(self, offset: int, size: int) -> bytes:
+        return self._archive.at_most(offset, max(0, min(size, self._end - offset)))
+
+    def refuse_beyond(self, stop: int) -> None:
+        """What a tar in a tar claims of the bytes behind it is not its own."""
+        if stop > self._end:
             raise TarError("tar_truncated")
+
+    def exactly(self, offset: int, size: int) -> bytes:
+        self.refuse_beyond(offset + size)
+        return self._archive.exactly(offset, size)
+
+
+def _files(archive: _Unpacked | _Window, at: int) -> Iterator[Item]:
+    """The files of a USTAR, PAX, GNU or V7 archive; names without ".", ".." and a first slash.
+
+    Behind a damaged header, the next one that is sound goes on.
+    """
+    extension = _Extension()
+    known: dict[bytes, Item] = {}
+    start = at
+    while archive.at_most(at, 1):
+        header = archive.exactly(at, _BLOCK)
         if not header.strip(b"\0"):
-            return
+            at = _behind_zeros(archive, at)
+            extension = _Extension()
+            continue
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
-            raise TarError("tar_damaged") from error
+        except tarfile.HeaderError:
+            yield Item(b"", offset=at, problem="tar_damaged")
+            extension, at = _Extension(), _next_header(archive, at + _BLOCK)
+            continue
         # Base-256 sizes go to 95 bits; files, and the plan's columns, end before 64.
         if not 0 <= info.size < 1 << 63:
             raise TarError("tar_damaged")
         at += _BLOCK
+        archive.refuse_beyond(at + info.size)
         if info.type in _EXTENSIONS:
             extension = _extended(extension, info, archive, at)
             at += _padded(info.size)
             continue
-        if len(extension.path) > _LONGEST_NAME:
+        if max(len(extension.path), len(extension.link)) > _LONGEST_NAME:
             raise TarError("tar_damaged")
         size = info.size if extension.size is None else extension.size
         path = _clean(extension.path or info.name.encode("utf-8", "surrogateescape"))
+        link = extension.link or info.linkname.encode("utf-8", "surrogateescape")
         extension = _Extension()
+        archive.refuse_beyond(at + size * info.isreg())
         if info.type == tarfile.GNUTYPE_SPARSE:
             at = _after_sparse_map(archive, header, at)
-            yield Item(path, size=size, problem="sparse_member", labels=first_folder(path))
-        elif info.isreg():
-            yield Item(path, offset=at, size=size, labels=first_folder(path))
+        if info.issym() or info.islnk():
+            item = _linked(path, known.get(_target(info, path, link)), archive)
+        else:
+            item = Item(path, offset=at, size=size, problem=_problem(info), labels=first_folder(path))
+        if not info.isdir():
+            _remember(known, item)
+            yield item
         # As tarfile does: links, folders and devices have no data whatever their size field says.
         if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
             at += _padded(size)
     # Many writers leave out the end mark; but the last member must be there to its last byte.
-    if at > 0:
-        archive.exactly(at - 1, 1)
+    archive.exactly(max(at - 1, start), min(at - start, 1))
 
 
-def _extended(extension: _Extension, info: tarfile.TarInfo, archive: _Unpacked, at: int) -> _Extension:
+def _problem(info: tarfile.TarInfo) -> str:
+    """Why a member that is no link has no data."""
+    if info.type == tarfile.GNUTYPE_SPARSE:
+        return "sparse_member"
+    return "" if info.isreg() else "not_a_file"
+
+
+def _linked(path: bytes, target: Item | None, archive: _Unpacked | _Window) -> Item:
+    """The item of a link: with the data of the member that it names, if that is before it."""
+    labels = first_folder(path)
+    if target is None:
+        return Item(path, problem="link_unresolved", labels=labels)
+    # To go back in a compressed archive is to unpack it once more, for every link.
+    problem = target.problem or ("link_compressed" if archive.is_compressed else "")
+    return Item(path, offset=target.offset, size=target.size, problem=problem, labels=labels)
+
+
+def _target(info: tarfile.TarInfo, path: bytes, link: bytes) -> bytes:
+    """What a link names, as a member's path: symbolic ones from their folder, hard ones from the root."""
+    folder = path.rpartition(b"/")[0] if info.issym() else b""
+    return _clean(posixpath.normpath(posixpath.join(folder, link)))
+
+
+def _remember(known: dict[bytes, Item], item: Item) -> None:
+    known[item.path] = item
+    if len(known) > _MEMBERS_KNOWN:
+        del known[next(iter(known))]
+
+
+def _behind_zeros(archive: _Unpacked | _Window, at: int) -> int:
+    """Where, from `at` on, a block begins that is not all zeros, or the end: most archives end in zeros."""
+    while piece := archive.at_most(at, _PIECE):
+        if rest := piece.lstrip(b"\0"):
+            return at + (len(piece) - len(rest)) // _BLOCK * _BLOCK
+        at += len(piece)
+    return at
+
+
+def _next_header(archive: _Unpacked | _Window, at: int) -> int:
+    """Where, from `at` on, the next sound header begins, or the end."""
+    while block := archive.at_most(at, _BLOCK):
+        try:
+            tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
+            at += len(block)
+        else:
+            return at
+    return at
+
+
+def _extended(
+    extension: _Extension, info: tarfile.TarInfo, archive: _Unpacked | _Window, at: int
+) -> _Extension:
     """What is known of the next member after one more extended header."""
-    if info.type not in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+    if info.type == tarfile.XGLTYPE:
         return extension
     if info.size > _LARGEST_EXTENSION:
         raise TarError("tar_damaged")
     body = archive.exactly(at, info.size)
     if info.type == tarfile.GNUTYPE_LONGNAME:
         return replace(extension, path=body.partition(b"\0")[0])
+    if info.type == tarfile.GNUTYPE_LONGLINK:
+        return replace(extension, link=body.partition(b"\0")[0])
     records = _pax_records(body)
     size = _number(records[b"size"]) if b"size" in records else extension.size
-    return _Extension(path=records.get(b"path", extension.path), size=size)
+    link = records.get(b"linkpath", extension.link)
+    return _Extension(path=records.get(b"path", extension.path), link=link, size=size)
 
 
 def _padded(size: int) -> int:
@@ -277,7 +415,7 @@ def _pax_records(body: bytes) -> dict[bytes, bytes]:
     return records
 
 
-def _after_sparse_map(archive: _Unpacked, header: bytes, at: int) -> int:
+def _after_sparse_map(archive: _Unpacked | _Window, header: bytes, at: int) -> int:
     """Where the data of an old GNU sparse member begins: behind the blocks that continue its map."""
     more = header[482]
     while more:

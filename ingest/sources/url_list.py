@@ -1,30 +1,35 @@
-"""Lists of URLs: Parquet, CSV, TSV, JSON Lines or text, plain, gzip or zstd, here, in a bucket or at a URL.
+"""Lists of URLs: Parquet, CSV, TSV, JSON or text, plain, gzip or zstd, here, in a bucket or at a URL.
 
-A list becomes a stream of tables with the columns `url`, `caption`, `labels`, and whatever else it has, as it
-is; what is called like a column of ours gets `source_` before its name. Which of its columns are URL, caption
-and labels is said, or seen from their names.
+A list becomes a stream of tables with the columns `url`, `caption`, `labels`, and whatever else it has; what
+is called like a column of ours gets `source_` before its name. Which of its columns are URL, caption and
+labels is said, or seen from their names. Columns of Parquet have their types; those of all other lists are
+text, unless their types are given. A line that is no row, and a row without a URL, are rows with a problem.
 """
 
 import hashlib
-import io
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, cast
+from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json as pa_json
 import pyarrow.parquet as pq
-from pyarrow import csv
 
 from cluster.errors import UserError
 from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.dataset.schema import LABELS, META_SCHEMA
-from ingest.store.files import matching, open_file
+from ingest.sources.delimited import Part, read_delimited
+from ingest.sources.json_rows import read_json
+from ingest.sources.remote_trouble import is_trouble, reading, said
+from ingest.sources.text_blocks import LongLineError, Opened, blocks
+from ingest.store.files import open_file
 
 FORMATS = {
     ".parquet": "parquet",
@@ -32,29 +37,49 @@ FORMATS = {
     ".tsv": "tsv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
     ".txt": "txt",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 # As lists found in the wild name them; the first that is there counts.
-URL_NAMES = ("url", "image_url", "imageurl", "image", "link", "img", "src")
+PATH_NAMES = ("path", "file_name", "filename", "file", "filepath", "image_path")
+URL_NAMES = ("url", "image_url", "imageurl", "image", "link", "img", "src", *PATH_NAMES)
 CAPTION_NAMES = ("caption", "text", "alt", "alt_text", "top_caption", "title", "description")
 LABEL_NAMES = ("labels", "label", "hashtags", "tags")
+# What the values of a column can be said to be.
+TYPES = {
+    "text": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "date": pa.date32(),
+    "time": pa.timestamp("us"),
+}
 _BATCH_ROWS = 65_536
-_BLOCK_BYTES = 8 << 20
 # Names of columns that plans and shards have of their own.
 _TAKEN = {*META_SCHEMA.names, "domain", "path", "problem", "source"}
 _OWN = ("url", "caption", "labels")
-# Opens a list, unpacked, from its beginning.
-_Opened = Callable[[], AbstractContextManager[Any]]
+_ADDRESS = re.compile(r"\s*https?://", re.IGNORECASE)
+_DAMAGE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, EOFError, LongLineError)
+# A name and a password before the host: https://me:secret@host/a.jpg.
+_CREDENTIALS = r"^([A-Za-z][A-Za-z0-9+.-]*:[/\\]*)[^/?#\\]*@"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of a list's columns; None: seen from the names in the list."""
+    """A list's columns.
+
+    Attributes:
+        url, caption, labels: their names; None: seen from the names in the list.
+        names: of all columns of a CSV or TSV, whose first line is then a row.
+        types: of columns by their names: keys of TYPES.
+    """
 
     url: str | None = None
     caption: str | None = None
     labels: str | None = None
+    names: tuple[str, ...] | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
 
 
 class UrlList:
@@ -71,31 +96,51 @@ class UrlList:
     kind = SourceKind.URLS
 
     def __init__(self, location: str, columns: Columns) -> None:
-        self.name = PurePosixPath(location).name
+        self.name = PurePosixPath(_path(location)).name
         self._location = location
         self._format, self._compression = cast(tuple[str, str | None], list_format(location))
         self._columns = columns
-        first = next(iter(self._raw()), None)
-        names = [] if first is None else first.column_names
+        # Those of the first part with rows stand for all.
+        first = next((part for part in self._raw() if part.table.num_columns or part.odd), None)
+        self._names: list[str] = [] if first is None else first.table.column_names
+        if first is not None and first.odd and not len(first.table):
+            raise UserError(f"the list {location} is not {self._format}: {first.odd[0]} is no row of one")
+        names = self._names
         if repeated := [name for name, times in Counter(names).items() if times > 1]:
             raise UserError(f"{location} has several columns {repeated[0]!r}: rename all but one")
-        self._url = self._find("--url-column", columns.url, URL_NAMES, names) if names else None
+        if columns.names is None and self._format in ("csv", "tsv") and any(map(_ADDRESS.match, names)):
+            example = ["url" if _ADDRESS.match(name) else f"column{n}" for n, name in enumerate(names, 1)]
+            raise UserError(
+                f"{location} has no header, as there is a URL in its first line: name its columns in their "
+                f"order, such as --columns {','.join(example)}"
+            )
+        self._url = self._find("--url-column", columns.url, URL_NAMES)
         if names and self._url is None:
             raise UserError(
                 f"{location} has no column that is named like a URL, only {', '.join(names)}: "
                 "say which it is with --url-column"
             )
-        self._caption = self._find("--caption-column", columns.caption, CAPTION_NAMES, names)
-        self._labels = self._find("--label-column", columns.labels, LABEL_NAMES, names)
+        self._caption = self._find("--caption-column", columns.caption, CAPTION_NAMES)
+        self._labels = self._find("--label-column", columns.labels, LABEL_NAMES)
+        for name in columns.types:
+            self._find("--column-type", name, ())
+
+    @property
+    def address_column(self) -> str | None:
+        """What the list calls its column of URLs; None if it has no columns at all."""
+        return self._url
 
     def close(self) -> None:
         """Nothing stays open."""
 
     def describe(self, listed: Callable[[int], None]) -> SourceRecord:
         """What the list is: a digest of its bytes, and which columns are used. Its rows are not looked at."""
-        with self._open() as file:
+        with self._open() as file, reading(self._location):
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         used = {"url": self._url, "caption": self._caption, "labels": self._labels}
+        if self._columns.names:
+            used["names"] = ",".join(self._columns.names)
+        used |= {f"type of {name}": kind for name, kind in sorted(self._columns.types.items())}
         return SourceRecord(kind=self.kind, name=self.name, sha256=digest, columns=used)
 
     @property
@@ -105,16 +150,23 @@ class UrlList:
         return pa.schema([] if first is None else [each for each in first.schema if each.name not in _OWN])
 
     def rows(self) -> Iterator[pa.Table]:
-        for table in self.tables():
-            none = pa.array([0] * len(table), pa.uint64())
-            columns = {
-                "path": table["url"].cast(pa.binary()),
-                "offset": none,
-                "size": none,
-                "problem": pa.array([""] * len(table), pa.string()),
-            }
-            further = {name: table[name] for name in table.column_names if name != "url"}
-            yield pa.table(columns | further)
+        """See `Listing`. The path of a row without a URL, and of a line that is no row, says where it is."""
+        before = 0
+        for part in self._raw():
+            table, misread = self._typed(part.table)
+            if len(table):
+                urls = _without_credentials(pc.utf8_trim_whitespace(table["url"]))
+                blank = pc.equal(urls, "")
+                if pc.any(blank).as_py():
+                    places = [f"{self.name} row {before + number}" for number in range(1, len(table) + 1)]
+                    urls = pc.if_else(blank, pa.array(places), urls)
+                problems = pc.if_else(blank, "no_url", pc.if_else(misread, "misread_value", ""))
+                yield _attempts(urls, problems, table.drop_columns("url"))
+            before += len(table)
+            if part.odd:
+                places = [f"{self.name} {place}" for place in part.odd]
+                labels = pa.array([[]] * len(places), LABELS)
+                yield _attempts(places, ["malformed_row"] * len(places), pa.table({"labels": labels}))
 
     def tables(self) -> Iterator[pa.Table]:
         """The rows in order, as tables: url (string), caption (string or null), labels (list), other columns.
@@ -122,24 +174,41 @@ class UrlList:
         Raises:
             UserError: the list is damaged.
         """
-        for table in self._raw():
-            used = (self._url, self._caption, self._labels)
-            others = _own_names([name for name in table.column_names if name not in used])
-            yield pa.table(
-                {
-                    "url": _as_text(table[self._url]).fill_null(""),
-                    "caption": pa.nulls(len(table), pa.string())
-                    if self._caption is None
-                    else _as_text(table[self._caption]),
-                    "labels": _as_labels(table[self._labels] if self._labels else None, len(table)),
-                    **{own: _plain(table[name]) for name, own in others.items()},
-                }
-            )
+        for part in self._raw():
+            if len(part.table):
+                yield self._typed(part.table)[0]
 
-    def _find(
-        self, option: str, chosen: str | None, usual: Sequence[str], names: Sequence[str]
-    ) -> str | None:
-        if chosen is not None:
+    def _typed(self, table: pa.Table) -> tuple[pa.Table, pa.Array]:
+        """A part's rows as `tables` has them; and which of them have a value that is not of its type."""
+        misread = pa.array(np.zeros(len(table), bool))
+        if not table.num_columns:
+            return table, misread
+        for name in self._names:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(len(table)))
+        for name, kind in self._columns.types.items():
+            column, wrong = _as(TYPES[kind], table[name])
+            table = table.set_column(table.column_names.index(name), name, column)
+            misread = pc.or_(misread, wrong)
+        used = (self._url, self._caption, self._labels)
+        others = _own_names([name for name in self._names if name not in used])
+        kept = {*self._columns.types} if self._format != "parquet" else {*self._names}
+        columns = {
+            "url": _as_text(table[self._url]).fill_null(""),
+            "caption": pa.nulls(len(table), pa.string())
+            if self._caption is None
+            else _as_text(table[self._caption]),
+            "labels": _as_labels(table[self._labels] if self._labels else None, len(table)),
+            **{
+                own: _plain(table[name]) if name in kept else _as_text(table[name])
+                for name, own in others.items()
+            },
+        }
+        return pa.table(columns), misread
+
+    def _find(self, option: str, chosen: str | None, usual: Sequence[str]) -> str | None:
+        names = self._names
+        if chosen is not None and names:
             if chosen not in names:
                 raise UserError(
                     f"{self._location} has no column {chosen!r}: give {option} one of {', '.join(names)}"
@@ -149,21 +218,49 @@ class UrlList:
         return next((lower[name] for name in usual if name in lower), None)
 
     def _open(self) -> Any:
-        try:
+        with reading(f"the list {self._location}", deed="opened"):
             return open_file(self._location)
-        except (OSError, ImportError, ValueError) as error:
-            raise UserError(f"the list {self._location} cannot be opened: {error}") from error
 
-    def _raw(self) -> Iterator[pa.Table]:
+    def _raw(self) -> Iterator[Part]:
+        """The parts of the file as they are read.
+
+        Raises:
+            UserError: it cannot be read to its end.
+        """
+        row = 0
+        names: set[str] = set()
         try:
-            yield from _READERS[self._format](self._unpacked)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError) as error:
-            says = f"the list {self._location} is damaged, or not {self._format}: {error}"
-            if self._format in ("csv", "tsv", "jsonl"):
-                says += (
-                    "; if a column comes, or changes its type, after the first 8 MB: make the list Parquet"
-                )
-            raise UserError(says) from error
+            for part in self._parts():
+                names = names or set(part.table.column_names)
+                if new := [name for name in part.table.column_names if name not in names]:
+                    first = pc.index(pc.is_valid(part.table[new[0]]), True).as_py()
+                    raise UserError(
+                        f"{self._location} has a column {new[0]!r} from row {row + first + 1:,} on that none "
+                        f"of its first {row:,} rows has: give it to the first row, too, as null"
+                    )
+                row += len(part.table)
+                yield part
+        except Exception as error:
+            # Decompressors raise OSError, without a number.
+            damaged = isinstance(error, _DAMAGE) or (type(error) is OSError and error.errno is None)
+            if damaged:
+                raise UserError(
+                    f"the list {self._location} is damaged, or not {self._format}, behind row {row:,}: "
+                    f"{said(error)}"
+                ) from error
+            if not is_trouble(error):
+                raise
+            raise UserError(f"{self._location} cannot be read behind row {row:,}: {said(error)}") from error
+
+    def _parts(self) -> Iterator[Part]:
+        match self._format:
+            case "parquet":
+                return _parquet(self._unpacked)
+            case "json" | "jsonl":
+                return read_json(self._unpacked)
+            case "txt":
+                return _txt(self._unpacked)
+        return read_delimited(self._unpacked, self._format, self._columns.names, place=self._location)
 
     @contextmanager
     def _unpacked(self) -> Iterator[Any]:
@@ -171,91 +268,64 @@ class UrlList:
             yield file if self._compression is None else pa.CompressedInputStream(file, self._compression)
 
 
+def _path(location: str) -> str:
+    """A local path; of a URL, what stands before its query: https://host/a.parquet?download=true."""
+    return urlsplit(location).path if "://" in location else location
+
+
 def list_format(location: str) -> tuple[str, str | None] | None:
     """Format and compression by the name, such as ("csv", "gzip"); None if it is not named like a list."""
-    path = PurePosixPath(location.lower())
+    path = PurePosixPath(_path(location).lower())
     compression = COMPRESSIONS.get(path.suffix)
     kind = FORMATS.get(path.with_suffix("").suffix if compression else path.suffix)
     return None if kind is None or (kind == "parquet" and compression) else (kind, compression)
 
 
-def expand(location: str) -> list[str]:
-    """The lists that a pattern with * names, in order of their names; a location without one is itself."""
-    if "*" not in location:
-        return [location]
-    found = matching(location)
-    if not found:
-        raise UserError(f"no file matches {location}")
-    return found
-
-
-def _parquet(opened: _Opened) -> Iterator[pa.Table]:
+def _parquet(opened: Opened) -> Iterator[Part]:
     with opened() as file, pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(_BATCH_ROWS, use_threads=False):
-            yield pa.Table.from_batches([batch])
+            yield Part(pa.Table.from_batches([batch]))
 
 
-def _csv(opened: _Opened, *, delimiter: str = ",") -> Iterator[pa.Table]:
-    def reader(file: Any, types: dict[str, pa.DataType]) -> csv.CSVStreamingReader:
-        return csv.open_csv(
-            file,
-            read_options=csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(strings_can_be_null=True, column_types=types),
-        )
-
-    with opened() as file:
-        first = reader(file, {}).schema
-    # A column that is empty in the first block may have texts later, and one of texts may have odd bytes.
-    texts = [each.name for each in first if pa.types.is_null(each.type) or _is_bytes_or_text(each.type)]
-    with opened() as file:
-        for batch in reader(file, dict.fromkeys(texts, pa.binary())):
-            yield pa.Table.from_batches([batch])
-
-
-def _tsv(opened: _Opened) -> Iterator[pa.Table]:
-    return _csv(opened, delimiter="\t")
-
-
-def _jsonl(opened: _Opened) -> Iterator[pa.Table]:
-    def reader(file: Any, schema: pa.Schema | None) -> Any:
-        return pa_json.open_json(
-            file,
-            read_options=pa_json.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-            parse_options=pa_json.ParseOptions(explicit_schema=schema),
-        )
-
-    with opened() as file:
-        first = reader(file, None).schema
-    # What is empty in the first block may have texts later.
-    texts = {pa.null(): pa.string(), pa.list_(pa.null()): pa.list_(pa.string())}
-    schema = pa.schema([each.with_type(texts.get(each.type, each.type)) for each in first])
-    with opened() as file:
-        for batch in reader(file, schema):
-            yield pa.Table.from_batches([batch])
-
-
-def _txt(opened: _Opened) -> Iterator[pa.Table]:
+def _txt(opened: Opened) -> Iterator[Part]:
     """A URL per line; empty lines, and those that begin with #, are none."""
-    with opened() as file:
-        lines = io.TextIOWrapper(io.BufferedReader(file, _BLOCK_BYTES), "utf-8-sig", "backslashreplace")
-        urls = (line for line in (line.strip() for line in lines) if line and not line.startswith("#"))
-        for batch in _batches(urls):
-            yield pa.table({"url": pa.array(batch, pa.string())})
+    for block in blocks(opened):
+        lines = map(str.strip, re.split(r"[\r\n]+", block.decode("utf-8", "backslashreplace")))
+        urls = [line for line in lines if line and not line.startswith("#")]
+        for start in range(0, len(urls), _BATCH_ROWS):
+            yield Part(pa.table({"url": pa.array(urls[start : start + _BATCH_ROWS], pa.string())}))
 
 
-def _batches(items: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == _BATCH_ROWS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _attempts(paths: Any, problems: Any, further: pa.Table) -> pa.Table:
+    """Rows to plan, of these paths."""
+    none = pa.array(np.zeros(len(further), np.uint64))
+    texts = pa.array(paths) if isinstance(paths, list) else paths
+    own = {"path": texts.cast(pa.binary()), "offset": none, "size": none, "problem": problems}
+    return pa.table(own | {name: further[name] for name in further.column_names})
 
 
-_READERS = {"parquet": _parquet, "csv": _csv, "tsv": _tsv, "jsonl": _jsonl, "txt": _txt}
+def _without_credentials(urls: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pc.any(pc.match_substring_regex(urls, _CREDENTIALS)).as_py():
+        return urls
+    return pc.replace_substring_regex(urls, _CREDENTIALS, r"\1")
+
+
+def _as(kind: pa.DataType, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Array]:
+    """A column in another type, null where a value is none of it; and where that is."""
+    column = column if column.type == kind else _as_text(column)
+    try:
+        return column.cast(kind), pa.array(np.zeros(len(column), bool))
+    except pa.ArrowInvalid:
+        values = [_value(value, kind) for value in column.to_pylist()]
+    cast_column = pa.chunked_array([pa.array(values, kind)])
+    return cast_column, pc.and_not(cast_column.is_null(), column.is_null()).combine_chunks()
+
+
+def _value(text: str | None, kind: pa.DataType) -> Any:
+    try:
+        return pa.scalar(text, pa.string()).cast(kind).as_py()
+    except pa.ArrowInvalid:
+        return None
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -1,22 +1,23 @@
 """Images that a web crawl stored: the image responses of a local WARC, in the order of the file.
 
-An item is a response with status 200, or a resource, that says it is an image or begins like one. Compression
-must be record by record, as the standard wants it, for a record is read from its own offset.
+An item is a response with status 200 or 203, or a resource, that says it is an image or begins like one.
+Compression must be record by record, as the standard wants it, for a record is read from its own offset.
+What is damaged is an item without a name; what follows it is read.
 """
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
-
-from fastwarc.warc import WarcRecord
 
 from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.dataset.schema import NO_COLUMNS
 from ingest.image.header import sniff
 from ingest.problem import PROBLEMS, Problem
 from ingest.sources.source import Item
-from ingest.sources.warc_records import RESOURCE, RESPONSE, ArchiveError, message, records, target
+from ingest.sources.warc_records import RESOURCE, RESPONSE, ArchiveError, Stored, message, records, target
+from ingest.web.opt_outs import image_opts_out
 
 # Enough for every magic number, through a content coding.
 _BEGINNING = 4096
@@ -30,9 +31,15 @@ class WarcSource:
     kind = SourceKind.WARC
     extra = NO_COLUMNS
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, x_robots: bool = True) -> None:
+        """
+        Args:
+            path: the file.
+            x_robots: heed X-Robots-Tag of the answers that it stores.
+        """
         self.name = os.fsencode(path.name).decode("utf-8", "backslashreplace")
         self._path = path
+        self._x_robots = x_robots
         self._file: BinaryIO | None = None
 
     def describe(self) -> SourceRecord:
@@ -42,11 +49,18 @@ class WarcSource:
         """Its images are copied."""
 
     def items(self) -> Iterator[Item]:
-        """Image responses and resources. A damaged archive ends in an item that says so."""
+        """Image responses and resources, and what is damaged."""
+        told = -1
         try:
             with self._path.open("rb") as file:
-                for record in records(file, RESPONSE | RESOURCE):
-                    item = _item(record)
+                for found in records(file, RESPONSE | RESOURCE):
+                    if isinstance(found, ArchiveError):
+                        if found.at != told:
+                            yield Item(b"", offset=found.at, problem=found.problem)
+                        continue
+                    item = self._item(found)
+                    if item and item.problem.startswith("warc_"):
+                        told = found.at
                     if item and not os.pread(file.fileno(), 5, item.offset).startswith(_STARTS):
                         item = Item(item.path, size=item.size, problem="warc_not_by_record")
                     if item:
@@ -60,15 +74,33 @@ class WarcSource:
         for item in items:
             yield PROBLEMS[item.problem] if item.problem else self._bytes(item, max_bytes)
 
+    def _item(self, stored: Stored) -> Item | None:
+        at, record = stored
+        size = record.content_length
+        try:
+            found = message(record, max_bytes=_BEGINNING)
+        except ArchiveError as error:
+            if error.problem == "io_error":
+                raise
+            return Item(target(record), offset=at, size=size, problem=error.problem)
+        if found is None or found.status not in (200, 203):
+            return None
+        if not (found.content_type.startswith("image/") or sniff(found.body)):
+            return None
+        problem = "response_truncated" if found.truncated else ""
+        if self._x_robots and image_opts_out(found.robots):
+            problem = "x_robots_tag"
+        return Item(target(record), offset=at, size=size, problem=problem)
+
     def _bytes(self, item: Item, max_bytes: int) -> bytes | Problem:
         try:
             if self._file is None:
                 self._file = self._path.open("rb")
             self._file.seek(item.offset)
-            record = next(records(self._file), None)
-            if record is None or target(record) != item.path:
+            stored = next(records(self._file), None)
+            if not isinstance(stored, Stored) or target(stored.record) != item.path:
                 return PROBLEMS["warc_damaged"]
-            found = message(record, max_bytes=max_bytes)
+            found = message(stored.record, max_bytes=max_bytes)
         except ArchiveError as error:
             return PROBLEMS[error.problem]
         except OSError:
@@ -84,26 +116,11 @@ class WarcSource:
 
 
 def is_warc(path: Path) -> bool:
-    """Whether this begins with the record of a web archive."""
+    """Whether this begins with the record of a web archive, or is called one and holds one."""
+    called = ".warc" in path.suffixes
     try:
         with path.open("rb") as file:
-            return next(records(file), None) is not None
+            found = records(file)
+            return any(isinstance(each, Stored) for each in (found if called else islice(found, 1)))
     except (ArchiveError, OSError):
         return False
-
-
-def _item(record: WarcRecord) -> Item | None:
-    size = record.content_length
-    try:
-        found = message(record, max_bytes=_BEGINNING)
-    except ArchiveError as error:
-        if error.problem == "io_error":
-            raise
-        # Told once, by the end of the file.
-        return None
-    if found is None or found.status != 200:
-        return None
-    if not (found.content_type.startswith("image/") or sniff(found.body)):
-        return None
-    problem = "response_truncated" if found.truncated else ""
-    return Item(target(record), offset=record.stream_pos, size=size, problem=problem)

@@ -6,10 +6,11 @@ file ends too early, which fastwarc takes for its end.
 
 import io
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from fastwarc.stream_io import BrotliReader, ChunkedReader, GzipReader, ZstdReader
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
@@ -18,6 +19,34 @@ RESPONSE = WarcRecordType.response
 RESOURCE = WarcRecordType.resource
 METADATA = WarcRecordType.metadata
 
+_TYPES = {
+    name.encode(): getattr(WarcRecordType, name)
+    for name in (
+        "warcinfo",
+        "response",
+        "resource",
+        "request",
+        "metadata",
+        "revisit",
+        "conversion",
+        "continuation",
+    )
+}
+# How records begin: gzip, LZ4, Zstandard, plain.
+_STARTS = (b"\x1f\x8b\x08", b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd", b"WARC/")
+# Places in one file where a record might begin behind what is damaged, before the rest is given up; to read
+# what stands there costs as much as to look at so many.
+_MOST_PLACES = 1_000_000
+_COST_OF_READING = 1_000
+_PIECE = 1 << 20
+_STEP = 1 << 16
+_LONGEST_HEADER = 32 << 10
+# With names in another case.
+_LONGEST_RECORD = 256 << 20
+_VERSION = re.compile(rb"WARC/[01]\.")
+_HEADER = re.compile(rb"WARC/[^\r\n]*\r?\n(?:[^\r\n]+\r?\n)*\r?\n")
+_LENGTH = re.compile(rb"^content-length:[ \t]*([0-9]{1,15})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+_NAME = re.compile(rb"^[A-Za-z-]+(?=:)", re.MULTILINE)
 _CHARSET = re.compile(r"""charset\s*=\s*["']?([\w.:-]{1,40})""", re.IGNORECASE)
 _MOST_CODINGS = 3
 _CODINGS: dict[str, Callable[[BinaryIO], Any]] = {
@@ -31,11 +60,23 @@ _CODINGS: dict[str, Callable[[BinaryIO], Any]] = {
 
 
 class ArchiveError(Exception):
-    """The file cannot be read on from here; `problem` is a key of PROBLEMS."""
+    """The file, or a record, cannot be read on from here; `problem` is a key of PROBLEMS.
 
-    def __init__(self, problem: str) -> None:
+    Attributes:
+        at: where in the file the record begins that it is about.
+    """
+
+    def __init__(self, problem: str, at: int = 0) -> None:
         super().__init__(problem)
         self.problem = problem
+        self.at = at
+
+
+class Stored(NamedTuple):
+    """A record, and where in the file it begins."""
+
+    at: int
+    record: WarcRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,27 +100,62 @@ class Message:
     truncated: bool
 
 
-def records(file: BinaryIO, types: WarcRecordType = WarcRecordType.any_type) -> Iterator[WarcRecord]:
+def records(
+    file: BinaryIO, types: WarcRecordType = WarcRecordType.any_type
+) -> Iterator[Stored | ArchiveError]:
     """Records of these types, from where the file stands. Each can be read until the next is asked for.
 
+    What is damaged is one ArchiveError (warc_damaged or warc_truncated); after it come the records from the
+    next beginning on that is one.
+
     Raises:
-        ArchiveError: warc_damaged or warc_truncated, after the last whole record; io_error.
+        ArchiveError: io_error.
     """
-    at = -1
+    at: int | None = file.tell() if file.seekable() else 0
+    magic = b""
+    budget = [_MOST_PLACES]
+    try:
+        if file.seekable():
+            magic = file.read(5)
+            file.seek(at or 0)
+        while at is not None:
+            damage: ArchiveError | None = None
+            for found in _straight(file, at):
+                if isinstance(found, ArchiveError):
+                    damage = found
+                elif int(found.record.record_type & types):
+                    yield found
+            if damage is None:
+                return
+            yield damage
+            at = _next_start(file, damage.at + 1, magic, budget)
+    except OSError as error:
+        raise _archive_error(error) from error
+
+
+def _straight(file: BinaryIO, at: int) -> Iterator[Stored | ArchiveError]:
+    """The records from `at` to the end, or to one error: about a record, or what is behind the last one."""
     try:
         for record in ArchiveIterator(file, parse_http=False, fsspec_args=False):
             at = record.stream_pos
+            length = record.headers.get_bytes(b"Content-Length")
             # A header that the end of the file cuts short is no error to fastwarc.
-            if record.headers.get_bytes(b"Content-Length") is None:
-                raise ArchiveError("warc_truncated")
-            if int(record.record_type & types):
-                yield record
+            if length is None:
+                yield ArchiveError("warc_truncated", at)
+                return
+            if record.content_length == 0 and length.strip(b" 0"):
+                yield from _other_case(file, at)
+                return
+            yield Stored(at, _typed(record))
             if record.reader.tell() + record.consume() < record.content_length:
-                raise ArchiveError("warc_truncated")
-        if at >= 0 and file.seekable() and _more_begins(file, at):
-            raise ArchiveError("warc_truncated")
+                yield ArchiveError("warc_truncated", at)
+                return
+        if file.seekable() and _more_begins(file, at):
+            yield ArchiveError("warc_truncated", at)
     except OSError as error:
-        raise _archive_error(error) from error
+        if error.errno is not None:
+            raise
+        yield ArchiveError("warc_damaged", at)
 
 
 def _more_begins(file: BinaryIO, at: int) -> bool:
@@ -95,6 +171,106 @@ def _more_begins(file: BinaryIO, at: int) -> bool:
     while members.read(1 << 20):
         pass
     return bool(members.frame_start_position() != first)
+
+
+def _other_case(file: BinaryIO, at: int) -> Iterator[Stored | ArchiveError]:
+    """Records in whose headers names are in another case, as the standard allows: fastwarc knows one only."""
+    while True:
+        file.seek(at)
+        beginning = file.read(_LONGEST_HEADER)
+        if not beginning.strip(b"\r\n"):
+            return
+        if beginning.startswith(b"\x1f\x8b"):
+            unpacker = zlib.decompressobj(31)
+            file.seek(at)
+            data, read = b"", 0
+            while not unpacker.eof and len(data) <= _LONGEST_RECORD and (piece := file.read(_PIECE)):
+                read += len(piece)
+                data += unpacker.decompress(piece, _LONGEST_RECORD + 1)
+            end = at + read - len(unpacker.unused_data)
+        else:
+            lead = len(beginning) - len(beginning.lstrip(b"\r\n"))
+            head = _HEADER.match(beginning, lead)
+            length = _LENGTH.search(head[0]) if head else None
+            if head is None or length is None or int(length[1]) > _LONGEST_RECORD:
+                yield ArchiveError("warc_damaged", at)
+                return
+            at += lead
+            end = at + len(head[0]) + int(length[1])
+            file.seek(at)
+            data = file.read(end - at)
+            if len(data) < end - at:
+                yield ArchiveError("warc_truncated", at)
+                return
+        head = _HEADER.match(data)
+        if head is None or len(data) > _LONGEST_RECORD:
+            yield ArchiveError("warc_damaged", at)
+            return
+        usual = _NAME.sub(lambda name: b"-".join(map(_usual, name[0].split(b"-"))), head[0])
+        yield Stored(at, _typed(WarcRecord.from_bytes(usual + data[len(usual) :] + b"\r\n\r\n")))
+        at = end
+
+
+def _usual(part: bytes) -> bytes:
+    return part.upper() if part.upper() in (b"WARC", b"URI", b"ID", b"IP") else part.capitalize()
+
+
+def _typed(record: WarcRecord) -> WarcRecord:
+    """The record with its type, which fastwarc knows in the usual case only."""
+    if int(record.record_type) in (0, int(WarcRecordType.unknown)):
+        named = (record.headers.get_bytes(b"WARC-Type") or b"").strip().lower()
+        record.record_type = _TYPES.get(named, WarcRecordType.unknown)
+        if named in (b"response", b"request", b"revisit"):
+            record.is_http = content_type(record.headers) == "application/http"
+    return record
+
+
+def _next_start(file: BinaryIO, at: int, magic: bytes, budget: list[int]) -> int | None:
+    """Where, from `at` on, the next record begins as the first one does; None if none does.
+
+    Args:
+        file, at: see above.
+        magic: the first bytes of the file.
+        budget: how many places may be looked at; is counted down.
+    """
+    start = next((start for start in _STARTS if magic.startswith(start)), None)
+    if start is None or not file.seekable():
+        return None
+    while budget[0] > 0 and (found := _find(file, start, at)) is not None:
+        file.seek(found)
+        likely = _is_likely(start, file.read(_STEP >> 4))
+        budget[0] -= _COST_OF_READING if likely else 1
+        if likely:
+            file.seek(found)
+            first = next(_straight(file, found), None)
+            if isinstance(first, Stored) and first.at == found:
+                file.seek(found)
+                return found
+        at = found + 1
+    return None
+
+
+def _is_likely(start: bytes, data: bytes) -> bool:
+    """Whether this may be a record, for what it costs to see it."""
+    if start == _STARTS[0]:
+        try:
+            data = zlib.decompressobj(31).decompress(data, 8)
+        except zlib.error:
+            return False
+    return start not in (_STARTS[0], _STARTS[-1]) or _VERSION.match(data) is not None
+
+
+def _find(file: BinaryIO, wanted: bytes, at: int) -> int | None:
+    """Where these bytes are, at or behind `at`."""
+    file.seek(at)
+    held = b""
+    while piece := file.read(_STEP):
+        held += piece
+        if (place := held.find(wanted)) >= 0:
+            return at + place
+        done = max(0, len(held) - len(wanted) + 1)
+        at, held = at + done, held[done:]
+    return None
 
 
 def message(record: WarcRecord, *, max_bytes: int) -> Message | None:
@@ -115,7 +291,7 @@ def message(record: WarcRecord, *, max_bytes: int) -> Message | None:
     if not record.is_http:
         return None
     try:
-        record.parse_http()
+        record.parse_http(quirks_mode=True)  # lines that end in LF alone
     except OSError as error:
         if error.errno is not None or "header length" not in str(error):
             raise _archive_error(error) from error

@@ -102,13 +102,16 @@ class FetchLoop(Generic[Token]):
 
     def add(
         self,
-        requests: list[tuple[Token, str]],
+        requests: list[tuple[Token, str | Problem]],
         report: Report[Token],
     ) -> None:
         now = self._loop.time()
-        for token, text in requests:
+        for token, asked in requests:
+            if isinstance(asked, Problem):
+                report((token, asked))
+                continue
             try:
-                url = http_url(text)
+                url = http_url(asked)
             except UnfetchableError as error:
                 report((token, error.problem))
             else:

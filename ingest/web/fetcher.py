@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from ingest.problem import Problem
 from ingest.web.addresses import AddressPolicy
 from ingest.web.fetch_loop import FetchLoop, Outcome
 from ingest.web.host_queues import SlowHost
@@ -68,13 +69,13 @@ class Fetcher(Generic[Token]):
             self._results.put(RuntimeError("the fetcher was closed before its outcomes were taken"))
 
     def run(
-        self, requests: Iterable[tuple[Token, str]], *, held: Callable[[], bool] = lambda: False
+        self, requests: Iterable[tuple[Token, str | Problem]], *, held: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[Token, Outcome]]:
         """Fetch all; outcomes come in the order in which they complete. Leaving off early ends what is under
         way.
 
         Args:
-            requests: read in the caller's thread, at most `window` ahead.
+            requests: read in the caller's thread, at most `window` ahead; a problem is its own outcome.
             held: while it says so, requests are read only when nothing is under way any more.
         """
         if self._results is not None:

@@ -5,9 +5,8 @@ https only) and spells it as a browser would request it. `canonical` goes on to 
 calls equivalent: two spellings of one address become one, for deduplication. Both take hostile text, answer
 None for what is no web address, and never raise.
 
-`http_url` is for whoever asks. It is stricter about the host than a browser, since another parser might see
-another host in an odd spelling; and it leaves the escapes of path and query as they are, since a signature
-may hold for that spelling only.
+`http_url` is for whoever asks: it asks for what `canonical` says. It is stricter about the host than a
+browser, since another parser might see another host in an odd spelling.
 """
 
 import ipaddress
@@ -16,6 +15,9 @@ from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 
 import idna
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from yarl import URL
 
 from ingest.web.problems import BAD_URL, NOT_HTTP_URL, UnfetchableError
@@ -38,7 +40,14 @@ _PATH_SAFE = "!$%&'()*+,-./:;=@[]_|~\\"
 _QUERY_SAFE = "!$%&()*+,-./:;=?@[]_|~\\^`{}"
 # Of what is asked: servers are known to refuse the others.
 _ASKED_PATH_SAFE = "/%:@!$&'()*+,;=~-._"
-_ASKED_QUERY_SAFE = _ASKED_PATH_SAFE + "?[]|{}^`\\"
+_ASKED_QUERY_SAFE = _ASKED_PATH_SAFE.replace("'", "") + "?[]|{}^`\\"
+# Escapes that are needed, in upper case; segments that are no dots; no port; for RE2.
+_NEEDED = "%(?:[0189A-F][0-9A-F]|2[0-9A-CF]|3[A-F]|40|5[B-E]|60|7[B-DF])"
+_PLAINLY_CANONICAL = (
+    r"^https?://[a-z0-9_~-]+(?:\.[a-z0-9_~-]+)*"
+    rf"(?:/(?:(?:[A-Za-z0-9!$&'()*+,:;=@\[\]_|~-]|{_NEEDED})(?:[A-Za-z0-9!$&'()*+,.:;=@\[\]_|~-]|{_NEEDED})*)?)+"
+    rf"(?:\?(?:[A-Za-z0-9!$&()*+,./:;=?@\[\]_|~\\^`{{}}-]|{_NEEDED})*)?$"
+)
 
 
 def resolve(reference: str, base: str = "") -> str | None:
@@ -80,8 +89,21 @@ def canonical(url: str) -> str | None:
     return None if resolved is None else _ESCAPE.sub(_escape, resolved)
 
 
+def canonical_all(urls: pa.ChunkedArray) -> pa.ChunkedArray:
+    """`canonical` of each text, and what is no address as it is; fast where most are spelled so."""
+    other = np.flatnonzero(~np.asarray(pc.match_substring_regex(urls, _PLAINLY_CANONICAL).fill_null(True)))
+    if not len(other):
+        return urls
+    texts = urls.take(other).to_pylist()
+    flat = urls.combine_chunks()
+    mask = np.zeros(len(flat), bool)
+    mask[other] = True
+    spelled = pa.array([canonical(text) or text for text in texts], flat.type)
+    return pa.chunked_array([pc.replace_with_mask(flat, pa.array(mask), spelled)])
+
+
 def http_url(text: str) -> URL:
-    """The URL to ask for: escapes as they are, without fragment, name and password, and dot segments.
+    """The URL to ask for, spelled as `canonical` has it: without fragment, name and password, dot segments.
 
     Raises:
         UnfetchableError: it is not of http or https, or malformed. An IPv4 address in any but the usual
@@ -107,8 +129,10 @@ def http_url(text: str) -> URL:
             scheme=scheme,
             host=host.removesuffix("."),
             port=int(port) if port else None,
-            path=_without_dots(quote(path or "/", safe=_ASKED_PATH_SAFE)),
-            query_string=quote(query, safe=_ASKED_QUERY_SAFE),
+            path=_ESCAPE.sub(
+                _escape, _without_dots(quote(path.replace("\\", "/") or "/", safe=_ASKED_PATH_SAFE))
+            ),
+            query_string=_ESCAPE.sub(_escape, quote(query, safe=_ASKED_QUERY_SAFE)),
             encoded=True,
         )
     except ValueError:  # half a character, which nothing can spell

@@ -16,6 +16,8 @@ from pipeline.transfer.evaluations import EVALUATIONS
 Trunk = Annotated[Path, typer.Argument(help="The folder of an exported trunk.")]
 Train = Annotated[str, typer.Option("--train", help="The sealed dataset to learn the labels from.")]
 Test = Annotated[str, typer.Option("--test", help="The sealed dataset to be scored on.")]
+TrainView = Annotated[str | None, typer.Option("--train-view", help="A view of --train.")]
+TestView = Annotated[str | None, typer.Option("--test-view", help="A view of --test, which may be the same.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that read images.")]
 
 
@@ -43,6 +45,8 @@ def evaluation_command(name: str) -> Callable[..., None]:
         train: Train,
         test: Test,
         overrides: Overrides = None,
+        train_view: TrainView = None,
+        test_view: TestView = None,
         recipe_name: Annotated[str, typer.Option("--recipe")] = name,
         workers: Workers = 2,
         device: Device = "auto",
@@ -55,7 +59,11 @@ def evaluation_command(name: str) -> Callable[..., None]:
         recipe = load_recipe(evaluation.recipe, recipe_name, overrides, kind="transfer")
         where = pick_device(device)
         features = extract_from_files(
-            trunk, open_dataset(train), open_dataset(test), workers=workers, device=where
+            trunk,
+            open_dataset(train, view=train_view),
+            open_dataset(test, view=test_view),
+            workers=workers,
+            device=where,
         )
         _print_scores(evaluation.score(*features, recipe, device=where).metrics(), as_json=as_json)
 

@@ -37,15 +37,14 @@ class Preprocessing(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBatch:
-    """uint8 images (n, 3, S, S), int64 keys (n,), and the label of each image, None without one."""
+    """uint8 images (n, 3, S, S) and int64 keys (n,)."""
 
     images: Tensor
     keys: Tensor
-    labels: list[str | None]
 
     def pin_memory(self) -> ImageBatch:
         """A copy, ready for an asynchronous copy to a GPU."""
-        return ImageBatch(images=self.images.pin_memory(), keys=self.keys.clone(), labels=self.labels)
+        return ImageBatch(images=self.images.pin_memory(), keys=self.keys.clone())
 
 
 def image_batches(
@@ -113,22 +112,19 @@ class _Batches:
         self._cache, self._packs = cache, packs
         # Opened in the process that reads: file descriptors do not travel.
         self._reader: Reader | PackedReader | None = None
-        self._labels: dict[int, list[str | None]] = {}
 
     def __call__(self, number: int) -> ImageBatch:
         units, rows = self._listed.at(number)
         places = list(zip(units.tolist(), rows.tolist(), strict=True))
         self._open(number, places)
         side = self._preprocessing.image_size
-        images, keys, labels = np.empty((len(places), side, side, 3), np.uint8), [], []
+        images, keys = np.empty((len(places), side, side, 3), np.uint8), []
         for index, (unit, row) in enumerate(places):
             images[index] = np.asarray(fit_image(self._image(unit, row), self._preprocessing))
             keys.append(self._open_reader().key(unit, row))
-            labels.append(self._labels[unit][row])
         return ImageBatch(
             images=torch.from_numpy(images).permute(0, 3, 1, 2),
             keys=torch.tensor(keys, dtype=torch.int64),
-            labels=labels,
         )
 
     def _open(self, number: int, places: list[tuple[int, int]]) -> None:
@@ -138,7 +134,6 @@ class _Batches:
             reader.begin(number, places)
         else:
             reader.keep(units)
-        self._labels = {unit: self._labels.get(unit) or self._dataset.unit_labels(unit) for unit in units}
 
     def _image(self, unit: int, row: int) -> Image.Image:
         """A decoded sample; unlike training, an evaluation takes no substitutes."""

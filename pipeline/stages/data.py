@@ -42,6 +42,11 @@ def shards(work: Work) -> Result:
         progress=_now_and_then(work.folder.name),
     )
     counts = report.counts
+    if not counts.kept:
+        lost = ", ".join(
+            f"{number:,} {reason}" for reason, number in (counts.rejected + counts.failed).items()
+        )
+        raise UserError(f"nothing of the source was kept ({lost}): see `ingest show {work.folder}`")
     metrics = {
         "root": report.root,
         "planned": counts.planned,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -14,6 +15,7 @@ from cluster.errors import UserError
 from ingest.dataset.open import Dataset
 from pipeline.data.evaluation import Preprocessing, evenly_spaced, image_batches, normalise
 from pipeline.data.node_cache import CachePlace
+from pipeline.transfer.labels import only_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +52,12 @@ def extract_features(
         cache: see `image_batches`.
 
     Raises:
-        UserError: if there is no sample, or one has no label or cannot be read.
+        UserError: if there is no sample, or one has no label, or several, or cannot be read.
     """
     if len(dataset) == 0:
         raise UserError(f"{dataset.path} has no image to evaluate with: see `ingest stats {dataset.path}`")
     positions = evenly_spaced(len(dataset), limit)
+    codes, y = np.unique(only_labels(dataset, positions), return_inverse=True)
     batches = image_batches(
         dataset,
         positions,
@@ -68,21 +71,18 @@ def extract_features(
     trunk.eval()
     parts: list[Tensor] = []
     keys: list[Tensor] = []
-    labels: list[str] = []
     with torch.inference_mode():
         for batch in batches:
             parts.append(trunk(normalise(batch.images, preprocessing, device)).float().cpu())
             keys.append(batch.keys.clone())  # kept as they are, they would keep the batch's buffer
-            labels += _known(batch.labels, dataset)
     trunk.train(was_training)
-    classes = tuple(sorted(set(labels)))
-    number = {name: index for index, name in enumerate(classes)}
     # clone(): tensors made in inference mode cannot take part in autograd, which the linear probe needs.
     return Features(
         x=torch.cat(parts).clone(),
-        y=torch.tensor([number[label] for label in labels]),
+        y=torch.from_numpy(y.astype(np.int64)),
         keys=torch.cat(keys),
-        classes=classes,
+        # A vocabulary is sorted.
+        classes=tuple(dataset.vocabulary.names[code] for code in codes),
     )
 
 
@@ -111,13 +111,3 @@ def load_features(path: Path) -> Features:
         names = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in ("x", "y", "keys")}
     return Features(classes=tuple(names[str(index)] for index in range(len(names))), **tensors)
-
-
-def _known(labels: list[str | None], dataset: Dataset) -> list[str]:
-    known = [label for label in labels if label is not None]
-    if len(known) < len(labels):
-        raise UserError(
-            f"a sample of {dataset.path} has no label; an evaluation needs a dataset crawled from "
-            "a folder or tar whose first folders are the labels"
-        )
-    return known

@@ -37,11 +37,12 @@ def shared_labels(train: Features, test: Features) -> tuple[tuple[str, ...], Ten
     if len(train.classes) < 2:
         raise UserError(
             f"an evaluation needs at least two labels, the training set has only {train.classes}; "
-            "labels are the names of the first folders under the crawled source"
+            "`ingest crawl-shards --help` says how labels are seen from paths, or read from files"
         )
     if not set(train.classes) & set(test.classes):
         raise UserError(
-            "the training and the test set share no label; were both crawled from the same folders?"
+            "the training and the test set share no label; were both crawled with labels of one kind, as "
+            "--labels-from or --labels say?"
         )
     names = tuple(sorted({*train.classes, *test.classes}))
     number = {name: index for index, name in enumerate(names)}

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from tiny_training import make_dataset, make_values
@@ -20,6 +21,7 @@ from cluster.job import State
 from cluster.run.folder import RunFolder
 from cluster.run.status import Failure, Status
 from ingest.dataset.open import open_dataset
+from ingest.dataset.view import write_view
 from pipeline.cli import app
 
 SUBMIT = [sys.executable, "-c", "from pipeline.cli import main; main()"]
@@ -192,5 +194,11 @@ def test_a_trunk_is_exported_and_scored(recipe: Path) -> None:
     place = ("trunk", "--train", data, "--test", data, "--workers", 0, "--json")
     scores = json.loads(submit("knn", *place, "k=[5]").output)
     assert 0 <= scores["top1"] <= 1 and scores["k"] == 5
+    opened = open_dataset(data)
+    counts = zip(opened.units.tolist(), opened.counts.tolist(), strict=True)
+    keeps = {unit: np.arange(count) % 4 == 0 for unit, count in counts}
+    write_view(data, "quarter", root=opened.root, keeps=keeps)
+    seen = json.loads(submit("knn", *place, "--test-view", "quarter", "k=[5]").output)
+    assert (seen["train_samples"], seen["test_samples"]) == (len(opened), sum(map(np.sum, keeps.values())))
     scores = json.loads(submit("linear", *place, "regularisation=[0.1]").output)
     assert 0.25 < scores["top1"] <= 1

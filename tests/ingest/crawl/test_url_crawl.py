@@ -71,6 +71,24 @@ def write_list(path, urls):
     return path
 
 
+def test_D2_rows_of_lists_without_an_address_are_rows_and_one_address_is_one_row(tmp_path, server):
+    one, two = server.urls(2)
+    spelled = one.replace("http://", "HTTP://me:secret@").replace("/0", "/%30") + "#x"
+    (tmp_path / "a.csv").write_text(f"url,caption\n{one},first\n,none\n{spelled},same\n,none\n{two},a,b\n")
+    report = url_crawl(tmp_path / "a.csv", tmp_path / "out")
+    rows = {row["url"]: (row["reason"], row["caption"], row["retryable"]) for row in rows_of(report)}
+    assert rows.pop(one)[1] == "first"
+    assert rows == {
+        "a.csv row 2": ("no_url", "none", False),
+        "a.csv row 4": ("no_url", "none", False),
+        "a.csv line 6": ("malformed_row", None, False),
+    }
+    assert (report.counts.planned, report.counts.merged) == (4, 1)
+    write_list(tmp_path / "b.txt", [spelled, two])
+    more = url_crawl(tmp_path / "b.txt", tmp_path / "out", extend=True)
+    assert (more.counts.planned, more.counts.known) == (1, 1)
+
+
 @pytest.mark.slow
 def test_D1_same_root_for_any_order_of_arrival_and_number_of_workers(tmp_path, server):
     urls = write_list(tmp_path / "urls.txt", server.urls(200))

@@ -111,6 +111,30 @@ def test_a_draft_of_yesterday_is_old(tmp_path, folder, crawl):
     assert not draft.exists()
 
 
+def test_leftovers_beside_the_units_are_taken_when_they_are_old(tmp_path, folder, crawl):
+    path = tmp_path / "out"
+    crawl([folder(count=3)], path)
+    drafts = [
+        f"{place}.{stem}-0123456789abcdef.tmp"
+        for place, stem in (
+            ("", "DATASET"),
+            ("plan/0/", "units"),
+            ("sealed/", "x"),
+            ("views/", "clean"),
+            ("plan/1/", "units"),
+        )
+    ]
+    second = f"plan/0/units-{'0' * 16}.parquet"
+    store = open_store(path)
+    for name in [*drafts, second]:
+        store.replace(name, b"half")
+    assert run(path) == f"0 files, 0 B, deleted from {path}\n"
+    for name in [*drafts, second]:
+        os.utime(path / name, (1, 1))
+    assert {file["name"] for file in json.loads(run(path, "--json"))["files"]} == {*drafts, second}
+    assert len(open_dataset(path)) == 3
+
+
 def test_what_is_no_dataset_is_refused(tmp_path):
     result = CliRunner().invoke(cli.app, ["gc", str(tmp_path)])
     assert result.exit_code == 2

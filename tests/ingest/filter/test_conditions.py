@@ -211,3 +211,11 @@ def test_the_error_names_the_condition_as_typed():
     with pytest.raises(UserError) as error:
         parse("width => 256")
     assert json.loads(json.dumps(str(error.value))).startswith("--where 'width => 256' is not a condition")
+
+
+def test_numbers_in_texts_compare_with_numbers_as_numbers():
+    texts = {"n": pa.array(["10", "9", " 2.5e1", "-1", ".5", "x", "", None, "0x10", "nan", "+7."])}
+    assert decide("n > 8", texts)[0] == [True, True, True, *[False] * 8]
+    assert decide("n <= 0.5", texts)[0] == [False] * 3 + [True, True] + [False] * 6
+    assert decide("n = 10", texts)[0] == [True] + [False] * 10
+    assert decide("day >= 2020-01-02", {"day": pa.array(["2020-01-02", "2019-12-31"])})[0] == [True, False]

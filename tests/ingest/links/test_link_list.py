@@ -17,6 +17,7 @@ from ingest import cli
 from ingest.links import link_list
 from ingest.links.link_list import list_links
 from ingest.links.wat import wat_page
+from ingest.sources.url_list import Columns, UrlList
 
 
 def listed(paths, output, **options):
@@ -233,7 +234,27 @@ def test_archives_are_read_over_http(tmp_path):
         counts, rows = listed([address + "w.warc.gz", address + "none"], tmp_path / "urls.parquet")
         server.shutdown()
     assert [row["url"] for row in rows] == ["http://a.example/1"]
-    assert counts.damaged == {address + "none": "it cannot be read (FileNotFoundError)"}
+    assert counts.damaged == {address + "none": f"it cannot be read: {address}none"}
+
+
+def test_a_list_that_is_called_csv_is_one_and_texts_are_what_pages_say(tmp_path):
+    alt = 'a "b", \u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \U0001f468\u200d\U0001f469'
+    html = f"<img src='http://a.example/1' alt='{alt}'>".encode()
+    path = archive(tmp_path / "w.warc.gz", [response("http://site.example/", html)])
+    list_links([str(path)], tmp_path / "urls.csv", workers=1)
+    (table,) = UrlList(str(tmp_path / "urls.csv"), Columns()).tables()
+    (row,) = table.to_pylist()
+    assert (row["url"], row["caption"]) == ("http://a.example/1", alt)
+    assert (row["page_url"], row["page_host"]) == ("http://site.example/", "site.example")
+
+
+def test_D4_what_is_damaged_costs_its_pages_only(tmp_path):
+    pages = [page(number, [f"http://a.example/{number}"]) for number in range(3)]
+    whole = archive(tmp_path / "w.warc", pages, "plain").read_bytes()
+    (tmp_path / "w.warc").write_bytes(whole.replace(b"WARC/1.0", b"WORC/1.0", 2).replace(b"WORC", b"WARC", 1))
+    counts, rows = listed([tmp_path / "w.warc"], tmp_path / "urls.parquet")
+    assert sorted(row["url"] for row in rows) == ["http://a.example/0", "http://a.example/2"]
+    assert list(counts.damaged.values()) == ["it is damaged, or no WARC"]
 
 
 def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path):
@@ -247,6 +268,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path):
         (["none://x"], output, "none://x cannot be opened"),
         ([], output, "name at least one"),
         ([good], tmp_path, "must name a file"),
+        ([good], tmp_path / "urls.json", "must end in .parquet or .csv"),
         ([good], tmp_path / "no" / "urls.parquet", "must name a file"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from ingest.cli import app
 from ingest.dataset.open import open_dataset, sealed_head, sealed_units
+from ingest.report.stats import count
 
 FLAGS = ["--contact", "a@b.org", "--allow-private", "127.0.0.0/8", "--unit-rows", "4", "--attempts", "1"]
 
@@ -50,10 +51,15 @@ def server(broken):
             thread.join()
 
 
-def run(*words):
+def run(*words, code=0):
     result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == code, result.output
     return result.output
+
+
+def counted(output):
+    found = count(output, progress=lambda done, total: None)
+    return {name: getattr(found, name) for name in ("planned", "kept", "failed", "retryable")}
 
 
 def rows_by_generation(output):
@@ -92,12 +98,14 @@ def test_D2_only_what_may_succeed_later_is_tried_again(tmp_path):
             ("number 8", 8),
         }
         assert len(open_dataset(output)) == 7
+        assert counted(output) == {"planned": 10, "kept": 7, "failed": 3, "retryable": 1}
         assert len(open_dataset(output, sealed=first)) == 6  # a run that has pinned it sees what it saw
 
         broken.clear()
         run("retry", output, "--contact", "a@b.org")  # of the three rows of the first retry, one may succeed
         assert [row["url"].rpartition("/")[2] for row in rows_by_generation(output)[2]] == ["8.png"]
         assert len(open_dataset(output)) == 8
+        assert counted(output) == {"planned": 10, "kept": 8, "failed": 2, "retryable": 0}
         last = open_dataset(output).root
         assert "nothing to retry" in run("retry", output, "--contact", "a@b.org")
         assert open_dataset(output).root == last
@@ -109,7 +117,8 @@ def test_D1_a_retry_by_two_crawlers_is_that_by_one(tmp_path):
     with server(broken) as base:
         (tmp_path / "l.txt").write_text("".join(f"{base}/{number}.png\n" for number in range(14)))
         for name in ("one", "two"):
-            run("crawl-shards", tmp_path / "l.txt", "--output", tmp_path / name, *FLAGS)
+            # The host is given up before its good answers: nothing is kept.
+            run("crawl-shards", tmp_path / "l.txt", "--output", tmp_path / name, *FLAGS, code=1)
         broken.clear()
         run("retry", tmp_path / "one", "--contact", "a@b.org")
         run("retry", tmp_path / "two", "--contact", "a@b.org", "--parts", 2)
@@ -142,7 +151,9 @@ def test_an_unfinished_retry_goes_on_and_others_are_refused(tmp_path, monkeypatc
 def test_mistakes_are_a_sentence(tmp_path, words):
     with server({"0": 503}) as base:
         (tmp_path / "l.txt").write_text(f"{base}/0.png\n")
-        run("crawl-shards", tmp_path / "l.txt", "--output", tmp_path / "out", *FLAGS)
+        crawl = ["crawl-shards", str(tmp_path / "l.txt"), "--output", str(tmp_path / "out"), *FLAGS]
+        nothing = CliRunner().invoke(app, crawl)
+        assert (nothing.exit_code, "Nothing was kept" in nothing.output) == (1, True)
         result = CliRunner().invoke(app, [word.format(out=tmp_path / "out") for word in words])
     assert result.exit_code == 2
     assert "is not a dataset" in result.output or "--contact" in result.output

@@ -1,24 +1,45 @@
 """The dataset card: what its files say, for people and for the hub, and no markup from the wild."""
 
 import json
+import tarfile
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from sealed_rows import seal_rows
 from small_web import crawl_small_web
 from typer.testing import CliRunner
 
 from ingest import cli
+from ingest.crawl.index import index_tars
 from ingest.dataset.open import sealed_units
 from ingest.dataset.view import write_view
-from ingest.report.card import _code, _size_category, dataset_card
+from ingest.plan.settings import CrawlSettings
+from ingest.report.card import LABELS_LISTED, _code, _size_category, dataset_card
 from ingest.report.stats import count
 
 
 def card_of(path, name="a dataset"):
     return dataset_card(str(path), count(path, progress=lambda done, total: None), name=name)
+
+
+def test_the_card_of_tars_in_their_place_names_them(tmp_path, scene):
+    for path in (tmp_path / "out" / "own.tar", tmp_path / "other.tar"):
+        path.parent.mkdir(exist_ok=True)
+        scene(len(path.name)).save(tmp_path / "a.png")
+        with tarfile.open(path, "w") as tar:
+            tar.add(tmp_path / "a.png", "a.png")
+    places = [str(tmp_path / "out" / "own.tar"), str(tmp_path / "other.tar")]
+    index_tars(places, tmp_path / "out", CrawlSettings(), workers=1, progress=lambda counts: None)
+    card = card_of(tmp_path / "out")
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["configs"][0]["data_files"] == [{"split": "train", "path": ["own.tar"]}]
+    assert f"{tmp_path}/other.tar" in section(card, "Sources")
+    assert "Shards are WebDataset tars" not in card
+    assert "Images lie in the WebDataset tars that are named as sources" in section(card, "How to read it")
 
 
 def section(card, title):
@@ -154,3 +175,25 @@ def test_command_prints_or_writes_the_card(web, tmp_path):
     wrong = CliRunner().invoke(cli.app, ["card", str(web), "--output", str(tmp_path)])
     assert wrong.exit_code == 2
     assert "name one in a folder that exists" in wrong.stderr
+
+
+def test_card_names_classes_splits_and_how_many_images_have_them(tmp_path):
+    rows = [
+        {"labels": ["cat"], "split": "train"},
+        {"labels": ["cat", "do`g"], "split": "train"},
+        {"labels": [], "split": "val"},
+        {"labels": ["cat"], "split": None},
+    ]
+    seal_rows(tmp_path / "out", [rows], extra=pa.schema([pa.field("split", pa.string())]))
+    labels = section(card_of(tmp_path / "out"), "Labels")
+    assert "2 labels on 3 images, of which 1 have several; 1 image without one." in labels
+    assert "Splits: `train` 2, `val` 1." in labels
+    assert labels.rstrip().endswith("`cat` 3, `` do`g `` 1.")
+    seal_rows(tmp_path / "bare", [[{}]])
+    assert "## Labels" not in card_of(tmp_path / "bare")
+    many = [[{"labels": [f"class {number:04}"]} for number in range(LABELS_LISTED + 5)]]
+    seal_rows(tmp_path / "many", many)
+    labels = section(card_of(tmp_path / "many"), "Labels")
+    assert "1,005 labels" in labels
+    assert "The 1,000 most frequent: `class 0000` 1, " in labels
+    assert "`class 1000`" not in labels

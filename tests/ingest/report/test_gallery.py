@@ -72,6 +72,7 @@ def hostile(tmp_path, scene, crawl):
     label = source / "<script>alert('label')<"
     label.mkdir(parents=True)
     scene(0).save(label / "a.png")
+    (label / "a.txt").write_text("<img src=x onerror=alert(2)>\u202ea caption")
     scene(1).save(source / '"><img src=x onerror=alert(1)>.png')
     for name in (
         b"<script>alert(1)<.jpg",
@@ -99,6 +100,7 @@ def test_hostile_names_are_shown_and_cannot_act(hostile):
         "<b>source/<script>alert(1)<.jpg",
         "<script>alert('label')<",
         "\\u202egpj.exe",
+        "<img src=x onerror=alert(2)>\\u202ea caption",
         "{{ 7 * 7 }}",
         "a\\nb\\x1b[31m\\x07",
     ):

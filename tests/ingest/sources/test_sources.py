@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,10 +130,37 @@ def test_D4_huge_file_is_rejected_unread(tmp_path):
     assert read(FolderSource(tmp_path)) == {b"endless.jpg": PROBLEMS["too_many_bytes"]}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_unreadable_folder_has_a_row(tmp_path):
-    (tmp_path / "closed").mkdir(mode=0)
-    assert read(FolderSource(tmp_path)) == {b"closed": PROBLEMS["io_error"]}
+def test_unreadable_folder_has_a_row(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "a.jpg").write_bytes(b"a")
+    scandir = os.scandir
+
+    def forbidden(path):  # to root, too
+        if path.endswith(b"/closed/"):
+            raise PermissionError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    assert read(FolderSource(tmp_path)) == {b"closed": PROBLEMS["folder_unreadable"], b"open/a.jpg": b"a"}
+
+
+def test_links_are_followed_out_of_a_folder_if_asked_and_never_in_circles(tmp_path):
+    root = tmp_path / "subset"
+    (root / "own").mkdir(parents=True)
+    (tmp_path / "all" / "cat").mkdir(parents=True)
+    (tmp_path / "all" / "cat" / "1.jpg").write_bytes(b"cat")
+    (tmp_path / "all" / "back").symlink_to(root)
+    (root / "cat").symlink_to(tmp_path / "all" / "cat")
+    (root / "own" / "2.jpg").symlink_to(tmp_path / "all" / "cat" / "1.jpg")
+    (root / "own" / "up").symlink_to(root)
+    (root / "all").symlink_to(tmp_path / "all")
+    assert set(read(FolderSource(root)).values()) == {PROBLEMS["link_outside"]}
+    source = FolderSource(root, follow_links=True)
+    there = {name: data for name, data in read(source).items() if isinstance(data, bytes)}
+    assert there == {b"all/cat/1.jpg": b"cat", b"cat/1.jpg": b"cat", b"own/2.jpg": b"cat"}
+    assert source.describe().follow_links is True
+    assert "follow_links" not in FolderSource(root).describe().plain()
 
 
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=120)
@@ -156,7 +184,12 @@ def test_tar_members_are_those_that_tarfile_wrote(tmp_path_factory, members, kin
     assert [(item.path, data) for item, data in zip(items, got, strict=True)] == expected
 
 
-@pytest.mark.parametrize("opener", [open, gzip.open, bz2.open, lzma.open])
+def zstd_open(path, mode):
+    assert mode == "wb"
+    return pa.CompressedOutputStream(str(path), "zstd")
+
+
+@pytest.mark.parametrize("opener", [open, gzip.open, bz2.open, lzma.open, zstd_open])
 def test_compressed_tars_are_known_by_content(tmp_path, opener):
     members = [(f"cat/{n}.jpg", bytes([n]) * 700) for n in range(5)]
     source = open_images(str(archive(tmp_path / "any.name", members, opener=opener)))
@@ -180,7 +213,60 @@ def test_D4_names_are_labels_and_only_regular_members_count(tmp_path):
             info.type, info.linkname, info.size = kind, "/etc/passwd" * 20, 0
             out.addfile(info)
         out.addfile(tarfile.TarInfo("last"), None)
-    assert list(read(TarSource(path))) == [b"abs/a.jpg", b"etc/b.jpg", b"c/d.jpg", b"last"]
+    found = read(TarSource(path))
+    assert [name for name, data in found.items() if isinstance(data, bytes)] == [
+        b"abs/a.jpg",
+        b"etc/b.jpg",
+        b"c/d.jpg",
+        b"last",
+    ]
+    # Folders are none of the files; what else there is has a row.
+    assert {name: data for name, data in found.items() if isinstance(data, Problem)} == {
+        b"special0": PROBLEMS["link_unresolved"],
+        b"special1": PROBLEMS["link_unresolved"],
+        b"special3": PROBLEMS["not_a_file"],
+        b"special4": PROBLEMS["not_a_file"],
+    }
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("opener", [open, gzip.open])
+def test_D2_links_have_the_data_of_what_they_name_or_a_reason(tmp_path, kind, opener):
+    long = "d" * 120 + "/a.jpg"
+    links = [
+        ("x/hard.jpg", tarfile.LNKTYPE, "./" + long),
+        ("x/hard2.jpg", tarfile.LNKTYPE, "x/hard.jpg"),
+        ("x/soft.jpg", tarfile.SYMTYPE, "../" + long),
+        ("x/out.jpg", tarfile.SYMTYPE, "../../etc/passwd"),
+        ("x/late.jpg", tarfile.SYMTYPE, "later.jpg"),
+    ]
+    with opener(tmp_path / "x.tar", "wb") as file, tarfile.open(fileobj=file, mode="w", format=kind) as out:
+        for name in (long, "y"):
+            info = tarfile.TarInfo(name)
+            info.size = 5
+            out.addfile(info, io.BytesIO(b"image"))
+        for name, type_, target in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = type_, target
+            out.addfile(info)
+    found = read(TarSource(tmp_path / "x.tar"))
+    there = b"image" if opener is open else PROBLEMS["link_compressed"]
+    unresolved = PROBLEMS["link_unresolved"]
+    assert list(found.values()) == [b"image", b"image", there, there, there, unresolved, unresolved]
+
+
+def test_D2_archives_one_behind_the_other_are_one(tmp_path):
+    one = archive(tmp_path / "1.tar", [("a", b"1"), ("b", b"2")]).read_bytes()
+    two = archive(tmp_path / "2.tar", [("c", b"3")]).read_bytes()
+    (tmp_path / "x.tar").write_bytes(one + bytes(1 << 21) + two)
+    assert read(TarSource(tmp_path / "x.tar")) == {b"a": b"1", b"b": b"2", b"c": b"3"}
+    (tmp_path / "x.tar").write_bytes(one + b"no header" * 512 + two)
+    assert read(TarSource(tmp_path / "x.tar")) == {
+        b"a": b"1",
+        b"b": b"2",
+        b"": PROBLEMS["tar_damaged"],
+        b"c": b"3",
+    }
 
 
 def test_sparse_members_have_a_row_and_the_next_is_found(tmp_path):
@@ -217,7 +303,7 @@ def test_damaged_tar_says_so_after_what_could_be_read(tmp_path):
     whole = bytearray(archive(tmp_path / "x.tar", [(str(n), b"data") for n in range(3)]).read_bytes())
     whole[1024 + 148] ^= 1
     (tmp_path / "x.tar").write_bytes(whole)
-    assert list(read(TarSource(tmp_path / "x.tar")).values()) == [b"data", PROBLEMS["tar_damaged"]]
+    assert list(read(TarSource(tmp_path / "x.tar")).values()) == [b"data", PROBLEMS["tar_damaged"], b"data"]
 
 
 def test_D4_compressed_tar_that_unpacks_without_end(tmp_path, monkeypatch):

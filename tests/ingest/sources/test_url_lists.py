@@ -1,14 +1,22 @@
 """Lists of URLs as people have them: formats, compressions, names of columns, and damage."""
 
+import csv
+import datetime
 import gzip
+import io
 import json
+import os
 
+import aiohttp
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
-from ingest.sources.url_list import Columns, UrlList, expand, list_format, split_labels
+from ingest.links.archive import ArchiveCounts, archive_links
+from ingest.sources.expand import expand
+from ingest.sources.url_list import Columns, UrlList, list_format, split_labels
 
 ROWS = [
     {"url": "http://a.org/1.jpg", "caption": "a cat, asleep", "labels": ["cat", "nap"], "score": 0.5},
@@ -30,7 +38,7 @@ def write(path, kind):
         text = "".join(json.dumps(row) + "\n" for row in rows)
     else:
         tab = "\t" if kind == "tsv" else ","
-        caption = '"a cat, asleep"'
+        caption = "a cat, asleep" if kind == "tsv" else '"a cat, asleep"'
         text = tab.join(["URL", "TEXT", "hashtags", "score"]) + "\n"
         text += tab.join([ROWS[0]["url"], caption, "#cat #nap", "0.5"]) + "\n"
         text += tab.join([ROWS[1]["url"], "", "", ""]) + "\n"
@@ -51,7 +59,8 @@ def rows(path, columns=None):
 )
 def test_every_format_gives_the_same_rows_and_keeps_other_columns(tmp_path, name):
     write(tmp_path / name, list_format(name)[0])
-    assert rows(tmp_path / name) == ROWS
+    types = {} if name.endswith(".parquet") else {"score": "float"}
+    assert rows(tmp_path / name, Columns(types=types)) == ROWS
 
 
 def test_text_lists_skip_comments_and_keep_odd_bytes_visible(tmp_path):
@@ -66,7 +75,7 @@ def test_a_byte_order_mark_is_no_part_of_a_url(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl"])
 def test_a_column_may_be_empty_at_first_and_have_odd_bytes_late(tmp_path, name, monkeypatch):
-    monkeypatch.setattr("ingest.sources.url_list._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("ingest.sources.text_blocks.BLOCK_BYTES", 1000)
     if name == "a.jsonl":
         early = [b'{"url":"http://a","text":null,"tags":[],"by":"me"}'] * 100
         late = b'{"url":"http://b","text":"sky","tags":["x"],"by":"you"}'
@@ -82,17 +91,10 @@ def test_a_column_may_be_empty_at_first_and_have_odd_bytes_late(tmp_path, name, 
     assert UrlList(str(tmp_path / name), Columns()).extra.field("by").type == pa.string()
 
 
-def test_a_column_that_changes_its_type_late_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("ingest.sources.url_list._BLOCK_BYTES", 1000)
-    (tmp_path / "a.csv").write_text("url,id\n" + "http://a,1\n" * 200 + "http://a,x\n")
-    with pytest.raises(UserError, match="changes its type, after the first 8 MB: make the list Parquet"):
-        rows(tmp_path / "a.csv")
-
-
 def test_no_column_takes_the_name_of_another(tmp_path):
     (tmp_path / "a.csv").write_text("url,width,source_width\nhttp://a,1,2\n")
     (row,) = rows(tmp_path / "a.csv")
-    assert (row["source_source_width"], row["source_width"]) == (1, 2)
+    assert (row["source_source_width"], row["source_width"]) == ("1", "2")
     (tmp_path / "b.csv").write_text("url,x,x\nhttp://a,1,2\n")
     with pytest.raises(UserError, match="several columns 'x': rename all but one"):
         UrlList(str(tmp_path / "b.csv"), Columns())
@@ -120,6 +122,9 @@ def test_a_list_without_urls_or_with_damage_is_one_sentence(tmp_path):
     (tmp_path / "c.csv.gz").write_bytes(gzip.compress(b"url\nhttp://a\n" * 1000)[:-9])
     with pytest.raises(UserError, match=r"c\.csv\.gz is damaged"):
         rows(tmp_path / "c.csv.gz")
+    (tmp_path / "d.jsonl").write_text("url\nhttp://a\n")
+    with pytest.raises(UserError, match=r"d\.jsonl is not jsonl: line 1 is no row"):
+        UrlList(str(tmp_path / "d.jsonl"), Columns())
     with pytest.raises(UserError, match="cannot be opened"):
         UrlList(str(tmp_path / "absent.csv"), Columns())
 
@@ -155,3 +160,253 @@ def test_patterns_name_lists_in_order(tmp_path):
 )
 def test_labels_in_a_text(text, labels):
     assert split_labels(text) == labels
+
+
+def planned(path, columns=None):
+    """The rows that are planned: the URL, the problem, and the caption of each."""
+    tables = list(UrlList(str(path), columns or Columns()).rows())
+    return [
+        (row["path"].decode(), row["problem"], row.get("caption"))
+        for table in tables
+        for row in table.to_pylist()
+    ]
+
+
+def captions(path, columns=None):
+    return [caption for _, _, caption in planned(path, columns)]
+
+
+HOSTILE = [
+    'a 12" record',
+    '"Sunset" by the sea',
+    '"unbalanced start',
+    "then 5' 11\" tall",
+    '"whole"',
+    "back\\slash",
+    "NA",
+    "null",
+    "000",
+    "1",
+    "true",
+    "2020-01-02",
+    "18446744073709551615",
+    "0001",
+    "1e5",
+    "\u200d\u200c",
+]
+
+
+def test_captions_of_a_tsv_stay_as_they_are_whatever_quotes_are_in_them(tmp_path):
+    text = "url\tcaption\n" + "".join(f"http://a/{n}\t{caption}\n" for n, caption in enumerate(HOSTILE))
+    (tmp_path / "a.tsv").write_text(text)
+    assert captions(tmp_path / "a.tsv") == HOSTILE
+
+
+def test_a_tsv_whose_quotes_enclose_values_is_read_as_one(tmp_path):
+    with (tmp_path / "a.tsv").open("w") as file:
+        csv.writer(file, delimiter="\t").writerows([("url", "caption"), *enumerate(["a\tb", *HOSTILE])])
+    assert captions(tmp_path / "a.tsv") == ["a\tb", *HOSTILE]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("block", [40, 100, 8 << 20])
+def test_what_csv_writers_write_is_what_is_read(tmp_path, quoting, block, monkeypatch):
+    monkeypatch.setattr("ingest.sources.text_blocks.BLOCK_BYTES", block)
+    texts = [*HOSTILE, "two\nlines, and\n\nmore", 'end "', '"', "a,b", "c:\\", 'c:\\"', "\r\n"]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file, quoting=quoting).writerows([("url", "caption"), *enumerate(texts)])
+    assert captions(tmp_path / "a.csv") == texts
+
+
+def test_quotes_behind_backslashes_end_no_value(tmp_path):
+    texts = [*(text.replace("\\", "") for text in HOSTILE), 'so "he" said', 'at the end "', "a, b\nc"]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        dialect = {"doublequote": False, "escapechar": "\\", "quoting": csv.QUOTE_ALL}
+        csv.writer(file, **dialect).writerows([("url", "caption"), *enumerate(texts)])
+    assert captions(tmp_path / "a.csv") == texts
+
+
+def test_a_quote_without_an_end_swallows_no_rows(tmp_path, monkeypatch):
+    lines = [f"http://a/{n},plain {n}" for n in range(3000)]
+    lines[100] = 'http://a/100,"Untitled'
+    lines[2900] = 'http://a/2900,"Untitled'
+    for name in ("a.csv", "a.tsv"):
+        text = "\n".join(["url,caption", *lines]).replace(",", "\t" if name == "a.tsv" else ",")
+        (tmp_path / name).write_text(text)
+        found = planned(tmp_path / name)
+        assert [url for url, _, _ in found] == [f"http://a/{n}" for n in range(3000)]
+        assert found[100][2] == found[2900][2] == '"Untitled'
+
+
+def test_D2_a_line_that_is_no_row_is_one_with_a_reason_and_the_others_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("ingest.sources.text_blocks.BLOCK_BYTES", 30)
+    text = "url,caption\nhttp://a/1,x\nhttp://a/2,x,y,z\nhttp://a/3\n\nhttp://a/4,\xe9\n"
+    (tmp_path / "a.csv").write_text(text)
+    assert sorted(planned(tmp_path / "a.csv")) == [
+        ("a.csv line 3", "malformed_row", None),
+        ("a.csv line 4", "malformed_row", None),
+        ("http://a/1", "", "x"),
+        ("http://a/4", "", "é"),
+    ]
+    lines = ['{"url":"http://a/1","caption":"\\ud83d x"}', "[1]", "{", "", '{"url":"http://a/2","caption":2}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert sorted(planned(tmp_path / "a.jsonl")) == [
+        ("a.jsonl line 2", "malformed_row", None),
+        ("a.jsonl line 3", "malformed_row", None),
+        ("http://a/1", "", "\\ud83d x"),
+        ("http://a/2", "", "2"),
+    ]
+
+
+def test_D2_a_row_without_a_url_is_one_with_a_reason(tmp_path):
+    pq.write_table(
+        pa.table({"url": ["http://a", None, " ", ""], "caption": list("abcd")}), tmp_path / "a.parquet"
+    )
+    rest = [(f"a.parquet row {n}", "no_url", "abcd"[n - 1]) for n in (2, 3, 4)]
+    assert planned(tmp_path / "a.parquet") == [("http://a", "", "a"), *rest]
+
+
+@pytest.mark.parametrize("form", ["lines", "array", "long array"])
+def test_values_of_json_stay_what_they_are(tmp_path, form, monkeypatch):
+    if form == "long array":
+        monkeypatch.setattr("ingest.sources.text_blocks.BLOCK_BYTES", 7)
+    values = [{"url": f"http://a/{n}", "caption": text, "id": 2**64 + n} for n, text in enumerate(HOSTILE)]
+    values[0] |= {"few": 7, "on": True, "when": "2020-01-02 03:04", "tags": ["é", "0001", "2020-01-02"]}
+    text = "\n".join(map(json.dumps, values)) if form == "lines" else json.dumps(values, ensure_ascii=False)
+    (tmp_path / "a.json").write_text(text)
+    found = rows(tmp_path / "a.json")
+    assert [row["caption"] for row in found] == HOSTILE
+    assert [row["id"] for row in found] == [str(2**64 + n) for n in range(len(HOSTILE))]
+    assert found[0]["labels"] == ["é", "0001", "2020-01-02"]
+    assert (found[0]["few"], found[0]["on"], found[0]["when"]) == ("7", "true", "2020-01-02 03:04")
+
+
+def test_a_column_has_the_type_that_is_said_and_other_values_are_a_reason(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "url,n,day\nhttp://a,0012,2020-01-02\nhttp://b,x,\nhttp://c,,2020-02-30\n"
+    )
+    columns = Columns(types={"n": "int", "day": "date"})
+    assert [row["n"] for row in rows(tmp_path / "a.csv", columns)] == [12, None, None]
+    assert rows(tmp_path / "a.csv", columns)[0]["day"] == datetime.date(2020, 1, 2)
+    assert [each[1] for each in planned(tmp_path / "a.csv", columns)] == [
+        "",
+        "misread_value",
+        "misread_value",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt", "a.jsonl"])
+def test_other_encodings_of_unicode_are_read(tmp_path, encoding, name, monkeypatch):
+    monkeypatch.setattr("ingest.sources.text_blocks.BLOCK_BYTES", 5)
+    first, line = {
+        "a.csv": ("url,caption\n", "{},é\U0001f600\n"),
+        "a.tsv": ("url\tcaption\n", "{}\té\U0001f600\n"),
+        "a.txt": ("", "{}\n"),
+        "a.jsonl": ("", '{{"url": "{}"}}\n'),
+    }[name]
+    text = first + "".join(line.format(f"http://a/{n}") for n in range(3))
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    found = rows(tmp_path / name)
+    assert [row["url"] for row in found] == [f"http://a/{n}" for n in range(3)]
+    assert found[0]["caption"] in ("é\U0001f600", None)
+
+
+def test_a_list_without_a_header_loses_no_row(tmp_path):
+    (tmp_path / "a.tsv").write_text("a cat\thttp://a/1\na dog\thttp://a/2\n")
+    with pytest.raises(UserError, match=r"no header.*--columns column1,url"):
+        UrlList(str(tmp_path / "a.tsv"), Columns())
+    with pytest.raises(UserError, match="no header"):
+        UrlList(str(tmp_path / "a.tsv"), Columns(url="http://a/1"))
+    named = Columns(names=("caption", "url"))
+    assert planned(tmp_path / "a.tsv", named) == [("http://a/1", "", "a cat"), ("http://a/2", "", "a dog")]
+    with pytest.raises(UserError, match=r"a\.tsv has 2 values in its first line, and --columns names 1"):
+        UrlList(str(tmp_path / "a.tsv"), Columns(names=("url",)))
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_csv_with_another_delimiter_is_read(tmp_path, delimiter):
+    (tmp_path / "a.csv").write_text(f"url{delimiter}caption\nhttp://a{delimiter}a, b\n")
+    assert planned(tmp_path / "a.csv") == [("http://a", "", "a, b")]
+
+
+def test_names_and_passwords_are_not_kept(tmp_path):
+    text = "http://me:secret@a.org/1\nHTTPS://u@b.org\nhttp://c.org/@x\nhttp://d.org/?a=b@c\n"
+    (tmp_path / "a.txt").write_text(text)
+    found = [url for url, _, _ in planned(tmp_path / "a.txt")]
+    assert found == ["http://a.org/1", "HTTPS://b.org", "http://c.org/@x", "http://d.org/?a=b@c"]
+
+
+def test_a_column_that_comes_late_is_told_with_its_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("ingest.sources.text_blocks.BLOCK_BYTES", 1000)
+    lines = ['{"url": "http://a"}'] * 200 + ['{"url": "http://a", "late": 1}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"a\.jsonl has a column 'late' from row 201 on"):
+        rows(tmp_path / "a.jsonl")
+
+
+def test_what_is_no_gzip_is_a_sentence_every_time(tmp_path):
+    (tmp_path / "a.csv.gz").write_text("url,caption\nhttp://a,x\n")
+    for _ in range(5):
+        with pytest.raises(UserError, match=r"a\.csv\.gz is damaged"):
+            UrlList(str(tmp_path / "a.csv.gz"), Columns())
+
+
+def test_formats_are_seen_from_the_path_of_a_url():
+    assert list_format("https://host/a.parquet?download=true#x") == ("parquet", None)
+    assert list_format("https://host/a.csv.gz?X-Amz-Signature=a/b.c") == ("csv", "gzip")
+    assert list_format("https://host/a?name=b.csv") is None
+
+
+def test_a_folder_of_lists_is_its_lists_and_a_folder_of_images_is_itself(tmp_path):
+    spark = tmp_path / "spark.parquet"
+    spark.mkdir()
+    for name in (
+        "_SUCCESS",
+        ".part-0.parquet.crc",
+        "part-1.snappy.parquet",
+        "part-0.snappy.parquet",
+        "README.md",
+    ):
+        (spark / name).touch()
+    assert expand(str(spark)) == [f"{spark}/part-{n}.snappy.parquet" for n in (0, 1)]
+    hub = tmp_path / "hub"
+    (hub / "data").mkdir(parents=True)
+    (hub / "data" / "train-0.parquet").touch()
+    (hub / "dataset_infos.json").touch()
+    assert expand(str(hub)) == [f"{hub}/data/train-0.parquet"]
+    (hub / "data" / "b.csv").touch()
+    with pytest.raises(UserError, match="several kinds, csv and parquet"):
+        expand(str(hub))
+    (hub / "data" / "a.jpg").touch()
+    assert expand(str(hub)) == [str(hub)]
+    (spark / "lang=en").mkdir()
+    (spark / "lang=en" / "part-0.parquet").touch()
+    with pytest.raises(UserError, match=r"values in names of folders \(/lang=en/part-0"):
+        expand(str(spark))
+
+
+def test_what_lies_elsewhere_and_cannot_be_read_is_a_sentence(monkeypatch):
+    class Cut(io.BytesIO):
+        def read(self, size=-1):
+            raise aiohttp.ClientPayloadError("Response payload is not completed")
+
+    class Elsewhere:
+        def open(self):
+            return Cut()
+
+    monkeypatch.setattr(fsspec, "open", lambda *a, **k: Elsewhere())
+    with pytest.raises(UserError, match=r"http://h/a\.csv cannot be read.*payload is not completed"):
+        UrlList("http://h/a.csv", Columns())
+
+
+def test_a_bucket_without_credentials_is_a_sentence(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    with pytest.raises(UserError, match=r"no credentials for s3://any-bucket: set AWS_ACCESS_KEY_ID"):
+        UrlList("s3://any-bucket/a.parquet", Columns())
+    with pytest.raises(UserError, match=r"no credentials for s3://any-bucket: set AWS_ACCESS_KEY_ID"):
+        list(archive_links("s3://any-bucket/a.warc.gz", ArchiveCounts(), ignore_opt_outs=False))

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import zlib
 
 import pyarrow.parquet as pq
@@ -82,17 +83,17 @@ def test_D4_bombs_are_rejected_without_being_unpacked(tmp_path):
     assert read(archive(tmp_path / "w.warc", records, "plain")) == [("http://a/", PROBLEMS["too_many_bytes"])]
 
 
-def test_D4_a_damaged_archive_ends_in_a_row(tmp_path, picture):
+def test_D4_what_is_damaged_is_a_row_and_what_follows_is_read(tmp_path, picture):
     records = [response(f"http://a/{number}", picture, "image/jpeg") for number in range(4)]
     path = archive(tmp_path / "w.warc.gz", records)
     whole = path.read_bytes()
     third = len(gzip.compress(records[0], mtime=0)) * 2
     first = [(f"http://a/{number}", picture) for number in range(2)]
     path.write_bytes(whole[: third + 10] + b"\xff" * 40 + whole[third + 50 :])
-    assert read(path) == [*first, ("", PROBLEMS["warc_damaged"])]
+    assert read(path) == [*first, ("", PROBLEMS["warc_damaged"]), ("http://a/3", picture)]
     path.write_bytes(whole[: third + 400])
     assert read(path)[:2] == first
-    assert read(path)[-1] == ("", PROBLEMS["warc_truncated"])
+    assert read(path)[2:] == [("http://a/2", PROBLEMS["warc_truncated"])]
 
 
 def test_what_changed_since_planning_is_not_taken_for_the_image(tmp_path, picture):
@@ -126,6 +127,14 @@ def test_archives_are_told_from_other_files(tmp_path):
     assert is_warc(archive(path, [INFO]))
 
 
+@pytest.mark.parametrize("opener", [open, gzip.open])
+def test_an_arc_is_refused_by_its_name(tmp_path, opener):
+    with opener(tmp_path / "x.arc", "wb") as file:
+        file.write(b"filedesc://x.arc 0.0.0.0 20080430204825 text/plain 76\n1 0 Internet Archive\n")
+    with pytest.raises(UserError, match=r"is an ARC file.*warcio"):
+        open_images(str(tmp_path / "x.arc"))
+
+
 def test_a_crawl_of_an_archive_names_the_addresses(tmp_path, crawl, encode, scene):
     pictures = [encode(scene(number), "PNG") for number in range(5)]
     records = [response(f"http://a.example/{n}.png", data, "image/png") for n, data in enumerate(pictures)]
@@ -152,3 +161,66 @@ def test_D4_no_bytes_raise(tmp_path_factory, picture, data):
     )
     is_warc(path)
     read(path)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "lz4", "zstd", "plain"])
+def test_D4_the_next_record_is_found_behind_anything(tmp_path, picture, compression):
+    records = [INFO, *(response(f"http://a/{number}", picture, "image/jpeg") for number in range(6))]
+    each = [archive(tmp_path / "one", [one], compression).read_bytes() for one in records]
+    path = tmp_path / "w.warc.gz"
+    nothing = ("", PROBLEMS["warc_damaged"])
+    right = [(f"http://a/{number}", picture) for number in range(6)]
+    path.write_bytes(b"".join([*each[:3], bytes(300), *each[3:]]))
+    assert read(path) == [*right[:2], nothing, *right[2:]]
+    # The third image's record begins with other bytes, and the fifth's is damaged within.
+    bad = each[3][:2] + b"?!" + each[3][4:]
+    at = len(each[5]) // 2
+    worse = each[5][:at] + bytes(byte ^ 0xFF for byte in each[5][at : at + 9]) + each[5][at + 9 :]
+    path.write_bytes(b"".join([*each[:3], bad, each[4], worse, each[6]]))
+    found = read(path)
+    assert [pair for pair in found if pair[1] == picture] == [right[0], right[1], right[3], right[5]]
+    assert len(found) <= 7
+    # Nothing is there at all but the last.
+    path.write_bytes(b"".join([each[0], bytes(1000), each[6]]))
+    assert read(path) == [nothing, right[5]]
+
+
+def test_D4_a_body_shorter_than_it_is_said_to_be_loses_no_other(tmp_path, picture):
+    records = [response(f"http://a/{number}", picture, "image/jpeg") for number in range(3)]
+    records[0] = records[0].replace(b"Content-Length: ", b"Content-Length: 0", 1)
+    length = len(records[0].split(b"\r\n\r\n", 1)[1]) - 4
+    records[0] = records[0].replace(b"%d" % length, b"%d" % (length - 1), 1)
+    found = read(archive(tmp_path / "w.warc.gz", records))
+    assert found == [
+        ("http://a/0", picture[:-1]),
+        ("", PROBLEMS["warc_damaged"]),
+        *((f"http://a/{number}", picture) for number in (1, 2)),
+    ]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "plain"])
+@pytest.mark.parametrize("names", [b"warc-type", b"content-length", b"warc-[a-z-]*|content-[a-z]*"])
+def test_names_in_a_record_are_in_any_case(tmp_path, picture, compression, names):
+    def lowered(one):
+        head, _, rest = one.partition(b"\r\n\r\n")
+        head = re.sub(rb"(?im)^(%b)(?=:)" % names, lambda name: name[0].lower(), head)
+        return head + b"\r\n\r\n" + rest
+
+    records = [INFO, *(response(f"http://a/{number}", picture, "image/jpeg") for number in range(3))]
+    path = archive(tmp_path / "w.warc", map(lowered, records), compression)
+    assert is_warc(path)
+    assert read(path) == [(f"http://a/{number}", picture) for number in range(3)]
+
+
+def test_heads_with_short_line_ends_and_other_good_answers(tmp_path, picture):
+    records = [response(f"http://a/{n}", picture, "image/jpeg", status=f"20{n} x") for n in (0, 3)]
+    lf = b"HTTP/1.1 200 OK\nContent-Type: image/jpeg\nX-Robots-Tag: all\n\n" + picture
+    path = archive(tmp_path / "w.warc.gz", [*records, record("response", "http://a/lf", lf)])
+    assert read(path) == [(f"http://a/{name}", picture) for name in ("0", "3", "lf")]
+
+
+def test_what_an_answer_asks_of_robots_is_heeded_as_when_it_is_fetched(tmp_path, picture):
+    tag = "X-Robots-Tag: noai\r\n"
+    path = archive(tmp_path / "w.warc.gz", [response("http://a/1", picture, "image/jpeg", headers=tag)])
+    assert read(path) == [("http://a/1", PROBLEMS["x_robots_tag"])]
+    assert [item.problem for item in WarcSource(path, x_robots=False).items()] == [""]

@@ -25,8 +25,9 @@ from ingest.dataset.verify import Level, read_seal, verify_root, verify_units
 from ingest.dataset.view import read_view, write_view
 from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings
+from ingest.sources.expand import expand
 from ingest.sources.opening import open_listing
-from ingest.sources.url_list import Columns, UrlList, expand
+from ingest.sources.url_list import Columns, UrlList
 from ingest.store import clients, object_requests, object_store
 from ingest.store.open import open_store
 from ingest.store.posix import PosixStore
@@ -119,7 +120,7 @@ def test_a_dataset_on_a_web_server_is_read_and_not_written(folder, crawl, bucket
     source = folder(count=6)
     root = crawl([source], f"{bucket}/set", unit_rows=UNIT_ROWS).root
     url = f"{behind(lambda method, path: None).url}/{bucket[5:]}/set"
-    reader = Reader(open_dataset(url), units=2)
+    reader = Reader(open_dataset(url))
     assert reader.read(0, 0) == sorted((source / "cat").iterdir())[0].read_bytes()
     reader.close()
     assert damages(url) == []

@@ -1,11 +1,12 @@
 """Web addresses: one spelling for links, and none that two parsers could read as two hosts."""
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.web.problems import UnfetchableError
-from ingest.web.url import LONGEST_URL, canonical, host_of, http_url, resolve
+from ingest.web.url import LONGEST_URL, canonical, canonical_all, host_of, http_url, resolve
 
 PAGE = "http://host.example/dir/page?q"
 
@@ -95,7 +96,7 @@ def test_S1_only_http_and_https_are_asked(text):
         ("http://user%40x:p%2fw@example.org/", "http://example.org/"),
         ("http://a_b.bücher.de/", "http://a_b.xn--bcher-kva.de/"),
         ("http://☃.net/", "http://xn--n3h.net/"),
-        ("http://a_b.example.org/%7Efoo%2f+", "http://a_b.example.org/%7Efoo%2f+"),
+        ("http://a_b.example.org/%7Efoo%2f+?%7e%41%c3", "http://a_b.example.org/~foo%2F+?~A%C3"),
         ("http://1.2.3.4./", "http://1.2.3.4/"),
         ("http://[2606:4700::1111]:81/", "http://[2606:4700::1111]:81/"),
         ("http://１.2.3.4/", "http://1.2.3.4/"),
@@ -103,7 +104,7 @@ def test_S1_only_http_and_https_are_asked(text):
         ("http://a/x?sig=a%2Bb+c==&t={1}|2", "http://a/x?sig=a%2Bb+c==&t={1}|2"),
     ],
 )
-def test_a_url_is_asked_as_it_is_written(text, url):
+def test_a_url_is_asked_as_its_one_spelling_says(text, url):
     assert str(http_url(text)) == url
 
 
@@ -118,3 +119,36 @@ def test_D4_any_text_is_a_url_or_a_problem_and_normalising_twice_changes_nothing
     assert (
         url.scheme in ("http", "https") and url.raw_host and url.user is None and url.raw_path.startswith("/")
     )
+
+
+@settings(max_examples=200, deadline=None)
+@given(URLISH, st.sampled_from(["http://a/", "https://a.B:80/?", "http://a.b", "https://%41.x/"]))
+def test_what_is_asked_is_what_the_one_spelling_says(text, start):
+    url = (start + text).strip()
+    same = canonical(url)
+    try:
+        asked = http_url(url)
+    except UnfetchableError:
+        return
+    assert same is None or http_url(same) == asked
+
+
+PARTS = st.sampled_from(
+    ["a", ".", "..", "%2E", "%C3%BC", "%c3", "~", "'", "|", "?", "/", "\\", "%", ":80", "#", "B", "@"]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            lambda start, parts: start + "".join(parts),
+            st.sampled_from(["http://a", "x"]),
+            st.lists(PARTS, max_size=6),
+        ),
+        max_size=9,
+    )
+)
+def test_many_are_spelled_as_each(urls):
+    column = pa.chunked_array([pa.array(urls, pa.string())])
+    assert canonical_all(column).to_pylist() == [canonical(url) or url for url in urls]

@@ -40,10 +40,11 @@ def run(recipe, tmp_path_factory):
 
 def labels_of(data):
     dataset = open_dataset(data)
+    names = dataset.vocabulary.names
     return {
-        int(key): label
+        int(key): names[label]
         for index in range(len(dataset.units))
-        for key, label in zip(dataset.unit_keys(index), dataset.unit_labels(index), strict=True)
+        for key, label in zip(dataset.unit_keys(index), dataset.unit_labels(index).codes, strict=True)
     }  # in dataset order
 
 
@@ -130,7 +131,7 @@ def test_a_sample_is_drawn_by_the_seed_and_within_the_runs_view(run, recipe, dat
 
     dataset, keeps = open_dataset(data), PackedKeeps()
     for index, unit in enumerate(dataset.units.tolist()):
-        keeps.add(unit, np.array([label == "class1" for label in dataset.unit_labels(index)]))
+        keeps.add(unit, dataset.unit_labels(index).codes == dataset.vocabulary.names.index("class1"))
     write_view(data, "one", root=dataset.root, keeps=keeps)
     viewed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"view": "one"})})
     found, _ = shown(recipe=viewed)

@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,10 @@ import torch
 from PIL import Image
 from tiny_training import make_dataset
 from torch import nn
+from typer.testing import CliRunner
 
 from cluster.errors import UserError
+from ingest.cli import app as ingest
 from ingest.crawl.crawl import crawl_shards
 from ingest.dataset.open import open_dataset
 from ingest.plan.settings import CrawlSettings
@@ -34,7 +37,7 @@ def test_features_are_in_dataset_order_with_keys_and_labels(dataset):
     features = flat(dataset)
     units = range(len(dataset.units))
     assert features.keys.tolist() == [int(key) for unit in units for key in dataset.unit_keys(unit)]
-    labels = [label for unit in units for label in dataset.unit_labels(unit)]
+    labels = [dataset.vocabulary.names[code] for unit in units for code in dataset.unit_labels(unit).codes]
     assert [features.classes[index] for index in features.y] == labels
     assert features.classes == ("class0", "class1", "class2", "class3")
     assert features.x.shape == (96, 3 * 16 * 16)
@@ -121,8 +124,30 @@ def test_a_dataset_without_labels_is_a_clear_error(tmp_path):
     crawl_shards(
         [str(tmp_path / "in")], tmp_path / "out", CrawlSettings(), workers=1, progress=lambda counts: None
     )
-    with pytest.raises(UserError, match="has no label"):
+    with pytest.raises(UserError, match=r"sample 0000000000000 .* has no label, .* --labels-from"):
         flat(open_dataset(tmp_path / "out"))
+
+
+def test_several_labels_of_an_image_are_refused_and_the_remedy_works(tmp_path):
+    for number in range(3):
+        path = tmp_path / "in" / ("cat" if number else "dog") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(path)
+    (tmp_path / "l.csv").write_text('key,labels\n0,dog\n1,cat\n2,"cat,dog"\n')
+    crawl_shards(
+        [str(tmp_path / "in")],
+        tmp_path / "out",
+        CrawlSettings(),
+        workers=1,
+        progress=lambda counts: None,
+        labels=[str(tmp_path / "l.csv")],
+    )
+    with pytest.raises(UserError, match=r"has 2 labels \(cat, dog\), .* knows one per image") as told:
+        flat(open_dataset(tmp_path / "out"))
+    words = shlex.split(str(told.value).split("`")[1])
+    assert CliRunner().invoke(ingest, words[1:]).exit_code == 0
+    features = flat(open_dataset(tmp_path / "out", view=words[words.index("--name") + 1]))
+    assert [features.classes[index] for index in features.y] == ["cat", "dog"]
 
 
 def test_one_label_or_none_is_a_clear_error():

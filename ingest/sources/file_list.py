@@ -1,0 +1,108 @@
+"""Files that a list names: its rows, as the plan has them, and the files' bytes.
+
+A path is relative to the list's folder, or absolute, or a file:// URL. What is named twice is there twice.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import pyarrow as pa
+
+from ingest.dataset.plan_record import SourceKind, SourceRecord
+from ingest.problem import PROBLEMS, Problem
+from ingest.sources.folder import bytes_of
+from ingest.sources.source import Item
+from ingest.sources.url_list import PATH_NAMES, UrlList
+
+# Rows of a list that are looked at to know what it is.
+_LOOKED_AT = 1_000
+
+
+class FileList:
+    """A `Listing`: a list whose addresses are paths."""
+
+    kind = SourceKind.FILES
+
+    def __init__(self, rows: UrlList) -> None:
+        self.name = rows.name
+        self._rows = rows
+
+    @property
+    def extra(self) -> pa.Schema:
+        """The list's further columns."""
+        return self._rows.extra
+
+    def rows(self) -> Iterator[pa.Table]:
+        return self._rows.rows()
+
+    def describe(self, listed: Callable[[int], None]) -> SourceRecord:
+        return self._rows.describe(listed).model_copy(update={"kind": self.kind})
+
+    def close(self) -> None:
+        self._rows.close()
+
+
+class ListedFiles:
+    """The files of a list that was planned.
+
+    Args:
+        location: of the list.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.name = Path(location).name
+        self._folder = Path(location).parent
+
+    def read(self, items: Iterable[Item], *, max_bytes: int) -> Iterator[bytes | Problem]:
+        for item in items:
+            yield PROBLEMS[item.problem] if item.problem else self._bytes(item.path, max_bytes)
+
+    def _bytes(self, path: bytes, max_bytes: int) -> bytes | Problem:
+        try:
+            # Without NONBLOCK, opening a pipe would wait for ever.
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            return bytes_of(os.open(_local(self._folder, path.decode()), flags), max_bytes)
+        except FileNotFoundError:
+            return PROBLEMS["file_missing"]
+        except (OSError, ValueError):  # the latter, of a name with a zero byte
+            return PROBLEMS["io_error"]
+
+    def shard(self) -> None:
+        """Its images are copied."""
+
+    def close(self) -> None:
+        """Nothing stays open between files."""
+
+
+def names_files(location: str, rows: UrlList) -> bool:
+    """Whether a list is one of files: the first of its addresses are no URLs, and a file is there for one, or
+    their column is called like paths. What came from elsewhere names no files of ours.
+    """
+    if "://" in location:
+        return False
+    folder = Path(location).resolve().parent  # as `ListedFiles` will be told
+    paths = list(islice((path for table in rows.rows() for path in _paths(table)), _LOOKED_AT))
+    if not paths or any("://" in path and not path.startswith("file://") for path in paths):
+        return False
+    named = (rows.address_column or "").lower() in PATH_NAMES
+    return named or any(_is_file(_local(folder, path)) for path in paths)
+
+
+def _paths(table: pa.Table) -> Iterator[str]:
+    pairs = zip(table["path"].to_pylist(), table["problem"].to_pylist(), strict=True)
+    return (path.decode() for path, problem in pairs if not problem)
+
+
+def _local(folder: Path, path: str) -> Path:
+    return folder / (url2pathname(urlsplit(path).path) if path.startswith("file://") else path)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name, or a zero byte in it
+        return False
