@@ -10,6 +10,7 @@ which the profiles of Adobe RGB, ProPhoto and CMYK are; P3 and gamma 1.8 are mad
 
 import argparse
 import io
+import itertools
 import json
 import os
 import statistics
@@ -33,6 +34,7 @@ CMYK = Path("/usr/share/color/icc/ghostscript/default_cmyk.icc")
 PHOTOGRAPHS = "astronaut coffee chelsea rocket hubble_deep_field motorcycle_left retina ihc"
 LONGEST = 1024
 ROUNDS = 9
+WORK = ("resize 256", "bytes, hash", "bytes, no hash", "decode for crops")
 
 
 def main() -> None:
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("what", choices=["colours", "kept", "cost", "one-round"])
     parser.add_argument("--before", type=Path, help="A checkout of the version to compare with.")
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--work", choices=WORK)
     arguments = parser.parse_args()
     match arguments.what:
         case "colours":
@@ -51,7 +54,7 @@ def main() -> None:
         case "cost":
             cost(arguments.before)
         case _:
-            print(json.dumps(one_round(arguments.folder)))
+            print(json.dumps(one_round(arguments.folder, arguments.work)))
 
 
 def photographs() -> Iterator[Image.Image]:
@@ -180,14 +183,15 @@ def cost(before: Path | None) -> None:
                 image = picture.convert("CMYK") if kind == "CMYK" else picture
                 data = encoded(image, "JPEG", quality=85, icc_profile=profile or None)
                 (folder / f"{kind}-{number}.jpg").write_bytes(data)
-        for _ in range(ROUNDS):
-            for tree, path in trees.items():
+        for number, work in itertools.product(range(ROUNDS), WORK):
+            for tree, path in sorted(trees.items(), reverse=number % 2 == 1):
                 environment = os.environ | {"PYTHONPATH": str(path), "OPENBLAS_NUM_THREADS": "1"}
+                # As checking processes have them.
                 environment |= {"MALLOC_MMAP_THRESHOLD_": "16777216", "MALLOC_TRIM_THRESHOLD_": "67108864"}
-                command = [sys.executable, __file__, "one-round", "--folder", name]
+                command = [sys.executable, __file__, "one-round", "--folder", name, "--work", work]
                 answer = subprocess.run(command, env=environment, check=True, capture_output=True).stdout
-                for work, rate in json.loads(answer).items():
-                    found.setdefault((work, tree), []).append(rate)
+                for kind, rate in json.loads(answer).items():
+                    found.setdefault((f"{work}: {kind}", tree), []).append(rate)
     for work in sorted({work for work, _ in found}):
         print(f"{work:<28}", end="")
         for tree in trees:
@@ -196,28 +200,28 @@ def cost(before: Path | None) -> None:
         print()
 
 
-def one_round(folder: Path) -> dict[str, float]:
-    """Images per CPU-second of this process, by what is done to which images."""
+def one_round(folder: Path, work: str) -> dict[str, float]:
+    """Images per CPU-second of this process when it does this work, by the images' profile."""
     from ingest.image.check import Treatment, check
     from ingest.image.decode import decode
 
-    work = {
-        "resize 256": lambda data: check(data, Treatment(resize=256)),
-        "bytes, hash": lambda data: check(data, Treatment()),
-        "bytes, no hash": lambda data: check(data, Treatment(phash=False)),
-        "decode for crops": lambda data: decode(data, at_least=lambda width, height: (400, 300)),
-    }
-    kinds = sorted({path.name.split("-")[0] for path in folder.iterdir()})
-    images = {kind: [path.read_bytes() for path in sorted(folder.glob(f"{kind}-*"))] for kind in kinds}
+    treatments = {"resize 256": Treatment(resize=256), "bytes, no hash": Treatment(phash=False)}
+
+    def do(data: bytes) -> None:
+        if work == "decode for crops":
+            decode(data, at_least=lambda width, height: (400, 300))
+        else:
+            check(data, treatments.get(work, Treatment()))
+
     rates = {}
-    for name, do in work.items():
-        for kind in kinds:
-            do(images[kind][0])
-            repeats = 60 if name == "bytes, no hash" else 3
-            started = time.process_time()
-            for data in images[kind] * repeats:
-                do(data)
-            rates[f"{name}: {kind}"] = repeats * len(images[kind]) / (time.process_time() - started)
+    for kind in sorted({path.name.split("-")[0] for path in folder.iterdir()}, reverse=True):
+        images = [path.read_bytes() for path in sorted(folder.glob(f"{kind}-*"))]
+        do(images[0])
+        repeats = 60 if work == "bytes, no hash" else 3
+        started = time.process_time()
+        for data in images * repeats:
+            do(data)
+        rates[kind] = repeats * len(images) / (time.process_time() - started)
     return rates
 
 

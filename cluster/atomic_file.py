@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -11,15 +13,25 @@ def write_atomically(path: Path, text: str, *, survives_power_cut: bool = True) 
     """Replace a small text file so that a reader, or a crash at any instant, sees the old or the new one.
 
     Args:
+        survives_power_cut: see `replacing`.
+    """
+    with replacing(path, survives_power_cut=survives_power_cut) as temporary:
+        temporary.write_text(text)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, survives_power_cut: bool = True) -> Iterator[Path]:
+    """A file to write that takes the place of `path` at the end; whoever has the old one open keeps that.
+
+    Args:
         survives_power_cut: wait until the disk has it, which beside a busy one takes seconds.
     """
     # Two machines may share the folder, and the process number.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            if survives_power_cut:
+        yield temporary
+        if survives_power_cut:
+            with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:

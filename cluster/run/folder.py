@@ -33,6 +33,7 @@ from cluster.typed_json import read_record
 
 LOCK_PATIENCE = 10.0  # seconds that the ranks of a killed launcher may take to notice and die
 TAIL_LINES = 20
+PIECE = 1 << 20  # characters of a log that are held at once
 FOLLOW_SECONDS = 0.5
 LOOKS_PER_QUESTION = 4  # at a log, for each time that the scheduler is asked
 
@@ -240,6 +241,12 @@ class RunFolder:
         """Where a rank writes the exception that ends it."""
         return self.path / "errors" / f"rank-{rank}.json"
 
+    def log_text(self, rank: int) -> Iterator[str]:
+        """A rank's log as it is now, piece by piece."""
+        with self.log(rank).open(errors="replace") as file:
+            while text := file.read(PIECE):
+                yield text
+
     def tail(self, rank: int, *, lines: int = TAIL_LINES, start: int = 0) -> list[str]:
         """The last lines of a rank's log, from byte `start` on."""
         if not self.log(rank).exists():
@@ -262,7 +269,7 @@ class RunFolder:
             while True:
                 ended = status(self).state.ended  # asked before reading: what is written last is shown too
                 for _ in range(LOOKS_PER_QUESTION):
-                    if text := file.read():
+                    while text := file.read(PIECE):
                         yield text
                     if ended:
                         return

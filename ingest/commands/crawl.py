@@ -67,13 +67,15 @@ def crawl(
         typer.Argument(
             metavar="SOURCE...",
             help="Folders, local tars, and lists of URLs (.parquet, .csv, .tsv, .json, .jsonl, .txt; .gz, "
-            ".zst; local, s3:// or http://; * in the name).",
+            ".zst; local, s3://, gs://, az:// or http://; * in the name).",
         ),
     ],
     *,
     output: Annotated[
         str,
-        typer.Option(help="The dataset's folder or s3://bucket/prefix; a crawl that stopped goes on there."),
+        typer.Option(
+            help="The dataset's folder or bucket (s3://, gs://, az://); a crawl that stopped goes on there."
+        ),
     ],
     extend: Annotated[
         bool,

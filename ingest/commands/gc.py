@@ -12,7 +12,8 @@ from ingest.dataset.gc import find_garbage
 
 def gc(
     dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="A dataset: its folder, or s3://bucket/prefix.")
+        str,
+        typer.Argument(metavar="DATASET", help="A dataset: its folder or bucket (s3://, gs://, az://)."),
     ],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be deleted; delete nothing.")

@@ -31,13 +31,16 @@ def index(
     tars: Annotated[
         list[str],
         typer.Argument(
-            metavar="TAR...", help="Uncompressed tars: paths or s3:// URLs, also with * in the name."
+            metavar="TAR...",
+            help="Uncompressed tars: paths or s3://, gs:// or az:// URLs, also with * in the name.",
         ),
     ],
     *,
     output: Annotated[
         str,
-        typer.Option(help="The dataset's folder, which may be that of the tars, or s3://bucket/prefix."),
+        typer.Option(
+            help="The dataset's folder, which may be that of the tars, or a bucket (s3://, gs://, az://)."
+        ),
     ],
     extend: Annotated[
         bool, typer.Option("--extend", help="Add to a dataset that was made from others.")

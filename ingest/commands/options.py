@@ -11,7 +11,10 @@ from ingest.web.opt_outs import OptOut
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Workers = Annotated[int, typer.Option(min=1, help="How many at a time; never changes the result.")]
 DatasetFolder = Annotated[
-    str, typer.Argument(metavar="DATASET", help="A sealed dataset: its folder, or s3://bucket/prefix.")
+    str,
+    typer.Argument(
+        metavar="DATASET", help="A sealed dataset: its folder or URL (s3://, gs://, az://, https://)."
+    ),
 ]
 LabelsFrom = Annotated[
     str | None,

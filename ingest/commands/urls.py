@@ -29,7 +29,9 @@ _LISTED = 20
 def urls(
     archives: Annotated[
         list[str],
-        typer.Argument(metavar="WARC|WAT...", help="Local files, s3://, https://, or what fsspec opens."),
+        typer.Argument(
+            metavar="WARC|WAT...", help="Local files, s3://, gs://, az://, https://, or what fsspec opens."
+        ),
     ],
     *,
     output: Annotated[Path, typer.Option(help="The list: .parquet or .csv.")],

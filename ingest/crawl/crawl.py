@@ -86,7 +86,7 @@ def plan_shards(
     Args:
         sources: folders, local tars, and lists of URLs, in the order of their images in the dataset; rows of
             lists come last, sorted by site.
-        output: the dataset's folder, outside the sources, or `s3://bucket/prefix`.
+        output: the dataset's folder, outside the sources, or its URL in a bucket.
         settings: what is made of each image.
         progress: is told how many attempts have been found, in `counts`.
         columns: which columns of lists mean what.

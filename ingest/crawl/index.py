@@ -25,6 +25,7 @@ from ingest.sources.expand import expand
 from ingest.sources.image_listing import ImageListing
 from ingest.sources.tar import is_compressed, is_tar
 from ingest.sources.tar_in_place import ForeignTar
+from ingest.store.clients import is_bucket
 from ingest.store.open import open_store
 from ingest.store.store import Store
 
@@ -43,9 +44,9 @@ def index_tars(
     """Make the rows of tars, and seal them as a dataset; go on where an earlier run stopped.
 
     Args:
-        tars: uncompressed tars in the order of their images in the dataset: paths, file:// or s3:// URLs;
+        tars: uncompressed tars in the order of their images in the dataset: paths, or URLs in buckets;
             with * in the name, all that match.
-        output: the dataset's folder, which may be the tars' own, or `s3://bucket/prefix`.
+        output: the dataset's folder, which may be the tars' own, or one in a bucket.
         settings: of the checks; images are kept as they are whatever it says of resizing.
         workers: checking processes; does not change the result.
         progress: is told how far it is.
@@ -90,11 +91,11 @@ def index_tars(
 
 
 def _place(text: str) -> str:
-    """An absolute path or an s3:// URL of a tar that can be used in place."""
+    """An absolute path, or a URL in a bucket, of a tar that can be used in place."""
     if text.startswith("file://"):
         text = url2pathname(urlsplit(text).path)
-    if "://" in text and not text.startswith("s3://"):
-        raise UserError(f"{text} cannot be used in place: copy it to a folder or to S3")
+    if "://" in text and not is_bucket(text):
+        raise UserError(f"{text} cannot be used in place: copy it to a folder or a bucket")
     # Links are not resolved: what they lead to may move.
     place = text if "://" in text else os.path.abspath(text)  # noqa: PTH100
     where = place if "://" in place else Path(place)

@@ -200,7 +200,7 @@ def open_dataset(path: str | Path, *, sealed: str | None = None, view: str | Non
     """Open a sealed dataset.
 
     Args:
-        path: its folder, or `s3://bucket/prefix`.
+        path: its folder, or a URL; `ingest.store.open` says which.
         sealed: a root to pin, hex; None opens the latest.
         view: name of a view to see it through.
 

@@ -180,11 +180,11 @@ def as_image_error(error: Exception) -> ImageError:
     """Pillow's plugins raise nearly every kind of exception on damaged input; here each becomes a verdict."""
     if isinstance(error, ImageError):
         return error
-    if isinstance(error, MemoryError):
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text:
         return ImageError("failed", "memory_limit")
     if isinstance(error, Image.DecompressionBombError):
         return ImageError("rejected", "too_many_pixels")
-    text = str(error).lower()
     if isinstance(error, EOFError) or "truncated" in text or "unexpected end" in text:
         return ImageError("failed", "truncated")
     if text.startswith("decoder ") and text.endswith(" not available"):

@@ -31,6 +31,7 @@ _PNG_KEPT = frozenset(
 # Words in which a PNG may tell its orientation, before the pixels or after them.
 _PNG_WORDS = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
 _PNG_LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"pHYs": 9, b"sRGB": 1}
+_PNG_PROFILE_BYTES = 1 << 20
 _PNG_KEY_LENGTHS = {0: 2, 2: 6}  # of a transparent colour, by the kind of colours
 _WEBP_KEPT = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM", b"ANMF"})
 _WEBP_FRAME_KEPT = frozenset({b"VP8 ", b"VP8L", b"ALPH"})
@@ -173,8 +174,18 @@ def _png_is_sound(kind: bytes, chunk: bytes, *, colours: int) -> bool:
         return len(body) == _PNG_KEY_LENGTHS.get(colours, len(body))
     if kind == b"iCCP":
         name, _, rest = body.partition(b"\0")
-        return len(name) < 80 and rest[:1] == b"\0"
+        return len(name) < 80 and rest[:1] == b"\0" and _inflates(rest[1:])
     return len(body) == _PNG_LENGTHS.get(kind, len(body))
+
+
+def _inflates(data: bytes) -> bool:
+    """Whether this is compressed, and no larger than Pillow takes it."""
+    inflate = zlib.decompressobj()
+    try:
+        inflate.decompress(data, _PNG_PROFILE_BYTES)
+    except zlib.error:
+        return False
+    return not inflate.unconsumed_tail
 
 
 def png_words(data: bytes) -> bytes:

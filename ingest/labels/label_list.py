@@ -25,7 +25,6 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -34,6 +33,7 @@ from ingest.labels.said import Said, joined
 from ingest.labels.voc import files_in_folder, read_split_files
 from ingest.sources.folder_metadata import csv_rows
 from ingest.sources.url_list import list_format, split_labels
+from ingest.store.files import open_file
 
 IMAGE_NAMES = (
     *("path", "file_name", "filename", "file", "image_path", "url", "name", "key", "image", "image_name"),
@@ -61,7 +61,7 @@ class LabelList:
 
 
 def read_label_list(location: str) -> LabelList:
-    """Read a file of labels; a path, or a URL that fsspec opens.
+    """Read a file of labels; a path, or a URL.
 
     Raises:
         UserError: it cannot be read, or does not say which column is the image and which its labels.
@@ -102,7 +102,7 @@ def identity_of(name: str, data: bytes) -> str:
 
 def _read(location: str) -> bytes:
     try:
-        with fsspec.open(location, "rb") as file:
+        with open_file(location if "://" in location else Path(location)) as file:
             data: bytes = file.read()
             return data
     except (OSError, ImportError, ValueError) as error:

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
-import fsspec
 from fastwarc.warc import WarcRecord
 
 from ingest.links.page import LONGEST_PAGE, Link, Page, page_links
@@ -21,6 +20,7 @@ from ingest.sources.warc_records import (
     records,
     target,
 )
+from ingest.store.files import open_file
 from ingest.web.opt_outs import OptOut, page_opt_outs
 from ingest.web.url import resolve
 
@@ -63,13 +63,13 @@ def archive_links(
     """Every link with the address of its page, in the order of the archive; what is damaged is left out.
 
     Args:
-        archive: a path, or any address that fsspec opens.
+        archive: what `open_file` opens.
         counts: is counted up.
         heeded: ways to opt out that leave out a page's images.
     """
     try:
-        with fsspec.open(archive, "rb") as file:
-            for url, page in _pages(file, counts):
+        with open_file(archive) as file:
+            for url, page in _pages(cast(BinaryIO, file), counts):
                 counts.pages += 1
                 counts.opted_out += bool(page.opt_outs)
                 if not page.opt_outs.isdisjoint(heeded):

@@ -27,6 +27,7 @@ from cluster.errors import UserError
 from cluster.map.processes import processes
 from cluster.output_trouble import writing
 from ingest.links.archive import ArchiveCounts, archive_links
+from ingest.store.clients import is_bucket
 from ingest.store.posix import sync_folder
 from ingest.web.opt_outs import ALL, OptOut
 from ingest.web.url import canonical, host_of
@@ -88,8 +89,8 @@ def list_links(
     """Write the links of web archives to `output`, a Parquet or CSV file that appears whole.
 
     Args:
-        archives: WARC or WAT files, local or of any address that fsspec opens; their order decides which of
-            several places of one image is told.
+        archives: WARC or WAT files, here, in a bucket or at an address that fsspec opens; their order decides
+            which of several places of one image is told.
         output: columns url, alt, page_url, page_host.
         workers: processes that read; does not change the result.
         heeded: ways to opt out that leave out the images of a page; Parquet's metadata tells of the others.
@@ -134,6 +135,8 @@ def _refuse_unknown(archives: Sequence[str]) -> None:
         protocol, remote, _ = name.partition("://")
         if not remote and not Path(name).is_file():
             raise UserError(f"there is no file {name}")
+        if is_bucket(name):
+            continue
         try:
             fsspec.get_filesystem_class(protocol if remote else "file")
         except (ValueError, ImportError) as error:

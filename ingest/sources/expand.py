@@ -4,11 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import fsspec
-
 from cluster.errors import UserError
 from ingest.sources.remote_trouble import reading
 from ingest.sources.url_list import list_format
+from ingest.store.files import matching
 
 # What lies beside lists and is none.
 _BESIDE = frozenset([".md", ".yaml", ".yml", ".py", ".crc", ".lock"])
@@ -25,18 +24,16 @@ def expand(location: str) -> list[str]:
     """
     if "*" in location:
         with reading(location):
-            system, path = fsspec.core.url_to_fs(location)
-            found = sorted(system.unstrip_protocol(name) for name in system.glob(path))
+            found = matching(location)
         if not found:
             raise UserError(f"no file matches {location}")
-        return [name.removeprefix("file://") for name in found]
+        return found
     if "://" not in location:
         return _lists(location, _files_below(location)) if Path(location).is_dir() else [location]
     if not location.endswith("/"):
         return [location]
     with reading(location):
-        system, path = fsspec.core.url_to_fs(location)
-        below = sorted(system.unstrip_protocol(name) for name in system.find(path))
+        below = matching(f"{location}**")
     return _lists(location, iter(below))
 
 

@@ -22,8 +22,8 @@ from ingest.problem import PROBLEMS, Problem
 from ingest.sources.companions import MOST_LABELS
 from ingest.sources.source import Item
 from ingest.sources.table_layout import read_layout, stays
-from ingest.sources.tar import open_file
 from ingest.sources.url_list import Columns, split_labels
+from ingest.store.files import open_file
 
 _ROWS_AT_A_TIME = 1_024
 _IMAGES_AT_A_TIME = 16
@@ -31,7 +31,7 @@ _SPLIT = re.compile(r"([A-Za-z0-9_]+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")
 
 
 class ImageTable:
-    """Images in a Parquet file, a local one or `s3://bucket/key`; see the module's docstring.
+    """Images in a Parquet file, here, in a bucket or at a URL; see the module's docstring.
 
     Args:
         location: where it is.
@@ -42,8 +42,6 @@ class ImageTable:
     kind = SourceKind.IMAGE_TABLE
 
     def __init__(self, location: str, image: str, columns: Columns) -> None:
-        if "://" in location and not location.startswith("s3://"):
-            raise UserError(f"{location} has images in it, which are read here or on S3 only: copy it first")
         self.name = os.fsencode(PurePath(location).name).decode("utf-8", "backslashreplace")
         self._place = location if "://" in location else Path(location)
         split = _SPLIT.fullmatch(self.name)

@@ -17,6 +17,7 @@ from ingest.sources.tar import TarSource, is_tar
 from ingest.sources.tar_in_place import ForeignTar
 from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
+from ingest.store.clients import is_bucket
 from ingest.web.opt_outs import ALL, OptOut
 
 
@@ -67,12 +68,12 @@ def _opened(source: SourceRecord, location: str) -> Images:
 
 
 def open_images(text: str, *, heeded: frozenset[OptOut] = ALL, follow_links: bool = False) -> Source:
-    """A folder, a tar (a local one, or on S3), or a local WARC; see `open_listing`.
+    """A folder, a tar (a local one, or in a bucket), or a local WARC; see `open_listing`.
 
     Raises:
         UserError: it is none of them.
     """
-    if text.startswith("s3://"):
+    if is_bucket(text):
         return _remote_tar(text)
     path = Path(text)
     if path.is_dir():

@@ -27,16 +27,11 @@ def reading(place: str, *, deed: str = "read") -> Iterator[None]:
 
 def is_trouble(error: Exception) -> bool:
     """Whether this says that a place cannot be opened or read, and is no mistake of ours."""
-    # botocore is there only with the extra for S3, and its errors have no base outside of it.
-    return isinstance(error, (OSError, ImportError, aiohttp.ClientError, TimeoutError)) or type(
-        error
-    ).__module__.startswith("botocore.")
+    return isinstance(error, (OSError, ImportError, aiohttp.ClientError, TimeoutError))
 
 
 def said(error: Exception) -> str:
-    """What it says, and what mends it, if that is known."""
-    if type(error).__name__ == "NoCredentialsError":
-        return "there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    """What it says."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(f"{error}".split()) or type(error).__name__

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -12,6 +12,7 @@ from cluster.errors import UserError
 from ingest.dataset.schema import META_SCHEMA
 from ingest.image.header import sniff
 from ingest.sources.url_list import CAPTION_NAMES, LABEL_NAMES, Columns
+from ingest.store.files import open_file
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "content", "data")
 _LOOKED_AT = 16
@@ -41,14 +42,15 @@ def image_column(location: str, chosen: str | None = None) -> str | None:
     """The column of a Parquet file that has images in it; None if none has.
 
     Args:
-        location: a path, or a URL that fsspec opens.
+        location: a path, or a URL.
         chosen: the only column to look at.
 
     Raises:
         UserError: it cannot be opened.
     """
     try:
-        with fsspec.open(location, "rb") as file, pq.ParquetFile(file) as parquet:
+        place = location if "://" in location else Path(location)
+        with open_file(place) as file, pq.ParquetFile(file) as parquet:
             schema = parquet.schema_arrow
             order = [*_IMAGE_NAMES, *schema.names] if chosen is None else [chosen]
             for name in (name for name in dict.fromkeys(order) if schema.names.count(name) == 1):

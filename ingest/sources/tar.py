@@ -30,7 +30,7 @@ from ingest.problem import PROBLEMS, Problem
 from ingest.sources.companions import COLUMNS, LARGEST_COMPANION, Member, joined, member_of
 from ingest.sources.source import Item, first_folder
 from ingest.sources.zstd_file import open_zstd
-from ingest.store.open import open_store
+from ingest.store.files import open_file
 
 _BLOCK = 512
 _PIECE = 1 << 20
@@ -68,7 +68,7 @@ class TarError(Exception):
 
 
 class TarSource:
-    """Images in a tar, a local one or `s3://bucket/key`; see the module's docstring."""
+    """Images in a tar, a local one or one in a bucket; see the module's docstring."""
 
     kind = SourceKind.TAR
     extra = COLUMNS
@@ -115,14 +115,6 @@ class TarSource:
         if self._unpacked is not None:
             self._unpacked.close()
             self._unpacked = None
-
-
-def open_file(place: Path | str) -> io.BufferedIOBase:
-    """A local file, or `s3://bucket/key`, to read and seek in."""
-    if isinstance(place, Path):
-        return place.open("rb")
-    folder, _, name = place.rpartition("/")
-    return open_store(folder).open(name)
 
 
 class _Unpacked:

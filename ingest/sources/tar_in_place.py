@@ -15,14 +15,15 @@ from ingest.dataset.records import FileRecord
 from ingest.problem import Problem
 from ingest.sources.companions import COLUMNS
 from ingest.sources.source import Item
-from ingest.sources.tar import TarSource, open_file
+from ingest.sources.tar import TarSource
+from ingest.store.files import open_file
 
 
 class ForeignTar:
     """A tar whose images stay in it.
 
     Args:
-        place: its absolute path, or `s3://bucket/key`.
+        place: its absolute path, or its URL in a bucket.
         name: what the dataset calls it: its place, or its path relative to a dataset that it lies in.
     """
 

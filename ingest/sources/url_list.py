@@ -1,4 +1,4 @@
-"""Lists of URLs: Parquet, CSV, TSV, JSON or text, plain, gzip or zstd, here or behind a URL of fsspec.
+"""Lists of URLs: Parquet, CSV, TSV, JSON or text, plain, gzip or zstd, here, in a bucket or at a URL.
 
 A list becomes a stream of tables with the columns `url`, `caption`, `labels`, and whatever else it has; what
 is called like a column of ours gets `source_` before its name. Which of its columns are URL, caption and
@@ -17,7 +17,6 @@ from pathlib import PurePosixPath
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,6 +29,7 @@ from ingest.sources.delimited import Part, read_delimited
 from ingest.sources.json_rows import read_json
 from ingest.sources.remote_trouble import is_trouble, reading, said
 from ingest.sources.text_blocks import LongLineError, Opened, blocks
+from ingest.store.files import open_file
 
 FORMATS = {
     ".parquet": "parquet",
@@ -86,7 +86,7 @@ class UrlList:
     """One list of URLs; see the module's docstring.
 
     Args:
-        location: a path, or a URL that fsspec opens.
+        location: what `open_file` opens.
         columns: which of its columns mean what.
 
     Raises:
@@ -219,7 +219,7 @@ class UrlList:
 
     def _open(self) -> Any:
         with reading(f"the list {self._location}", deed="opened"):
-            return fsspec.open(self._location, "rb").open()
+            return open_file(self._location)
 
     def _raw(self) -> Iterator[Part]:
         """The parts of the file as they are read.

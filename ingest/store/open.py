@@ -3,27 +3,27 @@
 from pathlib import Path
 
 from cluster.errors import UserError
+from ingest.store.clients import BUCKETS, WEB, is_bucket
+from ingest.store.object_store import ObjectStore
 from ingest.store.posix import PosixStore
 from ingest.store.store import Store
 
 
 def open_store(path: str | Path) -> Store:
-    """The store at a folder, or at `s3://bucket/prefix`. Nothing is read or written yet.
+    """The store at a folder, in a bucket (`s3://bucket/prefix`, `gs://…`, `az://…`), or, to read only, at
+    `https://…`. Nothing is read or written yet.
 
     Raises:
-        UserError: it is a URL of another kind, or s3fs is not installed.
+        UserError: it is a URL of another kind, or names no bucket.
     """
     if isinstance(path, Path) or "://" not in path:
         return PosixStore(Path(path))
-    if not path.startswith("s3://"):
-        raise UserError(f"{path} is no place for a dataset: use a folder, or s3://bucket/prefix")
-    try:
-        from ingest.store.s3 import S3Store
-    except ModuleNotFoundError as error:
+    if not path.startswith(BUCKETS + WEB):
         raise UserError(
-            f"{path} needs {error.name}, which is not installed: python -m pip install s3fs"
-        ) from error
-    return S3Store(path)
+            f"{path} is no place for a dataset: use a folder, s3://bucket/prefix, gs://bucket/prefix, "
+            "az://container/prefix, or, to read only, https://host/path"
+        )
+    return ObjectStore(path)
 
 
 def absolute(store: Store) -> str:
@@ -35,11 +35,12 @@ def home_of(store: Store, name: str) -> tuple[Store, str]:
     """The store that a file of a dataset is in, and its name there.
 
     A dataset's own files have names relative to its store. A tar that others made, and that is used where it
-    lies, is named by its absolute path or `s3://` URL.
+    lies, is named by its absolute path or by its URL in a bucket. Other URLs are no such names: a dataset
+    of a stranger must not make us ask whatever web server it names.
     """
     if name.startswith("/"):
         return PosixStore(Path("/")), name[1:]
-    if name.startswith("s3://"):
+    if is_bucket(name):
         folder, _, file = name.rpartition("/")
         return open_store(folder), file
     return store, name

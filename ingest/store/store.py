@@ -1,4 +1,4 @@
-"""Where a dataset's files lie: a POSIX folder, or `s3://bucket/prefix`.
+"""Where a dataset's files lie: a POSIX folder, a bucket, or a web server.
 
 Names are relative to the dataset (`ingest.dataset.layout` has them), with forward slashes. A file becomes
 visible whole or not at all, and what is created if absent is created once, whoever asks and however often. A

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,12 +15,14 @@ from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.site import load_site
 from cluster.typed_yaml import load_recipe
+from cluster.wording import in_bytes
 from pipeline.commands.options import Cluster, Json, Overrides
 from pipeline.commands.pretrain import DEFAULT_RECIPE
 from pipeline.recipe.pretrain import PretrainRecipe
 
 if TYPE_CHECKING:
     from pipeline.plan.cost import Estimate
+    from pipeline.plan.reading import Reading
     from pipeline.plan.step_count import StepCount
 
 GpuName = Literal["v100-32", "a100-40", "a100-80", "h100", "h200"]
@@ -85,13 +88,46 @@ def plan(  # noqa: PLR0917 -- typer passes by name
         from pipeline.plan.figure import plan_figure
 
         write_atomically(plot, plan_figure(list(plans.values()), memory=GPUS[gpu].memory))
+    asked = _reading(recipe, nodes, images_per_second=plans[wanted].images_per_second)
     if as_json:
-        typer.echo(json.dumps([each.to_json() for each in plans.values()], indent=2))
+        values = [each.to_json() for each in plans.values()]
+        if not isinstance(asked, str):
+            values[list(plans).index(wanted)]["reading"] = asdict(asked)
+        typer.echo(json.dumps(values, indent=2))
         return
     assumed = f"{gpu}, {mfu:.0%} of its peak; rings over all links; BatchNorm's sums 30 us each"
     _tell(plans, wanted, recipe, count(plans[wanted].rank_rows), assumed=assumed, memory=GPUS[gpu].memory)
+    typer.echo(asked if isinstance(asked, str) else _of_reading(asked, nodes))
     if plot is not None:
         typer.echo(f"plot       {plot}")
+
+
+def _reading(recipe: PretrainRecipe, nodes: int, *, images_per_second: float) -> Reading | str:
+    """What the run asks of an object store, or why that is not known."""
+    root = recipe.data.root
+    if "://" not in root:
+        return f"The images are read from {root}, as they are needed."
+    if recipe.run.resident:
+        return f"The images are read from {root} once, at the start (run.resident)."
+    from ingest.dataset.open import open_dataset
+    from pipeline.plan.reading import reading
+
+    try:
+        dataset = open_dataset(root, sealed=recipe.data.sealed, view=recipe.data.view)
+        return reading(recipe, dataset, nodes=nodes, images_per_second=images_per_second)
+    except (UserError, OSError) as error:
+        return f"What the store of the images must give is not known: {error}"
+
+
+def _of_reading(asked: Reading, nodes: int) -> str:
+    how = "Windows are read whole, in ranges of some MB" if asked.coalesced else "Images are read one by one"
+    why = f"; {asked.reason}" if asked.reason else ""
+    together = f" to {nodes} nodes together" if nodes > 1 else ""
+    return (
+        f"{how} ({in_bytes(asked.window_bytes)} are open on a node{why}): {asked.requests:,.0f} requests "
+        f"and {in_bytes(asked.bytes)} per epoch and node. At this speed the store must give{together} "
+        f"{asked.requests_per_second:,.1f} requests/s and {in_bytes(asked.bytes_per_second)}/s."
+    )
 
 
 def _steps(recipe: PretrainRecipe, samples: int | None) -> int:

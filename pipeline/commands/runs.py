@@ -190,11 +190,8 @@ def logs(
         raise UserError(
             f"{found.path} has no log of rank {rank}: it has ranks 0 to {found.read_status().ranks - 1}"
         )
-    if follow:
-        for text in found.follow(rank, status=status_of):
-            typer.echo(text, nl=False)
-    else:
-        typer.echo(found.log(rank).read_text(errors="replace"), nl=False)
+    for text in found.follow(rank, status=status_of) if follow else found.log_text(rank):
+        typer.echo(text, nl=False)
 
 
 def cancel(run: RunName, folder: Runs = Path("runs")) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -16,6 +17,10 @@ from cluster.errors import UserError
 from cluster.typed_yaml import Section
 from ingest.dataset.open import Dataset
 from ingest.image.decode import ImageError, decode
+from pipeline.data.node_cache import CachePlace
+from pipeline.data.read_ahead.client import ReadAhead
+from pipeline.data.read_ahead.demand import Listed
+from pipeline.data.read_ahead.packs import PackedReader, Packs, open_reader
 from pipeline.data.reader import BadSampleError, Reader
 from pipeline.data.workers import numbered
 from pipeline.recipe.pretrain import PretrainRecipe
@@ -50,13 +55,22 @@ def image_batches(
     workers: int,
     pin_memory: bool = False,
     batch_size: int = 256,
-) -> Iterator[ImageBatch]:
-    """Preprocessed images at the given positions of the dataset's global axis, in that order."""
-    make = _Batches(dataset, positions, preprocessing, batch_size)
+    cache: CachePlace | None = None,
+) -> Generator[ImageBatch]:
+    """Preprocessed images at the given positions of the dataset's global axis, in that order.
+
+    Args:
+        cache: where the node's readers share what they know of the dataset, and what is read ahead.
+    """
     count = -(-len(positions) // batch_size)
     workers = min(workers, count)
     size = 3 * preprocessing.image_size**2 * batch_size
-    return islice(numbered(make, 0, workers=workers, pin_memory=pin_memory, shared_bytes=size), count)
+    listed = Listed(dataset.counts, positions, batch_size)
+    ahead = ReadAhead(dataset, listed, workers=workers, cache=cache)
+    make = _Batches(dataset, listed, preprocessing, cache, ahead.packs)
+    made = ahead.follow(numbered(make, 0, workers=workers, pin_memory=pin_memory, shared_bytes=size))
+    with contextlib.closing(made):
+        yield from islice(made, count)
 
 
 def fit_image(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
@@ -87,29 +101,39 @@ class _Batches:
     """Makes batches by number, in whichever process it is called; empty ones behind the last."""
 
     def __init__(
-        self, dataset: Dataset, positions: NDArray[np.int64], preprocessing: Preprocessing, size: int
+        self,
+        dataset: Dataset,
+        listed: Listed,
+        preprocessing: Preprocessing,
+        cache: CachePlace | None,
+        packs: Packs | None,
     ) -> None:
-        self._dataset, self._positions = dataset, positions
-        self._preprocessing, self._size = preprocessing, size
-        self._ends = np.cumsum(dataset.counts)
+        self._dataset, self._listed, self._preprocessing = dataset, listed, preprocessing
+        self._cache, self._packs = cache, packs
         # Opened in the process that reads: file descriptors do not travel.
-        self._reader: Reader | None = None
+        self._reader: Reader | PackedReader | None = None
 
     def __call__(self, number: int) -> ImageBatch:
-        positions = self._positions[number * self._size : (number + 1) * self._size]
-        units = np.searchsorted(self._ends, positions, side="right")
-        rows = positions - self._ends[units] + self._dataset.counts[units]
-        # The next batch may need them, too.
-        self._open_reader().keep(np.unique(units).tolist())
+        units, rows = self._listed.at(number)
+        places = list(zip(units.tolist(), rows.tolist(), strict=True))
+        self._open(number, places)
         side = self._preprocessing.image_size
-        images, keys = np.empty((len(positions), side, side, 3), np.uint8), []
-        for index, (unit, row) in enumerate(zip(units.tolist(), rows.tolist(), strict=True)):
+        images, keys = np.empty((len(places), side, side, 3), np.uint8), []
+        for index, (unit, row) in enumerate(places):
             images[index] = np.asarray(fit_image(self._image(unit, row), self._preprocessing))
             keys.append(self._open_reader().key(unit, row))
         return ImageBatch(
             images=torch.from_numpy(images).permute(0, 3, 1, 2),
             keys=torch.tensor(keys, dtype=torch.int64),
         )
+
+    def _open(self, number: int, places: list[tuple[int, int]]) -> None:
+        """Keep what is known of a batch's units, for the next one may need them, and of no others."""
+        reader, units = self._open_reader(), dict.fromkeys(unit for unit, _ in places)
+        if isinstance(reader, PackedReader):
+            reader.begin(number, places)
+        else:
+            reader.keep(units)
 
     def _image(self, unit: int, row: int) -> Image.Image:
         """A decoded sample; unlike training, an evaluation takes no substitutes."""
@@ -122,9 +146,9 @@ class _Batches:
                 f"`ingest verify --level decode {self._dataset.path}`, and restore it"
             ) from error
 
-    def _open_reader(self) -> Reader:
+    def _open_reader(self) -> Reader | PackedReader:
         if self._reader is None:
-            self._reader = Reader(self._dataset)
+            self._reader = open_reader(self._dataset, self._cache, self._packs)
         return self._reader
 
 

@@ -1,7 +1,7 @@
 """The loader: an endless sequence of batches that depends on no rank, worker or restart."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,9 +13,13 @@ from pipeline.data.modality import modality_of
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.order import plan_order, rank_rows
 from pipeline.data.rank_batches import RankBatches
+from pipeline.data.read_ahead.client import Node, ReadAhead
+from pipeline.data.read_ahead.demand import Training
 from pipeline.data.resident import RankBoxes, ResidentImages
-from pipeline.data.workers import numbered, start_fork_server
+from pipeline.data.workers import Pinnable, numbered, start_fork_server
 from pipeline.recipe.data import Data
+
+T = TypeVar("T", bound=Pinnable)
 
 
 class Loader:
@@ -28,7 +32,8 @@ class Loader:
         device: where `augment` works.
         resident: decode all images now and keep them on the device, where the crops are then cut: the same
             crops. For images of one size that fit.
-        cache: where the node's readers share what they know of the dataset.
+        cache: where the node's readers share what they know of the dataset, and what is read ahead.
+        node: this rank's place on its node; None if it is there alone.
 
     Attributes:
         steps_per_epoch: micro-batches of one epoch.
@@ -49,14 +54,20 @@ class Loader:
         device: torch.device,
         resident: bool = False,
         cache: CachePlace | None = None,
+        node: Node | None = None,
     ) -> None:
         self._workers, self._device = workers, device
+        if workers:
+            start_fork_server()  # its imports take as long as all that follows
         dataset = open_dataset(data.root, sealed=data.sealed, view=data.view)
         order = plan_order(samples=len(dataset), batch_size=data.batch_size, window=data.window, seed=seed)
         rows = rank_rows(data.batch_size, rank=rank, world_size=world_size)
         self.dataset = dataset
         self._modality = modality_of(data)
         self._batches = RankBatches(dataset, self._modality, order, rows, cache)
+        self._cache, self._node, self._uses = cache, node or Node.alone(rank), 0
+        of_node = (rank_rows(data.batch_size, rank=r, world_size=world_size) for r in self._node.ranks)
+        self._demand = Training(order, dataset.counts, tuple(of_node))
         self._identity = {
             "root": dataset.root,
             "view": data.view,
@@ -67,8 +78,6 @@ class Loader:
             "window": order.window,
         }
         self._step = 0
-        if workers:
-            start_fork_server()
         self.steps_per_epoch = order.steps_per_epoch
         self._images: ResidentImages | None = None
         if resident:
@@ -90,17 +99,28 @@ class Loader:
             yield number, batch
 
     def _endless(self, step: int, held: int) -> Iterator[Batch]:
-        workers, pin_memory = self._workers, self._device.type == "cuda"
-        if self._images is None:
-            size, make = self._batches.view_bytes, self._batches
-            yield from numbered(
-                make, step, workers=workers, pin_memory=pin_memory, shared_bytes=size, held=held
-            )
-        else:
+        if self._images is not None:
             draw = RankBoxes(self._batches, self.dataset, self._images)
-            size = draw.box_bytes
-            drawn = numbered(draw, step, workers=workers, pin_memory=pin_memory, shared_bytes=size, held=held)
-            yield from map(self._images.cut, drawn)
+            yield from map(self._images.cut, self._numbered(draw, draw.box_bytes, step, held))
+            return
+        self._uses += 1
+        ahead = ReadAhead(
+            self.dataset,
+            self._demand,
+            workers=self._workers,
+            cache=self._cache,
+            node=self._node,
+            use=self._uses,
+            first=step,
+        )
+        made = self._numbered(self._batches.read_from(ahead.packs), self._batches.view_bytes, step, held)
+        yield from ahead.follow(made, step)
+
+    def _numbered(self, make: Callable[[int], T], size: int, step: int, held: int) -> Iterator[T]:
+        pin_memory = self._device.type == "cuda"
+        return numbered(
+            make, step, workers=self._workers, pin_memory=pin_memory, shared_bytes=size, held=held
+        )
 
     def locate(self, step: int) -> list[tuple[int, int]]:
         """Where this rank's samples of micro-batch `step` are, as (unit index, row); nothing is read."""

@@ -10,8 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 from cluster.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.recipe.pretrain import Run
 
 _DEFAULT_BYTES = 8 << 30
 # Between two looks at the folder each process writes this part of what may be there: looking at thousands of
@@ -23,20 +27,46 @@ _ABANDONED_SECONDS = 3_600
 
 @dataclass(frozen=True, kw_only=True)
 class CachePlace:
-    """Where a cache lies, and how much it may hold.
+    """Where caches lie, and how much each may hold.
 
     Attributes:
-        folder: on the node's own disk or in its memory; a private folder is made in it.
-        limit: bytes, about: each process looks only now and then. Never more than half of what is free.
+        folder: on the node's own disk, in which a private folder is made; None for the folder for temporary
+            files, and for memory where much is read ahead.
+        limit: bytes, about: processes look only now and then. Never more than half of what is free.
     """
 
-    folder: Path
+    folder: Path | None = None
     limit: int = _DEFAULT_BYTES
 
+    @classmethod
+    def of(cls, run: "Run") -> Self:
+        """What a recipe says."""
+        folder = None if run.cache is None else Path(run.cache)
+        return cls(folder=folder, limit=int(run.cache_gib * 2**30))
 
-def default_place() -> CachePlace:
-    """The node's folder for temporary files."""
-    return CachePlace(folder=Path(tempfile.gettempdir()))
+
+def private_folder(parent: Path, kind: str) -> Path:
+    """A folder in `parent` that is nobody else's, made unless it is there.
+
+    Raises:
+        UserError: it belongs to another user, or others may write to it.
+        OSError: it cannot be made.
+    """
+    private = private_name(parent)
+    for folder in (private, private / kind):
+        folder.mkdir(mode=0o700, parents=folder == private, exist_ok=True)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise UserError(
+                f"{folder} belongs to another user, or others may write to it: remove it, or set TMPDIR to a "
+                "folder of your own, and run.cache too"
+            )
+    return private / kind
+
+
+def private_name(parent: Path) -> Path:
+    """The name of this user's folder in `parent`."""
+    return parent / f"seer-pipeline-{os.geteuid()}"
 
 
 class NodeCache:
@@ -51,16 +81,8 @@ class NodeCache:
     """
 
     def __init__(self, place: CachePlace, kind: str) -> None:
-        private = place.folder / f"seer-pipeline-{os.geteuid()}"
-        for folder in (private, private / kind):
-            folder.mkdir(mode=0o700, parents=folder == private, exist_ok=True)
-            status = folder.lstat()
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-                raise UserError(
-                    f"{folder} belongs to another user, or others may write to it: remove it, or set TMPDIR "
-                    "to a folder of your own"
-                )
-        self._folder, self._limit = private / kind, place.limit
+        folder = private_folder(place.folder or Path(tempfile.gettempdir()), kind)
+        self._folder, self._limit = folder, place.limit
         self._unseen = 0.0  # bytes that may be written before the next look
 
     def path(self, name: str) -> Path:

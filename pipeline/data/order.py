@@ -206,3 +206,16 @@ def locate(index: EpochIndex, positions: NDArray[np.int64]) -> tuple[NDArray[np.
     shard = index.shards[place]
     before = np.where(place > 0, index.ends[place - 1], 0)
     return shard, positions - before
+
+
+def window_spans(order: Order, *, epoch: int, lane: int, window: int) -> list[tuple[int, int]]:
+    """Where a lane's window lies on the epoch's axis: (first, end), and once more if it runs over the end."""
+    size = largest_window(order) if window == order.windows - 1 else order.window
+    first = (lane * order.lane_length + window * order.window + _turn(order, epoch)) % order.samples
+    end = first + size
+    return [(first, min(end, order.samples)), (0, end - order.samples)][: 1 + (end > order.samples)]
+
+
+def largest_window(order: Order) -> int:
+    """Rows of the largest window: the last of a lane, which takes what is left."""
+    return order.lane_length - (order.windows - 1) * order.window

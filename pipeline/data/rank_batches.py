@@ -1,8 +1,9 @@
 """One rank's rows of any global batch, by its number: read, cut, and draw what the device will do."""
 
+import copy
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.modality import Modality
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.philox import uniforms
+from pipeline.data.read_ahead.packs import PackedReader, Packs, open_reader
 from pipeline.data.reader import BadSampleError, Reader
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,8 @@ class RankBatches:
         self._dataset, self._modality, self._order, self._rows = dataset, modality, order, rows
         self._cache = cache
         self.count: int = rows.stop - rows.start
-        self._reader: Reader | None = None
+        self._packs: Packs | None = None
+        self._reader: Reader | PackedReader | None = None
         self._indices: dict[int, orders.EpochIndex] = {}
         self._in_use: tuple[int, range] | None = None
         self._coming: list[int] = []
@@ -71,6 +74,12 @@ class RankBatches:
         views = {name: torch.from_numpy(of_name).flatten(0, 1) for name, of_name in room.items()}
         return Batch(views=views, parameters=parameters, keys=keys)
 
+    def read_from(self, packs: Packs | None) -> Self:
+        """The same batches, of samples that are read ahead; None if they are not."""
+        made = copy.copy(self)
+        made._packs, made._reader = packs, None
+        return made
+
     def fill(
         self, step: int, out: Mapping[str, NDArray[Any]], write: WriteViews
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -84,9 +93,12 @@ class RankBatches:
         """
         epoch, step_of_epoch = divmod(step, self._order.steps_per_epoch)
         reader = self._open_reader()
-        self._follow_windows(epoch, step_of_epoch)
         places = self.places(step)
-        reader.open({unit_index for unit_index, _ in places})
+        if isinstance(reader, PackedReader):
+            reader.begin(step, places)
+        else:
+            self._follow_windows(reader, epoch, step_of_epoch)
+            reader.open({unit_index for unit_index, _ in places})
         keys = np.array([reader.key(*place) for place in places], np.int64)
         draws = self._draws(epoch, keys, np.zeros(self.count, np.int64))
         for number, place in enumerate(places):
@@ -117,18 +129,18 @@ class RankBatches:
             self._indices[epoch] = orders.epoch_index(self._order, self._dataset.counts, epoch=epoch)
         return self._indices[epoch]
 
-    def _follow_windows(self, epoch: int, step: int) -> None:
+    def _follow_windows(self, reader: Reader, epoch: int, step: int) -> None:
         """Keep what is known of the units in use, and make a share of those of the next windows ready.
 
         All lanes change windows at about the same step: without this they would all wait then.
         """
         windows = orders.windows_at(self._order, step)
         if self._in_use != (epoch, windows):
-            self._open_reader().keep(self._units(epoch, windows))
+            reader.keep(self._units(epoch, windows))
             self._coming = self._units(*orders.windows_after(self._order, epoch, windows))
             self._in_use = epoch, windows
         for unit_index in self._coming[orders.share_of_step(self._order, step, len(self._coming))]:
-            self._open_reader().prepare(unit_index)
+            reader.prepare(unit_index)
 
     def _units(self, epoch: int, windows: range) -> list[int]:
         """The units of some windows of the rank's lanes, ascending."""
@@ -180,7 +192,7 @@ class RankBatches:
             draws=self._modality.draws,
         )
 
-    def _open_reader(self) -> Reader:
+    def _open_reader(self) -> Reader | PackedReader:
         if self._reader is None:
-            self._reader = Reader(self._dataset, self._cache)
+            self._reader = open_reader(self._dataset, self._cache, self._packs)
         return self._reader

@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from ingest.dataset.keys import key_name, key_of
 from ingest.dataset.open import Dataset
-from pipeline.data.node_cache import CachePlace, default_place
+from pipeline.data.node_cache import CachePlace
 from pipeline.data.unit_index import UnitIndex
 
 logger = logging.getLogger(__name__)
 _READ_ATTEMPTS = 5
 _FIRST_PAUSE_SECONDS = 0.1
-# A shard is opened again in some 10 us; the open-files limit may allow fewer.
-_MOST_OPEN = 4_096
 
 R = TypeVar("R")
 
@@ -46,11 +44,11 @@ class Reader:
 
     def __init__(self, dataset: Dataset, cache: CachePlace | None = None) -> None:
         self._dataset = dataset
-        self._index = UnitIndex(dataset, cache or default_place())
+        self._index = UnitIndex(dataset, cache or CachePlace())
         self._paths: dict[int, str | None] = {}  # None of a shard that is read through the dataset's store
         self._open: OrderedDict[int, int] = OrderedDict()
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most_open = max(1, min(files // 2, _MOST_OPEN))
+        self._most_open = max(1, files // 2)  # to open a shard again takes some 10 us
         # Workers that need the same units at once take them in different orders, and find what others made.
         self._shuffle = random.Random()
 
@@ -100,13 +98,13 @@ class Reader:
             UserError: if a file of the dataset is missing.
             OSError: if reading fails again and again; never a reason to substitute the sample.
         """
-        sealed: bytes = self._rows(unit_index)[row].item()[3]
-        data = self.fetch(unit_index, row)
+        offset, size, _, sealed = self._rows(unit_index)[row].item()
+        data = self._range(unit_index, offset, size)
         if hashlib.sha256(data).digest() == sealed:
             return data
         # A fresh descriptor: a network filesystem may have served a stale or torn page.
         self._close(unit_index)
-        data = self.fetch(unit_index, row)
+        data = self._range(unit_index, offset, size)
         if hashlib.sha256(data).digest() == sealed:
             return data
         raise BadSampleError(f"{len(data)} bytes whose sha256 is not the sealed one")
@@ -119,7 +117,9 @@ class Reader:
             OSError: if the last attempt fails too.
         """
         offset, size, _, _ = self._rows(unit_index)[row].item()
+        return self._range(unit_index, offset, size)
 
+    def _range(self, unit_index: int, offset: int, size: int) -> bytes:
         def read() -> bytes:
             descriptor = self._descriptor(unit_index)
             if descriptor is None:

@@ -4,6 +4,7 @@ For small images, which a GPU trains on faster than a CPU decodes them. Nothing 
 substitutes and, to the bit, the crops are those of `RankBatches`.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from pipeline.data.image.resample import crop_and_resize, installed_fixed_point
 from pipeline.data.image.views import geometry
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.rank_batches import RankBatches
+from pipeline.data.read_ahead.client import ReadAhead
+from pipeline.data.read_ahead.demand import Listed
+from pipeline.data.read_ahead.packs import PackedReader, Packs, open_reader
 from pipeline.data.reader import BadSampleError, Reader
 from pipeline.data.workers import numbered
 from pipeline.recipe.data import CropGroup
@@ -64,7 +68,7 @@ class ResidentImages:
     Args:
         groups: the crops that are cut, by name.
         workers: processes that decode.
-        cache: see `Reader`.
+        cache: where the node's readers share what they know of the dataset, and what is read ahead.
 
     Attributes:
         groups: as given.
@@ -91,17 +95,21 @@ class ResidentImages:
         self.pixels = torch.empty((len(dataset), height, width, 3), dtype=torch.uint8, device=device)
         self.bad: dict[int, str] = {}
         chunks = -(-len(dataset) // _DECODED_AT_ONCE)
-        decoded = numbered(
-            _Decoder(dataset, width, height, cache),
+        workers = min(workers, chunks)
+        listed = Listed(dataset.counts, np.arange(len(dataset)), _DECODED_AT_ONCE)
+        ahead = ReadAhead(dataset, listed, workers=workers, cache=cache)
+        made = numbered(
+            _Decoder(dataset, listed, (width, height), cache, ahead.packs),
             0,
-            workers=min(workers, chunks),
+            workers=workers,
             pin_memory=device.type == "cuda",
             shared_bytes=_DECODED_AT_ONCE * height * width * 3,
         )
-        for number, part in enumerate(islice(decoded, chunks)):
-            first = number * _DECODED_AT_ONCE
-            self.pixels[first : first + len(part.pixels)].copy_(part.pixels, non_blocking=True)
-            self.bad |= part.bad
+        with contextlib.closing(ahead.follow(made)) as decoded:
+            for number, part in enumerate(islice(decoded, chunks)):
+                first = number * _DECODED_AT_ONCE
+                self.pixels[first : first + len(part.pixels)].copy_(part.pixels, non_blocking=True)
+                self.bad |= part.bad
         mib = self.pixels.numel() / 2**20
         logger.info(
             "%d images of %d x %d are decoded on %s, %.1f MiB", len(dataset), width, height, device, mib
@@ -172,23 +180,31 @@ class _Decoded:
 class _Decoder:
     """Decodes chunks of a dataset by number, in whichever process it is called; behind the last, none."""
 
-    def __init__(self, dataset: Dataset, width: int, height: int, cache: CachePlace | None) -> None:
-        self._dataset, self._size, self._cache = dataset, (width, height), cache
-        self._ends = np.cumsum(dataset.counts)
-        self._reader: Reader | None = None
+    def __init__(
+        self,
+        dataset: Dataset,
+        listed: Listed,
+        size: tuple[int, int],
+        cache: CachePlace | None,
+        packs: Packs | None,
+    ) -> None:
+        self._dataset, self._listed, self._size = dataset, listed, size
+        self._cache, self._packs = cache, packs
+        self._reader: Reader | PackedReader | None = None
 
     def __call__(self, number: int) -> _Decoded:
         if self._reader is None:
-            self._reader = Reader(self._dataset, self._cache)
+            self._reader = open_reader(self._dataset, self._cache, self._packs)
         width, height = self._size
+        units, rows = self._listed.at(number)
+        places = list(zip(units.tolist(), rows.tolist(), strict=True))
+        if isinstance(self._reader, PackedReader):
+            self._reader.begin(number, places)
+        else:
+            self._reader.keep(units.tolist())
         first = number * _DECODED_AT_ONCE
-        last = min(first + _DECODED_AT_ONCE, len(self._dataset))
-        positions = np.arange(first, last)
-        units = np.searchsorted(self._ends, positions, side="right")
-        rows = positions - self._ends[units] + self._dataset.counts[units]
-        self._reader.keep(units.tolist())
-        pixels, bad = np.zeros((len(positions), height, width, 3), np.uint8), {}
-        for position, unit, row in zip(positions.tolist(), units.tolist(), rows.tolist(), strict=True):
+        pixels, bad = np.zeros((len(places), height, width, 3), np.uint8), {}
+        for position, (unit, row) in enumerate(places, first):
             try:
                 image = decode(self._reader.read(unit, row))
             except (BadSampleError, ImageError) as error:

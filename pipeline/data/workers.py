@@ -1,5 +1,6 @@
 """Numbered things made by worker processes and handed over in order, whatever the number of workers."""
 
+import contextlib
 import ctypes
 import itertools
 import multiprocessing
@@ -23,7 +24,7 @@ from cluster.errors import UserError
 from pipeline.data.shared_memory import Buffers, Parcel
 
 # Batches that torch lets each worker run ahead.
-_PREFETCH = 2
+PREFETCH = 2
 # Keys and parameters travel beside the pixels.
 _ROOM_FOR_SMALL_TENSORS = 1 << 20
 # Preemption and interruption are the trainer's to handle: it needs batches until it stops. The fork server
@@ -71,7 +72,7 @@ def numbered(
     if pin_memory:
         held = 0  # the caller keeps copies in page-locked memory
     # As many as can be on their way, those that are held, and the one that is handed over.
-    count, size = _PREFETCH * workers + held + 1, shared_bytes + _ROOM_FOR_SMALL_TENSORS
+    count, size = PREFETCH * workers + held + 1, shared_bytes + _ROOM_FOR_SMALL_TENSORS
     _refuse_little_shared_memory(count * size, workers)
     buffers = Buffers(count=count, size=size)
     free = deque(range(count))
@@ -80,7 +81,7 @@ def numbered(
         batch_size=None,
         sampler=_tickets(first, free),
         num_workers=workers,
-        prefetch_factor=_PREFETCH,
+        prefetch_factor=PREFETCH,
         collate_fn=_unchanged,
         multiprocessing_context=start_fork_server(),
         worker_init_fn=_prepare_worker,
@@ -109,12 +110,19 @@ def start_fork_server() -> ForkServerContext:
     context.set_forkserver_preload(["pipeline.data.loader"])
     # Its own helper first, for that unblocks signals.
     resource_tracker.ensure_running()
+    with trainers_signals_blocked():
+        forkserver.ensure_running()
+    return context
+
+
+@contextlib.contextmanager
+def trainers_signals_blocked() -> Iterator[None]:
+    """Processes that are started meanwhile never hear the signals that are the trainer's to handle."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS_SIGNALS)
     try:
-        forkserver.ensure_running()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return context
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,9 @@ class Run(Section):
 
     `resident` decodes all images at the start and keeps them in the device's memory, where crops are then
     cut: for small images of one size, which a GPU trains on faster than a CPU decodes them.
+    A node reads ahead of its ranks from an object store, into memory or into the folder `cache` on its own
+    disk: `cache_gib` at most, and half of what is free there. Windows of the shuffle that fit are read in
+    ranges of some MB, others sample by sample; `submit plan` says which it will be.
     """
 
     folder: str = "runs"
@@ -131,6 +134,8 @@ class Run(Section):
     workers: NonNegativeInt = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     resident: bool = False
+    cache: str | None = None
+    cache_gib: PositiveFloat = 8.0
     log_every: PositiveInt = 10
     profile: Annotated[str, Field(pattern=r"^\d+:\d+$")] | None = None  # from after one step to another
     hang_seconds: PositiveFloat = 300.0  # without a step: the ranks' stacks are written down, and they end

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from cluster.errors import UserError
+from cluster.json_rows import read_rows
 from cluster.typed_yaml import load_recipe
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.stages import CompareRecipe
+from pipeline.report.curve import Curve, thinning
 from pipeline.report.figures import TONES, Series, line_chart
-from pipeline.report.page import environment, read_rows
+from pipeline.report.page import environment
 from pipeline.train.metrics import COLLAPSED_BELOW, signs_of_collapse
 
 # Key in metrics.jsonl, title, unit, meaning.
@@ -45,7 +47,7 @@ class ComparedRun:
         differs: dotted key of the recipe → value, of the keys that are not the same in all runs.
         last: metric → its last value, and the step that the run has come to.
         collapse: what is a sign of collapse, if anything.
-        curves: metric → (step, value), of the metrics of PANELS.
+        curves: metric → its values over the steps, of the metrics of PANELS.
     """
 
     name: str
@@ -53,11 +55,11 @@ class ComparedRun:
     differs: dict[str, Any]
     last: dict[str, Any]
     collapse: list[Sign]
-    curves: dict[str, list[tuple[int, float]]]
+    curves: dict[str, Curve]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the curves."""
-        return {key: value for key, value in asdict(self).items() if key != "curves"}
+        return {key: value for key, value in asdict(replace(self, curves={})).items() if key != "curves"}
 
     def differs_in(self) -> list[str]:
         """What differs, for people: "method.stop_gradient=false"."""
@@ -79,23 +81,14 @@ def compare_runs(folders: Mapping[str, Path]) -> list[ComparedRun]:
             f"name two at least, and {len(TONES)} at most"
         )
     recipes = {name: _recipe(folder) for name, folder in folders.items()}
-    rows = {name: _rows(folder) for name, folder in folders.items()}
+    runs = [_read_run(name, folders[name], recipe) for name, recipe in recipes.items()]
     differ = what_differs([recipe.model_dump(mode="json", exclude={"run"}) for recipe in recipes.values()])
     return [
-        ComparedRun(
-            name=name,
-            folder=str(folders[name]),
+        replace(
+            run,
             differs={key: values[index] for key, values in differ.items() if values[index] is not _ABSENT},
-            last={
-                key: value
-                for row in rows[name]
-                for key, value in row.items()
-                if isinstance(value, int | float)
-            },
-            collapse=_collapse(rows[name], after=recipe.optim.warmup_steps),
-            curves={key: [(row["step"], row[key]) for row in rows[name] if key in row] for key, *_ in PANELS},
         )
-        for index, (name, recipe) in enumerate(recipes.items())
+        for index, run in enumerate(runs)
     ]
 
 
@@ -126,10 +119,14 @@ def comparison_page(runs: Sequence[ComparedRun], recipe: CompareRecipe) -> str:
             title=recipe.title,
             runs=list(zip(TONES, runs, strict=False)),
             panels=[
-                {"title": title, "meaning": _meaning(key, meaning), "chart": _chart(runs, key, title, unit)}
+                {
+                    "title": title,
+                    "meaning": _meaning(runs, key, meaning),
+                    "chart": _chart(runs, key, title, unit),
+                }
                 for key, title, unit, meaning in PANELS
             ],
-            probed=any(run.curves["knn"] for run in runs),
+            probed=any(run.curves["knn"].points for run in runs),
         )
     )
 
@@ -137,7 +134,7 @@ def comparison_page(runs: Sequence[ComparedRun], recipe: CompareRecipe) -> str:
 def _chart(runs: Sequence[ComparedRun], key: str, title: str, unit: str) -> Markup:
     series = []
     for tone, run in zip(TONES, runs, strict=False):
-        steps, values = [step for step, _ in run.curves[key]], [value for _, value in run.curves[key]]
+        steps, values = run.curves[key].drawn
         series.append(Series(name=run.name, x=steps, y=values, tone=tone))
     return line_chart(
         series,
@@ -149,19 +146,39 @@ def _chart(runs: Sequence[ComparedRun], key: str, title: str, unit: str) -> Mark
     )
 
 
-def _meaning(key: str, meaning: str) -> str:
-    if key not in COLLAPSED_BELOW:
-        return meaning
-    return f"{meaning}; below {COLLAPSED_BELOW[key]:g}, dotted, it has collapsed"
+def _meaning(runs: Sequence[ComparedRun], key: str, meaning: str) -> str:
+    if key in COLLAPSED_BELOW:
+        meaning = f"{meaning}; below {COLLAPSED_BELOW[key]:g}, dotted, it has collapsed"
+    return meaning + thinning([run.curves[key] for run in runs])
 
 
-def _collapse(rows: Sequence[Mapping[str, Any]], *, after: int) -> list[Sign]:
-    """The signs as the run itself warns of them: not before the end of its warm-up."""
-    found: dict[str, Sign] = {}
-    for row in rows:
-        for name in signs_of_collapse(row) if row["step"] > after else []:
-            found.setdefault(name, Sign(name=name, step=row["step"], value=row[name]))
-    return list(found.values())
+def _read_run(name: str, folder: Path, recipe: PretrainRecipe) -> ComparedRun:
+    """What a run has recorded, without the values that were not finite; in what it differs is not known yet.
+
+    Signs of collapse count as the run itself warns of them: not before the end of its warm-up.
+    """
+    path = folder / "metrics.jsonl"
+    last: dict[str, Any] = {}
+    collapse: dict[str, Sign] = {}
+    curves = {key: Curve() for key, *_ in PANELS}
+    for row in read_rows(path) if path.is_file() else ():
+        step, values = row["step"], {key: value for key, value in row.items() if value is not None}
+        last |= values
+        for sign in signs_of_collapse(values) if step > recipe.optim.warmup_steps else ():
+            collapse.setdefault(sign, Sign(name=sign, step=step, value=values[sign]))
+        for key, curve in curves.items():
+            if key in values:
+                curve.add(step, values[key])
+    if "loss" not in last:
+        raise UserError(f"{folder} has no metrics yet: it writes them every run.log_every steps")
+    return ComparedRun(
+        name=name,
+        folder=str(folder),
+        differs={},
+        last={key: value for key, value in last.items() if isinstance(value, int | float)},
+        collapse=list(collapse.values()),
+        curves=curves,
+    )
 
 
 def _recipe(folder: Path) -> PretrainRecipe:
@@ -169,16 +186,6 @@ def _recipe(folder: Path) -> PretrainRecipe:
     if not path.is_file():
         raise UserError(f"{folder} is not a run of pretraining: it has no recipe.yaml")
     return load_recipe(PretrainRecipe, str(path), kind="pretrain")
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    """What a run has recorded, without the values that were not finite."""
-    path = folder / "metrics.jsonl"
-    written = read_rows(path) if path.is_file() else []
-    rows = [{key: value for key, value in row.items() if value is not None} for row in written]
-    if not any("loss" in row for row in rows):
-        raise UserError(f"{folder} has no metrics yet: it writes them every run.log_every steps")
-    return rows
 
 
 def _parts(value: Any) -> dict[str, Any]:

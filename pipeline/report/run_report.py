@@ -12,21 +12,37 @@ import yaml
 from PIL import Image
 
 from cluster.atomic_file import write_atomically
+from cluster.json_rows import read_rows
 from cluster.typed_yaml import load_recipe
 from ingest.dataset.open import Dataset, open_dataset
 from pipeline.dag.stage import Input
 from pipeline.recipe.data import Data
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.stages import ReportRecipe
+from pipeline.report.curve import read_curves, thinning
 from pipeline.report.figures import Bar, Series, bar_chart, line_chart
 from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, nearest_rows
-from pipeline.report.page import environment, read_rows
+from pipeline.report.page import environment
 from pipeline.report.prototypes import prototype_gallery
 from pipeline.report.scores import SCORED_TRUNKS, scores_given
 from pipeline.transfer.evaluations import EVALUATIONS
 from pipeline.transfer.features import Features, load_features
 
 TRUNK_TONES = {"trained": "t1", "random": "t2", "pixels": "t3"}
+# File of a run, key of its rows → title, meaning.
+CURVES = {
+    "metrics.jsonl": {
+        "loss": ("Loss", "of the whole batch; SwAV's starts at the logarithm of its prototypes"),
+        "knn": ("Nearest-neighbour accuracy", "percent, measured while training; it steers nothing"),
+        "lr": ("Learning rate", "warm-up, then the schedule"),
+        "invariance": ("Invariance", "how far the components of the two views are from agreeing"),
+        "redundancy": ("Redundancy", "how much the components of the embedding repeat each other"),
+        "prototype_entropy": ("Prototype entropy", "a fall to 0 would be a collapse"),
+        "embedding_std": ("Embedding spread", "1 on the whole sphere; 0 would be a collapse"),
+        "rankme": ("RankMe", "effective number of dimensions that the embedding uses"),
+    },
+    "timing.jsonl": {"images_per_second": ("Images per second", "source images, all crops of each")},
+}
 
 
 def build_report(
@@ -153,31 +169,20 @@ def _evaluations(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[
 
 def curves(run: Path) -> list[dict[str, Any]]:
     """Chart, title and meaning of each thing that a run records and that people look at."""
-    metrics, timing = (read_rows(run / name) for name in ("metrics.jsonl", "timing.jsonl"))
-    wanted = [
-        (metrics, "loss", "Loss", "of the whole batch; SwAV's starts at the logarithm of its prototypes"),
-        (metrics, "knn", "Nearest-neighbour accuracy", "percent, measured while training; it steers nothing"),
-        (metrics, "lr", "Learning rate", "warm-up, then the schedule"),
-        (metrics, "invariance", "Invariance", "how far the components of the two views are from agreeing"),
-        (metrics, "redundancy", "Redundancy", "how much the components of the embedding repeat each other"),
-        (metrics, "prototype_entropy", "Prototype entropy", "a fall to 0 would be a collapse"),
-        (metrics, "embedding_std", "Embedding spread", "1 on the whole sphere; 0 would be a collapse"),
-        (metrics, "rankme", "RankMe", "effective number of dimensions that the embedding uses"),
-        (timing, "images_per_second", "Images per second", "source images, all crops of each"),
-    ]
     charts = []
-    for rows, key, title, meaning in wanted:
-        found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-        if found:
-            steps, values = zip(*found, strict=True)
-            chart = line_chart([Series(name=title, x=steps, y=values)], title=title, x_label="step")
-            charts.append({"title": title, "meaning": meaning, "chart": chart})
+    for name, wanted in CURVES.items():
+        for key, curve in read_curves(run / name, wanted).items():
+            if curve.points:
+                title, meaning = wanted[key]
+                steps, values = curve.drawn
+                chart = line_chart([Series(name=title, x=steps, y=values)], title=title, x_label="step")
+                charts.append({"title": title, "meaning": meaning + thinning([curve]), "chart": chart})
     return charts
 
 
 def hardware(run: Path) -> dict[str, Any]:
     """Where the newest attempt of a run ran."""
-    attempts = read_rows(run / "attempts.jsonl")
+    attempts = list(read_rows(run / "attempts.jsonl"))
     return {**attempts[-1], "attempts": len(attempts)}
 
 

@@ -32,6 +32,7 @@ KINDS: dict[str, Kind] = {
         recipe=PhotographsRecipe,
         run=Later("pipeline.stages.data:photographs"),
         outside=Later("pipeline.stages.photographs:identity"),
+        version=2,
     ),
     "shards": Kind(
         recipe=ShardsRecipe,

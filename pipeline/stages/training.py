@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from cluster.errors import UserError
 from cluster.job import Job, Resources
+from cluster.json_rows import last_row
 from cluster.run.folder import RunFolder
 from pipeline.dag.stage import Result, Work
 from pipeline.recipe.pretrain import PretrainRecipe
@@ -28,7 +28,7 @@ def train_job(work: Work, resources: Resources) -> Job:
 
 def trained(work: Work) -> Result:
     """A run folder, complete."""
-    rows = (work.folder / "metrics.jsonl").read_text().splitlines()
-    metrics = {name: value for name, value in json.loads(rows[-1]).items() if isinstance(value, int | float)}
+    last = last_row(work.folder / "metrics.jsonl") or {}
+    metrics = {name: value for name, value in last.items() if isinstance(value, int | float)}
     outputs = ["checkpoints", "recipe.yaml", "metrics.jsonl", "timing.jsonl"]
     return Result(metrics, outputs, job=RunFolder(work.folder).read_status().until_now())

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import resource
+import shutil
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -21,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cluster.atomic_file import write_atomically
+from cluster.atomic_file import replacing, write_atomically
+from cluster.json_rows import lines_from_end, parse_row
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -206,12 +208,20 @@ def _memory_mb(device: torch.device) -> float:
 
 
 def _open_truncated(path: Path, step: int) -> IO[str]:
-    """Open a file of rows for more, without those after `step` and without a last line that was cut short."""
-    kept = []
+    """Open a file of rows for more, without those after `step` and without a last line that was cut short.
+
+    Steps never go down in it, so that its end alone is looked at. What is kept goes into a file of its own:
+    a process of an earlier attempt that does not know yet that it was given up writes into the old one.
+    """
     if path.is_file():
-        for line in path.read_text().splitlines(keepends=True):
-            if not line.endswith("\n") or json.loads(line)["step"] > step:
-                break
-            kept.append(line)
-    write_atomically(path, "".join(kept))
+        kept = next((end for end, line in lines_from_end(path) if _is_up_to(step, line)), 0)
+        with replacing(path) as copy:
+            shutil.copyfile(path, copy)
+            os.truncate(copy, kept)
     return path.open("a")
+
+
+def _is_up_to(step: int, line: bytes) -> bool:
+    """A line that a power cut has spoilt is none: what a checkpoint knows of is on the disk before it."""
+    row = parse_row(line)
+    return row is not None and bool(row.get("step", math.inf) <= step)

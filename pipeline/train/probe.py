@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ingest.dataset.open import open_dataset
 from pipeline.data.evaluation import evaluation_preprocessing
+from pipeline.data.node_cache import CachePlace
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.transfer import KnnRecipe
 from pipeline.transfer.features import extract_features
@@ -26,6 +27,7 @@ class KnnProbe:
         if recipe.probe is None:
             raise ValueError("the recipe has no probe")
         self._section, self._device, self._workers = recipe.probe, device, recipe.run.workers
+        self._cache = CachePlace.of(recipe.run)
         self._preprocessing = evaluation_preprocessing(recipe)
         self._train, self._test = open_dataset(recipe.probe.train), open_dataset(recipe.probe.test)
 
@@ -38,6 +40,7 @@ class KnnProbe:
                 dataset,
                 preprocessing=self._preprocessing,
                 workers=self._workers,
+                cache=self._cache,
                 device=self._device,
                 limit=self._section.max_samples,
             )

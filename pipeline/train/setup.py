@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,15 @@ from torch.optim import Optimizer
 
 from cluster.errors import UserError
 from cluster.hang.watchdog import Watchdog
+from cluster.host import node_name
 from cluster.rank.torch_dist import World
 from cluster.run.folder import RunFolder
 from cluster.site import Site, read_site
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.checkpoint.files import latest
 from pipeline.data.loader import Loader
+from pipeline.data.node_cache import CachePlace
+from pipeline.data.read_ahead.client import Node
 from pipeline.methods.build import assemble_method
 from pipeline.methods.method import Method
 from pipeline.parallel.engine import Engine
@@ -68,6 +72,8 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         workers=recipe.run.workers,
         device=world.device,
         resident=recipe.run.resident,
+        cache=CachePlace.of(recipe.run),
+        node=place_on_node(world),
     )
     total_steps = optimizer_steps(recipe, loader.steps_per_epoch)
     with torch.device("meta"):
@@ -135,6 +141,13 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         step=step,
         total_steps=total_steps,
     )
+
+
+def place_on_node(world: World) -> Node:
+    """This rank among those of its node; they share what is read ahead."""
+    everyone = world.gather((node_name(), secrets.token_hex(8)))
+    here = [rank for rank, (node, _) in enumerate(everyone) if node == everyone[world.rank][0]]
+    return Node(name=everyone[here[0]][1], ranks=tuple(here), number=here.index(world.rank))
 
 
 def optimizer_steps(recipe: PretrainRecipe, steps_per_epoch: int) -> int:

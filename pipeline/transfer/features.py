@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset
 from pipeline.data.evaluation import Preprocessing, evenly_spaced, image_batches, normalise
+from pipeline.data.node_cache import CachePlace
 from pipeline.transfer.labels import only_labels
 
 
@@ -39,6 +40,7 @@ def extract_features(
     device: torch.device,
     limit: int | None = None,
     batch_size: int = 256,
+    cache: CachePlace | None = None,
 ) -> Features:
     """Run a trunk over a labelled dataset.
 
@@ -47,6 +49,7 @@ def extract_features(
     Args:
         trunk: (n, 3, image_size, image_size) normalised images → (n, D) features.
         limit: at most so many samples, evenly spaced over the dataset; None for all.
+        cache: see `image_batches`.
 
     Raises:
         UserError: if there is no sample, or one has no label, or several, or cannot be read.
@@ -62,6 +65,7 @@ def extract_features(
         workers=workers,
         pin_memory=device.type == "cuda",
         batch_size=batch_size,
+        cache=cache,
     )
     was_training = trunk.training
     trunk.eval()

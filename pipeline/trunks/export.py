@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from cluster.errors import UserError
+from cluster.json_rows import last_row
 from cluster.typed_yaml import load_recipe
 from pipeline.checkpoint.files import latest, read_tensors
 from pipeline.data.evaluation import evaluation_preprocessing
@@ -56,9 +57,8 @@ def export_trunk(run: Path, out: Path, *, which: Literal["student", "teacher"] =
 
 def _provenance(run: Path, checkpoint: Path, recipe: PretrainRecipe) -> dict[str, Any]:
     state = json.loads((checkpoint / "state.json").read_text())
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    last = [row for row in rows if row["step"] <= state["step"]][-1:]
-    attempt = json.loads((run / "attempts.jsonl").read_text().splitlines()[-1])
+    last = last_row(run / "metrics.jsonl", up_to_step=state["step"]) or {}
+    attempt = last_row(run / "attempts.jsonl") or {}
     warm = run / "init_from.json"
     return {
         "what": "pretrained on images without labels",
@@ -70,6 +70,6 @@ def _provenance(run: Path, checkpoint: Path, recipe: PretrainRecipe) -> dict[str
         "version": attempt["version"],
         "commit": attempt["commit"],
         "uncommitted_changes": attempt["dirty"],
-        "metrics": {k: v for row in last for k, v in row.items() if isinstance(v, int | float)},
+        "metrics": {k: v for k, v in last.items() if isinstance(v, int | float)},
         "recipe": recipe.model_dump(mode="json", exclude={"run"}),
     }

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -126,7 +127,9 @@ def s3_port() -> Iterator[int]:
 @pytest.fixture
 def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
     """s3://NAME of a new bucket, and an environment in which it is found."""
-    import s3fs
+    import boto3
+
+    from ingest.store.object_requests import forget_clients
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -134,7 +137,44 @@ def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_port}")
-    s3fs.S3FileSystem.clear_instance_cache()
-    name = f"test-{secrets.token_hex(8)}"
-    s3fs.S3FileSystem().mkdir(name)
+    forget_clients()
+    name = f"test{secrets.token_hex(8)}"
+    boto3.client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def google_bucket(s3_port: int, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """gs://NAME of a new bucket, on the S3 server behind a translator."""
+    from object_store import Proxy
+
+    proxy = Proxy(s3_port, lambda method, path: None)
+    account = {"gcs_base_url": proxy.url, "disable_oauth": True}
+    account |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(account))
+    yield f"gs://{bucket[5:]}"
+    proxy.stop()
+
+
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[Any]:
+    """An emulator of Azure Blob Storage."""
+    from object_store import Azurite, azurite_command
+
+    command = azurite_command()
+    if command is None:
+        pytest.skip("Azurite is not installed: npm install --prefix .venv/azurite azurite")
+    emulator = Azurite(command)
+    yield emulator
+    emulator.stop()
+
+
+@pytest.fixture
+def azure_container(azurite: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """az://NAME of a new container, and an environment in which it is found."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", azurite.account)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", azurite.key)
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", azurite.url)
+    name = f"test{secrets.token_hex(8)}"
+    azurite.create_container(name)
+    return f"az://{name}"

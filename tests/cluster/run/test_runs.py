@@ -114,6 +114,17 @@ def test_a_log_is_followed_to_the_end_of_the_run(tmp_path: Path) -> None:
     assert "".join(seen) == "first\nlast\n"
 
 
+def test_a_log_comes_in_pieces_however_long_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.run.folder.PIECE", 10)
+    run = RunFolder.create(tmp_path / "mine")
+    run.write_status(make_status(state=State.COMPLETED))
+    text = "".join(f"step {step} é\n" for step in range(20))
+    run.log(0).write_text(text)
+    for pieces in (list(run.log_text(0)), list(run.follow(0, status=RunFolder.read_status))):
+        assert "".join(pieces) == text
+        assert max(map(len, pieces)) == 10
+
+
 def test_a_tail_is_a_few_lines_of_one_attempt(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "mine")
     assert run.tail(0) == []

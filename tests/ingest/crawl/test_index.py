@@ -327,12 +327,10 @@ def test_more_tars_than_files_may_be_open(tmp_path, scene, encode):
 
 @pytest.mark.slow
 def test_tars_on_s3_are_indexed_there_and_from_here(tars, tmp_path, bucket):
-    import s3fs
-
     paths, images = tars
-    files = s3fs.S3FileSystem()
+    store = open_store(f"{bucket}/tars")
     for path in paths:
-        files.put(str(path), f"{bucket}/tars/{path.name}")
+        store.replace(path.name, path.read_bytes())
     for output, name in (
         (f"{bucket}/tars", "a.tar"),
         (tmp_path / "here", f"{bucket}/tars/a.tar"),
@@ -343,7 +341,8 @@ def test_tars_on_s3_are_indexed_there_and_from_here(tars, tmp_path, bucket):
         assert sealed_units(output, root)["shard"][0].as_py() == name
         assert dataset.shard_path(0) == f"{bucket}/tars/a.tar"
         assert damages(output) == []
-    files.rm(f"{bucket}/tars/b.tar")
+    (entry,) = [entry for entry in store.list("") if entry.name == "b.tar"]
+    store.delete(entry)
     assert damages(tmp_path / "here", Level.NAMES) == [f"{bucket}/tars/b.tar is missing"]
     with pytest.raises(UserError, match=r"b\.tar cannot be read: No such file"):
         index([f"{bucket}/tars/b.tar"], tmp_path / "other")

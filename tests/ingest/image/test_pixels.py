@@ -87,6 +87,8 @@ ROWS = np.tile(np.array([10, 200, 30], np.uint8), (64, 64))
         {"before": chunk(b"pHYs", b"\0")},
         {"before": chunk(b"tRNS", b"\0")},
         {"before": chunk(b"iCCP", b"name\0\7rest")},
+        {"before": chunk(b"iCCP", b"name\0\0" + b"garbage")},
+        {"before": chunk(b"iCCP", b"name\0\0" + zlib.compress(b"\0" * 9_000_000))},
         {"before": chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\0" * 9_000_000))},
         {"before": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0garbage")},
         {"behind": b""},

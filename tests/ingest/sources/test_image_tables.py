@@ -6,7 +6,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.errors import UserError
 from ingest.dataset.open import open_dataset, sealed_units
 from ingest.image.check import Treatment
 from ingest.sources.expand import expand
@@ -214,8 +213,3 @@ def test_a_link_to_a_table_keeps_its_name(tmp_path, scene, encode, crawl):
     crawl([link], tmp_path / "out", treatment=Treatment(phash=False))
     rows = open_dataset(tmp_path / "out").kept_rows(0, ["url", "split"]).to_pylist()
     assert [(row["url"], row["split"]) for row in rows] == [("train-00000-of-00001.parquet/0", "train")]
-
-
-def test_tables_behind_https_are_told_to_be_copied(tmp_path):
-    with pytest.raises(UserError, match="read here or on S3 only: copy it first"):
-        ImageTable("https://example.org/t.parquet", "image", SEEN)

@@ -1,14 +1,18 @@
-"""Crawls to S3: the same dataset as in a folder, whatever the network and the machines do meanwhile."""
+"""Crawls to buckets: the same dataset as in a folder, whatever the network and the machines do meanwhile."""
 
+import asyncio
 import hashlib
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from object_store import Proxy
 from typer.testing import CliRunner
@@ -21,9 +25,10 @@ from ingest.dataset.verify import Level, read_seal, verify_root, verify_units
 from ingest.dataset.view import read_view, write_view
 from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings
+from ingest.sources.expand import expand
 from ingest.sources.opening import open_listing
-from ingest.sources.url_list import Columns
-from ingest.store import s3, s3_requests
+from ingest.sources.url_list import Columns, UrlList
+from ingest.store import clients, object_requests, object_store
 from ingest.store.open import open_store
 from ingest.store.posix import PosixStore
 
@@ -57,31 +62,30 @@ def damages(path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(s3_requests, "FIRST_PAUSE_SECONDS", 0.002)
-    monkeypatch.setattr(s3_requests, "SILENT_SECONDS", 1)
+    monkeypatch.setattr(object_requests, "FIRST_PAUSE_SECONDS", 0.002)
+    monkeypatch.setattr(object_requests, "SILENT_SECONDS", 1)
 
 
 @pytest.fixture
 def behind(s3_port, monkeypatch, quick):
     """behind(fault): from now on S3 is behind a proxy with this fault."""
-    import s3fs
-
     proxies = []
 
     def behind(fault):
         proxies.append(Proxy(s3_port, fault))
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxies[-1].url)
-        s3fs.S3FileSystem.clear_instance_cache()
+        object_requests.forget_clients()
         return proxies[-1]
 
     yield behind
     for proxy in proxies:
         proxy.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
+    object_requests.forget_clients()
 
 
-def test_D1_a_crawl_to_s3_is_the_crawl_to_a_folder(tmp_path, folder, crawl, bucket):
-    source = folder(count=10)
+@pytest.mark.parametrize("kind", ["bucket", "google_bucket", "azure_container"])
+def test_D1_a_crawl_to_a_bucket_is_the_crawl_to_a_folder(tmp_path, folder, crawl, kind, request):
+    source, bucket = folder(count=10), request.getfixturevalue(kind)
     local = crawl([source], tmp_path / "out", unit_rows=UNIT_ROWS)
     remote = crawl([source], f"{bucket}/web/set", unit_rows=UNIT_ROWS)
     assert remote.root == local.root
@@ -95,8 +99,6 @@ def test_D1_a_crawl_to_s3_is_the_crawl_to_a_folder(tmp_path, folder, crawl, buck
 
 
 def test_the_pipeline_reads_samples_and_views_of_a_dataset_on_s3(tmp_path, folder, crawl, bucket):
-    import numpy as np
-
     from pipeline.data.reader import Reader
 
     source = folder(count=6)
@@ -110,6 +112,101 @@ def test_the_pipeline_reads_samples_and_views_of_a_dataset_on_s3(tmp_path, folde
     assert [reader.read(0, row) for row in range(2)] == [path.read_bytes() for path in cats[1:3]]
     assert reader.name(0, 1) == f"{seen.shard_path(0)}:0000000000002"
     reader.close()
+
+
+def test_a_dataset_on_a_web_server_is_read_and_not_written(folder, crawl, bucket, behind):
+    from pipeline.data.reader import Reader
+
+    source = folder(count=6)
+    root = crawl([source], f"{bucket}/set", unit_rows=UNIT_ROWS).root
+    url = f"{behind(lambda method, path: None).url}/{bucket[5:]}/set"
+    reader = Reader(open_dataset(url))
+    assert reader.read(0, 0) == sorted((source / "cat").iterdir())[0].read_bytes()
+    reader.close()
+    assert damages(url) == []
+    for write in (
+        lambda: write_view(url, "some", root=root, keeps={0: np.array([0, 1, 1, 0], bool)}),
+        lambda: crawl([source], url, unit_rows=UNIT_ROWS),
+    ):
+        with pytest.raises(UserError, match="is on a web server, to read only: write to a folder or a"):
+            write()
+    with pytest.raises(UserError, match="is on a web server, which does not tell what files it has"):
+        read_view(url, "other", root=root)
+
+
+def test_lists_of_urls_are_found_and_read_in_buckets(bucket, tmp_path):
+    store, text = open_store(bucket), b"url\nhttp://a.org/1.jpg\n"
+    for name in ("b.csv", "a.csv", "a.txt", "deep/c.csv"):
+        store.replace(f"lists/{name}", text)
+    assert expand(f"{bucket}/lists/*.csv") == [f"{bucket}/lists/a.csv", f"{bucket}/lists/b.csv"]
+    assert expand(f"{bucket}/**/c.csv") == [f"{bucket}/lists/deep/c.csv"]
+    (tmp_path / "a.csv").write_bytes(text)
+    here, there = (UrlList(f"{place}/a.csv", Columns()) for place in (tmp_path, f"{bucket}/lists"))
+    assert here.describe(print) == there.describe(print)
+    with pytest.raises(UserError, match=r"the list s3://.*/no\.csv cannot be opened: .*No such file"):
+        UrlList(f"{bucket}/lists/no.csv", Columns())
+
+
+def test_many_ranges_at_once_survive_lost_answers(bucket, behind):
+    data = random.Random(0).randbytes(50_000)
+    open_store(bucket).replace("shard.tar", data)
+    first = iter(["cut", "500", "refuse"] * 20)
+    proxy = behind(lambda method, path: next(first, None))
+    places = range(0, len(data), 500)
+
+    async def both():
+        store = open_store(bucket)
+        ranges = store.read_ranges("shard.tar", places, [500] * len(places))
+        whole, parts = await asyncio.gather(store.read_async("shard.tar"), ranges)
+        with pytest.raises(FileNotFoundError):
+            await store.read_async("nothing")
+        return bytes(whole), b"".join(parts)
+
+    assert asyncio.run(both()) == (data, data)
+    assert len(proxy.faults) == 60
+
+
+def test_a_signal_ends_the_waiting_for_an_answer(bucket, behind, monkeypatch):
+    monkeypatch.setattr(object_requests, "SILENT_SECONDS", 60)
+    behind(lambda method, path: "stall")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before, started = signal.signal(signal.SIGALRM, interrupt), time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            open_store(bucket).read("name")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 10
+
+
+def test_an_aws_profile_names_the_endpoint_and_credentials_that_are_renewed(
+    bucket, behind, monkeypatch, tmp_path
+):
+    proxy = behind(lambda method, path: None)
+    script = tmp_path / "credentials.py"
+    script.write_text(
+        "import datetime, json, pathlib, time\n"
+        "soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)\n"
+        "print(json.dumps({'Version': 1, 'AccessKeyId': f'key{time.time_ns()}', 'SecretAccessKey': 'x',"
+        " 'SessionToken': 'x', 'Expiration': soon.isoformat()}))\n"
+    )
+    (tmp_path / "config").write_text(
+        f"[profile mine]\nregion = eu-west-1\nendpoint_url = {proxy.url}\n"
+        f"credential_process = {sys.executable} {script}\n"
+    )
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "DEFAULT_REGION", "ENDPOINT_URL"):
+        monkeypatch.delenv(f"AWS_{name}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    monkeypatch.setattr(clients, "_CREDENTIALS_LAST", timedelta(0))
+    store = open_store(bucket)
+    for _ in range(2):
+        store.replace("name", b"data")
+    assert len({signer for signer in proxy.signers if signer.startswith("key")}) == 2
 
 
 def test_the_commands_take_s3_urls(folder, bucket, tmp_path, monkeypatch):
@@ -163,7 +260,7 @@ def test_D3_whose_create_it_was_is_told_by_reading(bucket, behind):
 
 
 def test_an_upload_in_parts_survives_lost_answers(bucket, behind, monkeypatch):
-    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(object_store, "PART_BYTES", 5 << 20)
     sent = Counter()
 
     def fault(method, path):
@@ -187,11 +284,11 @@ def test_a_store_without_conditional_writes_is_refused(folder, crawl, bucket, be
 
 
 def test_trouble_that_stays_is_one_sentence(folder, crawl, bucket, behind, monkeypatch):
-    monkeypatch.setattr(s3_requests, "MOST_TRIES", 3)
+    monkeypatch.setattr(object_requests, "MOST_TRIES", 3)
     proxy = behind(lambda method, path: "503" if "commits/" in path and method == "PUT" else None)
     with pytest.raises(
         UserError,
-        match=r"^cannot write s3://.*/set: put_object failed 3 times, at last with 503 SlowDown; mend that",
+        match=r"^cannot write s3://.*/set: put failed 3 times, at last with 503 SlowDown; mend that",
     ):
         crawl([folder()], f"{bucket}/set")
     assert proxy.faults == ["503"] * 3

@@ -4,26 +4,31 @@ import errno
 import hashlib
 import os
 import pickle
+import ssl
 import sys
 import threading
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import trustme
 
 from cluster.errors import UserError
-from ingest.store import s3
-from ingest.store.open import open_store
+from ingest.store import object_requests, object_store
+from ingest.store.open import home_of, open_store
 from ingest.store.posix import PosixStore
 from ingest.store.store import Entry
 
 
-@pytest.fixture(params=["posix", "s3"])
+@pytest.fixture(params=["posix", "bucket", "google_bucket", "azure_container"])
 def store(request, tmp_path):
     if request.param == "posix":
         return open_store(tmp_path / "deep" / "out")
-    return open_store(f"{request.getfixturevalue('bucket')}/deep/out/")
+    return open_store(f"{request.getfixturevalue(request.param)}/deep/out/")
 
 
 def publish(store, name, data):
@@ -178,18 +183,87 @@ def test_a_store_crosses_processes(store):
 
 
 def test_a_place_of_another_kind_is_refused():
-    with pytest.raises(UserError, match="use a folder, or s3://bucket/prefix"):
-        open_store("gs://bucket/prefix")
-    with pytest.raises(UserError, match="names no bucket"):
-        open_store("s3://")
+    with pytest.raises(UserError, match="use a folder, s3://bucket/prefix, gs://bucket/prefix"):
+        open_store("ftp://bucket/prefix")
+    for scheme in ("s3", "gs", "az", "https"):
+        with pytest.raises(UserError, match=rf"names no bucket: use {scheme}://"):
+            open_store(f"{scheme}://")
 
 
-def test_s3_without_s3fs_says_what_to_install(monkeypatch):
-    for name in ("ingest.store.s3", "ingest.store.s3_requests"):
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(UserError, match=r"needs s3fs, which is not installed: python -m pip install s3fs"):
-        open_store("s3://bucket/prefix")
+def test_a_dataset_names_files_of_buckets_and_no_other_addresses(tmp_path):
+    own = open_store(tmp_path)
+    for scheme in ("s3", "gs", "az"):
+        home, name = home_of(own, f"{scheme}://bucket/tars/a.tar")
+        assert (home.root, name) == (f"{scheme}://bucket/tars", "a.tar")
+    assert home_of(own, "http://169.254.169.254/latest") == (own, "http://169.254.169.254/latest")
+
+
+def test_a_web_server_without_ranges_and_a_bucket_elsewhere_are_told_at_once(monkeypatch):
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(301 if "bucket" in self.path else 200)
+            self.send_header("Content-Length", "9")
+            self.end_headers()
+            self.wfile.write(b"the whole")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(UserError, match=r"refused get: .*Range request not supported"):
+            open_store(f"{url}/set").read_range("name", 2, 5)
+        for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        with pytest.raises(UserError, match=r"refused get: .*incorrectly configured region"):
+            open_store("s3://bucket-in-another-region/set").read("name")
+        server.shutdown()
+
+
+def test_s3_with_a_certificate_of_its_own(monkeypatch, tmp_path):
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            for name, value in {"Content-Length": "4", "ETag": '"x"', "Last-Modified": formatdate()}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(b"data")
+
+        def log_message(self, *_):
+            pass
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        url = f"https://127.0.0.1:{server.server_port}"
+        for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+        assert open_store("s3://bucket-behind-tls/set").read("name") == b"data"
+        server.shutdown()
+
+
+def test_missing_credentials_are_one_sentence_everywhere(monkeypatch):
+    monkeypatch.setattr(object_requests, "FIRST_PAUSE_SECONDS", 0.002)
+    for name in [name for name in os.environ if name.startswith(("GOOGLE_", "AZURE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:9")
+    with pytest.raises(UserError, match=r"no credentials for gs://.*: set GOOGLE_APPLICATION_CREDENTIALS"):
+        open_store("gs://bucket-without-credentials/x").prepare()
+    with pytest.raises(UserError, match=r"az://.* cannot be used: .*: set AZURE_STORAGE_ACCOUNT_NAME"):
+        open_store("az://container-without-account/x").prepare()
+
+
+def test_s3_without_botocore_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "botocore.session", None)
+    with pytest.raises(UserError, match=r"needs botocore.*not installed: python -m pip install botocore"):
+        open_store("s3://bucket/prefix").read("name")
 
 
 def test_D3_posix_name_keeps_its_content_if_the_new_one_is_not_durable(tmp_path, monkeypatch):
@@ -215,12 +289,12 @@ def test_posix_drafts_left_by_a_kill_are_unfinished_writes(tmp_path):
 
 @pytest.mark.parametrize("over", [-1, 0, 1, 5 << 20, (5 << 20) + 1])
 def test_s3_uploads_in_parts_are_the_file(bucket, monkeypatch, over):
-    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(object_store, "PART_BYTES", 5 << 20)
     data = hashlib.shake_128(b"seed").digest((5 << 20) + over)
     store = open_store(bucket)
     with monkeypatch.context() as patch:
         # S3's own checksum must do: nothing is read back.
-        patch.setattr(s3.S3Store, "open", lambda *_: (_ for _ in ()).throw(AssertionError))
+        patch.setattr(object_store.ObjectStore, "open", lambda *_: (_ for _ in ()).throw(AssertionError))
         publish(store, "shards/0/x-1.tar", data)
     assert store.read("shards/0/x-1.tar") == data
     assert list(store.unfinished("shards")) == []
@@ -228,21 +302,20 @@ def test_s3_uploads_in_parts_are_the_file(bucket, monkeypatch, over):
 
 def test_s3_that_keeps_other_bytes_is_found_out(bucket, monkeypatch):
     store = open_store(bucket)
-    honest = s3.S3Store.upload
+    honest = object_store.ObjectStore.upload
 
     def torn(self, name, file, size):
         honest(self, name, file, size)
         self.replace(name, b"y" * size)
-        return s3._checksum(b"x" * size)
 
-    monkeypatch.setattr(s3.S3Store, "upload", torn)
-    monkeypatch.setattr(s3, "MOST_TRIES", 2)
+    monkeypatch.setattr(object_store.ObjectStore, "upload", torn)
+    monkeypatch.setattr(object_store, "MOST_TRIES", 2)
     with pytest.raises(OSError, match="does not read back as it was uploaded"):
         publish(store, "shards/0/x-1.tar", b"x" * 50)
 
 
 def test_s3_file_that_changes_while_it_is_read_is_not_mixed(bucket, monkeypatch):
-    monkeypatch.setattr(s3, "READ_AHEAD_BYTES", 10)
+    monkeypatch.setattr(object_store, "READ_AHEAD_BYTES", 10)
     store = open_store(bucket)
     store.replace("name", b"a" * 100)
     with store.open("name") as file:
@@ -260,9 +333,7 @@ def test_s3_mistakes_are_one_sentence(bucket, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
+    object_requests.forget_clients()
     with pytest.raises(UserError, match=r"no credentials for s3://.*: set AWS_ACCESS_KEY_ID"):
         open_store(bucket).prepare()
 
@@ -276,8 +347,9 @@ def test_a_full_temporary_folder_says_so(bucket):
 
 def test_s3_unfinished_uploads_are_seen_and_deleted(bucket):
     store = open_store(f"{bucket}/out")
-    upload = store._call("create_multipart_upload", "shards/0/00000001-x.tar")["UploadId"]
-    store._call("upload_part", "shards/0/00000001-x.tar", UploadId=upload, PartNumber=1, Body=b"x" * 70)
+    s3, place = boto3.client("s3"), {"Bucket": bucket[5:], "Key": "out/shards/0/00000001-x.tar"}
+    upload = s3.create_multipart_upload(**place)["UploadId"]
+    s3.upload_part(**place, UploadId=upload, PartNumber=1, Body=b"x" * 70)
     (entry,) = store.unfinished("shards")
     expected = Entry(name="shards/0/00000001-x.tar", bytes=70, modified=entry.modified, upload=upload)
     assert entry == expected

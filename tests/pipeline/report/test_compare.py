@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pipeline.dag.recipe import DagRecipe, load_dag
 from pipeline.dag.stage import Receipt
 from pipeline.recipe.stages import CompareRecipe
 from pipeline.report.compare import compare_runs, comparison_page, what_differs
+from pipeline.report.curve import MOST
 from pipeline.report.figures import TONES
 from pipeline.stages.kinds import KINDS
 from pipeline.train.run_recipe import to_yaml
@@ -156,6 +158,30 @@ def test_runs_that_recorded_less_have_a_page_too(tmp_path: Path) -> None:
     folders["c"] = make_run(tmp_path / "c", [{"step": 1, "loss": 1.0, "embedding_std": None}])
     page = comparison_page(compare_runs(folders), CompareRecipe())
     assert "No numbers were recorded for Nearest-neighbour accuracy" in page
+
+
+def test_a_long_run_costs_the_memory_and_the_page_of_a_screen(tmp_path: Path) -> None:
+    short = make_run(tmp_path / "short", [row(step) for step in range(1, 50)])
+    long = make_run(tmp_path / "long", [])
+    line = json.dumps(row(0, embedding_std=0.05))
+    with (long / "metrics.jsonl").open("w") as file:
+        for step in range(1, 30_001):
+            values = row(step) if step != 20_001 else row(step, embedding_std=0.05, knn=40.0)
+            file.write(json.dumps(values) + "\n")
+    tracemalloc.start()
+    runs = compare_runs({"short": short, "long": long})
+    page = comparison_page(runs, CompareRecipe())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * len(line) * MOST
+    assert len(page) < 100_000
+    spread, rank, knn = Lines(page).panels
+    assert [len(panel["t1"]) for panel in (spread, rank)] == [49, 49]
+    assert MOST // 8 < len(spread["t2"]) < MOST
+    assert max(spread["t2"]) > 2 * spread["t2"][0]  # the one row that has fallen
+    assert knn.keys() == set()  # a single point is no line
+    assert page.count("thinned to the first, lowest, highest and last value of every 32 steps") == 2
+    assert [(sign.name, sign.step) for sign in runs[1].collapse] == [("embedding_std", 20_001)]
 
 
 def test_a_collapse_is_told_once_the_warm_up_is_over(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_every_kind_names_functions_that_exist_and_fit(name: str) -> None:
 KEYS = {
     "cifar10": "361f6954897603fd",
     "cifar10_cpu": "27c7a1078fb40feb",
-    "collapse": "ad2a08a30e5bb22e",
-    "demo": "cd7d11168822ffdf",
+    "collapse": "59e904b3d1b86dfb",
+    "demo": "ed215992b174baf1",
     "evals": "f7841f1e65b2c9ba",
     "seer": "c74577a2a2908631",
 }

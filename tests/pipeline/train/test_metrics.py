@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,39 @@ def test_a_torn_line_alone_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "lo')
     Metrics(tmp_path, step=5, total_steps=10).close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_a_resumed_run_holds_the_end_of_its_rows_alone(tmp_path: Path) -> None:
+    Metrics(tmp_path, step=0, total_steps=10).close()  # whatever is imported once
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        (tmp_path / name).write_text("".join(f'{{"step": {step}}}\n' for step in range(200_000)))
+    tracemalloc.start()
+    Metrics(tmp_path, step=199_990, total_steps=10).close()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (tmp_path / "metrics.jsonl").read_text().endswith('8}\n{"step": 199989}\n{"step": 199990}\n')
+    assert (tmp_path / "metrics.jsonl").stat().st_size > 3_000_000
+    assert peak < 1_000_000
+
+
+def test_rows_that_a_power_cut_has_spoilt_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'{"step": 1}\n{"step": 2}\n\0\0\0 3}\n{"los": 4}\n{"step": 5}\n'
+    )
+    Metrics(tmp_path, step=3, total_steps=10).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_process_that_was_given_up_does_not_write_among_the_rows_of_its_successor(tmp_path: Path) -> None:
+    before = Metrics(tmp_path, step=0, total_steps=10)
+    before.log(1, {"loss": 1.0})
+    after = Metrics(tmp_path, step=1, total_steps=10)
+    before.log(2, {"loss": 2.0})
+    after.log(2, {"loss": 3.0})
+    before.close()
+    after.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [1.0, 3.0]
 
 
 def test_every_row_is_json_even_when_the_loss_is_not_a_number(tmp_path: Path) -> None:

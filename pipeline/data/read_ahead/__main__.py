@@ -1,0 +1,65 @@
+"""The process of its own: told on standard input what to read, and ended by that input's end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from pipeline.data.read_ahead.cache import tell_failure
+from pipeline.data.read_ahead.program import Assignment, Program
+
+_MOST_REMOVALS = 100
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Read ahead until the rank that started this process ends, or closes the pipe."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s read-ahead [%(process)d] %(message)s"
+    )
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where it found credentials
+    from_rank = Connection(sys.stdin.fileno(), writable=False)
+    try:
+        given: Assignment = from_rank.recv()
+    except EOFError:
+        return
+    ending = threading.Event()
+    threading.Thread(target=_end_with_rank, args=(from_rank, given.place, ending), daemon=True).start()
+    try:
+        asyncio.run(Program(given).run())
+    except Exception as error:
+        if ending.is_set():  # its folder went away beneath it
+            threading.Event().wait()
+        cause = _first_cause(error)
+        logger.error("%s", cause, exc_info=None if isinstance(cause, OSError) else cause)
+        tell_failure(given.place, cause)
+        os._exit(1)
+
+
+def _first_cause(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _end_with_rank(from_rank: Connection, place: Path, ending: threading.Event) -> None:
+    """A killed rank closes its end of the pipe, too."""
+    with contextlib.suppress(EOFError, OSError):
+        from_rank.recv()
+    ending.set()
+    for _ in range(_MOST_REMOVALS):
+        shutil.rmtree(place, ignore_errors=True)
+        if not place.exists():  # or a pack was published meanwhile
+            break
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

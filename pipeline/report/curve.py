@@ -1,0 +1,84 @@
+"""Curves of any number of points, in the memory and on the page of those that a screen can show."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from cluster.json_rows import read_rows
+
+COLUMNS = 1024  # that a chart has at most: it is about half as many pixels wide
+MOST = 4 * COLUMNS  # points of a curve that is drawn as it is
+
+
+class Curve:
+    """Values over steps, which come in order; of very many those that make the picture.
+
+    A curve of more than MOST points is divided into columns, each as many steps wide, and of every column the
+    first, lowest, highest and last point are kept, as they are ("M4", Jugel et al., 2014,
+    https://doi.org/10.14778/2732951.2732953): no spike is lost, and lines between columns run as before.
+    Widths are powers of two, so that what is kept depends on the points alone, not on when it was thinned.
+
+    Attributes:
+        points: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._values: list[float] = []
+        self._width = 1
+        self.points = 0
+
+    @property
+    def width(self) -> int | None:
+        """Of a column, in steps; None if every point is drawn."""
+        if self.points <= MOST:
+            return None
+        self._thin()
+        return self._width
+
+    @property
+    def drawn(self) -> tuple[list[int], list[float]]:
+        """Steps and values of the points to draw, MOST at most."""
+        if self.points > MOST:
+            self._thin()
+        return self._steps, self._values
+
+    def add(self, step: int, value: float) -> None:
+        """Add the next point."""
+        self._steps.append(step)
+        self._values.append(value)
+        self.points += 1
+        if len(self._steps) >= 4 * MOST:
+            self._thin()
+
+    def _thin(self) -> None:
+        steps, values = np.array(self._steps), np.array(self._values)
+        while steps[-1] // self._width - steps[0] // self._width >= COLUMNS:
+            self._width *= 2
+        column = steps // self._width
+        first = np.flatnonzero(np.diff(column, prepend=column[0] - 1))
+        last = np.append(first[1:], len(steps)) - 1
+        by_value = np.lexsort((values, column))  # within each column, which stays where it is
+        kept = np.unique(np.concatenate([first, by_value[first], by_value[last], last]))
+        self._steps, self._values = steps[kept].tolist(), values[kept].tolist()
+
+
+def read_curves(path: Path, keys: Collection[str]) -> dict[str, Curve]:
+    """The curves of these keys of a file of rows, of those values that were finite."""
+    curves = {key: Curve() for key in keys}
+    for row in read_rows(path):
+        for key, curve in curves.items():
+            if (value := row.get(key)) is not None:
+                curve.add(row["step"], value)
+    return curves
+
+
+def thinning(curves: Iterable[Curve]) -> str:
+    """What to say below a chart of these curves; nothing if every point is drawn."""
+    widths = [curve.width for curve in curves if curve.width is not None]
+    if not widths:
+        return ""
+    return f"; thinned to the first, lowest, highest and last value of every {max(widths):,} steps"
