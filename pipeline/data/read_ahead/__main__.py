@@ -12,6 +12,7 @@ import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from cluster.errors import UserError
 from pipeline.data.read_ahead.cache import tell_failure
 from pipeline.data.read_ahead.program import Assignment, Program
 
@@ -38,7 +39,7 @@ def main() -> None:
         if ending.is_set():  # its folder went away beneath it
             threading.Event().wait()
         cause = _first_cause(error)
-        logger.error("%s", cause, exc_info=None if isinstance(cause, OSError) else cause)
+        logger.error("%s", cause, exc_info=None if isinstance(cause, UserError | OSError) else cause)
         tell_failure(given.place, cause)
         os._exit(1)
 

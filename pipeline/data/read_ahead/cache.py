@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.errors import UserError
+from cluster.output_trouble import refusal
 from pipeline.data.node_cache import CachePlace, private_folder, private_name
 
 MEMORY = Path("/dev/shm")
@@ -110,6 +111,7 @@ class HandedOver:
 
 def tell_failure(place: Path, error: Exception) -> None:
     """Leave word of what has ended the process, for whoever waits for it."""
+    error = refusal(error) if isinstance(error, PermissionError) else error
     known = isinstance(error, UserError | OSError)
     message = str(error) if known else f"reading ahead: {type(error).__name__}: {error}"
     text = json.dumps({"user": isinstance(error, UserError), "message": message})

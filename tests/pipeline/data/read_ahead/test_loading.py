@@ -1,6 +1,8 @@
 """L1 from an object store: the same batches as from a folder, whatever happens to what is read ahead."""
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,11 +24,13 @@ from pipeline.data.evaluation import Preprocessing, image_batches
 from pipeline.data.loader import Loader
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.read_ahead import packs as packs_module
-from pipeline.data.read_ahead.cache import make_place, place_of
+from pipeline.data.read_ahead.cache import make_place, place_of, raise_failure, tell_failure
 from pipeline.data.read_ahead.client import Node
 from pipeline.data.read_ahead.pack import pack_name, write_pack
 from pipeline.data.read_ahead.packs import PackedReader, Packs
 from pipeline.data.reader import Reader
+from pipeline.data.shared_memory import Buffers
+from pipeline.data.workers import _Numbered, _Refusal
 from pipeline.recipe.data import Data
 
 CROPS = [{"count": 2, "size": 8, "scale": [0.3, 1.0]}]
@@ -164,6 +168,23 @@ def test_a_missing_tar_is_the_users_to_mend(
     url = as_objects(root)
     with pytest.raises(UserError, match=r"tar is missing from the dataset: run `ingest verify s3://"):
         list(islice(make_loader(url, cache=cache).from_step(0), 6))
+
+
+def test_what_may_not_be_read_is_the_users_to_mend(cache: CachePlace) -> None:
+    """Told by the process that reads ahead, or by a worker that reads for itself."""
+    denied = PermissionError(errno.EACCES, "get is not permitted (AccessDenied)", "s3://some/tar")
+    sentence = r"^cannot read or write s3://some/tar: get is not permitted \(AccessDenied\); mend that, "
+    place, _, alive = make_place(cache, "denied", ranks=1, first=0)
+    tell_failure(place, denied)
+    os.close(alive)
+    with pytest.raises(UserError, match=sentence):
+        raise_failure(place)
+
+    def make(number: int) -> int:
+        raise denied
+
+    refusal = _Numbered(make, Buffers(count=1, size=1))[0, None]
+    assert isinstance(refusal, _Refusal) and re.match(sentence, refusal.sentence)
 
 
 def test_evaluations_and_resident_images_are_read_ahead_too(
