@@ -16,6 +16,7 @@ import mmap
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +33,16 @@ _OF_FREE = 0.5  # others write there, too
 
 def place_of(cache: CachePlace, name: str) -> Path:
     """The folder of one start of one run on this node."""
-    return private_name(cache.folder or MEMORY) / _KIND / name
+    return private_name(_parent(cache)) / _KIND / name
+
+
+def _parent(cache: CachePlace) -> Path:
+    """Memory, unless there is to be a folder, or somebody else has taken our name there."""
+    if cache.folder is not None:
+        return cache.folder
+    ours = private_name(MEMORY)
+    taken = ours.is_symlink() or (ours.exists() and ours.stat().st_uid != os.geteuid())
+    return Path(tempfile.gettempdir()) if taken else MEMORY
 
 
 def make_place(cache: CachePlace, name: str, *, ranks: int, first: int) -> tuple[Path, int, int]:
@@ -45,7 +55,7 @@ def make_place(cache: CachePlace, name: str, *, ranks: int, first: int) -> tuple
         UserError: the folder cannot be made, or is not private.
     """
     try:
-        room = private_folder(cache.folder or MEMORY, _KIND)
+        room = private_folder(_parent(cache), _KIND)
     except OSError as error:
         raise UserError(
             f"the folder for what is read ahead cannot be made ({error}): give run.cache another one, on a "

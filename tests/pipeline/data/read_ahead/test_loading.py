@@ -3,9 +3,11 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -22,7 +24,8 @@ from ingest.dataset.open import open_dataset
 from pipeline.data.batch import Batch
 from pipeline.data.evaluation import Preprocessing, image_batches
 from pipeline.data.loader import Loader
-from pipeline.data.node_cache import CachePlace
+from pipeline.data.node_cache import CachePlace, private_name
+from pipeline.data.read_ahead import cache as cache_module
 from pipeline.data.read_ahead import packs as packs_module
 from pipeline.data.read_ahead.cache import make_place, place_of, raise_failure, tell_failure
 from pipeline.data.read_ahead.client import Node
@@ -216,7 +219,7 @@ import sys, time
 import torch
 from pathlib import Path
 from pipeline.data.loader import Loader
-from pipeline.data.node_cache import CachePlace
+from pipeline.data.node_cache import CachePlace, private_name
 from pipeline.recipe.data import Data
 crops = [{"count": 1, "size": 8, "scale": [0.3, 1.0]}]
 data = Data.model_validate({"root": sys.argv[1], "batch_size": 12, "crops": crops})
@@ -264,6 +267,21 @@ def test_a_folder_that_others_may_write_to_is_refused(cache: CachePlace) -> None
     with pytest.raises(UserError, match="others may write to it"):
         make_place(cache, "other", ranks=1, first=0)
     assert place_of(cache, "x").parent == room
+
+
+def test_a_name_that_somebody_has_taken_in_memory_is_left_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, disk = tmp_path / "memory", tmp_path / "disk"
+    memory.mkdir()
+    disk.mkdir()
+    monkeypatch.setattr(cache_module, "MEMORY", memory)
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    assert make_place(CachePlace(), "one", ranks=1, first=0)[0].is_relative_to(memory)
+    shutil.rmtree(memory)
+    memory.mkdir()
+    private_name(memory).symlink_to(disk)
+    assert make_place(CachePlace(), "two", ranks=1, first=0)[0].is_relative_to(disk)
 
 
 def test_a_first_rank_that_does_not_begin_is_not_waited_for_for_ever(
