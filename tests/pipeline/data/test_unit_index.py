@@ -2,9 +2,7 @@
 
 import errno
 import os
-import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -203,25 +201,6 @@ def test_a_folder_that_cannot_be_written_is_one_warning(
         assert np.array_equal(index.rows(unit), dataset.unit_rows(unit))
     assert caplog.text.count("cannot share") == 1
     assert [unit in index for unit in (0, 1, 2)] == [False, True, True]
-
-
-def test_threads_that_forget_units_do_not_disturb_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(unit_index, "_MOST_MAPPED", 1)
-    index = UnitIndex(counted([1, 2, 3]), CachePlace(folder=tmp_path))
-
-    def read(first: int) -> None:
-        for number in range(first, first + 500):
-            assert len(index.rows(number % 3)) == number % 3 + 1
-
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(6) as threads:
-            list(threads.map(read, range(6)))
-    finally:
-        sys.setswitchinterval(usual)
 
 
 def test_a_folder_that_has_become_read_only_is_still_read(
