@@ -1,6 +1,6 @@
 """The folder in which a node's read-ahead leaves what its ranks take: private, and gone with the process.
 
-NAME/alive         locked as long as the process lives
+NAME/alive         locked as long as the process lives; says how many bytes it may write
      handed-over   int64 for each rank of the node: its first step that is not handed over
      failed.json   why the process has ended
      STEP.RANK     packs, see `pipeline.data.read_ahead.pack`
@@ -62,17 +62,22 @@ def make_place(cache: CachePlace, name: str, *, ranks: int, first: int) -> tuple
             "local disk"
         ) from error
     with _only_one(room):
-        for left in room.iterdir():
-            if left.is_dir() and not _is_alive(left):
-                shutil.rmtree(left, ignore_errors=True)
+        promised = 0
+        for other in filter(Path.is_dir, room.iterdir()):
+            if _is_alive(other):
+                promised += _still_to_come(other)
+            else:
+                shutil.rmtree(other, ignore_errors=True)
+        free = int(_OF_FREE * max(shutil.disk_usage(room).free - promised, 0))
+        most = min(cache.limit, free)
         place, draft = place_of(cache, name), room / f".{name}"
         draft.mkdir(mode=0o700)
         alive = os.open(draft / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(alive, fcntl.LOCK_EX)
+        os.write(alive, str(most).encode())
         (draft / "handed-over").write_bytes(np.full(ranks, first, np.int64).tobytes())
         draft.rename(place)  # whoever sees it sees all of it
-    free = int(_OF_FREE * shutil.disk_usage(place).free)
-    return place, min(cache.limit, free), alive
+    return place, most, alive
 
 
 @contextlib.contextmanager
@@ -98,6 +103,14 @@ def _is_alive(place: Path) -> bool:
     finally:
         os.close(file)
     return False
+
+
+def _still_to_come(place: Path) -> int:
+    """Bytes that a living start may write besides those that are there."""
+    with contextlib.suppress(FileNotFoundError, ValueError):  # it has just ended
+        there = 512 * sum(entry.stat().st_blocks for entry in os.scandir(place))
+        return max(int((place / "alive").read_text()) - there, 0)
+    return 0
 
 
 class HandedOver:
