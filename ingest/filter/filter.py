@@ -15,7 +15,8 @@ from cluster.map.tasks import MapTasks
 from ingest.dataset.keys import keys_of
 from ingest.dataset.open import Dataset, open_dataset, sealed_units
 from ingest.dataset.view import PackedKeeps, read_view, refuse_taken_name, write_view
-from ingest.filter.conditions import DERIVED, Condition, evaluate, parse
+from ingest.filter.condition_text import Condition, parse
+from ingest.filter.conditions import DERIVED, columns_of, evaluate, lacking
 from ingest.filter.sample_list import SampleList, read_sample_list
 
 ROWS_PER_TASK = 1 << 19
@@ -176,7 +177,7 @@ def filter_units(task: FilterTask) -> FilteredUnits:
     views = [read_view(task.path, view, root=task.root) for view in wanted.within]
     lists = list(map(SampleList.load, task.lists))
     conditions = [parse(text) for text in wanted.where]
-    columns = {column for condition in conditions for column in condition.columns}
+    columns = set[str]().union(*map(columns_of, conditions))
     columns |= {"url"} if any(len(listed.urls) for listed in lists) else set()
     answer = FilteredUnits(
         keeps=[],
@@ -195,8 +196,8 @@ def filter_units(task: FilterTask) -> FilteredUnits:
         verdicts = [evaluate(condition, rows) for condition in conditions]
         nobody = np.zeros(len(rows), bool)
         nulls = [nobody for _ in passes]
-        passes += [nobody if verdict is None else verdict.fits for verdict in verdicts]
-        nulls += [~nobody if verdict is None else verdict.null for verdict in verdicts]
+        passes += [verdict.fits for verdict in verdicts]
+        nulls += [verdict.null for verdict in verdicts]
         for step, (fits, null) in enumerate(zip(passes, nulls, strict=True)):
             answer.dropped[step] += int((stays & ~fits).sum())
             answer.null[step] += int((stays & null).sum())
@@ -222,10 +223,13 @@ def _check_columns(opened: Dataset, conditions: Sequence[Condition]) -> None:
     generation = sealed["generation"].to_numpy()[np.isin(sealed["unit"].to_numpy(), opened.units)]
     samples = [opened.kept_rows(int(index)) for index in np.unique(generation, return_index=True)[1]]
     for condition in conditions:
-        if samples and all(evaluate(condition, rows) is None for rows in samples):
+        for rows in samples:
+            evaluate(condition, rows)
+        nowhere = set(condition.columns).intersection(*(lacking(condition, rows) for rows in samples))
+        if samples and nowhere:
             names = {name for rows in samples for name in rows.column_names} | set(DERIVED)
             raise UserError(
-                f"--where '{condition.text}': the dataset has no column {condition.column}; it has "
+                f"--where '{condition.text}': the dataset has no column {min(nowhere)}; it has "
                 + ", ".join(sorted(names - {"status", "reason", "retryable"}))
             )
 
