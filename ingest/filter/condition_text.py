@@ -17,7 +17,6 @@ signs and no others, and what it makes of them is taken over piece by piece: not
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from cluster.errors import UserError
@@ -100,7 +99,6 @@ class Condition:
         return list(dict.fromkeys(_columns(self.clause)))
 
 
-@cache  # every task of a process asks the same ones
 def parse(text: str) -> Condition:
     """Read one condition.
 

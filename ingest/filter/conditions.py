@@ -87,7 +87,7 @@ def _decide(clause: Clause, rows: pa.Table, text: str) -> pa.BooleanArray:
     if clause.sign == "null":
         return column.is_null(nan_is_null=True)
     fits, null = _any_fits(clause, column, text)
-    return pa.array(fits, mask=null)
+    return pa.array(fits, mask=null if null.any() else None)
 
 
 def _column(name: str, rows: pa.Table) -> pa.Array | None:

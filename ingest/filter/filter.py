@@ -56,12 +56,13 @@ class Filter:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FilterTask:
-    """Units first to last - 1 of a dataset; the filter's lists were read once, and lie in files."""
+    """Units first to last - 1 of a dataset; the filter's lists and conditions were read once."""
 
     path: str
     root: str
     filter: Filter
     lists: tuple[Path, ...]
+    conditions: tuple[Condition, ...]
     first: int
     last: int
 
@@ -140,7 +141,8 @@ def filter_view(
     lists = tuple(map(read_sample_list, wanted.lists))
     for view in wanted.within:
         read_view(dataset, view, root=opened.root)
-    _check_columns(opened, [parse(text) for text in wanted.where])
+    conditions = tuple(map(parse, wanted.where))
+    _check_columns(opened, conditions)
     keeps = PackedKeeps()
     dropped = np.zeros((2, len(wanted.steps)), np.int64)
     matched = [np.zeros(len(listed.lines), bool) for listed in lists]
@@ -148,7 +150,7 @@ def filter_view(
         places = tuple(Path(folder, str(number)) for number in range(len(lists)))
         for listed, place in zip(lists, places, strict=True):
             listed.save(place)
-        tasks = _tasks(opened, wanted, places)
+        tasks = _tasks(opened, wanted, places, conditions)
         for task, answer in zip(tasks, map_tasks(filter_units, tasks), strict=True):
             for unit, stays in answer.keeps:
                 keeps.add(unit, stays)
@@ -176,8 +178,7 @@ def filter_units(task: FilterTask) -> FilteredUnits:
     opened = open_dataset(task.path, sealed=task.root)
     views = [read_view(task.path, view, root=task.root) for view in wanted.within]
     lists = list(map(SampleList.load, task.lists))
-    conditions = [parse(text) for text in wanted.where]
-    columns = set[str]().union(*map(columns_of, conditions))
+    columns = set[str]().union(*map(columns_of, task.conditions))
     columns |= {"url"} if any(len(listed.urls) for listed in lists) else set()
     answer = FilteredUnits(
         keeps=[],
@@ -193,7 +194,7 @@ def filter_units(task: FilterTask) -> FilteredUnits:
         passes += [~named for named, _ in found[: len(wanted.remove)]]
         passes += [named for named, _ in found[len(wanted.remove) :]]
         stays = np.ones(len(rows), bool)
-        verdicts = [evaluate(condition, rows) for condition in conditions]
+        verdicts = [evaluate(condition, rows) for condition in task.conditions]
         nobody = np.zeros(len(rows), bool)
         nulls = [nobody for _ in passes]
         passes += [verdict.fits for verdict in verdicts]
@@ -208,11 +209,21 @@ def filter_units(task: FilterTask) -> FilteredUnits:
     return answer
 
 
-def _tasks(opened: Dataset, wanted: Filter, lists: tuple[Path, ...]) -> list[FilterTask]:
+def _tasks(
+    opened: Dataset, wanted: Filter, lists: tuple[Path, ...], conditions: tuple[Condition, ...]
+) -> list[FilterTask]:
     step = (np.cumsum(opened.counts) - opened.counts) // ROWS_PER_TASK
     starts = [*np.flatnonzero(np.diff(step, prepend=-1)).tolist(), len(step)]
     return [
-        FilterTask(path=opened.path, root=opened.root, filter=wanted, lists=lists, first=first, last=last)
+        FilterTask(
+            path=opened.path,
+            root=opened.root,
+            filter=wanted,
+            lists=lists,
+            conditions=conditions,
+            first=first,
+            last=last,
+        )
         for first, last in pairwise(starts)
     ]
 
