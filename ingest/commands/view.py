@@ -27,7 +27,8 @@ def view(
         list[str] | None,
         typer.Option(
             metavar="CONDITION",
-            help="Keep what fulfils it: 'width >= 256', 'label in [cat, dog]'. Repeatable: all.",
+            help="Keep what fulfils it: 'width >= 256', \"label in [cat, dog] or caption like '%cat%'\", "
+            "with and, or, not, in, like, between, is null as in SQL. Repeatable: all.",
         ),
     ] = None,
     remove: Annotated[

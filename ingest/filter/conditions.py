@@ -1,19 +1,17 @@
-"""Conditions on columns, as people type them: `width >= 256`, `lang = "en"`, `label in [cat, dog]`.
-
-    condition  = column operator value | column ["not"] "in" "[" value {"," value} "]"
-    operator   = "=" | "==" | "!=" | "<" | "<=" | ">" | ">="
-    column, value = a bare word without blanks and any of []'",=<>! or text in quotes, \\ before a quote or \\
+"""Whether rows fulfil a condition.
 
 A column may be derived: `aspect` (longer through shorter side), `short_side`, `long_side`, `label` (the
-first), `label_count`. A list fulfils `=` and `in` if any of its values does, and `!=` and `not in` if none is
-excluded. Texts that spell numbers compare with a number as numbers. What is null, or not a number, fulfils
-nothing.
+first), `label_count`. A list fulfils a comparison if any of its values does, and a negated one if none does.
+Texts that spell numbers compare with a number as numbers; dates and times compare with ISO 8601, in UTC where
+no zone is given, a day being its midnight. As in SQL, what is null, or not a number, fulfils neither a
+comparison nor its opposite, only `is null`.
 """
 
 import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cluster.errors import UserError
+from ingest.filter.condition_text import Clause, Combination, Comparison, Condition, Negation, wrong
 
 DERIVED = {
     "aspect": ("width", "height"),
@@ -30,11 +28,6 @@ DERIVED = {
     "label": ("labels",),
     "label_count": ("labels",),
 }
-_TOKEN = re.compile(
-    r"""\s*(?:(?P<sign>==|!=|<=|>=|[=<>\[\],])|"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'"""
-    r"""|(?P<bare>[^\s\[\],=<>!"']+))""",
-    re.DOTALL,
-)
 _NUMBER = re.compile(r"[+-]?(\d+|(?=\.?\d)\d*\.?\d*([eE][+-]?\d{1,3})?)")
 _SPELLED = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -47,30 +40,6 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 _COMPARE_TEXT = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Condition:
-    """A parsed condition.
-
-    Attributes:
-        text: as it was typed.
-        column: what it is about.
-        sign: one of = < <= > >=.
-        values: one, or with = any number of which one must fit.
-        negated: whether what fits is excluded.
-    """
-
-    text: str
-    column: str
-    sign: str
-    values: tuple[str, ...]
-    negated: bool
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """What must be read to decide it."""
-        return self.column, *DERIVED.get(self.column, ())
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Verdicts:
     """Whether each row fulfils a condition, and whether it is because of a null that it does not."""
@@ -79,69 +48,46 @@ class Verdicts:
     null: NDArray[np.bool_]
 
 
-def parse(text: str) -> Condition:
-    """Read one condition.
+def columns_of(condition: Condition) -> set[str]:
+    """What must be read to decide it."""
+    return {each for name in condition.columns for each in (name, *DERIVED.get(name, ()))}
+
+
+def lacking(condition: Condition, rows: pa.Table) -> set[str]:
+    """The columns of a condition that rows neither have nor let derive."""
+    return {name for name in condition.columns if _column(name, rows.slice(0, 0)) is None}
+
+
+def evaluate(condition: Condition, rows: pa.Table) -> Verdicts:
+    """Decide a condition for every row. A column that the rows do not have is null in all of them.
 
     Raises:
-        UserError: it is none.
+        UserError: a column cannot be compared with the values.
     """
-    tokens = _tokens(text)
-    kinds = [kind for kind, _ in tokens]
-    words = [value for _, value in tokens]
-    if kinds == ["word", "sign", "word"] and words[1] in ("==", "!=", *_COMPARE):
-        sign = "=" if words[1] in ("==", "!=") else words[1]
-        return Condition(text=text, column=words[0], sign=sign, values=(words[2],), negated=words[1] == "!=")
-    negated = tokens[1:2] == [("word", "not")]
-    rest = tokens[3 if negated else 2 :]
-    values, commas = rest[1:-1:2], rest[2:-1:2]
-    if (
-        kinds[:1] == ["word"]
-        and tokens[2 if negated else 1 :][:1] == [("word", "in")]
-        and (rest[:1], rest[-1:]) == ([("sign", "[")], [("sign", "]")])
-        and len(values) == len(commas) + 1
-        and all(kind == "word" for kind, _ in values)
-        and all(comma == ("sign", ",") for comma in commas)
-    ):
-        chosen = tuple(value for _, value in values)
-        return Condition(text=text, column=words[0], sign="=", values=chosen, negated=negated)
-    raise _wrong(text, "is not a condition")
+    fits = _decide(condition.clause, rows, condition.text)
+    return Verdicts(fits=np.asarray(fits.fill_null(False)), null=np.asarray(fits.is_null()))
 
 
-def evaluate(condition: Condition, rows: pa.Table) -> Verdicts | None:
-    """Decide a condition for every row.
-
-    Returns:
-        None if the rows do not have the column.
-
-    Raises:
-        UserError: the column cannot be compared with the values.
-    """
-    column = _column(condition.column, rows)
+def _decide(clause: Clause, rows: pa.Table, text: str) -> pa.BooleanArray:
+    """Of each row true, false or, where that cannot be said, null."""
+    match clause:
+        case Negation(part):
+            return pc.invert(_decide(part, rows, text))
+        case Combination(parts, either):
+            combine = pc.or_kleene if either else pc.and_kleene
+            decided = _decide(parts[0], rows, text)
+            for part in parts[1:]:
+                decided = combine(decided, _decide(part, rows, text))
+            return decided
+    column = _column(clause.column, rows)
     if column is None:
-        return None
+        return pa.repeat(True, len(rows)) if clause.sign == "null" else pa.nulls(len(rows), pa.bool_())
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    fits, null = _any_fits(condition, column)
-    if condition.negated:
-        fits = ~fits
-    return Verdicts(fits=fits & ~null, null=null)
-
-
-def _tokens(text: str) -> list[tuple[str, str]]:
-    found, end = [], 0
-    while end < len(text.rstrip()):
-        match = _TOKEN.match(text, end)
-        if match is None:
-            raise _wrong(text, f"cannot be read from {text[end:].strip()[:20]!r} on")
-        end = match.end()
-        if match["sign"] is not None:
-            found.append(("sign", match["sign"]))
-        elif match["bare"] is not None:
-            found.append(("word", match["bare"]))
-        else:
-            quoted = match["double"] if match["double"] is not None else match["single"]
-            found.append(("word", re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL)))
-    return found
+    if clause.sign == "null":
+        return column.is_null(nan_is_null=True)
+    fits, null = _any_fits(clause, column, text)
+    return pa.array(fits, mask=null if null.any() else None)
 
 
 def _column(name: str, rows: pa.Table) -> pa.Array | None:
@@ -160,28 +106,39 @@ def _column(name: str, rows: pa.Table) -> pa.Array | None:
     return {"aspect": pc.divide(long, short), "short_side": short, "long_side": long}[name]
 
 
-def _any_fits(condition: Condition, column: pa.Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whether any of the condition's values fits each of the column's; and which of the latter are null."""
-    kind = column.type
+def _any_fits(clause: Comparison, column: pa.Array, text: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether any of the values fits each of the column's; and which of the latter are null."""
+    kind, sign = column.type, clause.sign
     null = np.asarray(column.is_null(nan_is_null=True))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        if condition.sign != "=":
-            raise _wrong(condition.text, f"compares lists: use =, != or in with {condition.column}")
-        inner, inner_null = _any_fits(condition, column.flatten())
+        if sign not in ("=", "like", "ilike"):
+            raise wrong(text, f"compares lists: use =, !=, in or like with {clause.column}")
+        inner, inner_null = _any_fits(clause, column.flatten(), text)
         hits = np.asarray(pc.list_parent_indices(column))[inner & ~inner_null]
         return np.bincount(hits, minlength=len(column)).astype(bool), null
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        if condition.sign != "=" and _NUMBER.fullmatch(condition.values[0]):
-            return _any_fits(condition, _numbers(column))
-        if condition.sign == "=":
-            fits = pc.is_in(column, value_set=pa.array(condition.values, kind))
-        else:
-            fits = _COMPARE_TEXT[condition.sign](column, pa.scalar(condition.values[0], kind))
-        return np.asarray(fits.fill_null(False)), null
-    values = [_value(condition, value, kind) for value in condition.values]
-    numbers = column.fill_null(False if pa.types.is_boolean(kind) else 0).to_numpy(zero_copy_only=False)
-    compare = _COMPARE[condition.sign]
-    return np.any([compare(numbers, value) for value in values], axis=0), null
+        if sign in _COMPARE_TEXT and _NUMBER.fullmatch(clause.values[0]):
+            return _any_fits(clause, _numbers(column), text)
+        return np.asarray(_fitting_texts(clause, column).fill_null(False)), null
+    if sign in ("like", "ilike"):
+        raise wrong(text, f"asks what {clause.column} is like, and a {kind} is no text")
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        values: list[Any] = [_moment(clause, value, text) for value in clause.values]
+        # Times with a zone are in UTC within.
+        zoned = pa.timestamp("us", getattr(kind, "tz", None))
+        numbers = column.cast(zoned, safe=False).cast(pa.int64()).fill_null(0).to_numpy()
+    else:
+        values = [_value(clause, value, kind, text) for value in clause.values]
+        numbers = column.fill_null(False if pa.types.is_boolean(kind) else 0).to_numpy(zero_copy_only=False)
+    return np.any([_COMPARE[sign](numbers, value) for value in values], axis=0), null
+
+
+def _fitting_texts(clause: Comparison, column: pa.Array) -> pa.Array:
+    if clause.sign == "=":
+        return pc.is_in(column, value_set=pa.array(clause.values, column.type))
+    if clause.sign in ("like", "ilike"):
+        return pc.match_like(column, clause.values[0], ignore_case=clause.sign == "ilike")
+    return _COMPARE_TEXT[clause.sign](column, pa.scalar(clause.values[0], column.type))
 
 
 def _numbers(texts: pa.Array) -> pa.Array:
@@ -191,20 +148,25 @@ def _numbers(texts: pa.Array) -> pa.Array:
     return pc.if_else(spelled, plain, pa.scalar(None, plain.type)).cast(pa.float64())
 
 
-def _value(condition: Condition, text: str, kind: pa.DataType) -> bool | float:
+def _moment(clause: Comparison, value: str, text: str) -> int:
+    """Microseconds since 1970, UTC."""
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise wrong(
+            text, f"compares {clause.column}, a date, with {value!r}, not one such as 2024-01-31"
+        ) from None
+    since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _value(clause: Comparison, value: str, kind: pa.DataType, text: str) -> bool | float:
     if pa.types.is_boolean(kind):
-        if condition.sign != "=" or text not in ("true", "false"):
-            raise _wrong(condition.text, f"compares {condition.column} wrongly: it is true or false")
-        return text == "true"
+        if clause.sign != "=" or value not in ("true", "false"):
+            raise wrong(text, f"compares {clause.column} wrongly: it is true or false")
+        return value == "true"
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise _wrong(condition.text, f"compares {condition.column}, and a {kind} cannot be compared")
-    if not _NUMBER.fullmatch(text):
-        raise _wrong(condition.text, f"compares {condition.column}, a number, with {text!r}")
-    return int(text) if text.lstrip("+-").isdigit() else float(text)
-
-
-def _wrong(text: str, problem: str) -> UserError:
-    return UserError(
-        f"--where '{text}' {problem}: write, for example, 'width >= 256', 'lang = \"en\"' or "
-        "'label in [cat, dog]'"
-    )
+        raise wrong(text, f"compares {clause.column}, and a {kind} cannot be compared")
+    if not _NUMBER.fullmatch(value):
+        raise wrong(text, f"compares {clause.column}, a number, with {value!r}")
+    return int(value) if value.lstrip("+-").isdigit() else float(value)

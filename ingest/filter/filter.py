@@ -15,7 +15,8 @@ from cluster.map.tasks import MapTasks
 from ingest.dataset.keys import keys_of
 from ingest.dataset.open import Dataset, open_dataset, sealed_units
 from ingest.dataset.view import PackedKeeps, read_view, refuse_taken_name, write_view
-from ingest.filter.conditions import DERIVED, Condition, evaluate, parse
+from ingest.filter.condition_text import Condition, parse
+from ingest.filter.conditions import DERIVED, columns_of, evaluate, lacking
 from ingest.filter.sample_list import SampleList, read_sample_list
 
 ROWS_PER_TASK = 1 << 19
@@ -55,12 +56,13 @@ class Filter:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FilterTask:
-    """Units first to last - 1 of a dataset; the filter's lists were read once, and lie in files."""
+    """Units first to last - 1 of a dataset; the filter's lists and conditions were read once."""
 
     path: str
     root: str
     filter: Filter
     lists: tuple[Path, ...]
+    conditions: tuple[Condition, ...]
     first: int
     last: int
 
@@ -139,7 +141,8 @@ def filter_view(
     lists = tuple(map(read_sample_list, wanted.lists))
     for view in wanted.within:
         read_view(dataset, view, root=opened.root)
-    _check_columns(opened, [parse(text) for text in wanted.where])
+    conditions = tuple(map(parse, wanted.where))
+    _check_columns(opened, conditions)
     keeps = PackedKeeps()
     dropped = np.zeros((2, len(wanted.steps)), np.int64)
     matched = [np.zeros(len(listed.lines), bool) for listed in lists]
@@ -147,7 +150,7 @@ def filter_view(
         places = tuple(Path(folder, str(number)) for number in range(len(lists)))
         for listed, place in zip(lists, places, strict=True):
             listed.save(place)
-        tasks = _tasks(opened, wanted, places)
+        tasks = _tasks(opened, wanted, places, conditions)
         for task, answer in zip(tasks, map_tasks(filter_units, tasks), strict=True):
             for unit, stays in answer.keeps:
                 keeps.add(unit, stays)
@@ -175,8 +178,7 @@ def filter_units(task: FilterTask) -> FilteredUnits:
     opened = open_dataset(task.path, sealed=task.root)
     views = [read_view(task.path, view, root=task.root) for view in wanted.within]
     lists = list(map(SampleList.load, task.lists))
-    conditions = [parse(text) for text in wanted.where]
-    columns = {column for condition in conditions for column in condition.columns}
+    columns = set[str]().union(*map(columns_of, task.conditions))
     columns |= {"url"} if any(len(listed.urls) for listed in lists) else set()
     answer = FilteredUnits(
         keeps=[],
@@ -192,11 +194,11 @@ def filter_units(task: FilterTask) -> FilteredUnits:
         passes += [~named for named, _ in found[: len(wanted.remove)]]
         passes += [named for named, _ in found[len(wanted.remove) :]]
         stays = np.ones(len(rows), bool)
-        verdicts = [evaluate(condition, rows) for condition in conditions]
+        verdicts = [evaluate(condition, rows) for condition in task.conditions]
         nobody = np.zeros(len(rows), bool)
         nulls = [nobody for _ in passes]
-        passes += [nobody if verdict is None else verdict.fits for verdict in verdicts]
-        nulls += [~nobody if verdict is None else verdict.null for verdict in verdicts]
+        passes += [verdict.fits for verdict in verdicts]
+        nulls += [verdict.null for verdict in verdicts]
         for step, (fits, null) in enumerate(zip(passes, nulls, strict=True)):
             answer.dropped[step] += int((stays & ~fits).sum())
             answer.null[step] += int((stays & null).sum())
@@ -207,11 +209,21 @@ def filter_units(task: FilterTask) -> FilteredUnits:
     return answer
 
 
-def _tasks(opened: Dataset, wanted: Filter, lists: tuple[Path, ...]) -> list[FilterTask]:
+def _tasks(
+    opened: Dataset, wanted: Filter, lists: tuple[Path, ...], conditions: tuple[Condition, ...]
+) -> list[FilterTask]:
     step = (np.cumsum(opened.counts) - opened.counts) // ROWS_PER_TASK
     starts = [*np.flatnonzero(np.diff(step, prepend=-1)).tolist(), len(step)]
     return [
-        FilterTask(path=opened.path, root=opened.root, filter=wanted, lists=lists, first=first, last=last)
+        FilterTask(
+            path=opened.path,
+            root=opened.root,
+            filter=wanted,
+            lists=lists,
+            conditions=conditions,
+            first=first,
+            last=last,
+        )
         for first, last in pairwise(starts)
     ]
 
@@ -222,10 +234,13 @@ def _check_columns(opened: Dataset, conditions: Sequence[Condition]) -> None:
     generation = sealed["generation"].to_numpy()[np.isin(sealed["unit"].to_numpy(), opened.units)]
     samples = [opened.kept_rows(int(index)) for index in np.unique(generation, return_index=True)[1]]
     for condition in conditions:
-        if samples and all(evaluate(condition, rows) is None for rows in samples):
+        for rows in samples:
+            evaluate(condition, rows)
+        nowhere = set(condition.columns).intersection(*(lacking(condition, rows) for rows in samples))
+        if samples and nowhere:
             names = {name for rows in samples for name in rows.column_names} | set(DERIVED)
             raise UserError(
-                f"--where '{condition.text}': the dataset has no column {condition.column}; it has "
+                f"--where '{condition.text}': the dataset has no column {min(nowhere)}; it has "
                 + ", ".join(sorted(names - {"status", "reason", "retryable"}))
             )
 

@@ -157,6 +157,7 @@ def render(
         ],
         photos=photos,
         view=None if view is None else {"name": view[0], "kept": view[1]},
+        shown=sum(bool(photo.jpeg) for photo in photos),
         shown_of=stats.kept if view is None else view[1],
         duplicates=duplicates,
         histograms=[

@@ -82,6 +82,8 @@ def test_unknown_columns_and_wrong_types_are_told_before_anything_is_done(datase
         UserError, match=r"no column widht; it has aspect, caption, format, height, http_status, label, "
     ):
         run(dataset, "v", where=("widht > 3",))
+    with pytest.raises(UserError, match="no column widht; it has"):
+        run(dataset, "v", where=("width > 3 or not widht > 3",))
     with pytest.raises(UserError, match="a number, with 'wide'"):
         run(dataset, "v", where=("width > wide",))
     assert not (dataset / "views").exists()

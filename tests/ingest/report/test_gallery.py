@@ -179,6 +179,7 @@ def test_damaged_image_shows_as_damage_in_its_place(tmp_path, scene, crawl):
     assert len(page.all("figure")) == 3
     assert len(page.all("img")) == 2
     assert "damaged: not the bytes that were kept" in "".join(page.text)
+    assert "2 of 3 images; 1 that cannot be shown is damaged" in "".join(page.text)
     shard.unlink()
     assert "".join(Page(page_of(tmp_path / "out")).text).count("damaged: ") == 3
 
