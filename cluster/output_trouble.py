@@ -46,6 +46,11 @@ def trouble(error: OSError, *, written: str | Path | None = None) -> UserError |
     )
 
 
+def refusal(error: PermissionError) -> UserError:
+    """What may not be read or written will not be a moment later: the sentence about it."""
+    return trouble(error) or UserError(f"{error}; mend that, then run the same command again")
+
+
 def _belongs_to(file: str, written: str) -> bool:
     """Whether a file is what is written, lies in it or around it, or is a draft beside it."""
     path, place = Path(file).absolute(), Path(written).absolute()

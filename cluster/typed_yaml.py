@@ -20,12 +20,12 @@ from cluster.errors import UserError
 
 
 class Section(BaseModel):
-    """A part of a recipe: immutable, and an unknown key is an error.
+    """A part of a recipe: immutable; an unknown key is an error, and so is a number that is not finite.
 
     `renamed` are keys that the section once had, each with what has taken its place, for that error.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     renamed: ClassVar[Mapping[str, str]] = {}
 
 

@@ -19,6 +19,7 @@ from types import FrameType
 
 from cluster.errors import UserError
 from cluster.job import PREEMPTED_EXIT_CODE, Job
+from cluster.output_trouble import refusal
 from cluster.rank.preempt import STOP_SIGNALS, Preempted
 from cluster.run.folder import RunFolder
 from cluster.run.status import Failure
@@ -53,9 +54,10 @@ def run(job: Job, rank: int) -> int:
         if rank == 0:
             RunFolder(job.folder).mark_requeue()
         return PREEMPTED_EXIT_CODE
-    except UserError as error:
-        _report(job, rank, error)
-        logger.error("%s", error)
+    except (UserError, PermissionError) as error:
+        told = refusal(error) if isinstance(error, PermissionError) else error
+        _report(job, rank, told)
+        logger.error("%s", told)
         return 2
     except Exception as error:
         _report(job, rank, error)  # before the log: what follows in it may be no more than a peer's death

@@ -22,6 +22,10 @@ from ingest.commands.executor_options import (
     run_plan,
 )
 from ingest.commands.options import (
+    IgnoreContentSignal,
+    IgnoreContentUsage,
+    IgnoreTdmReservation,
+    IgnoreXRobots,
     Json,
     LabelFiles,
     LabelsFrom,
@@ -30,6 +34,7 @@ from ingest.commands.options import (
     MemoryMb,
     Seconds,
     UnitRows,
+    heeded,
 )
 from ingest.crawl.crawl import plan_shards
 from ingest.crawl.part import counts_json
@@ -141,11 +146,12 @@ def crawl(
     per_host_rate: PerHostRate = DEFAULTS.fetch.per_host_rate,
     connections: Connections = DEFAULTS.fetch.connections,
     ignore_robots: Annotated[
-        bool, typer.Option("--ignore-robots", help="Do not heed robots.txt; the dataset says so.")
+        bool, typer.Option("--ignore-robots", help="Do not ask for robots.txt; the dataset says so.")
     ] = False,
-    ignore_x_robots: Annotated[
-        bool, typer.Option("--ignore-x-robots", help="Do not heed X-Robots-Tag; the dataset says so.")
-    ] = False,
+    ignore_x_robots: IgnoreXRobots = False,
+    ignore_tdm_reservation: IgnoreTdmReservation = False,
+    ignore_content_signal: IgnoreContentSignal = False,
+    ignore_content_usage: IgnoreContentUsage = False,
     allow_private: Annotated[
         list[str] | None, typer.Option(help="A network, as CIDR, that may be asked though it is not public.")
     ] = None,
@@ -185,7 +191,12 @@ def crawl(
         attempts=attempts,
         max_redirects=max_redirects,
         robots=not ignore_robots,
-        x_robots=not ignore_x_robots,
+        heeded=heeded(
+            ignore_x_robots=ignore_x_robots,
+            ignore_tdm_reservation=ignore_tdm_reservation,
+            ignore_content_signal=ignore_content_signal,
+            ignore_content_usage=ignore_content_usage,
+        ),
         allow_private=tuple(allow_private or ()),
     )
     settings = CrawlSettings(

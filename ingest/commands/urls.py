@@ -11,7 +11,15 @@ from rich.console import Console
 
 from cluster.host import CORES
 from cluster.wording import duration, several, visible
-from ingest.commands.options import Json, Workers
+from ingest.commands.options import (
+    IgnoreContentSignal,
+    IgnoreContentUsage,
+    IgnoreTdmReservation,
+    IgnoreXRobots,
+    Json,
+    Workers,
+    heeded,
+)
 from ingest.links.link_list import LinkCounts, list_links
 from ingest.progress.meter import Meter
 
@@ -28,8 +36,12 @@ def urls(
     *,
     output: Annotated[Path, typer.Option(help="The list: .parquet or .csv.")],
     ignore_opt_outs: Annotated[
-        bool, typer.Option("--ignore-opt-outs", help="Also list what noai or noimageindex asks to leave out.")
+        bool, typer.Option("--ignore-opt-outs", help="Do not heed any of these; the list says so.")
     ] = False,
+    ignore_x_robots: IgnoreXRobots = False,
+    ignore_tdm_reservation: IgnoreTdmReservation = False,
+    ignore_content_signal: IgnoreContentSignal = False,
+    ignore_content_usage: IgnoreContentUsage = False,
     workers: Workers = CORES,
     as_json: Json = False,
 ) -> None:
@@ -41,24 +53,32 @@ def urls(
             figures = [several(counts.pages, "page"), several(counts.found, "image")]
             meter.tell("reading archives", done=counts.files, total=len(archives), figures=figures)
 
-        counts = list_links(
-            archives, output, workers=workers, ignore_opt_outs=ignore_opt_outs, progress=progress
+        obeyed = heeded(
+            ignore_x_robots=ignore_x_robots,
+            ignore_tdm_reservation=ignore_tdm_reservation,
+            ignore_content_signal=ignore_content_signal,
+            ignore_content_usage=ignore_content_usage,
         )
+        if ignore_opt_outs:
+            obeyed = frozenset()
+        counts = list_links(archives, output, workers=workers, heeded=obeyed, progress=progress)
     seconds = time.monotonic() - started
     if as_json:
         answer = {"output": str(output), "seconds": round(seconds, 3), **asdict(counts)}
         typer.echo(json.dumps(answer, indent=2))
     else:
-        _print(counts, output, seconds, ignored=ignore_opt_outs)
+        _print(counts, output, seconds)
 
 
-def _print(counts: LinkCounts, output: Path, seconds: float, *, ignored: bool) -> None:
-    opted_out = several(counts.opted_out, "page")
+def _print(counts: LinkCounts, output: Path, seconds: float) -> None:
+    opt_outs = several(counts.left_out, "page") + " left out"
+    if ignored := counts.opted_out - counts.left_out:
+        opt_outs += f", {ignored:,} listed all the same"
     rows = [
         ("list", visible(str(output))),
         ("read", f"{several(counts.records, 'record')} in {several(counts.files, 'file')}"),
         ("pages", f"{counts.pages:,}"),
-        ("opt-outs", f"{opted_out}, {'listed all the same' if ignored else 'left out'}"),
+        ("opt-outs", opt_outs),
         ("images", f"{counts.found:,}"),
         ("distinct", f"{several(counts.distinct, 'URL')} from the pages of {several(counts.hosts, 'host')}"),
         ("damaged", several(len(counts.damaged), "file")),

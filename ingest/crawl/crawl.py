@@ -105,7 +105,7 @@ def plan_shards(
     labelling = read_labelling(labels_from, labels, places)
     opened = labelled(
         [
-            open_listing(place, columns, x_robots=settings.fetch.x_robots, follow_links=follow_links)
+            open_listing(place, columns, heeded=settings.fetch.heeded, follow_links=follow_links)
             for place in places
         ],
         labelling,

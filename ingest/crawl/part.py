@@ -29,6 +29,7 @@ from ingest.dataset.commit import read_commits
 from ingest.plan.plan import Plan, read_plans
 from ingest.progress.counts import Counts, Progress
 from ingest.store.open import open_store
+from ingest.web.opt_outs import OptOut
 from ingest.web.settings import FetchSettings
 
 CRAWL_RANK = f"{__name__}:crawl_rank"
@@ -60,11 +61,15 @@ class Part:
         firsts = [*self.units[:1], *breaks]
         lasts = [before for before, unit in pairwise(self.units) if unit != before + 1] + [*self.units[-1:]]
         ranges = [[first, last + 1] for first, last in zip(firsts, lasts, strict=True)]
-        return vars(self) | {"fetch": asdict(self.fetch), "units": ranges}
+        fetch = asdict(self.fetch) | {"heeded": sorted(self.fetch.heeded)}
+        return vars(self) | {"fetch": fetch, "units": ranges}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        fetch = values["fetch"] | {"allow_private": tuple(values["fetch"]["allow_private"])}
+        fetch = values["fetch"] | {
+            "allow_private": tuple(values["fetch"]["allow_private"]),
+            "heeded": frozenset(map(OptOut, values["fetch"]["heeded"])),
+        }
         units = list(chain.from_iterable(range(first, stop) for first, stop in values["units"]))
         return cls(**{**values, "fetch": FetchSettings(**fetch), "units": units})
 

@@ -74,15 +74,14 @@ class UnitFiles:
             sizes = [metadata.row_group(block).num_rows for block in range(metadata.num_row_groups)]
             self._starts = np.cumsum([0, *sizes])
         block = int(np.searchsorted(self._starts, row, side="right")) - 1
-        if (kind, block) not in self._blocks:
+        # Each line is one act: another thread may read or drop the same block.
+        table = self._blocks.pop((kind, block), None)
+        if table is None:
             with open_parquet(self._store, self._listing) as parquet:
-                self._blocks[kind, block] = parquet.read_row_group(
-                    block, columns=_COLUMNS[kind], use_threads=False
-                )
-        self._blocks.move_to_end((kind, block))
+                table = parquet.read_row_group(block, columns=_COLUMNS[kind], use_threads=False)
+        self._blocks[kind, block] = table
         while len(self._blocks) > _BLOCKS_KEPT:
             self._blocks.popitem(last=False)
-        table = self._blocks[kind, block]
         return {column: table[column][row - int(self._starts[block])] for column in _COLUMNS[kind]}
 
 
@@ -136,14 +135,7 @@ class Dataset:
         Raises:
             UserError: its metadata is not what was sealed.
         """
-        name, sealed = self.files.name(unit_index, "meta"), self.files.meta_sha256(unit_index)
-        data = self.store.read(name)
-        if hashlib.sha256(data).digest() != sealed:
-            data = self.store.read(name)  # a network file system may have served a torn page
-        if hashlib.sha256(data).digest() != sealed:
-            raise _damaged(self.store, name)
-        with pq.ParquetFile(pa.BufferReader(data)) as parquet:
-            table = self._kept(unit_index, parquet, ["offset", "size", "sha256"]).combine_chunks()
+        table = self._checked(unit_index, ["offset", "size", "sha256"]).combine_chunks()
         rows = np.empty(len(table), ROW)
         for column in ("offset", "size", "slot"):
             rows[column] = table[column].to_numpy()
@@ -173,7 +165,7 @@ class Dataset:
         Raises:
             UserError: the vocabulary is damaged.
         """
-        return encoded(self.kept_rows(unit_index, LABEL_COLUMNS), self.vocabulary)
+        return encoded(self._checked(unit_index, LABEL_COLUMNS), self.vocabulary)
 
     def _all_labels(self) -> Iterator[pa.Table]:
         for name in sealed_units(self.path, self.root, columns=["meta"])["meta"].to_pylist():
@@ -184,6 +176,17 @@ class Dataset:
     def kept_rows(self, unit_index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One unit's samples in slot order: `slot`, and those of the columns that it has; None for all."""
         with open_parquet(self.store, self.files.name(unit_index, "meta")) as parquet:
+            return self._kept(unit_index, parquet, columns)
+
+    def _checked(self, unit_index: int, columns: Sequence[str]) -> pa.Table:
+        """As `kept_rows`, of the whole file in one request: a store's delays cost more than its bytes."""
+        name, sealed = self.files.name(unit_index, "meta"), self.files.meta_sha256(unit_index)
+        data = self.store.read(name)
+        if hashlib.sha256(data).digest() != sealed:
+            data = self.store.read(name)  # a network file system may have served a torn page
+        if hashlib.sha256(data).digest() != sealed:
+            raise _damaged(self.store, name)
+        with pq.ParquetFile(pa.BufferReader(data)) as parquet:
             return self._kept(unit_index, parquet, columns)
 
     def _kept(self, unit_index: int, parquet: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:

@@ -75,6 +75,10 @@ class Flags(Record):
     max_redirects: int
     ignore_robots: bool | None
     ignore_x_robots: bool | None
+    # Of plans in format 2, nobody looked for these.
+    ignore_tdm_reservation: bool | None = None
+    ignore_content_signal: bool | None = None
+    ignore_content_usage: bool | None = None
     allow_private: list[str] | None
     # Only of crawls that were given them.
     labels_from: str | None = None

@@ -21,7 +21,7 @@ from ingest.sources.warc_records import (
     target,
 )
 from ingest.store.files import open_file
-from ingest.web.opt_outs import page_opts_out
+from ingest.web.opt_outs import OptOut, page_opt_outs
 from ingest.web.url import resolve
 
 # The JSON of a page's links can be longer than the page.
@@ -42,6 +42,7 @@ class ArchiveCounts:
         records: of any kind.
         pages: web pages among them, opted out or not.
         opted_out: pages that asked not to be used.
+        left_out: those among them of which that was heeded.
         found: images on the pages that are used, each address once per page.
         damaged: places at which it is damaged.
         damage: the first of them, or why it could not be read to its end; else "".
@@ -50,27 +51,29 @@ class ArchiveCounts:
     records: int = 0
     pages: int = 0
     opted_out: int = 0
+    left_out: int = 0
     found: int = 0
     damaged: int = 0
     damage: str = ""
 
 
 def archive_links(
-    archive: str, counts: ArchiveCounts, *, ignore_opt_outs: bool
+    archive: str, counts: ArchiveCounts, *, heeded: frozenset[OptOut]
 ) -> Iterator[tuple[str, Link]]:
     """Every link with the address of its page, in the order of the archive; what is damaged is left out.
 
     Args:
         archive: what `open_file` opens.
         counts: is counted up.
-        ignore_opt_outs: yield the images of pages that ask not to be used, too.
+        heeded: ways to opt out that leave out a page's images.
     """
     try:
         with open_file(archive) as file:
             for url, page in _pages(cast(BinaryIO, file), counts):
                 counts.pages += 1
-                counts.opted_out += page.opted_out
-                if page.opted_out and not ignore_opt_outs:
+                counts.opted_out += bool(page.opt_outs)
+                if not page.opt_outs.isdisjoint(heeded):
+                    counts.left_out += 1
                     continue
                 counts.found += len(page.links)
                 for link in page.links:
@@ -120,4 +123,4 @@ def _stored_page(record: WarcRecord) -> tuple[str, Page] | None:
     ):
         return None
     page = page_links(found.body, url, charset=found.charset)
-    return url, Page(page.links, page.opted_out or any(map(page_opts_out, found.robots)))
+    return url, Page(page.links, page.opt_outs | page_opt_outs(found.said))

@@ -51,11 +51,15 @@ _ATTRIBUTES = re.compile(_ATTRIBUTE)
 _COMMENT_END = re.compile(r"--!?>")
 _SCRIPT_TOKEN = re.compile(rf"<!--|-->|<(/?)script(?=[{_SPACE}/>])", re.IGNORECASE)
 # Possessive, too: of `&param=` nothing may be taken back, or `&para` would be a paragraph sign.
-_REFERENCE = re.compile(r"&(?:#[0-9]{1,10};?|#[xX][0-9A-Fa-f]{1,10};?|([A-Za-z][A-Za-z0-9]{0,40}+;?+)(?!=))")
+_REFERENCE = re.compile(
+    r"&(?:#[0-9]{1,10};?|#[xX][0-9A-Fa-f]{1,10};?|([A-Za-z][A-Za-z0-9]{0,40}+(?:;|(?!=))))"
+)
 # Elements whose content is text up to their own end tag.
 _TEXT_ONLY = frozenset(["title", "textarea", "style", "xmp", "iframe", "noembed", "noframes", "script"])
 # Elements that can tell of an image.
-_TELLING_NAMES = frozenset(["img", "image", "source", "base", "meta", "link"])
+_TELLING_NAMES = frozenset(
+    ["img", "image", "amp-img", "amp-anim", "picture", "source", "base", "meta", "link"]
+)
 _NAMES = _TELLING_NAMES | _TEXT_ONLY | {"plaintext", "svg", "math"}
 # Text and tags that tell nothing; most of a page is passed over in one match.
 _IDLE = re.compile(
@@ -97,7 +101,7 @@ def _encoding(label: str) -> str | None:
 def tags(page: str) -> Iterator[tuple[str, str]]:
     """Every start tag in order: its name in lower case, and the text of its attributes, for `attributes`.
 
-    Comments, scripts and other text that only looks like tags is passed over.
+    Of end tags only "/picture". Comments, scripts and other text that only looks like tags is passed over.
     """
     at = 0
     # Within <svg> and <math>, <style/> and <title/> are empty; elsewhere the slash means nothing.
@@ -114,6 +118,8 @@ def tags(page: str) -> Iterator[tuple[str, str]]:
         if name in ("svg", "math"):
             foreign = max(0, foreign - 1) if slash else foreign + (not text.endswith("/"))
         if slash:
+            if name == "picture":
+                yield "/picture", ""
             continue
         if name in _TELLING_NAMES:
             yield name, text

@@ -29,6 +29,7 @@ from cluster.output_trouble import writing
 from ingest.links.archive import ArchiveCounts, archive_links
 from ingest.store.clients import is_bucket
 from ingest.store.posix import sync_folder
+from ingest.web.opt_outs import ALL, OptOut
 from ingest.web.url import canonical, host_of
 
 _ROW_GROUP = 1 << 17
@@ -58,7 +59,8 @@ class LinkCounts:
         files: archives read.
         records: of any kind, in them.
         pages: web pages among them, opted out or not.
-        opted_out: pages that asked not to be used; their images are left out unless that is ignored.
+        opted_out: pages that asked not to be used.
+        left_out: those among them of which that was heeded: their images are not in the output.
         found: images on the pages, each address once per page.
         distinct: addresses in the output.
         hosts: of the pages that these are from.
@@ -69,6 +71,7 @@ class LinkCounts:
     records: int = 0
     pages: int = 0
     opted_out: int = 0
+    left_out: int = 0
     found: int = 0
     distinct: int = 0
     hosts: int = 0
@@ -80,7 +83,7 @@ def list_links(
     output: Path,
     *,
     workers: int,
-    ignore_opt_outs: bool = False,
+    heeded: frozenset[OptOut] = ALL,
     progress: Callable[[LinkCounts], None] = lambda counts: None,
 ) -> LinkCounts:
     """Write the links of web archives to `output`, a Parquet or CSV file that appears whole.
@@ -90,7 +93,7 @@ def list_links(
             which of several places of one image is told.
         output: columns url, alt, page_url, page_host.
         workers: processes that read; does not change the result.
-        ignore_opt_outs: list the images of pages that ask not to be used, too; Parquet's metadata says so.
+        heeded: ways to opt out that leave out the images of a page; Parquet's metadata tells of the others.
         progress: called after each archive with the counts so far.
 
     Raises:
@@ -108,7 +111,7 @@ def list_links(
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
     try:
         tasks = [
-            _Archive(name=name, spill=folder / f"{number}.arrow", ignore_opt_outs=ignore_opt_outs)
+            _Archive(name=name, spill=folder / f"{number}.arrow", heeded=heeded)
             for number, name in enumerate(archives)
         ]
         with processes(min(workers, len(archives))) as map_tasks:
@@ -117,7 +120,7 @@ def list_links(
         if counts.records == 0:
             name, reason = next(iter(counts.damaged.items()), (archives[0], "it is empty"))
             raise UserError(f"no record could be read: {name}: {reason}; give WARC or WAT files")
-        _write(buckets, folder / "links", counts, output.suffix.lower(), ignore_opt_outs=ignore_opt_outs)
+        _write(buckets, folder / "links", counts, output.suffix.lower(), heeded=heeded)
         (folder / "links").replace(output)
         sync_folder(output.parent)
     finally:
@@ -144,7 +147,7 @@ def _refuse_unknown(archives: Sequence[str]) -> None:
 class _Archive:
     name: str
     spill: Path
-    ignore_opt_outs: bool
+    heeded: frozenset[OptOut]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +163,7 @@ def _spill(archive: _Archive) -> _Spilled:
     rows: list[tuple[bytes, str, str, str, str]] = []
     near: set[bytes] = set()
     with pa.OSFile(str(archive.spill), "wb") as out, pa.ipc.new_stream(out, _SPILL) as writer:
-        for page_url, link in archive_links(archive.name, counts, ignore_opt_outs=archive.ignore_opt_outs):
+        for page_url, link in archive_links(archive.name, counts, heeded=archive.heeded):
             key = _key(link.url)
             if key not in near:
                 near.add(key)
@@ -191,7 +194,7 @@ def _counted(
 ) -> Iterator[pa.RecordBatch]:
     for spilled in spills:
         counts.files += 1
-        for name in ("records", "pages", "opted_out", "found"):
+        for name in ("records", "pages", "opted_out", "left_out", "found"):
             setattr(counts, name, getattr(counts, name) + getattr(spilled.counts, name))
         if spilled.counts.damage:
             counts.damaged[spilled.archive] = spilled.counts.damage
@@ -252,9 +255,10 @@ def _thinned(buckets: Sequence[Path], depth: int) -> Iterator[pa.Table]:
 
 
 def _write(
-    buckets: Sequence[Path], path: Path, counts: LinkCounts, suffix: str, *, ignore_opt_outs: bool
+    buckets: Sequence[Path], path: Path, counts: LinkCounts, suffix: str, *, heeded: frozenset[OptOut]
 ) -> None:
-    said = {b"opt_outs": b"ignored" if ignore_opt_outs else b"honoured"}
+    ignored = " ".join(sorted(ALL - heeded))
+    said = {"opt_outs": f"ignored: {ignored}" if ignored else "honoured"}
     schema = pa.schema(_COLUMNS, metadata=said)
     hosts = np.empty(0, np.uint64)
     waiting: list[pa.Table] = []

@@ -7,11 +7,11 @@ links here; within one `srcset` the largest is taken, as in pages. The JSON quot
 import json
 from typing import Any
 
-from ingest.links.page import Page, element_images, meta_images, resolved, robots_meta
-from ingest.web.opt_outs import page_opts_out
+from ingest.links.page import Page, image_reference, meta_images, resolved
+from ingest.web.opt_outs import meta_opt_outs, page_opt_outs
 from ingest.web.url import resolve
 
-_ELEMENTS = {"IMG": "img", "SOURCE": "source", "IMAGE": "image"}
+_IMAGES = ("IMG", "IMAGE", "AMP-IMG", "AMP-ANIM")
 
 
 def wat_page(data: bytes) -> tuple[str, Page] | None:
@@ -28,23 +28,29 @@ def wat_page(data: bytes) -> tuple[str, Page] | None:
         return None
     head = _object(page, "Head")
     headers = _object(response, "Headers")
-    tags = [value for name, value in headers.items() if name.lower() == "x-robots-tag"]
-    opted_out = any(page_opts_out(tag) for values in tags for tag in _texts(values))
+    said = {name.lower(): _texts(values) for name, values in headers.items()}
+    opt_outs = page_opt_outs(lambda name: said.get(name.lower(), []))
     found: list[tuple[str, str]] = []
     for meta in _objects(head, "Metas"):
         fields = {key: _text(meta, key) for key in ("name", "property", "content")}
-        opted_out |= robots_meta(fields)
+        opt_outs |= meta_opt_outs(fields["name"], fields["content"])
         found += meta_images(fields)
     for link in _objects(head, "Link"):
         if "image_src" in _text(link, "rel").lower().split():
             found.append((_text(link, "url"), ""))
+    source = ""
     for link in _objects(page, "Links"):
         name, _, attribute = _text(link, "path").partition("@/")
-        if name in _ELEMENTS:
-            element = {attribute: _text(link, "url"), "alt": _text(link, "alt")}
-            found += element_images(_ELEMENTS[name], element)
+        reference = image_reference({attribute: _text(link, "url")}, source=name == "SOURCE")
+        if name == "SOURCE":
+            source = source or reference
+        elif name in _IMAGES:
+            # A <source> is of the same <picture> as the <img> behind it.
+            if reference or source:
+                found.append((reference or source, _text(link, "alt")))
+            source = ""
     base = resolve(_text(head, "Base"), url) or url
-    return url, Page(resolved(found, base), opted_out)
+    return url, Page(resolved(found, base), opt_outs)
 
 
 def _object(value: Any, *names: str) -> dict[str, Any]:

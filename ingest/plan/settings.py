@@ -14,6 +14,7 @@ from ingest.dataset.plan_record import Flags, Identity, SourceRecord
 from ingest.image.check import Crop, Encoding, Treatment
 from ingest.image.decode import ImageLimits
 from ingest.labels.labelled import Labelling
+from ingest.web.opt_outs import OptOut
 from ingest.web.settings import FetchSettings
 
 FORMAT = 3
@@ -89,7 +90,7 @@ class CrawlSettings:
                 attempts=flags.attempts,
                 max_redirects=flags.max_redirects,
                 robots=flags.ignore_robots is None,
-                x_robots=flags.ignore_x_robots is None,
+                heeded=frozenset(each for each in OptOut if flags.plain().get(each.option) is None),
                 allow_private=tuple(flags.allow_private or ()),
             ),
             labels_from=flags.labels_from,
@@ -117,7 +118,7 @@ class CrawlSettings:
                 "--attempts": self.fetch.attempts,
                 "--max-redirects": self.fetch.max_redirects,
                 "--ignore-robots": None if self.fetch.robots else True,
-                "--ignore-x-robots": None if self.fetch.x_robots else True,
+                **{each.option: None if each in self.fetch.heeded else True for each in OptOut},
                 "--allow-private": list(self.fetch.allow_private) or None,
                 **{flag: value for flag, value in labels.items() if value is not None},
             }

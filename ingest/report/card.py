@@ -16,19 +16,20 @@ from ingest.dataset.view import read_view, view_names
 from ingest.report.histogram import Histogram
 from ingest.report.provenance import (
     OPT_OUTS,
-    asks_servers,
+    are_answers,
     opt_outs,
     read_generations,
     setting_words,
     source_words,
 )
 from ingest.report.stats import Stats
+from ingest.web.opt_outs import OptOut
 
 HOSTS_LISTED = 20
 # All of most data sets that are tested on.
 LABELS_LISTED = 1_000
 # Reasons that say: the site does not want this.
-OPT_OUT_REASONS = {"robots.txt": "robots_disallowed", "X-Robots-Tag": "x_robots_tag"}
+OPT_OUT_REASONS = {"robots.txt": "robots_disallowed"} | {each.header: each.value for each in OptOut}
 READING = """Shards are WebDataset tars. `meta/` has one Parquet row per attempt, kept or not, with its URL or
 path, its place in the shard, sha256 and perceptual hash. `ingest verify` checks all of it against the root.
 """
@@ -147,9 +148,9 @@ def _sources(plans: Plans) -> Iterator[str]:
 
 
 def _opt_outs(stats: Stats, plans: Plans) -> Iterator[str]:
-    asked = {number: plan for number, plan in plans.items() if plan is not None and asks_servers(plan)}
+    asked = {number: plan for number, plan in plans.items() if plan is not None and are_answers(plan)}
     if not asked:
-        yield "No image of this dataset was fetched from the web by this crawl."
+        yield "No image of this dataset was fetched from the web, or is from an archive of it."
         return
     lost = {loss.reason: loss.count for loss in stats.losses}
     for name in OPT_OUTS:

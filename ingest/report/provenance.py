@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster.wording import several
 from ingest.dataset import layout
-from ingest.dataset.plan_record import PlanRecord, SourceRecord, read_plan
+from ingest.dataset.plan_record import PlanRecord, SourceKind, SourceRecord, read_plan
 from ingest.store.open import open_store
+from ingest.web.opt_outs import OptOut
 
 # Flags by what they make a crawl ignore.
-OPT_OUTS = {"robots.txt": "--ignore-robots", "X-Robots-Tag": "--ignore-x-robots"}
+OPT_OUTS = {"robots.txt": "--ignore-robots"} | {each.header: each.option for each in OptOut}
 
 
 def read_generations(path: str | Path, numbers: Sequence[int]) -> dict[int, PlanRecord | None]:
@@ -30,18 +32,24 @@ def source_words(source: SourceRecord) -> str:
     return f"{source.kind} {source.name}{digest}"
 
 
-def asks_servers(plan: PlanRecord) -> bool:
-    """Whether images of this plan were fetched from the web."""
-    return any(source.kind.is_fetched for source in plan.sources)
+def are_answers(plan: PlanRecord) -> bool:
+    """Whether images of this plan are answers of the web's servers, fetched or archived."""
+    return any(source.kind.is_fetched or source.kind is SourceKind.WARC for source in plan.sources)
 
 
 def opt_outs(plan: PlanRecord) -> dict[str, str]:
     """Whether each way to opt out was honoured or ignored, by its name."""
     settings = plan.settings.plain()
-    return {
-        name: "honoured" if settings.get(flag) is None else f"IGNORED ({flag})"
-        for name, flag in OPT_OUTS.items()
-    }
+    told = {name: _heeded(settings, flag) for name, flag in OPT_OUTS.items()}
+    if not any(source.kind.is_fetched for source in plan.sources):
+        told["robots.txt"] = "not asked for, as the answers are archived"
+    return told
+
+
+def _heeded(settings: dict[str, Any], flag: str) -> str:
+    if flag not in settings:
+        return "not looked for by the version that planned it"
+    return "honoured" if settings[flag] is None else f"IGNORED ({flag})"
 
 
 def setting_words(plan: PlanRecord) -> dict[str, str]:
@@ -64,7 +72,7 @@ def made_of(path: str | Path, generations: Sequence[int]) -> list[tuple[str, str
             rows.append((layout.plan_name(number), "is not here"))
             continue
         rows += [("source", source_words(source)) for source in plan.sources]
-        if asks_servers(plan):
+        if are_answers(plan):
             rows += opt_outs(plan).items()
         rows += setting_words(plan).items()
     return rows

@@ -18,24 +18,25 @@ from ingest.sources.tar_in_place import ForeignTar
 from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
 from ingest.store.clients import is_bucket
+from ingest.web.opt_outs import ALL, OptOut
 
 
 def open_listing(
-    text: str, columns: Columns, *, x_robots: bool = True, follow_links: bool = False
+    text: str, columns: Columns, *, heeded: frozenset[OptOut] = ALL, follow_links: bool = False
 ) -> Listing:
     """What `open_images` opens, a table of images, or a list of URLs or of files, to be planned.
 
     Args:
         text: what a user names.
         columns: of a list.
-        x_robots: heed X-Robots-Tag of the answers that an archive stores.
+        heeded: ways to opt out that are obeyed of the answers that an archive stores.
         follow_links: of a folder, those that lead out of it, and to folders.
 
     Raises:
         UserError: it is none of them.
     """
     if list_format(text) is None or Path(text).is_dir():
-        return ImageListing(open_images(text, x_robots=x_robots, follow_links=follow_links))
+        return ImageListing(open_images(text, heeded=heeded, follow_links=follow_links))
     if list_format(text) == ("parquet", None) and (image := image_column(text, columns.url)) is not None:
         return ImageListing(ImageTable(text, image, columns))
     listed = UrlList(text, columns)
@@ -66,7 +67,7 @@ def _opened(source: SourceRecord, location: str) -> Images:
     return open_images(location, follow_links=bool(source.follow_links))
 
 
-def open_images(text: str, *, x_robots: bool = True, follow_links: bool = False) -> Source:
+def open_images(text: str, *, heeded: frozenset[OptOut] = ALL, follow_links: bool = False) -> Source:
     """A folder, a tar (a local one, or in a bucket), or a local WARC; see `open_listing`.
 
     Raises:
@@ -82,7 +83,7 @@ def open_images(text: str, *, x_robots: bool = True, follow_links: bool = False)
     if path.is_file() and os.access(path, os.R_OK) and is_tar(path):
         return TarSource(path)
     if path.is_file() and os.access(path, os.R_OK) and is_warc(path):
-        return WarcSource(path, x_robots=x_robots)
+        return WarcSource(path, heeded=heeded)
     if path.is_file() and os.access(path, os.R_OK) and _is_arc(path):
         raise UserError(
             f"source {text} is an ARC file, which was before WARC: make a WARC of it with `warcio recompress`"

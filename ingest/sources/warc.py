@@ -17,7 +17,7 @@ from ingest.image.header import sniff
 from ingest.problem import PROBLEMS, Problem
 from ingest.sources.source import Item
 from ingest.sources.warc_records import RESOURCE, RESPONSE, ArchiveError, Stored, message, records, target
-from ingest.web.opt_outs import image_opts_out
+from ingest.web.opt_outs import ALL, OptOut, image_opt_out
 
 # Enough for every magic number, through a content coding.
 _BEGINNING = 4096
@@ -31,15 +31,15 @@ class WarcSource:
     kind = SourceKind.WARC
     extra = NO_COLUMNS
 
-    def __init__(self, path: Path, *, x_robots: bool = True) -> None:
+    def __init__(self, path: Path, *, heeded: frozenset[OptOut] = ALL) -> None:
         """
         Args:
             path: the file.
-            x_robots: heed X-Robots-Tag of the answers that it stores.
+            heeded: ways to opt out that are obeyed of the answers that it stores.
         """
         self.name = os.fsencode(path.name).decode("utf-8", "backslashreplace")
         self._path = path
-        self._x_robots = x_robots
+        self._heeded = heeded
         self._file: BinaryIO | None = None
 
     def describe(self) -> SourceRecord:
@@ -88,8 +88,8 @@ class WarcSource:
         if not (found.content_type.startswith("image/") or sniff(found.body)):
             return None
         problem = "response_truncated" if found.truncated else ""
-        if self._x_robots and image_opts_out(found.robots):
-            problem = "x_robots_tag"
+        if (opt_out := image_opt_out(found.said, self._heeded)) is not None:
+            problem = opt_out.value
         return Item(target(record), offset=at, size=size, problem=problem)
 
     def _bytes(self, item: Item, max_bytes: int) -> bytes | Problem:

@@ -7,13 +7,15 @@ file ends too early, which fastwarc takes for its end.
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
 from fastwarc.stream_io import BrotliReader, ChunkedReader, GzipReader, ZstdReader
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
+
+from ingest.web.opt_outs import OptOut
 
 RESPONSE = WarcRecordType.response
 RESOURCE = WarcRecordType.resource
@@ -87,7 +89,7 @@ class Message:
         status: of HTTP; 200 for a resource.
         content_type: without parameters, lower case.
         charset: as the header names it, if it does.
-        robots: values of X-Robots-Tag.
+        opt_outs: values of headers that opt out, by name.
         body: decoded, up to the limit that was asked for, and one byte more if there are more.
         truncated: the crawler stored only the beginning.
     """
@@ -95,9 +97,13 @@ class Message:
     status: int
     content_type: str
     charset: str | None
-    robots: tuple[str, ...]
+    opt_outs: Mapping[str, tuple[str, ...]]
     body: bytes
     truncated: bool
+
+    def said(self, header: str) -> tuple[str, ...]:
+        """What is told by a header that opts out."""
+        return self.opt_outs.get(header, ())
 
 
 def records(
@@ -284,7 +290,7 @@ def message(record: WarcRecord, *, max_bytes: int) -> Message | None:
             status=200,
             content_type=content_type(record.headers),
             charset=None,
-            robots=(),
+            opt_outs={},
             body=body(record, max_bytes),
             truncated=_is_cut(record),
         )
@@ -304,7 +310,7 @@ def message(record: WarcRecord, *, max_bytes: int) -> Message | None:
         status=headers.status_code,
         content_type=content_type(headers),
         charset=_charset(headers),
-        robots=tuple(_values(headers, b"X-Robots-Tag")),
+        opt_outs={each.header: tuple(_values(headers, each.header.encode())) for each in OptOut},
         body=_decoded(raw, headers, max_bytes),
         truncated=_is_cut(record),
     )

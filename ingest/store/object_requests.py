@@ -106,7 +106,7 @@ async def call(
         FileExistsError: a condition does not hold (412).
         PastTheEndError: the range starts behind the object's last byte (416).
         PermissionError: it is not permitted (403).
-        TimeoutError: it failed too often.
+        OSError: it failed too often.
         UserError: the bucket is not there, credentials are missing, or the store refuses the request.
     """
     most = most_tries or MOST_TRIES
@@ -130,7 +130,8 @@ async def call(
                 raise UserError(f"{missing_credentials(place)} ({said})") from error
             if not failure.of_credentials and not failure.passes():
                 raise failure.meaning(action, place) from error
-    raise OSError(errno.ETIMEDOUT, f"{action} failed {most} times, at last with {said}", place)
+    # Not ETIMEDOUT: on its way out of a future, a TimeoutError loses the place.
+    raise OSError(errno.EIO, f"{action} failed {most} times, at last with {said}", place)
 
 
 def _is_of_obstore(error: Exception) -> bool:

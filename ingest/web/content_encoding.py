@@ -8,6 +8,9 @@ import brotli
 # Images hardly shrink, and robots.txt not that much; the first bytes may.
 _LARGEST_RATIO = 200
 _RATIO_FREE = 1 << 20
+_READ = frozenset(["gzip", "x-gzip", "deflate", "br"])
+# To take them for what they encode would be to see no rules in a robots.txt, and no image in an image.
+_NOT_READ = frozenset(["zstd", "compress", "x-compress", "dcb", "dcz"])
 
 
 class BadEncodingError(Exception):
@@ -35,11 +38,11 @@ def decoder(content_encoding: str) -> Decoder | None:
     As browsers do, unknown words ("utf-8", "none") are passed over: what the bytes are is seen from them.
 
     Raises:
-        BadEncodingError: encodings are stacked.
+        BadEncodingError: encodings are stacked, or there is one that browsers know and this does not.
     """
     words = [word.strip().lower() for word in content_encoding.split(",")]
-    known = [word for word in words if word in ("gzip", "x-gzip", "deflate", "br")]
-    if len(known) > 1:
+    known = [word for word in words if word in _READ or word in _NOT_READ]
+    if len(known) > 1 or not _NOT_READ.isdisjoint(known):
         raise BadEncodingError(content_encoding)
     if not known:
         return None

@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
-from urllib.parse import urljoin
 
 import aiohttp
 from yarl import URL
 
-from ingest.problem import Problem
+from ingest.problem import PROBLEMS, Problem
+from ingest.web import redirect
 from ingest.web.addresses import AddressPolicy, CheckedResolver
 from ingest.web.host_queues import Hosts, SlowHost
 from ingest.web.http_client import Answer, HttpClient
-from ingest.web.opt_outs import image_opts_out
+from ingest.web.opt_outs import image_opt_out
 from ingest.web.problems import (
     DEADLINE,
     FETCHER_ERROR,
@@ -204,6 +204,8 @@ class FetchLoop(Generic[Token]):
             rules = await self._robots.rules(errand.url)
             if not rules.allow(errand.url):
                 raise UnfetchableError(ROBOTS_DISALLOWED)
+            if (reason := rules.opt_out(errand.url, self._settings.heeded)) is not None:
+                raise UnfetchableError(PROBLEMS[reason.value])
             now = self._loop.time()
             if rules.delay and self._hosts.slow_down(host, rules.delay, begun=begun, now=now):
                 self._hosts.add(host, errand, now, first=True)
@@ -233,8 +235,9 @@ class FetchLoop(Generic[Token]):
             errand.spent += self._loop.time() - begun
 
     def _judge(self, response: aiohttp.ClientResponse) -> None:
-        if self._settings.x_robots and image_opts_out(response.headers.getall("X-Robots-Tag", ())):
-            raise after_answer("x_robots_tag", response.status, rejected=True)
+        reason = image_opt_out(lambda name: response.headers.getall(name, ()), self._settings.heeded)
+        if reason is not None:
+            raise after_answer(reason.value, response.status, rejected=True)
 
     async def _ask_robots(self, url: URL) -> Answer:
         return await self._client.get(
@@ -251,9 +254,7 @@ class FetchLoop(Generic[Token]):
         if errand.redirects > self._settings.max_redirects:
             raise after_answer("too_many_redirects", answer.status)
         try:
-            errand.url = http_url(urljoin(str(errand.url), answer.location))
-        except ValueError:
-            raise after_answer("redirect_bad_url", answer.status) from None
+            errand.url = redirect.target(errand.url, answer.location)
         except UnfetchableError as error:
             reason = "redirect_not_http" if error.problem is NOT_HTTP_URL else "redirect_bad_url"
             raise after_answer(reason, answer.status, rejected=True) from None

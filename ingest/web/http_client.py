@@ -13,6 +13,7 @@ from yarl import URL
 from cluster.errors import UserError
 from ingest.problem import Problem
 from ingest.web.addresses import AddressPolicy, CheckedResolver
+from ingest.web.answer_bytes import Connector
 from ingest.web.content_encoding import BadEncodingError, BombError, check_ratio, decoder
 from ingest.web.host_queues import KEPT_ALIVE
 from ingest.web.problems import (
@@ -34,7 +35,8 @@ _READ = 256 << 10
 _LONGEST_HEADER = 32 << 10
 _MOST_HEADERS = 256
 _REDIRECTS = (301, 302, 303, 307, 308)
-_GOOD = (200, 203)
+_GOOD = (200, 201, 202, 203)
+_PART = re.compile(r"bytes\s+0-([0-9]{1,15})/([0-9]{1,15})", re.IGNORECASE)
 _ACCEPT = "image/jpeg, image/png, image/webp, image/gif, image/*;q=0.5, */*;q=0.1"
 # Bodies of errors and redirects up to this size are read to their end, for the sake of the connection.
 _SMALL_REST = 64 << 10
@@ -82,7 +84,7 @@ class HttpClient:
 
     def __init__(self, *, agent: str, policy: AddressPolicy, resolver: CheckedResolver) -> None:
         self._policy = policy
-        connector = aiohttp.TCPConnector(
+        connector = Connector(
             ssl=ssl.create_default_context(),
             resolver=resolver,
             use_dns_cache=False,
@@ -132,10 +134,10 @@ class HttpClient:
                 url, allow_redirects=False, headers=None if keep_alive else {"Connection": "close"}
             ) as response:
                 status = response.status
-                if status in _REDIRECTS and "Location" in response.headers:
+                if status in _REDIRECTS and (location := response.headers.get("Location")):
                     await _read_small_rest(response)
-                    return Answer(status, b"", response.headers["Location"])
-                if status not in _GOOD:
+                    return Answer(status, b"", location)
+                if status not in _GOOD and not _is_whole(response):
                     await _read_small_rest(response)
                     wait = retry_after(response.headers.get("Retry-After"))
                     raise UnfetchableError(answered(status), retry_after=wait)
@@ -225,6 +227,12 @@ class _BodyReader:
         except BombError as error:
             raise after_answer("decompression_bomb", self._status, rejected=True) from error
         return decoded
+
+
+def _is_whole(response: aiohttp.ClientResponse) -> bool:
+    """Whether this partial answer, which nobody asked for, is of the whole: `bytes 0-8/9`."""
+    part = _PART.fullmatch(response.headers.get("Content-Range", "").strip())
+    return response.status == 206 and part is not None and int(part[1]) + 1 == int(part[2])
 
 
 async def _read_small_rest(response: aiohttp.ClientResponse) -> None:

@@ -1,4 +1,4 @@
-"""What a site asks of robots: robots.txt (RFC 9309), once a day per origin, and X-Robots-Tag headers.
+"""What a site asks of robots: robots.txt (RFC 9309), with what it says of training, once a day per origin.
 
 Nobody answers: nothing is fetched. A file of 512 KiB may be made to keep a parser busy for hours, so what
 concerns other robots is left out before it is parsed, and rules that are slow to match are bounded.
@@ -7,15 +7,15 @@ concerns other robots is left out before it is parsed, and rules that are slow t
 import asyncio
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from urllib.parse import urljoin
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from protego import Protego
 from yarl import URL
 
+from ingest.web import redirect
 from ingest.web.http_client import Answer
-from ingest.web.opt_outs import TOKEN
+from ingest.web.opt_outs import TOKEN, OptOut, robots_txt_rule
 from ingest.web.problems import (
     CONNECT_FAILED,
     DNS_FAILED,
@@ -25,10 +25,11 @@ from ingest.web.problems import (
     TLS_INVALID,
     UnfetchableError,
 )
-from ingest.web.url import http_url
 
 MOST_BYTES = 512 << 10
 _MOST_REDIRECTS = 5
+# There is such a file, and nothing in it.
+_NO_CONTENT = (204, 205)
 _LIFE = 24 * 3600.0
 # Of the texts that are kept, in all; what is made of them takes some twenty times as much.
 _BYTES_KEPT = 8 << 20
@@ -53,11 +54,20 @@ class Rules:
     delay: float
     _parsed: Protego | None
     _closed: bool = False
+    # Each with Disallow where it opts out.
+    _signals: Mapping[OptOut, Protego] = field(default_factory=dict)
 
     def allow(self, url: URL) -> bool:
         if self._closed or self._parsed is None:
             return not self._closed
         return bool(self._parsed.can_fetch(str(url), TOKEN))
+
+    def opt_out(self, url: URL, heeded: frozenset[OptOut]) -> OptOut | None:
+        """The way in which the images below this URL are kept from us, of those that are heeded."""
+        for opt_out, signals in self._signals.items():
+            if opt_out in heeded and not signals.can_fetch(str(url), TOKEN):
+                return opt_out
+        return None
 
 
 EVERYTHING = Rules(0.0, None)
@@ -73,7 +83,28 @@ def rules(text: str) -> Rules:
     if not ours:
         return EVERYTHING
     parsed = Protego.parse("\n".join(ours))
-    return Rules(parsed.crawl_delay(TOKEN) or 0.0, parsed)
+    signals = {
+        opt_out: Protego.parse("\n".join(lines))
+        for opt_out in (OptOut.CONTENT_SIGNAL, OptOut.CONTENT_USAGE)
+        if (lines := _as_disallow(ours, opt_out))
+    }
+    return Rules(parsed.crawl_delay(TOKEN) or 0.0, parsed, _signals=signals)
+
+
+def _as_disallow(lines: list[str], opt_out: OptOut) -> list[str]:
+    """What lines say of training, in words of RFC 9309, which has the same order of paths; [] for nothing."""
+    told = False
+    made: list[str] = []
+    for line in lines:
+        rule = robots_txt_rule(line)
+        if line.startswith(_NAMED):
+            made.append(line)
+        elif rule is None or rule[0] is not opt_out:
+            made.append("Disallow:")  # it ends a list of names
+        else:
+            told |= rule[2]
+            made.append(f"{'Disallow' if rule[2] else 'Allow'}: {rule[1]}")
+    return made if told else []
 
 
 def _lines_for_us(text: str) -> Iterable[str]:
@@ -152,13 +183,10 @@ class Robots:
                 answer = await self._ask(url)
                 if answer.location is None:
                     return answer.data.decode("utf-8", "replace")
-                try:
-                    url = http_url(urljoin(str(url), answer.location))
-                except ValueError:
-                    return ""
+                url = redirect.target(url, answer.location)
         except UnfetchableError as error:
             status = error.problem.http_status
-            if status is not None and 400 <= status < 500 and status != 429:
+            if status in _NO_CONTENT or (status is not None and 400 <= status < 500 and status != 429):
                 return ""
             if error.problem in _OF_THE_HOST:
                 raise

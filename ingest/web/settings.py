@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ingest.web.opt_outs import ALL, OptOut
+
 
 @dataclass(frozen=True, kw_only=True)
 class FetchSettings:
@@ -16,8 +18,8 @@ class FetchSettings:
         per_host: requests of one host under way at a time.
         per_host_rate: requests per second of one host; None for as many as it answers.
         connections: requests under way at a time, of all hosts.
-        robots: obey robots.txt.
-        x_robots: obey X-Robots-Tag.
+        robots: ask for robots.txt, and obey it.
+        heeded: ways to opt out that are obeyed, besides robots.txt's Disallow.
         allow_private: networks, as CIDRs, that may be asked though they are not public.
     """
 
@@ -30,5 +32,5 @@ class FetchSettings:
     per_host_rate: float | None = None
     connections: int = 256
     robots: bool = True
-    x_robots: bool = True
+    heeded: frozenset[OptOut] = ALL
     allow_private: tuple[str, ...] = ()

@@ -29,8 +29,8 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _BLANK = "".join(map(chr, range(0x21)))
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HOST = re.compile(r"[a-z0-9._~-]+")
-# Underscores are no host names, but serve images on the web.
-_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+# Underscores, and hyphens at the ends, are in no host names, but serve images on the web.
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 # Behind a lone percent sign, an unescaped digit would become part of another escape.
 _ESCAPE = re.compile(r"(?<!%)(?<!%[0-9A-Fa-f])%([0-9A-Fa-f]{2})")

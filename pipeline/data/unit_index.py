@@ -61,11 +61,10 @@ class UnitIndex:
         Raises:
             UserError, OSError: as `Dataset.unit_rows`.
         """
-        rows = self._kept.get(unit_index)
-        if rows is not None:
-            self._kept.move_to_end(unit_index)
-            return rows
-        rows = self._mapped(unit_index)
+        # One act: another thread may forget the same unit.
+        rows = self._kept.pop(unit_index, None)
+        if rows is None:
+            rows = self._mapped(unit_index)
         if rows is None:
             made = self._made(unit_index)
             rows = self._mapped(unit_index)

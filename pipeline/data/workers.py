@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from cluster.errors import UserError
+from cluster.output_trouble import refusal
 from pipeline.data.shared_memory import Buffers, Parcel
 
 # Batches that torch lets each worker run ahead.
@@ -142,6 +143,8 @@ class _Numbered(Generic[T]):
             value = self._make(number)
         except UserError as error:
             return _Refusal(str(error))
+        except PermissionError as error:
+            return _Refusal(str(refusal(error)))
         return value if slot is None else self._buffers.pack(value, slot)
 
 

@@ -8,7 +8,7 @@ from cluster.wording import in_bytes
 from ingest.dataset.open import Dataset, sealed_head
 from pipeline.data.order import largest_window, plan_order
 from pipeline.data.read_ahead.demand import whole_lanes
-from pipeline.data.read_ahead.room import CHUNK_BYTES, share_out
+from pipeline.data.read_ahead.room import CHUNK_BYTES, FEW_STEPS, share_out
 from pipeline.recipe.pretrain import PretrainRecipe
 
 # Of a tar, beside each image's bytes: a header of 512, and half a block of padding.
@@ -47,9 +47,8 @@ def reading(recipe: PretrainRecipe, dataset: Dataset, *, nodes: int, images_per_
     # Of a view, the images that are left out lie between those that are read.
     stretch = (mean + _TAR_BYTES) * head.kept / len(dataset)
     window_bytes = max(lanes, 1) * largest_window(order) * stretch
-    room = share_out(
-        int(recipe.run.cache_gib * 2**30), step_bytes=int(rows * mean), window_bytes=lanes and window_bytes
-    )
+    step_bytes, cache = int(rows * mean), int(recipe.run.cache_gib * 2**30)
+    room = share_out(cache, step_bytes=step_bytes, window_bytes=lanes and window_bytes)
     samples = order.steps_per_epoch * rows
     if room.windows:
         in_unit = len(dataset) / len(dataset.units)
@@ -60,7 +59,7 @@ def reading(recipe: PretrainRecipe, dataset: Dataset, *, nodes: int, images_per_
     per_second = images_per_second / (nodes * samples)
     return Reading(
         coalesced=room.windows > 0,
-        reason="" if room.windows else _reason(lanes, window_bytes, nodes),
+        reason="" if room.windows else _reason(lanes, window_bytes, nodes, cache - FEW_STEPS * step_bytes),
         window_bytes=window_bytes,
         requests=requests,
         bytes=size,
@@ -69,7 +68,9 @@ def reading(recipe: PretrainRecipe, dataset: Dataset, *, nodes: int, images_per_
     )
 
 
-def _reason(lanes: int, window_bytes: float, nodes: int) -> str:
+def _reason(lanes: int, window_bytes: float, nodes: int, left: int) -> str:
+    if left < 0:
+        return f"run.cache_gib does not hold {FEW_STEPS} steps, and the run will be refused: raise it"
     if not lanes:
         return f"{nodes} nodes share lanes of the shuffle, and no window is read whole"
     return f"windows of {in_bytes(window_bytes)} a node do not fit run.cache_gib"

@@ -145,6 +145,12 @@ class Run(Section):
     keep_every_steps: PositiveInt | None = None
 
     @model_validator(mode="after")
+    def _cache_is_a_folder(self) -> Self:
+        if "://" in (self.cache or ""):
+            raise ValueError(f"cache {self.cache} is a URL: give a folder on the node's own disk")
+        return self
+
+    @model_validator(mode="after")
     def _profile_has_steps(self) -> Self:
         first, last = map(int, (self.profile or "1:2").split(":"))
         if not 0 < first < last:

@@ -42,6 +42,8 @@ def fail_on_rank_1(how):
     if RANK == 1:
         if how == "user_error":
             raise UserError("data.root is empty: crawl something into it")
+        if how == "denied":
+            raise PermissionError(13, "get is not permitted (AccessDenied)", "s3://bucket/tar")
         if how == "exception":
             raise ValueError("boom")
         if how == "exit":
@@ -143,6 +145,12 @@ def test_every_rank_knows_its_place_and_rank_0_is_heard(tmp_path: Path) -> None:
         ("killed", "rank 1 of 2 failed first: Killed: killed by SIGKILL (out of memory?)", RuntimeError),
         ("exit", "rank 1 of 2 failed first: Exit: ended with status 7 without a word", RuntimeError),
         ("user_error", "data.root is empty: crawl something into it", UserError),
+        (
+            "denied",
+            "cannot read or write s3://bucket/tar: get is not permitted (AccessDenied); mend that, then run "
+            "the same command again",
+            UserError,
+        ),
     ],
 )
 def test_the_first_failing_rank_is_reported_and_the_others_end(

@@ -87,6 +87,10 @@ async def forever(writer: Writer, piece: bytes, pause: float = 0.0) -> None:
 fixed("good", "", whole())
 fixed("good_203", "", whole(status="203 Non-Authoritative Information"))
 fixed("lying_type", "", whole(Content_Type="text/html"))
+fixed("created", "", whole(status="201 Created"))
+fixed("accepted", "", whole(status="202 Accepted"))
+fixed("all_of_it", "", whole(status="206 Partial", Content_Range=f"bytes 0-{len(GOOD) - 1}/{len(GOOD)}"))
+fixed("some_of_it", "http_206", whole(status="206 Partial", Content_Range=f"bytes 0-{len(GOOD) - 1}/9999"))
 fixed("gzip", "", whole(gzip.compress(GOOD), Content_Encoding="gzip"))
 fixed("brotli", "", whole(brotli.compress(GOOD), Content_Encoding="br"))
 fixed("unknown_encoding", "", whole(Content_Encoding="utf-8"))
@@ -98,7 +102,7 @@ fixed("not_modified", "http_304", head("304 Not Modified"))
 fixed("partial", "http_206", whole(status="206 Partial Content"))
 fixed("odd_status", "http_299", whole(status="299 Odd"))
 fixed("server_error", "http_500", whole(b"", "500 Oops"))
-fixed("longer_than_said", "bad_http", head(Content_Length=len(GOOD)) + GOOD * 3)
+fixed("longer_than_said", "", head(Content_Length=len(GOOD)) + GOOD * 3)
 fixed("shorter_than_said", "truncated_body", head(Content_Length=len(GOOD) * 2, Connection="close") + GOOD)
 fixed(
     "two_lengths", "bad_http", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 9\r\n\r\nabcabcabc"
@@ -106,6 +110,7 @@ fixed(
 fixed("negative_length", "bad_http", head(Content_Length=-5) + GOOD)
 fixed("ten_gigabytes", "too_many_bytes", head(Content_Length=10 << 30) + GOOD)
 fixed("not_gzip", "bad_encoding", whole(Content_Encoding="gzip"))
+fixed("zstd", "bad_encoding", whole(Content_Encoding="zstd"))
 fixed("stacked_encodings", "bad_encoding", whole(Content_Encoding="gzip, gzip"))
 fixed("cut_gzip", "truncated_body", whole(gzip.compress(GOOD)[:-20], Content_Encoding="gzip"))
 fixed("gzip_bomb", "decompression_bomb", whole(gzip.compress(bytes(3 << 20)), Content_Encoding="gzip"))
@@ -122,6 +127,9 @@ fixed("many_headers", "bad_http", head(**{f"X_{n}": "x" for n in range(5000)}) +
 fixed("silent_close", "reset", b"")
 fixed("robots_tag", "x_robots_tag", whole(X_Robots_Tag="noai"))
 fixed("robots_tag_for_us", "x_robots_tag", whole(X_Robots_Tag="seer-ingest: noimageindex"))
+fixed("tdm", "tdm_reservation", whole(TDM_Reservation=1))
+fixed("signal", "content_signal", whole(Content_Signal="search=yes, ai-train=no"))
+fixed("usage", "content_usage", whole(Content_Usage="train-ai=n"))
 fixed("to_file", "redirect_not_http", head("302 Found", Location="file:///etc/passwd", Content_Length=0))
 fixed("to_nowhere", "redirect_bad_url", head("302 Found", Location="http://[::1", Content_Length=0))
 fixed(
@@ -131,6 +139,10 @@ fixed("to_private", "private_address", head("302 Found", Location="http://10.0.0
 fixed(
     "to_metadata", "private_address", head("302 Found", Location="http://169.254.169.254/", Content_Length=0)
 )
+fixed("to_old_encoding", "", head("301 Moved", Location="/caf\xe9", Content_Length=0))
+fixed("to_backslash", "", head("301 Moved", Location="\\good", Content_Length=0))
+fixed("to_good_without_end", "", b"HTTP/1.1 301 Moved\r\nLocation: /good\r\n")
+fixed("empty_location", "http_302", head("302 Found", Location="", Content_Length=0))
 fixed("no_location", "http_302", head("302 Found", Content_Length=0))
 
 NO_ROBOTS = whole(b"", "404 Not Found")
@@ -139,6 +151,10 @@ robots("robots_all", "robots_disallowed", EVERYBODY_OUT)
 robots("robots_us", "robots_disallowed", whole(b"User-agent: Seer-Ingest\nDisallow: /robots_us"))
 robots("robots_others", "", whole(b"User-agent: otherbot\nDisallow: /\n\nUser-agent: *\nAllow: /"))
 robots("robots_403", "", whole(b"", "403 Forbidden"))
+robots("robots_signal", "content_signal", whole(b"User-agent: *\nContent-Signal: ai-train=no\nAllow: /"))
+robots("robots_usage", "content_usage", whole(b"User-agent: *\nContent-Usage: /robots train-ai=n\nAllow: /"))
+robots("robots_204", "", head("204 No Content"))
+robots("robots_zstd", "robots_unreachable", whole(b"\x28\xb5\x2f\xfd rules", Content_Encoding="zstd"))
 robots("robots_503", "robots_unreachable", whole(b"", "503 Service Unavailable"))
 robots("robots_gone", "robots_unreachable", b"")
 robots("robots_binary", "", whole(bytes(range(256)) * 4000))
@@ -264,6 +280,7 @@ NAMES = {
     "mapped.test": ([], ["::ffff:127.0.0.1"]),
     "metadata.test": (["169.254.169.254"], []),
     "good.test": (["127.0.1.1"], []),
+    "-good-.test": (["127.0.1.1"], []),
 }
 # The first answer is allowed, all that follow are not.
 REBINDING = "rebinding.test"
@@ -310,7 +327,7 @@ class HostileServer:
     def name_cases(self) -> dict[str, str]:
         """Reason by URL, for a client that asks `nameserver`."""
         forbidden = dict.fromkeys(NAMES, "private_address") | {"unknown.test": "dns_not_found"}
-        forbidden |= {"broken.test": "dns_failed", "good.test": ""}
+        forbidden |= {"broken.test": "dns_failed"} | dict.fromkeys(("good.test", "-good-.test"), "")
         return {f"http://{name}:{self.port}/good": reason for name, reason in forbidden.items()}
 
     def __enter__(self) -> "HostileServer":

@@ -15,6 +15,7 @@ from ingest.commands import doctor, verify
 from ingest.commands.stats import LISTED
 from ingest.dataset.open import open_dataset
 from ingest.dataset.verify import Level
+from ingest.web.opt_outs import OptOut
 
 COMMAND = [sys.executable, "-c", "from ingest.cli import main; main()"]
 
@@ -103,7 +104,7 @@ def test_options_reach_the_crawl(folder, tmp_path):
         "--max-redirects": 4, "--allow-private": "10.0.0.0/8",
     }  # fmt: skip
     flags = [str(word) for option in options.items() for word in option]
-    switches = ["--no-icc", "--no-phash", "--ignore-robots", "--ignore-x-robots"]
+    switches = ["--no-icc", "--no-phash", "--ignore-robots", *(each.option for each in OptOut)]
     options |= dict.fromkeys(switches, True) | {"--allow-private": ["10.0.0.0/8"]}
     assert run("crawl-shards", folder(), "--output", output, *flags, *switches).exit_code == 0
     assert json.loads((output / "plan/0/plan.json").read_bytes())["settings"] == options

@@ -12,11 +12,13 @@ import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from cluster.errors import UserError
 from pipeline.data.read_ahead.cache import tell_failure
 from pipeline.data.read_ahead.program import Assignment, Program
 
-_MOST_REMOVALS = 100
 logger = logging.getLogger(__name__)
+
+_REMOVALS = 100  # of the folder, at most: packs are still written into it
 
 
 def main() -> None:
@@ -30,15 +32,16 @@ def main() -> None:
         given: Assignment = from_rank.recv()
     except EOFError:
         return
-    ending = threading.Event()
-    threading.Thread(target=_end_with_rank, args=(from_rank, given.place, ending), daemon=True).start()
+    ended = threading.Event()
+    watch = threading.Thread(target=_end_with_rank, args=(from_rank, given.place, ended), daemon=True)
+    watch.start()
     try:
         asyncio.run(Program(given).run())
     except Exception as error:
-        if ending.is_set():  # its folder went away beneath it
-            threading.Event().wait()
+        if ended.is_set():  # what was being written has lost its folder
+            watch.join()
         cause = _first_cause(error)
-        logger.error("%s", cause, exc_info=None if isinstance(cause, OSError) else cause)
+        logger.error("%s", cause, exc_info=None if isinstance(cause, OSError | UserError) else cause)
         tell_failure(given.place, cause)
         os._exit(1)
 
@@ -49,14 +52,14 @@ def _first_cause(error: Exception) -> Exception:
     return error
 
 
-def _end_with_rank(from_rank: Connection, place: Path, ending: threading.Event) -> None:
+def _end_with_rank(from_rank: Connection, place: Path, ended: threading.Event) -> None:
     """A killed rank closes its end of the pipe, too."""
     with contextlib.suppress(EOFError, OSError):
         from_rank.recv()
-    ending.set()
-    for _ in range(_MOST_REMOVALS):
+    ended.set()
+    for _ in range(_REMOVALS):
         shutil.rmtree(place, ignore_errors=True)
-        if not place.exists():  # or a pack was published meanwhile
+        if not place.exists():
             break
     os._exit(0)
 

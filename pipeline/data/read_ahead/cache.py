@@ -1,6 +1,6 @@
 """The folder in which a node's read-ahead leaves what its ranks take: private, and gone with the process.
 
-NAME/alive         locked as long as the process lives
+NAME/alive         locked as long as the process lives; says how many bytes it may write
      handed-over   int64 for each rank of the node: its first step that is not handed over
      failed.json   why the process has ended
      STEP.RANK     packs, see `pipeline.data.read_ahead.pack`
@@ -16,12 +16,14 @@ import mmap
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from cluster.errors import UserError
+from cluster.output_trouble import refusal
 from pipeline.data.node_cache import CachePlace, private_folder, private_name
 
 MEMORY = Path("/dev/shm")
@@ -31,7 +33,16 @@ _OF_FREE = 0.5  # others write there, too
 
 def place_of(cache: CachePlace, name: str) -> Path:
     """The folder of one start of one run on this node."""
-    return private_name(cache.folder or MEMORY) / _KIND / name
+    return private_name(_parent(cache)) / _KIND / name
+
+
+def _parent(cache: CachePlace) -> Path:
+    """Memory, unless there is to be a folder, or somebody else has taken our name there."""
+    if cache.folder is not None:
+        return cache.folder
+    ours = private_name(MEMORY)
+    taken = ours.is_symlink() or (ours.exists() and ours.stat().st_uid != os.geteuid())
+    return Path(tempfile.gettempdir()) if taken else MEMORY
 
 
 def make_place(cache: CachePlace, name: str, *, ranks: int, first: int) -> tuple[Path, int, int]:
@@ -44,24 +55,29 @@ def make_place(cache: CachePlace, name: str, *, ranks: int, first: int) -> tuple
         UserError: the folder cannot be made, or is not private.
     """
     try:
-        room = private_folder(cache.folder or MEMORY, _KIND)
+        room = private_folder(_parent(cache), _KIND)
     except OSError as error:
         raise UserError(
             f"the folder for what is read ahead cannot be made ({error}): give run.cache another one, on a "
             "local disk"
         ) from error
     with _only_one(room):
-        for left in room.iterdir():
-            if left.is_dir() and not _is_alive(left):
-                shutil.rmtree(left, ignore_errors=True)
+        promised = 0
+        for other in filter(Path.is_dir, room.iterdir()):
+            if _is_alive(other):
+                promised += _still_to_come(other)
+            else:
+                shutil.rmtree(other, ignore_errors=True)
+        free = int(_OF_FREE * max(shutil.disk_usage(room).free - promised, 0))
+        most = min(cache.limit, free)
         place, draft = place_of(cache, name), room / f".{name}"
         draft.mkdir(mode=0o700)
         alive = os.open(draft / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(alive, fcntl.LOCK_EX)
+        os.write(alive, str(most).encode())
         (draft / "handed-over").write_bytes(np.full(ranks, first, np.int64).tobytes())
         draft.rename(place)  # whoever sees it sees all of it
-    free = int(_OF_FREE * shutil.disk_usage(place).free)
-    return place, min(cache.limit, free), alive
+    return place, most, alive
 
 
 @contextlib.contextmanager
@@ -89,6 +105,14 @@ def _is_alive(place: Path) -> bool:
     return False
 
 
+def _still_to_come(place: Path) -> int:
+    """Bytes that a living start may write besides those that are there."""
+    with contextlib.suppress(FileNotFoundError, ValueError):  # it has just ended
+        there = 512 * sum(entry.stat().st_blocks for entry in os.scandir(place))
+        return max(int((place / "alive").read_text()) - there, 0)
+    return 0
+
+
 class HandedOver:
     """For each rank of a node, the first step that its main process has not handed over: shared memory."""
 
@@ -110,6 +134,7 @@ class HandedOver:
 
 def tell_failure(place: Path, error: Exception) -> None:
     """Leave word of what has ended the process, for whoever waits for it."""
+    error = refusal(error) if isinstance(error, PermissionError) else error
     known = isinstance(error, UserError | OSError)
     message = str(error) if known else f"reading ahead: {type(error).__name__}: {error}"
     text = json.dumps({"user": isinstance(error, UserError), "message": message})

@@ -71,7 +71,7 @@ class Requests:
             try:
                 async with limit:
                     return await self._timed(unit, starts, sizes)
-            except TimeoutError:  # the store's, too, is called so
+            except TimeoutError:  # a file system's, too, is called so
                 if not limit.expired():
                     raise
                 patience *= 2

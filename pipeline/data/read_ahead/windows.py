@@ -57,17 +57,21 @@ class Windows:
         # By window and unit; of each its chunks by their first row, and these rows.
         self._chunks: dict[int, dict[int, tuple[list[int], list[Chunk]]]] = {}
         self._step = self._newest = 0
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, first: int) -> None:
-        """Load window after window, from those of step `first` on."""
+        """Load window after window, from those of step `first` on.
+
+        Raises:
+            UserError, OSError: the metadata of a unit is damaged or cannot be read.
+        """
         self._step = self._newest = first
         window = self._demand.windows(first).start
-        while True:
-            await self._wait_for(window)
-            if window >= self._demand.windows(self._step).start:
-                await self._load_window(window)
-            window += 1
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._wait_for(window)
+                if window >= self._demand.windows(self._step).start:
+                    await self._load_window(group, window)
+                window += 1
 
     async def _wait_for(self, window: int) -> None:
         """Until it is the one after those that steps are made of."""
@@ -103,7 +107,7 @@ class Windows:
                             self._free(chunk)
             self._freed.notify_all()
 
-    async def _load_window(self, window: int) -> None:
+    async def _load_window(self, group: asyncio.TaskGroup, window: int) -> None:
         for piece in self._demand.pieces(window):
             rows, offsets, sizes = await self._index.piece(piece)
             for found in coalesce(rows, offsets, sizes, most_bytes=CHUNK_BYTES):
@@ -111,12 +115,14 @@ class Windows:
                 if not contiguous or found.size > CHUNK_BYTES:
                     continue
                 await self._loading.acquire()
-                if not await self._begin(window, piece.unit, found):
+                chunk = await self._begin(window, piece.unit, found)
+                if chunk is None:
                     self._loading.release()
                     return
+                group.create_task(self._load(chunk))
 
-    async def _begin(self, window: int, unit: int, found: Range) -> bool:
-        """Ask for a chunk, as soon as there is a slot; False if the window is over before."""
+    async def _begin(self, window: int, unit: int, found: Range) -> Chunk | None:
+        """A chunk for a range, as soon as there is a slot; None if the window is over before."""
 
         def over() -> bool:
             return window < self._demand.windows(self._step).start
@@ -124,7 +130,7 @@ class Windows:
         async with self._freed:
             await self._freed.wait_for(lambda: over() or bool(self._slots))
             if over():
-                return False
+                return None
             slot = self._slots.pop()
         first, end = int(found.rows[0]), int(found.rows[-1]) + 1
         loaded = asyncio.get_running_loop().create_future()
@@ -133,13 +139,10 @@ class Windows:
         place = bisect_right(firsts, first)
         firsts.insert(place, first)
         chunks.insert(place, chunk)
-        task = asyncio.create_task(self._load(chunk))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return True
+        return chunk
 
     async def _load(self, chunk: Chunk) -> None:
-        whole = False
+        whole = full = False
         try:
             async with self._requests.turn():
                 (data,) = await self._requests.read(chunk.unit, [chunk.start], [chunk.size])
@@ -149,15 +152,16 @@ class Windows:
         except (OSError, UserError) as error:
             # What steps need of it they read by themselves, and say what is wrong.
             logger.warning("reading ahead: %s", error)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                await asyncio.sleep(_AGAIN_SECONDS)
-        self._loading.release()
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         async with self._freed:
             chunk.loaded.set_result(whole)
             if not whole and not chunk.over:
                 self._forget(chunk)
             if chunk.over:  # what is on its way into a slot keeps it until it is there
                 self._free(chunk)
+        if full:
+            await asyncio.sleep(_AGAIN_SECONDS)
+        self._loading.release()
 
     def _forget(self, chunk: Chunk) -> None:
         firsts, chunks = self._chunks[chunk.window][chunk.unit]

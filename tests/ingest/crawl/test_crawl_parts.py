@@ -26,6 +26,7 @@ from ingest.crawl.part import Part, counts_json, read_report
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts
 from ingest.web.domain import domain_hashes
+from ingest.web.opt_outs import OptOut
 from ingest.web.settings import FetchSettings
 
 FETCH = FetchSettings(contact="test@example.org", allow_private=(NETWORK,))
@@ -100,7 +101,7 @@ def test_parts_are_contiguous_even_and_whole(units, parts):
     units=st.lists(st.integers(0, 300), unique=True, min_size=1).map(sorted), rate=st.none() | st.just(0.5)
 )
 def test_what_a_crawler_is_given_survives_as_json(units, rate):
-    fetch = replace(FETCH, per_host_rate=rate)
+    fetch = replace(FETCH, per_host_rate=rate, heeded=frozenset([OptOut.CONTENT_USAGE, OptOut.X_ROBOTS_TAG]))
     part = Part(output="s3://a/b", generation=2, units=units, fetch=fetch, workers=3)
     assert Part.from_json(part.to_json()) == part
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -70,6 +71,21 @@ def test_view_drops_samples_and_units(dataset):
     whole = open_dataset(path)
     assert np.array_equal(seen.unit_rows(0)["offset"], whole.unit_rows(0)["offset"][[1, 3]])
     assert seen.vocabulary.names == whole.vocabulary.names
+
+
+def test_labels_take_one_request_for_a_unit_and_are_checked(dataset, monkeypatch):
+    path, _, _ = dataset
+    opened = open_dataset(path)
+    meta = Path(opened.meta_path(1))
+    opened.files.meta_sha256(1)  # names come in blocks, for all units
+    monkeypatch.setattr(type(opened.store), "open", lambda *_: pytest.fail("is opened, and read in pieces"))
+    assert opened.unit_labels(0) == ["cat"] * 4
+    assert opened.classes() == ("cat", "dog")
+    data = bytearray(meta.read_bytes())
+    data[len(data) // 2] ^= 1
+    meta.write_bytes(data)
+    with pytest.raises(UserError, match=f"{meta.name} is damaged"):
+        opened.unit_labels(1)
 
 
 def test_labels_are_empty_at_the_top_of_a_source(tmp_path, scene, crawl):

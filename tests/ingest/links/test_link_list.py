@@ -1,6 +1,7 @@
 """Lists of image links: each address once, the first of the input, the same bytes however it was made."""
 
 import json
+import re
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,7 @@ from ingest.links import link_list
 from ingest.links.link_list import list_links
 from ingest.links.wat import wat_page
 from ingest.sources.url_list import Columns, UrlList
+from ingest.web.opt_outs import OptOut
 
 
 def listed(paths, output, **options):
@@ -130,9 +132,31 @@ def test_pages_that_opt_out_are_left_out_and_counted(tmp_path):
     assert [row["url"] for row in rows] == ["http://a.example/yes"]
     assert (counts.pages, counts.opted_out, counts.found) == (4, 3, 1)
     assert pq.read_schema(tmp_path / "urls.parquet").metadata[b"opt_outs"] == b"honoured"
-    counts, rows = listed([path], tmp_path / "all.parquet", ignore_opt_outs=True)
-    assert (counts.opted_out, counts.found, len(rows)) == (3, 4, 4)
-    assert pq.read_schema(tmp_path / "all.parquet").metadata[b"opt_outs"] == b"ignored"
+    counts, rows = listed([path], tmp_path / "all.parquet", heeded=frozenset())
+    assert (counts.opted_out, counts.left_out, counts.found, len(rows)) == (3, 0, 4, 4)
+    assert pq.read_schema(tmp_path / "all.parquet").metadata[b"opt_outs"].startswith(b"ignored: ")
+
+
+def test_each_way_to_opt_out_is_ignored_by_its_option(tmp_path):
+    records = [
+        response("http://a.example/1", b"<img src=1>", headers="X-Robots-Tag: noai\r\n"),
+        response("http://a.example/2", b"<meta name=tdm-reservation content=1><img src=2>"),
+        wat(
+            "http://a.example/3",
+            headers={"content-signal": "ai-train=no"},
+            links=[{"path": "IMG@/src", "url": "3"}],
+        ),
+        response("http://a.example/4", b"<img src=4>", headers="Content-Usage: train-ai=n\r\n"),
+    ]
+    path, output = archive(tmp_path / "w.warc.gz", records), tmp_path / "urls.parquet"
+    command = ["urls", str(path), "--output", str(output), "--workers", "1"]
+    for number, opt_out in enumerate(OptOut, 1):
+        done = CliRunner().invoke(cli.app, [*command, opt_out.option])
+        assert re.search(r"^opt-outs *3 pages left out, 1 listed all the same$", done.stdout, re.MULTILINE)
+        assert pq.read_table(output)["url"].to_pylist() == [f"http://a.example/{number}"]
+        assert pq.read_schema(output).metadata[b"opt_outs"] == b"ignored: " + opt_out.value.encode()
+    CliRunner().invoke(cli.app, [*command, "--ignore-opt-outs"])
+    assert len(pq.read_table(output)) == 4
 
 
 def test_only_answered_pages_of_the_web_are_read(tmp_path):
@@ -159,7 +183,11 @@ def test_wat_tells_the_same_as_the_page():
         {"path": "IMG@/srcset", "url": "b.jpg 1x, c.jpg 2x"},
         {"path": "IMG@/data-src", "url": "d.jpg"},
         {"path": "SOURCE@/srcset", "url": "e.jpg 9w"},
+        {"path": "SOURCE@/srcset", "url": "no.jpg 9w"},
         {"path": "SOURCE@/src", "url": "no.mp4"},
+        {"path": "IMG@/src", "url": "data:image/gif,x", "alt": "E"},
+        {"path": "SOURCE@/srcset", "url": "no.jpg 9w"},
+        {"path": "IMG@/src", "url": "h.jpg", "alt": "H"},
         {"path": "A@/href", "url": "no.jpg"},
         "no",
         {"path": 5, "url": {}},
@@ -177,7 +205,8 @@ def test_wat_tells_the_same_as_the_page():
         ("a.jpg", "A"),
         ("c.jpg", ""),
         ("d.jpg", ""),
-        ("e.jpg", ""),
+        ("e.jpg", "E"),
+        ("h.jpg", "H"),
     ]
     assert all(link.url.startswith("http://a.example/dir/") for link in page.links)
 

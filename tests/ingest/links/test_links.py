@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ingest.links.html_tags import attributes, decode_page, tags
 from ingest.links.page import LONGEST_PAGE, Link, largest_candidate, page_links
-from ingest.web.opt_outs import page_opts_out
+from ingest.web.opt_outs import OptOut, page_opt_outs
 from ingest.web.url import resolve
 
 PAGE = "http://host.example/dir/page?q"
@@ -44,7 +44,7 @@ def found(html, **options):
     ],
 )
 def test_largest_candidate_of_srcset(srcset, largest):
-    assert largest_candidate(srcset) == largest
+    assert largest_candidate(srcset)[0] == largest
 
 
 @pytest.mark.parametrize(
@@ -58,16 +58,13 @@ def test_largest_candidate_of_srcset(srcset, largest):
         ("<img src=a.gif data-src='data:x'>", ["http://host.example/dir/a.gif"]),
         ("<img src=a data-src=b srcset='c 1x, d 2x'>", ["http://host.example/dir/d"]),
         ("<img srcset='data:a 1x' data-srcset='c 1x, d 2x'>", ["http://host.example/dir/d"]),
-        (
-            "<picture><source srcset='a 9w'><source src=no.mp4><img src=b></picture>",
-            ["http://host.example/dir/a", "http://host.example/dir/b"],
-        ),
         ("<meta property='og:image' content='//cdn.example/x'>", ["http://cdn.example/x"]),
         ("<meta name=twitter:image content=x><meta name=og content=no>", ["http://host.example/dir/x"]),
         ("<link rel='x image_src' href=a><link rel=icon href=no>", ["http://host.example/dir/a"]),
         ("<img src=a><base href='/b/'><base href='/no/'>", ["http://host.example/b/a"]),
         ("<img src=a?x=1&amp;y=2&copy=3&lt;&#x41;>", ["http://host.example/dir/a?x=1&y=2&copy=3%3CA"]),
         ("<img src='a?x&param=1&note=2&gt0=3'>", ["http://host.example/dir/a?x&param=1&note=2&gt0=3"]),
+        ("<img src='a?x&amp;=1&amp=2'>", ["http://host.example/dir/a?x&=1&amp=2"]),
         (
             "<noscript><img src=a></noscript><template><img src=b>",
             ["http://host.example/dir/" + c for c in "ab"],
@@ -91,6 +88,56 @@ def test_largest_candidate_of_srcset(srcset, largest):
 )
 def test_images_of_a_page(html, urls):
     assert found(html) == urls
+
+
+@pytest.mark.parametrize(
+    ("html", "name"),
+    [
+        ("<img data-src='{{item.image}}' src=real.jpg><img src='${img}'><img src='<%= x %>'>", "real.jpg"),
+        ("<img data-src='//cdn.example/a_{width}x.jpg' src=real.jpg>", "real.jpg"),
+        ("<img srcset='{{a}} 2x, real.jpg 1x, [b] 3x'>", "real.jpg"),
+        ("<img src=real.jpg data-url=https://example.org/article.html>", "real.jpg"),
+        ("<img src=real.jpg data-url=https://example.org/article>", "real.jpg"),
+        (
+            "<img src=small.jpg data-url=https://example.org/article/real.jpg?w=1>",
+            "https://example.org/article/real.jpg?w=1",
+        ),
+        ("<img data-image=/pictures/real>", "/pictures/real"),
+        ("<img src=real.jpg data-image=12345>", "real.jpg"),
+        ("<img src=real.jpg data-original=true data-lazy=1 data-src=#>", "real.jpg"),
+        ('<img src=real.jpg data-lazy=\'{"src":"/x.jpg"}\' data-image=\'["/x.jpg"]\'>', "real.jpg"),
+        ("<img src=small.jpg data-large_image=big.jpg data-lazy-src=real.jpg>", "real.jpg"),
+        ("<img src=small.jpg data-src=/image/real>", "/image/real"),
+        ("<img src=blank.gif data-src=page.php data-original=real.png#x>", "real.png"),
+        ("<img srcset='blank.gif 1w' src=wait.gif data-src=mid.jpg data-srcset='real.jpg 800w'>", "real.jpg"),
+        ("<img srcset='blank.gif 1w' src=real.jpg>", "real.jpg"),
+        ("<img srcset='wait.gif' data-srcset='real.jpg'>", "real.jpg"),
+        ("<img srcset='wait.gif' data-src='real.jpg'>", "real.jpg"),
+        ("<img srcset='real.jpg 2x' data-src='small.jpg'>", "real.jpg"),
+        (
+            "<picture><source type=image/avif srcset=a.avif><source srcset='real.jpg 2x'><img src=data:,>",
+            "real.jpg",
+        ),
+        ("<picture><source data-srcset=a.webp><img data-src=real.jpg src=wait.gif></picture>", "real.jpg"),
+        ("<picture><source srcset=a></picture><picture><img src=real.jpg>", "real.jpg"),
+        (
+            "<amp-img src=real.jpg width=1 height=1><noscript><img src=real.jpg></noscript></amp-img>",
+            "real.jpg",
+        ),
+    ],
+)
+def test_one_image_is_one_link_and_no_junk_displaces_it(html, name):
+    assert found(html) == [resolve(name, PAGE)]
+
+
+def test_a_page_has_ten_thousand_links_at_most():
+    html = "".join(f"<img src={number}.jpg>" * 2 for number in range(10_100))
+    assert found(html) == [resolve(f"{number}.jpg", PAGE) for number in range(10_000)]
+
+
+def test_of_the_texts_of_an_address_the_first_that_says_something_is_kept():
+    html = "<img src=a alt=' '><img src=./a alt=one><noscript><img src=a alt=two></noscript>"
+    assert page_links(html.encode(), PAGE).links == (Link(resolve("a", PAGE), "one"),)
 
 
 def test_alt_is_one_line_of_plain_text_and_each_address_comes_once():
@@ -135,9 +182,10 @@ def test_a_page_without_any_encoding_is_western():
     ],
 )
 def test_opt_outs(directives, out):
-    assert page_opts_out(directives) is out
+    outs = {OptOut.X_ROBOTS_TAG} if out else set()
+    assert page_opt_outs(lambda name: [directives] if name == "X-Robots-Tag" else []) == outs
     html = f"<meta NAME=Robots content='{directives}'><img src=a>"
-    assert page_links(html.encode(), PAGE).opted_out is out
+    assert page_links(html.encode(), PAGE).opt_outs == outs
 
 
 SOUP = st.lists(
@@ -188,6 +236,9 @@ SOUP = st.lists(
             "</TITLE ",
             "</scripts>",
             "<meta property=og:image content=e>",
+            "<picture>",
+            "</picture ",
+            "<amp-img src=f>",
         ]
     ),
     max_size=25,
@@ -205,8 +256,10 @@ def test_tags_are_those_of_an_independent_parser(soup):
         if token["type"] == html5lib.constants.tokenTypes["StartTag"]:
             if token["name"] in states:
                 tokens.state = getattr(tokens, states[token["name"]] + "State")
-            if token["name"] in ("img", "source", "meta"):
+            if token["name"] in ("img", "amp-img", "picture", "source", "meta"):
                 theirs.append((token["name"], dict(token["data"])))
+        elif token["type"] == html5lib.constants.tokenTypes["EndTag"] and token["name"] == "picture":
+            theirs.append(("/picture", {}))
     assert [(name, attributes(text)) for name, text in tags(soup)] == theirs
 
 

@@ -16,9 +16,12 @@ from typer.testing import CliRunner
 from ingest import cli
 from ingest.crawl.index import index_tars
 from ingest.dataset.open import sealed_units
+from ingest.dataset.plan_record import PlanRecord
+from ingest.dataset.records import canonical_json
 from ingest.dataset.view import write_view
 from ingest.plan.settings import CrawlSettings
 from ingest.report.card import LABELS_LISTED, _code, _size_category, dataset_card
+from ingest.report.provenance import opt_outs, read_generations
 from ingest.report.stats import count
 
 
@@ -72,6 +75,22 @@ def test_card_of_a_web_crawl_says_what_was_honoured_and_left_out_and_whom_to_ask
     assert "licence of each image is unknown" in licences
     assert "To have an image removed, write to `https://example.org/removal`" in licences
     assert "`urls list.parquet: sha256 " in section(card, "Sources")
+
+
+def test_card_tells_of_every_way_to_opt_out_and_does_not_say_that_unknown_ones_were_honoured(web):
+    assert "- Content-Usage: honoured; 0 URLs" in section(card_of(web), "Opt-outs")
+    plan = read_generations(web, [0])[0].plain()
+    del plan["settings"]["--ignore-content-usage"]
+    plan["settings"]["--ignore-tdm-reservation"] = True
+    plan["sources"] = [plan["sources"][0] | {"kind": "warc"}]
+    told = opt_outs(PlanRecord.read(canonical_json(plan), where="plan", remedy=""))
+    assert told == {
+        "robots.txt": "not asked for, as the answers are archived",
+        "X-Robots-Tag": "honoured",
+        "TDM-Reservation": "IGNORED (--ignore-tdm-reservation)",
+        "Content-Signal": "honoured",
+        "Content-Usage": "not looked for by the version that planned it",
+    }
 
 
 def test_card_says_that_robots_txt_was_ignored(tmp_path):

@@ -17,6 +17,7 @@ from cluster.errors import UserError
 from ingest.links.archive import ArchiveCounts, archive_links
 from ingest.sources.expand import expand
 from ingest.sources.url_list import Columns, UrlList, list_format, split_labels
+from ingest.web.opt_outs import ALL
 
 ROWS = [
     {"url": "http://a.org/1.jpg", "caption": "a cat, asleep", "labels": ["cat", "nap"], "score": 0.5},
@@ -409,4 +410,4 @@ def test_a_bucket_without_credentials_is_a_sentence(monkeypatch):
     with pytest.raises(UserError, match=r"no credentials for s3://any-bucket: set AWS_ACCESS_KEY_ID"):
         UrlList("s3://any-bucket/a.parquet", Columns())
     with pytest.raises(UserError, match=r"no credentials for s3://any-bucket: set AWS_ACCESS_KEY_ID"):
-        list(archive_links("s3://any-bucket/a.warc.gz", ArchiveCounts(), ignore_opt_outs=False))
+        list(archive_links("s3://any-bucket/a.warc.gz", ArchiveCounts(), heeded=ALL))

@@ -223,4 +223,4 @@ def test_what_an_answer_asks_of_robots_is_heeded_as_when_it_is_fetched(tmp_path,
     tag = "X-Robots-Tag: noai\r\n"
     path = archive(tmp_path / "w.warc.gz", [response("http://a/1", picture, "image/jpeg", headers=tag)])
     assert read(path) == [("http://a/1", PROBLEMS["x_robots_tag"])]
-    assert [item.problem for item in WarcSource(path, x_robots=False).items()] == [""]
+    assert [item.problem for item in WarcSource(path, heeded=frozenset()).items()] == [""]

@@ -18,6 +18,7 @@ import pytest
 import trustme
 
 from cluster.errors import UserError
+from cluster.output_trouble import trouble
 from ingest.store import object_requests, object_store
 from ingest.store.open import home_of, open_store
 from ingest.store.posix import PosixStore
@@ -219,6 +220,14 @@ def test_a_web_server_without_ranges_and_a_bucket_elsewhere_are_told_at_once(mon
         with pytest.raises(UserError, match=r"refused get: .*incorrectly configured region"):
             open_store("s3://bucket-in-another-region/set").read("name")
         server.shutdown()
+
+
+def test_who_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setattr(object_requests, "MOST_TRIES", 1)
+    with pytest.raises(OSError, match="get failed 1 times") as caught:
+        open_store("http://127.0.0.1:1/set").read("name")
+    told = trouble(caught.value)
+    assert str(told).startswith("cannot read or write http://127.0.0.1:1/set/name: get failed 1 times")
 
 
 def test_s3_with_a_certificate_of_its_own(monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.web.content_encoding import decoder
+from ingest.web.content_encoding import BadEncodingError, decoder
 
 ENCODERS = {
     "gzip": gzip.compress,
@@ -45,3 +45,9 @@ def test_what_is_held_back_comes_later_and_nothing_is_lost(name, words, repeats,
 def test_D4_little_more_comes_out_than_was_asked_for(name):
     decoding = decoder("gzip" if name == "members" else name)
     assert len(decoding.feed(ENCODERS[name](bytes(32 << 20)), 1 << 20)) < 4 << 20
+
+
+@pytest.mark.parametrize("name", ["zstd", "ZSTD", "utf-8, zstd", "compress", "dcb", "gzip, gzip"])
+def test_what_encodes_and_cannot_be_read_is_not_taken_for_its_content(name):
+    with pytest.raises(BadEncodingError):
+        decoder(name)

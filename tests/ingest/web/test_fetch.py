@@ -130,8 +130,9 @@ def test_retry_after_holds_back_the_host_and_not_only_the_url(server):
 
 
 def test_without_robots_nobody_is_asked_for_them(server):
-    urls = [server.url("robots_all"), server.url("robots_tag")]
-    bold = replace(SETTINGS, robots=False, x_robots=False)
+    names = ("robots_all", "robots_tag", "tdm", "signal", "usage", "robots_signal")
+    urls = [server.url(name) for name in names]
+    bold = replace(SETTINGS, robots=False, heeded=frozenset())
     assert {reason(outcome) for outcome in fetched(urls, bold).values()} == {""}
     assert not any("/robots.txt" in request for _, request in server.requests)
 

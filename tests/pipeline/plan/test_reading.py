@@ -55,6 +55,11 @@ def test_without_room_for_windows_each_image_is_a_request(dataset: Dataset) -> N
     assert said.startswith("Images are read one by one") and "do not fit run.cache_gib" in said
 
 
+def test_a_cache_that_a_run_refuses_is_told_before(dataset: Dataset) -> None:
+    asked = reading(recipe(dataset, **{"run.cache_gib": 1e-6}), dataset, nodes=1, images_per_second=64)
+    assert "the run will be refused" in _of_reading(asked, 1)
+
+
 def test_nodes_that_share_a_lane_read_no_windows(dataset: Dataset) -> None:
     asked = reading(recipe(dataset, **{"data.window": 64}), dataset, nodes=2, images_per_second=1)
     assert not asked.coalesced

@@ -206,6 +206,9 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
             r"trunk: `zero_init_residual` goes with name: resnet18 or resnet50",
         ),
         ("seed=1.5", r"seed: Input should be a valid integer"),
+        ("run.cache_gib=.inf", r"run\.cache_gib: Input should be a finite number"),
+        ("data.crops.0.scale=[0.5, .nan]", r"data\.crops\.0\.scale\.1: Input should be a finite number"),
+        ("run.cache=s3://bucket/cache", r"run: cache s3://bucket/cache is a URL: give a folder on .* disk"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_key(mine: Path, override: str, told: str) -> None:

@@ -1,13 +1,20 @@
 """L1 from an object store: the same batches as from a folder, whatever happens to what is read ahead."""
 
+import errno
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
+from multiprocessing import Pipe
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -20,13 +27,17 @@ from ingest.dataset.open import open_dataset
 from pipeline.data.batch import Batch
 from pipeline.data.evaluation import Preprocessing, image_batches
 from pipeline.data.loader import Loader
-from pipeline.data.node_cache import CachePlace
+from pipeline.data.node_cache import CachePlace, private_name
+from pipeline.data.read_ahead import __main__ as main_module
+from pipeline.data.read_ahead import cache as cache_module
 from pipeline.data.read_ahead import packs as packs_module
-from pipeline.data.read_ahead.cache import make_place, place_of
+from pipeline.data.read_ahead.cache import make_place, place_of, raise_failure, tell_failure
 from pipeline.data.read_ahead.client import Node
 from pipeline.data.read_ahead.pack import pack_name, write_pack
 from pipeline.data.read_ahead.packs import PackedReader, Packs
 from pipeline.data.reader import Reader
+from pipeline.data.shared_memory import Buffers
+from pipeline.data.workers import _Numbered, _Refusal
 from pipeline.recipe.data import Data
 
 CROPS = [{"count": 2, "size": 8, "scale": [0.3, 1.0]}]
@@ -157,13 +168,35 @@ def test_whoever_waits_says_that_the_process_was_killed(
 
 
 def test_a_missing_tar_is_the_users_to_mend(
-    own_dataset: Callable[..., Path], as_objects: AsObjects, cache: CachePlace
+    own_dataset: Callable[..., Path],
+    as_objects: AsObjects,
+    cache: CachePlace,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     root = own_dataset(images=45, unit_rows=7)
     Path(open_dataset(root).shard_path(3)).unlink()
     url = as_objects(root)
     with pytest.raises(UserError, match=r"tar is missing from the dataset: run `ingest verify s3://"):
         list(islice(make_loader(url, cache=cache).from_step(0), 6))
+    log = capfd.readouterr().err
+    assert "is missing from the dataset" in log and "Traceback" not in log
+
+
+def test_what_may_not_be_read_is_the_users_to_mend(cache: CachePlace) -> None:
+    """Told by the process that reads ahead, or by a worker that reads for itself."""
+    denied = PermissionError(errno.EACCES, "get is not permitted (AccessDenied)", "s3://some/tar")
+    sentence = r"^cannot read or write s3://some/tar: get is not permitted \(AccessDenied\); mend that, "
+    place, _, alive = make_place(cache, "denied", ranks=1, first=0)
+    tell_failure(place, denied)
+    os.close(alive)
+    with pytest.raises(UserError, match=sentence):
+        raise_failure(place)
+
+    def make(number: int) -> int:
+        raise denied
+
+    refusal = _Numbered(make, Buffers(count=1, size=1))[0, None]
+    assert isinstance(refusal, _Refusal) and re.match(sentence, refusal.sentence)
 
 
 def test_evaluations_and_resident_images_are_read_ahead_too(
@@ -195,7 +228,7 @@ import sys, time
 import torch
 from pathlib import Path
 from pipeline.data.loader import Loader
-from pipeline.data.node_cache import CachePlace
+from pipeline.data.node_cache import CachePlace, private_name
 from pipeline.recipe.data import Data
 crops = [{"count": 1, "size": 8, "scale": [0.3, 1.0]}]
 data = Data.model_validate({"root": sys.argv[1], "batch_size": 12, "crops": crops})
@@ -237,12 +270,66 @@ def test_what_a_killed_process_left_is_removed_by_the_next(cache: CachePlace) ->
     assert sorted(rooms(cache)) == sorted([living, made])
 
 
+def test_starts_on_one_node_share_what_is_free(cache: CachePlace) -> None:
+    boundless = CachePlace(folder=cache.folder, limit=1 << 60)
+    place, first, _alive = make_place(boundless, "first", ranks=1, first=0)
+    _, second, alive = make_place(boundless, "second", ranks=1, first=0)
+    assert second < 0.6 * first  # half of what the first leaves, though it has written nothing yet
+    os.close(alive)
+    free = os.statvfs(place)
+    (place / "chunks").write_bytes(bytes(1 << 20))
+    (place / "alive").write_text(str(1 << 20))
+    _, third, _other = make_place(boundless, "third", ranks=1, first=0)
+    assert third == pytest.approx(0.5 * free.f_bavail * free.f_frsize, rel=0.1)  # the first has all it may
+
+
+def test_a_folder_that_is_written_to_meanwhile_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    late = ["a pack"]
+
+    def remove(path: Path, *, ignore_errors: bool) -> None:
+        rmtree(path, ignore_errors=ignore_errors)
+        if late:
+            path.mkdir()
+            (path / late.pop()).touch()
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(main_module.shutil, "rmtree", remove)
+    monkeypatch.setattr(main_module.os, "_exit", leave)
+    from_rank, rank = Pipe(duplex=False)
+    rank.close()
+    ended = threading.Event()
+    with pytest.raises(SystemExit):
+        main_module._end_with_rank(from_rank, place, ended)
+    assert ended.is_set() and not place.exists()
+
+
 def test_a_folder_that_others_may_write_to_is_refused(cache: CachePlace) -> None:
     room = make_place(cache, "one", ranks=1, first=0)[0].parent
     room.chmod(0o777)
     with pytest.raises(UserError, match="others may write to it"):
         make_place(cache, "other", ranks=1, first=0)
     assert place_of(cache, "x").parent == room
+
+
+def test_a_name_that_somebody_has_taken_in_memory_is_left_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, disk = tmp_path / "memory", tmp_path / "disk"
+    memory.mkdir()
+    disk.mkdir()
+    monkeypatch.setattr(cache_module, "MEMORY", memory)
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    assert make_place(CachePlace(), "one", ranks=1, first=0)[0].is_relative_to(memory)
+    shutil.rmtree(memory)
+    memory.mkdir()
+    private_name(memory).symlink_to(disk)
+    assert make_place(CachePlace(), "two", ranks=1, first=0)[0].is_relative_to(disk)
 
 
 def test_a_first_rank_that_does_not_begin_is_not_waited_for_for_ever(

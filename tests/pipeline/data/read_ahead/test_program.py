@@ -202,6 +202,34 @@ def test_a_full_disk_is_waited_for_and_then_told(
     assert "is on a disk that is full" in str(error)
 
 
+def test_windows_that_find_the_disk_full_hold_up_no_step(
+    small_dataset: Path, assigned: Callable[..., Assignment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(windows_module, "_write", full)
+    monkeypatch.setattr(windows_module, "_AGAIN_SECONDS", 600)
+    dataset = open_dataset(small_dataset)
+    demand = training(dataset, batch=12, window=8, world=1, ranks=range(1))
+    packs, _, _ = take(assigned(dataset, demand), 1, 6)
+    assert_packs_hold(dataset, demand, 0, packs)
+
+
+def test_a_mistake_of_ours_in_a_window_is_told(
+    small_dataset: Path, assigned: Callable[..., Assignment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: Any) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(windows_module, "_write", wrong)
+    dataset = open_dataset(small_dataset)
+    demand = training(dataset, batch=12, window=8, world=1, ranks=range(1))
+    with pytest.raises(ExceptionGroup) as caught:
+        asyncio.run(asyncio.wait_for(Program(assigned(dataset, demand)).run(), 20))
+    assert caught.group_contains(RuntimeError, match="ours")
+
+
 def test_a_late_answer_is_asked_for_again_and_holds_up_no_other() -> None:
     began: list[int] = []
 
