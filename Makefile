@@ -65,4 +65,4 @@ pillow-simd:
 	@$(BIN)/python -c 'import PIL; assert ".post" in PIL.__version__' 2>/dev/null \
 	  || CC="$${CC:-cc} $(AVX2)" $(PIP) install --quiet --no-deps --force-reinstall pillow-simd==$(PILLOW).post0 >$(VENV)/pillow-simd.log 2>&1 \
 	  || { $(PIP) install --quiet --no-deps --force-reinstall pillow==$(PILLOW); \
-	       echo "pillow-simd did not build (log: $(VENV)/pillow-simd.log): going on with Pillow; for the faster build: apt-get install gcc python3-dev libjpeg-dev zlib1g-dev libwebp-dev libtiff-dev, then make clean install"; }
+	       echo "pillow-simd did not build (log: $(VENV)/pillow-simd.log): going on with Pillow; for the faster build: apt-get install gcc python3-dev libjpeg-dev zlib1g-dev libwebp-dev libtiff-dev liblcms2-dev, then make clean install"; }

@@ -22,7 +22,7 @@ from ingest.plan.plan import Plan, read_plans
 from ingest.plan.settings import CrawlSettings, with_labelling
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.sources.expand import expand
-from ingest.sources.opening import open_listing
+from ingest.sources.opening import open_listing, refuse_unused
 from ingest.sources.url_list import Columns
 from ingest.store.open import open_store
 from ingest.web.settings import FetchSettings
@@ -102,6 +102,7 @@ def plan_shards(
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
     places = [place for text in sources for place in expand(text)]
+    refuse_unused(columns, places)
     labelling = read_labelling(labels_from, labels, places)
     opened = labelled(
         [

@@ -39,4 +39,4 @@ def webdataset(
     """
     from ingest.dataset.webdataset_pipeline import make_pipeline
 
-    return make_pipeline(path, view, tuple(columns), shardshuffle=shardshuffle, seed=seed)
+    return make_pipeline(path, view, columns, shardshuffle=shardshuffle, seed=seed)

@@ -7,7 +7,7 @@ skips what it does not have, and tars that others made and filled with more are 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _LARGEST_GAP = 1 << 20
 
 
 def make_pipeline(
-    path: str | Path, view: str | None, columns: tuple[str, ...], *, shardshuffle: int, seed: int | None
+    path: str | Path, view: str | None, columns: Sequence[str], *, shardshuffle: int, seed: int | None
 ) -> Any:
     """See `ingest.dataset.webdataset`."""
     try:
@@ -34,6 +34,8 @@ def make_pipeline(
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: python -m pip install webdataset") from error
 
+    if isinstance(columns, str):
+        raise UserError(f"columns is a list of names: give [{columns!r}]")
     dataset = open_dataset(path, view=view)
     if not len(dataset.units):
         raise UserError(
@@ -53,7 +55,7 @@ def make_pipeline(
         # True is a hundred to that library, too.
         buffer = 100 if shardshuffle is True else shardshuffle
         pipeline.append(shuffle(buffer, **({} if seed is None else {"seed": seed})))
-    pipeline.append(_Samples(str(path), dataset.root, view, columns))
+    pipeline.append(_Samples(str(path), dataset.root, view, tuple(columns)))
     return pipeline
 
 

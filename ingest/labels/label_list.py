@@ -32,6 +32,7 @@ from cluster.errors import UserError
 from ingest.labels.said import Said, joined
 from ingest.labels.voc import files_in_folder, read_split_files
 from ingest.sources.folder_metadata import csv_rows
+from ingest.sources.remote_trouble import reading
 from ingest.sources.url_list import list_format, split_labels
 from ingest.store.files import open_file
 
@@ -102,10 +103,13 @@ def identity_of(name: str, data: bytes) -> str:
 
 def _read(location: str) -> bytes:
     try:
-        with open_file(location if "://" in location else Path(location)) as file:
+        with (
+            reading(f"--labels {location}"),
+            open_file(location if "://" in location else Path(location)) as file,
+        ):
             data: bytes = file.read()
             return data
-    except (OSError, ImportError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"--labels {location} cannot be opened: {error}") from error
 
 

@@ -64,7 +64,8 @@ def _doubts(plan: Plan, labels: set[str], unlabelled: int) -> Iterator[str]:
         verb = "has a label" if unlabelled == plan.rows else "have no label"
         yield f"{whose} the {several(plan.rows, 'file')} {verb} by {visible(given)}: is it the right one?"
     if unused := plan.record.labels_unused:
-        yield f"{several(unused, 'entry') if unused == 1 else f'{unused:,} entries'} of --labels name no file"
+        entries = "1 entry of --labels names" if unused == 1 else f"{unused:,} entries of --labels name"
+        yield f"{entries} no file"
     if rule is not None and rule.classes is not None and 0 < len(labels) < rule.classes:
         yield (
             f"there are {several(len(labels), 'label')}, and {rule.given} has {rule.classes:,} classes: is "
@@ -73,6 +74,8 @@ def _doubts(plan: Plan, labels: set[str], unlabelled: int) -> Iterator[str]:
     elif len(labels) == 1:
         only = visible(next(iter(labels)))
         yield f"every labelled file has the one label {only}: --labels-from and --labels say what they show"
+    elif settings.labels_from is None and "JPEGImages" in labels:
+        yield "JPEGImages is the folder in which VOC has all images: see --labels-from voc07"
     if len(labels) > 1 and labels <= _SPLITS:
         names = ", ".join(sorted(labels))
         yield f"the labels are {names}, which are splits: --labels-from imagefolder takes what is below them"

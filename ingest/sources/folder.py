@@ -123,7 +123,7 @@ class FolderSource:
                 return Item(path, problem="link_outside", labels=first_folder(path))
             status = entry.stat()
         except OSError:
-            return Item(path, problem="io_error", labels=first_folder(path))
+            return Item(path, labels=first_folder(path))  # reading it tells, and a retry asks again
         if not stat.S_ISREG(status.st_mode):
             return Item(path, problem="not_a_file", labels=first_folder(path))
         return Item(path, size=status.st_size, labels=first_folder(path))

@@ -3,6 +3,7 @@
 import gzip
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.errors import UserError
@@ -19,6 +20,8 @@ from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
 from ingest.store.clients import is_bucket
 from ingest.web.opt_outs import ALL, OptOut
+
+_WITH_COLUMNS = ("csv", "tsv", "json", "jsonl", "parquet")
 
 
 def open_listing(
@@ -41,6 +44,27 @@ def open_listing(
         return ImageListing(ImageTable(text, image, columns))
     listed = UrlList(text, columns)
     return FileList(listed) if names_files(text, listed) else listed
+
+
+def refuse_unused(columns: Columns, places: Sequence[str]) -> None:
+    """What is said of columns is said of some source.
+
+    Raises:
+        UserError: no source is of a kind that has use for it.
+    """
+    formats = {found[0] for place in places if not Path(place).is_dir() and (found := list_format(place))}
+    for option, given, kinds in (
+        ("--columns", columns.names, ("csv", "tsv")),
+        ("--column-type", columns.types, ("csv", "tsv", "json", "jsonl")),
+        ("--url-column", columns.url, _WITH_COLUMNS),
+        ("--caption-column", columns.caption, _WITH_COLUMNS),
+        ("--label-column", columns.labels, _WITH_COLUMNS),
+    ):
+        if given and formats.isdisjoint(kinds):
+            raise UserError(
+                f"{option} is of lists in {' or '.join(f'.{kind}' for kind in kinds)}, and no source is one: "
+                "leave it out"
+            )
 
 
 def open_planned(source: SourceRecord, location: str) -> Images:

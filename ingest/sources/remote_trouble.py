@@ -34,4 +34,6 @@ def said(error: Exception) -> str:
     """What it says."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, FileNotFoundError):  # fsspec's, which says only what it looked for
+        return "not there, or its server does not answer"
     return " ".join(f"{error}".split()) or type(error).__name__

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError
 from ingest.dataset.schema import META_SCHEMA
 from ingest.image.header import sniff
+from ingest.sources.remote_trouble import is_trouble
 from ingest.sources.url_list import CAPTION_NAMES, LABEL_NAMES, Columns
 from ingest.store.files import open_file
 
@@ -46,10 +47,10 @@ def image_column(location: str, chosen: str | None = None) -> str | None:
         chosen: the only column to look at.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: a bucket is not there, or credentials are missing.
     """
+    place = location if "://" in location else Path(location)
     try:
-        place = location if "://" in location else Path(location)
         with open_file(place) as file, pq.ParquetFile(file) as parquet:
             schema = parquet.schema_arrow
             order = [*_IMAGE_NAMES, *schema.names] if chosen is None else [chosen]
@@ -58,7 +59,9 @@ def image_column(location: str, chosen: str | None = None) -> str | None:
                     _is_binary(schema.field(name).type) and _begins_with_images(parquet, name)
                 ):
                     return name
-    except (pa.ArrowException, ImportError, ValueError, OSError):
+    except Exception as error:
+        if not (is_trouble(error) or isinstance(error, (pa.ArrowException, ValueError))):
+            raise
         return None  # whoever opens it next tells what is wrong
     return None
 

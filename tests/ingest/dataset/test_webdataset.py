@@ -143,6 +143,8 @@ def test_on_s3_it_is_the_same(data, bucket, crawl):
 def test_mistakes_and_damage_are_sentences(data, tmp_path, crawl):
     with pytest.raises(UserError, match=r"has no column colour: it has .*caption"):
         ingest.dataset.webdataset(data, columns=("colour",))
+    with pytest.raises(UserError, match=r"a list of names: give \['caption'\]"):
+        ingest.dataset.webdataset(data, columns="caption")
     with pytest.raises(UserError, match="has no view named other"):
         ingest.dataset.webdataset(data, view="other")
     crawl([data.parent / "source" / "day"], tmp_path / "out", treatment=Treatment(phash=False))

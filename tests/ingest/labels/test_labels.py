@@ -395,6 +395,7 @@ def test_what_labels_are_made_of_belongs_to_the_fingerprint(tmp_path):
         (["train/cat/1.jpg", "val/cat/2.jpg"], None, "the labels are train, val, which are splits"),
         (["a/abbey/1.jpg"], "places365", "1 label, and places365 has 365 classes"),
         (["n01440764/1.jpg"], "imagenet", "1 label, and imagenet has 1,000 classes"),
+        (["JPEGImages/1.jpg", "SegmentationClass/1.png"], None, "see --labels-from voc07"),
         (["flat/1.jpg"], "imagenet", "none of the 1 file has a label by --labels-from imagenet"),
         (["n01440764/1.jpg", "flat/1.jpg"], "imagenet", "1 of the 2 files have no label"),
     ],
@@ -413,9 +414,10 @@ def test_usual_labels_are_not_doubted(tmp_path, caplog):
 
 def test_entries_that_name_nothing_are_counted(tmp_path, caplog):
     (tmp_path / "l.csv").write_text("path,label\n1.jpg,cat\n2.jpg,dog\n3.jpg,dog\n")
-    plan = plan_of(tmp_path, files(tmp_path / "set", "1.jpg"), labels=[str(tmp_path / "l.csv")])
+    plan = plan_of(tmp_path, files(tmp_path / "set", "1.jpg", "4.jpg"), labels=[str(tmp_path / "l.csv")])
     assert plan.record.labels_unused == 2
     assert "2 entries of --labels name no file" in caplog.text
+    assert "1 of the 2 files have no label by --labels" in caplog.text
 
 
 def test_presets_know_how_many_classes_there_are():

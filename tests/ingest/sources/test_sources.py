@@ -163,6 +163,16 @@ def test_links_are_followed_out_of_a_folder_if_asked_and_never_in_circles(tmp_pa
     assert "follow_links" not in FolderSource(root).describe().plain()
 
 
+def test_what_a_link_leads_to_may_come_after_the_plan(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "1.jpg").symlink_to(tmp_path / "1.jpg")
+    source = FolderSource(tmp_path / "set", follow_links=True)
+    planned = list(source.items())
+    assert list(source.read(planned, max_bytes=1000)) == [PROBLEMS["io_error"]]
+    (tmp_path / "1.jpg").write_bytes(b"cat")
+    assert list(source.read(planned, max_bytes=1000)) == [b"cat"]
+
+
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=120)
 
 

@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
+from ingest.labels.label_list import read_label_list
 from ingest.links.archive import ArchiveCounts, archive_links
 from ingest.sources.expand import expand
+from ingest.sources.opening import open_listing, refuse_unused
 from ingest.sources.url_list import Columns, UrlList, list_format, split_labels
 from ingest.web.opt_outs import ALL
 
@@ -394,11 +396,38 @@ def test_what_lies_elsewhere_and_cannot_be_read_is_a_sentence(monkeypatch):
 
     class Elsewhere:
         def open(self):
-            return Cut()
+            return Cut(bytes(100))
 
     monkeypatch.setattr(fsspec, "open", lambda *a, **k: Elsewhere())
     with pytest.raises(UserError, match=r"http://h/a\.csv cannot be read.*payload is not completed"):
-        UrlList("http://h/a.csv", Columns())
+        open_listing("http://h/a.csv", Columns())
+    with pytest.raises(UserError, match=r"http://h/a\.parquet cannot be read.*payload is not completed"):
+        open_listing("http://h/a.parquet", Columns())
+    with pytest.raises(UserError, match=r"--labels http://h/a\.csv cannot be read.*payload is not completed"):
+        read_label_list("http://h/a.csv")
+
+
+@pytest.mark.parametrize(
+    ("place", "columns", "option"),
+    [
+        ("a.tar", Columns(names=("url",)), "--columns is of lists in .csv or .tsv,"),
+        ("a.parquet", Columns(types={"id": "int"}), "--column-type is of lists in .csv or .tsv or .json"),
+        ("https://h/a.txt?download=true", Columns(url="u"), "--url-column"),
+        ("a.warc.gz", Columns(caption="c"), "--caption-column"),
+        ("s3://b/a.tar", Columns(labels="l"), "--label-column"),
+    ],
+)
+def test_what_is_said_of_columns_has_to_be_of_use(place, columns, option):
+    with pytest.raises(UserError, match=option):
+        refuse_unused(columns, [place])
+    refuse_unused(columns, [place, "https://h/a.csv.gz?download=true"])
+
+
+def test_a_server_that_does_not_answer_is_a_sentence():
+    with pytest.raises(
+        UserError, match=r"/a\.csv cannot be opened: not there, or its server does not answer"
+    ):
+        UrlList("http://127.0.0.1:1/a.csv", Columns())
 
 
 def test_a_bucket_without_credentials_is_a_sentence(monkeypatch):
