@@ -11,6 +11,7 @@ Credentials come from where the service's own tools look for them:
     https://host     none; read only
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -106,6 +107,9 @@ def aws_session(place: str) -> Any:
         raise UserError(
             f"{place} needs {error.name}, which is not installed: python -m pip install botocore"
         ) from error
+    # It tells of every process where it found credentials, which is no news.
+    logging.getLogger("botocore.credentials").setLevel(logging.WARNING)
+    logging.getLogger("botocore.configprovider").setLevel(logging.WARNING)
     session = botocore.session.get_session()
     try:
         if session.get_credentials() is None:

@@ -26,7 +26,6 @@ def main() -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s read-ahead [%(process)d] %(message)s"
     )
-    logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where it found credentials
     from_rank = Connection(sys.stdin.fileno(), writable=False)
     try:
         given: Assignment = from_rank.recv()
