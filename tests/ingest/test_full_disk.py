@@ -19,7 +19,7 @@ COMMANDS = {
     "dedup": ("dedup", "{dataset}", "--name", "new", "--exact", "--workers", "1"),
     "card": ("card", "{dataset}", "--output", "{file}"),
     "show": ("show", "{dataset}", "--output", "{file}"),
-    "urls": ("urls", "{archive}", "--output", "{file}", "--workers", "1"),
+    "urls": ("urls", "{archive}", "--output", "{file}.parquet", "--workers", "1"),
 }
 
 

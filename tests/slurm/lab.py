@@ -477,7 +477,7 @@ MessageTimeout=3
 TCPTimeout=1
 BatchStartTimeout=5
 ReturnToService=2
-KillWait=10
+KillWait=5
 
 # Jobs start as soon as they can.
 SchedulerType=sched/backfill

@@ -263,7 +263,8 @@ def test_archives_are_read_over_http(tmp_path):
         counts, rows = listed([address + "w.warc.gz", address + "none"], tmp_path / "urls.parquet")
         server.shutdown()
     assert [row["url"] for row in rows] == ["http://a.example/1"]
-    assert counts.damaged == {address + "none": f"it cannot be read: {address}none"}
+    told = "it cannot be read: not there, or its server does not answer"
+    assert counts.damaged == {address + "none": told}
 
 
 def test_a_list_that_is_called_csv_is_one_and_texts_are_what_pages_say(tmp_path):
