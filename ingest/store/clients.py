@@ -11,9 +11,11 @@ Credentials come from where the service's own tools look for them:
     https://host     none; read only
 """
 
+import atexit
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from importlib.machinery import ExtensionFileLoader
@@ -31,6 +33,8 @@ BUCKETS = ("s3://", "gs://", "az://")
 WEB = ("https://", "http://")
 # What botocore gives is good for ten minutes, or it would have renewed it.
 _CREDENTIALS_LAST = timedelta(minutes=10)
+
+_EXIT_SECONDS, _QUIET_LOOKS = 2.0, 3
 
 _used_in: int | None = None  # the process in which obstore's threads run
 
@@ -175,4 +179,23 @@ def _use_here() -> None:
         sys.modules["obstore._obstore"] = module_from_spec(spec)
         loader.exec_module(sys.modules["obstore._obstore"])
         os.close(copy)
+    if _used_in != os.getpid():
+        atexit.register(_wait_for_threads, os.getpid())
     _used_in = os.getpid()
+
+
+def _wait_for_threads(process: int) -> None:
+    """Let obstore's threads hand over the last answer: one that does so while Python ends aborts the process
+    (https://github.com/PyO3/pyo3-async-runtimes/issues/40). They sleep when they have."""
+    deadline, quiet = time.monotonic() + _EXIT_SECONDS, 0
+    while os.getpid() == process and quiet < _QUIET_LOOKS and time.monotonic() < deadline:
+        quiet = 0 if any(map(_is_busy, Path("/proc/self/task").glob("*/stat"))) else quiet + 1
+        time.sleep(0.01)
+
+
+def _is_busy(thread: Path) -> bool:
+    try:
+        name, _, rest = thread.read_text().rpartition(") ")
+    except OSError:
+        return False  # it has ended
+    return "(tokio" in name and not rest.startswith("S")
