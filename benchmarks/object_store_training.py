@@ -1,6 +1,7 @@
 """Training data from an object store: images/s, first batch, requests per sample, beside webdataset.
 
     python benchmarks/object_store_training.py --work FOLDER [--images FOLDER] [--rounds 3]
+        [--peers-python PYTHON --only whole webdataset litdata mosaicml]
 
 A sealed dataset of 20,000 small JPEGs (those of --images, else drawn ones of 32 x 32) in units of 1,000 is
 served by benchmarks/slow_object_server.py with 0, 30 and 100 ms before each answer's first byte. Everybody
@@ -12,6 +13,9 @@ reads it twice, batches of 256 with two crops of 32 pixels, cut by the same code
     faults      `whole`, with 5 % of the reads refused, cut off or answered 500
     singly-faults
     webdataset  streams the same tars
+    litdata     only if named: its loader streams the same images in its own format; --peers-python has
+                litdata, mosaicml-streaming, psutil and what this project's crops import
+    mosaicml    the same with MosaicML's loader
     bare        obstore alone, 256 ranged GETs in flight; nothing is decoded
 
 Each measurement is a process of its own with empty caches; rounds take turns, and the medians are shown.
@@ -30,12 +34,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from object_store_peers import PEERS
 from PIL import Image
 from slow_object_server import counts, served
 
@@ -68,6 +74,16 @@ def make_dataset(work: Path, images: Path | None) -> Path:
     return work / "data"
 
 
+def make_peer_data(what: str, root: Path, python: str) -> None:
+    """The dataset in the format of one of PEERS, beside it, unless it is there."""
+    if not (folder := root.parent / what).exists():
+        draft = root.parent / f"{what}.draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        convert = Path(__file__).with_name("object_store_peers.py")
+        subprocess.run([python, convert, what, root, draft], check=True)
+        draft.rename(folder)
+
+
 def ours(root: str, workers: int, cache: Any) -> Iterator[int]:
     """Batches of this loader, as their sizes."""
     import torch
@@ -84,7 +100,7 @@ def ours(root: str, workers: int, cache: Any) -> Iterator[int]:
 
 
 class Cut:
-    """What webdataset does with a sample: this project's crops, with draws of its own."""
+    """What webdataset and PEERS do with a sample: this project's crops, with draws of its own."""
 
     def __init__(self) -> None:
         from pipeline.data.modality import modality_of
@@ -141,9 +157,14 @@ async def bare(root: str, ranges: list[tuple[str, int, int]]) -> float:
 
 def measure(what: str, root: Path, url: str, workers: int) -> dict[str, float]:
     """One measurement, in this process."""
+    bucket = f"s3://{root.name}"
+    if what in PEERS:
+        cut = Cut()
+        import_module({"mosaicml": "streaming"}.get(what, what))
+        began = time.perf_counter()
+        return timed(PEERS[what](f"s3://{what}", cut, BATCH, EPOCHS, workers), began)
     from ingest.dataset.open import open_dataset
 
-    bucket = f"s3://{root.name}"
     dataset = open_dataset(root)
     units = range(len(dataset.units))
     if what == "bare":
@@ -165,6 +186,11 @@ def measure(what: str, root: Path, url: str, workers: int) -> dict[str, float]:
 
         limit = 16 * MIB if what.startswith("singly") else 1 << 30
         sizes = ours(str(root) if what == "local" else bucket, workers, CachePlace(limit=limit))
+    return timed(sizes, began)
+
+
+def timed(sizes: Iterator[int], began: float) -> dict[str, float]:
+    """Images/s after the first batch, and when that came."""
     next(sizes)
     first, before = time.perf_counter(), cpu_seconds()
     done = 0
@@ -192,7 +218,7 @@ def cpu_seconds() -> dict[str, float]:
     return spent
 
 
-def one(what: str, root: Path, latency: float, workers: int) -> dict[str, float]:
+def one(what: str, root: Path, latency: float, workers: int, python: str) -> dict[str, float]:
     """One measurement, in a process of its own, with a server of its own."""
     share = FAULTS if what.endswith("faults") else 0.0
     with (
@@ -201,12 +227,13 @@ def one(what: str, root: Path, latency: float, workers: int) -> dict[str, float]
     ):
         environment = os.environ | {
             "AWS_ENDPOINT_URL": url,
+            "S3_ENDPOINT_URL": url,  # MosaicML's name for it
             "AWS_ACCESS_KEY_ID": "x",
             "AWS_SECRET_ACCESS_KEY": "x",
             "AWS_DEFAULT_REGION": "us-east-1",
             "TMPDIR": fresh,
         }
-        command = [sys.executable, __file__, "--measure", what, "--root", str(root), "--url", url]
+        command = [python, __file__, "--measure", what, "--root", str(root), "--url", url]
         command += ["--workers", str(workers)]
         done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
         if done.returncode:
@@ -224,6 +251,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, nargs="+", default=[0, 30, 100])
     parser.add_argument("--workers", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--only", nargs="+", default=[*OURS, "webdataset", "bare"])
+    parser.add_argument("--peers-python", default="")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
@@ -232,12 +260,17 @@ def main() -> None:
         print(json.dumps(measure(given.measure, given.root, given.url, given.workers[0])))
         return
     root = make_dataset(given.work, given.images)
+    pythons = dict.fromkeys(PEERS, given.peers_python)
+    for what in set(given.only) & set(PEERS):
+        if not given.peers_python:
+            parser.error(f"{what} needs --peers-python")
+        make_peer_data(what, root, pythons[what])
     for latency in given.latency:
         for workers in given.workers:
             found: dict[str, list[dict[str, float]]] = {what: [] for what in given.only}
             for _ in range(given.rounds):
                 for what in given.only:
-                    found[what].append(one(what, root, latency, workers))
+                    found[what].append(one(what, root, latency, workers, pythons.get(what, sys.executable)))
             for what, rounds in found.items():
                 rates = [each["rate"] for each in rounds]
                 print(
