@@ -48,7 +48,7 @@ class SlurmUnavailableError(Exception):
     """This machine cannot run the lab; the sentence says why."""
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 90.0) -> None:
     """Poll until the condition is true; TimeoutError says what did not happen."""
     deadline = time.monotonic() + seconds
     while not condition():
