@@ -52,12 +52,12 @@ def reason(outcome) -> str:
 @pytest.mark.slow
 def test_D4_every_hostile_url_ends_with_its_reason_and_nothing_private_is_visited(server):
     expected = server.cases()
-    attempts = replace(SETTINGS, attempts=2)
+    attempts = replace(SETTINGS, attempts=3)  # one may be too slow on a machine that does much else
     before = psutil.Process().memory_info().rss
     started = time.monotonic()
     outcomes = fetched(expected, attempts)
     assert {url: reason(outcome) for url, outcome in outcomes.items()} == expected
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 30  # three times the deadline and the pauses between, twice over
     assert psutil.Process().memory_info().rss - before < 200 << 20
     assert server.trespasses == 0
     bodies = [outcome.data for outcome in outcomes.values() if isinstance(outcome, Fetched)]
