@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pipeline.data.targets import Targets
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Inputs:
@@ -19,9 +21,13 @@ class Inputs:
     Attributes:
         views: of every sample, by name, on the device: (count·b, …), view-major: view 0 of all b rows, then
             view 1, …; images are (count·b, 3, S, S) floats in channels_last.
+        number: of the global batch, counted over all epochs; what a method draws for a batch is keyed by it.
+        targets: the labels of the rows, on the device; None for a method that needs none.
     """
 
     views: Mapping[str, Tensor]
+    number: int = 0
+    targets: Targets | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,11 +39,14 @@ class Batch:
             (count·b, S, S, 3).
         parameters: for each name (count·b, K), on the CPU: what was drawn for the device to do.
         keys: int64 (b,), the samples' keys.
+        number, targets: as in `Inputs`.
     """
 
     views: Mapping[str, Tensor]
     parameters: Mapping[str, Tensor]
     keys: Tensor
+    number: int = 0
+    targets: Targets | None = None
 
     def pin_memory(self) -> Batch:
         """A copy, ready for asynchronous copies to a GPU; the CPU reads the parameters."""
@@ -45,4 +54,6 @@ class Batch:
             views={name: view.pin_memory() for name, view in self.views.items()},
             parameters={name: drawn.clone() for name, drawn in self.parameters.items()},
             keys=self.keys.clone(),
+            number=self.number,
+            targets=self.targets and self.targets.pin_memory(),
         )

@@ -1,6 +1,7 @@
 """The loader: an endless sequence of batches that depends on no rank, worker or restart."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -34,6 +35,7 @@ class Loader:
             crops. For images of one size that fit.
         cache: where the node's readers share what they know of the dataset, and what is read ahead.
         node: this rank's place on its node; None if it is there alone.
+        targets: whether batches have the labels of their samples.
 
     Attributes:
         steps_per_epoch: micro-batches of one epoch.
@@ -55,6 +57,7 @@ class Loader:
         resident: bool = False,
         cache: CachePlace | None = None,
         node: Node | None = None,
+        targets: bool = False,
     ) -> None:
         self._workers, self._device = workers, device
         if workers:
@@ -64,7 +67,7 @@ class Loader:
         rows = rank_rows(data.batch_size, rank=rank, world_size=world_size)
         self.dataset = dataset
         self._modality = modality_of(data)
-        self._batches = RankBatches(dataset, self._modality, order, rows, cache)
+        self._batches = RankBatches(dataset, self._modality, order, rows, cache=cache, targets=targets)
         self._cache, self._node, self._uses = cache, node or Node.alone(rank), 0
         of_node = (rank_rows(data.batch_size, rank=r, world_size=world_size) for r in self._node.ranks)
         self._demand = Training(order, dataset.counts, tuple(of_node))
@@ -77,6 +80,8 @@ class Loader:
             "lanes": order.lanes,
             "window": order.window,
         }
+        if targets:  # their codes are those of the root's vocabulary
+            self._identity["targets"] = "labels"
         self._step = 0
         self.steps_per_epoch = order.steps_per_epoch
         self._images: ResidentImages | None = None
@@ -146,4 +151,6 @@ class Loader:
     def augment(self, batch: Batch, *, dtype: torch.dtype = torch.float32) -> Inputs:
         """What a method is shown of a batch, on the device."""
         views = {name: view.to(self._device, non_blocking=True) for name, view in batch.views.items()}
-        return self._modality.finish(views, batch.parameters, dtype=dtype)
+        inputs = self._modality.finish(views, batch.parameters, dtype=dtype)
+        targets = batch.targets and batch.targets.to(self._device)
+        return replace(inputs, number=batch.number, targets=targets)

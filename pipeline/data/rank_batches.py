@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.data.node_cache import CachePlace
 from pipeline.data.philox import uniforms
 from pipeline.data.read_ahead.packs import PackedReader, Packs, open_reader
 from pipeline.data.reader import BadSampleError, Reader
+from pipeline.data.targets import TargetReader, Targets
 
 logger = logging.getLogger(__name__)
 # Bad samples are rare and windows are shuffled: so many in a row mean that the dataset is broken.
@@ -28,6 +30,15 @@ _MOST_SUBSTITUTES = 1_000
 WriteViews = Callable[[tuple[int, int], NDArray[np.float64], Mapping[str, NDArray[Any]]], None]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """What `RankBatches.fill` says of the rows whose views it had written; as in `Batch`."""
+
+    keys: Tensor
+    parameters: dict[str, Tensor]
+    targets: Targets | None
+
+
 class RankBatches:
     """Makes one rank's batches, each a pure function of its number. Opens nothing before the first.
 
@@ -35,6 +46,7 @@ class RankBatches:
         modality: what becomes of a sample.
         rows: the rank's rows of every global batch.
         cache: see `Reader`.
+        targets: whether batches have the labels of their samples.
 
     Attributes:
         count: of the rank's rows.
@@ -46,15 +58,19 @@ class RankBatches:
         modality: Modality,
         order: orders.Order,
         rows: slice,
+        *,
         cache: CachePlace | None = None,
+        targets: bool = False,
     ) -> None:
         self._dataset, self._modality, self._order, self._rows = dataset, modality, order, rows
         self._cache = cache
         self.count: int = rows.stop - rows.start
         self._packs: Packs | None = None
         self._reader: Reader | PackedReader | None = None
+        self._targets = TargetReader(dataset) if targets else None
         self._indices: dict[int, orders.EpochIndex] = {}
         self._in_use: tuple[int, range] | None = None
+        self._labelled: tuple[int, range] | None = None
         self._coming: list[int] = []
 
     @property
@@ -70,9 +86,11 @@ class RankBatches:
             OSError: if reading fails again and again.
         """
         room = self._modality.empty(self.count)
-        keys, parameters = self.fill(step, room, self._read_and_cut)
+        rows = self.fill(step, room, self._read_and_cut)
         views = {name: torch.from_numpy(of_name).flatten(0, 1) for name, of_name in room.items()}
-        return Batch(views=views, parameters=parameters, keys=keys)
+        return Batch(
+            views=views, parameters=rows.parameters, keys=rows.keys, number=step, targets=rows.targets
+        )
 
     def read_from(self, packs: Packs | None) -> Self:
         """The same batches, of samples that are read ahead; None if they are not."""
@@ -80,16 +98,11 @@ class RankBatches:
         made._packs, made._reader = packs, None
         return made
 
-    def fill(
-        self, step: int, out: Mapping[str, NDArray[Any]], write: WriteViews
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def fill(self, step: int, out: Mapping[str, NDArray[Any]], write: WriteViews) -> Rows:
         """Let `write` make the views of each row of micro-batch `step`; for bad samples, of substitutes.
 
         Args:
             out: for each name (count, b, …), of which `write` gets (count, …).
-
-        Returns:
-            The keys and the parameters, as in `Batch`.
         """
         epoch, step_of_epoch = divmod(step, self._order.steps_per_epoch)
         reader = self._open_reader()
@@ -107,10 +120,14 @@ class RankBatches:
             candidate = place
             while not self._written(write, candidate, draws[number], parts):
                 ahead += 1
-                candidate = self._substitute(epoch, step_of_epoch, number, ahead)
+                candidate = places[number] = self._substitute(epoch, step_of_epoch, number, ahead)
                 keys[number] = reader.key(*candidate)
                 draws[number] = self._draws(epoch, keys[number : number + 1], np.array([ahead]))[0]
-        return torch.from_numpy(keys), self._modality.parameters(draws)
+        return Rows(
+            keys=torch.from_numpy(keys),
+            parameters=self._modality.parameters(draws),
+            targets=self._targets_of(places, epoch, step_of_epoch),
+        )
 
     def places(self, step: int) -> list[tuple[int, int]]:
         """The (unit index, row) of the rank's rows of micro-batch `step`, before any substitution."""
@@ -141,6 +158,15 @@ class RankBatches:
             self._in_use = epoch, windows
         for unit_index in self._coming[orders.share_of_step(self._order, step, len(self._coming))]:
             reader.prepare(unit_index)
+
+    def _targets_of(self, places: list[tuple[int, int]], epoch: int, step: int) -> Targets | None:
+        if self._targets is None:
+            return None
+        windows = orders.windows_at(self._order, step)
+        if self._labelled != (epoch, windows):
+            self._targets.keep(self._units(epoch, windows))
+            self._labelled = epoch, windows
+        return self._targets.read(places)
 
     def _units(self, epoch: int, windows: range) -> list[int]:
         """The units of some windows of the rank's lanes, ascending."""

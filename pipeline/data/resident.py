@@ -30,6 +30,7 @@ from pipeline.data.read_ahead.client import ReadAhead
 from pipeline.data.read_ahead.demand import Listed
 from pipeline.data.read_ahead.packs import PackedReader, Packs, open_reader
 from pipeline.data.reader import BadSampleError, Reader
+from pipeline.data.targets import Targets
 from pipeline.data.workers import numbered
 from pipeline.recipe.data import CropGroup
 
@@ -46,12 +47,14 @@ class Boxes:
     Attributes:
         boxes: for each name int32 (count·b, 6), view-major: the image's place in the dataset; left, top,
             width, height in pixels; and 1 if the crop is flipped, else 0.
-        parameters, keys: as in `Batch`.
+        parameters, keys, number, targets: as in `Batch`.
     """
 
     boxes: dict[str, Tensor]
     parameters: dict[str, Tensor]
     keys: Tensor
+    number: int
+    targets: Targets | None
 
     def pin_memory(self) -> "Boxes":
         """A copy, ready for asynchronous copies to a GPU; the CPU reads the parameters."""
@@ -59,6 +62,8 @@ class Boxes:
             boxes={name: boxes.pin_memory() for name, boxes in self.boxes.items()},
             parameters={name: drawn.clone() for name, drawn in self.parameters.items()},
             keys=self.keys.clone(),
+            number=self.number,
+            targets=self.targets and self.targets.pin_memory(),
         )
 
 
@@ -118,7 +123,13 @@ class ResidentImages:
     def cut(self, drawn: Boxes) -> Batch:
         """The crops, on the device."""
         views = {name: self._cut(drawn.boxes[name], group.size) for name, group in self.groups.items()}
-        return Batch(views=views, parameters=drawn.parameters, keys=drawn.keys)
+        return Batch(
+            views=views,
+            parameters=drawn.parameters,
+            keys=drawn.keys,
+            number=drawn.number,
+            targets=drawn.targets,
+        )
 
     def _cut(self, boxes: Tensor, size: int) -> Tensor:
         moved = boxes.to(self.pixels.device, non_blocking=True)
@@ -151,9 +162,11 @@ class RankBoxes:
             name: np.empty((group.count, self._batches.count, _NUMBERS), np.int32)
             for name, group in self._groups.items()
         }
-        keys, parameters = self._batches.fill(step, room, self._draw)
+        rows = self._batches.fill(step, room, self._draw)
         boxes = {name: torch.from_numpy(of_name).flatten(0, 1) for name, of_name in room.items()}
-        return Boxes(boxes=boxes, parameters=parameters, keys=keys)
+        return Boxes(
+            boxes=boxes, parameters=rows.parameters, keys=rows.keys, number=step, targets=rows.targets
+        )
 
     def _draw(
         self, place: tuple[int, int], draws: NDArray[np.float64], out: Mapping[str, NDArray[Any]]

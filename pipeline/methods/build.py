@@ -11,11 +11,12 @@ from pipeline.data.modality import modality_of
 from pipeline.distributed.collectives import world_size
 from pipeline.methods.barlow_twins import BarlowTwinsMethod
 from pipeline.methods.byol import BYOLMethod
+from pipeline.methods.classification import ClassificationMethod
 from pipeline.methods.method import Method
 from pipeline.methods.simsiam import SimSiamMethod
 from pipeline.methods.swav import SwAVMethod
 from pipeline.models.trunk import build_trunk, declared
-from pipeline.recipe.method import BYOL, BarlowTwins, SimSiam, SwAV
+from pipeline.recipe.method import BYOL, BarlowTwins, Classification, SimSiam, SwAV
 from pipeline.recipe.pretrain import PretrainRecipe
 
 
@@ -49,3 +50,8 @@ def assemble_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessG
             return BYOLMethod(trunk, section, teacher_trunk=teacher, total_steps=total_steps, **common)
         case SimSiam() as section:
             return SimSiamMethod(trunk, section, **common)
+        case Classification() as section:
+            average = None if section.ema is None else build_trunk(recipe.trunk)
+            return ClassificationMethod(
+                trunk, section, average_trunk=average, total_steps=total_steps, seed=recipe.seed, **common
+            )

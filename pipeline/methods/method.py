@@ -58,5 +58,6 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def param_groups(self) -> list[dict[str, Any]]:
         """What an optimizer is told of the parameters that learn: {"params": [...], "bias_and_norm": bool,
-        "lr_fixed": bool}. The rate of the last kind does not follow the schedule.
+        "lr_fixed": bool, "head": bool}. A fixed rate does not follow the schedule; a classifier's head may
+        have a rate of its own.
         """

@@ -1,10 +1,13 @@
-"""What a recipe says of its method: a section each. `title` is the method's name for people."""
+"""What a recipe says of its method: a section each.
+
+`title` is the method's name for people; one that is `supervised` learns from labels.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.typed_yaml import Section
 
@@ -21,6 +24,7 @@ class SwAV(Section):
     """Caron et al., 2020 (https://arxiv.org/abs/2006.09882); SEER uses it with 16,000 prototypes."""
 
     title: ClassVar[str] = "SwAV"
+    supervised: ClassVar[bool] = False
     name: Literal["swav"]
     head: Head
     prototypes: PositiveInt
@@ -40,6 +44,7 @@ class BarlowTwins(Section):
     """
 
     title: ClassVar[str] = "Barlow Twins"
+    supervised: ClassVar[bool] = False
     name: Literal["barlow_twins"]
     projector: tuple[PositiveInt, ...] = Field(min_length=1)
     off_diagonal_weight: NonNegativeFloat = 0.0051
@@ -59,6 +64,7 @@ class BYOL(Section):
     """
 
     title: ClassVar[str] = "BYOL"
+    supervised: ClassVar[bool] = False
     name: Literal["byol"]
     projector: tuple[PositiveInt, ...] = Field(min_length=1)
     predictor: PositiveInt | None
@@ -75,10 +81,50 @@ class SimSiam(Section):
     """
 
     title: ClassVar[str] = "SimSiam"
+    supervised: ClassVar[bool] = False
     name: Literal["simsiam"]
     projector: tuple[PositiveInt, ...] = Field(min_length=1)
     predictor: PositiveInt | None
     stop_gradient: bool = True
 
 
-Method = Annotated[SwAV | BarlowTwins | BYOL | SimSiam, Field(discriminator="name")]
+class Classification(Section):
+    """A linear head on a trunk, and both learn from labels: fine-tuning, where `trunk.init_from` gives the
+    trunk what it knows; pretraining on hashtags, where nothing does.
+
+    `classes` is how many labels the training data has, counted when the run begins. The target of an image
+    with k labels is 1/k for each (Mahajan et al., 2018, https://arxiv.org/abs/1805.00932);
+    `label_smoothing` spreads a share of it over all classes. The head's weights start at `head_deviation`
+    times the normal distribution, 0 by default.
+
+    Within each group of `mix_rows` images that follow each other in the batch, every image is mixed with its
+    mirror in the group: by mixup (Zhang et al., 2018, https://arxiv.org/abs/1710.09412), cutmix (Yun et al.,
+    2019, https://arxiv.org/abs/1905.04899), or where both have an alpha, by either of them, drawn for each
+    group. A batch is mixed alike on any number of ranks.
+
+    `ema` is what the average of the weights and of BatchNorm's statistics keeps of itself at each step; for
+    the first `ema_start` of the run, a share, it follows at once. `freeze` keeps the trunk as it is, or its
+    BatchNorm: statistics, gains and biases.
+    """
+
+    title: ClassVar[str] = "Classification"
+    supervised: ClassVar[bool] = True
+    name: Literal["classification"]
+    classes: Annotated[int, Field(ge=2)] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+    mix_rows: Annotated[int, Field(ge=2)] = 8
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    freeze: Literal["none", "batch_norm", "trunk"] = "none"
+    head_deviation: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _an_average_starts(self) -> Self:
+        if self.ema is None and self.ema_start:
+            raise ValueError("method.ema_start goes with method.ema")
+        return self
+
+
+Method = Annotated[SwAV | BarlowTwins | BYOL | SimSiam | Classification, Field(discriminator="name")]

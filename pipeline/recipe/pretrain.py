@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.typed_yaml import Section
-from pipeline.recipe.data import Data
+from pipeline.recipe.data import Data, Fraction
 from pipeline.recipe.method import Method
 from pipeline.recipe.trunk import Trunk
 
@@ -16,9 +16,11 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optim(Section):
-    """The optimizer and its schedule: linear warm-up from `warmup_lr` to `lr`, then cosine to `final_lr`, or
-    constant. `lr` is the peak, not scaled by the batch size; that of biases and norms is `lr_bias` if given,
-    at every step in the same proportion. `momentum` is that of SGD, LARC and LARS, `betas` are AdamW's.
+    """The optimizer and its schedule: linear warm-up from `warmup_lr` to `lr`, then cosine to `final_lr`,
+    constant, or multistep: times `gamma` at each of the `milestones`, shares of the run. `lr` is the peak,
+    not scaled by the batch size; that of biases and norms is `lr_bias` if given, and that of a classifier's
+    head, with its bias, `lr_head`, at every step in the same proportion. `momentum` is that
+    of SGD, LARC and LARS, `nesterov` SGD's, `betas` are AdamW's.
     `exclude_bias_and_norm` keeps biases and norms out of the weight decay and of LARS's layer-wise rates.
     With `clip_trust` no layer of LARS moves faster than at `lr`.
     """
@@ -29,7 +31,9 @@ class Optim(Section):
 
     name: Literal["sgd", "larc", "lars", "adamw"]
     lr: PositiveFloat
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "multistep"] = "cosine"
+    milestones: tuple[Fraction, ...] = ()
+    gamma: PositiveFloat = 0.1
     warmup_steps: NonNegativeInt = 0
     warmup_lr: NonNegativeFloat = 0.0
     final_lr: NonNegativeFloat = 0.0
@@ -39,6 +43,8 @@ class Optim(Section):
     trust: PositiveFloat = 0.001
     clip_trust: bool = False
     lr_bias: PositiveFloat | None = None
+    lr_head: PositiveFloat | None = None
+    nesterov: bool = False
     exclude_bias_and_norm: bool = True
     clip_norm: PositiveFloat | None = None
 
@@ -46,6 +52,22 @@ class Optim(Section):
     def _only_lars_clips(self) -> Self:
         if self.clip_trust and self.name != "lars":
             raise ValueError("optim.clip_trust goes with optim.name: lars")
+        return self
+
+    @model_validator(mode="after")
+    def _only_sgd_looks_ahead(self) -> Self:
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError("optim.nesterov goes with optim.name: sgd and a momentum")
+        return self
+
+    @model_validator(mode="after")
+    def _milestones_go_with_multistep(self) -> Self:
+        if (self.schedule == "multistep") != bool(self.milestones):
+            raise ValueError(
+                "optim.milestones, such as [0.3, 0.6], go with optim.schedule: multistep, and only with it"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError("optim.milestones ascend")
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from cluster.run.folder import RunFolder
 from pipeline.dag.stage import Result, Work
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.job import pretrain_job
+from pipeline.train.run_recipe import pin_dataset
 
 
 def train_job(work: Work, resources: Resources) -> Job:
@@ -23,7 +24,7 @@ def train_job(work: Work, resources: Resources) -> Job:
             raise UserError("the recipe has a probe: give the stage the inputs probe_train and probe_test")
         paths = {name: str(work.inputs[f"probe_{name}"].path) for name in ("train", "test")}
         changes["probe"] = recipe.probe.model_copy(update=paths)
-    return pretrain_job(recipe.model_copy(update=changes), work.folder, resources)
+    return pretrain_job(pin_dataset(recipe.model_copy(update=changes), work.folder), work.folder, resources)
 
 
 def trained(work: Work) -> Result:

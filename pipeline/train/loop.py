@@ -171,7 +171,7 @@ def log(
     probed = t.recipe.probe is not None and (done % t.recipe.probe.every_steps == 0 or last)
     if not (done % run.log_every == 0 or last or probed):
         return
-    embeddings = all_gather_rows(embedding, t.world.group)
+    embeddings = None if t.recipe.method.supervised else all_gather_rows(embedding, t.world.group)
     images = t.recipe.data.batch_size * t.recipe.train.accumulate
     timing = watch.lap(images_per_step=images, device=t.world.device)
     seconds = timing["seconds"]
@@ -186,9 +186,9 @@ def log(
             "epoch": _epoch(t, done),
             **scalars,
             "lr": lr,
-            "embedding_std": embedding_std(embeddings),
-            "rankme": rankme(embeddings),
         }
+        if embeddings is not None:  # who is told the labels may see all images of a class alike
+            values |= {"embedding_std": embedding_std(embeddings), "rankme": rankme(embeddings)}
         if t.probe is not None and trunk is not None:
             values["knn"] = t.probe.accuracy(trunk)
         t.metrics.log(done, values)

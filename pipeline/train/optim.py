@@ -23,8 +23,8 @@ class HasParamGroups(Protocol):
     """What a method tells about its parameters."""
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Groups of {"params": [...], "bias_and_norm": bool, "lr_fixed": bool}; the rate of the last kind
-        does not follow the schedule.
+        """Groups of {"params": [...], "bias_and_norm": bool, "lr_fixed": bool, "head": bool}; see
+        `pipeline.methods.method.Method.param_groups`.
         """
         ...
 
@@ -41,7 +41,8 @@ def build_optimizer(method: HasParamGroups, section: Optim) -> Optimizer:
         settings: dict[str, Any] = {"weight_decay": 0.0 if plain else section.weight_decay}
         if section.name == "lars":
             settings |= {"adapt": not plain, "clip": section.clip_trust}
-        lr = section.lr_bias if group["bias_and_norm"] and section.lr_bias is not None else section.lr
+        own = section.lr_head if group["head"] else section.lr_bias if group["bias_and_norm"] else None
+        lr = section.lr if own is None else own
         settings |= {"lr": lr, "lr_factor": None if group["lr_fixed"] else lr / section.lr}
         groups.append({"params": group["params"], **settings})
     match section.name:
@@ -50,7 +51,9 @@ def build_optimizer(method: HasParamGroups, section: Optim) -> Optimizer:
         case "lars":
             return LARS(groups, lr=section.lr, momentum=section.momentum, trust=section.trust)
         case "sgd":
-            return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum, foreach=True)
+            return torch.optim.SGD(
+                groups, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov, foreach=True
+            )
         case "adamw":
             return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, foreach=True)
 

@@ -17,23 +17,45 @@ from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.run.source import source_version
 from cluster.typed_yaml import read_yaml
-from ingest.dataset.open import open_dataset
+from ingest.dataset.open import Dataset, open_dataset
+from pipeline.recipe.method import Classification
 from pipeline.recipe.pretrain import LAYOUT, PretrainRecipe
 
 
 def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
-    """The recipe with the dataset root that this run reads for life, whatever is sealed later.
+    """The recipe with the dataset root that this run reads for life, whatever is sealed later, and how many
+    labels that has.
 
     A recipe that names no root gets the one that the run began with; a new run gets the latest.
 
     Raises:
-        UserError: if a new run's dataset cannot be opened.
+        UserError: if a new run's dataset cannot be opened, or has other labels than the recipe says.
     """
-    if recipe.data.sealed is not None:
+    if recipe.data.sealed is None:
+        saved = folder / "recipe.yaml"
+        there = read_yaml(saved)["data"]["sealed"] if saved.is_file() else open_dataset(recipe.data.root).root
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sealed": there})})
+    return count_classes(recipe, open_dataset(recipe.data.root, sealed=recipe.data.sealed))
+
+
+def count_classes(recipe: PretrainRecipe, dataset: Dataset) -> PretrainRecipe:
+    """The recipe with the number of labels of its data, if its method learns from them.
+
+    Raises:
+        UserError: if that is less than two, or the recipe says another.
+    """
+    method = recipe.method
+    if not isinstance(method, Classification):
         return recipe
-    saved = folder / "recipe.yaml"
-    there = read_yaml(saved)["data"]["sealed"] if saved.is_file() else open_dataset(recipe.data.root).root
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sealed": there})})
+    found, said = len(dataset.vocabulary), method.classes
+    if found < 2:
+        raise UserError(
+            f"{dataset.path} has {found} labels, and method {method.name} needs two at least: "
+            "`ingest crawl-shards --help` says how labels are seen from paths, or read from files"
+        )
+    if said is not None and said != found:
+        raise UserError(f"method.classes is {said}, and {dataset.path} has {found} labels: leave it out")
+    return recipe.model_copy(update={"method": method.model_copy(update={"classes": found})})
 
 
 def adopt(recipe: PretrainRecipe, folder: Path) -> None:

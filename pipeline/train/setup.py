@@ -32,7 +32,7 @@ from pipeline.train.metrics import Metrics
 from pipeline.train.optim import build_optimizer
 from pipeline.train.probe import KnnProbe
 from pipeline.train.profile import Profile
-from pipeline.train.run_recipe import adopt, record_attempt, record_warm_start
+from pipeline.train.run_recipe import adopt, count_classes, record_attempt, record_warm_start
 from pipeline.train.stragglers import Stragglers
 from pipeline.trunks.interop import init_file, read_weights, warm_start
 
@@ -74,7 +74,9 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         resident=recipe.run.resident,
         cache=CachePlace.of(recipe.run),
         node=place_on_node(world),
+        targets=recipe.method.supervised,
     )
+    recipe = count_classes(recipe, loader.dataset)
     total_steps = optimizer_steps(recipe, loader.steps_per_epoch)
     with torch.device("meta"):
         method = assemble_method(recipe, total_steps=total_steps, group=world.group)

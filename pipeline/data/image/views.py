@@ -15,6 +15,7 @@ from pipeline.data.batch import Inputs
 from pipeline.data.image.augment import PHOTOMETRIC_DRAWS, augment, draw_parameters
 from pipeline.data.image.crops import GEOMETRY_DRAWS, cut
 from pipeline.data.reader import BadSampleError
+from pipeline.data.targets import one_each
 from pipeline.recipe.data import CropGroup, Data
 
 
@@ -70,7 +71,8 @@ class ImageViews:
             views={
                 name: torch.rand(group.count * rows, 3, group.size, group.size, dtype=dtype)
                 for name, group in self.groups.items()
-            }
+            },
+            targets=one_each(torch.zeros(rows, dtype=torch.int64)),
         )
 
 

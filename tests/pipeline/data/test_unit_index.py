@@ -71,7 +71,7 @@ class Worker:
     def __init__(self, dataset: Counted, order: Order, rows: slice, cache: Path) -> None:
         self._dataset, self._make = (
             dataset,
-            RankBatches(dataset, MODALITY, order, rows, CachePlace(folder=cache)),
+            RankBatches(dataset, MODALITY, order, rows, cache=CachePlace(folder=cache)),
         )
 
     def step(self, step: int) -> tuple[set[int], list[int]]:

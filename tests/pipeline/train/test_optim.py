@@ -31,8 +31,18 @@ class Method(nn.Module):
     def param_groups(self) -> list[dict[str, Any]]:
         parameters = list(self.parameters())
         return [
-            {"params": [p for p in parameters if p.ndim > 1], "bias_and_norm": False, "lr_fixed": False},
-            {"params": [p for p in parameters if p.ndim <= 1], "bias_and_norm": True, "lr_fixed": False},
+            {
+                "params": [p for p in parameters if p.ndim > 1],
+                "bias_and_norm": False,
+                "lr_fixed": False,
+                "head": False,
+            },
+            {
+                "params": [p for p in parameters if p.ndim <= 1],
+                "bias_and_norm": True,
+                "lr_fixed": False,
+                "head": False,
+            },
         ]
 
     def set_gradients(self, step: int) -> dict[str, NDArray[Any]]:
