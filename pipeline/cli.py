@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from cluster.command_line import Debug, make_app, run
 from cluster.rank.process import OPENMP_SETTINGS
-from pipeline.commands import compare, dag, evaluate, plan, preflight, pretrain, runs, transfer
+from pipeline.commands import compare, dag, evaluate, finetune, plan, preflight, pretrain, runs, transfer
 from pipeline.transfer.evaluations import EVALUATIONS
 
 app = make_app("submit")
@@ -21,12 +21,14 @@ def options(debug: Debug = False) -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain.pretrain,
+    "finetune": finetune.finetune,
     "resume": pretrain.resume,
     "dag": dag.dag,
     "evaluate": evaluate.evaluate,
     "schedule": evaluate.schedule,
     "export": transfer.export,
     **{name: transfer.evaluation_command(name) for name in EVALUATIONS},
+    "predict": transfer.predict,
     "compare": compare.compare,
     "status": runs.status,
     "logs": runs.logs,

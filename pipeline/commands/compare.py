@@ -1,4 +1,4 @@
-"""`submit compare`: runs side by side, as a table and as a page."""
+"""`submit compare`: runs side by side, or classifiers on the same images, as a table and as a page."""
 
 from __future__ import annotations
 
@@ -24,17 +24,27 @@ COLUMNS = (("loss", "loss"), ("embedding_std", "embedding std"), ("rankme", "Ran
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Names of runs, or their folders.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN...", help="Names of runs, or their folders; or files of predictions."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", dir_okay=False, help="The page to write.")] = Path(
         "compare.html"
     ),
     folder: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Compare runs: what differs between their recipes, how they went, and which of them collapsed."""
+    """Compare runs: what differs between their recipes, how they went, and which of them collapsed. Or
+    classifiers, by the predictions.parquet of each on the same images: which one is better.
+    """
     from pipeline.recipe.stages import CompareRecipe
     from pipeline.report.compare import compare_runs, comparison_page
 
+    if all(run.endswith(".parquet") for run in runs):
+        _compare_classifiers([Path(run) for run in runs], out, as_json=as_json)
+        return
     found = compare_runs(_by_name([find_run(run, folder).path for run in runs]))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, comparison_page(found, CompareRecipe()))
@@ -43,6 +53,37 @@ def compare(
         return
     # In a pipe or a file there is no width to fit into.
     Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(_table(found))
+    typer.echo(f"page: {out}")
+
+
+def _compare_classifiers(files: Sequence[Path], out: Path, *, as_json: bool) -> None:
+    from pipeline.report.classifiers import classifiers_page
+    from pipeline.transfer.compare import compare_predictions
+    from pipeline.transfer.predict import read_predictions
+
+    if len(set(files)) < len(files):
+        raise UserError("a file is named twice; name each once")
+    # runs/A/predictions.parquet is called A, unless there are two of them.
+    short = [file.absolute().parent.name if file.stem == "predictions" else file.stem for file in files]
+    names = short if len(set(short)) == len(short) else [str(file) for file in files]
+    found = compare_predictions(
+        {name: read_predictions(file) for name, file in zip(names, files, strict=True)}
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, classifiers_page(found, "Classifiers compared"))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+        return
+    for name, scores in found.scores.items():
+        low, high = 100 * scores["top1_low"], 100 * scores["top1_high"]
+        typer.echo(f"{name}: {100 * scores['top1']:.2f} % ({low:.2f} to {high:.2f})")
+    for pair in found.pairs:
+        low, high = 100 * pair.paired.interval.low, 100 * pair.paired.interval.high
+        verdict = f"{pair.better} is better" if pair.better else "not decided"
+        typer.echo(
+            f"{pair.second} less {pair.first}: {100 * pair.paired.difference:+.2f} points "
+            f"({low:+.2f} to {high:+.2f}), p {pair.p:.2g}: {verdict}"
+        )
     typer.echo(f"page: {out}")
 
 

@@ -16,6 +16,13 @@ Overrides = Annotated[
 Runs = Annotated[Path, typer.Option("--folder", help="Where the runs are.")]
 RunName = Annotated[str, typer.Argument(help="A run's name, or its folder.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device")]
+Nodes = Annotated[int | None, typer.Option("--nodes", min=1, help="Machines.")]
+Ranks = Annotated[
+    int | None, typer.Option("--ranks", min=1, help="Processes per machine; by default one per GPU.")
+]
+NamedRun = Annotated[
+    str | None, typer.Option("--run", help="The run's name; one that is there already is continued.")
+]
 ExecutorOption = Annotated[
     ExecutorName | None,
     typer.Option(

@@ -20,7 +20,19 @@ from cluster.run.status import explain
 from cluster.site import Site, load_site, read_site
 from cluster.submit import submit
 from cluster.typed_yaml import load_recipe
-from pipeline.commands.options import Cluster, DryRun, ExecutorOption, Follow, Overrides, RunName, Runs, Wait
+from pipeline.commands.options import (
+    Cluster,
+    DryRun,
+    ExecutorOption,
+    Follow,
+    NamedRun,
+    Nodes,
+    Overrides,
+    Ranks,
+    RunName,
+    Runs,
+    Wait,
+)
 from pipeline.commands.progress_line import ProgressLine
 from pipeline.commands.runs import find_run
 from pipeline.recipe.pretrain import PretrainRecipe
@@ -33,13 +45,9 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
     recipe_name: Annotated[
         str | None, typer.Option("--recipe", help="A .yaml file, or the name of a shipped recipe.")
     ] = None,
-    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Machines.")] = None,
-    ranks: Annotated[
-        int | None, typer.Option("--ranks", min=1, help="Processes per machine; by default one per GPU.")
-    ] = None,
-    run_name: Annotated[
-        str | None, typer.Option("--run", help="The run's name; an existing one is gone on with.")
-    ] = None,
+    nodes: Nodes = None,
+    ranks: Ranks = None,
+    run_name: NamedRun = None,
     executor: ExecutorOption = None,
     cluster: Cluster = "default",
     dry_run: DryRun = False,
@@ -47,21 +55,45 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
     follow: Follow = False,
 ) -> None:
     """Pretrain a trunk. The same command with the same --run goes on where the run was stopped."""
+    site = load_site(cluster)
+    if recipe_name is None:
+        recipe_name = site.recipe or DEFAULT_RECIPE
+        typer.echo(f"recipe: {recipe_name}, the default; --recipe chooses another", err=True)
+    words = [*(overrides or []), *place_words(nodes=nodes, ranks=ranks, run_name=run_name)]
+    recipe = load_recipe(PretrainRecipe, recipe_name, words, kind="pretrain")
+    start_training(recipe, Path(recipe_name).stem, site, executor, dry_run=dry_run, wait=wait, follow=follow)
+
+
+def place_words(*, nodes: int | None, ranks: int | None, run_name: str | None) -> list[str]:
+    """What the options say of where a training runs, as changes of its recipe."""
+    words = [f"run.nodes={nodes}"] if nodes is not None else []
+    words += [f"run.ranks_per_node={ranks}"] if ranks is not None else []
+    words += [f"run.name={json.dumps(run_name)}"] if run_name is not None else []
+    return words
+
+
+def start_training(
+    recipe: PretrainRecipe,
+    stem: str,
+    site: Site,
+    executor: ExecutorName | None,
+    *,
+    dry_run: bool,
+    wait: bool,
+    follow: bool,
+) -> None:
+    """Start or go on with a training, or say what would be done.
+
+    Args:
+        stem: what a run without a name is called after.
+        executor: None: as the site says.
+    """
     from pipeline.train.job import pretrain_job, resources_for
     from pipeline.train.run_recipe import check_same_recipe, pin_dataset, to_yaml
     from pipeline.trunks.interop import read_weights
 
-    site = load_site(cluster)
     chosen = executor or site.default_executor()
-    if recipe_name is None:
-        recipe_name = site.recipe or DEFAULT_RECIPE
-        typer.echo(f"recipe: {recipe_name}, the default; --recipe chooses another", err=True)
-    words = [*(overrides or [])]
-    words += [f"run.nodes={nodes}"] if nodes is not None else []
-    words += [f"run.ranks_per_node={ranks}"] if ranks is not None else []
-    words += [f"run.name={json.dumps(run_name)}"] if run_name is not None else []
-    recipe = load_recipe(PretrainRecipe, recipe_name, words, kind="pretrain")
-    name = recipe.run.name or f"{Path(recipe_name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = recipe.run.name or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": name})})
     folder = Path(recipe.run.folder) / name
     resources = resources_for(recipe.run, gpus_per_node=None if chosen == "local" else site.gpus_per_node)

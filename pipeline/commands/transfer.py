@@ -1,4 +1,6 @@
-"""`submit export`, and a command for each evaluation: take a trunk out of a run, and score it."""
+"""`submit export`, and a command for each evaluation: take a trunk out of a run, and score it; or a
+classifier, and test it.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,23 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints/step-….")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     which: Annotated[
-        Literal["student", "teacher"], typer.Option("--which", help="The trunk that learns, or its teacher.")
-    ] = "student",
+        Literal["student", "teacher"] | None,
+        typer.Option(
+            "--which", help="The trunk that learns, or its teacher, which of a classifier is its average."
+        ),
+    ] = None,
+    classifier: Annotated[
+        bool, typer.Option("--classifier", help="Of a run with labels: the trunk and its head.")
+    ] = False,
 ) -> None:
-    """Write a run's trunk as safetensors with a model card."""
-    from pipeline.trunks.export import export_trunk
+    """Write a run's trunk as safetensors with a model card; or its classifier, as one of timm's."""
+    from pipeline.trunks.export import export_classifier, export_trunk
 
-    spec = export_trunk(run, out, which=which)
+    if classifier:
+        made = export_classifier(run, out, which=which)
+        typer.echo(f"{out}: a {made.architecture.name} that tells {len(made.classes)} classes apart")
+        return
+    spec = export_trunk(run, out, which=which or "student")
     whose = f"the {spec.provenance['which']}'s " if "which" in spec.provenance else ""
     typer.echo(f"{out}: {whose}{spec.architecture.name}, {spec.feature_dim} features")
 
@@ -69,6 +81,41 @@ def evaluation_command(name: str) -> Callable[..., None]:
 
     command.__doc__ = evaluation.about
     return command
+
+
+def predict(  # noqa: PLR0917 -- typer passes by name
+    classifier: Annotated[Path, typer.Argument(help="The folder of an exported classifier.")],
+    test: Test,
+    overrides: Overrides = None,
+    test_view: TestView = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", dir_okay=False, help="A Parquet file, a row for each image.")
+    ] = None,
+    recipe_name: Annotated[str, typer.Option("--recipe")] = "predict",
+    workers: Workers = 2,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show a classifier a labelled test set, and say how often it is right."""
+    from ingest.dataset.open import open_dataset
+    from pipeline.recipe.transfer import PredictRecipe
+    from pipeline.stages.machine import pick_device
+    from pipeline.transfer.predict import predict, summarise, write_predictions
+    from pipeline.trunks.classifier import load_classifier
+
+    recipe = load_recipe(PredictRecipe, recipe_name, overrides, kind="transfer")
+    where = pick_device(device)
+    predictions = predict(
+        load_classifier(classifier).to(where),
+        open_dataset(test, view=test_view),
+        recipe,
+        workers=workers,
+        device=where,
+    )
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_predictions(predictions, output)
+    _print_scores(summarise(predictions), as_json=as_json)
 
 
 def _print_scores(scores: dict[str, float], *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The recipe of a pretraining run."""
+"""The recipe of a training: pretraining, or fine-tuning with a method that learns from labels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from cluster.typed_yaml import Section
 from pipeline.recipe.data import Data, Fraction
 from pipeline.recipe.method import Method
+from pipeline.recipe.transfer import Test
 from pipeline.recipe.trunk import Trunk
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -183,7 +184,7 @@ class Run(Section):
 
 
 class PretrainRecipe(Section):
-    """Everything `submit pretrain` needs."""
+    """Everything `submit pretrain` and `submit finetune` need."""
 
     seed: NonNegativeInt = 0
     data: Data
@@ -192,4 +193,11 @@ class PretrainRecipe(Section):
     optim: Optim
     train: Train
     probe: Probe | None = None
+    test: Test | None = None
     run: Run = Run()
+
+    @model_validator(mode="after")
+    def _only_a_classifier_is_tested(self) -> Self:
+        if self.test is not None and not self.method.supervised:
+            raise ValueError(f"test is for a classifier, and method {self.method.name} makes none: use probe")
+        return self

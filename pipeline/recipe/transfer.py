@@ -1,4 +1,4 @@
-"""The recipes of evaluations of frozen features."""
+"""The recipes of evaluations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cluster.typed_yaml import Section
+from pipeline.recipe.stages import Machine
 
 
 class KnnRecipe(Section):
@@ -23,3 +24,27 @@ class LinearRecipe(Section):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     max_iterations: PositiveInt = 200
     seed: NonNegativeInt = 0
+
+
+class PredictRecipe(Section):
+    """A classifier on a labelled test set; every image is shown once, as `submit export` has written down.
+
+    `classes` is a CSV file with the columns label and class: which classes are right for a label of the test
+    set, several in several rows, where they are not called the same. With `only_shared` the classifier may
+    only say classes that are right for some image: ImageNet-A, ImageNet-R and ObjectNet have 200, 200 and 113
+    of the 1,000.
+    """
+
+    classes: str | None = None
+    only_shared: bool = False
+    batch_size: PositiveInt = 256
+    run: Machine = Machine()
+
+
+class Test(Section):
+    """A labelled dataset that a classifier is shown when its training has ended; nothing is chosen by it."""
+
+    root: str
+    sealed: str | None = None
+    view: str | None = None
+    predict: PredictRecipe = PredictRecipe()

@@ -21,6 +21,7 @@ from pipeline.recipe.stages import (
     ReportRecipe,
     ShardsRecipe,
 )
+from pipeline.recipe.transfer import PredictRecipe
 from pipeline.report.published import TABLE_ROLES
 from pipeline.report.scores import SCORES
 from pipeline.stages.machine import one_gpu, one_gpu_or_none
@@ -57,6 +58,20 @@ KINDS: dict[str, Kind] = {
         resources=lambda recipe, gpus: resources_for(recipe.run, gpus_per_node=gpus),
         inputs=frozenset({"data"}),
         optional=frozenset({"probe_train", "probe_test"}),
+    ),
+    "finetune": Kind(
+        recipe=PretrainRecipe,
+        run=Later("pipeline.stages.training:finetuned"),
+        job=Later("pipeline.stages.training:finetune_job"),
+        resources=lambda recipe, gpus: resources_for(recipe.run, gpus_per_node=gpus),
+        inputs=frozenset({"trunk", "data"}),
+        optional=frozenset({"test"}),
+    ),
+    "predict": Kind(
+        recipe=PredictRecipe,
+        run=Later("pipeline.stages.transfer:predictions"),
+        resources=one_gpu_or_none,
+        inputs=frozenset({"classifier", "test"}),
     ),
     "export": Kind(
         recipe=ExportRecipe, run=Later("pipeline.stages.trunks:export"), inputs=frozenset({"run"})

@@ -5,9 +5,12 @@ from __future__ import annotations
 from cluster.atomic_file import write_atomically
 from pipeline.dag.stage import Result, Work
 from pipeline.report.cifar10 import write_table
+from pipeline.report.classifiers import classifiers_page
 from pipeline.report.compare import compare_runs, comparison_page
 from pipeline.report.run_report import build_report
 from pipeline.stages.machine import gpus_held, pick_device
+from pipeline.transfer.compare import compare_predictions
+from pipeline.transfer.predict import read_predictions
 
 
 def report(work: Work) -> Result:
@@ -18,7 +21,12 @@ def report(work: Work) -> Result:
 
 
 def compare(work: Work) -> Result:
-    """compare.html: the inputs are runs, and their roles are the names of these on the page."""
+    """compare.html: the inputs are runs, or predictions of classifiers, named on the page by their roles."""
+    predictions = {name: source.path / "predictions.parquet" for name, source in work.inputs.items()}
+    if all(path.is_file() for path in predictions.values()):
+        found = compare_predictions({name: read_predictions(path) for name, path in predictions.items()})
+        write_atomically(work.folder / "compare.html", classifiers_page(found, work.recipe.title))
+        return Result(found.to_json(), ["compare.html"])
     runs = compare_runs({name: source.path for name, source in work.inputs.items()})
     write_atomically(work.folder / "compare.html", comparison_page(runs, work.recipe))
     return Result({run.name: run.to_json() for run in runs}, ["compare.html"])

@@ -1,7 +1,8 @@
-"""The stage that pretrains."""
+"""The stages that train."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from cluster.errors import UserError
@@ -10,21 +11,52 @@ from cluster.json_rows import last_row
 from cluster.run.folder import RunFolder
 from pipeline.dag.stage import Result, Work
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.recipe.transfer import Test
 from pipeline.train.job import pretrain_job
 from pipeline.train.run_recipe import pin_dataset
+from pipeline.trunks.files import start_of
 
 
 def train_job(work: Work, resources: Resources) -> Job:
     """The training in the stage's folder; it goes on with what an interrupted one has saved."""
     recipe: PretrainRecipe = work.recipe
-    data = {"root": str(work.inputs["data"].path), "sealed": work.inputs["data"].receipt.metrics["root"]}
-    changes: dict[str, Any] = {"data": recipe.data.model_copy(update=data)}
+    changes: dict[str, Any] = {"data": recipe.data.model_copy(update=_dataset(work, "data"))}
     if recipe.probe is not None:
         if not {"probe_train", "probe_test"} <= work.inputs.keys():
             raise UserError("the recipe has a probe: give the stage the inputs probe_train and probe_test")
         paths = {name: str(work.inputs[f"probe_{name}"].path) for name in ("train", "test")}
         changes["probe"] = recipe.probe.model_copy(update=paths)
     return pretrain_job(pin_dataset(recipe.model_copy(update=changes), work.folder), work.folder, resources)
+
+
+def finetune_job(work: Work, resources: Resources) -> Job:
+    """The same, on labelled images, from an exported trunk: architecture and colours are that one's."""
+    recipe: PretrainRecipe = work.recipe
+    start = start_of(work.inputs["trunk"].path)
+    view = {"mean": start.preprocessing.mean, "std": start.preprocessing.std}
+    changes: dict[str, Any] = {
+        "data": recipe.data.model_copy(update=_dataset(work, "data") | view),
+        "trunk": start.trunk,
+    }
+    if "test" in work.inputs:
+        changes["test"] = (recipe.test or Test(root="")).model_copy(update=_dataset(work, "test"))
+    return pretrain_job(pin_dataset(recipe.model_copy(update=changes), work.folder), work.folder, resources)
+
+
+def _dataset(work: Work, role: str) -> dict[str, str]:
+    source = work.inputs[role]
+    return {"root": str(source.path), "sealed": source.receipt.metrics["root"]}
+
+
+def finetuned(work: Work) -> Result:
+    """A run folder, complete, with the classifier; the metrics are those of the test set, if there is one."""
+    result = trained(work)
+    outputs = [*result.outputs, "classifier"]
+    test = work.folder / "test.json"
+    if test.is_file():
+        outputs += ["predictions.parquet", "test.json"]
+        result = result._replace(metrics=result.metrics | json.loads(test.read_text()))
+    return result._replace(outputs=outputs)
 
 
 def trained(work: Work) -> Result:

@@ -1,4 +1,4 @@
-"""The stages that score a trunk."""
+"""The stages that score a trunk, or test a classifier."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pipeline.dag.stage import Result, Work
 from pipeline.stages.machine import gpus_held, pick_device
 from pipeline.transfer.evaluations import Evaluation
 from pipeline.transfer.features import extract_from_files, load_features, save_features
+from pipeline.transfer.predict import predict, summarise, write_predictions
+from pipeline.trunks.classifier import load_classifier
 
 
 def features(work: Work) -> Result:
@@ -23,6 +25,20 @@ def features(work: Work) -> Result:
     save_features(test, work.folder / "test.safetensors")
     metrics = {"train_samples": len(train.y), "test_samples": len(test.y), "feature_dim": train.x.shape[1]}
     return Result(metrics, ["train.safetensors", "test.safetensors"], gpus_held(device))
+
+
+def predictions(work: Work) -> Result:
+    """predictions.parquet: a row for each labelled image of the input `test`."""
+    device = pick_device(work.recipe.run.device)
+    found = predict(
+        load_classifier(work.inputs["classifier"].path).to(device),
+        open_dataset(work.inputs["test"].path),
+        work.recipe,
+        workers=work.recipe.run.workers,
+        device=device,
+    )
+    write_predictions(found, work.folder / "predictions.parquet")
+    return Result(summarise(found), ["predictions.parquet"], gpus_held(device))
 
 
 def score(evaluation: Evaluation, work: Work) -> Result:

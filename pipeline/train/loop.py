@@ -25,6 +25,7 @@ from pipeline.distributed.sharded import norms, own
 from pipeline.parallel.precision import DTYPES, arithmetic
 from pipeline.parallel.whole import whole_trunk
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.train.classifier import finish_classifier
 from pipeline.train.guard import Diverged, Rollback, Suspect, batch_suspect, find_suspects
 from pipeline.train.metrics import Stopwatch, embedding_std, rankme
 from pipeline.train.optim import set_learning_rate
@@ -61,6 +62,8 @@ def pretrain(recipe: PretrainRecipe, folder: Path, watchdog: Watchdog | None = N
             stack.callback(training.metrics.close)
         stack.callback(training.profile.close)
         train(training, preemption)
+        if recipe.method.supervised:
+            finish_classifier(training)
 
 
 def train(t: Training, preemption: PreemptionFlag) -> None:

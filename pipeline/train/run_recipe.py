@@ -86,7 +86,7 @@ def check_same_recipe(recipe: PretrainRecipe, folder: Path) -> None:
 def _numbers(recipe: dict[str, Any]) -> dict[str, Any]:
     """What of a recipe decides on the numbers."""
     train = {key: value for key, value in recipe["train"].items() if key not in LAYOUT}
-    return recipe | {"run": None, "train": train}
+    return recipe | {"run": None, "test": None, "train": train}
 
 
 def differing_keys(there: Any, here: Any, key: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from torch.optim import Optimizer
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.hang.watchdog import Watchdog
 from cluster.host import node_name
@@ -34,6 +36,7 @@ from pipeline.train.probe import KnnProbe
 from pipeline.train.profile import Profile
 from pipeline.train.run_recipe import adopt, count_classes, record_attempt, record_warm_start
 from pipeline.train.stragglers import Stragglers
+from pipeline.trunks.export import CLASSES
 from pipeline.trunks.interop import init_file, read_weights, warm_start
 
 logger = logging.getLogger(__name__)
@@ -87,6 +90,8 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         read_weights(recipe.trunk)  # it must fit, too
     if world.is_first:  # only now: a recipe that does not fit must not claim the folder
         adopt(recipe, folder)
+        if recipe.method.supervised:
+            write_atomically(folder / CLASSES, json.dumps(loader.dataset.vocabulary.names) + "\n")
         record_attempt(folder, ranks=world.size, device=str(world.device))
     submitted_to = folder / "site.yaml"
     site = read_site(submitted_to) if submitted_to.is_file() else Site()

@@ -1,8 +1,10 @@
-"""The trunk of a run's checkpoint, exported with where it comes from."""
+"""The trunk or the classifier of a run's checkpoint, exported with where it comes from."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,11 @@ from pipeline.data.evaluation import evaluation_preprocessing
 from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.recipe.trunk import Trunk
+from pipeline.trunks.classifier import ClassifierSpec, save_classifier
 from pipeline.trunks.files import TrunkSpec, save_trunk
+
+CLASSES = "classes.json"  # of a run that learns from labels: their names, in the order of the logits
 
 
 def export_trunk(run: Path, out: Path, *, which: Literal["student", "teacher"] = "student") -> TrunkSpec:
@@ -29,6 +35,83 @@ def export_trunk(run: Path, out: Path, *, which: Literal["student", "teacher"] =
     Raises:
         UserError: if there is no whole checkpoint there, or no teacher in it.
     """
+    opened = _open(run)
+    name = opened.name_of(which)
+    network = build_trunk(opened.recipe.trunk)
+    network.load_state_dict(read_tensors(opened.checkpoint, prefix=f"{name}."), strict=True)
+    spec = TrunkSpec(
+        architecture=opened.architecture,
+        preprocessing=evaluation_preprocessing(opened.recipe),
+        feature_dim=declared(network).feature_dim,
+        provenance=opened.provenance(which),
+    )
+    save_trunk(network, spec, out)
+    return spec
+
+
+def export_classifier(
+    run: Path, out: Path, *, which: Literal["student", "teacher"] | None = None
+) -> ClassifierSpec:
+    """Export the classifier of a run's newest checkpoint, or of the checkpoint given.
+
+    Args:
+        which: the one that learns, or its average; by default the average, if the run has one.
+
+    Raises:
+        UserError: if there is no whole checkpoint there, or it is of no classifier, or has no average.
+    """
+    opened = _open(run)
+    if not opened.recipe.method.supervised:
+        raise UserError(
+            f"{opened.run} was trained by {opened.recipe.method.name}, without labels: it has a trunk and no "
+            "classifier; `submit finetune` makes one"
+        )
+    which = which or ("teacher" if "teacher" in opened.trunks else "student")
+    trunk = opened.name_of(which)
+    head = f"{trunk.removesuffix('trunk')}head"  # beside it
+    tensors = {
+        f"{part}.{name}": tensor
+        for part, prefix in (("trunk", trunk), ("head", head))
+        for name, tensor in read_tensors(opened.checkpoint, prefix=f"{prefix}.").items()
+    }
+    spec = ClassifierSpec(
+        architecture=opened.architecture,
+        preprocessing=evaluation_preprocessing(opened.recipe),
+        feature_dim=tensors["head.weight"].shape[1],
+        classes=tuple(json.loads((opened.run / CLASSES).read_text())),
+        provenance=opened.provenance(which),
+    )
+    save_classifier(tensors, spec, out)
+    return spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A checkpoint, and the run that it is of."""
+
+    run: Path
+    checkpoint: Path
+    recipe: PretrainRecipe
+    trunks: Mapping[str, str]  # which → the name of that module in the method
+
+    @property
+    def architecture(self) -> Trunk:
+        return self.recipe.trunk.model_copy(update={"init_from": None})  # it is in the provenance
+
+    def name_of(self, which: str) -> str:
+        if which not in self.trunks:
+            raise UserError(
+                f"{self.run} was trained by {self.recipe.method.name} without a {which}: "
+                f"export --which {' or '.join(self.trunks)}"
+            )
+        return self.trunks[which]
+
+    def provenance(self, which: str) -> dict[str, Any]:
+        found = _provenance(self.run, self.checkpoint, self.recipe)
+        return found | ({"which": which} if len(self.trunks) > 1 else {})
+
+
+def _open(run: Path) -> _Opened:
     checkpoint = run if (run / "manifest.json").is_file() else latest(run)
     if checkpoint is None:
         raise UserError(f"{run} holds no checkpoint; give the folder of a run that has saved one")
@@ -36,23 +119,9 @@ def export_trunk(run: Path, out: Path, *, which: Literal["student", "teacher"] =
     recipe = load_recipe(PretrainRecipe, str(run / "recipe.yaml"), kind="pretrain")
     with torch.device("meta"):
         method = assemble_method(recipe, total_steps=1, group=None)
-    trunks = method.trunks()
-    if which not in trunks:
-        raise UserError(
-            f"{run} was trained by {recipe.method.name} without a {which}: "
-            f"export --which {' or '.join(trunks)}"
-        )
-    name = next(name for name, module in method.named_modules() if module is trunks[which])
-    network = build_trunk(recipe.trunk)
-    network.load_state_dict(read_tensors(checkpoint, prefix=f"{name}."), strict=True)
-    spec = TrunkSpec(
-        architecture=recipe.trunk.model_copy(update={"init_from": None}),  # it is in the provenance
-        preprocessing=evaluation_preprocessing(recipe),
-        feature_dim=declared(network).feature_dim,
-        provenance=_provenance(run, checkpoint, recipe) | ({"which": which} if len(trunks) > 1 else {}),
-    )
-    save_trunk(network, spec, out)
-    return spec
+    names = {module: name for name, module in method.named_modules()}
+    trunks = {which: names[trunk] for which, trunk in method.trunks().items()}
+    return _Opened(run=run, checkpoint=checkpoint, recipe=recipe, trunks=trunks)
 
 
 def _provenance(run: Path, checkpoint: Path, recipe: PretrainRecipe) -> dict[str, Any]:
@@ -61,7 +130,7 @@ def _provenance(run: Path, checkpoint: Path, recipe: PretrainRecipe) -> dict[str
     attempt = last_row(run / "attempts.jsonl") or {}
     warm = run / "init_from.json"
     return {
-        "what": "pretrained on images without labels",
+        "what": f"trained on {'labelled images' if recipe.method.supervised else 'images without labels'}",
         "method": recipe.method.name,
         "data": state["loader"]["root"],
         "samples": state["loader"]["samples"],

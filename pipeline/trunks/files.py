@@ -7,8 +7,9 @@ such folders too, so that one code path serves them all.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -129,9 +130,34 @@ def read_spec(folder: Path) -> TrunkSpec:
     try:
         return TrunkSpec.model_validate_json(path.read_text())
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path} cannot be used: {key}: {first['msg']}; was it edited?") from error
+        raise explain_invalid(path, error) from error
+
+
+class Start(NamedTuple):
+    """Where a training from an exported trunk starts: its section of the recipe, and how it sees images."""
+
+    trunk: Trunk
+    preprocessing: Preprocessing
+
+
+def start_of(folder: Path) -> Start:
+    """Where a training starts from an exported trunk.
+
+    Raises:
+        UserError: if the folder is none, or there is nothing in it that could learn.
+    """
+    spec = read_spec(folder)
+    if not isinstance(spec.architecture, Trunk):
+        raise UserError(f"{folder} holds raw pixels and no network: there is nothing to train further")
+    trunk = spec.architecture.model_copy(update={"init_from": str(folder.absolute())})
+    return Start(trunk, spec.preprocessing)
+
+
+def explain_invalid(path: Path, error: ValidationError) -> UserError:
+    """The sentence about a description that cannot be used."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return UserError(f"{path} cannot be used: {key}: {first['msg']}; was it edited?")
 
 
 def _build(architecture: Trunk | Pixels) -> nn.Module:
@@ -140,27 +166,49 @@ def _build(architecture: Trunk | Pixels) -> nn.Module:
 
 def model_card(spec: TrunkSpec, parameters: int) -> str:
     """README.md of an exported trunk: Markdown with the front matter that model hubs read."""
-    p, view = spec.provenance, spec.preprocessing
-    facts = {
-        "architecture": spec.architecture.name,
+    facts = facts_of(spec.architecture, spec.preprocessing, parameters, spec.provenance)
+    facts = {"features": f"{spec.feature_dim} per image"} | facts
+    return fill_card(CARD, spec.architecture, facts, spec.provenance)
+
+
+def facts_of(
+    architecture: Trunk | Pixels, view: Preprocessing, parameters: int, p: Mapping[str, Any]
+) -> dict[str, str]:
+    """What a model card says first.
+
+    Args:
+        p: the provenance.
+    """
+    return {
+        "architecture": architecture.name,
         "parameters": f"{parameters:,}",
-        "features": f"{spec.feature_dim} per image",
         "input": f"{view.image_size} x {view.image_size}: short side to {view.resize}, centre crop, "
         f"mean {view.mean}, std {view.std}",
         "training data": p.get("data", "none"),
         "method": p.get("method", "none"),
-        "steps": p.get("steps", 0),
+        "steps": str(p.get("steps", 0)),
         "commit": p.get("commit", "unknown"),
         **({"network": p["which"]} if "which" in p else {}),
         "last metrics": ", ".join(f"{k} {v:.4g}" for k, v in p.get("metrics", {}).items()) or "none",
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+
+
+def fill_card(
+    card: str, architecture: Trunk | Pixels, facts: Mapping[str, str], p: Mapping[str, Any], **more: str
+) -> str:
+    """A card's text.
+
+    Args:
+        p: the provenance.
+        more: what else stands in braces there.
+    """
     recipe = yaml.safe_dump(p["recipe"], sort_keys=False) if "recipe" in p else ""
-    return CARD.format(
-        name=spec.architecture.name,
+    return card.format(
+        name=architecture.name,
         what=p.get("what", "an image trunk"),
-        table=table,
+        table="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
         recipe=f"\n## Recipe\n\n```yaml\n{recipe}```\n" if recipe else "",
+        **more,
     )
 
 

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_training import make_dataset, make_recipe
+from tiny_classification import Never, recipe_of, run, world_of
+from tiny_training import make_dataset
 from torch import Tensor, nn
 
 from cluster.errors import UserError
-from cluster.rank.torch_dist import World
 from ingest.dataset.open import open_dataset
 from pipeline.checkpoint.files import latest, read_tensors
 from pipeline.data.targets import Targets
@@ -25,50 +25,18 @@ from pipeline.distributed.sharded import named_tensors, whole
 from pipeline.methods.classification import soft_cross_entropy
 from pipeline.methods.mixing import Mix, draw_mix, mix
 from pipeline.recipe.method import Classification
-from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.loop import forward_backward, pretrain, steps, train
 from pipeline.train.metrics import Stopwatch
 from pipeline.train.run_recipe import pin_dataset
-from pipeline.train.setup import Training, set_up
+from pipeline.train.setup import set_up
 
 Ranks = Callable[..., list[Any]]
-PLAIN = {"jitter_probability": 0, "grey_probability": 0, "blur_probability": 0}  # colours tell the classes
-CROP = {"count": 1, "size": 16, "scale": [0.3, 1.0], "photometric": PLAIN}
 MIXED = {"label_smoothing": 0.1, "mixup": 0.4, "cutmix": 1.0, "mix_rows": 2, "ema": 0.9, "ema_start": 0.2}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("tiny"))
-
-
-def recipe_of(data: Path, method: dict[str, Any], **changes: Any) -> PretrainRecipe:
-    return make_recipe(
-        data,
-        data__crops=[CROP],
-        method={"name": "classification"} | method,
-        optim={"name": "sgd", "lr": 0.05, "nesterov": True, "lr_head": 0.2},
-        **changes,
-    )
-
-
-def world_of(group: dist.ProcessGroup | None) -> World:
-    rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
-    return World(
-        rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), group=group, control=group
-    )
-
-
-class Never:
-    requested = False
-
-
-def run(recipe: PretrainRecipe, folder: Path, group: dist.ProcessGroup | None = None) -> Training:
-    training = set_up(recipe, folder, world_of(group))
-    train(training, Never())  # type: ignore[arg-type]
-    if training.metrics is not None:
-        training.metrics.close()
-    return training
 
 
 @given(st.data())

@@ -1,0 +1,80 @@
+"""`submit finetune`: train a trunk further, with a classifier on it, on labelled images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.errors import UserError
+from cluster.site import load_site
+from cluster.typed_yaml import load_recipe
+from pipeline.commands.options import (
+    Cluster,
+    DryRun,
+    ExecutorOption,
+    Follow,
+    NamedRun,
+    Nodes,
+    Overrides,
+    Ranks,
+    Wait,
+)
+from pipeline.commands.pretrain import place_words, start_training
+from pipeline.recipe.pretrain import PretrainRecipe
+
+
+def finetune(  # noqa: PLR0917 -- typer passes by name
+    trunk: Annotated[
+        Path,
+        typer.Argument(
+            help="An exported trunk's folder; or a checkpoint of timm's or VISSL's, with trunk.name=…."
+        ),
+    ],
+    train: Annotated[str, typer.Option("--train", help="The sealed dataset to learn the labels from.")],
+    overrides: Overrides = None,
+    test: Annotated[
+        str | None, typer.Option("--test", help="The sealed dataset that the classifier is tested on.")
+    ] = None,
+    train_view: Annotated[str | None, typer.Option("--train-view", help="A view of --train.")] = None,
+    test_view: Annotated[str | None, typer.Option("--test-view", help="A view of --test.")] = None,
+    recipe_name: Annotated[
+        str, typer.Option("--recipe", help="A .yaml file, or the name of a shipped recipe.")
+    ] = "finetune_seer_384",
+    nodes: Nodes = None,
+    ranks: Ranks = None,
+    run_name: NamedRun = None,
+    executor: ExecutorOption = None,
+    cluster: Cluster = "default",
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    follow: Follow = False,
+) -> None:
+    """Fine-tune a trunk on labelled images. RUN/classifier is what comes of it, RUN/test.json how good it is.
+
+    The same command with the same --run goes on where the run was stopped. With trunk.init_from=null the
+    trunk starts from scratch, to compare with.
+    """
+    from pipeline.trunks.files import start_of
+
+    values: dict[str, Any] = {"data.root": train, "data.view": train_view}
+    if test is not None:
+        values["test"] = {"root": test, "view": test_view}
+    if trunk.is_dir():
+        start = start_of(trunk)
+        values["trunk"] = start.trunk.model_dump(mode="json")
+        values |= {"data.mean": start.preprocessing.mean, "data.std": start.preprocessing.std}
+    else:
+        values["trunk.init_from"] = str(trunk)
+    words = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    words += [*(overrides or []), *place_words(nodes=nodes, ranks=ranks, run_name=run_name)]
+    recipe = load_recipe(PretrainRecipe, recipe_name, words, kind="transfer")
+    if not recipe.method.supervised:
+        raise UserError(
+            f"{recipe_name} trains by {recipe.method.name}, without labels: `submit pretrain` does that; "
+            "fine-tuning has method.name: classification"
+        )
+    stem = f"{Path(recipe_name).stem}-{trunk.resolve().name}"
+    start_training(recipe, stem, load_site(cluster), executor, dry_run=dry_run, wait=wait, follow=follow)

@@ -1,0 +1,127 @@
+"""How sure a number is: intervals of accuracies, paired tests of two classifiers, several claims at once.
+
+Two things vary. Test images: then a claim is about these classifiers, and not about how they were made.
+Seeds of training: then it is about the methods, and every seed counts once, however many images there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Both ends, inclusive, in the unit of what it is of."""
+
+    low: float
+    high: float
+
+
+def wilson(right: int, samples: int) -> Interval:
+    """The 95 % interval of a share of independent samples (Wilson, 1927,
+    https://doi.org/10.1080/01621459.1927.10502953): it never leaves 0 to 1.
+    """
+    found = stats.binomtest(right, samples).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(low=float(found.low), high=float(found.high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Two classifiers on the same images.
+
+    Attributes:
+        samples: images that both have seen.
+        first_only, second_only: images that only one of them has right.
+        difference: accuracy of the second less that of the first.
+        interval: of that, 95 %.
+        p: of McNemar's exact test, that they are equally good.
+    """
+
+    samples: int
+    first_only: int
+    second_only: int
+    difference: float
+    interval: Interval
+    p: float
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval says that one of them is better."""
+        return self.interval.low > 0 or self.interval.high < 0
+
+
+def compare_paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
+    """Compare what two classifiers got right, (n,) each, image by image.
+
+    McNemar, 1947 (https://doi.org/10.1007/BF02295996), exact: of the images that one alone has right, each
+    is a toss of a fair coin. The interval is Wald's with one image added to each side and two to all (Bonett
+    and Price, 2012, https://doi.org/10.3102/1076998611411915).
+    """
+    samples = len(first)
+    first_only, second_only = int((first & ~second).sum()), int((second & ~first).sum())
+    discordant = first_only + second_only
+    p = float(stats.binomtest(first_only, discordant).pvalue) if discordant else 1.0
+    one, other = (first_only + 1) / (samples + 2), (second_only + 1) / (samples + 2)
+    centre = other - one
+    half = stats.norm.ppf((1 + CONFIDENCE) / 2) * sqrt((one + other - centre**2) / (samples + 2))
+    return Paired(
+        samples=samples,
+        first_only=first_only,
+        second_only=second_only,
+        difference=(second_only - first_only) / samples,
+        interval=Interval(low=max(-1.0, float(centre - half)), high=min(1.0, float(centre + half))),
+        p=p,
+    )
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values of several claims, so that one that is below 0.05 is wrong in a twentieth of all tables at
+    most (Holm, 1979, https://www.jstor.org/stable/4615733).
+    """
+    order = np.argsort(p, kind="stable")
+    steps = np.asarray(p, float)[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return [float(each) for each in adjusted]
+
+
+def mean_of_seeds(values: Sequence[float]) -> tuple[float, Interval]:
+    """The mean over trainings, and its 95 % interval by Student's t.
+
+    Raises:
+        ValueError: one training says nothing about others.
+    """
+    if len(values) < 2:
+        raise ValueError("an interval over seeds needs two trainings at least")
+    mean = float(np.mean(values))
+    error = float(stats.sem(values))
+    if error == 0:
+        return mean, Interval(low=mean, high=mean)
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=mean, scale=error)
+    return mean, Interval(low=float(low), high=float(high))
+
+
+def bootstrap_over_groups(
+    right: NDArray[np.bool_], groups: NDArray[np.int64], *, draws: int = 1_000, seed: int = 0
+) -> Interval:
+    """The 95 % interval of an accuracy over images that come in groups, such as tiles of one photograph:
+    groups are drawn with replacement, not images (Efron and Tibshirani, 1993, chapter 8).
+
+    Args:
+        right: (n,). groups: (n,) which each image belongs to.
+    """
+    _, number = np.unique(groups, return_inverse=True)
+    hits, sizes = np.bincount(number, weights=right), np.bincount(number)
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    drawn = generator.integers(len(sizes), size=(draws, len(sizes)))
+    shares = hits[drawn].sum(1) / sizes[drawn].sum(1)
+    low, high = np.quantile(shares, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(low=float(low), high=float(high))

@@ -1,0 +1,188 @@
+"""A trained classifier as files for other people, and reading them again. Nothing is pickled (S1).
+
+A folder holds `classifier.safetensors`, a checkpoint of timm's model of that name with as many classes;
+`classifier.json` (architecture, preprocessing, the classes in order, provenance); and `README.md`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, PositiveInt, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cluster.atomic_file import write_atomically
+from cluster.errors import UserError
+from cluster.typed_yaml import Section
+from pipeline.data.evaluation import Preprocessing
+from pipeline.models.classifier import Classifier, LinearHead
+from pipeline.models.trunk import build_trunk
+from pipeline.recipe.trunk import Trunk
+from pipeline.trunks.files import explain_invalid, facts_of, fill_card
+
+TENSORS, SPEC = "classifier.safetensors", "classifier.json"
+
+
+class ClassifierSpec(Section):
+    """What `classifier.json` holds. `classes` are the labels, in the order of the logits."""
+
+    format: Literal[1] = 1
+    architecture: Trunk
+    preprocessing: Preprocessing
+    feature_dim: PositiveInt
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+
+class ExportedClassifier(nn.Module):
+    """A classifier as `load_classifier` returns it: normalised images (N, 3, S, S) to logits (N, classes).
+
+    Attributes:
+        spec: what it is, how an image becomes an input, and what the classes are called.
+    """
+
+    def __init__(self, network: Classifier, spec: ClassifierSpec) -> None:
+        super().__init__()
+        self.network = network
+        self.spec = spec
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, S, S) → logits (N, classes)."""
+        logits: Tensor = self.network(images)
+        return logits
+
+
+def is_classifier(path: Path) -> bool:
+    """Whether a folder is an exported classifier."""
+    return (path / SPEC).is_file()
+
+
+def load_classifier(path: str | Path) -> ExportedClassifier:
+    """Open an exported classifier, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: if the folder is none, or its tensors are not exactly those of its architecture.
+    """
+    folder = Path(path)
+    spec = _read_spec(folder)
+    network = _build(spec)
+    try:
+        tensors = load_file(folder / TENSORS)
+        network.load_state_dict(_from_timm(tensors, spec.architecture), strict=True)
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder / TENSORS} does not hold the tensors of {spec.architecture.name} with "
+            f"{len(spec.classes)} classes: {' '.join(str(error).split())}"
+        ) from error
+    return ExportedClassifier(network, spec).eval()
+
+
+def save_classifier(tensors: Mapping[str, Tensor], spec: ClassifierSpec, out: Path) -> None:
+    """Write a classifier's folder.
+
+    Args:
+        tensors: those of a `Classifier`, under its names: "trunk.…", "head.…".
+    """
+    with torch.device("meta"):
+        network = _build(spec)
+    network.load_state_dict(dict(tensors), strict=True, assign=True)
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / f".{TENSORS}.part"
+    save_file(_to_timm(network.state_dict(), spec.architecture), temporary)
+    temporary.replace(out / TENSORS)
+    write_atomically(out / SPEC, spec.model_dump_json(indent=2) + "\n")
+    write_atomically(out / "README.md", _card(spec, sum(each.numel() for each in network.parameters())))
+
+
+def _read_spec(folder: Path) -> ClassifierSpec:
+    path = folder / SPEC
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not an exported classifier: it has no {SPEC}; `submit export` makes one of a run "
+            "that was fine-tuned"
+        )
+    try:
+        return ClassifierSpec.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise explain_invalid(path, error) from error
+
+
+def _build(spec: ClassifierSpec) -> Classifier:
+    head = LinearHead(spec.feature_dim, len(spec.classes))
+    return Classifier(build_trunk(spec.architecture), head)
+
+
+def _head_name(architecture: Trunk) -> str:
+    """What timm calls the last layer."""
+    return "fc" if architecture.name.startswith("resnet") else "head.fc"
+
+
+def _to_timm(tensors: Mapping[str, Tensor], architecture: Trunk) -> dict[str, Tensor]:
+    """Our trunks have timm's names already."""
+    head = _head_name(architecture)
+    return {
+        (
+            name.removeprefix("trunk.")
+            if name.startswith("trunk.")
+            else f"{head}.{name.removeprefix('head.')}"
+        ): (tensor.detach().cpu().contiguous())
+        for name, tensor in tensors.items()
+    }
+
+
+def _from_timm(tensors: Mapping[str, Tensor], architecture: Trunk) -> dict[str, Tensor]:
+    head = f"{_head_name(architecture)}."
+    return {
+        (f"head.{name.removeprefix(head)}" if name.startswith(head) else f"trunk.{name}"): tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _card(spec: ClassifierSpec, parameters: int) -> str:
+    provenance = spec.provenance
+    facts = facts_of(spec.architecture, spec.preprocessing, parameters, provenance)
+    facts = {"classes": f"{len(spec.classes):,}, named in {SPEC}"} | facts
+    return fill_card(_CARD, spec.architecture, facts, provenance, classes=json.dumps(len(spec.classes)))
+
+
+_CARD = """---
+library_name: timm
+pipeline_tag: image-classification
+license: unknown
+---
+# {name}: {what}
+
+| | |
+|---|---|
+{table}
+
+Training data is named by the Merkle root of a sealed dataset.
+
+## Use
+
+```python
+from pipeline.export import load_classifier
+
+classifier = load_classifier("path/of/this/folder")
+logits = classifier(images)   # (N, {classes}); the classes are classifier.spec.classes
+```
+
+`classifier.safetensors` is a checkpoint of timm's model of this architecture with `num_classes={classes}`,
+where its stem is timm's.
+
+## Intended use and limits
+
+Telling apart the classes named above on images like those it was trained on. How accurate it is on a test
+set, with an interval, is what `submit predict` says. Do not use it to identify people or to decide about
+them.
+
+## Licence
+
+The licences of the training images are unknown to this tool; whoever publishes these weights has to find
+out what they permit. {recipe}"""
