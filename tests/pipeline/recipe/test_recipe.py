@@ -21,6 +21,7 @@ from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk
 from pipeline.parallel.activation_checkpointing import checkpoint_activations
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.recipe.transfer import PredictRecipe
 from pipeline.transfer.evaluations import EVALUATIONS
 
 SHIPPED = sorted(
@@ -144,14 +145,15 @@ def test_solo_learns_recipes_for_cifar10_do_not_blur() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), SHIPPED)
 def test_every_shipped_recipe_is_complete_and_right(kind: str, name: str) -> None:
-    load_recipe(EVALUATIONS[name].recipe if kind == "transfer" else PretrainRecipe, name, kind=kind)
+    of_transfer = {name: each.recipe for name, each in EVALUATIONS.items()} | {"predict": PredictRecipe}
+    load_recipe(of_transfer.get(name, PretrainRecipe), name, kind=kind)
 
 
 def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Path) -> None:
     with pytest.raises(UserError) as error:
         load(mine, "optim.learning_rate=1", "optim.lr=2")
     assert str(error.value).startswith(f"recipe {mine}: 'optim.learning_rate' is not a key of optim")
-    assert "Allowed: betas, clip_norm, clip_trust, exclude_bias_and_norm, final_lr, lr, lr_bias, mom" in str(
+    assert "Allowed: betas, clip_norm, clip_trust, exclude_bias_and_norm, final_lr, gamma, lr, lr_bias" in str(
         error.value
     )
     with pytest.raises(
