@@ -182,6 +182,10 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
         ("optim.name=sgdd", r"optim\.name: Input should be 'sgd', 'larc', 'lars' or 'adamw' \(got 'sgdd'\)"),
         ("data.crops=[]", r"data\.crops: Tuple should have at least 1 item"),
         ("data.crops.0.scale=[0.5]", r"data\.crops\.0\.scale\.1: Field required"),
+        (
+            "data.crops.0.interpolation=lanczos",
+            r"data\.crops\.0\.interpolation: Input should be 'bilinear' or 'bicubic' \(got 'lanczos'\)",
+        ),
         ("data=null", r"data: "),
         ("method.prototypes=-1", r"method\.prototypes: Input should be greater than 0"),
         ("method.name=moco", r"method: Input tag 'moco' .* 'swav', 'barlow_twins', 'byol', 'simsiam'"),
