@@ -201,6 +201,10 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
             "optim={name: adamw, lr: 1, momentum: 0.8}",
             r"optim\.momentum goes with .*: adamw has optim\.betas",
         ),
+        (
+            "optim.schedule=linear",
+            r"optim\.schedule: Input should be 'cosine', 'cosine_of_run' or 'constant' \(got 'linear'\)",
+        ),
         ("optim.betas=[0.8, 0.9]", r"optim\.betas goes with adamw: larc has optim\.momentum"),
         ("optim.clip_trust=true", r"optim\.clip_trust goes with optim\.name: lars"),
         ("train.epochs=3", r"train: give exactly one of train\.steps and train\.epochs"),
