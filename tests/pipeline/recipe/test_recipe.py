@@ -213,6 +213,10 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
             "trunk.zero_init_residual=true",
             r"trunk: `zero_init_residual` goes with name: resnet18 or resnet50",
         ),
+        (
+            "trunk.stem=low_resolution_padded",
+            r"trunk: stem: low_resolution_padded goes with name: resnet18 or",
+        ),
         ("seed=1.5", r"seed: Input should be a valid integer"),
         ("run.cache_gib=.inf", r"run\.cache_gib: Input should be a finite number"),
         ("data.crops.0.scale=[0.5, .nan]", r"data\.crops\.0\.scale\.1: Input should be a finite number"),
