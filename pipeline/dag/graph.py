@@ -36,13 +36,15 @@ def conclude(
     """Say what a graph is asked to show at its end.
 
     Raises:
-        UserError: if a stage failed: which, why, and what was not run because of it.
+        UserError: if a stage failed: which, why, and what was not run because of it; or if a check did.
     """
     failures = {stage: result for stage, result in results.items() if isinstance(result, Failed)}
     if failures:
         raise UserError(_explain(failures, {stage.name: stage for stage in stages}))
     for line in closing_lines(recipe, results):
         say(line)
+    if found := failed_checks(recipe, results):
+        raise UserError("; ".join(found))
 
 
 def build_graph(
@@ -60,6 +62,13 @@ def build_graph(
     """
     for name, section in recipe.stages.items():
         _check_stage(name, section, recipe, kinds)
+    for name, section in recipe.stages.items():
+        for check in section.checks:
+            if check.above is not None and check.above not in recipe.stages:
+                raise UserError(
+                    f"stage {name}: a check is above {check.above!r}, and there is no such "
+                    f"stage{suggest(check.above, recipe.stages)}"
+                )
     for shown in recipe.show:
         if shown.stage not in recipe.stages:
             raise UserError(f"show: there is no stage {shown.stage!r}{suggest(shown.stage, recipe.stages)}")
@@ -126,6 +135,36 @@ def _shown_value(shown: Shown, recipe: DagRecipe, result: Receipt | Failed) -> s
         return str(Path(recipe.folder) / "latest" / shown.stage / (shown.file or ""))
     value = result.metrics[shown.metric]
     return f"{100 * value:.1f} %" if isinstance(value, float) else str(value)
+
+
+def failed_checks(recipe: DagRecipe, results: Mapping[str, Receipt | Failed]) -> list[str]:
+    """The checks that do not hold, a sentence each."""
+    found = []
+    for name, section in recipe.stages.items():
+        for check in section.checks:
+            low, value, _ = _metric(results[name], check.metric, stage=name)
+            if check.at_least is not None:
+                if value < check.at_least:
+                    found.append(f"check of {name}: {check.metric} is {value:.4g}, below {check.at_least:g}")
+                continue
+            assert check.above is not None  # one of the two is given
+            _, other, high = _metric(results[check.above], check.metric, stage=check.above)
+            if low <= high:
+                found.append(
+                    f"check of {name}: {check.metric} {value:.4g} (from {low:.4g}) is not above that of "
+                    f"{check.above}, {other:.4g} (up to {high:.4g}), beyond their intervals"
+                )
+    return found
+
+
+def _metric(result: Receipt | Failed, metric: str, *, stage: str) -> tuple[float, float, float]:
+    """A metric's lower end, value and higher end: all the same if it has no interval."""
+    assert isinstance(result, Receipt)  # nothing is checked where a stage has failed
+    if not isinstance(result.metrics.get(metric), int | float):
+        raise UserError(f"stage {stage} has no metric {metric!r}{suggest(metric, result.metrics)}")
+    value = result.metrics[metric]
+    low, high = (result.metrics.get(f"{metric}_{end}", value) for end in ("low", "high"))
+    return low, value, high
 
 
 def _check_stage(name: str, section: StageSection, recipe: DagRecipe, kinds: Mapping[str, Kind]) -> None:

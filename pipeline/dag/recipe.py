@@ -19,9 +19,9 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from cluster.errors import UserError
 from cluster.typed_yaml import Section, apply_override, check_recipe, merge, read_recipe
@@ -29,16 +29,36 @@ from cluster.typed_yaml import Section, apply_override, check_recipe, merge, rea
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
+class Check(Section):
+    """What a stage's metric must be: `at_least` a value, or `above` another stage's metric of that name,
+    beyond both intervals: its lower end lies above the other's higher end.
+
+    A metric has an interval if there are others called like it, with `_low` and `_high` behind.
+    """
+
+    metric: str
+    at_least: float | None = None
+    above: str | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Self:
+        if (self.at_least is None) == (self.above is None):
+            raise ValueError("a check has either at_least, a number, or above, a stage")
+        return self
+
+
 class StageSection(Section):
     """One stage of a graph.
 
     `recipe` is a mapping, or the name of a recipe file such as `pretrain/demo`. `inputs` fills the kind's
-    roles, each with the name of another stage, or a path inside its folder: `photographs/train.tar`.
+    roles, each with the name of another stage, or a path inside its folder: `photographs/train.tar`. The
+    graph fails if one of the `checks` does; its results stay.
     """
 
     kind: str
     recipe: str | dict[str, Any] = Field(default_factory=dict)
     inputs: dict[str, str] = Field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
 
 
 class Shown(Section):

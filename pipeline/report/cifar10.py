@@ -176,14 +176,15 @@ def _trunk(run: MethodRun) -> str:
 
 
 def _score(metrics: Mapping[str, Any]) -> str:
-    return f"{100 * metrics['top1']:.1f} ± {100 * metrics['standard_error']:.1f}"
+    low, high = 100 * metrics["top1_low"], 100 * metrics["top1_high"]
+    return f"{100 * metrics['top1']:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _notes(runs: Mapping[str, MethodRun]) -> list[str]:
     run, knn = runs["swav"], runs["swav"].scores["knn"]
     times = ", ".join(f"{METHODS[method]} {duration(each.seconds)}" for method, each in runs.items())
     return [
-        f"Top-1 on {knn['test_samples']:,} test images, in percent, ± one binomial standard error. kNN: "
+        f"Top-1 on {knn['test_samples']:,} test images, in percent, with Wilson's 95 % interval. kNN: "
         f"{knn['train_samples']:,} training images, k = {knn['k']}, T = {run.temperature:g}. Linear: "
         "logistic regression on the frozen features. One seed each, the last checkpoint.",
         "Comparable: the same trunk, stem and epochs, all images of CIFAR-10, crops by the same filter, the "

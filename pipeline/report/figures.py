@@ -28,11 +28,12 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A bar from 0 to `value`, with a whisker of plus and minus `error`; both are shares of 1."""
+    """A bar from 0 to `value`, with a whisker from `low` to `high`; all are shares of 1."""
 
     name: str
     value: float
-    error: float
+    low: float
+    high: float
     tone: str
 
 
@@ -114,7 +115,7 @@ def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) -> Mar
             parts.append(_bar(bar, y, row, left, across))
             y += row
     description = "; ".join(
-        f"{name}, {bar.name}: {100 * bar.value:.1f} % ± {100 * bar.error:.1f}"
+        f"{name}, {bar.name}: {100 * bar.value:.1f} % ({100 * bar.low:.1f} to {100 * bar.high:.1f})"
         for name, bars in groups
         for bar in bars
     )
@@ -141,7 +142,7 @@ def doubling_ticks(values: Sequence[float]) -> list[float]:
 
 def _bar(bar: Bar, y: float, row: float, left: float, across: _Scale) -> Markup:
     middle = y + row / 2
-    low, high = across(max(0.0, bar.value - bar.error)), across(min(1.0, bar.value + bar.error))
+    low, high = across(bar.low), across(bar.high)
     return Markup(
         '<text class="tick" x="{left}" y="{text:.1f}" text-anchor="end">{name}</text>'
         '<rect class="{tone}" x="{x0:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" rx="2"/>'

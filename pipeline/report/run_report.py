@@ -126,7 +126,7 @@ def build_report(
 
 
 def accuracy_chart(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Accuracy by each evaluation of each trunk, with a standard error."""
+    """Accuracy by each evaluation of each trunk, with its interval."""
     groups = [
         (
             EVALUATIONS[name].title,
@@ -134,7 +134,8 @@ def accuracy_chart(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str
                 Bar(
                     name=SCORED_TRUNKS[trunk],
                     value=metrics["top1"],
-                    error=metrics["standard_error"],
+                    low=metrics["top1_low"],
+                    high=metrics["top1_high"],
                     tone=TRUNK_TONES[trunk],
                 )
                 for trunk, metrics in of_trunks.items()

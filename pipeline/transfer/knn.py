@@ -11,7 +11,7 @@ from torch import Tensor
 from cluster.errors import UserError
 from pipeline.recipe.transfer import KnnRecipe
 from pipeline.transfer.features import Features
-from pipeline.transfer.scores import accuracy, binomial_error, shared_labels
+from pipeline.transfer.scores import accuracy, shared_labels, with_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,11 @@ class KnnScores:
     classes: int
 
     def metrics(self) -> dict[str, float]:
-        """Flat numbers for receipts and `--json`: `top1` and `standard_error` belong to the first k."""
+        """Flat numbers for receipts and `--json`: `top1`, its interval and `top5` belong to the first k."""
         headline = next(iter(self.top1))
         return {
-            "top1": self.top1[headline],
+            **with_interval(self.top1[headline], self.test_samples),
             "top5": self.top5[headline],
-            "standard_error": binomial_error(self.top1[headline], self.test_samples),
             "k": headline,
             **{f"top1_k{k}": value for k, value in self.top1.items()},
             **{f"top5_k{k}": value for k, value in self.top5.items()},

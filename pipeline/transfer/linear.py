@@ -17,7 +17,7 @@ from torch import Tensor
 from cluster.errors import UserError
 from pipeline.recipe.transfer import LinearRecipe
 from pipeline.transfer.features import Features
-from pipeline.transfer.scores import accuracy, binomial_error, shared_labels
+from pipeline.transfer.scores import accuracy, shared_labels, with_interval
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,8 @@ class LinearScores:
     def metrics(self) -> dict[str, float]:
         """Flat numbers for receipts and `--json`."""
         return {
-            "top1": self.top1,
+            **with_interval(self.top1, self.test_samples),
             "top5": self.top5,
-            "standard_error": binomial_error(self.top1, self.test_samples),
             "regularisation": self.regularisation,
             **{f"validation_{value:g}": accuracy for value, accuracy in self.validation.items()},
             "at_edge": float(self.at_edge),

@@ -24,7 +24,7 @@ from ingest.dataset.open import Dataset
 from pipeline.data.evaluation import image_batches, normalise
 from pipeline.data.node_cache import CachePlace
 from pipeline.recipe.transfer import PredictRecipe
-from pipeline.transfer.statistics import wilson
+from pipeline.transfer.scores import with_interval
 from pipeline.trunks.classifier import ExportedClassifier
 
 TOP = 5
@@ -198,12 +198,8 @@ def _named(codes: NDArray[np.int32], names: Sequence[str]) -> pa.DictionaryArray
 def summarise(predictions: pa.Table) -> dict[str, float]:
     """How often the classifier is right: top-1 with Wilson's 95 % interval, and top-5."""
     right_at, samples = predictions["right_at"].to_numpy(), len(predictions)
-    right = int((right_at == 0).sum())
-    interval = wilson(right, samples)
     return {
-        "top1": right / samples,
-        "top1_low": interval.low,
-        "top1_high": interval.high,
+        **with_interval(float((right_at == 0).mean()), samples),
         "top5": float((right_at >= 0).mean()),
         "samples": samples,
     }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from math import sqrt
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from cluster.errors import UserError
+from pipeline.transfer.statistics import wilson
 
 if TYPE_CHECKING:
     from pipeline.transfer.features import Features
@@ -18,8 +18,8 @@ class Scores(Protocol):
     """What an evaluation found out."""
 
     def metrics(self) -> dict[str, float]:
-        """Flat numbers for receipts, `--json` and the report, which shows `top1` (a fraction),
-        `standard_error` and, where there is one, `top5`.
+        """Flat numbers for receipts, `--json` and the report, which shows `top1` (a fraction), the ends of
+        its interval, `top1_low` and `top1_high`, and, where there is one, `top5`.
         """
 
 
@@ -50,9 +50,10 @@ def shared_labels(train: Features, test: Features) -> tuple[tuple[str, ...], Ten
     return names, to_shared[0][train.y], to_shared[1][test.y]
 
 
-def binomial_error(accuracy: float, samples: int) -> float:
-    """One standard error of an accuracy over independent samples."""
-    return sqrt(accuracy * (1 - accuracy) / samples)
+def with_interval(top1: float, samples: int) -> dict[str, float]:
+    """`top1` and the ends of its 95 % interval over so many independent images."""
+    interval = wilson(round(top1 * samples), samples)
+    return {"top1": top1, "top1_low": interval.low, "top1_high": interval.high}
 
 
 def accuracy(votes: Tensor, target: Tensor, top: int) -> float:

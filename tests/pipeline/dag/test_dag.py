@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
-from cluster.typed_yaml import Section
+from cluster.typed_yaml import Section, check_recipe
 from pipeline.dag.graph import Failed, build_graph, conclude, run_graph
 from pipeline.dag.recipe import DagRecipe, StageSection, load_dag
 from pipeline.dag.stage import Kind, Result
@@ -154,6 +154,53 @@ def test_a_circle_is_refused_and_named(tmp_path):
 def test_a_wrong_graph_is_one_clear_sentence(tmp_path, stages, sentence):
     with pytest.raises(UserError, match=sentence):
         build_graph(DagRecipe(folder=str(tmp_path), stages=stages), KINDS)
+
+
+def scored(work):
+    return Result(dict(work.recipe.scores), [])
+
+
+class Scored(Section):
+    scores: dict[str, float]
+
+
+@pytest.mark.parametrize(
+    ("check", "failure"),
+    [
+        ({"metric": "top1", "at_least": 0.5}, None),
+        ({"metric": "top1", "at_least": 0.7}, "check of better: top1 is 0.6, below 0.7"),
+        ({"metric": "top1", "above": "worse"}, None),
+        (
+            {"metric": "top1", "above": "close"},
+            r"better: top1 0\.6 \(from 0\.55\) is not above that of close, 0",
+        ),
+        ({"metric": "loss", "above": "worse"}, None),  # without intervals, the numbers themselves
+        ({"metric": "top5", "at_least": 0.1}, r"stage better has no metric 'top5'; did you mean 'top1'\?"),
+        ({"metric": "top1", "above": "wrose"}, r"a check is above 'wrose', and .* did you mean 'worse'\?"),
+        ({"metric": "top1"}, "a check has either at_least, a number, or above, a stage"),
+    ],
+)
+def test_checks_fail_a_graph_that_has_run(tmp_path, check, failure):
+    scores = {
+        "better": {"top1": 0.6, "top1_low": 0.55, "top1_high": 0.65, "loss": 2.0},
+        "worse": {"top1": 0.4, "top1_low": 0.35, "top1_high": 0.45, "loss": 1.0},
+        "close": {"top1": 0.59, "top1_low": 0.54, "top1_high": 0.64},
+    }
+    stages = {name: {"kind": "scored", "recipe": {"scores": found}} for name, found in scores.items()}
+    stages["better"]["checks"] = [check]
+    kinds = {"scored": Kind(recipe=Scored, run=scored)}
+
+    def run_it():
+        recipe = check_recipe(DagRecipe, {"folder": str(tmp_path), "stages": stages}, where="here")
+        built = build_graph(recipe, kinds)
+        conclude(recipe, built, run_graph(built, NoExecutor(), say=lambda text: None), say=lambda text: None)
+
+    if failure is None:
+        run_it()
+        return
+    with pytest.raises(UserError, match=failure):
+        run_it()
+    assert (tmp_path / "latest" / "better").exists() == ("check of" in failure or "no metric" in failure)
 
 
 def test_a_graph_prints_a_line_per_stage_and_what_is_shown_at_the_end(tmp_path):

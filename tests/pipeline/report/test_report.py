@@ -271,7 +271,7 @@ def test_charts_escape_and_survive_odd_numbers():
     assert "<i>" not in chart
     assert "nan" not in chart
     assert "No numbers" in line_chart([], title="loss", x_label="step")
-    bars = bar_chart([("kNN", [Bar(name="a", value=1.0, error=0.1, tone="t1")])], title="accuracy")
+    bars = bar_chart([("kNN", [Bar(name="a", value=1.0, low=0.9, high=1.0, tone="t1")])], title="accuracy")
     assert "100.0 %" in bars
 
 

@@ -85,7 +85,7 @@ def test_accuracies_and_labels_matched_by_name():
     assert scores.top1[2] == 0.5
     assert scores.top5[4] == 1.0
     assert scores.metrics()["top1"] == scores.top1[2]
-    assert scores.metrics()["standard_error"] == pytest.approx(math.sqrt(0.25 / 2))
+    assert scores.metrics()["top1_low"] == pytest.approx(0.0945, abs=1e-4)  # Wilson's, of one in two
 
 
 def test_close_neighbours_outweigh_many_far_ones():
