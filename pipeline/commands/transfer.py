@@ -52,12 +52,12 @@ def evaluation_command(name: str) -> Callable[..., None]:
         device: Device = "auto",
         as_json: Json = False,
     ) -> None:
+        from cluster.rank.torch_dist import choose_device
         from ingest.dataset.open import open_dataset
-        from pipeline.stages.machine import pick_device
         from pipeline.transfer.features import extract_from_files
 
         recipe = load_recipe(evaluation.recipe, recipe_name, overrides, kind="transfer")
-        where = pick_device(device)
+        where = choose_device(device)
         features = extract_from_files(
             trunk,
             open_dataset(train, view=train_view),

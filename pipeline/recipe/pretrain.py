@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from cluster.job import DeviceName
 from cluster.typed_yaml import Section
 from pipeline.recipe.data import Data
 from pipeline.recipe.method import Method
@@ -132,7 +133,7 @@ class Run(Section):
     nodes: PositiveInt = 1
     ranks_per_node: PositiveInt | None = None
     workers: NonNegativeInt = 2
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     resident: bool = False
     cache: str | None = None
     cache_gib: PositiveFloat = 8.0

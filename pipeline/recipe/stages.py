@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
+from cluster.job import DeviceName
 from cluster.typed_yaml import Section
 from pipeline.recipe.data import Fraction
 
@@ -17,7 +18,7 @@ class Machine(Section):
     """Where a stage runs; changes no number."""
 
     workers: NonNegativeInt = 2
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
 
 
 class PhotographsRecipe(Section):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from cluster.rank.torch_dist import choose_device
 from ingest.dataset.open import open_dataset
 from pipeline.dag.stage import Result, Work
-from pipeline.stages.machine import gpus_held, pick_device
+from pipeline.stages.machine import gpus_held
 from pipeline.transfer.evaluations import Evaluation
 from pipeline.transfer.features import extract_from_files, load_features, save_features
 
 
 def features(work: Work) -> Result:
     """train.safetensors and test.safetensors."""
-    device = pick_device(work.recipe.run.device)
+    device = choose_device(work.recipe.run.device)
     train, test = extract_from_files(
         work.inputs["trunk"].path,
         open_dataset(work.inputs["train"].path),
@@ -27,7 +28,7 @@ def features(work: Work) -> Result:
 
 def score(evaluation: Evaluation, work: Work) -> Result:
     """An evaluation of extracted features."""
-    folder, device = work.inputs["features"].path, pick_device("auto")
+    folder, device = work.inputs["features"].path, choose_device("auto")
     train, test = (load_features(folder / f"{name}.safetensors") for name in ("train", "test"))
     scores = evaluation.score(train, test, work.recipe, device=device)
     return Result(scores.metrics(), [], gpus_held(device))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from cluster.rank.torch_dist import choose_device
 from ingest.dataset.open import open_dataset
 from pipeline.dag.stage import Result, Work
-from pipeline.stages.machine import gpus_held, pick_device
+from pipeline.stages.machine import gpus_held
 from pipeline.trunks.baselines import pixels_trunk, random_trunk
 from pipeline.trunks.export import export_trunk
 from pipeline.trunks.files import read_spec
@@ -20,7 +21,7 @@ def export(work: Work) -> Result:
 
 def random(work: Work) -> Result:
     """The same architecture with drawn weights, calibrated on the training images."""
-    device = pick_device(work.recipe.run.device)
+    device = choose_device(work.recipe.run.device)
     spec = read_spec(work.inputs["like"].path)
     random_trunk(
         spec,
