@@ -11,6 +11,7 @@ import typer
 
 from cluster.typed_yaml import load_recipe
 from pipeline.commands.options import Device, Json, Overrides
+from pipeline.recipe.data import Interpolation
 from pipeline.transfer.evaluations import EVALUATIONS
 
 Trunk = Annotated[Path, typer.Argument(help="The folder of an exported trunk.")]
@@ -27,11 +28,18 @@ def export(
     which: Annotated[
         Literal["student", "teacher"], typer.Option("--which", help="The trunk that learns, or its teacher.")
     ] = "student",
+    interpolation: Annotated[
+        Interpolation | None,
+        typer.Option(
+            "--interpolation",
+            help="The filter that resizes images for it; by default as the run's recipe says.",
+        ),
+    ] = None,
 ) -> None:
     """Write a run's trunk as safetensors with a model card."""
     from pipeline.trunks.export import export_trunk
 
-    spec = export_trunk(run, out, which=which)
+    spec = export_trunk(run, out, which=which, interpolation=interpolation)
     whose = f"the {spec.provenance['which']}'s " if "which" in spec.provenance else ""
     typer.echo(f"{out}: {whose}{spec.architecture.name}, {spec.feature_dim} features")
 

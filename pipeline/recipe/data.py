@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -10,6 +10,7 @@ from cluster.typed_yaml import Section
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Photometric(Section):
@@ -27,12 +28,16 @@ class Photometric(Section):
 
 
 class CropGroup(Section):
-    """Crops of one size, cut by RandomResizedCrop, flipped, and coloured alike."""
+    """Crops of one size, cut by RandomResizedCrop, flipped, and coloured alike.
+
+    `interpolation` is the filter that resizes them, antialiased as Pillow's.
+    """
 
     count: PositiveInt
     size: PositiveInt
     scale: tuple[Fraction, Fraction]
     ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bilinear"
     flip_probability: Probability = 0.5
     photometric: Photometric = Photometric()
 

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from cluster.job import DeviceName
 from cluster.typed_yaml import Section
-from pipeline.recipe.data import Data
+from pipeline.recipe.data import Data, Interpolation
 from pipeline.recipe.method import Method
 from pipeline.recipe.trunk import Trunk
 
@@ -118,6 +118,18 @@ class Probe(Section):
     max_samples: PositiveInt = 10_000
 
 
+class Evaluation(Section):
+    """How the trunk is shown images wherever it is scored: by the probe, and, as every export records, after
+    the training.
+
+    `interpolation` is the filter that resizes them; by default that of the largest crops. Sources differ:
+    SwAV and SimSiam train and evaluate with bilinear, BYOL with bicubic, and Barlow Twins trains with bicubic
+    and evaluates with bilinear.
+    """
+
+    interpolation: Interpolation | None = None
+
+
 class Run(Section):
     """Where and how: nothing here changes a number, so none of it is part of a stage's key.
 
@@ -171,4 +183,5 @@ class PretrainRecipe(Section):
     optim: Optim
     train: Train
     probe: Probe | None = None
+    evaluation: Evaluation = Evaluation()
     run: Run = Run()

@@ -15,16 +15,25 @@ from pipeline.checkpoint.files import latest, read_tensors
 from pipeline.data.evaluation import evaluation_preprocessing
 from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk, declared
+from pipeline.recipe.data import Interpolation
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.trunks.files import TrunkSpec, save_trunk
 
 
-def export_trunk(run: Path, out: Path, *, which: Literal["student", "teacher"] = "student") -> TrunkSpec:
+def export_trunk(
+    run: Path,
+    out: Path,
+    *,
+    which: Literal["student", "teacher"] = "student",
+    interpolation: Interpolation | None = None,
+) -> TrunkSpec:
     """Export the trunk of a run's newest checkpoint, or of the checkpoint given.
 
     Args:
         run: a run folder, or one of its `checkpoints/step-…`.
         which: the trunk that learns, or the one that follows it.
+        interpolation: the filter that resizes the images which it is shown from now on; None: that of the
+            run's recipe.
 
     Raises:
         UserError: if there is no whole checkpoint there, or no teacher in it.
@@ -45,9 +54,12 @@ def export_trunk(run: Path, out: Path, *, which: Literal["student", "teacher"] =
     name = next(name for name, module in method.named_modules() if module is trunks[which])
     network = build_trunk(recipe.trunk)
     network.load_state_dict(read_tensors(checkpoint, prefix=f"{name}."), strict=True)
+    preprocessing = evaluation_preprocessing(recipe)
+    if interpolation is not None:
+        preprocessing = preprocessing.model_copy(update={"interpolation": interpolation})
     spec = TrunkSpec(
         architecture=recipe.trunk.model_copy(update={"init_from": None}),  # it is in the provenance
-        preprocessing=evaluation_preprocessing(recipe),
+        preprocessing=preprocessing,
         feature_dim=declared(network).feature_dim,
         provenance=_provenance(run, checkpoint, recipe) | ({"which": which} if len(trunks) > 1 else {}),
     )

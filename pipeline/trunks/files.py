@@ -145,8 +145,8 @@ def model_card(spec: TrunkSpec, parameters: int) -> str:
         "architecture": spec.architecture.name,
         "parameters": f"{parameters:,}",
         "features": f"{spec.feature_dim} per image",
-        "input": f"{view.image_size} x {view.image_size}: short side to {view.resize}, centre crop, "
-        f"mean {view.mean}, std {view.std}",
+        "input": f"{view.image_size} x {view.image_size}: short side to {view.resize}, "
+        f"{view.interpolation}, centre crop, mean {view.mean}, std {view.std}",
         "training data": p.get("data", "none"),
         "method": p.get("method", "none"),
         "steps": p.get("steps", 0),
