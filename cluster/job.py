@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 from cluster.errors import UserError
 
 ExecutorName = Literal["local", "slurm", "ray"]
+DeviceName = Literal["auto", "cpu", "cuda"]  # auto: a GPU if there is one
 
 PREEMPTED_EXIT_CODE = 85  # "asked to stop, saved, start me again": the same code on every executor
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from cluster.errors import UserError
+from cluster.job import DeviceName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +63,29 @@ class World:
             dist.barrier(group=self.control)
 
 
-def choose_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    """Resolve "auto", and refuse a GPU that is not there."""
-    if device == "cuda" and not torch.cuda.is_available():
+def choose_device(name: DeviceName) -> torch.device:
+    """Where to compute, by what a recipe or a command asks for: everything that may use a GPU asks here.
+
+    Raises:
+        UserError: if it is to be a GPU, and there is none.
+    """
+    found = name != "cpu" and torch.cuda.is_available()
+    if name == "cuda" and not found:
         raise UserError(
-            "run.device is cuda, but torch finds no GPU here; use run.device=auto or cpu, "
-            "and `submit doctor` to see why"
+            f"the device is to be cuda, but torch finds no GPU on {socket.gethostname()} (see `submit "
+            "doctor`): choose auto or cpu; where the nodes of a cluster have GPUs, give gpus_per_node in its "
+            "site file"
         )
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    return torch.device("cuda" if found else "cpu")
+
+
+def gpus_here(name: DeviceName = "auto") -> int:
+    """How many GPUs of this machine a job may have that asks for this device.
+
+    Raises:
+        UserError: as `choose_device` does.
+    """
+    return torch.cuda.device_count() if choose_device(name).type == "cuda" else 0
 
 
 def own_place() -> tuple[int, int]:
@@ -77,9 +94,7 @@ def own_place() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def distributed(
-    device: Literal["auto", "cpu", "cuda"] = "auto", *, timeout: timedelta | None = None
-) -> Iterator[World]:
+def distributed(device: DeviceName = "auto", *, timeout: timedelta | None = None) -> Iterator[World]:
     """Join the other ranks named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     gloo on the CPU, NCCL on GPUs with a gloo group beside it. A world of one has no group. After `timeout`
@@ -87,9 +102,8 @@ def distributed(
     """
     rank, local_rank = own_place()
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    kind = choose_device(device)
-    place = torch.device("cpu")
-    if kind == "cuda":
+    place = choose_device(device)
+    if place.type == "cuda":
         # Ray, and sites that bind devices to tasks, show a rank its own GPUs only, counted from 0.
         place = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(place)

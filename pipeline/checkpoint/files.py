@@ -4,14 +4,19 @@ RUN/checkpoints/step-00000123/   *.distcp, .metadata   every tensor (torch.distr
                                  state.json            the rest: step, loader, recipe digest
                                  manifest.json         bytes and sha256 of every other file
 RUN/checkpoints/latest           the name of the newest
+
+The sums are taken when a checkpoint is written. When a stage of a graph ends, its receipt repeats them, and
+every file is looked for, with its size; what a file holds is compared when it is read: to go on, or to export
+a trunk.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
 
@@ -49,9 +54,40 @@ def broken_file(checkpoint: Path, *, share: tuple[int, int] = (0, 1)) -> str | N
     """
     from pipeline.checkpoint.writer import digest
 
+    return _first_unlike(checkpoint, share=share, look=digest)
+
+
+def manifest_sums(run_folder: Path) -> dict[Path, str]:
+    """sha256 of the files of a run's checkpoints, from the manifests; only their sizes are looked at.
+
+    Raises:
+        UserError: if a file is missing, or has another size.
+    """
+    sums: dict[Path, str] = {}
+    for checkpoint in newest_first(run_folder / "checkpoints"):
+        if broken := _first_unlike(checkpoint, look=lambda path: {"bytes": path.stat().st_size}):
+            raise UserError(
+                f"checkpoint {checkpoint} is broken ({broken}): remove it and give the same command again, "
+                "which goes on from an older one"
+            )
+        sums |= {checkpoint / name: entry["sha256"] for name, entry in _manifest(checkpoint).items()}
+    return sums
+
+
+def _manifest(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    return {
+        name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} for name, entry in files.items()
+    }
+
+
+def _first_unlike(
+    checkpoint: Path, *, look: Callable[[Path], dict[str, Any]], share: tuple[int, int] = (0, 1)
+) -> str | None:
+    """The first file of which `look` sees anything but what the manifest says."""
     try:
-        files = dict(json.loads((checkpoint / "manifest.json").read_text())["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        files = _manifest(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read: {error}"
     for name in (".metadata", "state.json"):
         if name not in files:  # what is read must be what the manifest vouches for
@@ -61,7 +97,7 @@ def broken_file(checkpoint: Path, *, share: tuple[int, int] = (0, 1)) -> str | N
         if not path.is_file():
             return f"{name} is missing"
         try:
-            if digest(path) != files[name]:
+            if files[name] | look(path) != files[name]:
                 return f"{name} is not as it was written"
         except OSError as error:
             return f"{name} cannot be read: {error}"

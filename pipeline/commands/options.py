@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from cluster.job import ExecutorName
+from cluster.job import DeviceName, ExecutorName
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Overrides = Annotated[
@@ -15,7 +15,9 @@ Overrides = Annotated[
 ]
 Runs = Annotated[Path, typer.Option("--folder", help="Where the runs are.")]
 RunName = Annotated[str, typer.Argument(help="A run's name, or its folder.")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device")]
+Device = Annotated[
+    DeviceName, typer.Option("--device", help="Where to compute; by default on a GPU if there is one.")
+]
 Nodes = Annotated[int | None, typer.Option("--nodes", min=1, help="Machines.")]
 Ranks = Annotated[
     int | None, typer.Option("--ranks", min=1, help="Processes per machine; by default one per GPU.")

@@ -133,6 +133,8 @@ def _of_reading(asked: Reading, nodes: int) -> str:
 def _steps(recipe: PretrainRecipe, samples: int | None) -> int:
     if recipe.train.steps is not None:
         return recipe.train.steps
+    from pipeline.train.length import optimizer_steps
+
     if samples is None:
         from ingest.dataset.open import open_dataset
 
@@ -140,8 +142,7 @@ def _steps(recipe: PretrainRecipe, samples: int | None) -> int:
             samples = len(open_dataset(recipe.data.root, sealed=recipe.data.sealed, view=recipe.data.view))
         except UserError as error:
             raise UserError(f"{error}; or give the number of its images with --samples") from None
-    images = recipe.data.batch_size * recipe.train.accumulate
-    return max(1, (recipe.train.epochs or 0) * samples // images)
+    return optimizer_steps(recipe, samples=samples)
 
 
 def _tell(

@@ -65,6 +65,6 @@ def preflight(  # noqa: PLR0917 -- typer passes by name
 def _gpus_per_node(executor: ExecutorName, site: Site) -> int:
     if executor != "local" and site.gpus_per_node is not None:
         return site.gpus_per_node
-    import torch
+    from cluster.rank.torch_dist import gpus_here
 
-    return torch.cuda.device_count()
+    return gpus_here()

@@ -13,6 +13,7 @@ import typer
 
 from cluster.typed_yaml import load_recipe
 from pipeline.commands.options import Device, Json, Overrides
+from pipeline.recipe.data import Interpolation
 from pipeline.transfer.evaluations import EVALUATIONS
 
 Trunk = Annotated[Path, typer.Argument(help="The folder of an exported trunk.")]
@@ -32,6 +33,13 @@ def export(
             "--which", help="The trunk that learns, or its teacher, which of a classifier is its average."
         ),
     ] = None,
+    interpolation: Annotated[
+        Interpolation | None,
+        typer.Option(
+            "--interpolation",
+            help="The filter that resizes images for it; by default as the run's recipe says.",
+        ),
+    ] = None,
     classifier: Annotated[
         bool, typer.Option("--classifier", help="Of a run with labels: the trunk and its head.")
     ] = False,
@@ -40,10 +48,10 @@ def export(
     from pipeline.trunks.export import export_classifier, export_trunk
 
     if classifier:
-        made = export_classifier(run, out, which=which)
+        made = export_classifier(run, out, which=which, interpolation=interpolation)
         typer.echo(f"{out}: a {made.architecture.name} that tells {len(made.classes)} classes apart")
         return
-    spec = export_trunk(run, out, which=which or "student")
+    spec = export_trunk(run, out, which=which or "student", interpolation=interpolation)
     whose = f"the {spec.provenance['which']}'s " if "which" in spec.provenance else ""
     typer.echo(f"{out}: {whose}{spec.architecture.name}, {spec.feature_dim} features")
 
@@ -64,12 +72,12 @@ def evaluation_command(name: str) -> Callable[..., None]:
         device: Device = "auto",
         as_json: Json = False,
     ) -> None:
+        from cluster.rank.torch_dist import choose_device
         from ingest.dataset.open import open_dataset
-        from pipeline.stages.machine import pick_device
         from pipeline.transfer.features import extract_from_files
 
         recipe = load_recipe(evaluation.recipe, recipe_name, overrides, kind="transfer")
-        where = pick_device(device)
+        where = choose_device(device)
         features = extract_from_files(
             trunk,
             open_dataset(train, view=train_view),
@@ -97,14 +105,14 @@ def predict(  # noqa: PLR0917 -- typer passes by name
     as_json: Json = False,
 ) -> None:
     """Show a classifier a labelled test set, and say how often it is right."""
+    from cluster.rank.torch_dist import choose_device
     from ingest.dataset.open import open_dataset
     from pipeline.recipe.transfer import PredictRecipe
-    from pipeline.stages.machine import pick_device
     from pipeline.transfer.predict import predict, summarise, write_predictions
     from pipeline.trunks.classifier import load_classifier
 
     recipe = load_recipe(PredictRecipe, recipe_name, overrides, kind="transfer")
-    where = pick_device(device)
+    where = choose_device(device)
     predictions = predict(
         load_classifier(classifier).to(where),
         open_dataset(test, view=test_view),

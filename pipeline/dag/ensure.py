@@ -85,7 +85,7 @@ def finish(stage: Stage, work: Work, *, started: float) -> Receipt:
         version=stage.kind.version,
         recipe=stage.recipe.model_dump(mode="json"),
         inputs=stage.input_keys,
-        outputs={path: content_digest(stage.folder / path) for path in result.outputs},
+        outputs={path: content_digest(stage.folder / path, result.known) for path in result.outputs},
         metrics=result.metrics,
         started=started,
         seconds=round(seconds, 3),

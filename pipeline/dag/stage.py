@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -85,13 +86,15 @@ class Work:
 class Result(NamedTuple):
     """What a stage's function returns; outputs are files and folders, relative to the stage's folder.
 
-    `gpus` are those that it held; a job of several attempts knows itself what these took: `job`.
+    `gpus` are those that it held; a job of several attempts knows itself what these took: `job`. `known` are
+    the sha256 of files that were taken when these were written: the receipt repeats them.
     """
 
     metrics: dict[str, Any]
     outputs: list[str]
     gpus: int = 0
     job: Status | None = None
+    known: Mapping[Path, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)

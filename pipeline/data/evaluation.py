@@ -23,14 +23,20 @@ from pipeline.data.read_ahead.demand import Listed
 from pipeline.data.read_ahead.packs import PackedReader, Packs, open_reader
 from pipeline.data.reader import BadSampleError, Reader
 from pipeline.data.workers import numbered
+from pipeline.recipe.data import Interpolation
 from pipeline.recipe.pretrain import PretrainRecipe
 
 
 class Preprocessing(Section):
-    """How an image becomes a trunk's input: short side to `resize`, the centre `image_size`, normalised."""
+    """How an image becomes a trunk's input: short side to `resize` by an antialiased filter, the centre
+    `image_size`, normalised.
+
+    Trunks that were exported before `interpolation` was written down were shown bicubic images.
+    """
 
     image_size: int
     resize: int
+    interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -74,7 +80,7 @@ def image_batches(
 
 
 def fit_image(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Short side to `resize`, then the centre square of `image_size`. Bicubic, antialiased."""
+    """Short side to `resize`, then the centre square of `image_size`, antialiased."""
     size, crop = preprocessing.resize, preprocessing.image_size
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
@@ -86,7 +92,7 @@ def fit_image(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
         (top + crop / height) * image.height,
     )
     # One resampling of the centre box equals resize-then-crop, without computing what is cut away.
-    return image.resize((crop, crop), Image.Resampling.BICUBIC, box=box)
+    return image.resize((crop, crop), Image.Resampling[preprocessing.interpolation.upper()], box=box)
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing, device: torch.device) -> Tensor:
@@ -160,15 +166,13 @@ def evenly_spaced(total: int, limit: int | None) -> NDArray[np.int64]:
 
 
 def evaluation_preprocessing(recipe: PretrainRecipe) -> Preprocessing:
-    """How images are shown to a trunk of this recipe: at the probe's size, else at the largest crop's.
-
-    From 96 pixels up the short side is resized to 8/7 of it first and the centre is cut, as ImageNet's
-    models are evaluated; small images are shown whole.
-    """
-    size = recipe.probe.image_size if recipe.probe else max(group.size for group in recipe.data.crops)
+    """How images are shown to a trunk of this recipe, as `pipeline.recipe.pretrain.Evaluation` has it."""
+    largest, said = max(recipe.data.crops, key=lambda group: group.size), recipe.evaluation
+    size = said.image_size or (recipe.probe.image_size if recipe.probe else largest.size)
     return Preprocessing(
         image_size=size,
-        resize=round(size * 8 / 7) if size >= 96 else size,
+        resize=said.resize or (round(size * 8 / 7) if size >= 96 else size),
+        interpolation=said.interpolation or largest.interpolation,
         mean=recipe.data.mean,
         std=recipe.data.std,
     )

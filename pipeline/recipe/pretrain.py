@@ -7,8 +7,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from cluster.job import DeviceName
 from cluster.typed_yaml import Section
-from pipeline.recipe.data import Data, Fraction
+from pipeline.recipe.data import Data, Fraction, Interpolation
 from pipeline.recipe.method import Method
 from pipeline.recipe.transfer import Test
 from pipeline.recipe.trunk import Trunk
@@ -145,6 +146,28 @@ class Probe(Section):
     max_samples: PositiveInt = 10_000
 
 
+class Evaluation(Section):
+    """How the trunk is shown images wherever it is scored: by the probe, and, as every export records, after
+    the training.
+
+    The short side is resized to `resize`, and the centre of `image_size` is cut: by default the probe's size
+    or that of the largest crops, and from 96 pixels up 8/7 of it, as ImageNet's models are evaluated; smaller
+    images are shown whole. `interpolation` is the filter that resizes them; by default that of the largest
+    crops. Sources differ: SwAV and SimSiam train and evaluate with bilinear, BYOL with bicubic, and Barlow
+    Twins trains with bicubic and evaluates with bilinear.
+    """
+
+    image_size: PositiveInt | None = None
+    resize: PositiveInt | None = None
+    interpolation: Interpolation | None = None
+
+    @model_validator(mode="after")
+    def _the_centre_is_inside(self) -> Self:
+        if self.resize is not None and (self.image_size is None or self.resize < self.image_size):
+            raise ValueError("evaluation.resize goes with an evaluation.image_size that is not larger")
+        return self
+
+
 class Run(Section):
     """Where and how: nothing here changes a number, so none of it is part of a stage's key.
 
@@ -160,7 +183,7 @@ class Run(Section):
     nodes: PositiveInt = 1
     ranks_per_node: PositiveInt | None = None
     workers: NonNegativeInt = 2
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     resident: bool = False
     cache: str | None = None
     cache_gib: PositiveFloat = 8.0
@@ -198,6 +221,7 @@ class PretrainRecipe(Section):
     optim: Optim
     train: Train
     probe: Probe | None = None
+    evaluation: Evaluation = Evaluation()
     test: Test | None = None
     run: Run = Run()
 

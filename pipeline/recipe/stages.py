@@ -9,15 +9,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
+from cluster.job import DeviceName
 from cluster.typed_yaml import Section
-from pipeline.recipe.data import Fraction
+from pipeline.recipe.data import Fraction, Interpolation
 
 
 class Machine(Section):
     """Where a stage runs; changes no number."""
 
     workers: NonNegativeInt = 2
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
 
 
 class PhotographsRecipe(Section):
@@ -71,9 +72,13 @@ class CheckpointRecipe(Section):
 
 
 class ExportRecipe(Section):
-    """The newest checkpoint of a run is exported as it is: the trunk that learns, or its teacher."""
+    """The newest checkpoint of a run is exported as it is: the trunk that learns, or its teacher.
+
+    `interpolation` resizes the images that it is shown from then on; by default as the run's recipe says.
+    """
 
     which: Literal["student", "teacher"] = "student"
+    interpolation: Interpolation | None = None
 
 
 class RandomTrunkRecipe(Section):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cluster.job import Resources
+from cluster.job import DeviceName, Resources
 from pipeline.recipe.stages import Machine
 
 if TYPE_CHECKING:
@@ -20,25 +20,26 @@ class OnAMachine(Protocol):
 
 def one_gpu(recipe: object, gpus_per_node: int | None) -> Resources:
     """One GPU, where there is any."""
-    if gpus_per_node is None:
-        import torch
-
-        gpus_per_node = torch.cuda.device_count()
-    return Resources(gpus_per_rank=min(1, gpus_per_node))
+    return _for_device("auto", gpus_per_node)
 
 
 def one_gpu_or_none(recipe: OnAMachine, gpus_per_node: int | None) -> Resources:
-    """One GPU, unless the recipe wants the CPU."""
-    return Resources() if recipe.run.device == "cpu" else one_gpu(recipe, gpus_per_node)
+    """One GPU, unless the recipe wants the CPU.
+
+    Raises:
+        UserError: if the recipe wants a GPU, and there is none here.
+    """
+    return _for_device(recipe.run.device, gpus_per_node)
 
 
-def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """`auto` is the GPU if there is one."""
-    import torch
+def _for_device(device: DeviceName, gpus_per_node: int | None) -> Resources:
+    if device == "cpu":
+        return Resources()
+    if gpus_per_node is None:
+        from cluster.rank.torch_dist import gpus_here
 
-    return torch.device(
-        "cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu")
-    )
+        gpus_per_node = gpus_here(device)
+    return Resources(gpus_per_rank=min(1, gpus_per_node))
 
 
 def gpus_held(device: torch.device) -> int:

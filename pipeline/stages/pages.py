@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from cluster.atomic_file import write_atomically
+from cluster.rank.torch_dist import choose_device
 from pipeline.dag.stage import Result, Work
 from pipeline.report.cifar10 import write_table
 from pipeline.report.classifiers import classifiers_page
 from pipeline.report.compare import compare_runs, comparison_page
 from pipeline.report.run_report import build_report
-from pipeline.stages.machine import gpus_held, pick_device
+from pipeline.stages.machine import gpus_held
 from pipeline.transfer.compare import compare_predictions
 from pipeline.transfer.predict import read_predictions
 
 
 def report(work: Work) -> Result:
     """report.html, and the headline numbers."""
-    device = pick_device("auto")
+    device = choose_device("auto")
     build_report(work.inputs, work.recipe, work.folder / "report.html", device=device)
     return Result({}, ["report.html"], gpus_held(device))
 

@@ -9,6 +9,7 @@ from cluster.errors import UserError
 from cluster.job import Job, Resources
 from cluster.json_rows import last_row
 from cluster.run.folder import RunFolder
+from pipeline.checkpoint.files import manifest_sums
 from pipeline.dag.stage import Result, Work
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.transfer import Test
@@ -60,8 +61,14 @@ def finetuned(work: Work) -> Result:
 
 
 def trained(work: Work) -> Result:
-    """A run folder, complete."""
+    """A run folder, complete: every file of its checkpoints is there, with its size.
+
+    Raises:
+        UserError: if one is not.
+    """
     last = last_row(work.folder / "metrics.jsonl") or {}
     metrics = {name: value for name, value in last.items() if isinstance(value, int | float)}
     outputs = ["checkpoints", "recipe.yaml", "metrics.jsonl", "timing.jsonl"]
-    return Result(metrics, outputs, job=RunFolder(work.folder).read_status().until_now())
+    # Hashed when they were written: terabytes are not read again for the receipt.
+    known = manifest_sums(work.folder)
+    return Result(metrics, outputs, job=RunFolder(work.folder).read_status().until_now(), known=known)

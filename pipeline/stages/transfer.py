@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from cluster.rank.torch_dist import choose_device
 from ingest.dataset.open import open_dataset
 from pipeline.dag.stage import Result, Work
-from pipeline.stages.machine import gpus_held, pick_device
+from pipeline.stages.machine import gpus_held
 from pipeline.transfer.evaluations import Evaluation
 from pipeline.transfer.features import extract_from_files, load_features, save_features
 from pipeline.transfer.predict import predict, summarise, write_predictions
@@ -13,7 +14,7 @@ from pipeline.trunks.classifier import load_classifier
 
 def features(work: Work) -> Result:
     """train.safetensors and test.safetensors."""
-    device = pick_device(work.recipe.run.device)
+    device = choose_device(work.recipe.run.device)
     train, test = extract_from_files(
         work.inputs["trunk"].path,
         open_dataset(work.inputs["train"].path),
@@ -29,7 +30,7 @@ def features(work: Work) -> Result:
 
 def predictions(work: Work) -> Result:
     """predictions.parquet: a row for each labelled image of the input `test`."""
-    device = pick_device(work.recipe.run.device)
+    device = choose_device(work.recipe.run.device)
     found = predict(
         load_classifier(work.inputs["classifier"].path).to(device),
         open_dataset(work.inputs["test"].path),
@@ -43,7 +44,7 @@ def predictions(work: Work) -> Result:
 
 def score(evaluation: Evaluation, work: Work) -> Result:
     """An evaluation of extracted features."""
-    folder, device = work.inputs["features"].path, pick_device("auto")
+    folder, device = work.inputs["features"].path, choose_device("auto")
     train, test = (load_features(folder / f"{name}.safetensors") for name in ("train", "test"))
     scores = evaluation.score(train, test, work.recipe, device=device)
     return Result(scores.metrics(), [], gpus_held(device))

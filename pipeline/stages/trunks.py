@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from cluster.rank.torch_dist import choose_device
 from ingest.dataset.open import open_dataset
 from pipeline.dag.stage import Result, Work
-from pipeline.stages.machine import gpus_held, pick_device
+from pipeline.recipe.stages import ExportRecipe
+from pipeline.stages.machine import gpus_held
 from pipeline.trunks.baselines import pixels_trunk, random_trunk
 from pipeline.trunks.export import export_trunk
 from pipeline.trunks.files import read_spec
@@ -14,13 +16,16 @@ TRUNK_FILES = ["trunk.safetensors", "trunk.json", "README.md"]
 
 def export(work: Work) -> Result:
     """An exported trunk, from the run's newest checkpoint."""
-    spec = export_trunk(work.inputs["run"].path, work.folder, which=work.recipe.which)
+    recipe: ExportRecipe = work.recipe
+    spec = export_trunk(
+        work.inputs["run"].path, work.folder, which=recipe.which, interpolation=recipe.interpolation
+    )
     return Result({"feature_dim": spec.feature_dim, "steps": spec.provenance["steps"]}, TRUNK_FILES)
 
 
 def random(work: Work) -> Result:
     """The same architecture with drawn weights, calibrated on the training images."""
-    device = pick_device(work.recipe.run.device)
+    device = choose_device(work.recipe.run.device)
     spec = read_spec(work.inputs["like"].path)
     random_trunk(
         spec,

@@ -27,9 +27,9 @@ def resources_for(run: Run, *, gpus_per_node: int | None = None) -> Resources:
         gpus_per_node: of the machines it will run on; None: like this one.
 
     Raises:
-        UserError: if there are fewer GPUs than ranks.
+        UserError: if there are fewer GPUs than ranks, or none here although the recipe wants one.
     """
-    gpus = 0 if run.device == "cpu" else _gpus_here() if gpus_per_node is None else gpus_per_node
+    gpus = 0 if run.device == "cpu" else _gpus_here(run) if gpus_per_node is None else gpus_per_node
     ranks = run.ranks_per_node or max(1, gpus)
     if gpus and ranks > gpus:
         raise UserError(
@@ -38,7 +38,7 @@ def resources_for(run: Run, *, gpus_per_node: int | None = None) -> Resources:
     return Resources(nodes=run.nodes, ranks_per_node=ranks, gpus_per_rank=1 if gpus else 0)
 
 
-def _gpus_here() -> int:
-    import torch
+def _gpus_here(run: Run) -> int:
+    from cluster.rank.torch_dist import gpus_here
 
-    return torch.cuda.device_count()
+    return gpus_here(run.device)

@@ -40,7 +40,7 @@ def run_pretrain(recipe: dict[str, Any], folder: str) -> None:
     """The function of a pretraining job: every rank calls it with the same JSON values."""
     checked, run = check_recipe(PretrainRecipe, recipe, where=folder), RunFolder(Path(folder))
     rank, local_rank = own_place()
-    seconds, nccl = checked.run.hang_seconds, choose_device(checked.run.device) == "cuda"
+    seconds, nccl = checked.run.hang_seconds, choose_device(checked.run.device).type == "cuda"
     # Around everything: the ranks may also hang while they meet, or part.
     with Watchdog(run, rank=rank, local_rank=local_rank, seconds=seconds, nccl=nccl) as watchdog:
         pretrain(checked, run.path, watchdog)

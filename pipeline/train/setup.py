@@ -12,7 +12,6 @@ import torch
 from torch.optim import Optimizer
 
 from cluster.atomic_file import write_atomically
-from cluster.errors import UserError
 from cluster.hang.watchdog import Watchdog
 from cluster.host import node_name
 from cluster.rank.torch_dist import World
@@ -29,6 +28,7 @@ from pipeline.parallel.engine import Engine
 from pipeline.parallel.parallelize import parallelize
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.guard import Guard
+from pipeline.train.length import optimizer_steps
 from pipeline.train.loss_scale import LossScale
 from pipeline.train.metrics import Metrics
 from pipeline.train.optim import build_optimizer
@@ -80,7 +80,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         targets=recipe.method.supervised,
     )
     recipe = count_classes(recipe, loader.dataset)
-    total_steps = optimizer_steps(recipe, loader.steps_per_epoch)
+    total_steps = optimizer_steps(recipe, samples=len(loader.dataset))
     with torch.device("meta"):
         method = assemble_method(recipe, total_steps=total_steps, group=world.group)
     rank_rows = recipe.data.batch_size // world.size
@@ -155,21 +155,3 @@ def place_on_node(world: World) -> Node:
     everyone = world.gather((node_name(), secrets.token_hex(8)))
     here = [rank for rank, (node, _) in enumerate(everyone) if node == everyone[world.rank][0]]
     return Node(name=everyone[here[0]][1], ranks=tuple(here), number=here.index(world.rank))
-
-
-def optimizer_steps(recipe: PretrainRecipe, steps_per_epoch: int) -> int:
-    """Optimizer steps of the whole run.
-
-    Raises:
-        UserError: if the epochs hold fewer batches than one step accumulates.
-    """
-    if recipe.train.steps is not None:
-        return recipe.train.steps
-    epochs, accumulate = recipe.train.epochs or 0, recipe.train.accumulate
-    total = epochs * steps_per_epoch // accumulate
-    if total == 0:
-        raise UserError(
-            f"{epochs} epochs of {steps_per_epoch} batches are fewer than the {accumulate} batches of one "
-            "step: raise train.epochs, or lower train.accumulate or data.batch_size"
-        )
-    return total

@@ -74,9 +74,10 @@ def knn(
 def knn_votes(
     train_x: Tensor, train_y: Tensor, test_x: Tensor, *, classes: int, k: tuple[int, ...], temperature: float
 ) -> dict[int, Tensor]:
-    """Summed votes per class, weighted by exp(cosine similarity / temperature).
+    """Summed votes per class, weighted by exp((cosine similarity - that of the nearest) / temperature).
 
-    Section 3.4 of Wu et al., 2018 (https://arxiv.org/abs/1805.01978).
+    Section 3.4 of Wu et al., 2018 (https://arxiv.org/abs/1805.01978), but for a factor that all votes of a
+    query have in common: the nearest neighbour's is 1, at any temperature.
 
     Args:
         train_x, train_y: (n, d) features and (n,) int64 classes in [0, classes).
@@ -92,8 +93,9 @@ def knn_votes(
     for start in range(0, len(test_x), _QUERY_ROWS):
         queries = test_x[start : start + _QUERY_ROWS]
         similarity, index = nearest(train_x, queries, k=max(k))
-        # exp((s - 1) / T): the constant factor cancels in the comparison, and nothing overflows at small T.
-        weight = torch.exp((similarity - 1) / temperature)
+        # In float64: a temperature may be smaller than float32's smallest number.
+        behind = (similarity - similarity[:, :1]).double()
+        weight = torch.exp(behind / temperature).float()
         label = train_y[index]
         for size in k:
             tally = torch.zeros(len(queries), classes, device=queries.device)

@@ -60,9 +60,7 @@ def calibrate_batchnorm(
 
 def pixels_trunk(spec: TrunkSpec, *, size: int, out: Path) -> TrunkSpec:
     """Raw pixels of `size` x `size` as a trunk, normalised like `spec`."""
-    preprocessing = Preprocessing(
-        image_size=size, resize=size, mean=spec.preprocessing.mean, std=spec.preprocessing.std
-    )
+    preprocessing = spec.preprocessing.model_copy(update={"image_size": size, "resize": size})
     pixels = TrunkSpec(
         architecture=Pixels(name="pixels"),
         preprocessing=preprocessing,

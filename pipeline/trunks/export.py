@@ -14,9 +14,10 @@ from cluster.errors import UserError
 from cluster.json_rows import last_row
 from cluster.typed_yaml import load_recipe
 from pipeline.checkpoint.files import latest, read_tensors
-from pipeline.data.evaluation import evaluation_preprocessing
+from pipeline.data.evaluation import Preprocessing, evaluation_preprocessing
 from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk, declared
+from pipeline.recipe.data import Interpolation
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.trunk import Trunk
 from pipeline.trunks.classifier import ClassifierSpec, save_classifier
@@ -25,12 +26,20 @@ from pipeline.trunks.files import TrunkSpec, save_trunk
 CLASSES = "classes.json"  # of a run that learns from labels: their names, in the order of the logits
 
 
-def export_trunk(run: Path, out: Path, *, which: Literal["student", "teacher"] = "student") -> TrunkSpec:
+def export_trunk(
+    run: Path,
+    out: Path,
+    *,
+    which: Literal["student", "teacher"] = "student",
+    interpolation: Interpolation | None = None,
+) -> TrunkSpec:
     """Export the trunk of a run's newest checkpoint, or of the checkpoint given.
 
     Args:
         run: a run folder, or one of its `checkpoints/step-…`.
         which: the trunk that learns, or the one that follows it.
+        interpolation: the filter that resizes the images which it is shown from now on; None: that of the
+            run's recipe.
 
     Raises:
         UserError: if there is no whole checkpoint there, or no teacher in it.
@@ -41,7 +50,7 @@ def export_trunk(run: Path, out: Path, *, which: Literal["student", "teacher"] =
     network.load_state_dict(read_tensors(opened.checkpoint, prefix=f"{name}."), strict=True)
     spec = TrunkSpec(
         architecture=opened.architecture,
-        preprocessing=evaluation_preprocessing(opened.recipe),
+        preprocessing=opened.preprocessing(interpolation),
         feature_dim=declared(network).feature_dim,
         provenance=opened.provenance(which),
     )
@@ -50,12 +59,17 @@ def export_trunk(run: Path, out: Path, *, which: Literal["student", "teacher"] =
 
 
 def export_classifier(
-    run: Path, out: Path, *, which: Literal["student", "teacher"] | None = None
+    run: Path,
+    out: Path,
+    *,
+    which: Literal["student", "teacher"] | None = None,
+    interpolation: Interpolation | None = None,
 ) -> ClassifierSpec:
     """Export the classifier of a run's newest checkpoint, or of the checkpoint given.
 
     Args:
         which: the one that learns, or its average; by default the average, if the run has one.
+        interpolation: as of `export_trunk`.
 
     Raises:
         UserError: if there is no whole checkpoint there, or it is of no classifier, or has no average.
@@ -76,7 +90,7 @@ def export_classifier(
     }
     spec = ClassifierSpec(
         architecture=opened.architecture,
-        preprocessing=evaluation_preprocessing(opened.recipe),
+        preprocessing=opened.preprocessing(interpolation),
         feature_dim=tensors["head.weight"].shape[1],
         classes=tuple(json.loads((opened.run / CLASSES).read_text())),
         provenance=opened.provenance(which),
@@ -97,6 +111,10 @@ class _Opened:
     @property
     def architecture(self) -> Trunk:
         return self.recipe.trunk.model_copy(update={"init_from": None})  # it is in the provenance
+
+    def preprocessing(self, interpolation: Interpolation | None) -> Preprocessing:
+        found = evaluation_preprocessing(self.recipe)
+        return found if interpolation is None else found.model_copy(update={"interpolation": interpolation})
 
     def name_of(self, which: str) -> str:
         if which not in self.trunks:

@@ -182,8 +182,8 @@ def facts_of(
     return {
         "architecture": architecture.name,
         "parameters": f"{parameters:,}",
-        "input": f"{view.image_size} x {view.image_size}: short side to {view.resize}, centre crop, "
-        f"mean {view.mean}, std {view.std}",
+        "input": f"{view.image_size} x {view.image_size}: short side to {view.resize}, "
+        f"{view.interpolation}, centre crop, mean {view.mean}, std {view.std}",
         "training data": p.get("data", "none"),
         "method": p.get("method", "none"),
         "steps": str(p.get("steps", 0)),

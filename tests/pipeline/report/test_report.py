@@ -14,6 +14,7 @@ from tiny_training import make_recipe
 from cluster.errors import UserError
 from cluster.local import LocalExecutor
 from cluster.typed_yaml import read_yaml
+from pipeline.dag.digests import content_digest
 from pipeline.dag.graph import build_graph, closing_lines, run_graph
 from pipeline.dag.recipe import load_dag
 from pipeline.dag.stage import Input, Receipt
@@ -101,6 +102,8 @@ def test_receipts_hold_what_happened(demo):
     assert results["train"].metrics["kept"] == 240
     assert results["pretrain"].metrics["step"] == 4
     assert set(results["pretrain"].outputs) == {"checkpoints", "recipe.yaml", "metrics.jsonl", "timing.jsonl"}
+    digest = content_digest(demo[1] / "latest" / "pretrain" / "checkpoints")
+    assert results["pretrain"].outputs["checkpoints"] == digest  # as the manifests know it, too
     assert results["pretrain"].recipe["data"]["sealed"] is None
     resolved = read_yaml(demo[1] / "latest" / "pretrain" / "recipe.yaml")
     assert resolved["data"]["sealed"] == results["train"].metrics["root"]  # pinned for life

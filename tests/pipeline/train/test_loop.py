@@ -33,7 +33,7 @@ from pipeline.data.batch import Batch, Inputs
 from pipeline.data.loader import Loader
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.loop import forward_backward, pretrain, train
-from pipeline.train.setup import Training, optimizer_steps, set_up
+from pipeline.train.setup import Training, set_up
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
 Ranks = Callable[..., list[Any]]
@@ -377,19 +377,6 @@ def test_a_dataset_that_has_changed_is_refused(
     shutil.copytree(make_dataset(tmp_path_factory.mktemp("other"), seed=1), place)
     with pytest.raises(UserError, match=r"have root .* or start a new run"):
         pretrain(make_recipe(place, train__steps=2), tmp_path / "run")
-
-
-def test_epochs_are_counted_in_batches(data: Path) -> None:
-    recipe = make_recipe(data)
-    by_epochs = replace_train(recipe, steps=None, epochs=3)
-    assert optimizer_steps(by_epochs, steps_per_epoch=8) == 24
-    assert optimizer_steps(replace_train(recipe, steps=None, epochs=3, accumulate=5), steps_per_epoch=8) == 4
-    with pytest.raises(UserError, match="3 epochs of 1 batches are fewer than the 5 batches of one step"):
-        optimizer_steps(replace_train(recipe, steps=None, epochs=3, accumulate=5), steps_per_epoch=1)
-
-
-def replace_train(recipe: PretrainRecipe, **changes: Any) -> PretrainRecipe:
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
 
 
 def test_bf16_is_a_way_to_compute_not_another_training(data: Path, tmp_path: Path) -> None:

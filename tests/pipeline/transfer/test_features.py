@@ -88,18 +88,23 @@ def test_a_limit_takes_samples_evenly(dataset):
     assert evenly_spaced(3, None).tolist() == [0, 1, 2]
 
 
-def test_preprocessing_resizes_the_short_side_and_cuts_the_centre():
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_preprocessing_resizes_the_short_side_and_cuts_the_centre(interpolation):
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[:, 20:60] = 255  # the centre square is white
-    view = Preprocessing(image_size=10, resize=20, mean=(0.0,) * 3, std=(1.0,) * 3)
+    plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": interpolation}
+    view = Preprocessing(image_size=10, resize=20, **plain)
     fitted = fit_image(Image.fromarray(pixels), view)
     assert fitted.size == (10, 10)
     assert np.asarray(fitted).min() == 255
-    whole = Preprocessing(image_size=20, resize=20, mean=(0.0,) * 3, std=(1.0,) * 3)
+    whole = Preprocessing(image_size=20, resize=20, **plain)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (33, 47, 3), dtype=np.uint8))
-    step = picture.resize((28, 20), Image.Resampling.BICUBIC).crop((4, 0, 24, 20))
+    step = picture.resize((28, 20), Image.Resampling[interpolation.upper()]).crop((4, 0, 24, 20))
     # Rounding the long side first moves the centre by less than half a pixel.
     assert np.abs(np.asarray(fit_image(picture, whole)).astype(int) - np.asarray(step)).mean() < 8
+    square = picture.crop((0, 0, 33, 33))  # of one resize alone nothing is lost
+    expected = np.asarray(square.resize((20, 20), Image.Resampling[interpolation.upper()]))
+    assert np.array_equal(np.asarray(fit_image(square, whole)), expected)
 
 
 def test_normalise_is_the_textbooks():

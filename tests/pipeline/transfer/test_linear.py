@@ -8,7 +8,14 @@ from sklearn.linear_model import LogisticRegression
 from cluster.errors import UserError
 from pipeline.recipe.transfer import LinearRecipe
 from pipeline.transfer.features import Features
-from pipeline.transfer.linear import Standardiser, fit, linear_probe, split_validation
+from pipeline.transfer.linear import (
+    WANTED_GAP,
+    Standardiser,
+    fit,
+    linear_probe,
+    principal_axes,
+    split_validation,
+)
 
 
 def blobs(samples, classes=3, dim=5, spread=1.0, seed=0, noise=0.0):
@@ -30,11 +37,11 @@ def blobs(samples, classes=3, dim=5, spread=1.0, seed=0, noise=0.0):
 def test_fit_equals_scikit_learn(value):
     data = blobs(300)
     x = data.x.double()
-    weights, converged = fit(x, data.y, 3, value, 500)
+    weights, gap = fit(x, data.y, 3, value, 500)
     # scikit-learn minimises C * sum of losses + |W|^2 / 2, bias not regularised.
     other = LogisticRegression(C=1 / (value * len(x)), tol=1e-8, max_iter=5000).fit(x.numpy(), data.y.numpy())
     ours = torch.softmax(x @ weights[:-1] + weights[-1], dim=1).numpy()
-    assert converged
+    assert gap <= 1e-3
     # Both stop at a gradient of about 1e-5; the probabilities agree to that over the smallest curvature.
     np.testing.assert_allclose(ours, other.predict_proba(x.numpy()), atol=2e-3)
 
@@ -47,6 +54,58 @@ def test_fit_reaches_a_zero_gradient():
     loss = torch.nn.functional.cross_entropy(x @ weights[:-1] + weights[-1], data.y)
     (loss + 0.5e-2 * weights[:-1].square().sum()).backward()
     assert weights.grad.abs().max() < 1e-4
+
+
+def entangled(samples=400, dim=40, classes=4):
+    """Features of trunks: many say nearly the same, and along some directions they hardly vary."""
+    data = blobs(samples, classes=classes, dim=dim, spread=1.5, noise=0.05)
+    mixing = np.random.default_rng(5).normal(size=(dim, dim)) * np.geomspace(1, 3e-3, dim)
+    turn = np.linalg.qr(np.random.default_rng(6).normal(size=(dim, dim)))[0]
+    x = (data.x.double() @ torch.tensor(mixing @ turn)).float()
+    return Features(x=x, y=data.y, keys=data.keys, classes=data.classes)
+
+
+def loss_of(weights, x, y, value):
+    """The objective in float64."""
+    weights, x = weights.double(), x.double()
+    loss = torch.nn.functional.cross_entropy(x @ weights[:-1] + weights[-1], y)
+    return float(loss + 0.5 * value * weights[:-1].square().sum())
+
+
+def optimum(x, y, value):
+    """The smallest loss, by Newton's method of scikit-learn."""
+    exact = LogisticRegression(C=1 / (value * len(x)), solver="newton-cholesky", tol=1e-12, max_iter=1000)
+    exact.fit(x.double().numpy(), y.numpy())
+    weights = np.concatenate([exact.coef_.T, exact.intercept_[None]])
+    return loss_of(torch.tensor(weights), x, y, value)
+
+
+@pytest.mark.parametrize("value", [1e-5, 1e-3, 1e-1, 10.0])
+@pytest.mark.parametrize("iterations", [10, 600])
+def test_the_gap_bounds_the_distance_to_the_optimum(value, iterations):
+    data = entangled()
+    x = Standardiser.of(data.x)(data.x)
+    x = x @ principal_axes(x)
+    weights, gap = fit(x, data.y, 4, value, iterations)
+    best = optimum(x, data.y, value)
+    excess = loss_of(weights, x, data.y, value) / best - 1
+    assert -1e-9 <= excess <= gap + 1e-7
+    if iterations == 600:
+        assert gap <= WANTED_GAP
+
+
+def test_a_probe_says_how_far_from_the_optimum_it_may_be(caplog):
+    data = entangled()
+    with caplog.at_level(logging.WARNING):
+        good = linear_probe(data, data, LinearRecipe(regularisation=(1e-5,), max_iterations=600))
+    assert good.converged and not caplog.text
+    assert good.metrics()["gap"] == good.gap <= WANTED_GAP
+    with caplog.at_level(logging.WARNING):
+        poor = linear_probe(data, data, LinearRecipe(regularisation=(1e-5,), max_iterations=10))
+    assert not poor.converged and poor.metrics()["converged"] == 0
+    assert "of itself above the optimum; raise `max_iterations`" in caplog.text
+    free = linear_probe(data, data, LinearRecipe(regularisation=(0.0,), max_iterations=10))
+    assert not free.converged and free.metrics()["gap"] == 1  # nothing bounds it
 
 
 def test_regularisation_is_chosen_on_the_validation_split_not_on_the_test_set():

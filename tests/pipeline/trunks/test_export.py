@@ -7,12 +7,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_training import make_dataset, make_recipe
 from torch import nn
+from typer.testing import CliRunner
 
 from cluster.errors import UserError
+from cluster.typed_yaml import load_recipe
 from ingest.crawl.crawl import crawl_shards
 from ingest.dataset.open import open_dataset
 from ingest.plan.settings import CrawlSettings
 from pipeline.checkpoint.files import latest, read_tensors
+from pipeline.cli import app
 from pipeline.data.evaluation import (
     Preprocessing,
     evaluation_preprocessing,
@@ -202,3 +205,56 @@ def test_small_images_are_shown_whole_and_large_ones_as_imagenets(data):
     probe = {"train": "x", "test": "y", "every_steps": 1, "image_size": 224}
     large = evaluation_preprocessing(make_recipe(data, probe=probe))
     assert (large.image_size, large.resize) == (224, 256)
+
+
+BICUBIC = ("data.crops.0.interpolation=bicubic", "data.crops.1.interpolation=bicubic")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "shown"),
+    [
+        ("swav_resnet50", (), "bilinear"),
+        ("swav_resnet50", BICUBIC[1:], "bilinear"),  # the small crops do not count
+        ("swav_resnet50", BICUBIC[:1], "bicubic"),
+        ("byol_resnet50", BICUBIC, "bicubic"),
+        ("barlow_twins_resnet50", BICUBIC, "bilinear"),  # as its authors evaluate
+        ("barlow_twins_regnety_16gf", BICUBIC, "bilinear"),
+        ("barlow_twins_resnet50", ("evaluation.interpolation=bicubic",), "bicubic"),
+    ],
+)
+def test_images_are_resized_as_the_recipe_says_or_as_its_largest_crops(name, overrides, shown):
+    recipe = load_recipe(PretrainRecipe, name, list(overrides), kind="pretrain")
+    assert evaluation_preprocessing(recipe).interpolation == shown
+
+
+def test_an_exported_trunk_records_the_filter_and_whoever_loads_it_uses_it(run, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
+    for chosen, filter_ in ((None, Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)):
+        words = ["export", str(run), str(tmp_path / "out"), *(["--interpolation", chosen] if chosen else [])]
+        assert CliRunner().invoke(app, words).exit_code == 0
+        trunk = load_trunk(tmp_path / "out")
+        assert trunk.preprocessing.interpolation == (chosen or "bilinear")
+        view = trunk.preprocessing
+        pixels = np.asarray(image.resize((view.resize, view.resize), filter_)) / 255
+        torch.testing.assert_close(
+            trunk.preprocess(image).permute(1, 2, 0).double(),
+            torch.tensor((pixels - view.mean) / view.std),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+        assert f", {chosen or 'bilinear'}, centre crop" in (tmp_path / "out" / "README.md").read_text()
+        pixels_trunk(trunk.spec, size=8, out=tmp_path / "pixels")
+        assert load_trunk(tmp_path / "pixels").preprocessing.interpolation == view.interpolation
+    refused = CliRunner().invoke(
+        app, ["export", str(run), str(tmp_path / "out"), "--interpolation", "nearest"]
+    )
+    assert refused.exit_code == 2 and "'bilinear', 'bicubic'" in refused.stderr
+
+
+def test_a_trunk_from_before_the_filter_was_recorded_was_shown_bicubic_images(tmp_path):
+    network = tiny()
+    save_trunk(network, spec_of(network), tmp_path)
+    written = json.loads((tmp_path / "trunk.json").read_text())
+    del written["preprocessing"]["interpolation"]
+    (tmp_path / "trunk.json").write_text(json.dumps(written))
+    assert load_trunk(tmp_path).preprocessing.interpolation == "bicubic"
