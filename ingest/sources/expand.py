@@ -29,7 +29,7 @@ def expand(location: str) -> list[str]:
             raise UserError(f"no file matches {location}")
         return found
     if "://" not in location:
-        return _lists(location, _files_below(location)) if Path(location).is_dir() else [location]
+        return _local_lists(location) if Path(location).is_dir() else [location]
     if not location.endswith("/"):
         return [location]
     with reading(location):
@@ -37,8 +37,20 @@ def expand(location: str) -> list[str]:
     return _lists(location, iter(below))
 
 
-def _files_below(folder: str) -> Iterator[str]:
-    for place, folders, files in os.walk(folder):
+def _local_lists(folder: str) -> list[str]:
+    unreadable: list[OSError] = []
+    found = _lists(folder, _files_below(folder, unreadable))
+    # Below a folder of images, one that cannot be read is a row; lists have no such place.
+    if found != [folder] and unreadable:
+        raise UserError(
+            f"{unreadable[0].filename} cannot be read, and may hold lists, as {folder} does: make it "
+            "readable, or name the lists to read"
+        )
+    return found
+
+
+def _files_below(folder: str, unreadable: list[OSError]) -> Iterator[str]:
+    for place, folders, files in os.walk(folder, onerror=unreadable.append):
         folders.sort()
         yield from (f"{place}/{name}" for name in sorted(files))
 
