@@ -18,6 +18,7 @@ from ingest.commands.options import (
     IgnoreXRobots,
     Json,
     Workers,
+    end_if_nothing,
     heeded,
 )
 from ingest.links.link_list import LinkCounts, list_links
@@ -68,6 +69,7 @@ def urls(
         typer.echo(json.dumps(answer, indent=2))
     else:
         _print(counts, output, seconds)
+    end_if_nothing(counts.distinct)
 
 
 def _print(counts: LinkCounts, output: Path, seconds: float) -> None:
@@ -89,4 +91,6 @@ def _print(counts: LinkCounts, output: Path, seconds: float) -> None:
         typer.echo(f"          {visible(archive)}: {reason}; what can be read is in the list")
     if len(counts.damaged) > _LISTED:
         typer.echo(f"          and {len(counts.damaged) - _LISTED:,} more: --json names all")
+    if not counts.distinct:
+        typer.echo("Nothing was found: the list has no rows.")
     typer.echo(f"took      {duration(seconds)}: {counts.pages / seconds:,.0f} pages/s")

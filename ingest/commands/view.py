@@ -12,7 +12,7 @@ from cluster.errors import UserError
 from cluster.host import CORES
 from cluster.map.processes import processes
 from cluster.wording import several, visible
-from ingest.commands.options import DatasetFolder, Json, Workers
+from ingest.commands.options import DatasetFolder, Json, Workers, end_if_nothing
 from ingest.dataset.open import open_dataset
 from ingest.dataset.view import read_view, view_names
 from ingest.filter.filter import Filter, FilterReport, filter_view
@@ -73,6 +73,7 @@ def view(
         typer.echo(json.dumps({"path": dataset} | asdict(report), indent=2))
     else:
         _print(report, dataset)
+    end_if_nothing(report.kept)
 
 
 def _print(report: FilterReport, dataset: str) -> None:
@@ -88,6 +89,8 @@ def _print(report: FilterReport, dataset: str) -> None:
                 f"name no sample: {', '.join(map(visible, listed.named))}"
                 + (", …" if len(listed.named) < listed.unmatched else "")
             )
+    if not report.kept:
+        typer.echo("Nothing is kept: no view was written.")
 
 
 def _list(dataset: str, *, as_json: bool) -> None:

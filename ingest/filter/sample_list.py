@@ -22,6 +22,8 @@ from cluster.errors import UserError
 from ingest.dataset.keys import key_name
 from ingest.web.url import canonical
 
+# Their lines would be taken for URLs that name no sample.
+_OTHER_FORMATS = frozenset([".json", ".jsonl", ".ndjson", ".gz", ".zst", ".xz", ".bz2", ".zip", ".xlsx"])
 _KEY = re.compile(r"[0-9]{13}", re.ASCII)
 
 
@@ -93,8 +95,11 @@ def read_sample_list(path: str | Path) -> SampleList:
         UserError: there is no such file, it is not what its name says, or it has neither keys nor urls.
     """
     path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        raise UserError(f"{path} is named like no list of samples: give .txt, .csv, .tsv or .parquet")
     try:
-        keys, urls = _columns(path) if path.suffix in (".parquet", ".csv", ".tsv") else _text_lines(path)
+        keys, urls = _columns(path, suffix) if suffix in (".parquet", ".csv", ".tsv") else _text_lines(path)
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read: {reason}") from error
@@ -119,13 +124,13 @@ def _text_lines(path: Path) -> tuple[list[int], list[str]]:
     return [int(e) for e in entries if _KEY.fullmatch(e)], [e for e in entries if not _KEY.fullmatch(e)]
 
 
-def _columns(path: Path) -> tuple[list[int], list[str]]:
-    if path.suffix == ".parquet":
+def _columns(path: Path, suffix: str) -> tuple[list[int], list[str]]:
+    if suffix == ".parquet":
         names = set(pq.read_schema(path).names)
         table = pq.read_table(path, columns=sorted(names & {"key", "url"}))
     else:
         texts = pyarrow.csv.ConvertOptions(column_types={"key": pa.string(), "url": pa.string()})
-        delimiter = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
+        delimiter = pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
         table = pyarrow.csv.read_csv(path, parse_options=delimiter, convert_options=texts)
         names = set(table.column_names)
     if not names & {"key", "url"}:

@@ -222,6 +222,9 @@ def test_rows_about_one_image_add_up_and_may_not_contradict_each_other(tmp_path)
         ("l.json", "[", "is damaged, or not json"),
         ("l.parquet", "no", "is damaged, or not parquet"),
         ("l.csv.gz", "no", "is damaged, or not csv"),
+        ("l.json", '{"1.jpg": "cat"}', "is neither a list, as"),
+        ("l.json", '["1.jpg"]', "is no object with a path and labels"),
+        ("l.jsonl", '{"path": "1.jpg", "label": "cat"}\n"2.jpg"\n', "is no object"),
         ("l.txt", "one\n", "as 'one' has one word only"),
         ("l.xlsx", "no", "is not named like a list"),
     ],
@@ -299,6 +302,12 @@ def test_imagenet_validation_by_kaggles_list(tmp_path):
     )
     labels = labels_of(plan_of(tmp_path, imagenet_val(tmp_path), labels=[str(path)]))
     assert list(labels.values()) == [("n03481172",), ("n03995372",), ()]
+
+
+def test_a_text_of_paths_as_find_writes_them(tmp_path):
+    (tmp_path / "l.txt").write_text("./a b/1.jpg cat\n./a b/1.jpg dog\n./2.jpg cat\n")
+    said = read_label_list(str(tmp_path / "l.txt")).said
+    assert said == {"a b/1.jpg": Said(("cat", "dog")), "2.jpg": Said(("cat",))}
 
 
 def test_places_validation_takes_names_from_the_list_of_categories(tmp_path):

@@ -318,3 +318,6 @@ def test_command_prints_a_summary_or_json(tmp_path):
     assert "bad\\x1b.warc: it is damaged, or no WARC" in done.stdout
     answer = json.loads(CliRunner().invoke(cli.app, [*arguments, "--json"]).stdout)
     assert (answer["pages"], answer["distinct"], list(answer["damaged"])) == (2, 1, [str(bad)])
+    empty = archive(tmp_path / "w.warc.gz", [page(0, [])])
+    nothing = CliRunner().invoke(cli.app, ["urls", str(empty), *arguments[3:]])
+    assert (nothing.exit_code, "Nothing was found" in nothing.stdout) == (1, True)
