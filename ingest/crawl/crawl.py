@@ -1,6 +1,7 @@
 """The crawl: plan, read, check, shard, commit, seal. Running it again finishes what is missing."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import chain
@@ -104,6 +105,8 @@ def plan_shards(
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
     places = [place for text in sources for place in expand(text)]
+    locations = [_location(place) for place in places]
+    refuse_repeated(locations)
     refuse_unused(columns, places)
     labelling = read_labelling(labels_from, labels, places)
     listings = [
@@ -119,7 +122,7 @@ def plan_shards(
         store,
         settings,
         labelling,
-        locations=[_location(place) for place in places],
+        locations=locations,
         extend=extend,
         progress=progress,
         counts=counts,
@@ -232,6 +235,17 @@ def _location(place: str) -> str:
     if place.startswith(("http://", "https://")):
         return str(URL(place).with_user(None).with_query(None))
     return place if "://" in place else str(Path(place).resolve())
+
+
+def refuse_repeated(locations: Sequence[str]) -> None:
+    """Each source is there once: its images would all be there twice.
+
+    Raises:
+        UserError: one is not.
+    """
+    repeated = [location for location, times in Counter(locations).items() if times > 1]
+    if repeated:
+        raise UserError(f"{repeated[0]} is given twice: leave one of them out")
 
 
 def _refuse_without_contact(fetch: FetchSettings, urls: bool) -> None:

@@ -6,14 +6,11 @@ units.
 """
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from cluster.errors import UserError
-from ingest.crawl.crawl import crawl_plan, plan_listings
+from ingest.crawl.crawl import crawl_plan, plan_listings, refuse_repeated
 from ingest.dataset import layout
 from ingest.labels.labelled import read_labelling
 from ingest.plan.settings import CrawlSettings
@@ -57,9 +54,7 @@ def index_tars(
     """
     store = open_store(output)
     places = [place for text in tars for place in map(_place, expand(text))]
-    repeated = [place for place, times in Counter(places).items() if times > 1]
-    if repeated:
-        raise UserError(f"{repeated[0]} is given twice: leave one of them out")
+    refuse_repeated(places)
     names = [_name(store, place) for place in places]
     counts = Counts()
     plan = plan_listings(
@@ -77,8 +72,6 @@ def index_tars(
 
 def _place(text: str) -> str:
     """An absolute path, or a URL in a bucket, of a tar that can be used in place."""
-    if text.startswith("file://"):
-        text = url2pathname(urlsplit(text).path)
     if "://" in text and not is_bucket(text):
         raise UserError(f"{text} cannot be used in place: copy it to a folder or a bucket")
     # Links are not resolved: what they lead to may move.

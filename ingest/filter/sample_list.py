@@ -5,6 +5,7 @@ the key of a sample; all else is where it came from, compared with the column `u
 that two spellings of one are the same.
 """
 
+import codecs
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -99,6 +100,9 @@ def read_sample_list(path: str | Path) -> SampleList:
     if suffix in _OTHER_FORMATS:
         raise UserError(f"{path} is named like no list of samples: give .txt, .csv, .tsv or .parquet")
     try:
+        with path.open("rb") as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise UserError(f"{path} is UTF-16: save it as UTF-8")
         keys, urls = _columns(path, suffix) if suffix in (".parquet", ".csv", ".tsv") else _text_lines(path)
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]

@@ -35,6 +35,7 @@ from ingest.labels.said import Said, joined
 from ingest.labels.voc import files_in_folder, read_split_files
 from ingest.sources.folder_metadata import csv_rows
 from ingest.sources.remote_trouble import reading
+from ingest.sources.text_blocks import as_utf8
 from ingest.sources.url_list import list_format, split_labels
 from ingest.store.files import open_file
 
@@ -80,21 +81,15 @@ def read_label_list(location: str) -> LabelList:
     kind, compression = found
     data = _read(location)
     identity = identity_of(_name(location), data)
-    file: Any = (
-        io.BytesIO(data) if compression is None else pa.CompressedInputStream(io.BytesIO(data), compression)
-    )
     try:
+        if compression is not None:
+            data = pa.CompressedInputStream(io.BytesIO(data), compression).read()
+        if kind != "parquet":
+            data = as_utf8(data)
         if kind == "txt":
-            return _text_list(location, identity, file.read().decode("utf-8-sig"))
-        return LabelList(identity=identity, said=_collected(location, _READERS[kind](file)))
-    except (
-        csv.Error,
-        ValueError,
-        RecursionError,
-        pa.ArrowException,
-        OSError,
-        EOFError,
-    ) as error:
+            return _text_list(location, identity, data.decode())
+        return LabelList(identity=identity, said=_collected(location, _READERS[kind](io.BytesIO(data))))
+    except (csv.Error, ValueError, RecursionError, pa.ArrowException, OSError, EOFError) as error:
         raise UserError(f"--labels {location} is damaged, or not {kind}: {error}") from error
 
 
@@ -136,24 +131,24 @@ def voc_list(files: Mapping[str, bytes]) -> LabelList:
 
 
 def _csv(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
-    return csv_rows(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), strict=True))
+    return csv_rows(csv.reader(io.TextIOWrapper(file, "utf-8", newline=""), strict=True))
 
 
 def _tsv(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
     # A quote in it is a quote.
-    lines = (line.rstrip("\r\n") for line in io.TextIOWrapper(file, "utf-8-sig", newline="\n"))
+    lines = (line.rstrip("\r\n") for line in io.TextIOWrapper(file, "utf-8", newline="\n"))
     return csv_rows(line.split("\t") for line in lines)
 
 
 def _json_lines(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
-    for line in io.TextIOWrapper(file, "utf-8-sig"):
+    for line in io.TextIOWrapper(file, "utf-8"):
         if line.strip():
             yield _object(json.loads(line))
 
 
 def _json(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
     """A list of objects; or COCO's, whose annotations have an image and a category each."""
-    value = json.load(io.TextIOWrapper(file, "utf-8-sig"))
+    value = json.load(io.TextIOWrapper(file, "utf-8"))
     if isinstance(value, dict) and {"images", "annotations", "categories"} <= value.keys():
         try:
             classes = {each["id"]: each.get("name", each["id"]) for each in value["categories"]}

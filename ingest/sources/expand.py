@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from cluster.errors import UserError
 from ingest.sources.remote_trouble import reading
@@ -17,11 +19,15 @@ _DESCRIPTIONS = frozenset(["json", "txt"])
 def expand(location: str) -> list[str]:
     """The files that a pattern with * names, or that a folder of lists holds, in order of their names.
 
-    Any other location is itself. What lies elsewhere is a folder if a slash ends it.
+    Any other location is itself, a file:// URL as a path. What lies elsewhere is a folder if a slash ends it.
 
     Raises:
-        UserError: nothing matches, or a folder holds lists of several kinds.
+        UserError: it is empty, nothing matches, or a folder holds lists of several kinds.
     """
+    if not location:  # a shell's variable without a value: it would be the current folder
+        raise UserError("the name of a source is empty: say which it is")
+    if location.startswith("file://"):
+        location = url2pathname(urlsplit(location).path)
     if "*" in location:
         with reading(location):
             found = matching(location)

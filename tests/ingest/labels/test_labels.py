@@ -119,9 +119,10 @@ CONTENTS = {
 }
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("name", CONTENTS)
-def test_lists_of_every_format(tmp_path, name):
-    (tmp_path / name).write_text(CONTENTS[name])
+def test_lists_of_every_format(tmp_path, name, encoding):
+    (tmp_path / name).write_text(CONTENTS[name], encoding)
     second = "b" if name.endswith("txt") else "a, b"
     split = None if name.endswith("txt") else "train"
     assert read_label_list(str(tmp_path / name)).said == {
@@ -371,6 +372,13 @@ def test_voc_in_its_tar(tmp_path):
     with tarfile.open(tmp_path / "voc.tar", "w") as tar:
         tar.add(root, "VOCdevkit")
     assert images_of(plan_of(tmp_path, tmp_path / "voc.tar", labels_from="voc07")) == EXPECTED_OF_VOC
+
+
+def test_voc_of_which_a_list_names_the_images(tmp_path):
+    root = voc(tmp_path) / "VOC2007"
+    names = "".join(f"JPEGImages/{name}\n" for name in EXPECTED_OF_VOC)
+    (root / "images.csv").write_text(f"path\n{names}")
+    assert images_of(plan_of(tmp_path, root / "images.csv", labels_from="voc07")) == EXPECTED_OF_VOC
 
 
 def test_voc_without_split_files_is_told(tmp_path):

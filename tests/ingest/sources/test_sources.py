@@ -375,8 +375,14 @@ def test_D4_any_damage_to_a_tar_ends_in_a_finite_list(tmp_path_factory, edits):
 def test_what_is_no_source_is_refused(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"PK\3\4" + b"\1" * 2000)
     (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "1.gif").write_bytes(b"GIF89a\1\0\1\0\0\0\0;")
     for name in ("x.zip", "empty"):
         with pytest.raises(UserError, match="neither a folder, nor a readable tar"):
             open_images(str(tmp_path / name))
-    with pytest.raises(UserError, match="does not exist"):
-        open_images(str(tmp_path / "nothing"))
+    for name, says in (
+        (tmp_path / "nothing", "does not exist"),
+        (tmp_path / "1.gif", "is an image: give its folder"),
+        ("https://host/pictures", "is not named like a list, and nothing else is read from there"),
+    ):
+        with pytest.raises(UserError, match=says):
+            open_images(str(name))
