@@ -163,7 +163,7 @@ def crawl(
         url=url_column,
         caption=caption_column,
         labels=label_column,
-        names=None if columns is None else tuple(columns.split(",")),
+        names=None if columns is None else tuple(map(str.strip, columns.split(","))),
         types=_types(column_type or ()),
     )
     spread = Spread(executor=executor, parts=parts, workers=workers, cluster=cluster, runs=runs, wait=wait)
