@@ -7,8 +7,6 @@ from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 
-from yarl import URL
-
 from cluster.errors import UserError
 from cluster.output_trouble import writing
 from ingest.crawl.make_units import crawl_units
@@ -23,7 +21,7 @@ from ingest.plan.plan import Plan, read_plans
 from ingest.plan.settings import CrawlSettings, with_labelling
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.sources.expand import expand
-from ingest.sources.opening import open_listing, refuse_unused
+from ingest.sources.opening import open_listing, refuse_unused, written_down
 from ingest.sources.source import Listing
 from ingest.sources.url_list import Columns
 from ingest.store.open import open_store
@@ -105,8 +103,7 @@ def plan_shards(
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
     places = [place for text in sources for place in expand(text)]
-    locations = [_location(place) for place in places]
-    refuse_repeated(locations)
+    refuse_repeated([place if "://" in place else written_down(place) for place in places])
     refuse_unused(columns, places)
     labelling = read_labelling(labels_from, labels, places)
     listings = [
@@ -122,7 +119,7 @@ def plan_shards(
         store,
         settings,
         labelling,
-        locations=locations,
+        locations=[written_down(place) for place in places],
         extend=extend,
         progress=progress,
         counts=counts,
@@ -228,13 +225,6 @@ def seal_plan(plan: Plan) -> str:
         labelled = (each.columns_of_units(LABEL_COLUMNS) for each in plans if each.has_labels())
         publish_vocabulary(plan.store, root, distinct_labels(chain.from_iterable(labelled)))
     return root
-
-
-def _location(place: str) -> str:
-    """Where a source is, as it is written down: without a name and a password, and without a signed query."""
-    if place.startswith(("http://", "https://")):
-        return str(URL(place).with_user(None).with_query(None))
-    return place if "://" in place else str(Path(place).resolve())
 
 
 def refuse_repeated(locations: Sequence[str]) -> None:

@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from yarl import URL
+
 from cluster.errors import UserError
 from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.image.header import sniff
@@ -13,6 +15,7 @@ from ingest.sources.file_list import FileList, ListedFiles, names_files
 from ingest.sources.folder import FolderSource
 from ingest.sources.image_listing import ImageListing
 from ingest.sources.image_table import ImageTable
+from ingest.sources.remote_trouble import is_trouble
 from ingest.sources.source import Images, Listing, Source
 from ingest.sources.table_layout import image_column
 from ingest.sources.tar import TarSource, is_tar
@@ -20,6 +23,7 @@ from ingest.sources.tar_in_place import ForeignTar
 from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
 from ingest.store.clients import is_bucket
+from ingest.store.files import open_file
 from ingest.web.opt_outs import ALL, OptOut
 
 # Enough to tell an image by.
@@ -44,9 +48,32 @@ def open_listing(
     if not is_list(text):
         return ImageListing(open_images(text, heeded=heeded, follow_links=follow_links))
     if list_format(text) == ("parquet", None) and (image := image_column(text, columns.url)) is not None:
+        _refuse_unreadable_later(text)
         return ImageListing(ImageTable(text, image, columns))
     listed = UrlList(text, columns)
     return FileList(listed) if names_files(text, listed) else listed
+
+
+def written_down(place: str) -> str:
+    """Where a source is, as plans have it: without a name and a password, and without a signed query."""
+    if place.startswith(("http://", "https://")):
+        return str(URL(place).with_user(None).with_query(None))
+    return place if "://" in place else str(Path(place).resolve())
+
+
+def _refuse_unreadable_later(table: str) -> None:
+    """The images of a table are read when it is planned already, by whoever knows what is written down."""
+    location = written_down(table)
+    if "://" in table and location != table:
+        try:
+            open_file(location).close()
+        except Exception as error:
+            if not is_trouble(error):
+                raise
+            raise UserError(
+                f"{location} can be read only with the query or the password in its URL, which are not "
+                "written down: download it, and give the file"
+            ) from error
 
 
 def is_list(place: str) -> bool:
