@@ -106,6 +106,10 @@ def test_D2_only_what_may_succeed_later_is_tried_again(tmp_path):
         assert [row["url"].rpartition("/")[2] for row in rows_by_generation(output)[2]] == ["8.png"]
         assert len(open_dataset(output)) == 8
         assert counted(output) == {"planned": 10, "kept": 8, "failed": 2, "retryable": 0}
+        card = run("card", output)
+        assert card.count("- `urls l.parquet") == 1
+        assert card.count("- another try at what had failed (generation") == 2
+        assert "`--encoding`" not in card  # bytes are kept
         last = open_dataset(output).root
         assert "nothing to retry" in run("retry", output, "--contact", "a@b.org")
         answer = json.loads(run("retry", output, "--json"))
