@@ -124,9 +124,13 @@ def _spelled(url: str) -> str:
 
 def _text_lines(path: Path) -> tuple[list[int], list[str]]:
     data = path.read_bytes()
-    if b"\0" in data:
-        raise UserError(f"{path} is no text: give .txt, .csv, .tsv or .parquet")
-    lines = data.decode("utf-8-sig", "backslashreplace").splitlines()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if b"\0" in data:
+            raise UserError(f"{path} is no text: give .txt, .csv, .tsv or .parquet") from None
+        text = data.decode("utf-8-sig", "backslashreplace")
+    lines = text.splitlines()
     entries = [line.strip() for line in lines if line.strip()]
     return [int(e) for e in entries if _KEY.fullmatch(e)], [e for e in entries if not _KEY.fullmatch(e)]
 

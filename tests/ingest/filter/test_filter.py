@@ -193,7 +193,7 @@ def test_keep_only_what_is_listed(dataset, tmp_path):
         ("bad.CSV", b"key\ncat\n", "has 'cat' in its column key"),
         ("bad.csv", b"key\n-1\n", "has '-1' in its column key"),
         ("bad.txt", "0000000000001".encode("utf-16"), "is UTF-16: save it as UTF-8"),
-        ("bad.tar", b"1.jpg\0\0\0", "is no text: give .txt"),
+        ("bad.tar", b"1.jpg\0\xff\xd8", "is no text: give .txt"),
         ("bad.csv.gz", b"key\n1\n", "give .txt, .csv, .tsv or .parquet"),
         ("bad.jsonl", b'{"key": 1}\n', "give .txt, .csv, .tsv or .parquet"),
     ],
