@@ -41,6 +41,7 @@ PROBLEMS = {
         Problem("failed", "io_error", retryable=True),
         # A retry tries what is planned, and of its files nothing is.
         Problem("failed", "folder_unreadable"),
+        Problem("failed", "archive_unreadable"),
         Problem("failed", "file_missing"),
         Problem("failed", "table_damaged"),
         Problem("failed", "tar_damaged"),

@@ -4,13 +4,40 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
 
 from cluster.errors import UserError
 from cluster.wording import duration, in_bytes, several, visible
+from ingest.commands.crawl_options import (
+    AllowPrivate,
+    Attempts,
+    CaptionColumn,
+    ColumnNames,
+    ColumnTypes,
+    Connections,
+    Contact,
+    CropOption,
+    Deadline,
+    EncodingOption,
+    Extend,
+    FollowLinks,
+    Icc,
+    IgnoreRobots,
+    LabelColumn,
+    MaxRedirects,
+    MetricsPath,
+    Output,
+    PerHost,
+    PerHostRate,
+    Phash,
+    Quality,
+    Resize,
+    Sources,
+    UrlColumn,
+)
 from ingest.commands.executor_options import (
     Cluster,
     ExecutorOption,
@@ -34,11 +61,12 @@ from ingest.commands.options import (
     MemoryMb,
     Seconds,
     UnitRows,
+    end_if_nothing,
     heeded,
 )
 from ingest.crawl.crawl import plan_shards
 from ingest.crawl.part import counts_json
-from ingest.image.check import Crop, Encoding, Treatment
+from ingest.image.check import Treatment
 from ingest.image.decode import ImageLimits
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts, CrawlReport
@@ -50,117 +78,46 @@ from ingest.web.settings import FetchSettings
 
 DEFAULTS = CrawlSettings()
 LIMITS = DEFAULTS.treatment.limits
-Contact = Annotated[
-    str | None,
-    typer.Option(
-        envvar="INGEST_CONTACT", help="Where webmasters reach you: a URL or an e-mail, in the User-Agent."
-    ),
-]
-PerHost = Annotated[int, typer.Option(min=1, help="Connections to a host at a time.")]
-PerHostRate = Annotated[float | None, typer.Option(min=0.001, help="Requests to a host per second.")]
-Connections = Annotated[int, typer.Option(min=1, help="At a time, over all hosts.")]
 
 
 def crawl(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE...",
-            help="Folders, local tars, and lists of URLs (.parquet, .csv, .tsv, .json, .jsonl, .txt; .gz, "
-            ".zst; local, s3://, gs://, az:// or http://; * in the name).",
-        ),
-    ],
+    sources: Sources,
     *,
-    output: Annotated[
-        str,
-        typer.Option(
-            help="The dataset's folder or bucket (s3://, gs://, az://); a crawl that stopped goes on there."
-        ),
-    ],
-    extend: Annotated[
-        bool,
-        typer.Option(
-            "--extend",
-            help="Add to a dataset what it does not have: of other sources, or of its own that have grown.",
-        ),
-    ] = False,
-    follow_links: Annotated[
-        bool,
-        typer.Option("--follow-links", help="Of folders, also those that lead out of them, and to folders."),
-    ] = False,
-    resize: Annotated[
-        int | None, typer.Option(min=1, help="Shorter side in pixels; without it, bytes are kept.")
-    ] = None,
-    crop: Annotated[
-        Crop | None,
-        typer.Option(help="All of it, or its middle square, with --resize. [default: keep_ratio]"),
-    ] = None,
-    encoding: Annotated[
-        Encoding | None, typer.Option(help="What is stored, with --resize. [default: jpeg]")
-    ] = None,
-    quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Of the encoder, with --resize. [default: 95]")
-    ] = None,
-    icc: Annotated[
-        bool,
-        typer.Option(
-            "--icc/--no-icc",
-            help="Follow colour profiles: to sRGB with --resize, otherwise they stay in the file. Without, "
-            "they are left out, and the numbers stay.",
-        ),
-    ] = True,
-    phash: Annotated[
-        bool,
-        typer.Option(help="Make the perceptual hash; without it, the pixels of a kept JPEG stay unread."),
-    ] = True,
+    output: Output,
+    extend: Extend = False,
+    follow_links: FollowLinks = False,
+    resize: Resize = None,
+    crop: CropOption = None,
+    encoding: EncodingOption = None,
+    quality: Quality = None,
+    icc: Icc = True,
+    phash: Phash = True,
     unit_rows: UnitRows = DEFAULTS.unit_rows,
     max_bytes: MaxBytes = LIMITS.max_bytes,
     max_pixels: MaxPixels = LIMITS.max_pixels,
     seconds: Seconds = DEFAULTS.seconds,
     memory_mb: MemoryMb = DEFAULTS.memory_mb,
-    url_column: Annotated[str | None, typer.Option(help="Of lists. [default: seen from the names]")] = None,
-    caption_column: Annotated[str | None, typer.Option(help="Of lists: alt text or caption.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Of lists: labels or hashtags.")] = None,
-    columns: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,…", help="Of a csv or tsv without a header: its columns, in their order."),
-    ] = None,
-    column_type: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=TYPE",
-            help=f"Of csv, tsv and JSON, whose values are text: {', '.join(TYPES)}. Repeatable.",
-        ),
-    ] = None,
+    url_column: UrlColumn = None,
+    caption_column: CaptionColumn = None,
+    label_column: LabelColumn = None,
+    columns: ColumnNames = None,
+    column_type: ColumnTypes = None,
     labels_from: LabelsFrom = None,
     labels: LabelFiles = None,
     contact: Contact = None,
-    deadline: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for one attempt at a URL, redirects included.")
-    ] = DEFAULTS.fetch.deadline,
-    attempts: Annotated[
-        int, typer.Option(min=1, help="How often a URL is tried that may succeed later.")
-    ] = DEFAULTS.fetch.attempts,
-    max_redirects: Annotated[int, typer.Option(min=0)] = DEFAULTS.fetch.max_redirects,
+    deadline: Deadline = DEFAULTS.fetch.deadline,
+    attempts: Attempts = DEFAULTS.fetch.attempts,
+    max_redirects: MaxRedirects = DEFAULTS.fetch.max_redirects,
     per_host: PerHost = DEFAULTS.fetch.per_host,
     per_host_rate: PerHostRate = DEFAULTS.fetch.per_host_rate,
     connections: Connections = DEFAULTS.fetch.connections,
-    ignore_robots: Annotated[
-        bool, typer.Option("--ignore-robots", help="Do not ask for robots.txt; the dataset says so.")
-    ] = False,
+    ignore_robots: IgnoreRobots = False,
     ignore_x_robots: IgnoreXRobots = False,
     ignore_tdm_reservation: IgnoreTdmReservation = False,
     ignore_content_signal: IgnoreContentSignal = False,
     ignore_content_usage: IgnoreContentUsage = False,
-    allow_private: Annotated[
-        list[str] | None, typer.Option(help="A network, as CIDR, that may be asked though it is not public.")
-    ] = None,
-    metrics_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Written every ten seconds, for Prometheus; *.prom in node-exporter's textfile folder."
-        ),
-    ] = None,
+    allow_private: AllowPrivate = None,
+    metrics_file: MetricsPath = None,
     workers: PartWorkers = None,
     executor: ExecutorOption = "local",
     parts: Parts = None,
@@ -202,24 +159,24 @@ def crawl(
     settings = CrawlSettings(
         unit_rows=unit_rows, treatment=treatment, seconds=seconds, memory_mb=memory_mb, fetch=fetch
     )
+    listed = Columns(
+        url=url_column,
+        caption=caption_column,
+        labels=label_column,
+        names=None if columns is None else tuple(map(str.strip, columns.split(","))),
+        types=_types(column_type or ()),
+    )
     spread = Spread(executor=executor, parts=parts, workers=workers, cluster=cluster, runs=runs, wait=wait)
     with Meter(Console(stderr=True)) as meter:
         metrics = None if metrics_file is None else MetricsFile(metrics_file, output=output)
-        progress = CrawlProgress(meter, metrics=metrics)
-        counts = Counts()
+        progress, counts = CrawlProgress(meter, metrics=metrics), Counts()
         plan = plan_shards(
             sources,
             output,
             settings,
             progress=progress,
             counts=counts,
-            columns=Columns(
-                url=url_column,
-                caption=caption_column,
-                labels=label_column,
-                names=None if columns is None else tuple(columns.split(",")),
-                types=_types(column_type or ()),
-            ),
+            columns=listed,
             labels_from=labels_from,
             labels=labels or (),
             extend=extend,
@@ -227,19 +184,8 @@ def crawl(
         )
         report = run_plan(plan, spread, fetch=fetch, progress=progress, counts=counts)
         progress.end(counts)
-    if report is None:
-        return
-    if as_json:
-        typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
-    else:
-        print_crawl(report, progress.seconds)
-    end_if_nothing_was_kept(report)
-
-
-def end_if_nothing_was_kept(report: CrawlReport) -> None:
-    """A script that goes on with an empty dataset fails later, and further away from what is wrong."""
-    if not report.counts.kept:
-        raise typer.Exit(1)
+    if report is not None:
+        tell_crawl(report, progress.seconds, as_json=as_json)
 
 
 def _types(given: Sequence[str]) -> dict[str, str]:
@@ -259,8 +205,16 @@ def crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
     return made | counts_json(report.counts)
 
 
-def print_crawl(report: CrawlReport, seconds: float) -> None:
-    """What a crawl made, for people."""
+def tell_crawl(report: CrawlReport, seconds: float, *, as_json: bool) -> None:
+    """Say what a crawl made; ends the command with status 1 if that is nothing."""
+    if as_json:
+        typer.echo(json.dumps(crawl_json(report, seconds), indent=2))
+    else:
+        _print(report, seconds)
+    end_if_nothing(report.counts.kept)
+
+
+def _print(report: CrawlReport, seconds: float) -> None:
     counts = report.counts
     again = f", {counts.resumed:,} of them by an earlier run" if counts.resumed else ""
     rows = [
@@ -275,8 +229,10 @@ def print_crawl(report: CrawlReport, seconds: float) -> None:
         typer.echo(f"{name:<9} {value}")
     if counts.rejected["link_outside"]:
         typer.echo("Links out of a folder, or to another, are followed with --follow-links.")
-    if counts.failed["folder_unreadable"]:
-        typer.echo("What is in unreadable folders is added, once they are readable, with --extend.")
+    if counts.failed["folder_unreadable"] or counts.failed["archive_unreadable"]:
+        typer.echo(
+            "What is in unreadable folders and archives is added, once they are readable, with --extend."
+        )
     if not counts.kept:
         typer.echo("Nothing was kept: see the reasons above, and with `ingest show`.")
     decided = counts.done - counts.resumed

@@ -20,7 +20,7 @@ from cluster.map.tasks import MapTasks
 from cluster.site import load_site
 from cluster.wording import duration, several, visible
 from ingest.commands.executor_options import Cluster, Runs
-from ingest.commands.options import DatasetFolder, Json, Workers
+from ingest.commands.options import DatasetFolder, Json, Workers, end_if_nothing
 from ingest.dedup.dedup import DedupReport
 from ingest.dedup.dedup import dedup as find_duplicates
 from ingest.dedup.hamming import MAX_RADIUS
@@ -101,6 +101,7 @@ def dedup(
         typer.echo(json.dumps({"path": dataset} | asdict(report), indent=2))
     else:
         _print(report, dataset, near=near, seconds=time.monotonic() - started)
+    end_if_nothing(report.kept)
 
 
 def _executor(
@@ -153,4 +154,6 @@ def _print(report: DedupReport, dataset: str, *, near: bool, seconds: float) -> 
             f"careful    {several(hot.buckets, 'bucket')} of very many similar hashes ({hot.members:,} "
             f"entries): {hot.not_compared:,} pairs were not compared, near duplicates among them may be left"
         )
+    if not report.kept:
+        typer.echo("Nothing is kept: every image is one of an evaluation, or there was none before.")
     typer.echo(f"took       {duration(seconds)}")

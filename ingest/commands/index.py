@@ -1,13 +1,12 @@
 """`ingest index`: tars that others made become a dataset where they lie."""
 
-import json
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from cluster.host import CORES
-from ingest.commands.crawl import DEFAULTS, LIMITS, crawl_json, end_if_nothing_was_kept, print_crawl
+from ingest.commands.crawl import DEFAULTS, LIMITS, tell_crawl
 from ingest.commands.options import (
     Json,
     LabelFiles,
@@ -77,8 +76,4 @@ def index(
             labels=labels or (),
             extend=extend,
         )
-    if as_json:
-        typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
-    else:
-        print_crawl(report, progress.seconds)
-    end_if_nothing_was_kept(report)
+    tell_crawl(report, progress.seconds, as_json=as_json)

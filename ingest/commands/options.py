@@ -57,6 +57,12 @@ IgnoreContentUsage = Annotated[
 ]
 
 
+def end_if_nothing(kept: int) -> None:
+    """A script that goes on with nothing fails later, and further away from what is wrong."""
+    if not kept:
+        raise typer.Exit(1)
+
+
 def heeded(
     *,
     ignore_x_robots: bool,

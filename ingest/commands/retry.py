@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from cluster.output_trouble import writing
-from ingest.commands.crawl import Connections, Contact, PerHost, PerHostRate, crawl_json, print_crawl
+from ingest.commands.crawl import crawl_json, tell_crawl
+from ingest.commands.crawl_options import Connections, Contact, PerHost, PerHostRate
 from ingest.commands.executor_options import (
     Cluster,
     ExecutorOption,
@@ -21,8 +22,9 @@ from ingest.commands.executor_options import (
     run_plan,
 )
 from ingest.commands.options import DatasetFolder, Json
+from ingest.dataset.open import open_dataset
 from ingest.plan.retry import plan_retry
-from ingest.progress.counts import Counts
+from ingest.progress.counts import Counts, CrawlReport
 from ingest.progress.crawl_progress import CrawlProgress
 from ingest.progress.meter import Meter
 from ingest.store.open import open_store
@@ -69,8 +71,15 @@ def retry(
             report = run_plan(plan, spread, fetch=fetch, progress=progress, counts=counts)
             progress.end(counts)
     if plan is None:
-        typer.echo("Nothing that failed may succeed later: there is nothing to retry.")
-    elif report is not None and as_json:
-        typer.echo(json.dumps(crawl_json(report, progress.seconds), indent=2))
+        _tell_of_nothing(dataset, as_json=as_json)
     elif report is not None:
-        print_crawl(report, progress.seconds)
+        tell_crawl(report, progress.seconds, as_json=as_json)
+
+
+def _tell_of_nothing(dataset: str, *, as_json: bool) -> None:
+    if as_json:
+        opened = open_dataset(dataset)
+        nothing = CrawlReport(output=opened.store.root, root=opened.root, counts=Counts())
+        typer.echo(json.dumps(crawl_json(nothing, 0.0), indent=2))
+    else:
+        typer.echo("Nothing that failed may succeed later: there is nothing to retry.")

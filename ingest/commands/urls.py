@@ -18,10 +18,12 @@ from ingest.commands.options import (
     IgnoreXRobots,
     Json,
     Workers,
+    end_if_nothing,
     heeded,
 )
 from ingest.links.link_list import LinkCounts, list_links
 from ingest.progress.meter import Meter
+from ingest.sources.expand import expand
 
 _LISTED = 20
 
@@ -30,7 +32,8 @@ def urls(
     archives: Annotated[
         list[str],
         typer.Argument(
-            metavar="WARC|WAT...", help="Local files, s3://, gs://, az://, https://, or what fsspec opens."
+            metavar="WARC|WAT...",
+            help="Local files, s3://, gs://, az://, https://, or what fsspec opens; * in the name.",
         ),
     ],
     *,
@@ -47,11 +50,12 @@ def urls(
 ) -> None:
     """List the images that web pages show: url, alt, page_url, page_host; every address once."""
     started = time.monotonic()
+    named = [place for archive in archives for place in expand(archive)]
     with Meter(Console(stderr=True)) as meter:
 
         def progress(counts: LinkCounts) -> None:
             figures = [several(counts.pages, "page"), several(counts.found, "image")]
-            meter.tell("reading archives", done=counts.files, total=len(archives), figures=figures)
+            meter.tell("reading archives", done=counts.files, total=len(named), figures=figures)
 
         obeyed = heeded(
             ignore_x_robots=ignore_x_robots,
@@ -61,13 +65,14 @@ def urls(
         )
         if ignore_opt_outs:
             obeyed = frozenset()
-        counts = list_links(archives, output, workers=workers, heeded=obeyed, progress=progress)
+        counts = list_links(named, output, workers=workers, heeded=obeyed, progress=progress)
     seconds = time.monotonic() - started
     if as_json:
         answer = {"output": str(output), "seconds": round(seconds, 3), **asdict(counts)}
         typer.echo(json.dumps(answer, indent=2))
     else:
         _print(counts, output, seconds)
+    end_if_nothing(counts.distinct)
 
 
 def _print(counts: LinkCounts, output: Path, seconds: float) -> None:
@@ -89,4 +94,6 @@ def _print(counts: LinkCounts, output: Path, seconds: float) -> None:
         typer.echo(f"          {visible(archive)}: {reason}; what can be read is in the list")
     if len(counts.damaged) > _LISTED:
         typer.echo(f"          and {len(counts.damaged) - _LISTED:,} more: --json names all")
+    if not counts.distinct:
+        typer.echo("Nothing was found: the list has no rows.")
     typer.echo(f"took      {duration(seconds)}: {counts.pages / seconds:,.0f} pages/s")

@@ -12,11 +12,13 @@ from cluster.errors import UserError
 from cluster.host import CORES
 from cluster.map.processes import processes
 from cluster.wording import several, visible
-from ingest.commands.options import DatasetFolder, Json, Workers
+from ingest.commands.options import DatasetFolder, Json, Workers, end_if_nothing
 from ingest.dataset.open import open_dataset
 from ingest.dataset.view import read_view, view_names
 from ingest.filter.filter import Filter, FilterReport, filter_view
 from ingest.progress.meter import Meter
+
+_LONGEST_NAME = 200
 
 
 def view(
@@ -73,6 +75,7 @@ def view(
         typer.echo(json.dumps({"path": dataset} | asdict(report), indent=2))
     else:
         _print(report, dataset)
+    end_if_nothing(report.kept)
 
 
 def _print(report: FilterReport, dataset: str) -> None:
@@ -85,9 +88,15 @@ def _print(report: FilterReport, dataset: str) -> None:
         if listed.unmatched:
             typer.echo(
                 f"careful  {listed.unmatched:,} of {several(listed.lines, 'line')} of {visible(listed.path)} "
-                f"name no sample: {', '.join(map(visible, listed.named))}"
+                f"name no sample: {', '.join(_brief(name) for name in listed.named)}"
                 + (", …" if len(listed.named) < listed.unmatched else "")
             )
+    if not report.kept:
+        typer.echo("Nothing is kept: no view was written.")
+
+
+def _brief(name: str) -> str:
+    return visible(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…")
 
 
 def _list(dataset: str, *, as_json: bool) -> None:

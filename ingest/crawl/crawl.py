@@ -1,12 +1,11 @@
 """The crawl: plan, read, check, shard, commit, seal. Running it again finishes what is missing."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-
-from yarl import URL
 
 from cluster.errors import UserError
 from cluster.output_trouble import writing
@@ -15,16 +14,18 @@ from ingest.dataset import layout
 from ingest.dataset.commit import read_commits
 from ingest.dataset.seal import seal
 from ingest.dataset.vocabulary import LABEL_COLUMNS, distinct_labels, publish_vocabulary
-from ingest.labels.labelled import labelled, read_labelling
+from ingest.labels.labelled import Labelling, labelled, read_labelling
 from ingest.plan.freeze import freeze
 from ingest.plan.label_doubts import label_doubts
 from ingest.plan.plan import Plan, read_plans
 from ingest.plan.settings import CrawlSettings, with_labelling
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.sources.expand import expand
-from ingest.sources.opening import open_listing, refuse_unused
+from ingest.sources.opening import open_listing, refuse_unused, written_down
+from ingest.sources.source import Listing
 from ingest.sources.url_list import Columns
 from ingest.store.open import open_store
+from ingest.store.store import Store
 from ingest.web.settings import FetchSettings
 
 logger = logging.getLogger(__name__)
@@ -102,47 +103,75 @@ def plan_shards(
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
     places = [place for text in sources for place in expand(text)]
+    refuse_repeated([place if "://" in place else written_down(place) for place in places])
     refuse_unused(columns, places)
     labelling = read_labelling(labels_from, labels, places)
-    opened = labelled(
-        [
-            open_listing(place, columns, heeded=settings.fetch.heeded, follow_links=follow_links)
-            for place in places
-        ],
-        labelling,
-    )
-    settings = with_labelling(settings, labelling)
+    listings = [
+        open_listing(place, columns, heeded=settings.fetch.heeded, follow_links=follow_links)
+        for place in places
+    ]
     if isinstance(store.root, Path):
         _refuse_output_inside([*sources, *places], store.root)
     # Before an hour of planning, too.
-    _refuse_without_contact(settings.fetch, any(source.kind.is_fetched for source in opened))
+    _refuse_without_contact(settings.fetch, any(listing.kind.is_fetched for listing in listings))
+    return plan_listings(
+        listings,
+        store,
+        settings,
+        labelling,
+        locations=[written_down(place) for place in places],
+        extend=extend,
+        progress=progress,
+        counts=counts,
+    )
+
+
+def plan_listings(
+    listings: Sequence[Listing],
+    store: Store,
+    settings: CrawlSettings,
+    labelling: Labelling | None,
+    *,
+    locations: Sequence[str],
+    extend: bool,
+    progress: Progress,
+    counts: Counts,
+) -> Plan:
+    """Freeze the rows of opened sources, which are closed, and say what looks wrong about their labels.
+
+    Args:
+        listings: the sources, in order.
+        store: the dataset's files.
+        settings: without the labelling.
+        labelling: what images are said to show instead of what their sources say; None: as these say.
+        locations: of the sources, so that others can open them.
+        extend, progress, counts: see `plan_shards`.
+
+    Raises:
+        UserError: see `freeze`; or the output cannot be written.
+    """
 
     def listed(items: int) -> None:
         counts.planned = items
         progress(counts)
 
     with ExitStack() as stack, writing(store.root):
-        for source in opened:
-            stack.callback(source.close)
+        for listing in listings:
+            stack.callback(listing.close)
         store.prepare()
-        locations = list(map(_location, places))
         plan = freeze(
             store,
-            opened,
-            settings,
+            labelled(listings, labelling),
+            with_labelling(settings, labelling),
             listed=listed,
             extend=extend,
             locations=locations,
             more=(lambda: {}) if labelling is None else labelling.outcome,
         )
-        warn_of_labels(plan)
+        # At once: after the crawl it would be too late.
+        for doubt in label_doubts(plan):
+            logger.warning(doubt)
         return plan
-
-
-def warn_of_labels(plan: Plan) -> None:
-    """Say at once what looks wrong about the labels: after the crawl it would be too late."""
-    for doubt in label_doubts(plan):
-        logger.warning(doubt)
 
 
 def crawl_plan(
@@ -198,11 +227,15 @@ def seal_plan(plan: Plan) -> str:
     return root
 
 
-def _location(place: str) -> str:
-    """Where a source is, as it is written down: without a name and a password, and without a signed query."""
-    if place.startswith(("http://", "https://")):
-        return str(URL(place).with_user(None).with_query(None))
-    return place if "://" in place else str(Path(place).resolve())
+def refuse_repeated(locations: Sequence[str]) -> None:
+    """Each source is there once: its images would all be there twice.
+
+    Raises:
+        UserError: one is not.
+    """
+    repeated = [location for location, times in Counter(locations).items() if times > 1]
+    if repeated:
+        raise UserError(f"{repeated[0]} is given twice: leave one of them out")
 
 
 def _refuse_without_contact(fetch: FetchSettings, urls: bool) -> None:

@@ -6,24 +6,19 @@ units.
 """
 
 import os
-from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from cluster.errors import UserError
-from cluster.output_trouble import writing
-from ingest.crawl.crawl import crawl_plan, warn_of_labels
+from ingest.crawl.crawl import crawl_plan, plan_listings, refuse_repeated
 from ingest.dataset import layout
-from ingest.labels.labelled import labelled, read_labelling
-from ingest.plan.freeze import freeze
-from ingest.plan.settings import CrawlSettings, with_labelling
+from ingest.labels.labelled import read_labelling
+from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.sources.expand import expand
 from ingest.sources.image_listing import ImageListing
-from ingest.sources.tar import is_compressed, is_tar
+from ingest.sources.tar import is_tar
+from ingest.sources.tar_bytes import is_compressed
 from ingest.sources.tar_in_place import ForeignTar
 from ingest.store.clients import is_bucket
 from ingest.store.open import open_store
@@ -59,41 +54,24 @@ def index_tars(
     """
     store = open_store(output)
     places = [place for text in tars for place in map(_place, expand(text))]
-    repeated = [place for place, times in Counter(places).items() if times > 1]
-    if repeated:
-        raise UserError(f"{repeated[0]} is given twice: leave one of them out")
+    refuse_repeated(places)
     names = [_name(store, place) for place in places]
     counts = Counts()
-
-    def listed(items: int) -> None:
-        counts.planned = items
-        progress(counts)
-
-    with ExitStack() as stack, writing(store.root):
-        tars_here = [ImageListing(ForeignTar(*pair)) for pair in zip(places, names, strict=True)]
-        labelling = read_labelling(labels_from, labels, places)
-        sources = labelled(tars_here, labelling)
-        settings = with_labelling(settings, labelling)
-        for source in sources:
-            stack.callback(source.close)
-        store.prepare()
-        plan = freeze(
-            store,
-            sources,
-            settings,
-            listed=listed,
-            extend=extend,
-            locations=places,
-            more=(lambda: {}) if labelling is None else labelling.outcome,
-        )
-        warn_of_labels(plan)
-        return crawl_plan(plan, fetch=settings.fetch, workers=workers, progress=progress, counts=counts)
+    plan = plan_listings(
+        [ImageListing(ForeignTar(*pair)) for pair in zip(places, names, strict=True)],
+        store,
+        settings,
+        read_labelling(labels_from, labels, places),
+        locations=places,
+        extend=extend,
+        progress=progress,
+        counts=counts,
+    )
+    return crawl_plan(plan, fetch=settings.fetch, workers=workers, progress=progress, counts=counts)
 
 
 def _place(text: str) -> str:
     """An absolute path, or a URL in a bucket, of a tar that can be used in place."""
-    if text.startswith("file://"):
-        text = url2pathname(urlsplit(text).path)
     if "://" in text and not is_bucket(text):
         raise UserError(f"{text} cannot be used in place: copy it to a folder or a bucket")
     # Links are not resolved: what they lead to may move.

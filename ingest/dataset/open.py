@@ -129,6 +129,13 @@ class Dataset:
         home, name = home_of(self.store, self.files.name(unit_index, "shard"))
         return home.read_range(name, offset, size)
 
+    def unit_of_each_generation(self) -> list[int]:
+        """Places of units, one of each generation that has samples: its units have the same columns."""
+        sealed = sealed_units(self.path, self.root, columns=["unit", "generation"])
+        generation = sealed["generation"].to_numpy()[np.isin(sealed["unit"].to_numpy(), self.units)]
+        places: list[int] = np.unique(generation, return_index=True)[1].tolist()
+        return places
+
     def unit_rows(self, unit_index: int) -> NDArray[np.void]:
         """One unit's samples in slot order, those in the view: (n,) `ROW`.
 

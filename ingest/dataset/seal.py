@@ -34,6 +34,9 @@ def merkle_root(leaves: Sequence[bytes]) -> str:
 def seal(store: Store, expected: Mapping[int, str]) -> str:
     """Name the dataset that these units make, and point DATASET.json to it. Sealing again changes nothing.
 
+    If DATASET.json points to one with later generations it stays: a crawl that is run again when others have
+    added to the dataset takes nothing away from it.
+
     Args:
         store: the dataset's files.
         expected: every planned unit, ascending, and the fingerprint of its plan.
@@ -73,9 +76,20 @@ def seal(store: Store, expected: Mapping[int, str]) -> str:
         # The head is damaged; or the list was lost and made anew, by a pyarrow that writes other bytes.
         store.replace(layout.sealed_name(root, "json"), head)
     pointer = Pointer(format=1, sealed=root).to_bytes()
-    if not _same(store, layout.DATASET, pointer):
+    if not _same(store, layout.DATASET, pointer) and not _has_later(store, records[-1].generation):
         store.replace(layout.DATASET, pointer)
     return root
+
+
+def _has_later(store: Store, generation: int) -> bool:
+    """Whether DATASET.json points to a whole dataset with later generations than this."""
+    try:
+        latest = Pointer.read(store.read(layout.DATASET), where=layout.DATASET, remedy="").sealed
+        name = layout.sealed_name(latest, "json")
+        head = SealedHead.read(store.read(name), where=name, remedy="")
+    except (FileNotFoundError, UserError):
+        return False
+    return head.generations[-1] > generation and store.exists(layout.sealed_name(latest, "parquet"))
 
 
 def _same(store: Store, name: str, data: bytes) -> bool:

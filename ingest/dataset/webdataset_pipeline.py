@@ -42,7 +42,7 @@ def make_pipeline(
             f"{path} has no image{f' in the view {view}' if view else ''}: see `ingest stats {path}`"
         )
     there = {
-        name for unit in (0, -1) for name in dataset.kept_rows(int(unit) % len(dataset.units)).column_names
+        name for index in dataset.unit_of_each_generation() for name in dataset.kept_rows(index).column_names
     }
     if missing := [name for name in columns if name not in there]:
         raise UserError(f"{path} has no column {missing[0]}: it has {', '.join(sorted(there))}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from cluster.map.tasks import MapTasks
 from ingest.dataset.keys import keys_of
-from ingest.dataset.open import Dataset, open_dataset, sealed_units
+from ingest.dataset.open import Dataset, open_dataset
 from ingest.dataset.view import PackedKeeps, read_view, refuse_taken_name, write_view
 from ingest.filter.condition_text import Condition, parse
 from ingest.filter.conditions import DERIVED, columns_of, evaluate, lacking
@@ -123,7 +123,7 @@ def filter_view(
     map_tasks: MapTasks,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FilterReport:
-    """Write a view of the samples that a filter lets through.
+    """Write a view of the samples that a filter lets through; none if it lets nothing through.
 
     Args:
         dataset: a sealed dataset.
@@ -158,12 +158,14 @@ def filter_view(
             for seen, entries in zip(matched, answer.matched, strict=True):
                 seen[entries] = True
             progress(task.last, len(opened.units))
-    write_view(dataset, name, root=opened.root, keeps=keeps)
+    kept = len(opened) - int(dropped[0].sum())
+    if kept:  # views are for good: nobody can use an empty one, and it would take the name of the right one
+        write_view(dataset, name, root=opened.root, keeps=keeps)
     return FilterReport(
         root=opened.root,
         view=name,
         samples=len(opened),
-        kept=len(opened) - int(dropped[0].sum()),
+        kept=kept,
         steps=tuple(
             Dropped(step=step, dropped=count, null=null)
             for step, count, null in zip(wanted.steps, *dropped.tolist(), strict=True)
@@ -230,9 +232,7 @@ def _tasks(
 
 def _check_columns(opened: Dataset, conditions: Sequence[Condition]) -> None:
     """Decide each condition once per generation, whose units have the same columns: mistakes show at once."""
-    sealed = sealed_units(opened.path, opened.root, columns=["unit", "generation"])
-    generation = sealed["generation"].to_numpy()[np.isin(sealed["unit"].to_numpy(), opened.units)]
-    samples = [opened.kept_rows(int(index)) for index in np.unique(generation, return_index=True)[1]]
+    samples = [opened.kept_rows(index) for index in opened.unit_of_each_generation()]
     for condition in conditions:
         for rows in samples:
             evaluate(condition, rows)

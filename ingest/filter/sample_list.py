@@ -5,6 +5,7 @@ the key of a sample; all else is where it came from, compared with the column `u
 that two spellings of one are the same.
 """
 
+import codecs
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from cluster.errors import UserError
 from ingest.dataset.keys import key_name
 from ingest.web.url import canonical
 
+# Their lines would be taken for URLs that name no sample.
+_OTHER_FORMATS = frozenset([".json", ".jsonl", ".ndjson", ".gz", ".zst", ".xz", ".bz2", ".zip", ".xlsx"])
 _KEY = re.compile(r"[0-9]{13}", re.ASCII)
 
 
@@ -93,8 +96,14 @@ def read_sample_list(path: str | Path) -> SampleList:
         UserError: there is no such file, it is not what its name says, or it has neither keys nor urls.
     """
     path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        raise UserError(f"{path} is named like no list of samples: give .txt, .csv, .tsv or .parquet")
     try:
-        keys, urls = _columns(path) if path.suffix in (".parquet", ".csv", ".tsv") else _text_lines(path)
+        with path.open("rb") as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise UserError(f"{path} is UTF-16: save it as UTF-8")
+        keys, urls = _columns(path, suffix) if suffix in (".parquet", ".csv", ".tsv") else _text_lines(path)
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read: {reason}") from error
@@ -114,18 +123,25 @@ def _spelled(url: str) -> str:
 
 
 def _text_lines(path: Path) -> tuple[list[int], list[str]]:
-    lines = path.read_bytes().decode("utf-8-sig", "backslashreplace").splitlines()
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if b"\0" in data:
+            raise UserError(f"{path} is no text: give .txt, .csv, .tsv or .parquet") from None
+        text = data.decode("utf-8-sig", "backslashreplace")
+    lines = text.splitlines()
     entries = [line.strip() for line in lines if line.strip()]
     return [int(e) for e in entries if _KEY.fullmatch(e)], [e for e in entries if not _KEY.fullmatch(e)]
 
 
-def _columns(path: Path) -> tuple[list[int], list[str]]:
-    if path.suffix == ".parquet":
+def _columns(path: Path, suffix: str) -> tuple[list[int], list[str]]:
+    if suffix == ".parquet":
         names = set(pq.read_schema(path).names)
         table = pq.read_table(path, columns=sorted(names & {"key", "url"}))
     else:
         texts = pyarrow.csv.ConvertOptions(column_types={"key": pa.string(), "url": pa.string()})
-        delimiter = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
+        delimiter = pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
         table = pyarrow.csv.read_csv(path, parse_options=delimiter, convert_options=texts)
         names = set(table.column_names)
     if not names & {"key", "url"}:

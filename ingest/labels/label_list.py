@@ -21,9 +21,11 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +35,7 @@ from ingest.labels.said import Said, joined
 from ingest.labels.voc import files_in_folder, read_split_files
 from ingest.sources.folder_metadata import csv_rows
 from ingest.sources.remote_trouble import reading
+from ingest.sources.text_blocks import as_utf8
 from ingest.sources.url_list import list_format, split_labels
 from ingest.store.files import open_file
 
@@ -46,6 +49,7 @@ MANY_LABELS = ("labels", "classes", "tags", "hashtags")
 _TRUTH = re.compile(r"(ILSVRC\d{4})_validation_ground_truth\.txt")
 
 
+@dataclass(frozen=True, kw_only=True)
 class LabelList:
     """What a file says of images.
 
@@ -55,10 +59,9 @@ class LabelList:
         unnamed: the labels are numbers whose names were not found.
     """
 
-    def __init__(self, identity: str, said: Mapping[str, Said], *, unnamed: bool = False) -> None:
-        self.identity = identity
-        self.said = said
-        self.unnamed = unnamed
+    identity: str
+    said: Mapping[str, Said]
+    unnamed: bool = False
 
 
 def read_label_list(location: str) -> LabelList:
@@ -69,8 +72,6 @@ def read_label_list(location: str) -> LabelList:
     """
     if "://" not in location and Path(location).is_dir():
         return _voc_folder(Path(location))
-    data = _read(location)
-    identity = identity_of(PurePosixPath(location).name, data)
     found = list_format(location)
     if found is None:
         raise UserError(
@@ -78,22 +79,23 @@ def read_label_list(location: str) -> LabelList:
             "any of them with .gz or .zst, or VOC's folder ImageSets/Main"
         )
     kind, compression = found
-    file: Any = (
-        io.BytesIO(data) if compression is None else pa.CompressedInputStream(io.BytesIO(data), compression)
-    )
+    data = _read(location)
+    identity = identity_of(_name(location), data)
     try:
+        if compression is not None:
+            data = pa.CompressedInputStream(io.BytesIO(data), compression).read()
+        if kind != "parquet":
+            data = as_utf8(data)
         if kind == "txt":
-            return _text_list(location, identity, file.read().decode("utf-8-sig"))
-        return LabelList(identity, _collected(location, _READERS[kind](file)))
-    except (
-        csv.Error,
-        ValueError,
-        RecursionError,
-        pa.ArrowException,
-        OSError,
-        EOFError,
-    ) as error:
+            return _text_list(location, identity, data.decode())
+        return LabelList(identity=identity, said=_collected(location, _READERS[kind](io.BytesIO(data))))
+    except (csv.Error, ValueError, RecursionError, pa.ArrowException, OSError, EOFError) as error:
         raise UserError(f"--labels {location} is damaged, or not {kind}: {error}") from error
+
+
+def _name(location: str) -> str:
+    """Of a URL, without its query: one that is signed is another each time, and nobody else's."""
+    return PurePosixPath(urlsplit(location).path if "://" in location else location).name
 
 
 def identity_of(name: str, data: bytes) -> str:
@@ -125,29 +127,28 @@ def _voc_folder(folder: Path) -> LabelList:
 def voc_list(files: Mapping[str, bytes]) -> LabelList:
     """The labels in VOC's split files."""
     digests = "".join(f"{name} {hashlib.sha256(data).hexdigest()}\n" for name, data in sorted(files.items()))
-    return LabelList(identity_of("ImageSets/Main", digests.encode()), read_split_files(files))
+    return LabelList(identity=identity_of("ImageSets/Main", digests.encode()), said=read_split_files(files))
 
 
 def _csv(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
-    return csv_rows(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), strict=True))
+    return csv_rows(csv.reader(io.TextIOWrapper(file, "utf-8", newline=""), strict=True))
 
 
 def _tsv(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
     # A quote in it is a quote.
-    lines = (line.rstrip("\r\n") for line in io.TextIOWrapper(file, "utf-8-sig", newline="\n"))
+    lines = (line.rstrip("\r\n") for line in io.TextIOWrapper(file, "utf-8", newline="\n"))
     return csv_rows(line.split("\t") for line in lines)
 
 
 def _json_lines(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
-    for line in io.TextIOWrapper(file, "utf-8-sig"):
+    for line in io.TextIOWrapper(file, "utf-8"):
         if line.strip():
-            row = json.loads(line)
-            yield row if isinstance(row, dict) else {}
+            yield _object(json.loads(line))
 
 
 def _json(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
     """A list of objects; or COCO's, whose annotations have an image and a category each."""
-    value = json.load(io.TextIOWrapper(file, "utf-8-sig"))
+    value = json.load(io.TextIOWrapper(file, "utf-8"))
     if isinstance(value, dict) and {"images", "annotations", "categories"} <= value.keys():
         try:
             classes = {each["id"]: each.get("name", each["id"]) for each in value["categories"]}
@@ -157,8 +158,15 @@ def _json(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"COCO's images, annotations and categories do not fit: {error}") from error
         return
-    for row in value if isinstance(value, list) else []:
-        yield row if isinstance(row, dict) else {}
+    if not isinstance(value, list):
+        raise ValueError('it is neither a list, as [{"path": …, "label": …}, …], nor of COCO\'s form')
+    yield from map(_object, value)
+
+
+def _object(row: Any) -> Mapping[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{json.dumps(row)[:80]} is no object with a path and labels")
+    return row
 
 
 def _parquet(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
@@ -189,6 +197,7 @@ def _collected(location: str, rows: Iterator[Mapping[str, Any]]) -> dict[str, Sa
         image = _clean(row[columns["image"]]) if "image" in columns else None
         if image is None:
             continue
+        image = image.removeprefix("./")  # as `find` writes paths
         new = Said(
             labels=_labels(row[columns["labels"]], columns["labels"]) if "labels" in columns else (),
             split=_clean(row[columns["split"]]) if "split" in columns else None,
@@ -252,14 +261,14 @@ def _clean(value: Any) -> str | None:
 
 def _text_list(location: str, identity: str, text: str) -> LabelList:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    truth = _TRUTH.fullmatch(PurePosixPath(location).name)
+    truth = _TRUTH.fullmatch(_name(location))
     if truth is not None and all(line.isdigit() for line in lines):
         names = _devkit_names(location)
         said = {
             f"{truth[1]}_val_{number:08d}": Said((names.get(line, line),))
             for number, line in enumerate(lines, 1)
         }
-        return LabelList(f"{identity}{_with(names)}", said, unnamed=not names)
+        return LabelList(identity=f"{identity}{_with(names)}", said=said, unnamed=not names)
     words = [line.rsplit(None, 1) for line in lines]
     wrong = next((line for line, parts in zip(lines, words, strict=True) if len(parts) != 2), None)
     if wrong is not None or not lines:
@@ -269,13 +278,9 @@ def _text_list(location: str, identity: str, text: str) -> LabelList:
             + ": a file of another form needs names of columns, such as path and label in a .csv"
         )
     names = _places_names(location)
-    known: dict[str, Said] = {}
-    said = {}
-    for image, label in words:
-        new = known.setdefault(label, Said((names.get(label, label),)))
-        said[image] = joined(said[image], new) or new if image in said else new
-    unnamed = not names and PurePosixPath(location).name.startswith("places365")
-    return LabelList(f"{identity}{_with(names)}", said, unnamed=unnamed)
+    said = _collected(location, ({"path": image, "label": names.get(label, label)} for image, label in words))
+    unnamed = not names and _name(location).startswith("places365")
+    return LabelList(identity=f"{identity}{_with(names)}", said=said, unnamed=unnamed)
 
 
 def _with(names: Mapping[str, str]) -> str:
@@ -305,7 +310,7 @@ def _devkit_names(location: str) -> dict[str, str]:
 def _places_names(location: str) -> dict[str, str]:
     """Names of Places' classes by their numbers, from the list of categories beside the file."""
     path = Path(location).parent / "categories_places365.txt"
-    if "://" in location or not PurePosixPath(location).name.startswith("places365") or not path.is_file():
+    if "://" in location or not _name(location).startswith("places365") or not path.is_file():
         return {}
     pairs = [line.split() for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]
     # "/b/bow_window/indoor 58": the letter is no part of the name.

@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.errors import UserError
 from ingest.labels.said import NOTHING, Said, joined
 from ingest.problem import Problem
-from ingest.sources.opening import open_images
+from ingest.sources.opening import is_list, open_images
 
 _NAME = re.compile(r"(?P<label>[^/]+)_(?P<split>train|val|trainval|test)\.txt")
 _PLACE = re.compile(rf"(?:^|/)ImageSets/Main/{_NAME.pattern}$")
@@ -24,11 +24,17 @@ def files_in_folder(folder: Path) -> dict[str, bytes]:
 
 
 def files_in_source(place: str) -> dict[str, bytes]:
-    """The split files within a folder or a tar of VOC's layout, or, of its JPEGImages, those beside them.
+    """The split files within a folder or a tar of VOC's layout; or beside a list, or its JPEGImages.
 
     Raises:
         UserError: the source cannot be used.
     """
+    found = {} if is_list(place) else _files_within(place)
+    beside = Path(place).resolve().parent / "ImageSets" / "Main"
+    return found or (files_in_folder(beside) if beside.is_dir() else {})
+
+
+def _files_within(place: str) -> dict[str, bytes]:
     source = open_images(place)
     try:
         items = [item for item in source.items() if _PLACE.search(item.path.decode("utf-8", "replace"))]
@@ -37,11 +43,10 @@ def files_in_source(place: str) -> dict[str, bytes]:
             if isinstance(data, Problem):
                 shown = item.path.decode("utf-8", "backslashreplace")
                 raise UserError(f"{place}: the labels in {shown} cannot be read: {data.reason}")
-            found[item.path.decode().rpartition("/")[2]] = data
+            found[item.path.rpartition(b"/")[2].decode("utf-8", "replace")] = data
+        return found
     finally:
         source.close()
-    beside = Path(place).resolve().parent / "ImageSets" / "Main"
-    return found or (files_in_folder(beside) if beside.is_dir() else {})
 
 
 def read_split_files(files: Mapping[str, bytes]) -> dict[str, Said]:

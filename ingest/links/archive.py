@@ -9,14 +9,13 @@ from fastwarc.warc import WarcRecord
 from ingest.links.page import LONGEST_PAGE, Link, Page, page_links
 from ingest.links.wat import wat_page
 from ingest.sources.remote_trouble import is_trouble, said
+from ingest.sources.warc_message import body, message
 from ingest.sources.warc_records import (
     METADATA,
     RESOURCE,
     RESPONSE,
     ArchiveError,
-    body,
     content_type,
-    message,
     records,
     target,
 )

@@ -133,6 +133,8 @@ def _refuse_unknown(archives: Sequence[str]) -> None:
         raise UserError("name at least one WARC or WAT file")
     for name in archives:
         protocol, remote, _ = name.partition("://")
+        if not remote and Path(name).is_dir():
+            raise UserError(f"{name} is a folder: name the files in it, such as '{name}/*.warc.gz'")
         if not remote and not Path(name).is_file():
             raise UserError(f"there is no file {name}")
         if is_bucket(name):

@@ -15,6 +15,7 @@ from ingest.dataset.plan_record import PlanRecord
 from ingest.dataset.view import read_view, view_names
 from ingest.report.histogram import Histogram
 from ingest.report.provenance import (
+    ANOTHER_TRY,
     OPT_OUTS,
     are_answers,
     opt_outs,
@@ -143,8 +144,12 @@ def _sources(plans: Plans) -> Iterator[str]:
         if plan is None:
             yield f"- generation {number}: its plan is not here"
             continue
+        of_generation = f" (generation {number})" if number else ""
+        if plan.retries is not None:
+            yield f"- {ANOTHER_TRY}{of_generation}"
+            continue
         for source in plan.sources:
-            yield f"- {_code(source_words(source))}" + (f" (generation {number})" if number else "")
+            yield f"- {_code(source_words(source))}{of_generation}"
 
 
 def _opt_outs(stats: Stats, plans: Plans) -> Iterator[str]:

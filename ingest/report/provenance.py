@@ -13,6 +13,8 @@ from ingest.web.opt_outs import OptOut
 # Flags by what they make a crawl ignore.
 OPT_OUTS = {"robots.txt": "--ignore-robots"} | {each.header: each.option for each in OptOut}
 
+ANOTHER_TRY = "another try at what had failed"
+
 
 def read_generations(path: str | Path, numbers: Sequence[int]) -> dict[int, PlanRecord | None]:
     """The plans of these generations; None if one is not here, as only crawls need it.
@@ -56,7 +58,8 @@ def setting_words(plan: PlanRecord) -> dict[str, str]:
     """The settings that are set, and the builds, by their names; opt-outs are apart."""
     settings = {flag: value for flag, value in plan.settings.plain().items() if flag not in OPT_OUTS.values()}
     if settings.get("--resize") is None:
-        settings.pop("--quality", None)  # of an encoder that was not used
+        for flag in ("--crop", "--encoding", "--quality"):
+            settings.pop(flag, None)  # of what was not done
     values = {name: value for name, value in (settings | plan.builds).items() if value not in (None, "")}
     return {
         name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -71,7 +74,10 @@ def made_of(path: str | Path, generations: Sequence[int]) -> list[tuple[str, str
         if plan is None:
             rows.append((layout.plan_name(number), "is not here"))
             continue
-        rows += [("source", source_words(source)) for source in plan.sources]
+        if plan.retries is not None:
+            rows.append(("source", ANOTHER_TRY))
+        else:
+            rows += [("source", source_words(source)) for source in plan.sources]
         if are_answers(plan):
             rows += opt_outs(plan).items()
         rows += setting_words(plan).items()

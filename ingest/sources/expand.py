@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from cluster.errors import UserError
 from ingest.sources.remote_trouble import reading
@@ -17,11 +19,15 @@ _DESCRIPTIONS = frozenset(["json", "txt"])
 def expand(location: str) -> list[str]:
     """The files that a pattern with * names, or that a folder of lists holds, in order of their names.
 
-    Any other location is itself. What lies elsewhere is a folder if a slash ends it.
+    Any other location is itself, a file:// URL as a path. What lies elsewhere is a folder if a slash ends it.
 
     Raises:
-        UserError: nothing matches, or a folder holds lists of several kinds.
+        UserError: it is empty, nothing matches, or a folder holds lists of several kinds.
     """
+    if not location:  # a shell's variable without a value: it would be the current folder
+        raise UserError("the name of a source is empty: say which it is")
+    if location.startswith("file://"):
+        location = url2pathname(urlsplit(location).path)
     if "*" in location:
         with reading(location):
             found = matching(location)
@@ -29,7 +35,7 @@ def expand(location: str) -> list[str]:
             raise UserError(f"no file matches {location}")
         return found
     if "://" not in location:
-        return _lists(location, _files_below(location)) if Path(location).is_dir() else [location]
+        return _local_lists(location) if Path(location).is_dir() else [location]
     if not location.endswith("/"):
         return [location]
     with reading(location):
@@ -37,8 +43,20 @@ def expand(location: str) -> list[str]:
     return _lists(location, iter(below))
 
 
-def _files_below(folder: str) -> Iterator[str]:
-    for place, folders, files in os.walk(folder):
+def _local_lists(folder: str) -> list[str]:
+    unreadable: list[OSError] = []
+    found = _lists(folder, _files_below(folder, unreadable))
+    # Below a folder of images, one that cannot be read is a row; lists have no such place.
+    if found != [folder] and unreadable:
+        raise UserError(
+            f"{unreadable[0].filename} cannot be read, and may hold lists, as {folder} does: make it "
+            "readable, or name the lists to read"
+        )
+    return found
+
+
+def _files_below(folder: str, unreadable: list[OSError]) -> Iterator[str]:
+    for place, folders, files in os.walk(folder, onerror=unreadable.append):
         folders.sort()
         yield from (f"{place}/{name}" for name in sorted(files))
 

@@ -13,6 +13,7 @@ from typing import Any
 from cluster.errors import UserError
 from ingest.sources.companions import said_by
 from ingest.sources.source import Item
+from ingest.sources.text_blocks import as_utf8
 
 NAMES = (b"metadata.csv", b"metadata.jsonl")
 _FILE = "file_name"
@@ -75,7 +76,7 @@ def read_metadata(
         UserError: it cannot be read.
     """
     try:
-        text = io.StringIO(data.decode("utf-8-sig"), newline="")
+        text = io.StringIO(as_utf8(data).decode(), newline="")
         if name.endswith(b".csv"):
             rows: list[Any] = list(csv_rows(csv.reader(text, strict=True)))
         else:

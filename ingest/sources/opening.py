@@ -6,12 +6,16 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from yarl import URL
+
 from cluster.errors import UserError
 from ingest.dataset.plan_record import SourceKind, SourceRecord
+from ingest.image.header import sniff
 from ingest.sources.file_list import FileList, ListedFiles, names_files
 from ingest.sources.folder import FolderSource
 from ingest.sources.image_listing import ImageListing
 from ingest.sources.image_table import ImageTable
+from ingest.sources.remote_trouble import is_trouble
 from ingest.sources.source import Images, Listing, Source
 from ingest.sources.table_layout import image_column
 from ingest.sources.tar import TarSource, is_tar
@@ -19,8 +23,11 @@ from ingest.sources.tar_in_place import ForeignTar
 from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.warc import WarcSource, is_warc
 from ingest.store.clients import is_bucket
+from ingest.store.files import open_file
 from ingest.web.opt_outs import ALL, OptOut
 
+# Enough to tell an image by.
+_BEGINNING = 4096
 _WITH_COLUMNS = ("csv", "tsv", "json", "jsonl", "parquet")
 
 
@@ -38,12 +45,40 @@ def open_listing(
     Raises:
         UserError: it is none of them.
     """
-    if list_format(text) is None or Path(text).is_dir():
+    if not is_list(text):
         return ImageListing(open_images(text, heeded=heeded, follow_links=follow_links))
     if list_format(text) == ("parquet", None) and (image := image_column(text, columns.url)) is not None:
+        _refuse_unreadable_later(text)
         return ImageListing(ImageTable(text, image, columns))
     listed = UrlList(text, columns)
     return FileList(listed) if names_files(text, listed) else listed
+
+
+def written_down(place: str) -> str:
+    """Where a source is, as plans have it: without a name and a password, and without a signed query."""
+    if place.startswith(("http://", "https://")):
+        return str(URL(place).with_user(None).with_query(None))
+    return place if "://" in place else str(Path(place).resolve())
+
+
+def _refuse_unreadable_later(table: str) -> None:
+    """The images of a table are read when it is planned already, by whoever knows what is written down."""
+    location = written_down(table)
+    if "://" in table and location != table:
+        try:
+            open_file(location).close()
+        except Exception as error:
+            if not is_trouble(error):
+                raise
+            raise UserError(
+                f"{location} can be read only with the query or the password in its URL, which are not "
+                "written down: download it, and give the file"
+            ) from error
+
+
+def is_list(place: str) -> bool:
+    """Whether this is named like a list, or a table of images, and is no folder."""
+    return list_format(place) is not None and not Path(place).is_dir()
 
 
 def refuse_unused(columns: Columns, places: Sequence[str]) -> None:
@@ -52,7 +87,7 @@ def refuse_unused(columns: Columns, places: Sequence[str]) -> None:
     Raises:
         UserError: no source is of a kind that has use for it.
     """
-    formats = {found[0] for place in places if not Path(place).is_dir() and (found := list_format(place))}
+    formats = {found[0] for place in places if is_list(place) and (found := list_format(place))}
     for option, given, kinds in (
         ("--columns", columns.names, ("csv", "tsv")),
         ("--column-type", columns.types, ("csv", "tsv", "json", "jsonl")),
@@ -99,6 +134,11 @@ def open_images(text: str, *, heeded: frozenset[OptOut] = ALL, follow_links: boo
     """
     if is_bucket(text):
         return _remote_tar(text)
+    if "://" in text:
+        raise UserError(
+            f"source {text} is not named like a list, and nothing else is read from there: copy it to a "
+            "folder or a bucket"
+        )
     path = Path(text)
     if path.is_dir():
         return FolderSource(path, follow_links=follow_links)
@@ -112,11 +152,18 @@ def open_images(text: str, *, heeded: frozenset[OptOut] = ALL, follow_links: boo
         raise UserError(
             f"source {text} is an ARC file, which was before WARC: make a WARC of it with `warcio recompress`"
         )
+    if path.is_file() and os.access(path, os.R_OK) and _is_image(path):
+        raise UserError(f"source {text} is an image: give its folder, or a list of files, such as a .txt")
     raise UserError(
         f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2, xz or zstd), nor a WARC "
         "file, nor named like a list of URLs (.parquet, .csv, .tsv, .json, .jsonl or .txt, also with .gz or "
         ".zst)"
     )
+
+
+def _is_image(path: Path) -> bool:
+    with path.open("rb") as file:
+        return sniff(file.read(_BEGINNING)) is not None
 
 
 def _is_arc(path: Path) -> bool:

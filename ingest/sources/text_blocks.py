@@ -1,6 +1,7 @@
 """A text file in blocks of whole lines, as UTF-8, however it was written and packed."""
 
 import codecs
+import io
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -52,6 +53,11 @@ def pieces(opened: Opened) -> Iterator[bytes]:
     """The text in pieces that end anywhere; else as `blocks`."""
     with opened() as file:
         yield from _as_utf8(file)
+
+
+def as_utf8(data: bytes) -> bytes:
+    """A whole text; else as `blocks`."""
+    return b"".join(_as_utf8(io.BytesIO(data)))
 
 
 def _as_utf8(file: Any) -> Iterator[bytes]:

@@ -16,13 +16,12 @@ from ingest.dataset.schema import NO_COLUMNS
 from ingest.image.header import sniff
 from ingest.problem import PROBLEMS, Problem
 from ingest.sources.source import Item
-from ingest.sources.warc_records import RESOURCE, RESPONSE, ArchiveError, Stored, message, records, target
+from ingest.sources.warc_message import message
+from ingest.sources.warc_records import RESOURCE, RESPONSE, STARTS, ArchiveError, Stored, records, target
 from ingest.web.opt_outs import ALL, OptOut, image_opt_out
 
 # Enough for every magic number, through a content coding.
 _BEGINNING = 4096
-# How a record begins in the file: plain, gzip, LZ4, Zstandard.
-_STARTS = (b"WARC/", b"\x1f\x8b", b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd")
 
 
 class WarcSource:
@@ -61,14 +60,13 @@ class WarcSource:
                     item = self._item(found)
                     if item and item.problem.startswith("warc_"):
                         told = found.at
-                    if item and not os.pread(file.fileno(), 5, item.offset).startswith(_STARTS):
+                    if item and not os.pread(file.fileno(), 5, item.offset).startswith(STARTS):
                         item = Item(item.path, size=item.size, problem="warc_not_by_record")
                     if item:
                         yield item
-        except ArchiveError as error:
-            yield Item(b"", problem=error.problem)
-        except OSError:
-            yield Item(b"", problem="io_error")
+        except (ArchiveError, OSError):
+            # What is not planned, no retry tries.
+            yield Item(b"", problem="archive_unreadable")
 
     def read(self, items: Iterable[Item], *, max_bytes: int) -> Iterator[bytes | Problem]:
         for item in items:

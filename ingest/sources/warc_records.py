@@ -1,21 +1,16 @@
 """The records of a WARC file, plain or compressed record by record (gzip, LZ4, Zstandard), one at a time.
 
-fastwarc reads; this adds what hostile and damaged files need: bodies decoded in bounds, and an error where a
-file ends too early, which fastwarc takes for its end.
+fastwarc reads; this adds what damaged files need: an error where a file ends too early, which fastwarc takes
+for its end, and what follows. What a record holds is told by `ingest.sources.warc_message`.
 """
 
-import io
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from fastwarc.stream_io import BrotliReader, ChunkedReader, GzipReader, ZstdReader
+from fastwarc.stream_io import GzipReader
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
-
-from ingest.web.opt_outs import OptOut
 
 RESPONSE = WarcRecordType.response
 RESOURCE = WarcRecordType.resource
@@ -35,7 +30,7 @@ _TYPES = {
     )
 }
 # How records begin: gzip, LZ4, Zstandard, plain.
-_STARTS = (b"\x1f\x8b\x08", b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd", b"WARC/")
+STARTS = (b"\x1f\x8b\x08", b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd", b"WARC/")
 # Places in one file where a record might begin behind what is damaged, before the rest is given up; to read
 # what stands there costs as much as to look at so many.
 _MOST_PLACES = 1_000_000
@@ -49,16 +44,6 @@ _VERSION = re.compile(rb"WARC/[01]\.")
 _HEADER = re.compile(rb"WARC/[^\r\n]*\r?\n(?:[^\r\n]+\r?\n)*\r?\n")
 _LENGTH = re.compile(rb"^content-length:[ \t]*([0-9]{1,15})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _NAME = re.compile(rb"^[A-Za-z-]+(?=:)", re.MULTILINE)
-_CHARSET = re.compile(r"""charset\s*=\s*["']?([\w.:-]{1,40})""", re.IGNORECASE)
-_MOST_CODINGS = 3
-_CODINGS: dict[str, Callable[[BinaryIO], Any]] = {
-    "chunked": ChunkedReader,
-    "gzip": GzipReader,
-    "x-gzip": GzipReader,
-    "deflate": partial(GzipReader, zlib=True),
-    "br": BrotliReader,
-    "zstd": ZstdReader,
-}
 
 
 class ArchiveError(Exception):
@@ -79,31 +64,6 @@ class Stored(NamedTuple):
 
     at: int
     record: WarcRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class Message:
-    """What a record holds: an answer to a request, or a resource by itself.
-
-    Attributes:
-        status: of HTTP; 200 for a resource.
-        content_type: without parameters, lower case.
-        charset: as the header names it, if it does.
-        opt_outs: values of headers that opt out, by name.
-        body: decoded, up to the limit that was asked for, and one byte more if there are more.
-        truncated: the crawler stored only the beginning.
-    """
-
-    status: int
-    content_type: str
-    charset: str | None
-    opt_outs: Mapping[str, tuple[str, ...]]
-    body: bytes
-    truncated: bool
-
-    def said(self, header: str) -> tuple[str, ...]:
-        """What is told by a header that opts out."""
-        return self.opt_outs.get(header, ())
 
 
 def records(
@@ -136,7 +96,7 @@ def records(
             yield damage
             at = _next_start(file, damage.at + 1, magic, budget)
     except OSError as error:
-        raise _archive_error(error) from error
+        raise archive_error(error) from error
 
 
 def _straight(file: BinaryIO, at: int) -> Iterator[Stored | ArchiveError]:
@@ -186,35 +146,76 @@ def _other_case(file: BinaryIO, at: int) -> Iterator[Stored | ArchiveError]:
         beginning = file.read(_LONGEST_HEADER)
         if not beginning.strip(b"\r\n"):
             return
-        if beginning.startswith(b"\x1f\x8b"):
-            unpacker = zlib.decompressobj(31)
-            file.seek(at)
-            data, read = b"", 0
-            while not unpacker.eof and len(data) <= _LONGEST_RECORD and (piece := file.read(_PIECE)):
-                read += len(piece)
-                data += unpacker.decompress(piece, _LONGEST_RECORD + 1)
-            end = at + read - len(unpacker.unused_data)
-        else:
-            lead = len(beginning) - len(beginning.lstrip(b"\r\n"))
-            head = _HEADER.match(beginning, lead)
-            length = _LENGTH.search(head[0]) if head else None
-            if head is None or length is None or int(length[1]) > _LONGEST_RECORD:
-                yield ArchiveError("warc_damaged", at)
-                return
-            at += lead
-            end = at + len(head[0]) + int(length[1])
-            file.seek(at)
-            data = file.read(end - at)
-            if len(data) < end - at:
-                yield ArchiveError("warc_truncated", at)
-                return
-        head = _HEADER.match(data)
-        if head is None or len(data) > _LONGEST_RECORD:
-            yield ArchiveError("warc_damaged", at)
+        at += len(beginning) - len(beginning.lstrip(b"\r\n"))
+        try:
+            if beginning.startswith(STARTS[0]):
+                data, end = _gzip_member(file, at)
+            else:
+                data, end = _plain_record(file, at)
+            size = _size(data, at)
+        except ArchiveError as error:
+            yield error
             return
-        usual = _NAME.sub(lambda name: b"-".join(map(_usual, name[0].split(b"-"))), head[0])
-        yield Stored(at, _typed(WarcRecord.from_bytes(usual + data[len(usual) :] + b"\r\n\r\n")))
+        if len(data) < size:
+            yield ArchiveError("warc_truncated", at)
+            return
+        head = _NAME.sub(lambda name: b"-".join(map(_usual, name[0].split(b"-"))), _head(data, at))
+        yield Stored(at, _typed(WarcRecord.from_bytes(head + data[len(head) :] + b"\r\n\r\n")))
         at = end
+
+
+def _gzip_member(file: BinaryIO, at: int) -> tuple[bytes, int]:
+    """What the member at `at` unpacks to, and where the next one begins.
+
+    Raises:
+        ArchiveError: it is damaged, cut short, or too much.
+    """
+    unpacker = zlib.decompressobj(31)
+    file.seek(at)
+    data, read = b"", 0
+    while not unpacker.eof:
+        piece = file.read(_PIECE)
+        if not piece:
+            raise ArchiveError("warc_truncated", at)
+        read += len(piece)
+        try:
+            data += unpacker.decompress(piece, _LONGEST_RECORD + 1)
+        except zlib.error:
+            raise ArchiveError("warc_damaged", at) from None
+        if len(data) > _LONGEST_RECORD:
+            raise ArchiveError("warc_damaged", at)
+    return data, at + read - len(unpacker.unused_data)
+
+
+def _plain_record(file: BinaryIO, at: int) -> tuple[bytes, int]:
+    """The bytes of the record at `at`, fewer where the file ends, and where it should end.
+
+    Raises:
+        ArchiveError: none begins there, or it is too much.
+    """
+    file.seek(at)
+    size = _size(file.read(_LONGEST_HEADER), at)
+    if size > _LONGEST_RECORD:
+        raise ArchiveError("warc_damaged", at)
+    file.seek(at)
+    return file.read(size), at + size
+
+
+def _head(data: bytes, at: int) -> bytes:
+    """The head that a record begins with, and its empty line."""
+    head = _HEADER.match(data)
+    if head is None:
+        raise ArchiveError("warc_damaged", at)
+    return head[0]
+
+
+def _size(data: bytes, at: int) -> int:
+    """Bytes of a record, head and body, as its head has it."""
+    head = _head(data, at)
+    length = _LENGTH.search(head)
+    if length is None:
+        raise ArchiveError("warc_damaged", at)
+    return len(head) + int(length[1])
 
 
 def _usual(part: bytes) -> bytes:
@@ -239,7 +240,7 @@ def _next_start(file: BinaryIO, at: int, magic: bytes, budget: list[int]) -> int
         magic: the first bytes of the file.
         budget: how many places may be looked at; is counted down.
     """
-    start = next((start for start in _STARTS if magic.startswith(start)), None)
+    start = next((start for start in STARTS if magic.startswith(start)), None)
     if start is None or not file.seekable():
         return None
     while budget[0] > 0 and (found := _find(file, start, at)) is not None:
@@ -258,12 +259,12 @@ def _next_start(file: BinaryIO, at: int, magic: bytes, budget: list[int]) -> int
 
 def _is_likely(start: bytes, data: bytes) -> bool:
     """Whether this may be a record, for what it costs to see it."""
-    if start == _STARTS[0]:
+    if start == STARTS[0]:
         try:
             data = zlib.decompressobj(31).decompress(data, 8)
         except zlib.error:
             return False
-    return start not in (_STARTS[0], _STARTS[-1]) or _VERSION.match(data) is not None
+    return start not in (STARTS[0], STARTS[-1]) or _VERSION.match(data) is not None
 
 
 def _find(file: BinaryIO, wanted: bytes, at: int) -> int | None:
@@ -279,59 +280,6 @@ def _find(file: BinaryIO, wanted: bytes, at: int) -> int | None:
     return None
 
 
-def message(record: WarcRecord, *, max_bytes: int) -> Message | None:
-    """What the record holds, its body decoded up to `max_bytes` and one more; None if it is no message.
-
-    Raises:
-        ArchiveError: the record is damaged or ends too early.
-    """
-    if record.record_type == RESOURCE:
-        return Message(
-            status=200,
-            content_type=content_type(record.headers),
-            charset=None,
-            opt_outs={},
-            body=body(record, max_bytes),
-            truncated=_is_cut(record),
-        )
-    if not record.is_http:
-        return None
-    try:
-        record.parse_http(quirks_mode=True)  # lines that end in LF alone
-    except OSError as error:
-        if error.errno is not None or "header length" not in str(error):
-            raise _archive_error(error) from error
-        return None
-    headers = record.http_headers
-    if headers is None or headers.status_code is None:
-        return None
-    raw = body(record, max_bytes)
-    return Message(
-        status=headers.status_code,
-        content_type=content_type(headers),
-        charset=_charset(headers),
-        opt_outs={each.header: tuple(_values(headers, each.header.encode())) for each in OptOut},
-        body=_decoded(raw, headers, max_bytes),
-        truncated=_is_cut(record),
-    )
-
-
-def body(record: WarcRecord, max_bytes: int) -> bytes:
-    """The record's content from where it stands, as it is stored: up to `max_bytes`, and one byte more.
-
-    Raises:
-        ArchiveError: the record is damaged or ends too early.
-    """
-    wanted = min(max_bytes + 1, record.content_length)
-    try:
-        data: bytes = record.reader.read(wanted) if wanted else b""
-    except OSError as error:
-        raise _archive_error(error) from error
-    if len(data) < wanted:
-        raise ArchiveError("warc_truncated")
-    return data
-
-
 def target(record: WarcRecord) -> bytes:
     """The record's address; some writers put it between < and >."""
     named: bytes = record.headers.get_bytes(b"WARC-Target-URI") or b""
@@ -340,41 +288,14 @@ def target(record: WarcRecord) -> bytes:
 
 def content_type(headers: Any) -> str:
     """Without parameters, lower case."""
-    return next(_values(headers, b"Content-Type"), "").partition(";")[0].strip().lower()
+    return next(header_values(headers, b"Content-Type"), "").partition(";")[0].strip().lower()
 
 
-def _charset(headers: Any) -> str | None:
-    named = _CHARSET.search(next(_values(headers, b"Content-Type"), ""))
-    return named[1] if named else None
-
-
-def _values(headers: Any, name: bytes) -> Iterator[str]:
+def header_values(headers: Any, name: bytes) -> Iterator[str]:
     """All values of a header; fastwarc's own text is UTF-8, and raises where a header is not."""
     return (value.decode("latin-1") for value in headers.get_bytes_multiple(name))
 
 
-def _is_cut(record: WarcRecord) -> bool:
-    return record.headers.get_bytes(b"WARC-Truncated") is not None
-
-
-def _archive_error(error: OSError) -> ArchiveError:
+def archive_error(error: OSError) -> ArchiveError:
     # What fastwarc cannot decode carries no number; what the system cannot read does.
     return ArchiveError("warc_damaged" if error.errno is None else "io_error")
-
-
-def _decoded(data: bytes, headers: Any, max_bytes: int) -> bytes:
-    """Undo transfer and content codings, the last applied first, each in bounds.
-
-    Many crawlers store the decoded body and leave the header that names the coding: what does not decode is
-    taken as it is.
-    """
-    named = [*_values(headers, b"Content-Encoding"), *_values(headers, b"Transfer-Encoding")]
-    codings = [coding.strip().lower() for value in named for coding in value.split(",")]
-    for coding in reversed(codings[-_MOST_CODINGS:]):
-        opener = _CODINGS.get(coding)
-        if opener is not None:
-            try:
-                data = opener(io.BytesIO(data)).read(max_bytes + 1)
-            except OSError:
-                return data
-    return data

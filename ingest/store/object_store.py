@@ -10,7 +10,6 @@ back tells whose it is.
 import asyncio
 import contextlib
 import errno
-import functools
 import hashlib
 import io
 import os
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cluster.errors import UserError
 from ingest.store import clients, s3_uploads
 from ingest.store.object_requests import MOST_TRIES, PastTheEndError, call, client, run, start
+from ingest.store.ranged_file import RangedFile
 from ingest.store.store import Entry
 
 if TYPE_CHECKING:
@@ -144,7 +144,13 @@ class ObjectStore:
             raise OSError(errno.ESTALE, "changed while it was read", self.where(name)) from error
 
     def open(self, name: str) -> io.BufferedIOBase:
-        return io.BufferedReader(_RangedFile(self, name, self._head(name)), READ_AHEAD_BYTES)
+        head = self._head(name)
+        version = _version(head)
+
+        def read(offset: int, size: int) -> "Bytes | bytes":
+            return run(self._read_range(name, offset, size, version))
+
+        return io.BufferedReader(RangedFile(read, head["size"]), READ_AHEAD_BYTES)
 
     def size(self, name: str) -> int:
         return self._head(name)["size"]
@@ -300,39 +306,11 @@ class ObjectDraft:
         raise OSError(f"{self._store.where(name)} does not read back as it was uploaded")
 
 
-class _RangedFile(io.RawIOBase):
-    """An object as a file to read and seek in; one version of it, whatever happens to the name."""
-
-    def __init__(self, store: ObjectStore, name: str, head: "ObjectMeta") -> None:
-        tag = head["e_tag"]
-        # A weak tag, of some web servers, matches nothing.
-        version: Version = (
-            {"if_match": tag} if tag and tag[0] == '"' else {"if_unmodified_since": head["last_modified"]}
-        )
-        self._read = functools.partial(store._read_range, name, version=version)
-        self._size = head["size"]
-        self._place = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = start + offset
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)
-        data = run(self._read(self._place, min(len(view), self._size - self._place)))
-        view[: len(data)] = data
-        self._place += len(data)
-        return len(data)
+def _version(head: "ObjectMeta") -> "Version":
+    """What asks for the very object that this is about, whatever happens to the name."""
+    tag = head["e_tag"]
+    # A weak tag, of some web servers, matches nothing.
+    return {"if_match": tag} if tag and tag[0] == '"' else {"if_unmodified_since": head["last_modified"]}
 
 
 def _as_bytes(data: "Bytes | None") -> bytes | None:

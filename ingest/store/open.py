@@ -14,8 +14,10 @@ def open_store(path: str | Path) -> Store:
     `https://…`. Nothing is read or written yet.
 
     Raises:
-        UserError: it is a URL of another kind, or names no bucket.
+        UserError: it is empty, a URL of another kind, or names no bucket.
     """
+    if path == "":  # a shell's variable without a value: it would be the current folder
+        raise UserError("the name of a dataset is empty: say where it is, or is to be")
     if isinstance(path, Path) or "://" not in path:
         return PosixStore(Path(path))
     if not path.startswith(BUCKETS + WEB):

@@ -138,6 +138,9 @@ def test_mistakes_in_a_crawl_are_one_sentence(dataset, folder, tmp_path):
         (["crawl-shards", "x", "--output", "y", "--quality", "101"], "--quality"),
         (["crawl-shards", "x", "--output", "y", "--unit-rows", "100001"], "--unit-rows"),
         (["crawl-shards", "x", "--output", "y", "--workers", "0"], "--workers"),
+        (["crawl-shards", "", "--output", "y"], "the name of a source is empty"),
+        (["crawl-shards", "tests", "./tests/", "--output", "y"], "is given twice: leave one of them out"),
+        (["stats", ""], "the name of a dataset is empty"),
         (["stat", "x"], "stat"),
     ],
 )

@@ -182,6 +182,9 @@ def test_extending_fetches_only_what_is_new_and_the_old_root_still_opens(tmp_pat
     assert len(new) == len(old) + second.counts.kept
     assert sorted(row["url"] for row in rows_of(second)) == sorted(server.urls(100))
     assert url_crawl(more, tmp_path / "out", extend=True).root == second.root
+    # The first crawl, run once more, takes nothing away.
+    assert url_crawl(tmp_path / "a.txt", tmp_path / "out").root == first.root
+    assert open_dataset(tmp_path / "out").root == second.root
     with pytest.raises(UserError, match=r"there is nothing new in a2\.txt"):
         url_crawl(write_list(tmp_path / "a2.txt", server.urls(50)), tmp_path / "out", extend=True)
 

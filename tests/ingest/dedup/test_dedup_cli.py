@@ -81,26 +81,38 @@ def test_view_makes_and_lists(dataset, tmp_path):
     run("dedup", dataset, "--name", "clean", "--workers", 1)
     made = run(
         *("view", dataset, "--name", "small", "--within", "clean", "--where", "width < 300"),
-        *("--where", "label != cat", "--remove", tmp_path / "asked.txt", "--workers", 1),
+        *("--where", "label = cat", "--remove", tmp_path / "asked.txt", "--workers", 1),
     )
     lines = made.stdout.splitlines()
     assert lines[1:] == [
-        "kept     0 of 5 images",
+        "kept     1 of 5 images",
         "dropped  2 by within clean",
         f"dropped  1 by remove {tmp_path / 'asked.txt'}",
         "dropped  1 by where width < 300",
-        "dropped  1 by where label != cat",
+        "dropped  0 by where label = cat",
         f"careful  1 of 2 lines of {tmp_path / 'asked.txt'} name no sample: https://example.org/gone.jpg",
     ]
     listed = json.loads(run("view", dataset, "--json").stdout)
     assert [(view["name"], view["kept"], view["samples"], view["latest"]) for view in listed["views"]] == [
         ("clean", 3, 5, True),
-        ("small", 0, 5, True),
+        ("small", 1, 5, True),
     ]
     assert [line.split() for line in run("view", dataset).stdout.splitlines()][1:] == [
         ["clean", "3", "5", open_dataset(dataset).root[:12]],
-        ["small", "0", "5", open_dataset(dataset).root[:12]],
+        ["small", "1", "5", open_dataset(dataset).root[:12]],
     ]
+
+
+def test_a_view_of_nothing_says_so_and_ends_with_1(dataset, tmp_path):
+    words = ("view", dataset, "--name", "v", "--where", "width > 1000", "--workers", 1)
+    assert run(*words, status=1).stdout.splitlines()[-1] == "Nothing is kept: no view was written."
+    assert json.loads(run(*words, "--json", status=1).stdout)["kept"] == 0
+    assert "has no views" in run("view", dataset).stdout
+    alike = [{"data": b"a", "phash": 0}, {"data": b"b", "phash": 0}]
+    seal_rows(tmp_path / "some", [alike])
+    seal_rows(tmp_path / "eval", [[*alike, {}]])
+    dedup = ("dedup", tmp_path / "some", "--name", "v", "--against", tmp_path / "eval", "--workers", 1)
+    assert "Nothing is kept" in run(*dedup, status=1).stdout
 
 
 def test_view_intersects(dataset):

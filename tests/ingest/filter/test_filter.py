@@ -169,6 +169,13 @@ def test_what_dedup_lists_can_be_removed(dataset, tmp_path):
     assert kept_keys(dataset, "v") == [0, 2, 100_001]
 
 
+def test_a_filter_that_keeps_nothing_leaves_the_name_to_the_right_one(dataset):
+    report = run(dataset, "cats", where=("label = Cat",))
+    assert (report.samples, report.kept) == (5, 0)
+    assert run(dataset, "cats", where=("label = cat",)).kept == 1
+    assert kept_keys(dataset, "cats") == [0]
+
+
 def test_keep_only_what_is_listed(dataset, tmp_path):
     (tmp_path / "pick.txt").write_text("0000000000001\nhttps://example.org/0/2.jpg\n0000000000001\n")
     report = run(dataset, "v", keep=(str(tmp_path / "pick.txt"),))
@@ -183,8 +190,12 @@ def test_keep_only_what_is_listed(dataset, tmp_path):
         ("bad.parquet", b"no parquet", "cannot be read"),
         ("bad.csv", b"", "cannot be read"),
         ("bad.csv", b"a,b\n1,2\n", "neither a column key nor a column url: it has a, b"),
-        ("bad.csv", b"key\ncat\n", "has 'cat' in its column key"),
+        ("bad.CSV", b"key\ncat\n", "has 'cat' in its column key"),
         ("bad.csv", b"key\n-1\n", "has '-1' in its column key"),
+        ("bad.txt", "0000000000001".encode("utf-16"), "is UTF-16: save it as UTF-8"),
+        ("bad.tar", b"1.jpg\0\xff\xd8", "is no text: give .txt"),
+        ("bad.csv.gz", b"key\n1\n", "give .txt, .csv, .tsv or .parquet"),
+        ("bad.jsonl", b'{"key": 1}\n', "give .txt, .csv, .tsv or .parquet"),
     ],
 )
 def test_lists_that_are_none_are_told(tmp_path, name, data, sentence):

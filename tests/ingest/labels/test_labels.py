@@ -119,9 +119,10 @@ CONTENTS = {
 }
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("name", CONTENTS)
-def test_lists_of_every_format(tmp_path, name):
-    (tmp_path / name).write_text(CONTENTS[name])
+def test_lists_of_every_format(tmp_path, name, encoding):
+    (tmp_path / name).write_text(CONTENTS[name], encoding)
     second = "b" if name.endswith("txt") else "a, b"
     split = None if name.endswith("txt") else "train"
     assert read_label_list(str(tmp_path / name)).said == {
@@ -222,6 +223,9 @@ def test_rows_about_one_image_add_up_and_may_not_contradict_each_other(tmp_path)
         ("l.json", "[", "is damaged, or not json"),
         ("l.parquet", "no", "is damaged, or not parquet"),
         ("l.csv.gz", "no", "is damaged, or not csv"),
+        ("l.json", '{"1.jpg": "cat"}', "is neither a list, as"),
+        ("l.json", '["1.jpg"]', "is no object with a path and labels"),
+        ("l.jsonl", '{"path": "1.jpg", "label": "cat"}\n"2.jpg"\n', "is no object"),
         ("l.txt", "one\n", "as 'one' has one word only"),
         ("l.xlsx", "no", "is not named like a list"),
     ],
@@ -301,6 +305,12 @@ def test_imagenet_validation_by_kaggles_list(tmp_path):
     assert list(labels.values()) == [("n03481172",), ("n03995372",), ()]
 
 
+def test_a_text_of_paths_as_find_writes_them(tmp_path):
+    (tmp_path / "l.txt").write_text("./a b/1.jpg cat\n./a b/1.jpg dog\n./2.jpg cat\n")
+    said = read_label_list(str(tmp_path / "l.txt")).said
+    assert said == {"a b/1.jpg": Said(("cat", "dog")), "2.jpg": Said(("cat",))}
+
+
 def test_places_validation_takes_names_from_the_list_of_categories(tmp_path):
     (tmp_path / "places365_val.txt").write_text("Places365_val_00000001.jpg 58\n")
     (tmp_path / "categories_places365.txt").write_text("/a/airfield 0\n/b/bow_window/indoor 58\n")
@@ -362,6 +372,13 @@ def test_voc_in_its_tar(tmp_path):
     with tarfile.open(tmp_path / "voc.tar", "w") as tar:
         tar.add(root, "VOCdevkit")
     assert images_of(plan_of(tmp_path, tmp_path / "voc.tar", labels_from="voc07")) == EXPECTED_OF_VOC
+
+
+def test_voc_of_which_a_list_names_the_images(tmp_path):
+    root = voc(tmp_path) / "VOC2007"
+    names = "".join(f"JPEGImages/{name}\n" for name in EXPECTED_OF_VOC)
+    (root / "images.csv").write_text(f"path\n{names}")
+    assert images_of(plan_of(tmp_path, root / "images.csv", labels_from="voc07")) == EXPECTED_OF_VOC
 
 
 def test_voc_without_split_files_is_told(tmp_path):

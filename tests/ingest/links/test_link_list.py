@@ -295,6 +295,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path):
     for names, place, sentence in (
         ([text], output, "no record could be read: .*text.warc: it is damaged, or no WARC"),
         ([tmp_path / "none"], output, "there is no file"),
+        ([tmp_path], output, r"is a folder: name the files in it, such as .*/\*.warc.gz"),
         (["none://x"], output, "none://x cannot be opened"),
         ([], output, "name at least one"),
         ([good], tmp_path, "must name a file"),
@@ -316,5 +317,9 @@ def test_command_prints_a_summary_or_json(tmp_path):
     assert "read      2 records in 2 files" in done.stdout
     assert "images    2\ndistinct  1 URL from the pages of 1 host\ndamaged   1 file\n" in done.stdout
     assert "bad\\x1b.warc: it is damaged, or no WARC" in done.stdout
+    arguments[1] = str(tmp_path / "w*.warc.gz")
     answer = json.loads(CliRunner().invoke(cli.app, [*arguments, "--json"]).stdout)
     assert (answer["pages"], answer["distinct"], list(answer["damaged"])) == (2, 1, [str(bad)])
+    empty = archive(tmp_path / "w.warc.gz", [page(0, [])])
+    nothing = CliRunner().invoke(cli.app, ["urls", str(empty), *arguments[3:]])
+    assert (nothing.exit_code, "Nothing was found" in nothing.stdout) == (1, True)

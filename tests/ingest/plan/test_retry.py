@@ -106,12 +106,30 @@ def test_D2_only_what_may_succeed_later_is_tried_again(tmp_path):
         assert [row["url"].rpartition("/")[2] for row in rows_by_generation(output)[2]] == ["8.png"]
         assert len(open_dataset(output)) == 8
         assert counted(output) == {"planned": 10, "kept": 8, "failed": 2, "retryable": 0}
+        card = run("card", output)
+        assert card.count("- `urls l.parquet") == 1
+        assert card.count("- another try at what had failed (generation") == 2
+        assert "`--encoding`" not in card  # bytes are kept
         last = open_dataset(output).root
         assert "nothing to retry" in run("retry", output, "--contact", "a@b.org")
+        answer = json.loads(run("retry", output, "--json"))
+        assert {name: answer[name] for name in ("root", "planned", "kept")} == {
+            "root": last,
+            "planned": 0,
+            "kept": 0,
+        }
         assert open_dataset(output).root == last
 
 
 @pytest.mark.slow
+def test_a_retry_that_keeps_nothing_says_so_and_ends_with_1(tmp_path):
+    output = tmp_path / "out"
+    with server({"0": 503}) as base:
+        (tmp_path / "l.txt").write_text(f"{base}/0.png\n{base}/1.png\n")
+        run("crawl-shards", tmp_path / "l.txt", "--output", output, *FLAGS)
+        assert "Nothing was kept" in run("retry", output, "--contact", "a@b.org", code=1)
+
+
 def test_D1_a_retry_by_two_crawlers_is_that_by_one(tmp_path):
     broken = {str(number): 503 for number in range(12)}
     with server(broken) as base:

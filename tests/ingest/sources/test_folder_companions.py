@@ -68,12 +68,14 @@ METADATA = {
 }
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("name", METADATA)
-def test_metadata_says_of_every_image_below_it_what_it_is(tmp_path, name):
+def test_metadata_says_of_every_image_below_it_what_it_is(tmp_path, name, encoding):
     root = written(
         tmp_path / "set",
-        **{"a/1.jpg": "i", "a/sub/2.jpg": "i", "a/sub/3.jpg": "i", "1.jpg": "i", f"a/{name}": METADATA[name]},
+        **{"a/1.jpg": "i", "a/sub/2.jpg": "i", "a/sub/3.jpg": "i", "1.jpg": "i"},
     )
+    (root / "a" / name).write_text(METADATA[name], encoding)
     found = {
         path: (item.caption, item.labels, item.extra.get("json"), item.problem)
         for path, item in items(root).items()

@@ -1,13 +1,16 @@
 """Parquet with the images in it, as Hugging Face's hub has them: a file, a folder of parts, a pattern."""
 
+import io
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.errors import UserError
 from ingest.dataset.open import open_dataset, sealed_units
 from ingest.image.check import Treatment
+from ingest.sources import opening
 from ingest.sources.expand import expand
 from ingest.sources.image_listing import ImageListing
 from ingest.sources.image_table import ImageTable
@@ -213,3 +216,15 @@ def test_a_link_to_a_table_keeps_its_name(tmp_path, scene, encode, crawl):
     crawl([link], tmp_path / "out", treatment=Treatment(phash=False))
     rows = open_dataset(tmp_path / "out").kept_rows(0, ["url", "split"]).to_pylist()
     assert [(row["url"], row["split"]) for row in rows] == [("train-00000-of-00001.parquet/0", "train")]
+
+
+def test_a_table_that_is_read_by_a_key_in_its_url_alone_is_refused(monkeypatch):
+    def opened(place):
+        if "?" not in place:
+            raise FileNotFoundError(place)
+        return io.BytesIO()
+
+    monkeypatch.setattr(opening, "open_file", opened)
+    monkeypatch.setattr(opening, "image_column", lambda place, column: "image")
+    with pytest.raises(UserError, match=r"https://host/t\.parquet can be read only with the query"):
+        open_listing("https://host/t.parquet?sig=1", SEEN)

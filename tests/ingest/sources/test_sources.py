@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import UserError
 from ingest.problem import PROBLEMS, Problem
-from ingest.sources import tar
+from ingest.sources import tar_bytes, tar_members
 from ingest.sources.folder import FolderSource
 from ingest.sources.opening import open_images
 from ingest.sources.tar import TarSource
@@ -183,7 +183,7 @@ names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 )
 def test_tar_members_are_those_that_tarfile_wrote(tmp_path_factory, members, kind):
     path = archive(tmp_path_factory.mktemp("t") / "x.tar", members, kind=kind)
-    expected = [(tar._clean(name.encode()), data) for name, data in members]
+    expected = [(tar_members._clean(name.encode()), data) for name, data in members]
     expected = [(name, data) for name, data in expected if not name.startswith(b".") and b"/." not in name]
     source = TarSource(path)
     items = list(source.items())
@@ -317,7 +317,7 @@ def test_damaged_tar_says_so_after_what_could_be_read(tmp_path):
 
 
 def test_D4_compressed_tar_that_unpacks_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar, "_EXPANSION_FREE", 1 << 20)
+    monkeypatch.setattr(tar_bytes, "_EXPANSION_FREE", 1 << 20)
     info = tarfile.TarInfo("zeros")
     info.size = 1 << 40
     with gzip.open(tmp_path / "x.tgz", "wb") as file:
@@ -352,8 +352,8 @@ def test_D4_hostile_headers_end_the_archive(tmp_path, header):
 @given(st.binary(max_size=60))
 def test_D4_pax_records_of_any_bytes_end_in_bounds(body):
     try:
-        tar._pax_records(body)
-    except tar.TarError as error:
+        tar_members._pax_records(body)
+    except tar_bytes.TarError as error:
         assert error.problem == "tar_damaged"
 
 
@@ -375,8 +375,14 @@ def test_D4_any_damage_to_a_tar_ends_in_a_finite_list(tmp_path_factory, edits):
 def test_what_is_no_source_is_refused(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"PK\3\4" + b"\1" * 2000)
     (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "1.gif").write_bytes(b"GIF89a\1\0\1\0\0\0\0;")
     for name in ("x.zip", "empty"):
         with pytest.raises(UserError, match="neither a folder, nor a readable tar"):
             open_images(str(tmp_path / name))
-    with pytest.raises(UserError, match="does not exist"):
-        open_images(str(tmp_path / "nothing"))
+    for name, says in (
+        (tmp_path / "nothing", "does not exist"),
+        (tmp_path / "1.gif", "is an image: give its folder"),
+        ("https://host/pictures", "is not named like a list, and nothing else is read from there"),
+    ):
+        with pytest.raises(UserError, match=says):
+            open_images(str(name))

@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import errno
 import gzip
 import io
 import json
@@ -387,6 +388,23 @@ def test_a_folder_of_lists_is_its_lists_and_a_folder_of_images_is_itself(tmp_pat
     (spark / "lang=en" / "part-0.parquet").touch()
     with pytest.raises(UserError, match=r"values in names of folders \(/lang=en/part-0"):
         expand(str(spark))
+
+
+def test_a_folder_of_lists_that_cannot_be_read_everywhere_is_told(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "part-0.csv").touch()
+    scandir = os.scandir
+
+    def forbidden(path):  # to root, too
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(UserError, match="closed cannot be read, and may hold lists"):
+        expand(str(tmp_path))
+    (tmp_path / "1.jpg").touch()  # then it is a folder of images, in which there is a row for it
+    assert expand(str(tmp_path)) == [str(tmp_path)]
 
 
 def test_what_lies_elsewhere_and_cannot_be_read_is_a_sentence(monkeypatch):

@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import tarfile
 import zlib
 
 import pyarrow.parquet as pq
@@ -15,6 +16,8 @@ from cluster.errors import UserError
 from ingest.dataset.open import sealed_units
 from ingest.problem import PROBLEMS
 from ingest.sources.opening import open_images
+from ingest.sources.tar import TarSource
+from ingest.sources.tar_bytes import TarError, Unpacked
 from ingest.sources.warc import WarcSource, is_warc
 
 MAX = 1 << 20
@@ -198,18 +201,59 @@ def test_D4_a_body_shorter_than_it_is_said_to_be_loses_no_other(tmp_path, pictur
     ]
 
 
+def lowered(one, names=b"content-length"):
+    """A record in whose head these names are in lower case."""
+    head, _, rest = one.partition(b"\r\n\r\n")
+    head = re.sub(rb"(?im)^(%b)(?=:)" % names, lambda name: name[0].lower(), head)
+    return head + b"\r\n\r\n" + rest
+
+
 @pytest.mark.parametrize("compression", ["gzip", "plain"])
 @pytest.mark.parametrize("names", [b"warc-type", b"content-length", b"warc-[a-z-]*|content-[a-z]*"])
 def test_names_in_a_record_are_in_any_case(tmp_path, picture, compression, names):
-    def lowered(one):
-        head, _, rest = one.partition(b"\r\n\r\n")
-        head = re.sub(rb"(?im)^(%b)(?=:)" % names, lambda name: name[0].lower(), head)
-        return head + b"\r\n\r\n" + rest
-
     records = [INFO, *(response(f"http://a/{number}", picture, "image/jpeg") for number in range(3))]
-    path = archive(tmp_path / "w.warc", map(lowered, records), compression)
+    path = archive(tmp_path / "w.warc", [lowered(each, names) for each in records], compression)
     assert is_warc(path)
     assert read(path) == [(f"http://a/{number}", picture) for number in range(3)]
+
+
+def test_D4_damage_in_records_with_names_in_any_case_is_a_row(tmp_path, picture):
+    records = [lowered(response(f"http://a/{number}", picture, "image/jpeg")) for number in range(3)]
+    packed = [gzip.compress(each, mtime=0) for each in records]
+    right = [(f"http://a/{number}", picture) for number in range(3)]
+    at = len(packed[1]) // 2
+    path = tmp_path / "w.warc.gz"
+    path.write_bytes(packed[0] + packed[1][:at] + b"\xff" * 60 + packed[1][at + 60 :] + packed[2])
+    assert read(path) == [right[0], ("", PROBLEMS["warc_damaged"]), right[2]]
+    for whole in (packed, records):
+        path.write_bytes(whole[0] + whole[1][: len(whole[1]) // 2])
+        assert read(path) == [right[0], ("", PROBLEMS["warc_truncated"])]
+    # What is said to be longer than it is.
+    path.write_bytes(packed[0] + gzip.compress(records[1][:-100], mtime=0) + packed[2])
+    assert read(path) == [right[0], ("", PROBLEMS["warc_truncated"]), right[2]]
+
+
+def test_an_archive_that_cannot_be_read_while_planning_is_nothing_to_retry(tmp_path, picture, monkeypatch):
+    path = archive(tmp_path / "w.warc.gz", [response(f"http://a/{n}", picture, "image/jpeg") for n in "ab"])
+    source = WarcSource(path)
+    path.unlink()
+    (item,) = source.items()
+    tar = tmp_path / "t.tar"
+    with tarfile.open(tar, "w") as out:
+        out.addfile(tarfile.TarInfo("1.jpg"))
+        out.addfile(tarfile.TarInfo("2.jpg"))
+    at_most = Unpacked.at_most
+
+    def broken(unpacked, offset, size):
+        if offset:
+            raise TarError("io_error")
+        return at_most(unpacked, offset, size)
+
+    monkeypatch.setattr(Unpacked, "at_most", broken)
+    *_, last = TarSource(tar).items()
+    for problem in (item.problem, last.problem):
+        assert PROBLEMS[problem].reason == "archive_unreadable"
+        assert not PROBLEMS[problem].retryable
 
 
 def test_heads_with_short_line_ends_and_other_good_answers(tmp_path, picture):

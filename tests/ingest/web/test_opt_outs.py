@@ -61,6 +61,12 @@ def test_a_header_an_archived_answer_and_a_page_say_the_same(header, value, imag
             assert page_links(html, "http://a/").opt_outs == outs
 
 
+@pytest.mark.parametrize("name", ["pinterest", "googlebot", "description"])
+def test_what_a_page_asks_of_others_is_not_asked_of_us(name):
+    page = page_links(f"<meta name={name} content='nopin, noai'><img src=/n.jpg>".encode(), "http://a/")
+    assert (page.opt_outs, [link.url for link in page.links]) == (set(), ["http://a/n.jpg"])
+
+
 CLOSED = "User-agent: *\nContent-Signal: search=yes, ai-train=no\nAllow: /\n"
 USAGE = "User-agent: *\nAllow: /\nContent-Usage: train-ai=n\nContent-Usage: /open/ train-ai=y\n"
 

@@ -1,0 +1,107 @@
+"""The options of `ingest crawl-shards`, some of which are also those of `ingest retry`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ingest.image.check import Crop, Encoding
+from ingest.sources.url_list import TYPES
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE...",
+        help="Folders, local tars, and lists of URLs (.parquet, .csv, .tsv, .json, .jsonl, .txt; .gz, "
+        ".zst; local, s3://, gs://, az:// or http://; * in the name).",
+    ),
+]
+Output = Annotated[
+    str,
+    typer.Option(
+        help="The dataset's folder or bucket (s3://, gs://, az://); a crawl that stopped goes on there."
+    ),
+]
+Extend = Annotated[
+    bool,
+    typer.Option(
+        "--extend",
+        help="Add to a dataset what it does not have: of other sources, or of its own that have grown.",
+    ),
+]
+FollowLinks = Annotated[
+    bool,
+    typer.Option("--follow-links", help="Of folders, also those that lead out of them, and to folders."),
+]
+
+# What is made of an image.
+Resize = Annotated[
+    int | None, typer.Option(min=1, help="Shorter side in pixels; without it, bytes are kept.")
+]
+CropOption = Annotated[
+    Crop | None,
+    typer.Option("--crop", help="All of it, or its middle square, with --resize. [default: keep_ratio]"),
+]
+EncodingOption = Annotated[
+    Encoding | None, typer.Option("--encoding", help="What is stored, with --resize. [default: jpeg]")
+]
+Quality = Annotated[
+    int | None, typer.Option(min=1, max=100, help="Of the encoder, with --resize. [default: 95]")
+]
+Icc = Annotated[
+    bool,
+    typer.Option(
+        "--icc/--no-icc",
+        help="Follow colour profiles: to sRGB with --resize, otherwise they stay in the file. Without, "
+        "they are left out, and the numbers stay.",
+    ),
+]
+Phash = Annotated[
+    bool, typer.Option(help="Make the perceptual hash; without it, the pixels of a kept JPEG stay unread.")
+]
+
+# How lists are read.
+UrlColumn = Annotated[str | None, typer.Option(help="Of lists. [default: seen from the names]")]
+CaptionColumn = Annotated[str | None, typer.Option(help="Of lists: alt text or caption.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Of lists: labels or hashtags.")]
+ColumnNames = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,…", help="Of a csv or tsv without a header: its columns, in their order."),
+]
+ColumnTypes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=TYPE",
+        help=f"Of csv, tsv and JSON, whose values are text: {', '.join(TYPES)}. Repeatable.",
+    ),
+]
+
+# How sites are asked.
+Contact = Annotated[
+    str | None,
+    typer.Option(
+        envvar="INGEST_CONTACT", help="Where webmasters reach you: a URL or an e-mail, in the User-Agent."
+    ),
+]
+Deadline = Annotated[
+    float, typer.Option(min=0.1, help="Seconds for one attempt at a URL, redirects included.")
+]
+Attempts = Annotated[int, typer.Option(min=1, help="How often a URL is tried that may succeed later.")]
+MaxRedirects = Annotated[int, typer.Option(min=0, help="Followed in one attempt.")]
+PerHost = Annotated[int, typer.Option(min=1, help="Connections to a host at a time.")]
+PerHostRate = Annotated[float | None, typer.Option(min=0.001, help="Requests to a host per second.")]
+Connections = Annotated[int, typer.Option(min=1, help="At a time, over all hosts.")]
+IgnoreRobots = Annotated[
+    bool, typer.Option("--ignore-robots", help="Do not ask for robots.txt; the dataset says so.")
+]
+AllowPrivate = Annotated[
+    list[str] | None, typer.Option(help="A network, as CIDR, that may be asked though it is not public.")
+]
+
+MetricsPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--metrics-file",
+        help="Written every ten seconds, for Prometheus; *.prom in node-exporter's textfile folder.",
+    ),
+]
