@@ -9,6 +9,7 @@ numbers and bytes cross, no pickles: hostile bytes are parsed here, so what come
 code.
 """
 
+import gc
 import resource
 import signal
 import sys
@@ -49,6 +50,8 @@ def main() -> None:
     treatment = Treatment(**order["treatment"] | {"limits": ImageLimits(**order["treatment"]["limits"])})
     # What its libraries set up once, 32 MiB of addresses for products of matrices, is not the first image's.
     perceptual_hash(Image.new("RGB", (1024, 64)))
+    # Nor is what was imported looked through for cycles again and again.
+    gc.freeze()
     _limit_memory(order["memory_mb"] << 20)
     while True:
         try:
