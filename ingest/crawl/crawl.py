@@ -20,7 +20,7 @@ from ingest.plan.label_doubts import label_doubts
 from ingest.plan.plan import Plan, read_plans
 from ingest.plan.settings import CrawlSettings, with_labelling
 from ingest.progress.counts import Counts, CrawlReport, Progress
-from ingest.sources.expand import expand
+from ingest.sources.expand import expand, values_of
 from ingest.sources.opening import open_listing, refuse_unused, written_down
 from ingest.sources.source import Listing
 from ingest.sources.url_list import Columns
@@ -102,13 +102,20 @@ def plan_shards(
     store = open_store(output)
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
-    places = [place for text in sources for place in expand(text)]
+    named = [(text, place) for text in sources for place in expand(text)]
+    places = [place for _, place in named]
     refuse_repeated([place if "://" in place else written_down(place) for place in places])
     refuse_unused(columns, places)
     labelling = read_labelling(labels_from, labels, places)
     listings = [
-        open_listing(place, columns, heeded=settings.fetch.heeded, follow_links=follow_links)
-        for place in places
+        open_listing(
+            place,
+            columns,
+            values=values_of(text, place),
+            heeded=settings.fetch.heeded,
+            follow_links=follow_links,
+        )
+        for text, place in named
     ]
     if isinstance(store.root, Path):
         _refuse_output_inside([*sources, *places], store.root)

@@ -5,10 +5,8 @@ An image that kills its process costs one row, and a process; its neighbours are
 
 import contextlib
 import logging
-import mmap
 import os
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -22,8 +20,9 @@ from types import TracebackType
 from typing import BinaryIO, Generic, Self, TypeVar, cast
 
 import ingest
+from ingest.image.channel import NO_IMAGE, SHARED_BYTES, Channel
 from ingest.image.check import Checked, Treatment
-from ingest.image.check_worker import NO_IMAGE, from_row, read_head, write_frame
+from ingest.image.check_worker import from_row
 from ingest.problem import Problem
 
 Token = TypeVar("Token")
@@ -162,28 +161,33 @@ class _Process:
 
     def __init__(self, order: dict[str, object]) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        with tempfile.TemporaryFile() as file:
-            file.write(struct.pack("<I", NO_IMAGE))
-            file.flush()
-            self._current = mmap.mmap(file.fileno(), 4)
+        memory = os.memfd_create("images")
+        try:
+            os.ftruncate(memory, SHARED_BYTES)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-W", "ignore", "-m", "ingest.image.check_worker"],
+                [sys.executable, "-P", "-W", "ignore", "-m", "ingest.image.check_worker", str(memory)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                pass_fds=[file.fileno()],
+                pass_fds=[memory],
                 env=_environment(),
             )
             self._input = cast(BinaryIO, self._process.stdin)
             self._output = cast(BinaryIO, self._process.stdout)
-            # If it is dead already, the first batch will find out, and why.
-            with contextlib.suppress(BrokenPipeError):
-                write_frame(self._input, order | {"current": file.fileno()}, [])
+            self._channel = Channel(self._output, self._input, memory)
+        finally:
+            os.close(memory)
+        self._channel.mark = NO_IMAGE
+        # If it is dead already, the first batch will find out, and why.
+        with contextlib.suppress(BrokenPipeError):
+            self._channel.send(order)
 
     def check(self, images: Sequence[bytes]) -> list[Checked]:
         try:
-            write_frame(self._input, [len(image) for image in images], list(images))
-            return [from_row(row, self._output) for row in read_head(self._output)]
+            self._channel.send(None, images)
+            rows, parts = self._channel.receive()
+            data = iter(parts)
+            return [from_row(row, data) for row in rows]
         except (EOFError, BrokenPipeError):
             raise self._death() from None
 
@@ -191,7 +195,7 @@ class _Process:
         # It has closed its pipes, so it is gone or about to be; its own exit status is wanted, not that of
         # our kill.
         self._process.wait(timeout=60)
-        (image,) = struct.unpack("<I", self._current[:])
+        image = self._channel.mark
         self._errors.seek(0)
         words = self._errors.read(10_000).decode(errors="replace").strip()
         return _ProcessDied(None if image == NO_IMAGE else image, self._process.returncode, words)
@@ -202,6 +206,7 @@ class _Process:
     def close(self) -> None:
         self._process.wait()
         self._errors.close()
+        self._channel.close()
         self._output.close()
         # What is left in the buffer has nobody to read it.
         with contextlib.suppress(BrokenPipeError):

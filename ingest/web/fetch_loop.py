@@ -38,7 +38,7 @@ Token = TypeVar("Token")
 
 _BACK_OFF = 1.0
 # Finished and not yet taken: beyond this, nothing new is asked for.
-_BYTES_WAITING = 128 << 20
+_BYTES_WAITING = 32 << 20
 _SLOWEST = 5
 # Trouble with the host rather than with the URL; an answer of any other kind shows that it is well.
 _STRIKES = frozenset(

@@ -1,6 +1,7 @@
 """The crawl as a whole: same bytes whatever happens on the way, every attempt accounted for."""
 
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -84,6 +85,12 @@ def test_sources_are_joined_in_the_order_given(tmp_path, folder, crawl):
     report = crawl([folder("b", 3), folder("a", 3)], tmp_path / "out", unit_rows=3)
     urls = [row["url"] for row in rows_of(report.output, report.root)]
     assert [url[0] for url in urls] == ["b"] * 4 + ["a"] * 4
+
+
+def test_a_crawl_leaves_the_collector_of_cycles_as_it_was(tmp_path, folder, crawl):
+    before = gc.get_threshold(), gc.get_freeze_count()
+    crawl([folder()], tmp_path / "out")
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
 
 def test_second_run_changes_nothing(tmp_path, folder, crawl):

@@ -1,12 +1,15 @@
 """Processes that check images: what takes too much time or memory, or kills, costs one row."""
 
+import os
 import time
 
 import psutil
 import pytest
 from PIL import Image, features
+from PIL.PngImagePlugin import PngInfo
 
-from ingest.image.check import Treatment
+from ingest.image.channel import SHARED_BYTES
+from ingest.image.check import Treatment, check
 from ingest.image.check_pool import Checker
 from ingest.problem import Problem
 
@@ -42,6 +45,20 @@ def test_D4_an_image_that_takes_too_much_memory_costs_one_row(kind, scene, encod
         (1, "failed", "memory_limit"),
         (2, "kept", ""),
     ]
+
+
+def test_images_and_what_is_made_of_them_may_be_larger_than_the_shared_memory(scene, encode):
+    noise = Image.frombytes("RGB", (1000, 1000), os.urandom(3_000_000))
+    described = PngInfo()
+    described.add_text("Comment", "words")
+    images = [encode(noise, "PNG", compress_level=0, pnginfo=described), encode(scene(), "PNG")]
+    assert len(images[0]) > SHARED_BYTES
+    with Checker(Treatment(), workers=1, seconds=10, memory_mb=768) as checker:
+        verdicts = [verdict for _, _, verdict in checker.run(enumerate([*images, *images]))]
+    assert [verdict.data for verdict in verdicts] == [
+        check(each, Treatment()).data for each in [*images, *images]
+    ]
+    assert len(verdicts[0].data) > SHARED_BYTES
 
 
 @pytest.fixture
