@@ -8,7 +8,6 @@ RUN/checkpoints/latest           the name of the newest
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,11 +46,11 @@ def broken_file(checkpoint: Path, *, share: tuple[int, int] = (0, 1)) -> str | N
     Args:
         share: (i, n) looks at every n-th file from the i-th on.
     """
-    from pipeline.checkpoint.writer import digest
+    from pipeline.checkpoint.writer import digest, vouched
 
     try:
-        files = dict(json.loads((checkpoint / "manifest.json").read_text())["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        files = vouched(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its manifest cannot be read: {error}"
     for name in (".metadata", "state.json"):
         if name not in files:  # what is read must be what the manifest vouches for
@@ -72,29 +71,25 @@ def read_tensors(checkpoint: Path, *, prefix: str) -> dict[str, Tensor]:
     """Some of the method's tensors, on the CPU, in one process; for example with prefix "trunk.".
 
     Args:
-        checkpoint: of a run of one's own: its metadata is a pickle, read once the manifest matches.
+        checkpoint: whoever's: see `pipeline.checkpoint.metadata`.
         prefix: of the names in the method's state; left out of the names returned.
 
     Raises:
-        UserError: if there is no whole checkpoint.
+        UserError: if there is no whole checkpoint, or it holds something else than tensors.
     """
     import torch
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-    from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
-    from pipeline.checkpoint.writer import alone_on_purpose
+    from pipeline.checkpoint.metadata import TensorReader
 
     if not (checkpoint / "manifest.json").is_file():
         raise UserError(f"{checkpoint} is not a checkpoint: it has no manifest.json")
     if broken := broken_file(checkpoint):
         raise UserError(f"checkpoint {checkpoint} is broken: {broken}; use an older one")
-    reader = FileSystemReader(checkpoint)
+    reader = TensorReader(checkpoint)
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if name.startswith(METHOD + prefix) and isinstance(entry, TensorStorageMetadata)
+        for name, entry in reader.tensors.items()
+        if name.startswith(METHOD + prefix)
     }
-    with alone_on_purpose():
-        load_tensors(tensors, storage_reader=reader, no_dist=True)
+    reader.load(tensors)
     return {name.removeprefix(METHOD + prefix): tensor for name, tensor in tensors.items()}
