@@ -63,8 +63,8 @@ class TensorReader:
             runs = isinstance(first, pickle.UnpicklingError)  # torch's own words say how to run it
             why = "they hold more than tensors, which could run code" if runs else cause(error)
             raise UserError(
-                f"the files of checkpoint {self._checkpoint} are not what its list of tensors says ({why}): use "
-                "another checkpoint"
+                f"the files of checkpoint {self._checkpoint} are not what its list of tensors says ({why}): "
+                "use another checkpoint"
             ) from error
 
 
