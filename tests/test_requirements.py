@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 def pins(name: str) -> dict[str, str]:
     found = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", (ROOT / name).read_text(), re.MULTILINE)
-    return {canonicalize_name(package): version for package, version in found}
+    return {canonicalize_name(package): version.removesuffix("+cpu") for package, version in found}
 
 
 def test_the_lock_agrees_with_the_constraints_and_the_ranges() -> None:
