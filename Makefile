@@ -3,6 +3,7 @@
 # make test                 lint, types, import contracts, tests
 # make test-fast            the same without the tests that take long
 # make install              what the demo needs, in .venv
+# make lock                 new versions into requirements.lock, after a change of pyproject.toml or constraints.txt
 
 PYTHON ?= python3
 export IMAGES
@@ -14,8 +15,19 @@ SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PILLOW := 12.1.1
 AVX2 := $(shell grep -q -w avx2 /proc/cpuinfo 2>/dev/null && echo -mavx2)
+PILLOW_SIMD := pillow-simd==$(PILLOW).post0 --hash=sha256:8e9694ec94c59d12f16753cbf48a3080266bdd704b0c51a630318c7a325625b1
+# PyTorch's build for CPUs, which pip takes where it is told of its index or folder; the others' hashes are PyPI's.
+TORCH_CPU := sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
+# On Linux on x86-64 everything is installed by its hash, and what follows finds nothing left to fetch, but for
+# CUDA's libraries where torch is a build for GPUs. `make LOCK= ...` goes without.
+LOCK := $(if $(filter Linux-x86_64,$(shell uname -s -m | tr ' ' -)),requirements.lock)
+FOR_TESTS := \# For the tests:
+BY_HASH := $(PIP) install --quiet --no-deps --require-hashes --requirement
+EDITABLE := $(PIP) install --quiet --constraint constraints.txt $(if $(LOCK),--no-build-isolation) --editable
+LOCKING := uv pip compile --quiet --upgrade pyproject.toml --constraint constraints.txt --no-annotate --no-header \
+  --python-platform x86_64-manylinux_2_28 --python-version 3.11 --generate-hashes --no-emit-index-url
 
-.PHONY: demo test test-fast lint install clean
+.PHONY: demo test test-fast lint install lock clean
 
 demo: $(VENV)/.demo
 	@images=; [ -z "$$IMAGES" ] || images=$$(realpath -e -- "$$IMAGES") || exit 1; \
@@ -40,6 +52,13 @@ lint: $(VENV)/.test
 
 install: $(VENV)/.demo
 
+lock: $(VENV)/bin/python
+	$(LOCKING) --extra demo --extra test --output-file $(VENV)/test.lock
+	$(LOCKING) --extra demo --constraint $(VENV)/test.lock --output-file $(VENV)/demo.lock
+	{ cat $(VENV)/demo.lock; echo '$(FOR_TESTS)'; \
+	  awk 'FNR == NR { known[$$1]; next } /^[^ ]/ { new = !($$1 in known) } new' $(VENV)/demo.lock $(VENV)/test.lock; } \
+	  | sed 's/^torch==[^ ]* /&\\\n    --hash=$(TORCH_CPU) /' >requirements.lock
+
 clean:
 	rm -rf $(VENV) build *.egg-info
 
@@ -49,13 +68,15 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) \
 	  || { rm -rf $(VENV); echo "venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
-$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[demo]'
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt $(LOCK)
+	$(if $(LOCK),sed '/^$(FOR_TESTS)/,$$d' $(LOCK) | $(BY_HASH) /dev/stdin)
+	$(EDITABLE) '.[demo]'
 	@$(MAKE) --no-print-directory pillow-simd
 	@touch $@
 
-$(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt $(LOCK)
+	$(if $(LOCK),$(BY_HASH) $(LOCK))
+	$(EDITABLE) '.[test]'
 	@$(MAKE) --no-print-directory pillow-simd
 	@touch $@
 
@@ -63,6 +84,7 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 .PHONY: pillow-simd
 pillow-simd:
 	@$(BIN)/python -c 'import PIL; assert ".post" in PIL.__version__' 2>/dev/null \
-	  || CC="$${CC:-cc} $(AVX2)" $(PIP) install --quiet --no-deps --force-reinstall pillow-simd==$(PILLOW).post0 >$(VENV)/pillow-simd.log 2>&1 \
-	  || { $(PIP) install --quiet --no-deps --force-reinstall pillow==$(PILLOW); \
+	  || echo "$(PILLOW_SIMD)" \
+	  | CC="$${CC:-cc} $(AVX2)" $(BY_HASH) /dev/stdin --force-reinstall >$(VENV)/pillow-simd.log 2>&1 \
+	  || { awk '/^[^ ]/ { this = /^pillow==/ } this' requirements.lock | $(BY_HASH) /dev/stdin --force-reinstall; \
 	       echo "pillow-simd did not build (log: $(VENV)/pillow-simd.log): going on with Pillow; for the faster build: apt-get install gcc python3-dev libjpeg-dev zlib1g-dev libwebp-dev libtiff-dev liblcms2-dev, then make clean install"; }

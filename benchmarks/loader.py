@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from PIL import Image
 from ingest.crawl.crawl import crawl_shards
 from ingest.dataset.open import Dataset, open_dataset
 from ingest.plan.settings import CrawlSettings
+from pipeline.data.in_hand import InHand
 from pipeline.data.loader import Loader
 from pipeline.data.modality import modality_of
 from pipeline.data.order import plan_order
@@ -157,6 +159,9 @@ class RawBatches:
         self._dataset, self._checked = dataset, checked
         self._places = [(unit, row) for unit, n in enumerate(dataset.counts.tolist()) for row in range(n)]
         self._reader: Reader | None = None
+
+    def noting(self, in_hand: InHand) -> Self:
+        return self
 
     def __call__(self, number: int) -> RawBatch:
         self._reader = self._reader or Reader(self._dataset)

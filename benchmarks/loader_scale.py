@@ -27,10 +27,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -43,6 +43,7 @@ from ingest.dataset import layout
 from ingest.dataset.open import Dataset, open_dataset
 from ingest.dataset.records import SealedHead
 from ingest.dataset.schema import META_SCHEMA, UNITS_SCHEMA
+from pipeline.data.in_hand import InHand
 from pipeline.data.modality import modality_of
 from pipeline.data.order import plan_order, rank_rows
 from pipeline.data.rank_batches import RankBatches
@@ -174,6 +175,9 @@ class Watched:
     folder: Path
     reads: int = -1
 
+    def noting(self, in_hand: InHand) -> Self:
+        return replace(self, make=self.make.noting(in_hand))
+
     def __call__(self, step: int) -> Any:
         if self.reads < 0:
             self.reads, whole = 0, Dataset.unit_rows
@@ -193,6 +197,9 @@ class Watched:
 @dataclass(frozen=True)
 class Empty:
     """Makes batches of nothing: what its workers hold is what every worker holds."""
+
+    def noting(self, in_hand: InHand) -> Self:
+        return self
 
     def __call__(self, step: int) -> torch.Tensor:
         return torch.zeros(1)

@@ -18,7 +18,8 @@ from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin, WebPImagePlu
 
 from ingest.image import tiff
 from ingest.image.colour import Conversion, conversion
-from ingest.image.header import claimed_size, sniff
+from ingest.image.cpu_limit import CpuLimit
+from ingest.image.header import SHORTEST_SCAN, claimed_size, jpeg_scans, sniff
 from ingest.image.orientation import orientation_of, turned, upright
 from ingest.image.pixels import as_rgb, flattened, loaded
 from ingest.image.stripping import png_words, stripped
@@ -34,6 +35,13 @@ _DECODERS = {
 } | ({"avif": AvifImagePlugin.AvifImageFile.format} if AvifImagePlugin.SUPPORTED else {})
 # One thread, whose memory and time are counted with the process's; Pillow has no other place to say so.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+# A JPEG's decoder goes through the whole picture for each scan, however empty: 400 KB can take minutes.
+# Encoders write a dozen at most. The largest picture may have so many, a smaller one more in proportion.
+_SCANS = 32
+# The beginning of a scan takes as long as so many pixels.
+_LEAST_PIXELS_OF_A_SCAN = 1 << 16
+# CPU time for one picture, where no process that can be ended decodes it. Three times what a crawl gives.
+SECONDS = 30.0
 # In any of these ways a PNG may tell its orientation, before the pixels or after them.
 _PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
@@ -112,14 +120,15 @@ def decode(
             either direction.
 
     Raises:
-        ImageError: it is refused, or cannot be decoded completely.
+        ImageError: it is refused, or cannot be decoded completely, or takes more than `SECONDS`.
     """
     try:
-        opened = open_image(data, limits)
-        if opened.kind == "jpeg" and at_least is not None:
-            turn = opened.turn
-            opened.image.draft("RGB", turned(at_least(*turned(opened.image.size, turn)), turn))
-        return upright(as_rgb(opened.picture()), opened.turn)
+        with CpuLimit(SECONDS, ImageError("failed", "time_limit")):
+            opened = open_image(data, limits)
+            if opened.kind == "jpeg" and at_least is not None:
+                turn = opened.turn
+                opened.image.draft("RGB", turned(at_least(*turned(opened.image.size, turn)), turn))
+            return upright(as_rgb(opened.picture()), opened.turn)
     except ImageError:
         raise
     except Exception as error:
@@ -154,6 +163,13 @@ def open_image(data: bytes, limits: ImageLimits) -> Opened:
     # did.
     if image.width * image.height > limits.max_pixels:
         raise ImageError("rejected", "too_many_pixels")
+    if kind == "jpeg":
+        if image.size != claimed:
+            # libjpeg reads it by itself and writes rows of that length into Pillow's memory: Pillow before 13
+            # has no other guard (GHSA-8g5g-8vmr-9782).
+            raise ImageError("failed", "undecodable")
+        if _has_too_many_scans(data, image.size, limits):
+            raise ImageError("rejected", "too_many_scans")
     return Opened(
         image=image,
         data=data,
@@ -161,6 +177,12 @@ def open_image(data: bytes, limits: ImageLimits) -> Opened:
         turn=orientation_of(image) if turn is None else turn,
         negative=positive is not None,
     )
+
+
+def _has_too_many_scans(data: bytes, size: tuple[int, int], limits: ImageLimits) -> bool:
+    most_pixels = max(limits.max_pixels, ImageLimits().max_pixels)
+    most = _SCANS * most_pixels // max(size[0] * size[1], _LEAST_PIXELS_OF_A_SCAN)
+    return len(data) // SHORTEST_SCAN > most and jpeg_scans(data, most=most) > most
 
 
 def _open(data: bytes, kind: str) -> ImageFile.ImageFile:

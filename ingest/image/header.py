@@ -34,6 +34,14 @@ _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 # Start-of-frame markers: C0 to CF without DHT (C4), JPG (C8) and DAC (CC).
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+# Where a segment begins, also behind coded data: in those FF is followed by 00 or a restart mark.
+_JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])")
+_JPEG_SCAN, _JPEG_END = b"\xda", b"\xd9"
+# Frames whose first scan may be their only one: neither progressive nor, for our decoders, lossless.
+_JPEG_SEQUENTIAL = (b"\xc0", b"\xc1", b"\xc9")
+SHORTEST_SCAN = 10
+# More are in no picture; each of them counts as a scan, to find an end.
+_MANY_SEGMENTS = 1 << 16
 
 
 def sniff(data: bytes) -> str | None:
@@ -93,6 +101,22 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
         if marker == 0 or marker in _JPEG_WITHOUT_LENGTH:
             continue
         at += max(2, int.from_bytes(data[at : at + 2], "big"))
+
+
+def jpeg_scans(data: bytes, *, most: int) -> int:
+    """How many scans a JPEG's decoder goes through, or a number beyond `most` where they are more."""
+    scans = segments = colours = 0
+    at = 2
+    while scans <= most and (segment := _JPEG_SEGMENT.search(data, at)) and segment[1] != _JPEG_END:
+        kind, start = segment[1], segment.end()
+        if kind in _JPEG_SEQUENTIAL:
+            colours = int.from_bytes(data[start + 7 : start + 8])
+        elif kind == _JPEG_SCAN and scans == 0 and int.from_bytes(data[start + 2 : start + 3]) == colours > 0:
+            return 1  # all of the picture: libjpeg takes no other
+        segments += 1
+        scans += kind == _JPEG_SCAN or segments > _MANY_SEGMENTS
+        at = start + max(2, int.from_bytes(data[start : start + 2]))
+    return scans
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:

@@ -15,6 +15,8 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.http_parser import HttpResponseParserPy
 
+from cluster.errors import UserError
+
 # As in Chrome.
 _LONGEST_HEAD = 256 << 10
 _END = re.compile(rb"\n\r?\n")
@@ -31,6 +33,8 @@ _CLEAN = re.compile(
 # What aiohttp's parser in Python is given at a time: for each chunk it copies all that follows.
 _PIECE = 4096
 _LONGEST_CHUNK_LINE = 1024
+# aiohttp keeps these to itself, and may rename them one day.
+_OF_HANDLERS = ("_exception", "_parser", "_payload", "_should_close")
 
 
 class Head(NamedTuple):
@@ -283,4 +287,11 @@ class Connector(aiohttp.TCPConnector):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        handler = AnswerHandler(self._loop)
+        missing = [name for name in _OF_HANDLERS if not hasattr(handler, name)]
+        if missing or not hasattr(self, "_factory"):
+            raise UserError(
+                f"aiohttp {aiohttp.__version__} has no {', '.join(missing) or '_factory'}, which answers are "
+                "read with: pip install 'aiohttp>=3.14.1,<3.15'"
+            )
         self._factory: Any = partial(AnswerHandler, loop=self._loop)

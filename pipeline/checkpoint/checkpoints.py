@@ -15,13 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -29,12 +27,12 @@ from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
 from pipeline.checkpoint.files import METHOD, OPTIMIZER, broken_file, newest_first, step_of
+from pipeline.checkpoint.metadata import TensorReader
 from pipeline.checkpoint.period import young_daly
 from pipeline.checkpoint.writer import (
     SaveError,
     Staging,
     Writer,
-    alone_on_purpose,
     sync_folder,
 )
 from pipeline.distributed.sharded import copy_own_piece, is_share, named_tensors, whole, whole_shape
@@ -216,16 +214,15 @@ class Checkpoints:
         self._world.barrier()
 
     def _read(self, checkpoint: Path) -> None:
-        # The metadata is a pickle: ours, and as we wrote it, which the manifest has just shown (S1).
-        reader = FileSystemReader(checkpoint)
-        saved = reader.read_metadata().state_dict_metadata
+        reader = TensorReader(checkpoint)
+        saved = reader.tensors
         parameters = dict(named_tensors(self._method))
         self._optimizer.state.clear()
         targets = {f"{METHOD}{name}": (tensor, tensor) for name, tensor in parameters.items()}
         for name, entry in saved.items():
-            if name.startswith(OPTIMIZER) and isinstance(entry, TensorStorageMetadata):
-                parameter_name, _, key = name.removeprefix(OPTIMIZER).rpartition("/")
-                parameter = parameters[parameter_name]
+            parameter_name, _, key = name.removeprefix(OPTIMIZER).rpartition("/")
+            parameter = parameters.get(parameter_name)
+            if name.startswith(OPTIMIZER) and parameter is not None:
                 tensor = _like(parameter, entry)
                 targets[name] = (tensor, parameter)
                 self._optimizer.state[parameter][key] = tensor
@@ -235,15 +232,13 @@ class Checkpoints:
             )
         group = self._world.control
         direct = {name: tensor for name, (tensor, parameter) in targets.items() if not is_share(parameter)}
-        with alone_on_purpose():
-            load_tensors(direct, storage_reader=reader, process_group=group, no_dist=group is None)
-            # One after the other: a rank that holds shares has no room for all that is whole.
-            for name in sorted(targets.keys() - direct.keys()):
-                tensor, parameter = targets[name]
-                entry = cast(TensorStorageMetadata, saved[name])
-                full = torch.empty(entry.size, dtype=entry.properties.dtype)
-                load_tensors({name: full}, storage_reader=reader, no_dist=True)
-                copy_own_piece(parameter, full, into=tensor)
+        reader.load(direct, group)
+        # One after the other: a rank that holds shares has no room for all that is whole.
+        for name in sorted(targets.keys() - direct.keys()):
+            tensor, parameter = targets[name]
+            full = torch.empty(saved[name].size, dtype=saved[name].properties.dtype)
+            reader.load({name: full})
+            copy_own_piece(parameter, full, into=tensor)
 
     def _new_period(self, save_seconds: float) -> float:
         """Seconds until the next checkpoint."""

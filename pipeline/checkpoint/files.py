@@ -12,7 +12,6 @@ a trunk.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -75,9 +74,11 @@ def manifest_sums(run_folder: Path) -> dict[Path, str]:
 
 
 def _manifest(checkpoint: Path) -> dict[str, dict[str, Any]]:
-    files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    from pipeline.checkpoint.writer import vouched
+
     return {
-        name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} for name, entry in files.items()
+        name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
+        for name, entry in vouched(checkpoint).items()
     }
 
 
@@ -87,7 +88,7 @@ def _first_unlike(
     """The first file of which `look` sees anything but what the manifest says."""
     try:
         files = _manifest(checkpoint)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its manifest cannot be read: {error}"
     for name in (".metadata", "state.json"):
         if name not in files:  # what is read must be what the manifest vouches for
@@ -108,29 +109,25 @@ def read_tensors(checkpoint: Path, *, prefix: str) -> dict[str, Tensor]:
     """Some of the method's tensors, on the CPU, in one process; for example with prefix "trunk.".
 
     Args:
-        checkpoint: of a run of one's own: its metadata is a pickle, read once the manifest matches.
+        checkpoint: whoever's: see `pipeline.checkpoint.metadata`.
         prefix: of the names in the method's state; left out of the names returned.
 
     Raises:
-        UserError: if there is no whole checkpoint.
+        UserError: if there is no whole checkpoint, or it holds something else than tensors.
     """
     import torch
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-    from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
-    from pipeline.checkpoint.writer import alone_on_purpose
+    from pipeline.checkpoint.metadata import TensorReader
 
     if not (checkpoint / "manifest.json").is_file():
         raise UserError(f"{checkpoint} is not a checkpoint: it has no manifest.json")
     if broken := broken_file(checkpoint):
         raise UserError(f"checkpoint {checkpoint} is broken: {broken}; use an older one")
-    reader = FileSystemReader(checkpoint)
+    reader = TensorReader(checkpoint)
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if name.startswith(METHOD + prefix) and isinstance(entry, TensorStorageMetadata)
+        for name, entry in reader.tensors.items()
+        if name.startswith(METHOD + prefix)
     }
-    with alone_on_purpose():
-        load_tensors(tensors, storage_reader=reader, no_dist=True)
+    reader.load(tensors)
     return {name.removeprefix(METHOD + prefix): tensor for name, tensor in tensors.items()}

@@ -109,7 +109,7 @@ class Writer:
         try:
             result = act()
         except (Exception, CheckpointException) as error:
-            failure = _cause(error)
+            failure = cause(error)
         outcomes = self._world.gather((result, failure))
         if failures := [failure for _, failure in outcomes if failure is not None]:
             raise SaveError(failures[0])
@@ -125,11 +125,24 @@ def _vouch(folder: Path, parts: list[dict[str, Any] | None], state: dict[str, An
     sync_folder(folder)
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """What went wrong, in one line; of several ranks' errors the first."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def vouched(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """The checkpoint's files by name, each with what `digest` said of it, as its manifest has them.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError: it cannot be read.
+        ValueError: it names files elsewhere.
+    """
+    files: dict[str, dict[str, Any]] = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    if elsewhere := [name for name in files if Path(name).name != name]:
+        raise ValueError(f"{elsewhere[0]!r:.100} is no name of a file in this folder")
+    return files
 
 
 def digest(path: Path) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from cluster.errors import UserError
 from cluster.typed_yaml import Section
 from ingest.dataset.open import Dataset
 from ingest.image.decode import ImageError, decode
+from pipeline.data.in_hand import InHand
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.read_ahead.client import ReadAhead
 from pipeline.data.read_ahead.demand import Listed
@@ -116,8 +119,15 @@ class _Batches:
     ) -> None:
         self._dataset, self._listed, self._preprocessing = dataset, listed, preprocessing
         self._cache, self._packs = cache, packs
+        self._in_hand = InHand(0)
         # Opened in the process that reads: file descriptors do not travel.
         self._reader: Reader | PackedReader | None = None
+
+    def noting(self, in_hand: InHand) -> Self:
+        """See `pipeline.data.workers.Makes`."""
+        made = copy.copy(self)
+        made._in_hand = in_hand
+        return made
 
     def __call__(self, number: int) -> ImageBatch:
         units, rows = self._listed.at(number)
@@ -145,7 +155,9 @@ class _Batches:
         """A decoded sample; unlike training, an evaluation takes no substitutes."""
         reader = self._open_reader()
         try:
-            return decode(reader.read(unit, row))
+            data = reader.read(unit, row)
+            with self._in_hand.holding((unit, row)):
+                return decode(data)
         except (BadSampleError, ImageError) as error:
             raise UserError(
                 f"{reader.name(unit, row)} cannot be evaluated ({error}): see what is damaged with "

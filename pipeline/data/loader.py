@@ -1,6 +1,6 @@
 """The loader: an endless sequence of batches that depends on no rank, worker or restart."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from pipeline.data.rank_batches import RankBatches
 from pipeline.data.read_ahead.client import Node, ReadAhead
 from pipeline.data.read_ahead.demand import Training
 from pipeline.data.resident import RankBoxes, ResidentImages
-from pipeline.data.workers import Pinnable, numbered, start_fork_server
+from pipeline.data.workers import Makes, Pinnable, numbered, start_fork_server
 from pipeline.recipe.data import Data
 
 T = TypeVar("T", bound=Pinnable)
@@ -121,7 +121,7 @@ class Loader:
         made = self._numbered(self._batches.read_from(ahead.packs), self._batches.view_bytes, step, held)
         yield from ahead.follow(made, step)
 
-    def _numbered(self, make: Callable[[int], T], size: int, step: int, held: int) -> Iterator[T]:
+    def _numbered(self, make: Makes[T], size: int, step: int, held: int) -> Iterator[T]:
         pin_memory = self._device.type == "cuda"
         return numbered(
             make, step, workers=self._workers, pin_memory=pin_memory, shared_bytes=size, held=held

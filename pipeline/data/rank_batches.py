@@ -15,6 +15,7 @@ from cluster.errors import UserError
 from ingest.dataset.open import Dataset
 from pipeline.data import order as orders
 from pipeline.data.batch import Batch
+from pipeline.data.in_hand import InHand
 from pipeline.data.modality import Modality
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.philox import uniforms
@@ -66,6 +67,7 @@ class RankBatches:
         self._cache = cache
         self.count: int = rows.stop - rows.start
         self._packs: Packs | None = None
+        self._in_hand = InHand(0)
         self._reader: Reader | PackedReader | None = None
         self._targets = TargetReader(dataset) if targets else None
         self._indices: dict[int, orders.EpochIndex] = {}
@@ -96,6 +98,12 @@ class RankBatches:
         """The same batches, of samples that are read ahead; None if they are not."""
         made = copy.copy(self)
         made._packs, made._reader = packs, None
+        return made
+
+    def noting(self, in_hand: InHand) -> Self:
+        """See `pipeline.data.workers.Makes`."""
+        made = copy.copy(self)
+        made._in_hand, made._reader = in_hand, None
         return made
 
     def fill(self, step: int, out: Mapping[str, NDArray[Any]], write: WriteViews) -> Rows:
@@ -205,7 +213,9 @@ class RankBatches:
     def _read_and_cut(
         self, place: tuple[int, int], draws: NDArray[np.float64], out: Mapping[str, NDArray[Any]]
     ) -> None:
-        self._modality.cut(self._open_reader().read(*place), draws, out)
+        data = self._open_reader().read(*place)
+        with self._in_hand.holding(place):
+            self._modality.cut(data, draws, out)
 
     def _draws(self, epoch: int, keys: NDArray[np.int64], ahead: NDArray[np.int64]) -> NDArray[np.float64]:
         """(samples, views, draws)."""

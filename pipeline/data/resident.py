@@ -5,11 +5,12 @@ substitutes and, to the bit, the crops are those of `RankBatches`.
 """
 
 import contextlib
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.image.crops import FLIP, crop_box
 from pipeline.data.image.resample import crop_and_resize, installed_fixed_point
 from pipeline.data.image.views import geometry
+from pipeline.data.in_hand import InHand
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.rank_batches import RankBatches
 from pipeline.data.read_ahead.client import ReadAhead
@@ -158,6 +160,10 @@ class RankBoxes:
         """Size of one batch's boxes."""
         return self._batches.count * sum(group.count for group in self._groups.values()) * _NUMBERS * 4
 
+    def noting(self, in_hand: InHand) -> Self:
+        """See `pipeline.data.workers.Makes`: nothing is decoded here."""
+        return self
+
     def __call__(self, step: int) -> Boxes:
         """The rank's rows of micro-batch `step`, counted over all epochs.
 
@@ -209,7 +215,14 @@ class _Decoder:
     ) -> None:
         self._dataset, self._listed, self._size = dataset, listed, size
         self._cache, self._packs = cache, packs
+        self._in_hand = InHand(0)
         self._reader: Reader | PackedReader | None = None
+
+    def noting(self, in_hand: InHand) -> Self:
+        """See `pipeline.data.workers.Makes`."""
+        made = copy.copy(self)
+        made._in_hand = in_hand
+        return made
 
     def __call__(self, number: int) -> _Decoded:
         if self._reader is None:
@@ -225,7 +238,9 @@ class _Decoder:
         pixels, bad = np.zeros((len(places), height, width, 3), np.uint8), {}
         for position, (unit, row) in enumerate(places, first):
             try:
-                image = decode(self._reader.read(unit, row))
+                data = self._reader.read(unit, row)
+                with self._in_hand.holding((unit, row)):
+                    image = decode(data)
             except (BadSampleError, ImageError) as error:
                 bad[position] = str(error)
                 continue

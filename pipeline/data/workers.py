@@ -3,15 +3,19 @@
 import contextlib
 import ctypes
 import itertools
+import logging
 import multiprocessing
 import os
+import re
+import resource
 import shutil
 import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -22,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from cluster.errors import UserError
 from cluster.output_trouble import refusal
+from pipeline.data.in_hand import InHand, Place
 from pipeline.data.shared_memory import Buffers, Parcel
 
 # Batches that torch lets each worker run ahead.
@@ -31,6 +36,13 @@ _ROOM_FOR_SMALL_TENSORS = 1 << 20
 # Preemption and interruption are the trainer's to handle: it needs batches until it stops. The fork server
 # and the workers inherit the mask, so that there is no moment without it.
 _TRAINERS_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
+# How torch names workers that are gone.
+_GONE = re.compile(r"\(pid(?:\(s\))? ([\d, ]+)\)")
+_CRASHES = [-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT, -signal.SIGILL, -signal.SIGFPE]
+# So many deaths between two values are no picture's fault.
+_MOST_DEATHS = 10
+# What one picture within the limits takes is a third of it.
+_MEMORY_TO_DECODE = 4 << 30
 # Where torch puts what workers share.
 _SHARED_MEMORY = Path("/dev/shm")
 # glibc's mallopt.
@@ -44,10 +56,22 @@ class Pinnable(Protocol):
 
 
 T = TypeVar("T", bound=Pinnable)
+T_co = TypeVar("T_co", bound=Pinnable, covariant=True)
+logger = logging.getLogger(__name__)
+
+
+class Makes(Protocol[T_co]):
+    """Makes values by number. It is picklable, and what it makes depends on the number alone."""
+
+    def __call__(self, number: int, /) -> T_co: ...
+
+    def noting(self, in_hand: InHand) -> Self:
+        """The same values, of samples that are noted while they are decoded."""
+        ...
 
 
 def numbered(
-    make: Callable[[int], T],
+    make: Makes[T],
     first: int,
     *,
     workers: int,
@@ -58,7 +82,7 @@ def numbered(
     """make(first), make(first + 1), … without end.
 
     Args:
-        make: must be picklable and depend on its argument alone.
+        make: see there. A sample that workers die of is left to it to replace.
         workers: processes; each makes every workers-th value. 0 makes them here, when they are asked for.
         pin_memory: move the values to page-locked memory, for copies to a GPU.
         shared_bytes: size of one value's large tensors.
@@ -66,12 +90,47 @@ def numbered(
 
     Raises:
         UserError: from `make`, in whichever process; or if shared memory cannot hold what the workers make.
+        RuntimeError: workers die, and not of single samples.
     """
     if workers == 0:
         for number in itertools.count(first):
             yield make(number).pin_memory() if pin_memory else make(number)
     if pin_memory:
         held = 0  # the caller keeps copies in page-locked memory
+    suspects: set[Place] = set()
+    in_hand, deaths = InHand(workers), 0
+    while True:
+        made = _by_workers(make.noting(in_hand), first, workers=workers, shared_bytes=shared_bytes, held=held)
+        try:
+            with contextlib.closing(made):
+                for value in made:
+                    first, deaths = first + 1, 0
+                    yield value.pin_memory() if pin_memory else value
+                    del value
+        except _WorkersDiedError as error:
+            left = {
+                place: code for process, code in error.codes.items() if (place := in_hand.left_by(process))
+            }
+            deaths += 1
+            if not left or deaths > _MOST_DEATHS:
+                raise error.cause from None
+            # Unless it crashed, it may have been the machine's memory, or someone's kill; not a second time.
+            deadly = {place for place, code in left.items() if place in suspects or code in _CRASHES}
+            in_hand = InHand(workers, in_hand.deadly | deadly)
+            suspects |= left.keys()
+            logger.warning("%s: its batch is made again", error.cause)
+
+
+class _WorkersDiedError(Exception):
+    """Codes are exit codes, by process id."""
+
+    def __init__(self, cause: RuntimeError, codes: dict[int, int | None]) -> None:
+        super().__init__(str(cause))
+        self.cause, self.codes = cause, codes
+
+
+def _by_workers(make: Makes[T], first: int, *, workers: int, shared_bytes: int, held: int) -> Generator[T]:
+    """The values of one set of workers, until one of them dies."""
     # As many as can be on their way, those that are held, and the one that is handed over.
     count, size = PREFETCH * workers + held + 1, shared_bytes + _ROOM_FOR_SMALL_TENSORS
     _refuse_little_shared_memory(count * size, workers)
@@ -85,13 +144,22 @@ def numbered(
         prefetch_factor=PREFETCH,
         collate_fn=_unchanged,
         multiprocessing_context=start_fork_server(),
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=partial(_prepare_worker, _MEMORY_TO_DECODE + 4 * size),
     )
-    for answer in loaded:
+    answers = iter(loaded)
+    processes = {process.pid: process for process in multiprocessing.active_children()}
+    while True:
+        try:
+            answer = next(answers)
+        except RuntimeError as error:
+            if gone := _GONE.search(str(error)):
+                pids = [int(pid) for pid in gone[1].split(",")]
+                raise _WorkersDiedError(error, {pid: processes[pid].exitcode for pid in pids}) from None
+            raise
         if isinstance(answer, _Refusal):
             raise UserError(answer.sentence)
         value: T = buffers.unpack(answer, free) if isinstance(answer, Parcel) else answer
-        yield value.pin_memory() if pin_memory else value
+        yield value
         del answer, value  # the buffer goes back as soon as the caller has done with it
 
 
@@ -152,7 +220,8 @@ def _unchanged(value: Any) -> Any:
     return value
 
 
-def _prepare_worker(_: int) -> None:
+def _prepare_worker(memory: int, _: int) -> None:
+    _limit_memory(memory)
     signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS_SIGNALS)
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -174,6 +243,18 @@ def _obey_trainer() -> None:
     while trainer is not None:
         if signal.sigwaitinfo({signal.SIGTERM}).si_pid == trainer.pid:
             os._exit(0)
+
+
+def _limit_memory(extra: int) -> None:
+    """Bound what this process has for itself to what it has now and `extra` bytes; shared memory is apart."""
+    try:
+        found = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return
+    if found is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = (int(found[1]) << 10) + extra
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
 
 
 def keep_freed_memory() -> None:

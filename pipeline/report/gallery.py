@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from ingest.dataset.keys import unit_and_slot
 from ingest.dataset.open import Dataset
-from ingest.image.decode import decode
+from ingest.image.decode import ImageError, decode
 from pipeline.data.loader import Loader
-from pipeline.data.reader import Reader
+from pipeline.data.reader import BadSampleError, Reader
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.transfer.features import Features
 from pipeline.transfer.knn import nearest
+
+logger = logging.getLogger(__name__)
 
 
 class Samples:
@@ -33,13 +36,16 @@ class Samples:
         self._keys: tuple[int, NDArray[np.uint64]] | None = None
 
     def image(self, key: int) -> Image.Image:
-        """The picture of a sample."""
+        """The picture of a sample; grey where it cannot be decoded."""
         unit_index = int(np.searchsorted(self._dataset.units, unit_and_slot(key)[0]))
         if self._keys is None or self._keys[0] != unit_index:
             self._keys = (unit_index, self._dataset.unit_keys(unit_index))
             self._reader.keep([unit_index])
         row = int(np.searchsorted(self._keys[1], np.uint64(key)))
-        return decode(self._reader.read(unit_index, row))
+        try:
+            return decode(self._reader.read(unit_index, row))
+        except (BadSampleError, ImageError) as error:
+            return not_shown(self._reader.name(unit_index, row), error)
 
     def close(self) -> None:
         """Close the shards."""
@@ -161,6 +167,12 @@ def nearest_rows(
         )
         for number, query in enumerate(chosen)
     ]
+
+
+def not_shown(name: str, error: Exception) -> Image.Image:
+    """A grey square for a picture that cannot be decoded, and a line in the log: no page fails for it."""
+    logger.warning("%s cannot be shown: %s", name, error)
+    return Image.new("RGB", (64, 64), "lightgrey")
 
 
 def data_uri(image: Image.Image, *, longest: int = 160) -> str:

@@ -87,6 +87,17 @@ def scan_bomb() -> bytes:
 
 
 @pytest.fixture(scope="session")
+def gif_of_comments() -> bytes:
+    """Minutes within Pillow's Python: each comment is added to a copy of those before it."""
+    buffer = io.BytesIO()
+    Image.new("P", (8, 8)).save(buffer, "GIF")
+    data = buffer.getvalue()
+    first = data.index(b",")  # the image descriptor
+    long = b"\x21\xfe" + (b"\xff" + b"a" * 255) * 16_000 + b"\0"
+    return data[:first] + long + b"\x21\xfe\x01a\0" * 200_000 + data[first:]
+
+
+@pytest.fixture(scope="session")
 def huge(encode: Encode) -> bytes:
     """A small file that is a picture of 16 megapixels."""
     return encode(Image.new("RGB", (4000, 4000)), "PNG")

@@ -258,7 +258,7 @@ def test_D1_D3_two_crawls_of_one_output_at_once(tmp_path, folder, crawl):
 
 
 @pytest.mark.slow
-def test_D4_hostile_sources_end_as_rows(tmp_path, scene, encode, crawl, scan_bomb, huge):
+def test_D4_hostile_sources_end_as_rows(tmp_path, scene, encode, crawl, scan_bomb, gif_of_comments, huge):
     source = tmp_path / "in"
     source.mkdir()
     png = bytearray(encode(scene(), "PNG"))
@@ -266,7 +266,8 @@ def test_D4_hostile_sources_end_as_rows(tmp_path, scene, encode, crawl, scan_bom
     jpeg = encode(scene(), "JPEG")
     hostile = {
         "bomb.png": bytes(png),
-        "slow.jpg": scan_bomb,
+        "scans.jpg": scan_bomb,
+        "slow.gif": gif_of_comments,
         "huge.png": huge,
         "page.jpg": b"<html><script>alert(1)</script></html>",
         "cut.jpg": jpeg[: len(jpeg) // 2],
@@ -294,7 +295,8 @@ def test_D4_hostile_sources_end_as_rows(tmp_path, scene, encode, crawl, scan_bom
         "passwd.jpg": "link_outside",
         "pipe.jpg": "not_a_file",
         "script.gif": "too_many_pixels",
-        "slow.jpg": "time_limit",
+        "scans.jpg": "too_many_scans",
+        "slow.gif": "time_limit",
         "zip.jpg": None,
     }
     assert json.loads((tmp_path / "out" / "DATASET.json").read_bytes())["sealed"] == report.root

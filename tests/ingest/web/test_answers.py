@@ -10,6 +10,8 @@ from dataclasses import replace
 import aiohttp
 import pytest
 
+from cluster.errors import UserError
+from ingest.web import answer_bytes
 from ingest.web.answer_bytes import AnswerHandler
 from ingest.web.fetch_loop import Fetched
 from ingest.web.fetcher import Fetcher
@@ -236,3 +238,13 @@ def test_the_rest_of_an_answer_that_comes_late_is_no_part_of_the_next():
         web, one_by_one = f"http://127.0.0.1:{port}", replace(SETTINGS, per_host=1)
         assert fetched([f"{web}/{number}" for number in range(4)], one_by_one) == [GIVES] * 4
     assert len(connections) == 4
+
+
+def test_an_aiohttp_that_has_renamed_its_own_is_told(monkeypatch):
+    monkeypatch.setattr(answer_bytes, "_OF_HANDLERS", ("_parser", "_renamed"))
+
+    async def connect():
+        return answer_bytes.Connector()
+
+    with pytest.raises(UserError, match=r"aiohttp \S+ has no _renamed, .*: pip install 'aiohttp>="):
+        asyncio.run(connect())

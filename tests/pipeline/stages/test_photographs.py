@@ -114,18 +114,28 @@ def test_one_sub_folder_is_no_label(tmp_path):
     assert sorted(picture.label for picture in album.pictures) == ["only_0.png", "only_1.png", "only_2.png"]
 
 
+def scans():
+    """A JPEG of a megapixel whose last scan comes 3,000 times."""
+    file = io.BytesIO()
+    Image.new("L", (1000, 1000)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[data.rindex(b"\xff\xc4", 0, last) : -2] * 3_000 + data[-2:]
+
+
 def test_hostile_files_are_skipped_and_counted(tmp_path):
     for name in ("a", "b"):
         stripes(tmp_path / f"{name}.png")
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "torn.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
     Image.new("RGB", (5, 400)).save(tmp_path / "thin.png")
+    (tmp_path / "slow.jpg").write_bytes(scans())
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / ".hidden.png").write_bytes((tmp_path / "a.png").read_bytes())
     album = read_folder(tmp_path, small())
     assert sorted(picture.name for picture in album.pictures) == ["a.png", "b.png"]
-    assert sum(album.skipped.values()) == 3
-    assert album.skipped["too small"] == 1
+    assert sum(album.skipped.values()) == 4
+    assert album.skipped["too small"] == album.skipped["too_many_scans"] == 1
 
 
 def test_of_many_pictures_an_even_share_of_the_labels_is_used(tmp_path):
