@@ -57,6 +57,9 @@ Contact = Annotated[
     ),
 ]
 PerHost = Annotated[int, typer.Option(min=1, help="Connections to a host at a time.")]
+PerAddress = Annotated[
+    int, typer.Option(min=1, help="Connections to an address at a time, whichever hosts it serves.")
+]
 PerHostRate = Annotated[float | None, typer.Option(min=0.001, help="Requests to a host per second.")]
 Connections = Annotated[int, typer.Option(min=1, help="At a time, over all hosts.")]
 
@@ -143,6 +146,7 @@ def crawl(
     ] = DEFAULTS.fetch.attempts,
     max_redirects: Annotated[int, typer.Option(min=0)] = DEFAULTS.fetch.max_redirects,
     per_host: PerHost = DEFAULTS.fetch.per_host,
+    per_address: PerAddress = DEFAULTS.fetch.per_address,
     per_host_rate: PerHostRate = DEFAULTS.fetch.per_host_rate,
     connections: Connections = DEFAULTS.fetch.connections,
     ignore_robots: Annotated[
@@ -153,7 +157,15 @@ def crawl(
     ignore_content_signal: IgnoreContentSignal = False,
     ignore_content_usage: IgnoreContentUsage = False,
     allow_private: Annotated[
-        list[str] | None, typer.Option(help="A network, as CIDR, that may be asked though it is not public.")
+        list[str] | None,
+        typer.Option(
+            help="A network, as CIDR, that may be asked though it is not public; addresses of this machine "
+            "and of a cloud's services, one by one. Repeatable."
+        ),
+    ] = None,
+    deny_network: Annotated[
+        list[str] | None,
+        typer.Option(help="A network, as CIDR, that may not be asked, whatever is allowed. Repeatable."),
     ] = None,
     metrics_file: Annotated[
         Path | None,
@@ -185,6 +197,7 @@ def crawl(
     fetch = FetchSettings(
         contact=contact,
         per_host=per_host,
+        per_address=per_address,
         per_host_rate=per_host_rate,
         connections=connections,
         deadline=deadline,
@@ -198,6 +211,7 @@ def crawl(
             ignore_content_usage=ignore_content_usage,
         ),
         allow_private=tuple(allow_private or ()),
+        deny_network=tuple(deny_network or ()),
     )
     settings = CrawlSettings(
         unit_rows=unit_rows, treatment=treatment, seconds=seconds, memory_mb=memory_mb, fetch=fetch

@@ -9,7 +9,15 @@ import typer
 from rich.console import Console
 
 from cluster.output_trouble import writing
-from ingest.commands.crawl import Connections, Contact, PerHost, PerHostRate, crawl_json, print_crawl
+from ingest.commands.crawl import (
+    Connections,
+    Contact,
+    PerAddress,
+    PerHost,
+    PerHostRate,
+    crawl_json,
+    print_crawl,
+)
 from ingest.commands.executor_options import (
     Cluster,
     ExecutorOption,
@@ -42,6 +50,7 @@ def retry(
     ] = None,
     contact: Contact = None,
     per_host: PerHost = DEFAULTS.per_host,
+    per_address: PerAddress = DEFAULTS.per_address,
     per_host_rate: PerHostRate = None,
     connections: Connections = DEFAULTS.connections,
     workers: PartWorkers = None,
@@ -63,6 +72,7 @@ def retry(
                 plan.settings.fetch,
                 contact=contact,
                 per_host=per_host,
+                per_address=per_address,
                 per_host_rate=per_host_rate,
                 connections=connections,
             )

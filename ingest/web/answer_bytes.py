@@ -7,6 +7,7 @@ answer depends on its bytes, and not on how packets divide them.
 
 import asyncio
 import re
+import resource
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,6 +32,11 @@ _CLEAN = re.compile(
 # What aiohttp's parser in Python is given at a time: for each chunk it copies all that follows.
 _PIECE = 4096
 _LONGEST_CHUNK_LINE = 1024
+# Of chunks, what belongs to no data: sizes, what is said beside them, and headers behind the last.
+_LONGEST_TRAILER = 64 << 10
+# Connections that are kept, with those that are in use; and how much of the limit of open files they may be.
+_MOST_CONNECTIONS = 4096
+_SHARE_OF_FILES = 0.5
 
 
 class Head(NamedTuple):
@@ -117,8 +123,11 @@ def _head(
 class AnswerHandler(ResponseHandler):
     """aiohttp's end of a connection, for one answer after another."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, open_ones: "set[AnswerHandler] | None" = None
+    ) -> None:
         super().__init__(loop)
+        self._open_ones = set() if open_ones is None else open_ones
         self._used = False
         self._in_head = self._in_body = False
         self._beginning = bytearray()
@@ -126,6 +135,15 @@ class AnswerHandler(ResponseHandler):
         self._head: Head | None = None
         self._left = 0
         self._step = 0
+        self._without_data = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._open_ones.add(self)
+
+    def close(self) -> None:
+        """At once: TLS would wait for the other side to agree, and what is not sent for it to read."""
+        self.abort()
 
     def set_response_params(self, **params: Any) -> None:
         self._params = params
@@ -144,9 +162,10 @@ class AnswerHandler(ResponseHandler):
         if data and self.transport is not None:
             # More than the answer: nothing on this connection can be trusted any more.
             self._should_close = True
-            self.transport.close()
+            self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._open_ones.discard(self)
         if self._in_head:
             self._take_end(exc)
         super().connection_lost(exc)
@@ -203,7 +222,7 @@ class AnswerHandler(ResponseHandler):
         self._beginning.clear()
         self._head, self._head_ends = head, None
         self._should_close |= head.odd
-        self._step = 0
+        self._step = self._without_data = 0
         if lines_of_lf:
             # aiohttp's parser in C does not take such chunks.
             limits = {name: self._params[name] for name in ("max_line_size", "max_field_size", "max_headers")}
@@ -242,11 +261,15 @@ class AnswerHandler(ResponseHandler):
             return b""
         step = self._step or len(data)
         for at in range(0, len(data), step):
+            before = payload.total_bytes
             super().data_received(data[at : at + step])
+            self._without_data = 0 if payload.total_bytes > before else self._without_data + step
             if payload.is_eof():
                 self._in_body = False
                 behind = self._parser._tail if self._step and self._parser is not None else b""
                 return behind + data[at + step :]
+            if self._without_data > _LONGEST_TRAILER and payload.exception() is None:
+                payload.set_exception(BadHttpMessage("trailers without end"))
             if self._exception is not None or payload.exception() is not None:
                 self._in_body = False
                 # The end of the connection, which comes now, shall not pass for what was wrong.
@@ -275,12 +298,19 @@ class AnswerHandler(ResponseHandler):
         self._in_head = False
         self.set_exception(error)
         if self.transport is not None:
-            self.transport.close()
+            self.transport.abort()
 
 
 class Connector(aiohttp.TCPConnector):
-    """Connections whose answers are taken as browsers take them."""
+    """Connections whose answers are taken as browsers take them; kept as long as there are not too many."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._factory: Any = partial(AnswerHandler, loop=self._loop)
+        self._open_ones: set[AnswerHandler] = set()
+        self._factory: Any = partial(AnswerHandler, loop=self._loop, open_ones=self._open_ones)
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        share = _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else int(files * _SHARE_OF_FILES)
+        self._most = min(_MOST_CONNECTIONS, share)
+
+    def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        super()._release(key, protocol, should_close=should_close or len(self._open_ones) > self._most)

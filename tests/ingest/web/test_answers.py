@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from ingest.web.answer_bytes import AnswerHandler
-from ingest.web.fetch_loop import Fetched
+from ingest.web.errands import Fetched
 from ingest.web.fetcher import Fetcher
 from ingest.web.settings import FetchSettings
 
@@ -70,6 +70,8 @@ ANSWERS = {
     "no HTTP": (b"ICY 200 OK\r\n\r\n" + BODY, BAD),
     "no answer": (b"HTTP/1.1 2", "reset"),
     "head without end": (b"HTTP/1.1 200 OK\r\nX: y\r\n", "reset"),
+    "long trailers": (ok(CHUNKED, body=CHUNKS[:-2] + (b"X: " + b"x" * 30_000 + b"\r\n") * 40), BAD),
+    "many headers, each allowed": (ok(*(b"X: " + b"x" * 30_000,) * 40, LENGTH), BAD),
     "long head": (ok(b"X: " + b"x" * 300_000, LENGTH), BAD),
 }
 SMALL = {name: case for name, case in ANSWERS.items() if len(case[0]) < 1000}
@@ -80,6 +82,8 @@ class NoSocket(asyncio.Transport):
 
     def close(self) -> None:
         self.closed = True
+
+    abort = close
 
     def is_closing(self) -> bool:
         return self.closed
