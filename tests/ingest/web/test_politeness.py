@@ -14,9 +14,11 @@ import psutil
 import pytest
 import trustme
 from hostile_server import ALLOWED, CROWD, CROWDED, HostileServer
+from yarl import URL
 
 from ingest.web.errands import Fetched
 from ingest.web.fetcher import Fetcher
+from ingest.web.robots_txt import rules
 from ingest.web.settings import FetchSettings
 
 SETTINGS = FetchSettings(
@@ -243,3 +245,49 @@ def test_D4_a_connection_that_is_given_up_is_closed_though_the_server_goes_on(tm
                 time.sleep(0.02)
             assert connections() == 0
         server.shutdown()
+
+
+# Of 512 KiB at most, made to keep whoever reads them busy.
+MADE_TO_BE_SLOW = [
+    "\n" * 500_000,
+    "".join(f"User-agent: a{n}\n" for n in range(15_000)) + "Disallow: /x\n" * 20_000,
+    "User-agent: *\n" + "".join(f"Disallow: /{n}/x\n" for n in range(9_990)),
+    "User-agent: *\n" + "Content-Signal: /no ai-train=no\nAllow: /\n" * 4_900,
+    "User-agent: *\n" + ("Disallow: /" + "%41" * 5_000 + "\n") * 34,
+    "User-agent: *\n" + "Disallow: /*a*b\n" * 990,
+    "User-agent: *\nDisallow: /" + "*a" * 1_900 + "b\n",
+]
+
+
+def test_D4_no_robots_txt_keeps_the_event_loop_from_other_sites_for_long():
+    def reply(host: str, path: str) -> bytes:
+        return robots(MADE_TO_BE_SLOW[int(host.rpartition(".")[2]) - 1])(host, path)
+
+    ticks: list[float] = []
+    with CountingServer(reply).serving() as server, Fetcher(replace(SETTINGS, robots=True)) as fetcher:
+
+        def tick() -> None:
+            # Of its thread alone: this machine may do much else.
+            ticks.append(time.thread_time())
+            fetcher._loop.call_later(0.001, tick)
+
+        fetcher._loop.call_soon_threadsafe(tick)
+        hosts = [f"127.0.1.{n + 1}:{server.port}" for n in range(len(MADE_TO_BE_SLOW))]
+        urls = [f"http://{host}/{n}/{'a' * 4_000}" for n in range(20) for host in hosts]
+        outcomes = [outcome for _, outcome in fetcher.run((url, url) for url in urls)]
+    assert all(isinstance(outcome, Fetched) for outcome in outcomes)
+    assert max(after - before for before, after in pairwise(ticks)) < 0.05
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Disallow: /x\n" * 10_001,
+        "Disallow: /*x\n" * 1_001,
+        "Disallow: /" + "*a" * 2_001,
+        "Disallow: /" + "a" * 20_000,
+    ],
+)
+def test_D4_a_robots_txt_beyond_all_bounds_allows_nothing(text):
+    assert not rules("User-agent: *\n" + text).allow(URL("http://example.org/"))
+    assert rules("User-agent: other\n" + text).allow(URL("http://example.org/"))
