@@ -8,6 +8,7 @@ answer depends on its bytes, and not on how packets divide them.
 import asyncio
 import re
 import resource
+from collections import Counter
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +19,9 @@ from aiohttp.http_parser import HttpResponseParserPy
 
 # As in Chrome.
 _LONGEST_HEAD = 256 << 10
+# aiohttp takes 256 headers; not more lines than this are looked at to find them, nor promises of an answer.
+_MOST_LINES = 1024
+_MOST_INTERIM = 512
 _END = re.compile(rb"\n\r?\n")
 _STATUS = re.compile(rb"HTTP/[0-9.]+[ \t]+([0-9]{3})")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
@@ -32,9 +36,13 @@ _CLEAN = re.compile(
 # What aiohttp's parser in Python is given at a time: for each chunk it copies all that follows.
 _PIECE = 4096
 _LONGEST_CHUNK_LINE = 1024
-# Of chunks, what belongs to no data: sizes, what is said beside them, and headers behind the last.
-_LONGEST_TRAILER = 64 << 10
-# Connections that are kept, with those that are in use; and how much of the limit of open files they may be.
+# Of chunks, what belongs to no data: sizes, what is said beside them, and headers behind the last. So much is
+# free, and a sixteenth of the data.
+_FREE_OVERHEAD = 16 << 10
+_LARGEST_OVERHEAD = 1 / 16
+# What aiohttp's parser in C is given of chunks at a time: they may be tiny, and many.
+_CHUNKS = 32 << 10
+# Connections beyond which none is kept, and how much of the limit of open files they may be.
 _MOST_CONNECTIONS = 4096
 _SHARE_OF_FILES = 0.5
 
@@ -76,6 +84,8 @@ def mended(head: bytes) -> Head:
     lengths all are kept: aiohttp refuses them.
     """
     head = head.removesuffix(b"\r")
+    if head.count(b"\n") > _MOST_LINES:
+        return _head(b"no HTTP\r\n\r\n", 0, odd=True)
     if clean := _CLEAN.fullmatch(head):
         length = int(clean[2]) if clean[2] else None
         return _head(head + b"\r\n\r\n", int(clean[1]), clean=True, length=length)
@@ -120,26 +130,42 @@ def _head(
     return Head(data, status, clean, odd, chunked, length)
 
 
+class Opened:
+    """How many connections there are, in all and at each address."""
+
+    def __init__(self) -> None:
+        self.in_all = 0
+        self.at = Counter[str]()
+
+    def count(self, address: str, change: int) -> None:
+        self.in_all += change
+        self.at[address] += change
+        if not self.at[address]:
+            del self.at[address]
+
+
 class AnswerHandler(ResponseHandler):
     """aiohttp's end of a connection, for one answer after another."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, open_ones: "set[AnswerHandler] | None" = None
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, opened: "Opened | None" = None) -> None:
         super().__init__(loop)
-        self._open_ones = set() if open_ones is None else open_ones
+        self._opened = Opened() if opened is None else opened
+        self.peer = ""
         self._used = False
         self._in_head = self._in_body = False
         self._beginning = bytearray()
         self._head_ends: re.Match[bytes] | None = None
         self._head: Head | None = None
         self._left = 0
+        self._mended: Head | None = None
+        self._interim = 0
         self._step = 0
-        self._without_data = 0
+        self._chunked = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._open_ones.add(self)
+        self.peer = (transport.get_extra_info("peername") or ("",))[0]
+        self._opened.count(self.peer, 1)
 
     def close(self) -> None:
         """At once: TLS would wait for the other side to agree, and what is not sent for it to read."""
@@ -149,6 +175,7 @@ class AnswerHandler(ResponseHandler):
         self._params = params
         self._used = self._head is not None
         self._in_head, self._in_body = True, False
+        self._interim = 0
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
@@ -165,7 +192,7 @@ class AnswerHandler(ResponseHandler):
             self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._open_ones.discard(self)
+        self._opened.count(self.peer, -1)
         if self._in_head:
             self._take_end(exc)
         super().connection_lost(exc)
@@ -209,7 +236,7 @@ class AnswerHandler(ResponseHandler):
         if self._head_ends is None:
             return None, False
         start, end = self._head_ends.span()
-        head = mended(bytes(known[:start]))
+        head = self._mended = self._mended or mended(bytes(known[:start]))
         if not head.chunked:
             return head, False
         line_end = known.find(b"\n", end, end + _LONGEST_CHUNK_LINE)
@@ -220,9 +247,9 @@ class AnswerHandler(ResponseHandler):
     def _begin(self, head: Head, data: bytes, *, body: int = 0, lines_of_lf: bool = False) -> None:
         """Hand the head, and so many bytes of the body behind it, to the parser that takes them."""
         self._beginning.clear()
-        self._head, self._head_ends = head, None
+        self._head, self._head_ends, self._mended = head, None, None
         self._should_close |= head.odd
-        self._step = self._without_data = 0
+        self._step, self._chunked = _CHUNKS, 0
         if lines_of_lf:
             # aiohttp's parser in C does not take such chunks.
             limits = {name: self._params[name] for name in ("max_line_size", "max_field_size", "max_headers")}
@@ -238,6 +265,9 @@ class AnswerHandler(ResponseHandler):
             )
         super().data_received(data)
         self._in_head = head.interim and self._exception is None
+        self._interim += self._in_head
+        if self._interim > _MOST_INTERIM:
+            self._refuse(BadHttpMessage("promises without end"))
         self._left = (head.length or 0) - body
         self._in_body = not self._in_head and self._exception is None and head.length != body
 
@@ -259,17 +289,20 @@ class AnswerHandler(ResponseHandler):
         payload = self._payload
         if payload is None:
             return b""
-        step = self._step or len(data)
-        for at in range(0, len(data), step):
-            before = payload.total_bytes
-            super().data_received(data[at : at + step])
-            self._without_data = 0 if payload.total_bytes > before else self._without_data + step
+        for at in range(0, len(data), self._step):
+            piece = data[at : at + self._step]
+            super().data_received(piece)
             if payload.is_eof():
                 self._in_body = False
-                behind = self._parser._tail if self._step and self._parser is not None else b""
-                return behind + data[at + step :]
-            if self._without_data > _LONGEST_TRAILER and payload.exception() is None:
-                payload.set_exception(BadHttpMessage("trailers without end"))
+                behind = self._parser._tail if self._step == _PIECE and self._parser is not None else b""
+                return behind + data[at + self._step :]
+            self._chunked += len(piece)
+            overhead = self._chunked - payload.total_bytes
+            if (
+                overhead > _FREE_OVERHEAD + _LARGEST_OVERHEAD * payload.total_bytes
+                and payload.exception() is None
+            ):
+                payload.set_exception(BadHttpMessage("little in many chunks"))
             if self._exception is not None or payload.exception() is not None:
                 self._in_body = False
                 # The end of the connection, which comes now, shall not pass for what was wrong.
@@ -302,15 +335,22 @@ class AnswerHandler(ResponseHandler):
 
 
 class Connector(aiohttp.TCPConnector):
-    """Connections whose answers are taken as browsers take them; kept as long as there are not too many."""
+    """Connections whose answers are taken as browsers take them; kept as long as there are not too many.
 
-    def __init__(self, **options: Any) -> None:
+    Args:
+        per_address: connections to an address beyond which none is kept.
+    """
+
+    def __init__(self, *, per_address: int, **options: Any) -> None:
         super().__init__(**options)
-        self._open_ones: set[AnswerHandler] = set()
-        self._factory: Any = partial(AnswerHandler, loop=self._loop, open_ones=self._open_ones)
+        self._opened = Opened()
+        self._per_address = per_address
+        self._factory: Any = partial(AnswerHandler, loop=self._loop, opened=self._opened)
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         share = _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else int(files * _SHARE_OF_FILES)
         self._most = min(_MOST_CONNECTIONS, share)
 
     def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
-        super()._release(key, protocol, should_close=should_close or len(self._open_ones) > self._most)
+        assert isinstance(protocol, AnswerHandler)
+        many = self._opened.at[protocol.peer] > self._per_address or self._opened.in_all > self._most
+        super()._release(key, protocol, should_close=should_close or many)

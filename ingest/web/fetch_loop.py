@@ -59,7 +59,9 @@ class FetchLoop(Generic[Token]):
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._resolver = CheckedResolver(policy, nameservers=nameservers)
-        self._client = HttpClient(agent=agent, policy=policy, resolver=self._resolver)
+        self._client = HttpClient(
+            agent=agent, policy=policy, resolver=self._resolver, per_address=settings.per_address
+        )
         self._robots = Robots()
         self._questions: dict[URL, Question[Token]] = {}
         self._hosts: Hosts[Job[Token]] = Hosts(

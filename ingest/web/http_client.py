@@ -83,11 +83,15 @@ class HttpClient:
         agent: the User-Agent.
         policy: addresses that may be connected to, on every request.
         resolver: of names, by the same policy.
+        per_address: connections to an address beyond which none is kept when it is not needed.
     """
 
-    def __init__(self, *, agent: str, policy: AddressPolicy, resolver: CheckedResolver) -> None:
+    def __init__(
+        self, *, agent: str, policy: AddressPolicy, resolver: CheckedResolver, per_address: int
+    ) -> None:
         self._policy = policy
         connector = Connector(
+            per_address=per_address,
             ssl=ssl.create_default_context(),
             resolver=resolver,
             use_dns_cache=False,

@@ -71,6 +71,10 @@ ANSWERS = {
     "no answer": (b"HTTP/1.1 2", "reset"),
     "head without end": (b"HTTP/1.1 200 OK\r\nX: y\r\n", "reset"),
     "long trailers": (ok(CHUNKED, body=CHUNKS[:-2] + (b"X: " + b"x" * 30_000 + b"\r\n") * 40), BAD),
+    "many promises": (b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000 + ok(LENGTH), BAD),
+    "many lines": (ok(*(b":",) * 10_000, LENGTH), BAD),
+    "many chunks": (ok(CHUNKED, body=b"1\r\na\r\n" * 50_000 + b"0\r\n\r\n"), BAD),
+    "many chunks of LF": (ok(CHUNKED, body=b"1\na\n" * 50_000 + b"0\n\n"), BAD),
     "many headers, each allowed": (ok(*(b"X: " + b"x" * 30_000,) * 40, LENGTH), BAD),
     "long head": (ok(b"X: " + b"x" * 300_000, LENGTH), BAD),
 }

@@ -166,13 +166,14 @@ def test_who_waits_for_a_robots_txt_that_fails_gets_a_row_and_asks_again():
         assert reasons(urls, replace(SETTINGS, robots=True)) == {"": 6, "robots_unreachable": 4}
 
 
-def test_connections_that_nothing_waits_for_are_bounded(monkeypatch):
-    monkeypatch.setattr("ingest.web.answer_bytes._MOST_CONNECTIONS", 10)
-    # Of an address each, so that each has a connection of its own; and nothing more is asked of them.
+@pytest.mark.parametrize("host", ["127.0.1.{}", "{}." + CROWD])
+def test_connections_that_nothing_waits_for_are_bounded_in_all_and_at_an_address(monkeypatch, names, host):
+    monkeypatch.setattr("ingest.web.answer_bytes._MOST_CONNECTIONS", 10 if host[0] == "1" else 100)
+    # Each host has a connection of its own; and nothing more is asked of them.
     with CountingServer(robots("User-agent: *\nDisallow: /")).serving() as server:
-        urls = [f"http://127.0.1.{n}:{server.port}/" for n in range(1, 61)]
-        few = replace(SETTINGS, robots=True, connections=4)
-        with Fetcher(few) as fetcher:
+        urls = [f"http://{host.format(n)}:{server.port}/" for n in range(1, 61)]
+        few = replace(SETTINGS, robots=True, connections=4, per_address=10)
+        with Fetcher(few, nameservers=[names]) as fetcher:
             assert len(list(fetcher.run((url, url) for url in urls))) == 60
             mine = [each for each in psutil.Process().net_connections() if each.raddr]
             assert sum(each.raddr.port == server.port for each in mine) <= 10 + few.connections
