@@ -52,7 +52,9 @@ _BLOCKED_PORTS = frozenset(
         6666, 6667, 6668, 6669, 6679, 6697, 10080,
     )
 )  # fmt: skip
-_OWN_LIFE = 60.0
+# Seconds and number of what is known of addresses; those of this machine may change.
+_LIFE = 60.0
+_ADDRESSES_KNOWN = 65_536
 
 
 class AddressPolicy:
@@ -72,7 +74,8 @@ class AddressPolicy:
         self._denied = _networks(deny, "--deny-network")
         self._named = {network.network_address for network in self._allowed if network.num_addresses == 1}
         self._own: tuple[Network, ...] = ()
-        self._own_until = 0.0
+        self._permitted: dict[str, bool] = {}
+        self._known_until = 0.0
 
     @property
     def allows_private(self) -> bool:
@@ -80,11 +83,17 @@ class AddressPolicy:
 
     def permits(self, text: str) -> bool:
         """Whether this address may be connected to; False for what is no address."""
-        return self._may(text, public=True)
+        now = time.monotonic()
+        if self._known_until < now or len(self._permitted) > _ADDRESSES_KNOWN:
+            self._own, self._permitted, self._known_until = tuple(own_networks()), {}, now + _LIFE
+        permitted = self._permitted.get(text)
+        if permitted is None:
+            permitted = self._permitted[text] = self._may(text, public=True)
+        return permitted
 
     def permits_private(self, text: str) -> bool:
         """Whether this address may be connected to because a network that has it was allowed."""
-        return self._may(text, public=False)
+        return self.permits(text) and self._may(text, public=False)
 
     def check(self, url: URL) -> None:
         """Refuse a port, and a host that is a forbidden address: names are checked when they are resolved."""
@@ -102,15 +111,9 @@ class AddressPolicy:
         address = _innermost(written)
         if any(address in network or written in network for network in self._denied):
             return False
-        if address not in self._named and (address in _METADATA or self._is_own(address)):
+        if address not in self._named and (address in _METADATA or any(address in own for own in self._own)):
             return False
         return any(address in network for network in self._allowed) or (public and _is_public(address))
-
-    def _is_own(self, address: Address) -> bool:
-        now = time.monotonic()
-        if self._own_until < now:
-            self._own, self._own_until = tuple(own_networks()), now + _OWN_LIFE
-        return any(address in network for network in self._own)
 
 
 def _networks(given: Sequence[str], option: str) -> list[Network]:
