@@ -100,7 +100,7 @@ def soak(
         urls = server.urls(images)
         pq.write_table(pa.table({"url": urls}), folder / "urls.parquet")
         common = [str(folder / "urls.parquet"), "--unit-rows", str(unit_rows), *OPTIONS]
-        common += ["--allow-private", ground.network]
+        common += [word for address in ground.addresses for word in ("--allow-private", address)]
         whole = folder / "undisturbed"
         _finish(LocalCrawl([*common, "--workers", "2", "--output", str(whole)], folder / "log"), whole)
         result.undisturbed = open_dataset(whole).root

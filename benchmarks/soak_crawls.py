@@ -18,8 +18,8 @@ import psutil
 import yaml
 
 sys.path += [str(Path(__file__).parents[1] / "tests" / name) for name in ("ingest", "slurm")]
-from lab import SITES, SUBNET, SlurmLab
-from replay_server import ADDRESSES, ALLOWED
+from lab import SITES, SlurmLab
+from replay_server import ADDRESSES
 
 COMMAND = [sys.executable, "-c", "from ingest.cli import main; main()", "crawl-shards"]
 NODES = 2  # of Ray, besides the head
@@ -50,12 +50,10 @@ class Ground:
 
     Attributes:
         addresses: of this machine, that crawlers reach; each is a site.
-        network: they are in it, as CIDR.
         crawl: makes one, from the command's arguments and a file for its output.
     """
 
     addresses: Sequence[str]
-    network: str
     crawl: Callable[[list[str], Path], Crawl]
 
 
@@ -164,7 +162,6 @@ def here(folder: Path) -> Iterator[Ground]:
     arguments = ["--workers", "2"]
     yield Ground(
         addresses=ADDRESSES[:2],
-        network=ALLOWED[0],
         crawl=lambda words, log: LocalCrawl([*words, *arguments], log),
     )
 
@@ -197,7 +194,6 @@ def on_ray(folder: Path) -> Iterator[Ground]:
     try:
         yield Ground(
             addresses=ADDRESSES[:6],
-            network=ALLOWED[0],
             crawl=lambda words, log: ClusterCrawl(
                 command=LocalCrawl([*words, *arguments], log), strike=strike
             ),
@@ -232,7 +228,6 @@ def on_slurm(folder: Path) -> Iterator[Ground]:
         arguments += ["--runs", str(folder / "runs"), "--wait"]
         yield Ground(
             addresses=SITES,
-            network=f"{SUBNET}.0/24",
             crawl=lambda words, log: ClusterCrawl(
                 command=LocalCrawl([*words, *arguments], log, lab.environment), strike=strike
             ),

@@ -21,6 +21,7 @@ from ingest.commands.crawl_options import (
     Contact,
     CropOption,
     Deadline,
+    DenyNetwork,
     EncodingOption,
     Extend,
     FollowLinks,
@@ -30,6 +31,7 @@ from ingest.commands.crawl_options import (
     MaxRedirects,
     MetricsPath,
     Output,
+    PerAddress,
     PerHost,
     PerHostRate,
     Phash,
@@ -109,6 +111,7 @@ def crawl(
     attempts: Attempts = DEFAULTS.fetch.attempts,
     max_redirects: MaxRedirects = DEFAULTS.fetch.max_redirects,
     per_host: PerHost = DEFAULTS.fetch.per_host,
+    per_address: PerAddress = DEFAULTS.fetch.per_address,
     per_host_rate: PerHostRate = DEFAULTS.fetch.per_host_rate,
     connections: Connections = DEFAULTS.fetch.connections,
     ignore_robots: IgnoreRobots = False,
@@ -117,6 +120,7 @@ def crawl(
     ignore_content_signal: IgnoreContentSignal = False,
     ignore_content_usage: IgnoreContentUsage = False,
     allow_private: AllowPrivate = None,
+    deny_network: DenyNetwork = None,
     metrics_file: MetricsPath = None,
     workers: PartWorkers = None,
     executor: ExecutorOption = "local",
@@ -142,6 +146,7 @@ def crawl(
     fetch = FetchSettings(
         contact=contact,
         per_host=per_host,
+        per_address=per_address,
         per_host_rate=per_host_rate,
         connections=connections,
         deadline=deadline,
@@ -155,6 +160,7 @@ def crawl(
             ignore_content_usage=ignore_content_usage,
         ),
         allow_private=tuple(allow_private or ()),
+        deny_network=tuple(deny_network or ()),
     )
     settings = CrawlSettings(
         unit_rows=unit_rows, treatment=treatment, seconds=seconds, memory_mb=memory_mb, fetch=fetch

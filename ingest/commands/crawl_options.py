@@ -89,13 +89,24 @@ Deadline = Annotated[
 Attempts = Annotated[int, typer.Option(min=1, help="How often a URL is tried that may succeed later.")]
 MaxRedirects = Annotated[int, typer.Option(min=0, help="Followed in one attempt.")]
 PerHost = Annotated[int, typer.Option(min=1, help="Connections to a host at a time.")]
+PerAddress = Annotated[
+    int, typer.Option(min=1, help="Connections to an address at a time, whichever hosts it serves.")
+]
 PerHostRate = Annotated[float | None, typer.Option(min=0.001, help="Requests to a host per second.")]
 Connections = Annotated[int, typer.Option(min=1, help="At a time, over all hosts.")]
 IgnoreRobots = Annotated[
     bool, typer.Option("--ignore-robots", help="Do not ask for robots.txt; the dataset says so.")
 ]
 AllowPrivate = Annotated[
-    list[str] | None, typer.Option(help="A network, as CIDR, that may be asked though it is not public.")
+    list[str] | None,
+    typer.Option(
+        help="A network, as CIDR, that may be asked though it is not public; addresses of this machine "
+        "and of a cloud's services, one by one. Repeatable."
+    ),
+]
+DenyNetwork = Annotated[
+    list[str] | None,
+    typer.Option(help="A network, as CIDR, that may not be asked, whatever is allowed. Repeatable."),
 ]
 
 MetricsPath = Annotated[

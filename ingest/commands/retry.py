@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cluster.output_trouble import writing
 from ingest.commands.crawl import crawl_json, tell_crawl
-from ingest.commands.crawl_options import Connections, Contact, PerHost, PerHostRate
+from ingest.commands.crawl_options import Connections, Contact, PerAddress, PerHost, PerHostRate
 from ingest.commands.executor_options import (
     Cluster,
     ExecutorOption,
@@ -44,6 +44,7 @@ def retry(
     ] = None,
     contact: Contact = None,
     per_host: PerHost = DEFAULTS.per_host,
+    per_address: PerAddress = DEFAULTS.per_address,
     per_host_rate: PerHostRate = None,
     connections: Connections = DEFAULTS.connections,
     workers: PartWorkers = None,
@@ -65,6 +66,7 @@ def retry(
                 plan.settings.fetch,
                 contact=contact,
                 per_host=per_host,
+                per_address=per_address,
                 per_host_rate=per_host_rate,
                 connections=connections,
             )

@@ -21,7 +21,7 @@ from ingest.problem import PROBLEMS, Problem
 from ingest.progress.counts import Counts, Progress
 from ingest.sources.opening import open_planned
 from ingest.sources.source import Images, Item
-from ingest.web.fetch_loop import Fetched
+from ingest.web.errands import Fetched
 from ingest.web.fetcher import Fetcher
 from ingest.web.settings import FetchSettings
 

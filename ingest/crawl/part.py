@@ -67,7 +67,7 @@ class Part:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         fetch = values["fetch"] | {
-            "allow_private": tuple(values["fetch"]["allow_private"]),
+            **{name: tuple(values["fetch"][name]) for name in ("allow_private", "deny_network")},
             "heeded": frozenset(map(OptOut, values["fetch"]["heeded"])),
         }
         units = list(chain.from_iterable(range(first, stop) for first, stop in values["units"]))

@@ -81,6 +81,7 @@ class Flags(Record):
     ignore_content_usage: bool | None = None
     allow_private: list[str] | None
     # Only of crawls that were given them.
+    deny_network: list[str] | None = None
     labels_from: str | None = None
     labels: list[str] | None = None
 

@@ -14,6 +14,7 @@ from ingest.dataset.plan_record import Flags, Identity, SourceRecord
 from ingest.image.check import Crop, Encoding, Treatment
 from ingest.image.decode import ImageLimits
 from ingest.labels.labelled import Labelling
+from ingest.web.addresses import AddressPolicy
 from ingest.web.opt_outs import OptOut
 from ingest.web.settings import FetchSettings
 
@@ -66,8 +67,11 @@ class CrawlSettings:
                 f"--memory-mb {-(-(max_bytes + _CHECKER_ROOM) // (1 << 20))}, or fewer --max-bytes"
             )
         fetch = self.fetch
-        if min(fetch.deadline, fetch.attempts, fetch.per_host, fetch.connections) <= 0:
-            raise UserError("--deadline, --attempts, --per-host and --connections must be greater than 0")
+        if min(fetch.deadline, fetch.attempts, fetch.per_host, fetch.per_address, fetch.connections) <= 0:
+            raise UserError(
+                "--deadline, --attempts, --per-host, --per-address and --connections must be greater than 0"
+            )
+        AddressPolicy(fetch.allow_private, fetch.deny_network)
 
     @classmethod
     def from_flags(cls, flags: Flags) -> Self:
@@ -92,6 +96,7 @@ class CrawlSettings:
                 robots=flags.ignore_robots is None,
                 heeded=frozenset(each for each in OptOut if flags.plain().get(each.option) is None),
                 allow_private=tuple(flags.allow_private or ()),
+                deny_network=tuple(flags.deny_network or ()),
             ),
             labels_from=flags.labels_from,
             labels=tuple(flags.labels or ()),
@@ -100,7 +105,11 @@ class CrawlSettings:
     def flags(self) -> Flags:
         """The settings as they are written down."""
         limits = self.treatment.limits
-        labels = {"--labels-from": self.labels_from, "--labels": list(self.labels) or None}
+        given = {
+            "--deny-network": list(self.fetch.deny_network) or None,
+            "--labels-from": self.labels_from,
+            "--labels": list(self.labels) or None,
+        }
         return Flags.model_validate(
             {
                 "--unit-rows": self.unit_rows,
@@ -120,7 +129,7 @@ class CrawlSettings:
                 "--ignore-robots": None if self.fetch.robots else True,
                 **{each.option: None if each in self.fetch.heeded else True for each in OptOut},
                 "--allow-private": list(self.fetch.allow_private) or None,
-                **{flag: value for flag, value in labels.items() if value is not None},
+                **{flag: value for flag, value in given.items() if value is not None},
             }
         )
 

@@ -1,30 +1,20 @@
-"""Where a URL leads: http(s) only, public addresses only, and the address that was checked is connected to.
+"""Which addresses may be connected to: public ones, on ports where the web is.
 
-Names come from pages that anybody wrote: one may resolve to the cloud's metadata service, to a router, or to
-another address each time it is asked. So a name is resolved here, once per its lifetime, every address of it
-is checked, and the connector is given nothing else.
+URLs come from pages that anybody wrote: one may lead to the cloud's metadata service, to a router, or to this
+machine.
 """
 
-import asyncio
 import ipaddress
-import socket
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
 
-import aiodns
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from cluster.errors import UserError
-from ingest.problem import Problem
-from ingest.web.problems import (
-    DNS_FAILED,
-    DNS_NOT_FOUND,
-    PRIVATE_ADDRESS,
-    UnfetchableError,
-)
+from ingest.web.problems import BLOCKED_PORT, PRIVATE_ADDRESS, UnfetchableError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -38,43 +28,130 @@ _NOT_PUBLIC = tuple(
 # Everything that may be routed; what lies outside is local, mapped, translated or unassigned.
 _UNICAST = ipaddress.IPv6Network("2000::/3")
 _TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
-
-_NAMES_KNOWN = 65_536
-_SHORTEST_LIFE, _LONGEST_LIFE = 60.0, 3600.0
-_NOT_FOUND_LIFE, _FAILED_LIFE = 300.0, 5.0
-_NOT_FOUND = (aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA, aiodns.error.ARES_EBADNAME)
+# Where clouds tell a machine its credentials, or what else concerns it alone. Azure's is a public address.
+_METADATA = frozenset(
+    map(
+        ipaddress.ip_address,
+        (
+            "169.254.169.254",  # most of them
+            "fd00:ec2::254", "fd20:ce::254", "fe80::a9fe:a9fe",  # AWS, Google, OpenStack
+            "169.254.170.2", "169.254.170.23", "fd00:ec2::23",  # AWS: of containers
+            "168.63.129.16", "192.0.0.192", "100.100.100.200",  # Azure, Oracle, Alibaba
+            "169.254.0.23", "169.254.42.42", "fd00:42::42", "100.96.0.96",  # Tencent, Scaleway, Volcengine
+        ),
+    )
+)  # fmt: skip
+# What browsers do not ask: https://fetch.spec.whatwg.org/#port-blocking. Who listens there may take a line of
+# a request for a command.
+_BLOCKED_PORTS = frozenset(
+    (
+        0, 1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, 101,
+        102, 103, 104, 109, 110, 111, 113, 115, 117, 119, 123, 135, 137, 139, 143, 161, 179, 389,
+        427, 465, 512, 513, 514, 515, 526, 530, 531, 532, 540, 548, 554, 556, 563, 587, 601, 636,
+        989, 990, 993, 995, 1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665,
+        6666, 6667, 6668, 6669, 6679, 6697, 10080,
+    )
+)  # fmt: skip
+# Seconds and number of what is known of addresses; those of this machine may change.
+_LIFE = 60.0
+_ADDRESSES_KNOWN = 65_536
 
 
 class AddressPolicy:
-    """Which addresses may be connected to: public ones, and those of `allow_private` (CIDRs).
+    """Which addresses may be connected to: public ones, but none of this machine or of a cloud's services.
+
+    Args:
+        allow_private: networks, as CIDRs, that may be asked too. What is in them but belongs to this machine,
+            loopback aside, or to a cloud's services is allowed only by itself: 10.1.2.3.
+        deny: networks that may not, whatever is allowed.
 
     Raises:
         UserError: an entry is not a network.
     """
 
-    def __init__(self, allow_private: Sequence[str] = ()) -> None:
-        self._allowed: list[Network] = []
-        for text in allow_private:
-            try:
-                self._allowed.append(ipaddress.ip_network(text))
-            except ValueError:
-                raise UserError(
-                    f"'{text}' is no network whose private addresses can be allowed; write 10.1.0.0/16"
-                ) from None
+    def __init__(self, allow_private: Sequence[str] = (), deny: Sequence[str] = ()) -> None:
+        self._allowed = _networks(allow_private, "--allow-private")
+        self._denied = _networks(deny, "--deny-network")
+        self._named = {network.network_address for network in self._allowed if network.num_addresses == 1}
+        self._own: tuple[Network, ...] = ()
+        self._permitted: dict[str, bool] = {}
+        self._known_until = 0.0
+
+    @property
+    def allows_private(self) -> bool:
+        return bool(self._allowed)
 
     def permits(self, text: str) -> bool:
         """Whether this address may be connected to; False for what is no address."""
+        now = time.monotonic()
+        if self._known_until < now or len(self._permitted) > _ADDRESSES_KNOWN:
+            self._own, self._permitted, self._known_until = tuple(own_networks()), {}, now + _LIFE
+        permitted = self._permitted.get(text)
+        if permitted is None:
+            permitted = self._permitted[text] = self._may(text, public=True)
+        return permitted
+
+    def permits_private(self, text: str) -> bool:
+        """Whether this address may be connected to because a network that has it was allowed."""
+        return self.permits(text) and self._may(text, public=False)
+
+    def check(self, url: URL) -> None:
+        """Refuse a port, and a host that is a forbidden address: names are checked when they are resolved."""
+        if url.port in _BLOCKED_PORTS:
+            raise UnfetchableError(BLOCKED_PORT)
+        host = url.raw_host or ""
+        if is_literal(host) and not self.permits(host):
+            raise UnfetchableError(PRIVATE_ADDRESS)
+
+    def _may(self, text: str, *, public: bool) -> bool:
         try:
-            address = _innermost(ipaddress.ip_address(text))
+            written = ipaddress.ip_address(text)
         except ValueError:
             return False
-        return any(address in network for network in self._allowed) or _is_public(address)
+        address = _innermost(written)
+        if any(address in network or written in network for network in self._denied):
+            return False
+        if address not in self._named and (address in _METADATA or any(address in own for own in self._own)):
+            return False
+        return any(address in network for network in self._allowed) or (public and _is_public(address))
 
-    def check_literal(self, url: URL) -> None:
-        """Refuse a URL whose host is a forbidden address: names are checked when they are resolved."""
-        host = url.raw_host or ""
-        if (":" in host or host.replace(".", "").isdigit()) and not self.permits(host):
-            raise UnfetchableError(PRIVATE_ADDRESS)
+
+def _networks(given: Sequence[str], option: str) -> list[Network]:
+    networks: list[Network] = []
+    for text in given:
+        try:
+            networks.append(ipaddress.ip_network(text))
+        except ValueError:
+            raise UserError(f"{option} '{text}' is no network; write 10.1.0.0/16, or an address") from None
+    return networks
+
+
+def own_networks() -> Iterator[Network]:
+    """What the kernel takes for this machine, on any interface but loopback; nothing without /proc/net."""
+    with suppress(OSError):
+        address = ""
+        for line in Path("/proc/net/fib_trie").read_text().splitlines():
+            words = line.split()
+            if words[0] == "|--":
+                address = words[1]
+            elif words[-1] == "LOCAL" and not address.startswith("127."):
+                yield ipaddress.IPv4Network(address + words[0])
+    with suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            if not (six := ipaddress.IPv6Address(bytes.fromhex(line.split()[0]))).is_loopback:
+                yield ipaddress.IPv6Network(six)
+
+
+def is_literal(host: str) -> bool:
+    """Whether a URL's host is an address, not a name."""
+    return ":" in host or host.replace(".", "").isdigit()
+
+
+@lru_cache(maxsize=4096)
+def place_of(text: str) -> str:
+    """What counts as one address: one of IPv4, in any form, or the /64 that a machine has of IPv6."""
+    address = _innermost(ipaddress.ip_address(text))
+    return str(address if address.version == 4 else ipaddress.ip_network((address, 64), strict=False))
 
 
 def _innermost(address: Address) -> Address:
@@ -93,94 +170,3 @@ def _is_public(address: Address) -> bool:
     if not address.is_global or address.is_multicast or address.is_reserved or address.is_unspecified:
         return False
     return not any(address in network for network in _NOT_PUBLIC)
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    until: float
-    addresses: tuple[str, ...] = ()
-    problem: Problem | None = None
-
-
-class CheckedResolver(AbstractResolver):
-    """Names to addresses, all of them permitted; asked once per name and lifetime, whatever comes of it.
-
-    Made and used within one event loop. Names of the hosts file are known to c-ares itself.
-
-    Args:
-        policy: one forbidden address forbids the whole name.
-        nameservers: addresses, with ":port" if it is not 53; empty for the system's.
-    """
-
-    def __init__(self, policy: AddressPolicy, *, nameservers: Sequence[str] = ()) -> None:
-        options: dict[str, Any] = {"nameservers": list(nameservers)} if nameservers else {}
-        self._dns = aiodns.DNSResolver(timeout=2.0, tries=3, **options)
-        self._policy = policy
-        self._now: Callable[[], float] = asyncio.get_running_loop().time
-        self._known: OrderedDict[str, _Known] = OrderedDict()
-        self._asked: dict[str, asyncio.Task[_Known]] = {}
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """The connector's question.
-
-        Raises:
-            UnfetchableError: there is no such name, no answer, or an address that is forbidden.
-        """
-        known = self._known.get(host)
-        if known is None or known.until < self._now():
-            known = await self._ask(host)
-        if known.problem is not None:
-            raise UnfetchableError(known.problem)
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=socket.IPPROTO_TCP,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in known.addresses
-        ]
-
-    async def close(self) -> None:
-        for task in self._asked.values():
-            task.cancel()
-        await asyncio.gather(*self._asked.values(), return_exceptions=True)
-        await self._dns.close()
-
-    async def _ask(self, host: str) -> _Known:
-        task = self._asked.get(host)
-        if task is None:
-            task = self._asked[host] = asyncio.create_task(self._look_up(host))
-        # Whoever gives up waiting must not take the answer from the others.
-        return await asyncio.shield(task)
-
-    async def _look_up(self, host: str) -> _Known:
-        try:
-            known = await self._answer(host)
-        finally:
-            del self._asked[host]
-        self._known[host] = known
-        self._known.move_to_end(host)
-        if len(self._known) > _NAMES_KNOWN:
-            self._known.popitem(last=False)
-        return known
-
-    async def _answer(self, host: str) -> _Known:
-        try:
-            answer = await self._dns.getaddrinfo(host, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM)
-        except aiodns.error.DNSError as error:
-            if error.args[0] in _NOT_FOUND:
-                return _Known(self._now() + _NOT_FOUND_LIFE, problem=DNS_NOT_FOUND)
-            return _Known(self._now() + _FAILED_LIFE, problem=DNS_FAILED)
-        # A scope, as of link-local addresses, is left out here; such an address is refused anyway.
-        addresses = tuple(dict.fromkeys(node.addr[0].decode("ascii") for node in answer.nodes))
-        if not addresses:
-            return _Known(self._now() + _NOT_FOUND_LIFE, problem=DNS_NOT_FOUND)
-        life = min(max(min(node.ttl for node in answer.nodes), _SHORTEST_LIFE), _LONGEST_LIFE)
-        if not all(map(self._policy.permits, addresses)):
-            return _Known(self._now() + life, problem=PRIVATE_ADDRESS)
-        return _Known(self._now() + life, addresses)

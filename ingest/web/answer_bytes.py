@@ -7,6 +7,8 @@ answer depends on its bytes, and not on how packets divide them.
 
 import asyncio
 import re
+import resource
+from collections import Counter
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +21,9 @@ from cluster.errors import UserError
 
 # As in Chrome.
 _LONGEST_HEAD = 256 << 10
+# aiohttp takes 256 headers; not more lines than this are looked at to find them, nor promises of an answer.
+_MOST_LINES = 1024
+_MOST_INTERIM = 512
 _END = re.compile(rb"\n\r?\n")
 _STATUS = re.compile(rb"HTTP/[0-9.]+[ \t]+([0-9]{3})")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
@@ -35,6 +40,15 @@ _PIECE = 4096
 _LONGEST_CHUNK_LINE = 1024
 # aiohttp keeps these to itself, and may rename them one day.
 _OF_HANDLERS = ("_exception", "_parser", "_payload", "_should_close")
+# Of chunks, what belongs to no data: sizes, what is said beside them, and headers behind the last. So much is
+# free, and a sixteenth of the data.
+_FREE_OVERHEAD = 16 << 10
+_LARGEST_OVERHEAD = 1 / 16
+# What aiohttp's parser in C is given of chunks at a time: they may be tiny, and many.
+_CHUNKS = 32 << 10
+# Connections beyond which none is kept, and how much of the limit of open files they may be.
+_MOST_CONNECTIONS = 4096
+_SHARE_OF_FILES = 0.5
 
 
 class Head(NamedTuple):
@@ -74,6 +88,8 @@ def mended(head: bytes) -> Head:
     lengths all are kept: aiohttp refuses them.
     """
     head = head.removesuffix(b"\r")
+    if head.count(b"\n") > _MOST_LINES:
+        return _head(b"no HTTP\r\n\r\n", 0, odd=True)
     if clean := _CLEAN.fullmatch(head):
         length = int(clean[2]) if clean[2] else None
         return _head(head + b"\r\n\r\n", int(clean[1]), clean=True, length=length)
@@ -118,23 +134,52 @@ def _head(
     return Head(data, status, clean, odd, chunked, length)
 
 
+class Opened:
+    """How many connections there are, in all and at each address."""
+
+    def __init__(self) -> None:
+        self.in_all = 0
+        self.at = Counter[str]()
+
+    def count(self, address: str, change: int) -> None:
+        self.in_all += change
+        self.at[address] += change
+        if not self.at[address]:
+            del self.at[address]
+
+
 class AnswerHandler(ResponseHandler):
     """aiohttp's end of a connection, for one answer after another."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, opened: "Opened | None" = None) -> None:
         super().__init__(loop)
+        self._opened = Opened() if opened is None else opened
+        self.peer = ""
         self._used = False
         self._in_head = self._in_body = False
         self._beginning = bytearray()
         self._head_ends: re.Match[bytes] | None = None
         self._head: Head | None = None
         self._left = 0
+        self._mended: Head | None = None
+        self._interim = 0
         self._step = 0
+        self._chunked = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.peer = (transport.get_extra_info("peername") or ("",))[0]
+        self._opened.count(self.peer, 1)
+
+    def close(self) -> None:
+        """At once: TLS would wait for the other side to agree, and what is not sent for it to read."""
+        self.abort()
 
     def set_response_params(self, **params: Any) -> None:
         self._params = params
         self._used = self._head is not None
         self._in_head, self._in_body = True, False
+        self._interim = 0
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
@@ -148,9 +193,10 @@ class AnswerHandler(ResponseHandler):
         if data and self.transport is not None:
             # More than the answer: nothing on this connection can be trusted any more.
             self._should_close = True
-            self.transport.close()
+            self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._opened.count(self.peer, -1)
         if self._in_head:
             self._take_end(exc)
         super().connection_lost(exc)
@@ -194,7 +240,7 @@ class AnswerHandler(ResponseHandler):
         if self._head_ends is None:
             return None, False
         start, end = self._head_ends.span()
-        head = mended(bytes(known[:start]))
+        head = self._mended = self._mended or mended(bytes(known[:start]))
         if not head.chunked:
             return head, False
         line_end = known.find(b"\n", end, end + _LONGEST_CHUNK_LINE)
@@ -205,9 +251,9 @@ class AnswerHandler(ResponseHandler):
     def _begin(self, head: Head, data: bytes, *, body: int = 0, lines_of_lf: bool = False) -> None:
         """Hand the head, and so many bytes of the body behind it, to the parser that takes them."""
         self._beginning.clear()
-        self._head, self._head_ends = head, None
+        self._head, self._head_ends, self._mended = head, None, None
         self._should_close |= head.odd
-        self._step = 0
+        self._step, self._chunked = _CHUNKS, 0
         if lines_of_lf:
             # aiohttp's parser in C does not take such chunks.
             limits = {name: self._params[name] for name in ("max_line_size", "max_field_size", "max_headers")}
@@ -223,6 +269,9 @@ class AnswerHandler(ResponseHandler):
             )
         super().data_received(data)
         self._in_head = head.interim and self._exception is None
+        self._interim += self._in_head
+        if self._interim > _MOST_INTERIM:
+            self._refuse(BadHttpMessage("promises without end"))
         self._left = (head.length or 0) - body
         self._in_body = not self._in_head and self._exception is None and head.length != body
 
@@ -244,13 +293,20 @@ class AnswerHandler(ResponseHandler):
         payload = self._payload
         if payload is None:
             return b""
-        step = self._step or len(data)
-        for at in range(0, len(data), step):
-            super().data_received(data[at : at + step])
+        for at in range(0, len(data), self._step):
+            piece = data[at : at + self._step]
+            super().data_received(piece)
             if payload.is_eof():
                 self._in_body = False
-                behind = self._parser._tail if self._step and self._parser is not None else b""
-                return behind + data[at + step :]
+                behind = self._parser._tail if self._step == _PIECE and self._parser is not None else b""
+                return behind + data[at + self._step :]
+            self._chunked += len(piece)
+            overhead = self._chunked - payload.total_bytes
+            if (
+                overhead > _FREE_OVERHEAD + _LARGEST_OVERHEAD * payload.total_bytes
+                and payload.exception() is None
+            ):
+                payload.set_exception(BadHttpMessage("little in many chunks"))
             if self._exception is not None or payload.exception() is not None:
                 self._in_body = False
                 # The end of the connection, which comes now, shall not pass for what was wrong.
@@ -279,19 +335,33 @@ class AnswerHandler(ResponseHandler):
         self._in_head = False
         self.set_exception(error)
         if self.transport is not None:
-            self.transport.close()
+            self.transport.abort()
 
 
 class Connector(aiohttp.TCPConnector):
-    """Connections whose answers are taken as browsers take them."""
+    """Connections whose answers are taken as browsers take them; kept as long as there are not too many.
 
-    def __init__(self, **options: Any) -> None:
+    Args:
+        per_address: connections to an address beyond which none is kept.
+    """
+
+    def __init__(self, *, per_address: int, **options: Any) -> None:
         super().__init__(**options)
-        handler = AnswerHandler(self._loop)
+        self._opened = Opened()
+        handler = AnswerHandler(self._loop, opened=self._opened)
         missing = [name for name in _OF_HANDLERS if not hasattr(handler, name)]
         if missing or not hasattr(self, "_factory"):
             raise UserError(
                 f"aiohttp {aiohttp.__version__} has no {', '.join(missing) or '_factory'}, which answers are "
                 "read with: pip install 'aiohttp>=3.14.1,<3.15'"
             )
-        self._factory: Any = partial(AnswerHandler, loop=self._loop)
+        self._per_address = per_address
+        self._factory: Any = partial(AnswerHandler, loop=self._loop, opened=self._opened)
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        share = _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else int(files * _SHARE_OF_FILES)
+        self._most = min(_MOST_CONNECTIONS, share)
+
+    def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        assert isinstance(protocol, AnswerHandler)
+        many = self._opened.at[protocol.peer] > self._per_address or self._opened.in_all > self._most
+        super()._release(key, protocol, should_close=should_close or many)

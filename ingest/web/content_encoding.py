@@ -8,6 +8,9 @@ import brotli
 # Images hardly shrink, and robots.txt not that much; the first bytes may.
 _LARGEST_RATIO = 200
 _RATIO_FREE = 1 << 20
+# Members of a gzip, each of which costs the time of a larger one, are not that small.
+_SMALLEST_MEMBER = 512
+_MEMBERS_FREE = 64
 _READ = frozenset(["gzip", "x-gzip", "deflate", "br"])
 # To take them for what they encode would be to see no rules in a robots.txt, and no image in an image.
 _NOT_READ = frozenset(["zstd", "compress", "x-compress", "dcb", "dcz"])
@@ -61,12 +64,14 @@ class _Zlib:
         self._gzip = gzip
         self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 16) if gzip else None
         self._held_back = b""
+        self._members = self._seen = 0
 
     @property
     def complete(self) -> bool:
         return self._inflate is None or self._inflate.eof
 
     def feed(self, data: bytes, limit: int) -> bytes:
+        self._seen += len(data)
         data, self._held_back = self._held_back + data, b""
         if self._inflate is None:
             if not data:
@@ -81,6 +86,9 @@ class _Zlib:
                     # Another member; anything else behind the end is padding.
                     if not self._gzip or not data.startswith(b"\x1f"):
                         break
+                    self._members += 1
+                    if self._members > _MEMBERS_FREE + self._seen // _SMALLEST_MEMBER:
+                        raise BadEncodingError("tiny members")
                     self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
                 pieces.append(self._inflate.decompress(data, left))
                 left -= len(pieces[-1])

@@ -1,15 +1,14 @@
 """The event loop's part of fetching: which URL is asked for when, and what follows from the answer.
 
-A redirect queues at the host that it points to, like any other URL; a URL that may succeed later queues again
-after a pause.
+A URL queues at its host once robots.txt allows it, and so does the question for robots.txt. A redirect of
+either queues at the host that it points to; a URL that may succeed later queues again after a pause.
 """
 
 import asyncio
 import logging
 import random
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -18,7 +17,8 @@ from yarl import URL
 
 from ingest.problem import PROBLEMS, Problem
 from ingest.web import redirect
-from ingest.web.addresses import AddressPolicy, CheckedResolver
+from ingest.web.addresses import AddressPolicy
+from ingest.web.errands import Errand, Fetched, Job, Outcome, Question, Report
 from ingest.web.host_queues import Hosts, SlowHost
 from ingest.web.http_client import Answer, HttpClient
 from ingest.web.opt_outs import image_opt_out
@@ -30,8 +30,10 @@ from ingest.web.problems import (
     UnfetchableError,
     after_answer,
 )
-from ingest.web.robots_txt import MOST_BYTES, Robots
+from ingest.web.resolver import CheckedResolver
+from ingest.web.robots_txt import LIFE, MOST_BYTES, MOST_REDIRECTS, Robots, Rules, as_told, no_rules
 from ingest.web.settings import FetchSettings
+from ingest.web.turns import Turn
 from ingest.web.url import http_url
 
 Token = TypeVar("Token")
@@ -48,37 +50,6 @@ _STRIKES = frozenset(
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A body, whatever it is: its kind is not believed, and not looked at here."""
-
-    data: bytes
-    http_status: int
-
-
-Outcome = Fetched | Problem
-Report = Callable[[tuple[Token, Outcome] | BaseException], None]
-
-
-def _tell_bug(errand: "_Errand[Token]", task: asyncio.Task[None]) -> None:
-    """Whoever waits for outcomes must not wait for ever."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        errand.report(error)
-
-
-@dataclass(slots=True, eq=False)
-class _Errand(Generic[Token]):
-    """A URL on its way; `url` is where redirects have led, `spent` seconds of this try."""
-
-    token: Token
-    start: URL
-    url: URL
-    report: Report[Token]
-    tries: int = 1
-    redirects: int = 0
-    spent: float = 0.0
-
-
 class FetchLoop(Generic[Token]):
     """Everything that happens in the event loop's thread (but `taken`)."""
 
@@ -88,14 +59,20 @@ class FetchLoop(Generic[Token]):
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._resolver = CheckedResolver(policy, nameservers=nameservers)
-        self._client = HttpClient(agent=agent, policy=policy, resolver=self._resolver)
-        self._robots = Robots(self._ask_robots, deadline=settings.deadline)
-        self._hosts: Hosts[_Errand[Token]] = Hosts(
-            per_host=settings.per_host, rate=settings.per_host_rate, idle_limit=settings.connections
+        self._client = HttpClient(
+            agent=agent, policy=policy, resolver=self._resolver, per_address=settings.per_address
+        )
+        self._robots = Robots()
+        self._questions: dict[URL, Question[Token]] = {}
+        self._hosts: Hosts[Job[Token]] = Hosts(
+            per_host=settings.per_host,
+            per_address=settings.per_address,
+            rate=settings.per_host_rate,
+            idle_limit=settings.connections,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         # Of URLs that pause before they are tried again.
-        self._pauses: dict[_Errand[Token], asyncio.TimerHandle] = {}
+        self._pauses: dict[Errand[Token], asyncio.TimerHandle] = {}
         self._alarm: asyncio.TimerHandle | None = None
         self._bytes_waiting = 0
         self._bytes_lock = threading.Lock()
@@ -105,7 +82,6 @@ class FetchLoop(Generic[Token]):
         requests: list[tuple[Token, str | Problem]],
         report: Report[Token],
     ) -> None:
-        now = self._loop.time()
         for token, asked in requests:
             if isinstance(asked, Problem):
                 report((token, asked))
@@ -115,7 +91,7 @@ class FetchLoop(Generic[Token]):
             except UnfetchableError as error:
                 report((token, error.problem))
             else:
-                self._hosts.add(url.raw_host or "", _Errand(token, url, url, report), now)
+                self._queue(Errand(token, url, url, report))
         self.pump()
 
     def taken(self, outcome: Outcome) -> bool:
@@ -133,19 +109,29 @@ class FetchLoop(Generic[Token]):
             turn = self._hosts.take(now)
             if turn is None:
                 break
-            host, errand, refusal = turn
-            if refusal is not None:
-                self._finish(errand, refusal)
+            if turn.refusal is not None:
+                self._refuse(turn.job, turn.refusal)
                 continue
-            task = self._loop.create_task(self._work(host, errand))
+            task = self._loop.create_task(self._work(turn))
             self._tasks.add(task)
-            task.add_done_callback(partial(_tell_bug, errand))
+            task.add_done_callback(partial(self._ended, turn))
         when = self._hosts.next_time()
         if self._alarm is not None and self._alarm.when() != when:
             self._alarm.cancel()
             self._alarm = None
         if when is not None and self._alarm is None:
             self._alarm = self._loop.call_at(when, self._wake)
+
+    def _ended(self, turn: Turn[Job[Token]], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._hosts.done(turn, self._loop.time())
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
+            # Whoever waits for outcomes must not wait for ever.
+            for errand in (turn.job,) if isinstance(turn.job, Errand) else turn.job.waiting:
+                errand.report(error)
+        self.pump()
 
     def _wake(self) -> None:
         self._alarm = None
@@ -161,6 +147,7 @@ class FetchLoop(Generic[Token]):
         for pause in self._pauses.values():
             pause.cancel()
         self._pauses.clear()
+        self._questions.clear()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -172,52 +159,154 @@ class FetchLoop(Generic[Token]):
         await self.abandon()
         if self._alarm is not None:
             self._alarm.cancel()
-        await self._robots.close()
+        self._robots.close()
         await self._client.close()
         await self._resolver.close()
 
-    async def _work(self, host: str, errand: _Errand[Token]) -> None:
-        """One request of one host, and what follows from it."""
+    def _queue(self, errand: Errand[Token]) -> None:
+        """At its host; or among those who wait to hear what its origin asks of robots."""
+        if self._settings.robots:
+            origin = errand.url.origin()
+            rules = self._robots.known(origin)
+            if rules is None or rules.is_slow(errand.url):
+                question = self._questions.get(origin)
+                if question is None:
+                    question = self._questions[origin] = Question(origin, origin.with_path("/robots.txt"))
+                    self._hosts.add(errand.host, question, self._loop.time())
+                question.waiting.append(errand)
+                return
+            if not self._is_allowed(errand, rules):
+                return
+        self._hosts.add(errand.host, errand, self._loop.time())
+
+    def _is_allowed(self, errand: Errand[Token], rules: Rules) -> bool:
+        """Whether its origin lets it be asked for; if not, it is finished."""
+        problem: Problem | None = None
         try:
-            outcome = await self._request(host, errand)
-            if outcome is not None:
-                self._hosts.answered(host)
-                self._finish(errand, outcome)
+            if not rules.allow(errand.url):
+                problem = ROBOTS_DISALLOWED
+            elif (reason := rules.opt_out(errand.url, self._settings.heeded)) is not None:
+                problem = PROBLEMS[reason.value]
+        except Exception:
+            logger.exception("cannot match %s", errand.url)
+            problem = FETCHER_ERROR
+        if problem is not None:
+            self._finish(errand, problem)
+            return False
+        errand.allowed_at = self._loop.time()
+        if rules.delay:
+            self._hosts.slow_down(errand.host, rules.delay, errand.allowed_at)
+        return True
+
+    def _refuse(self, job: Job[Token], refusal: Problem) -> None:
+        """The host whose turn it would be is left alone."""
+        if isinstance(job, Errand):
+            self._finish(job, refusal)
+        elif job.redirects:
+            self._unanswered(job, as_told(UnfetchableError(refusal), elsewhere=True))
+        else:
+            del self._questions[job.origin]
+            for errand in job.waiting:
+                self._finish(errand, refusal)
+
+    async def _work(self, turn: Turn[Job[Token]]) -> None:
+        """One request of one host, and what follows from it."""
+        job = turn.job
+        try:
+            places = self._resolver.places_known(turn.name) or await self._look_up(turn.name, job)
+            if self._hosts.settle(turn, places, self._loop.time()):
+                if isinstance(job, Errand):
+                    await self._fetch(turn.name, job)
+                else:
+                    await self._ask(turn.name, job)
         except UnfetchableError as error:
-            self._failed(host, errand, error)
+            if isinstance(job, Errand):
+                self._failed(turn.name, job, error)
+            else:
+                self._unanswered(job, error)
         except Exception:
             # A bug of ours or of a library, shown by some server's bytes: it costs a row, not the crawl.
-            logger.exception("cannot fetch %s", errand.url)
-            self._finish(errand, FETCHER_ERROR)
-        finally:
-            task = asyncio.current_task()
-            assert task is not None
-            self._tasks.discard(task)
-            self._hosts.done(host, self._loop.time())
-            if not task.cancelling():
-                self.pump()
+            logger.exception("cannot fetch %s", job.url)
+            self._refuse(job, FETCHER_ERROR)
 
-    async def _request(self, host: str, errand: _Errand[Token]) -> Fetched | None:
-        """The errand's outcome; None if it queues again, here or elsewhere."""
+    async def _look_up(self, host: str, job: Job[Token]) -> tuple[str, ...]:
         begun = self._loop.time()
-        if self._settings.robots:
-            rules = await self._robots.rules(errand.url)
-            if not rules.allow(errand.url):
-                raise UnfetchableError(ROBOTS_DISALLOWED)
-            if (reason := rules.opt_out(errand.url, self._settings.heeded)) is not None:
-                raise UnfetchableError(PROBLEMS[reason.value])
-            now = self._loop.time()
-            if rules.delay and self._hosts.slow_down(host, rules.delay, begun=begun, now=now):
-                self._hosts.add(host, errand, now, first=True)
-                return None
+        try:
+            async with asyncio.timeout(self._settings.deadline - job.spent):
+                return await self._resolver.places(host)
+        except TimeoutError:
+            raise UnfetchableError(DEADLINE) from None
+        finally:
+            job.spent += self._loop.time() - begun
+
+    async def _fetch(self, host: str, errand: Errand[Token]) -> None:
+        if self._settings.robots and errand.allowed_at < self._loop.time() - LIFE:
+            self._queue(errand)
+            return
         answer = await self._answer(host, errand)
-        if answer.location is None:
-            return Fetched(answer.data, answer.status)
         self._hosts.answered(host)
-        self._redirect(errand, answer)
+        if answer.location is None:
+            self._finish(errand, Fetched(answer.data, answer.status))
+        else:
+            self._redirect(errand, answer)
+
+    async def _ask(self, host: str, question: Question[Token]) -> None:
+        """Ask for robots.txt, unless it is known; and let those go on who wait for it."""
+        rules = self._robots.known(question.origin)
+        if rules is None:
+            data = await self._robots_txt(host, question)
+            if data is None:
+                return
+            rules = await self._robots.learn(question.origin, data)
+        while question.waiting:
+            errand = question.waiting.popleft()
+            if self._is_allowed(errand, rules):
+                self._hosts.add(errand.host, errand, self._loop.time())
+            if rules.is_slow(errand.url):
+                await asyncio.sleep(0)
+        del self._questions[question.origin]
+
+    async def _robots_txt(self, host: str, question: Question[Token]) -> bytes | None:
+        """What it says; b"" if there is none, None if the question queues elsewhere."""
+        begun = self._loop.time()
+        try:
+            async with asyncio.timeout(self._settings.deadline - question.spent):
+                answer = await self._client.get(
+                    question.url,
+                    keep_alive=not question.redirects,
+                    judge=lambda response: None,
+                    body=lambda response: self._client.start_of_body(response, max_bytes=MOST_BYTES),
+                )
+        except UnfetchableError as error:
+            if no_rules(error):
+                return b""
+            raise
+        except TimeoutError:
+            raise UnfetchableError(DEADLINE) from None
+        finally:
+            question.spent += self._loop.time() - begun
+        self._hosts.answered(host)
+        if answer.location is None:
+            return answer.data
+        question.redirects += 1
+        if question.redirects > MOST_REDIRECTS:
+            return b""  # RFC 9309, 2.3.1.2: as if there were no file
+        question.url = redirect.target(question.url, answer.location)
+        self._hosts.add(question.url.raw_host or "", question, self._loop.time())
         return None
 
-    async def _answer(self, host: str, errand: _Errand[Token]) -> Answer:
+    def _unanswered(self, question: Question[Token], error: UnfetchableError) -> None:
+        """For as many as would have asked at a time, this was a try; the others ask again."""
+        del self._questions[question.origin]
+        told = as_told(error, elsewhere=question.redirects > 0)
+        tried = self._settings.per_host if told.problem.retryable else len(question.waiting)
+        for number, errand in enumerate(question.waiting):
+            if number < tried:
+                self._failed(errand.host, errand, told)
+            else:
+                self._queue(errand)
+
+    async def _answer(self, host: str, errand: Errand[Token]) -> Answer:
         begun = self._loop.time()
         try:
             async with asyncio.timeout(self._settings.deadline - errand.spent) as deadline:
@@ -239,15 +328,7 @@ class FetchLoop(Generic[Token]):
         if reason is not None:
             raise after_answer(reason.value, response.status, rejected=True)
 
-    async def _ask_robots(self, url: URL) -> Answer:
-        return await self._client.get(
-            url,
-            keep_alive=True,
-            judge=lambda response: None,
-            body=lambda response: self._client.start_of_body(response, max_bytes=MOST_BYTES),
-        )
-
-    def _redirect(self, errand: _Errand[Token], answer: Answer) -> None:
+    def _redirect(self, errand: Errand[Token], answer: Answer) -> None:
         """Queue at the host that a redirect points to."""
         assert answer.location is not None
         errand.redirects += 1
@@ -258,9 +339,9 @@ class FetchLoop(Generic[Token]):
         except UnfetchableError as error:
             reason = "redirect_not_http" if error.problem is NOT_HTTP_URL else "redirect_bad_url"
             raise after_answer(reason, answer.status, rejected=True) from None
-        self._hosts.add(errand.url.raw_host or "", errand, self._loop.time())
+        self._queue(errand)
 
-    def _failed(self, host: str, errand: _Errand[Token], error: UnfetchableError) -> None:
+    def _failed(self, host: str, errand: Errand[Token], error: UnfetchableError) -> None:
         """Try again later, or report."""
         now = self._loop.time()
         problem = error.problem
@@ -277,12 +358,12 @@ class FetchLoop(Generic[Token]):
         errand.tries, errand.redirects, errand.spent, errand.url = errand.tries + 1, 0, 0.0, errand.start
         self._pauses[errand] = self._loop.call_later(pause, self._resume, errand)
 
-    def _resume(self, errand: _Errand[Token]) -> None:
+    def _resume(self, errand: Errand[Token]) -> None:
         del self._pauses[errand]
-        self._hosts.add(errand.url.raw_host or "", errand, self._loop.time())
+        self._queue(errand)
         self.pump()
 
-    def _finish(self, errand: _Errand[Token], outcome: Outcome) -> None:
+    def _finish(self, errand: Errand[Token], outcome: Outcome) -> None:
         if isinstance(outcome, Fetched):
             with self._bytes_lock:
                 self._bytes_waiting += len(outcome.data)

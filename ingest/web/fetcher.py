@@ -15,7 +15,8 @@ from typing import Any, Generic, Self, TypeVar
 
 from ingest.problem import Problem
 from ingest.web.addresses import AddressPolicy
-from ingest.web.fetch_loop import FetchLoop, Outcome
+from ingest.web.errands import Outcome
+from ingest.web.fetch_loop import FetchLoop
 from ingest.web.host_queues import SlowHost
 from ingest.web.http_client import user_agent
 from ingest.web.opt_outs import TOKEN
@@ -43,7 +44,7 @@ class Fetcher(Generic[Token]):
         self, settings: FetchSettings, *, window: int = 8192, nameservers: Sequence[str] = ()
     ) -> None:
         self._window = window
-        self._policy = AddressPolicy(settings.allow_private)
+        self._policy = AddressPolicy(settings.allow_private, settings.deny_network)
         self._agent = user_agent(TOKEN, settings.contact)
         self._settings = settings
         self._nameservers = tuple(nameservers)

@@ -1,19 +1,21 @@
 """Whose turn it is: URLs queue per host, hosts take turns, and each is asked no more than it can bear.
 
+Neither is an address, however many hosts it serves. Where a host is, is known from its first turn on.
+
 No clock and no network in here: times are told by the caller, in seconds.
 """
 
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Generic
+from weakref import WeakValueDictionary
 
 from ingest.problem import Problem
 from ingest.web.problems import HOST_ASKS_TO_WAIT, HOST_UNREACHABLE
-
-Job = TypeVar("Job")
+from ingest.web.turns import Host, Job, Place, Turn
 
 # Failures without one answer in between, after which a host is left alone.
 STRIKES = 8
@@ -21,41 +23,13 @@ _LEFT_ALONE = 600.0
 # A host that asks for more than this is left alone for that time: its URLs fail, for a later attempt.
 LONGEST_WAIT = 60.0
 LONGEST_DELAY = 30.0
+# Hosts of one address that ask for less are not kept apart.
+_SHORTEST_DELAY = 0.1
 _HOSTS_KNOWN = 100_000
+# With those that asked not to be asked; beyond this, the longest idle are asked again too early.
+_HOSTS_REMEMBERED = 200_000
 # As long as the connector keeps an idle connection.
 KEPT_ALIVE = 15.0
-
-
-@dataclass(slots=True)
-class _Host(Generic[Job]):
-    """
-    Attributes:
-        active: requests under way.
-        interval: seconds between requests, from the beginning of one to that of the next.
-        not_before: no request before this time.
-        strikes: failures in a row.
-        refusal: what is said of its URLs until `refused_until`, instead of asking.
-        listed: it is in the ring, or in the heap of those that wait.
-        last: when its latest request ended.
-        slowed_at: when its Crawl-delay became known.
-        held_back: seconds, up to `seen`, in which it had as many requests as it may have, or had to be waited
-            for.
-        requests: that have ended.
-    """
-
-    interval: float
-    queue: deque[Job] = field(default_factory=deque)
-    active: int = 0
-    not_before: float = 0.0
-    strikes: int = 0
-    refusal: Problem | None = None
-    refused_until: float = 0.0
-    listed: bool = False
-    last: float = 0.0
-    slowed_at: float = -1.0
-    held_back: float = 0.0
-    seen: float = 0.0
-    requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +58,21 @@ class Hosts(Generic[Job]):
 
     Args:
         per_host: jobs of one host that may be under way together.
+        per_address: jobs that may be under way together of all hosts that are at one address.
         rate: jobs per second and host; None for as many as they can.
         idle_limit: hosts that may be kept connected though nothing waits for them.
     """
 
-    def __init__(self, *, per_host: int, rate: float | None, idle_limit: int) -> None:
+    def __init__(self, *, per_host: int, per_address: int, rate: float | None, idle_limit: int) -> None:
         self._per_host = per_host
+        self._per_address = per_address
         self._interval = 1 / rate if rate else 0.0
         self._idle_limit = idle_limit
-        self._hosts: dict[str, _Host[Job]] = {}
-        self._ring: deque[str] = deque()
-        self._waiting: list[tuple[float, str]] = []
+        self._hosts: dict[str, Host[Job]] = {}
+        self._places: WeakValueDictionary[str, Place] = WeakValueDictionary()
+        self._ring: deque[Host[Job]] = deque()
+        self._waiting: list[tuple[float, int, Host[Job]]] = []
+        self._numbers = count()
         # In the order in which they became idle.
         self._idle: OrderedDict[str, None] = OrderedDict()
         self._forget_beyond = _HOSTS_KNOWN
@@ -103,54 +81,61 @@ class Hosts(Generic[Job]):
         """Put a job at the end of its host's queue, or in front."""
         host = self._host(name)
         self._idle.pop(name, None)
+        if host.queue is None:
+            host.queue = deque()
         if first:
             host.queue.appendleft(job)
         else:
             host.queue.append(job)
-        self._list(name, host, now)
+        self._list(host, now)
 
-    def take(self, now: float) -> tuple[str, Job, Problem | None] | None:
-        """The next job whose time has come; with a problem if its host is left alone: then do not ask.
-
-        Without a problem, `done` must follow.
-        """
+    def take(self, now: float) -> Turn[Job] | None:
+        """The next job whose time has come."""
         while self._waiting and self._waiting[0][0] <= now:
-            self._ring.append(heapq.heappop(self._waiting)[1])
+            self._ring.append(heapq.heappop(self._waiting)[2])
         while self._ring:
-            name = self._ring.popleft()
-            host = self._hosts.get(name)
-            if host is None:
+            host = self._ring.popleft()
+            if host.waits_at is not None:  # it was listed twice, and is listed there
                 continue
+            called_by, host.called_by = host.called_by, None
             host.listed = False
-            if not host.queue:
-                self._rest(name, host, now)
-                continue
-            if refusal := self._refusal(host, now):
-                job = host.queue.popleft()
-                self._list(name, host, now)
-                self._rest(name, host, now)
-                return name, job, refusal
-            if host.active >= self._per_host:
-                continue
-            if host.not_before > now:
-                self._list(name, host, now)
-                continue
-            job = host.queue.popleft()
-            self._watch(host, now)
-            host.active += 1
-            host.not_before = now + host.interval
-            self._list(name, host, now)
-            return name, job, None
+            if called_by is None:
+                turn = self._turn(host, now)
+            else:
+                called_by.called -= 1
+                turn = self._turn(host, now)
+                self._call(called_by)
+            if turn is not None:
+                return turn
         return None
 
-    def done(self, name: str, now: float) -> None:
-        host = self._hosts[name]
+    def settle(self, turn: Turn[Job], addresses: tuple[str, ...], now: float) -> bool:
+        """Tell where the host of a turn is, or still is; whether it may be asked there, now.
+
+        If not, the job is back in its queue, in front.
+        """
+        host = turn.host
+        if addresses != host.keys:
+            host.keys = addresses
+            host.places = tuple(map(self._place, addresses))
+        if turn.places is host.places:
+            return True
+        self._leave(turn)
+        if self._full(host) is None and not self._kept_apart(host, now):
+            turn.places = self._enter(host, now)
+            return True
+        self.add(host.name, turn.job, now, first=True)
+        return False
+
+    def done(self, turn: Turn[Job], now: float) -> None:
+        host = turn.host
         self._watch(host, now)
         host.requests += 1
         host.active -= 1
         host.last = now
-        self._list(name, host, now)
-        self._rest(name, host, now)
+        self._leave(turn)
+        self._list(host, now)
+        self._rest(host, now)
 
     def next_time(self) -> float | None:
         """When the first of the hosts that wait may be asked."""
@@ -160,7 +145,7 @@ class Hosts(Generic[Job]):
         """The host asked for this pause, or its troubles suggest it."""
         host = self._host(name)
         if seconds > LONGEST_WAIT:
-            self._leave_alone(name, host, HOST_ASKS_TO_WAIT, now + seconds)
+            self._leave_alone(host, HOST_ASKS_TO_WAIT, now + seconds)
         else:
             self._watch(host, now)
             host.not_before = max(host.not_before, now + seconds)
@@ -171,21 +156,21 @@ class Hosts(Generic[Job]):
         host.strikes += 1
         if host.strikes >= STRIKES:
             host.strikes = 0
-            self._leave_alone(name, host, HOST_UNREACHABLE, now + _LEFT_ALONE)
+            self._leave_alone(host, HOST_UNREACHABLE, now + _LEFT_ALONE)
 
     def answered(self, name: str) -> None:
         self._host(name).strikes = 0
 
-    def slow_down(self, name: str, delay: float, *, begun: float, now: float) -> bool:
-        """Keep a Crawl-delay; whether a job taken at `begun`, when it was not known, must come back."""
+    def slow_down(self, name: str, delay: float, now: float) -> None:
+        """Keep a Crawl-delay, also between this host and others of its address that ask for one."""
         host = self._host(name)
         delay = min(delay, LONGEST_DELAY)
         if host.interval < delay:
             host.interval = delay
             self._watch(host, now)
             host.not_before = max(host.not_before, now + delay)
-            host.slowed_at = now
-        return host.slowed_at >= begun
+        if delay >= _SHORTEST_DELAY:
+            host.delay = max(host.delay, delay)
 
     def keep_alive(self, name: str, now: float) -> bool:
         """Whether the connection should be kept after this answer: sockets of idle hosts are bounded."""
@@ -210,52 +195,131 @@ class Hosts(Generic[Job]):
     def clear(self) -> Iterator[Job]:
         """Take all jobs out of the queues."""
         for host in self._hosts.values():
-            yield from host.queue
-            host.queue.clear()
+            if host.queue:
+                yield from host.queue
+                host.queue.clear()
+        for place in self._places.values():
+            place.reserved = place.not_before
 
-    def _host(self, name: str) -> _Host[Job]:
+    def _host(self, name: str) -> Host[Job]:
         host = self._hosts.get(name)
         if host is None:
-            host = self._hosts[name] = _Host(self._interval)
+            host = self._hosts[name] = Host(name, self._interval)
         return host
 
-    def _watch(self, host: _Host[Job], now: float) -> None:
+    def _place(self, address: str) -> Place:
+        place = self._places.get(address)
+        if place is None:
+            place = self._places[address] = Place()
+        return place
+
+    def _turn(self, host: Host[Job], now: float) -> Turn[Job] | None:
+        """The host's, if it has one now."""
+        if not host.queue:
+            self._rest(host, now)
+            return None
+        if refusal := self._refusal(host, now):
+            job = host.queue.popleft()
+            self._list(host, now)
+            self._rest(host, now)
+            return Turn(host, job, refusal)
+        if host.active >= self._per_host:
+            return None
+        if host.not_before > now or self._kept_apart(host, now):
+            self._list(host, now)
+            return None
+        if (place := self._full(host)) is not None:
+            place.waiters[host] = None
+            host.waits_at, host.listed = place, True
+            return None
+        job = host.queue.popleft()
+        self._watch(host, now)
+        host.active += 1
+        host.not_before = now + host.interval
+        turn = Turn(host, job, None, self._enter(host, now))
+        self._list(host, now)
+        return turn
+
+    def _full(self, host: Host[Job]) -> Place | None:
+        """An address of the host that has as many requests as it may have."""
+        for place in host.places:
+            if place.active + place.called >= self._per_address:
+                return place
+        return None
+
+    def _kept_apart(self, host: Host[Job], now: float) -> bool:
+        """Whether it is too early after another host of its address."""
+        return host.delay > 0 and any(place.not_before > now for place in host.places)
+
+    def _enter(self, host: Host[Job], now: float) -> tuple[Place, ...]:
+        for place in host.places:
+            place.active += 1
+            if host.delay:
+                place.not_before = now + host.delay
+                place.reserved = max(place.reserved, place.not_before)
+        return host.places
+
+    def _leave(self, turn: Turn[Job]) -> None:
+        places, turn.places = turn.places, ()
+        for place in places:
+            place.active -= 1
+            self._call(place)
+
+    def _call(self, place: Place) -> None:
+        """Send those that wait for an address to the ring, as many as there is room for."""
+        while place.waiters and place.active + place.called < self._per_address:
+            host, _ = place.waiters.popitem(last=False)
+            host.waits_at, host.called_by = None, place
+            place.called += 1
+            self._ring.append(host)
+
+    def _watch(self, host: Host[Job], now: float) -> None:
         """Count the time since the last look, before what holds the host back changes."""
         until = now if host.active >= self._per_host else min(host.not_before, now)
         host.held_back += max(0.0, until - host.seen)
         host.seen = now
 
-    def _refusal(self, host: _Host[Job], now: float) -> Problem | None:
+    def _refusal(self, host: Host[Job], now: float) -> Problem | None:
         if host.refusal is not None and host.refused_until <= now:
             host.refusal = None
         return host.refusal
 
-    def _leave_alone(self, name: str, host: _Host[Job], refusal: Problem, until: float) -> None:
+    def _leave_alone(self, host: Host[Job], refusal: Problem, until: float) -> None:
         host.refusal, host.refused_until = refusal, until
-        if host.queue:
+        if host.queue and host.waits_at is None:
             # At once, even if it is listed among those that wait: what is found there later does no harm.
             host.listed = True
-            self._ring.append(name)
+            self._ring.append(host)
 
-    def _list(self, name: str, host: _Host[Job], now: float) -> None:
+    def _list(self, host: Host[Job], now: float) -> None:
         if host.listed or not host.queue:
             return
-        if host.not_before > now and self._refusal(host, now) is None:
-            heapq.heappush(self._waiting, (host.not_before, name))
+        when = host.not_before
+        if host.delay:
+            when = max(when, *(place.reserved for place in host.places), 0.0)
+        if when > now and self._refusal(host, now) is None:
+            if host.delay:
+                for place in host.places:
+                    place.reserved = when + host.delay
+            heapq.heappush(self._waiting, (when, next(self._numbers), host))
         elif host.active < self._per_host or host.refusal is not None:
-            self._ring.append(name)
+            self._ring.append(host)
         else:
             return
         host.listed = True
 
-    def _rest(self, name: str, host: _Host[Job], now: float) -> None:
-        if host.queue or host.active or host.listed:
+    def _rest(self, host: Host[Job], now: float) -> None:
+        if host.queue or host.active or host.listed or self._hosts.get(host.name) is not host:
             return
-        self._idle[name] = None
-        self._idle.move_to_end(name)
+        host.queue = None
+        self._idle[host.name] = None
+        self._idle.move_to_end(host.name)
         if len(self._idle) > self._forget_beyond:
             # Those that asked for a day of peace stay, at the front: not to be looked at for every request.
             for old in list(islice(self._idle, len(self._idle) - _HOSTS_KNOWN * 9 // 10)):
                 if max(self._hosts[old].refused_until, self._hosts[old].not_before) <= now:
+                    del self._idle[old], self._hosts[old]
+            if len(self._idle) > _HOSTS_REMEMBERED:
+                for old in list(islice(self._idle, len(self._idle) - _HOSTS_REMEMBERED * 9 // 10)):
                     del self._idle[old], self._hosts[old]
             self._forget_beyond = max(_HOSTS_KNOWN, len(self._idle) + _HOSTS_KNOWN // 10)

@@ -12,7 +12,7 @@ from yarl import URL
 
 from cluster.errors import UserError
 from ingest.problem import Problem
-from ingest.web.addresses import AddressPolicy, CheckedResolver
+from ingest.web.addresses import AddressPolicy
 from ingest.web.answer_bytes import Connector
 from ingest.web.content_encoding import BadEncodingError, BombError, check_ratio, decoder
 from ingest.web.host_queues import KEPT_ALIVE
@@ -29,6 +29,8 @@ from ingest.web.problems import (
     answered,
     retry_after,
 )
+from ingest.web.resolver import CheckedResolver
+from ingest.web.room import Room
 
 _READ = 256 << 10
 # Some sites' security policies are long.
@@ -41,9 +43,10 @@ _ACCEPT = "image/jpeg, image/png, image/webp, image/gif, image/*;q=0.5, */*;q=0.
 # Bodies of errors and redirects up to this size are read to their end, for the sake of the connection.
 _SMALL_REST = 64 << 10
 _REST_SECONDS = 1.0
-# Bodies that outgrow the first go on one by one, a few together: that bounds memory.
+# Bodies that outgrow the first share the room: that bounds memory.
 _FREE_BYTES = 1 << 20
-_LARGE_BODIES = 8
+_ROOM = 128 << 20
+_STEP = 1 << 20
 
 Judge = Callable[[aiohttp.ClientResponse], None]
 
@@ -80,11 +83,15 @@ class HttpClient:
         agent: the User-Agent.
         policy: addresses that may be connected to, on every request.
         resolver: of names, by the same policy.
+        per_address: connections to an address beyond which none is kept when it is not needed.
     """
 
-    def __init__(self, *, agent: str, policy: AddressPolicy, resolver: CheckedResolver) -> None:
+    def __init__(
+        self, *, agent: str, policy: AddressPolicy, resolver: CheckedResolver, per_address: int
+    ) -> None:
         self._policy = policy
         connector = Connector(
+            per_address=per_address,
             ssl=ssl.create_default_context(),
             resolver=resolver,
             use_dns_cache=False,
@@ -103,7 +110,7 @@ class HttpClient:
             max_field_size=_LONGEST_HEADER,
             max_headers=_MOST_HEADERS,
         )
-        self._large_bodies = asyncio.Semaphore(_LARGE_BODIES)
+        self._room = Room(_ROOM)
 
     async def close(self) -> None:
         await self._session.close()
@@ -127,7 +134,7 @@ class HttpClient:
         Raises:
             UnfetchableError: no good answer, or no whole body.
         """
-        self._policy.check_literal(url)
+        self._policy.check(url)
         status: int | None = None
         try:
             async with self._session.get(
@@ -155,20 +162,30 @@ class HttpClient:
     ) -> bytes:
         """All of a body, decoded, and never more than `max_bytes`.
 
-        The deadline is put off for as long as a large body waits for its turn.
+        The deadline is put off for as long as a large body waits for room.
         """
         if (response.content_length or 0) > max_bytes:
             raise after_answer("too_many_bytes", response.status, rejected=True)
         reader = _BodyReader(response, max_bytes)
         if await reader.read(min(_FREE_BYTES, max_bytes)):
             return reader.joined()
+        try:
+            while True:
+                if not self._room.take(reader, _STEP):
+                    await self._wait_for_room(reader, deadline)
+                if await reader.read(min(reader.taken + _STEP, max_bytes)):
+                    return reader.joined()
+                # What has come already would be decoded at a stretch.
+                await asyncio.sleep(0)
+        finally:
+            self._room.leave(reader)
+
+    async def _wait_for_room(self, reader: "_BodyReader", deadline: asyncio.Timeout) -> None:
         now = asyncio.get_running_loop().time
         end, began = deadline.when(), now()
         deadline.reschedule(None)
-        async with self._large_bodies:
-            deadline.reschedule(None if end is None else end + now() - began)
-            await reader.read(max_bytes)
-        return reader.joined()
+        await self._room.wait(reader, _STEP)
+        deadline.reschedule(None if end is None else end + now() - began)
 
     async def start_of_body(self, response: aiohttp.ClientResponse, *, max_bytes: int) -> bytes:
         """The body's first `max_bytes`, decoded; the rest is not read."""
@@ -191,6 +208,11 @@ class _BodyReader:
             self._decoder = decoder(response.headers.get("Content-Encoding", ""))
         except BadEncodingError as error:
             raise after_answer("bad_encoding", self._status) from error
+
+    @property
+    def taken(self) -> int:
+        """Bytes so far, as they came or as they are decoded."""
+        return max(self._size, self._encoded)
 
     def joined(self) -> bytes:
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)

@@ -17,6 +17,8 @@ _OF_THE_ANSWER = _OF_IMAGES | {"noindex", "none"}
 _VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 # What training is called, the narrowest name first: it decides. The last are those of earlier drafts.
 _TRAINING = ("train-ai", "ai", "tdm", "bots")
+# Of all values of a header; nobody says yes at such length, and to read it all would hold up other sites.
+_LONGEST = 4096
 _SIGNAL = re.compile(r"\s*(content-signal|content-usage)\s*:\s*(?:([/*]\S*)\s+)?([^#]*)", re.IGNORECASE)
 
 
@@ -92,6 +94,8 @@ def robots_txt_rule(line: str) -> tuple[OptOut, str, bool] | None:
 
 
 def _opts_out(opt_out: OptOut, values: Sequence[str], directives: frozenset[str]) -> bool:
+    if sum(map(len, values)) > _LONGEST:
+        return True
     match opt_out:
         case OptOut.X_ROBOTS_TAG:
             return any(not directives.isdisjoint(_directives(value)) for value in values)

@@ -9,6 +9,9 @@ from ingest.problem import Problem
 NOT_HTTP_URL = Problem("rejected", "not_http_url")
 BAD_URL = Problem("rejected", "bad_url")
 PRIVATE_ADDRESS = Problem("rejected", "private_address")
+# Without a dot: what it is called depends on who asks.
+PRIVATE_NAME = Problem("rejected", "private_name")
+BLOCKED_PORT = Problem("rejected", "blocked_port")
 ROBOTS_DISALLOWED = Problem("rejected", "robots_disallowed")
 ROBOTS_UNREACHABLE = Problem("failed", "robots_unreachable", retryable=True)
 DNS_NOT_FOUND = Problem("failed", "dns_not_found")

@@ -1,46 +1,64 @@
 """What a site asks of robots: robots.txt (RFC 9309), with what it says of training, once a day per origin.
 
-Nobody answers: nothing is fetched. A file of 512 KiB may be made to keep a parser busy for hours, so what
-concerns other robots is left out before it is parsed, and rules that are slow to match are bounded.
+Nobody answers: nothing is fetched. A file of 512 KiB may be made to keep a parser busy for hours, and to be
+slow to match. So what concerns other robots is left out before it is parsed, rules are bounded, and they are
+parsed in a thread: the event loop goes on.
 """
 
 import asyncio
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from protego import Protego
 from yarl import URL
 
-from ingest.web import redirect
-from ingest.web.http_client import Answer
 from ingest.web.opt_outs import TOKEN, OptOut, robots_txt_rule
 from ingest.web.problems import (
+    BLOCKED_PORT,
     CONNECT_FAILED,
     DNS_FAILED,
     DNS_NOT_FOUND,
     PRIVATE_ADDRESS,
+    PRIVATE_NAME,
     ROBOTS_UNREACHABLE,
     TLS_INVALID,
     UnfetchableError,
 )
 
 MOST_BYTES = 512 << 10
-_MOST_REDIRECTS = 5
+MOST_REDIRECTS = 5
+LIFE = 24 * 3600.0
 # There is such a file, and nothing in it.
 _NO_CONTENT = (204, 205)
-_LIFE = 24 * 3600.0
-# Of the texts that are kept, in all; what is made of them takes some twenty times as much.
-_BYTES_KEPT = 8 << 20
-_BYTES_EACH = 512
+# Of what is known, in all; what a rule takes, and each byte of it.
+_MEMORY_KEPT = 128 << 20
+_MEMORY_EACH, _MEMORY_PER_BYTE = 512, 3
+# Of the rules for us.
+_MOST_RULES = 10_000
 _MOST_WILDCARDS = 1000
+_MOST_STARS = 2000
+_LONGEST_LINE = 16 << 10
+# What is parsed, and matched, in far less than a millisecond.
+_QUICKLY_PARSED = 1024
+_QUICKLY_MATCHED = 100
+_SHORT_URL = 1024
 
 _NAMED = "User-agent: "
 _USER_AGENT = re.compile(r"\s*user[- ]?agent\s*[:\s]\s*([^#]*)", re.IGNORECASE)
 _SITE_WIDE = re.compile(r"\s*(site-?maps?|host)\b", re.IGNORECASE)
 # Told as they are: the image itself would meet them too.
-_OF_THE_HOST = (PRIVATE_ADDRESS, DNS_NOT_FOUND, DNS_FAILED, CONNECT_FAILED, TLS_INVALID)
+_OF_THE_HOST = (
+    BLOCKED_PORT,
+    PRIVATE_ADDRESS,
+    PRIVATE_NAME,
+    DNS_NOT_FOUND,
+    DNS_FAILED,
+    CONNECT_FAILED,
+    TLS_INVALID,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +67,20 @@ class Rules:
 
     Attributes:
         delay: seconds between requests.
+        memory: bytes that it takes, about.
     """
 
     delay: float
     _parsed: Protego | None
     _closed: bool = False
+    _count: int = 0
+    memory: int = _MEMORY_EACH
     # Each with Disallow where it opts out.
     _signals: Mapping[OptOut, Protego] = field(default_factory=dict)
+
+    def is_slow(self, url: URL) -> bool:
+        """Whether to match this URL may take milliseconds, so that others should have their turns between."""
+        return self._parsed is not None and (self._count > _QUICKLY_MATCHED or len(str(url)) > _SHORT_URL)
 
     def allow(self, url: URL) -> bool:
         if self._closed or self._parsed is None:
@@ -73,13 +98,25 @@ class Rules:
 EVERYTHING = Rules(0.0, None)
 
 
+NOTHING = Rules(0.0, None, _closed=True)
+
+
 def rules(text: str) -> Rules:
-    """The rules of a robots.txt."""
-    ours = list(_lines_for_us(text))
-    slow = sum(("*" in line or "$" in line) and not line.startswith(_NAMED) for line in ours)
-    if slow > _MOST_WILDCARDS:
-        # Nobody means well by that many, and matching them would take milliseconds per URL.
-        return Rules(0.0, None, _closed=True)
+    """The rules of a robots.txt. One that was made to be slow allows nothing: nobody means well by it."""
+    ours: list[str] = []
+    wildcards = stars = 0
+    for line in _lines_for_us(text):
+        if not line.startswith(_NAMED):
+            wildcards += "*" in line or "$" in line
+            stars += line.count("*")
+        ours.append(line)
+        if (
+            len(line) > _LONGEST_LINE
+            or len(ours) > _MOST_RULES
+            or wildcards > _MOST_WILDCARDS
+            or stars > _MOST_STARS
+        ):
+            return NOTHING
     if not ours:
         return EVERYTHING
     parsed = Protego.parse("\n".join(ours))
@@ -88,7 +125,14 @@ def rules(text: str) -> Rules:
         for opt_out in (OptOut.CONTENT_SIGNAL, OptOut.CONTENT_USAGE)
         if (lines := _as_disallow(ours, opt_out))
     }
-    return Rules(parsed.crawl_delay(TOKEN) or 0.0, parsed, _signals=signals)
+    memory = (1 + len(ours)) * _MEMORY_EACH + sum(map(len, ours)) * _MEMORY_PER_BYTE
+    return Rules(
+        parsed.crawl_delay(TOKEN) or 0.0,
+        parsed,
+        _count=len(ours) + stars,
+        memory=memory * (1 + len(signals)),
+        _signals=signals,
+    )
 
 
 def _as_disallow(lines: list[str], opt_out: OptOut) -> list[str]:
@@ -124,82 +168,50 @@ def _lines_for_us(text: str) -> Iterable[str]:
                 yield line
 
 
+def no_rules(error: UnfetchableError) -> bool:
+    """Whether a robots.txt that was not given means that there is none (RFC 9309, 2.3.1.3)."""
+    status = error.problem.http_status
+    return status in _NO_CONTENT or (status is not None and 400 <= status < 500 and status != 429)
+
+
+def as_told(error: UnfetchableError, *, elsewhere: bool) -> UnfetchableError:
+    """What is said of the URLs whose robots.txt gave this error, here or `elsewhere`, where it was moved."""
+    if error.problem in _OF_THE_HOST and not elsewhere:
+        return error
+    return UnfetchableError(ROBOTS_UNREACHABLE, retry_after=error.retry_after)
+
+
 class Robots:
-    """The rules of many origins, asked for when they are needed.
+    """The rules of many origins, for as long as they are believed, in bounded memory."""
 
-    Args:
-        ask: one request of an http(s) URL, no redirect followed, its data cut at MOST_BYTES.
-        deadline: seconds for one robots.txt, redirects included.
-    """
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._parser = ThreadPoolExecutor(max_workers=1, thread_name_prefix="robots")
+        self._known: OrderedDict[URL, tuple[float, Rules]] = OrderedDict()
+        self._memory = 0
 
-    def __init__(self, ask: Callable[[URL], Awaitable[Answer]], *, deadline: float) -> None:
-        self._ask = ask
-        self._deadline = deadline
-        self._now = asyncio.get_running_loop().time
-        self._known: OrderedDict[URL, tuple[float, int, Rules]] = OrderedDict()
-        self._bytes_kept = 0
-        self._asked: dict[URL, asyncio.Task[Rules]] = {}
+    def known(self, origin: URL) -> Rules | None:
+        until, learnt = self._known.get(origin, (0.0, None))
+        return learnt if until > self._loop.time() else None
 
-    async def rules(self, url: URL) -> Rules:
-        """The rules of a URL's origin.
-
-        Raises:
-            UnfetchableError: the origin does not tell, now; or its address is forbidden.
-        """
-        origin = url.origin()
-        known = self._known.get(origin)
-        if known is not None and known[0] > self._now():
-            return known[2]
-        task = self._asked.get(origin)
-        if task is None:
-            task = self._asked[origin] = asyncio.create_task(self._learn(origin))
-            # Even if nobody waits for it any more.
-            task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        # Whoever gives up waiting must not take the answer from the others.
-        return await asyncio.shield(task)
-
-    async def close(self) -> None:
-        for task in self._asked.values():
-            task.cancel()
-        await asyncio.gather(*self._asked.values(), return_exceptions=True)
-
-    async def _learn(self, origin: URL) -> Rules:
-        try:
-            async with asyncio.timeout(self._deadline):
-                text = await self._text(origin)
-        except TimeoutError:
-            raise UnfetchableError(ROBOTS_UNREACHABLE) from None
-        finally:
-            del self._asked[origin]
-        learnt = rules(text)
-        self._keep(origin, learnt, len(text) if learnt is not EVERYTHING else 0)
+    async def learn(self, origin: URL, data: bytes) -> Rules:
+        """From what its robots.txt says, b"" for none."""
+        if len(data) <= _QUICKLY_PARSED:
+            learnt = _parsed(data)
+        else:
+            learnt = await self._loop.run_in_executor(self._parser, _parsed, data)
+        if replaced := self._known.pop(origin, None):
+            self._memory -= replaced[1].memory
+        self._known[origin] = (self._loop.time() + LIFE, learnt)
+        self._memory += learnt.memory
+        while self._memory > _MEMORY_KEPT:
+            _, (_, forgotten) = self._known.popitem(last=False)
+            self._memory -= forgotten.memory
         return learnt
 
-    async def _text(self, origin: URL) -> str:
-        """What robots.txt says; "" for none."""
-        url = origin.with_path("/robots.txt")
-        try:
-            for _ in range(_MOST_REDIRECTS + 1):
-                answer = await self._ask(url)
-                if answer.location is None:
-                    return answer.data.decode("utf-8", "replace")
-                url = redirect.target(url, answer.location)
-        except UnfetchableError as error:
-            status = error.problem.http_status
-            if status in _NO_CONTENT or (status is not None and 400 <= status < 500 and status != 429):
-                return ""
-            if error.problem in _OF_THE_HOST:
-                raise
-            raise UnfetchableError(ROBOTS_UNREACHABLE, retry_after=error.retry_after) from error
-        # RFC 9309 §2.3.1.2: too many redirects are as if there were no file.
-        return ""
+    def close(self) -> None:
+        self._parser.shutdown(cancel_futures=True)
 
-    def _keep(self, origin: URL, learnt: Rules, size: int) -> None:
-        size += _BYTES_EACH
-        if replaced := self._known.pop(origin, None):
-            self._bytes_kept -= replaced[1]
-        self._known[origin] = (self._now() + _LIFE, size, learnt)
-        self._bytes_kept += size
-        while self._bytes_kept > _BYTES_KEPT:
-            _, (_, freed, _) = self._known.popitem(last=False)
-            self._bytes_kept -= freed
+
+def _parsed(data: bytes) -> Rules:
+    return rules(data.decode("utf-8", "replace"))

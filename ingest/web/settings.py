@@ -16,11 +16,13 @@ class FetchSettings:
         max_bytes: of a body, encoded and decoded.
         max_redirects: followed in one attempt.
         per_host: requests of one host under way at a time.
+        per_address: requests under way at a time of all hosts that share an address.
         per_host_rate: requests per second of one host; None for as many as it answers.
         connections: requests under way at a time, of all hosts.
         robots: ask for robots.txt, and obey it.
         heeded: ways to opt out that are obeyed, besides robots.txt's Disallow.
         allow_private: networks, as CIDRs, that may be asked though they are not public.
+        deny_network: networks, as CIDRs, that may not be asked, whatever is allowed.
     """
 
     contact: str | None = None
@@ -29,8 +31,10 @@ class FetchSettings:
     max_bytes: int = 32 << 20
     max_redirects: int = 5
     per_host: int = 2
+    per_address: int = 32
     per_host_rate: float | None = None
     connections: int = 256
     robots: bool = True
     heeded: frozenset[OptOut] = ALL
     allow_private: tuple[str, ...] = ()
+    deny_network: tuple[str, ...] = ()

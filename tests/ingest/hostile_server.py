@@ -281,7 +281,12 @@ NAMES = {
     "metadata.test": (["169.254.169.254"], []),
     "good.test": (["127.0.1.1"], []),
     "-good-.test": (["127.0.1.1"], []),
+    "single": (["127.0.1.1"], []),
+    "public": (["93.184.216.34"], []),
 }
+# All names below this one have one address, as of a shared host.
+CROWD = "crowd.test"
+CROWDED = "127.0.1.250"
 # The first answer is allowed, all that follow are not.
 REBINDING = "rebinding.test"
 
@@ -327,7 +332,9 @@ class HostileServer:
     def name_cases(self) -> dict[str, str]:
         """Reason by URL, for a client that asks `nameserver`."""
         forbidden = dict.fromkeys(NAMES, "private_address") | {"unknown.test": "dns_not_found"}
-        forbidden |= {"broken.test": "dns_failed"} | dict.fromkeys(("good.test", "-good-.test"), "")
+        forbidden |= {"broken.test": "dns_failed", "public": "private_name"} | dict.fromkeys(
+            ("good.test", "-good-.test", "single"), ""
+        )
         return {f"http://{name}:{self.port}/good": reason for name, reason in forbidden.items()}
 
     def __enter__(self) -> "HostileServer":
@@ -429,6 +436,8 @@ class _NameServer(asyncio.DatagramProtocol):
         if name == REBINDING:
             first = self._server.name_questions[name] <= 2
             four, six = (["127.0.1.1"] if first else ["127.0.0.1"]), []
+        elif name.endswith(CROWD):
+            four, six = [CROWDED], []
         elif name in NAMES:
             four, six = NAMES[name]
         else:

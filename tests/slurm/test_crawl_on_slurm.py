@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from lab import SITES, SUBNET, SlurmLab, wait_until
+from lab import SITES, SlurmLab, wait_until
 
 from cluster.job import State
 from cluster.run.folder import RunFolder
@@ -22,7 +22,8 @@ from picture_server import PictureServer
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-NETWORK = f"{SUBNET}.0/24"
+# The login machine has all of these addresses, and each must be allowed by its own.
+NETWORKS = tuple(SITES)
 COMMAND = [sys.executable, "-c", "from ingest.cli import main; main()", "crawl-shards"]
 
 
@@ -31,7 +32,8 @@ def crawl(lab: SlurmLab, folder: Path, *words: Any, check: bool = True) -> subpr
     site = folder / "site.yaml"
     site.write_text(yaml.safe_dump({"cpus_per_rank": 1, "signal_seconds": 30}))
     options = ["--executor", "slurm", "--parts", "3", "--cluster", site, "--runs", folder / "runs"]
-    options += ["--unit-rows", "5", "--contact", "test@example.org", "--allow-private", NETWORK]
+    options += ["--unit-rows", "5", "--contact", "test@example.org"]
+    options += [word for network in NETWORKS for word in ("--allow-private", network)]
     command = [*COMMAND, folder / "list.txt", "--output", folder / "out", *options, *words]
     done = subprocess.run(
         [str(word) for word in command],
@@ -46,7 +48,7 @@ def crawl(lab: SlurmLab, folder: Path, *words: Any, check: bool = True) -> subpr
 
 
 def expected_root(folder: Path) -> str:
-    fetch = FetchSettings(contact="test@example.org", allow_private=(NETWORK,), per_host=8)
+    fetch = FetchSettings(contact="test@example.org", allow_private=NETWORKS, per_host=8)
     settings = CrawlSettings(unit_rows=5, fetch=fetch)
     source = str(folder / "list.txt")
     whole = folder / "whole"

@@ -13,7 +13,7 @@ import pytest
 from cluster.errors import UserError
 from ingest.web import answer_bytes
 from ingest.web.answer_bytes import AnswerHandler
-from ingest.web.fetch_loop import Fetched
+from ingest.web.errands import Fetched
 from ingest.web.fetcher import Fetcher
 from ingest.web.settings import FetchSettings
 
@@ -72,6 +72,12 @@ ANSWERS = {
     "no HTTP": (b"ICY 200 OK\r\n\r\n" + BODY, BAD),
     "no answer": (b"HTTP/1.1 2", "reset"),
     "head without end": (b"HTTP/1.1 200 OK\r\nX: y\r\n", "reset"),
+    "long trailers": (ok(CHUNKED, body=CHUNKS[:-2] + (b"X: " + b"x" * 30_000 + b"\r\n") * 40), BAD),
+    "many promises": (b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000 + ok(LENGTH), BAD),
+    "many lines": (ok(*(b":",) * 10_000, LENGTH), BAD),
+    "many chunks": (ok(CHUNKED, body=b"1\r\na\r\n" * 50_000 + b"0\r\n\r\n"), BAD),
+    "many chunks of LF": (ok(CHUNKED, body=b"1\na\n" * 50_000 + b"0\n\n"), BAD),
+    "many headers, each allowed": (ok(*(b"X: " + b"x" * 30_000,) * 40, LENGTH), BAD),
     "long head": (ok(b"X: " + b"x" * 300_000, LENGTH), BAD),
 }
 SMALL = {name: case for name, case in ANSWERS.items() if len(case[0]) < 1000}
@@ -82,6 +88,8 @@ class NoSocket(asyncio.Transport):
 
     def close(self) -> None:
         self.closed = True
+
+    abort = close
 
     def is_closing(self) -> bool:
         return self.closed

@@ -51,3 +51,12 @@ def test_D4_little_more_comes_out_than_was_asked_for(name):
 def test_what_encodes_and_cannot_be_read_is_not_taken_for_its_content(name):
     with pytest.raises(BadEncodingError):
         decoder(name)
+
+
+def test_D4_a_gzip_of_nothing_but_members_is_refused_before_it_has_cost_much():
+    with pytest.raises(BadEncodingError):
+        decoder("gzip").feed(gzip.compress(b"") * 10_000, 1 << 20)
+    blocks = [bytes([n % 256]) * 60_000 + bytes(range(256)) * 8 for n in range(300)]
+    decoding = decoder("gzip")
+    got = b"".join(decoding.feed(gzip.compress(block, 0), 1 << 20) for block in blocks)
+    assert got == b"".join(blocks)

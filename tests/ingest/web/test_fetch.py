@@ -16,7 +16,7 @@ import pytest
 from hostile_server import ALLOWED, GOOD, REBINDING, HostileServer
 
 from cluster.errors import UserError
-from ingest.web.fetch_loop import Fetched
+from ingest.web.errands import Fetched
 from ingest.web.fetcher import Fetcher
 from ingest.web.settings import FetchSettings
 
@@ -78,6 +78,33 @@ def test_D4_a_name_is_asked_for_once_and_its_checked_address_is_kept(server):
     assert {reason(outcome) for outcome in outcomes.values()} == {""}
     assert server.name_questions[REBINDING] == 2
     assert server.trespasses == 0
+
+
+def test_D4_names_are_asked_for_as_they_are_written(server, monkeypatch):
+    """Not in the domains of this machine, where `intranet.com` may be somebody else's."""
+    monkeypatch.setenv("LOCALDOMAIN", "test corp.test")
+    names = ("unknown.test", "nowhere", "good")
+    urls = [f"http://{name}:{server.port}/good" for name in names]
+    outcomes = fetched(urls, nameservers=[server.nameserver])
+    assert list(map(reason, map(outcomes.get, urls))) == ["dns_not_found"] * 3
+    assert set(server.name_questions) == set(names)
+
+
+def test_D4_a_name_without_a_dot_is_asked_for_where_private_networks_are_allowed_and_leads_there(server):
+    single = f"http://single:{server.port}/good"
+    assert reason(fetched([single], nameservers=[server.nameserver])[single]) == ""
+    server.name_questions.clear()
+    nothing = replace(SETTINGS, allow_private=())
+    assert reason(fetched([single], nothing, nameservers=[server.nameserver])[single]) == "private_name"
+    assert not server.name_questions
+
+
+def test_D4_a_denied_network_is_not_asked(server):
+    urls = [server.url("good"), server.url("redirected"), server.url("gzip")]
+    denied = replace(SETTINGS, deny_network=(f"{urls[0].split('/')[2].partition(':')[0]}/32",))
+    outcomes = fetched(urls, denied)
+    assert [reason(outcomes[url]) for url in urls] == ["private_address", "private_address", ""]
+    assert server.visits["good"] == 0
 
 
 def test_names_of_the_hosts_file_are_known(server):

@@ -1,5 +1,7 @@
 """One vocabulary of opt-outs, for what is fetched, what is archived, pages and robots.txt."""
 
+import time
+
 import pytest
 from archives import archive, response
 from yarl import URL
@@ -97,3 +99,12 @@ def test_robots_txt_says_so_for_a_robot_and_a_path(text, path, reason):
     url = URL(f"http://example.org{path}")
     assert rules(text).opt_out(url, ALL) == reason
     assert reason is None or rules(text).opt_out(url, ALL - {reason}) is None
+
+
+@pytest.mark.parametrize("header", ["X-Robots-Tag", "TDM-Reservation", "Content-Signal", "Content-Usage"])
+def test_D4_a_header_too_long_to_be_read_in_a_moment_opts_out(header):
+    values = ["," * 32_000] * 8
+    started = time.thread_time()
+    assert image_opt_out(lambda name: values if name == header else []) is not None
+    assert image_opt_out(lambda name: ["all"] if name == header else []) is None
+    assert time.thread_time() - started < 0.01
