@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from cluster.run.trust import CHECKPOINTS, refuse_untrusted
+from cluster.site import users_site
 from cluster.typed_yaml import load_recipe
-from pipeline.commands.options import Device, Json, Overrides
+from pipeline.commands.options import Device, Json, Overrides, Trust
 from pipeline.transfer.evaluations import EVALUATIONS
 
 Trunk = Annotated[Path, typer.Argument(help="The folder of an exported trunk.")]
@@ -27,10 +29,14 @@ def export(
     which: Annotated[
         Literal["student", "teacher"], typer.Option("--which", help="The trunk that learns, or its teacher.")
     ] = "student",
+    trust: Trust = False,
 ) -> None:
     """Write a run's trunk as safetensors with a model card."""
     from pipeline.trunks.export import export_trunk
 
+    if run.is_dir() and not trust:
+        a_checkpoint = (run / "manifest.json").is_file()
+        refuse_untrusted(run, (".",) if a_checkpoint else CHECKPOINTS, groups=users_site().trusted_groups)
     spec = export_trunk(run, out, which=which)
     whose = f"the {spec.provenance['which']}'s " if "which" in spec.provenance else ""
     typer.echo(f"{out}: {whose}{spec.architecture.name}, {spec.feature_dim} features")

@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from cluster.errors import UserError
@@ -25,14 +27,16 @@ from pipeline.data.reader import BadSampleError, Reader
 from pipeline.data.workers import numbered
 from pipeline.recipe.pretrain import PretrainRecipe
 
+Side = Annotated[int, Field(gt=0, le=4096)]  # pixels; what an exported trunk asks for may come from anybody
+
 
 class Preprocessing(Section):
     """How an image becomes a trunk's input: short side to `resize`, the centre `image_size`, normalised."""
 
-    image_size: int
-    resize: int
+    image_size: Side
+    resize: Side
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 @dataclass(frozen=True, kw_only=True)

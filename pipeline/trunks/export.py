@@ -43,8 +43,10 @@ def export_trunk(run: Path, out: Path, *, which: Literal["student", "teacher"] =
             f"export --which {' or '.join(trunks)}"
         )
     name = next(name for name, module in method.named_modules() if module is trunks[which])
-    network = build_trunk(recipe.trunk)
-    network.load_state_dict(read_tensors(checkpoint, prefix=f"{name}."), strict=True)
+    with torch.device("meta"):
+        network = build_trunk(recipe.trunk)
+    network.load_state_dict(read_tensors(checkpoint, prefix=f"{name}."), strict=True, assign=True)
+    network.float()
     spec = TrunkSpec(
         architecture=recipe.trunk.model_copy(update={"init_from": None}),  # it is in the provenance
         preprocessing=evaluation_preprocessing(recipe),
