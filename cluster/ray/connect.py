@@ -69,7 +69,7 @@ def own_folder() -> Path:
     """Where a Ray of ours keeps its sockets and logs: it lets everybody write there, so that nobody else may
     come in. On a machine that it shares with another Ray, each has a folder in it.
     """
-    return private_folder(Path(tempfile.gettempdir()) / f"ray-{os.geteuid()}")
+    return private_folder(Path(tempfile.gettempdir()) / f"submit-ray-{os.geteuid()}")
 
 
 def start_here() -> None:

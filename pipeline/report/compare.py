@@ -27,6 +27,7 @@ PANELS = (
     ("knn", "Nearest-neighbour accuracy", " %", "of the trunk, by the labels of the recipe's probe"),
 )
 _LONGEST_VALUE = 60  # characters
+_TOO_LARGE = 1e300  # for arithmetic; no number that is not finite is smaller
 _ABSENT = object()
 
 
@@ -162,7 +163,8 @@ def _read_run(name: str, folder: Path, recipe: PretrainRecipe) -> ComparedRun:
     collapse: dict[str, Sign] = {}
     curves = {key: Curve() for key, *_ in PANELS}
     for row in read_rows(path) if path.is_file() else ():
-        step, values = row.get("step"), {k: v for k, v in row.items() if isinstance(v, int | float)}
+        values = {k: v for k, v in row.items() if isinstance(v, int | float) and abs(v) < _TOO_LARGE}
+        step = values.get("step")
         if not isinstance(step, int):
             raise UserError(f"{path} is damaged: a row of it has no step; remove that line")
         last |= values

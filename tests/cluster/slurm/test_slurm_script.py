@@ -14,6 +14,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.job import Job, Resources, State
+from cluster.run.folder import RunFolder
 from cluster.site import Notify, Site, load_site
 from cluster.slurm.command import clean_environment
 from cluster.slurm.executor import SlurmExecutor
@@ -76,6 +77,21 @@ def test_what_the_site_does_not_say_is_left_to_slurm() -> None:
     assert (
         not {"time", "partition", "account", "gpus-per-node", "mem", "cpus-per-task", "wckey"} & found.keys()
     )
+
+
+def test_ranks_of_one_machine_meet_by_a_file_and_those_of_several_by_a_port(tmp_path: Path) -> None:
+    job = replace(JOB, folder=tmp_path / "a b", resources=Resources(ranks_per_node=2))
+    lines = render(job, Site()).splitlines()
+    store = next(line for line in lines if line.startswith("export SUBMIT_STORE="))
+    shown = subprocess.run(
+        ["bash", "-c", f'SUBMIT_START=3\n{store}\necho "$SUBMIT_STORE"'],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert shown.stdout == f"{RunFolder(job.folder).store(3)}\n"
+    assert "export GLOO_SOCKET_IFNAME=lo" in lines
+    assert "SUBMIT_STORE" not in render(JOB, Site())
 
 
 def test_runs_of_one_name_in_two_folders_do_not_wait_for_each_other(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_S1_a_checkpoint_that_others_may_write_is_not_opened(runs: Path, words: 
         assert f"{checkpoint / '.metadata'} may be written by everybody" in told.stderr
 
 
-@pytest.mark.parametrize("row", [{}, {"step": "x", "loss": 1}, {"step": 1, "loss": "<b>"}, {"step": None}])
+@pytest.mark.parametrize("row", [{}, {"step": "x", "loss": 1}, {"step": 1, "loss": "<b>"}, {"step": 10**400}])
 def test_a_damaged_metric_ends_a_comparison_in_a_sentence(runs: Path, row: dict[str, Any]) -> None:
     from cluster.typed_yaml import load_recipe
     from pipeline.recipe.pretrain import PretrainRecipe
@@ -258,3 +258,8 @@ def test_a_damaged_metric_ends_a_comparison_in_a_sentence(runs: Path, row: dict[
     told = submit("compare", runs / "theirs", runs / "other", "--out", runs.parent / "page.html")
     assert told.exit_code == 2, (told.output, told.exception)
     assert len(told.stderr.splitlines()) == 1
+    good = {"step": 1, "loss": 1.0, "rankme": -1, "knn": 10**400, "embedding_std": float("nan")}
+    for name in ("theirs", "other"):
+        (runs / name / "metrics.jsonl").write_text(json.dumps(good) + "\n")
+    told = submit("compare", runs / "theirs", runs / "other", "--out", runs.parent / "page.html")
+    assert told.exit_code == 0, (told.output, told.exception)
