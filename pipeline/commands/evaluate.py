@@ -82,6 +82,9 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
     from cluster.slurm import schedule as timetable
 
     schedules = folder / "schedules"
+    if schedules.is_dir() and what not in ("list", "remove") and not trust:
+        # What is fired lies there.
+        refuse_untrusted(schedules, (), groups=load_site(cluster).trusted_groups)
     if what == "list":
         found = timetable.installed(schedules)
         if as_json:

@@ -204,8 +204,9 @@ def logs(
         raise UserError(
             f"{found.path} has no log of rank {rank}: it has ranks 0 to {found.read_status().ranks - 1}"
         )
+    raw = not sys.stdout.isatty()  # to a program the log itself; to a terminal nothing that would steer it
     for text in found.follow(rank, status=status_of) if follow else found.log_text(rank):
-        typer.echo(text, nl=False)
+        typer.echo(text if raw else visible(text, but="\n\r\t"), nl=False)
 
 
 def cancel(run: RunName, folder: Runs = Path("runs"), trust: Trust = False) -> None:

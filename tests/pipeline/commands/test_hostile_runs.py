@@ -225,6 +225,7 @@ def test_S1_a_job_of_another_folder_writes_nothing_there(runs: Path) -> None:
     assert everything(runs) == before
 
 
+@pytest.mark.slow  # imports torch
 def test_the_jobs_that_can_be_gone_on_with_are_there() -> None:
     assert CRAWL_RANK in RESUMABLE
     assert all(callable(import_function(name)) for name in RESUMABLE)
@@ -242,6 +243,16 @@ def test_S1_a_checkpoint_that_others_may_write_is_not_opened(runs: Path, words: 
         told = submit(*(str(place) if word == "RUN" else word for word in words))
         assert told.exit_code == 2, told.output
         assert f"{checkpoint / '.metadata'} may be written by everybody" in told.stderr
+
+
+def test_S1_nothing_is_put_on_a_timetable_where_others_may_write(runs: Path) -> None:
+    (runs / "schedules").mkdir()
+    (runs / "schedules").chmod(0o777)
+    words = ["schedule", "evals", "--run", "theirs", "--every", "0 2 * * *", "--folder", runs]
+    told = submit(*words)
+    assert told.exit_code == 2
+    assert f"{runs / 'schedules'} may be written by everybody" in told.stderr
+    assert not [*runs.parent.glob("done-*")]
 
 
 @pytest.mark.parametrize("row", [{}, {"step": "x", "loss": 1}, {"step": 1, "loss": "<b>"}, {"step": 10**400}])

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,6 +130,17 @@ def test_names_and_words_of_a_run_are_no_markup_and_move_no_cursor(runs: Path) -
         assert told.exit_code == 0, told.exception
         assert "\x1b" not in told.output
     assert len(submit("list", "--folder", runs).stdout.splitlines()) == 5
+
+
+def test_a_log_does_not_steer_a_terminal(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = "step 1\t\u2588 99 %\r\x1b]0;title\x07\x1b[2J\x9b31m\u202eend\n"
+    RunFolder(runs / "a").log(0).write_bytes(log.encode())
+    monkeypatch.setattr(
+        "pipeline.commands.runs.sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True))
+    )
+    shown = submit("logs", "a", "--folder", runs).stdout_bytes.decode()
+    assert "step 1\t\u2588 99 %" in shown
+    assert shown.endswith("\\x1b]0;title\\x07\\x1b[2J\\x9b31m\\u202eend\n")
 
 
 @pytest.mark.timeout(30)
