@@ -9,14 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomically(path: Path, text: str, *, survives_power_cut: bool = True) -> None:
+def write_atomically(
+    path: Path, text: str, *, survives_power_cut: bool = True, private: bool = False
+) -> None:
     """Replace a small text file so that a reader, or a crash at any instant, sees the old or the new one.
 
     Args:
         survives_power_cut: see `replacing`.
+        private: nobody else may read it, not for a moment; else the umask decides.
     """
     with replacing(path, survives_power_cut=survives_power_cut) as temporary:
-        temporary.write_text(text)
+        temporary.unlink(missing_ok=True)  # left by a process of that number, perhaps for all to read
+        mode = 0o600 if private else 0o666
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+            file.write(text)
 
 
 @contextlib.contextmanager

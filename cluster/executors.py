@@ -73,20 +73,37 @@ def make_executor(
             return LocalExecutor(stream=stream, site=site)
 
 
-def status_of(run: RunFolder, *, locked: bool = False) -> Status:
-    """The state of a run, as true as it can be told from here.
-
-    Args:
-        locked: this process holds the run's lock.
+def status_of(run: RunFolder) -> Status:
+    """The state of a run, as true as a look can tell: nothing is written, nobody told, and no address asked
+    that lies in the folder.
 
     Raises:
-        UserError: if its status.json is damaged, or its Ray cannot be reached from here.
+        UserError: if what lies there is damaged.
     """
     match run.read_status().executor:
         case "slurm":
             from cluster.slurm.status import current_status
 
-            return current_status(run, locked=locked)
+            return current_status(run)
+        case "ray":
+            from cluster.ray.status import current_status as on_ray
+
+            return on_ray(run)
+        case "local":
+            return run.status()
+
+
+def settled(run: RunFolder, *, locked: bool = False) -> Status:
+    """The same for who is to act on the run: an end that nobody could write is written, and people are told.
+
+    Args:
+        locked: this process holds the run's lock.
+    """
+    match run.read_status().executor:
+        case "slurm":
+            from cluster.slurm.status import settled_status
+
+            return settled_status(run, locked=locked)
         case "ray":
             from cluster.ray.status import current_status as on_ray
 
@@ -105,7 +122,7 @@ def cancel(run: RunFolder) -> None:
         case "slurm":
             from cluster.slurm.executor import SlurmHandle
 
-            _refuse_ended(run, status_of(run))
+            _refuse_ended(run, settled(run))
             SlurmHandle(run).cancel()
         case "ray":
             _cancel_on_ray(run)
@@ -116,11 +133,12 @@ def cancel(run: RunFolder) -> None:
 def _cancel_on_ray(run: RunFolder) -> None:
     """Its supervisor looks for the request in the run folder: its Ray need not be reached from here."""
     from cluster.ray.executor import reopen
+    from cluster.ray.status import asked_status
 
     _refuse_ended(run, run.read_status())
     run.request_cancel()
     try:
-        status = status_of(run)
+        status = asked_status(run)
         if not status.state.ended:
             reopen(run).cancel()
     except UserError as error:

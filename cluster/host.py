@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from cluster.errors import UserError
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -14,6 +18,23 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 def node_name() -> str:
     """This machine as its scheduler names it."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def private_folder(path: Path) -> Path:
+    """A folder that only this user can enter, such as one in /tmp, where anybody may have been before.
+
+    Raises:
+        UserError: if it is somebody else's, or others may enter it.
+    """
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise UserError(
+            f"{path} is to be a folder that only you can enter, and is not: remove it, or set TMPDIR to "
+            "another place for it"
+        )
+    return path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,6 +126,7 @@ class LocalHandle:
             "WORLD_SIZE": str(ranks),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
+            "SUBMIT_STORE": str(self._run.store(0)),
         }
         return start_rank(self._run, rank, environment=defaults | os.environ | places, lock=self._lock)
 

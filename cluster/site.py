@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -12,6 +15,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, Strin
 from cluster.atomic_file import write_atomically
 from cluster.job import ExecutorName
 from cluster.typed_yaml import Section, check_recipe, load_recipe, read_yaml
+
+# Where a line ends, to a shell or to `str.splitlines`.
+LINE_BREAK = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029\0]")
 
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -56,6 +62,7 @@ class Site(Section):
     `sbatch` holds any other option of sbatch by its long name: `{reservation: vision}`. `container` is an
     image for SLURM's pyxis plugin; this Python, the datasets and the runs must be in it or in
     `container_mounts`. `signal_seconds` before its time limit a job is asked to save.
+    `trusted_groups` may write what leads to execution: job.json, the site file, the source of a run.
     `failures_per_node_day` decides how often runs save; the default is what Kokolis et al., 2024
     (https://arxiv.org/abs/2410.21680) saw on Meta's RSC-1.
     """
@@ -81,6 +88,15 @@ class Site(Section):
     ray_address: str | None = None
     notify: Notify = Notify()
     preflight: Thresholds = Thresholds()
+    trusted_groups: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _on_one_line(self) -> Self:
+        values = self.model_dump(exclude={"notify", "preflight"})
+        for key, value in values.items():
+            if any(LINE_BREAK.search(text) for text in _texts(value)):
+                raise ValueError(f"{key} has a line break in it, and cannot stand in a batch script")
+        return self
 
     @model_validator(mode="after")
     def _asked_in_time(self) -> Self:
@@ -94,6 +110,17 @@ class Site(Section):
     def default_executor(self) -> ExecutorName:
         """The site's own, else SLURM where it is installed, else this machine."""
         return self.executor or ("slurm" if shutil.which("sbatch") else "local")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
 
 
 def read_site(path: Path) -> Site:
@@ -116,8 +143,17 @@ def _known(section: type[Section], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_site(site: Site, path: Path) -> None:
-    """Keep the site with a run."""
-    write_atomically(path, yaml.safe_dump(site.model_dump(mode="json")))
+    """Keep the site with a run. Its environment and its webhook may hold secrets."""
+    write_atomically(path, yaml.safe_dump(site.model_dump(mode="json")), private=True)
+
+
+def users_site() -> Site:
+    """The site that a command is given unless told otherwise: what SUBMIT_CLUSTER names.
+
+    Raises:
+        UserError: if there is none, or a key or value of it is wrong.
+    """
+    return load_site(os.environ.get("SUBMIT_CLUSTER", "default"))
 
 
 def load_site(name: str) -> Site:

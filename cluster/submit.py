@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from cluster.errors import AlreadyRunning, Refused
-from cluster.executors import Executor, status_of
+from cluster.executors import Executor, settled
 from cluster.job import ExecutorName, Handle, Job, State
 from cluster.run.folder import LOCK_PATIENCE, RunFolder
 from cluster.run.restarts import last_attempt
@@ -53,7 +53,7 @@ def _refuse_if_it_goes_on(run: RunFolder, here: ExecutorName) -> None:
     # The lock has answered for a run of this machine, and its name for one on Ray.
     if before is None or (here == before.executor and here != "slurm"):
         return
-    status = status_of(run, locked=True)
+    status = settled(run, locked=True)
     if not status.state.ended:
         raise AlreadyRunning(
             f"the run in {run.path} is going on already, on {status.executor}"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from cluster.errors import UserError
+from cluster.small_file import read_small
 from cluster.wording import visible
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ def read_record(kind: type[T], path: Path, *, remedy: str) -> T:
         UserError: if there is no such file, it cannot be read, or holds something else; names it.
     """
     try:
-        text = path.read_bytes()
+        text = read_small(path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"{path} cannot be read: {reason}; {remedy}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
@@ -17,6 +18,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.errors import UserError
+from cluster.small_file import read_small
+
+# The largest recipe here has a hundredth of that.
+MOST_BYTES = 256 << 10
+MOST_VALUES = 20_000
+MOST_LEVELS = 40
 
 
 class Section(BaseModel):
@@ -112,17 +119,71 @@ def find_recipe(name: str, *, kind: str) -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     """One YAML mapping, safely loaded. An alias (`*name`) is as good as its text written out again."""
     try:
-        values = yaml.load(path.read_text(), Loader=_PlainYaml)  # noqa: S506 -- a SafeLoader
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        data = read_small(path, most=MOST_BYTES)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    values = _load(data, where=str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping of keys to values, not {type(values).__name__}")
-    # The loader has one object for an anchor and all its aliases: an override of one would change the others.
+    return values
+
+
+def _load(text: bytes | str, *, where: str) -> Any:
+    """Plain values, whoever has written the text: it takes no time and memory that a recipe would not."""
     try:
-        written_out: dict[str, Any] = _written_out(values)
-    except RecursionError:
-        raise UserError(f"{path} has an alias inside of what it stands for: write that part out") from None
-    return written_out
+        _refuse_what_grows(text, where=where)
+        values = yaml.load(text, Loader=_PlainYaml)  # noqa: S506 -- a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:  # the latter: a date or a number that there is not
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+    # The loader has one object for an anchor and all its aliases: an override of one would change the others.
+    return _written_out(values)
+
+
+def _refuse_what_grows(text: bytes | str, *, where: str) -> None:
+    """Look at a text piece by piece, before the whole is built: ten aliases of ten of ten are a billion."""
+    opened: list[_Opened] = []
+    known: dict[str, tuple[int, int]] = {}  # anchor -> values that it stands for, and levels of them
+    count = 0
+    for event in yaml.parse(text, Loader=_PlainYaml):
+        if isinstance(event, yaml.CollectionStartEvent):
+            count += 1
+            opened.append(_Opened(anchor=event.anchor, before=count - 1))
+            anchor, values, levels = None, 0, 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            ended = opened.pop()
+            anchor, values, levels = ended.anchor, count - ended.before, ended.levels + 1
+        elif isinstance(event, yaml.AliasEvent):
+            if any(each.anchor == event.anchor for each in opened):
+                raise UserError(f"{where} has an alias inside of what it stands for: write that part out")
+            anchor, (values, levels) = None, known.get(event.anchor or "", (1, 1))
+            count += values
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, values, levels = event.anchor, 1, 1
+            count += 1
+        else:
+            continue
+        if anchor is not None:
+            known[anchor] = values, levels
+        if opened:
+            opened[-1].levels = max(opened[-1].levels, levels)
+        if len(opened) + levels > MOST_LEVELS:
+            raise UserError(f"{where} nests values more than {MOST_LEVELS} levels deep")
+        if count > MOST_VALUES:
+            raise UserError(f"{where} has more than {MOST_VALUES:,} values, aliases written out")
+
+
+@dataclass(kw_only=True)
+class _Opened:
+    """A mapping or list whose end has not come yet.
+
+    Attributes:
+        before: values that came before it.
+        levels: of what is in it, so far.
+    """
+
+    anchor: str | None
+    before: int
+    levels: int = 0
 
 
 def _written_out(node: Any) -> Any:
@@ -164,10 +225,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise UserError(
             f"{override!r} is not an override; write key=value with a dotted key, such as optim.lr=0.3"
         )
-    try:
-        value = yaml.load(text, Loader=_PlainYaml)  # noqa: S506 -- a SafeLoader
-    except yaml.YAMLError as error:
-        raise UserError(f"the value of {override!r} is not valid YAML") from error
+    value = _load(text, where=f"the value of {override!r}")
     *parents, last = key.split(".")
     node: Any = values
     for position, part in enumerate(parents):

@@ -1,12 +1,17 @@
 """Numbers and hostile text, as people read them."""
 
 
-def visible(text: str) -> str:
+def visible(text: str, *, but: str = "") -> str:
     """The text with every unprintable character as an escape: controls, bidirectional marks, lone surrogates.
 
     Paths and labels come from the wild: raw, they could move a terminal's cursor or reverse a page's lines.
+
+    Args:
+        but: characters that stay, such as the line breaks of a log.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(
+        c if c.isprintable() or c in but else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def in_bytes(count: float) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.executors import status_of
+from cluster.executors import settled
 from cluster.job import Job, Resources, State, import_function, import_name
 from cluster.map.tasks import MapTasks, R, T
 from cluster.run.folder import RunFolder
@@ -116,7 +116,7 @@ def _answers(folder: Path, tasks: int, runs: Sequence[RunFolder]) -> Iterator[An
     """Each as soon as it is there, and those before it are."""
     following = 0
     while following < tasks:
-        statuses = [status_of(run) for run in runs]  # asked first: an answer that came before an end is seen
+        statuses = [settled(run) for run in runs]  # asked first: an answer that came before an end is seen
         # Listed, not looked up: a network file system may remember for long that a name was not there.
         there = set(os.listdir(folder))  # noqa: PTH208
         while (file := _answer_file(folder, following)).name in there:

@@ -95,7 +95,8 @@ def own_place() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def distributed(device: DeviceName = "auto", *, timeout: timedelta | None = None) -> Iterator[World]:
-    """Join the other ranks named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+    """Join the other ranks named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; where all are
+    on one machine, by SUBMIT_STORE, a file.
 
     gloo on the CPU, NCCL on GPUs with a gloo group beside it. A world of one has no group. After `timeout`
     a rank gives up waiting for the others; None leaves that to torch.
@@ -121,17 +122,31 @@ def init_process_group(
     device: torch.device, *, rank: int, size: int, timeout: timedelta | None = None
 ) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
     """The group for tensors on `device` and the one for host-side messages; the same one on the CPU."""
+    store = _store_on_this_machine(size, timeout)
     if device.type == "cpu":
-        dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timeout)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
         world = _world()
         return world, world
     # gloo is for parameters that are kept in host memory.
     backends = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backends, rank=rank, world_size=size, device_id=device, timeout=timeout)
+    dist.init_process_group(
+        backends, store=store, rank=rank, world_size=size, device_id=device, timeout=timeout
+    )
     control = dist.new_group(backend="gloo", timeout=timeout)
     if not isinstance(control, dist.ProcessGroup):
         raise RuntimeError("this rank is not in the group of all ranks")
     return _world(), control
+
+
+def _store_on_this_machine(size: int, timeout: timedelta | None) -> Any:
+    """Where ranks of one machine find each other: a file, for torch's own store is a port that anybody on the
+    network may write to, and what ranks gather is unpickled. None if they are on several.
+    """
+    if (path := os.environ.get("SUBMIT_STORE")) is None:
+        return None
+    store = dist.FileStore(path, size)  # type: ignore[attr-defined]
+    store.set_timeout(timeout or dist.default_pg_timeout)
+    return store
 
 
 def _world() -> dist.ProcessGroup:

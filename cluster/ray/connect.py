@@ -6,13 +6,17 @@ import contextlib
 import json
 import os
 import socket
+import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
+from cluster.host import private_folder
 from cluster.run.folder import RunFolder
+from cluster.site import users_site
 from cluster.typed_json import read_record
 
 NAMESPACE = "submit"  # of all our actors
@@ -61,6 +65,13 @@ def _refuse_silence(address: str) -> None:
         ) from None
 
 
+def own_folder() -> Path:
+    """Where a Ray of ours keeps its sockets and logs: it lets everybody write there, so that nobody else may
+    come in. On a machine that it shares with another Ray, each has a folder in it.
+    """
+    return private_folder(Path(tempfile.gettempdir()) / f"submit-ray-{os.geteuid()}")
+
+
 def start_here() -> None:
     """Start a Ray on this machine that ends with this process.
 
@@ -68,12 +79,12 @@ def start_here() -> None:
         UserError: if it does not start.
     """
     # Cores that this process may not use are not Ray's to give away.
-    cores = len(os.sched_getaffinity(0))
+    cores, folder = len(os.sched_getaffinity(0)), own_folder() / "here"
     try:
-        _init(namespace=OWN, address="local", num_cpus=cores)
+        _init(namespace=OWN, address="local", num_cpus=cores, _temp_dir=str(folder))
     except Exception as error:  # Ray raises no more than that
         raise UserError(
-            f"Ray did not start on this machine: {first_line(error)} Its logs are in /tmp/ray; "
+            f"Ray did not start on this machine: {first_line(error)} Its logs are in {folder}; "
             "--executor local needs no Ray"
         ) from error
 
@@ -128,8 +139,24 @@ def read_submission(run: RunFolder) -> Submission:
     return read_record(Submission, run.path / RECORD, remedy=remedy)
 
 
+def on_a_ray_of_ours(submission: Submission) -> bool:
+    """Whether this process is on the Ray of a submission. It joins the one that its user names, in
+    RAY_ADDRESS or the site file, and no other.
+
+    Raises:
+        UserError: if none answers there.
+    """
+    ray: Any = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS") or users_site().ray_address
+        if submission.own or address is None:
+            return False
+        join(address, NAMESPACE)
+    return bool(load_ray().get_runtime_context().gcs_address == submission.cluster)
+
+
 def rejoin(run: RunFolder) -> None:
-    """Join the cluster that runs it.
+    """Join the cluster that runs it, at the address that its folder has.
 
     Raises:
         UserError: if it cannot be reached from here, or this process has joined another.

@@ -175,6 +175,8 @@ class Gang:
                 "MASTER_PORT": str(first.port),
                 "SUBMIT_START": str(self._start),
             }
+            if self._job.resources.nodes == 1:
+                places |= {"SUBMIT_STORE": str(self._run.store(self._start)), "GLOO_SOCKET_IFNAME": "lo"}
             self._pending[worker.run.remote(places, self._threads)] = rank
 
     def watch(self) -> End:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.errors import UserError
-from cluster.ray.connect import load_ray
+from cluster.ray.connect import load_ray, own_folder
 
 PATIENCE = 120.0  # seconds for all nodes to join
 SECONDS_TO_END = 20.0
@@ -127,6 +127,7 @@ def demand_a_token() -> None:
 def step(node: str, cpus: int, words: list[str]) -> list[str]:
     """The command that runs Ray on one node, beside whatever else the job runs there."""
     ray = str(Path(sys.executable).with_name("ray"))
+    start = [sys.executable, "-m", "cluster.ray.start_node", str(own_folder()), ray, "start"]
     # --mem=0: what the job has; --cpu-bind=none: a step of one task would be bound to one core.
     where = [
         "srun",
@@ -137,18 +138,18 @@ def step(node: str, cpus: int, words: list[str]) -> list[str]:
         "--mem=0",
         "--cpu-bind=none",
     ]
-    return [*where, ray, "start", *words, f"--num-cpus={cpus}", "--block", "--disable-usage-stats"]
+    return [*where, *start, *words, f"--num-cpus={cpus}", "--block", "--disable-usage-stats"]
 
 
 def head_options(job: int, ports: Mapping[str, int]) -> list[str]:
-    """Ports and a folder of the job's own: two jobs may share a node."""
+    """Ports and a folder of the job's own: two jobs may share a node. The others take the folder over."""
     return [
         "--head",
         f"--port={ports['port']}",
         f"--dashboard-port={ports['dashboard']}",
         f"--dashboard-agent-listen-port={ports['agent']}",
         f"--ray-client-server-port={ports['client']}",
-        f"--temp-dir={tempfile.gettempdir()}/ray-{job}",
+        f"--temp-dir={own_folder() / str(job)}",
     ]
 
 

@@ -24,6 +24,7 @@ from cluster.rank.process import end_group, free_port, rank_defaults, start_rank
 from cluster.ray.connect import load_ray, read_submission
 from cluster.run.folder import RunFolder
 
+SHARE_PATIENCE = 1.0  # seconds: somebody may have looked whether the lock is held
 SIOCGIFADDR = 0x8915  # of Linux: the address of a network interface
 
 
@@ -112,14 +113,19 @@ def share_lock(run: RunFolder) -> IO[str]:
         AlreadyRunning: if a launcher has it.
     """
     file = (run.path / "lock").open("a+")  # "+": over NFS only a file that can be read can be shared
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise AlreadyRunning(
-            f"the run in {run.path} is going on already; `submit cancel {run.path}` ends it"
-        ) from None
-    return file
+    deadline = time.monotonic() + SHARE_PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise AlreadyRunning(
+                    f"the run in {run.path} is going on already; `submit cancel {run.path}` ends it"
+                ) from None
+            time.sleep(0.05)
+        else:
+            return file
 
 
 def last_sharer(lock: IO[str], *, patience: float) -> bool:

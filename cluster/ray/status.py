@@ -7,48 +7,57 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import AlreadyRunning, UserError
+from cluster.errors import UserError
 from cluster.job import State
-from cluster.ray.connect import (
-    NAMESPACE,
-    load_ray,
-    read_submission,
-    rejoin,
-)
+from cluster.ray.connect import NAMESPACE, load_ray, on_a_ray_of_ours, read_submission, rejoin
 from cluster.run.folder import RunFolder
+from cluster.run.notify import notify
 from cluster.run.status import Failure, Status
 
 
 def current_status(run: RunFolder, *, locked: bool = False) -> Status:
-    """What status.json says, corrected by what Ray says: a supervisor that was killed writes nothing.
+    """What status.json says, corrected by what its user's own Ray says, if that runs it.
+
+    A look: the address in the folder is left alone, for whoever answers there would have this process load
+    classes of theirs.
 
     Args:
         locked: this process holds the run's lock.
 
     Raises:
-        UserError: if the run has not ended, and its Ray cannot be reached from here.
+        UserError: if what lies in the folder is damaged, or the user's own Ray does not answer.
     """
     status = run.read_status()
     if status.state.ended:
         return status
+    submission = read_submission(run)
+    if on_a_ray_of_ours(submission):
+        return status_on_joined(run, actor_name(run.path))
+    if submission.own and (locked or not run.is_held()):  # its supervisor and its ranks share the lock
+        return _ended_without_a_word(run, run.read_status())  # its Ray ended with whoever submitted it
+    return replace(status, reason="as its files say: its Ray was not asked")
+
+
+def asked_status(run: RunFolder) -> Status:
+    """The same for who is to act on the run: its Ray is asked, at the address that lies in the folder, and
+    an end that its supervisor could not write is written.
+
+    Raises:
+        UserError: if the run has not ended, and its Ray cannot be reached from here.
+    """
     try:
         rejoin(run)
     except UserError:
         if not read_submission(run).own:
             raise
-        if not locked and _is_shared(run):  # by its supervisor and its ranks
-            return replace(status, reason="its Ray cannot be reached from here")
-        return _ended_without_a_word(run, status)  # its Ray ended with whoever submitted it
-    return status_on_joined(run, actor_name(run.path))
-
-
-def _is_shared(run: RunFolder) -> bool:
-    """Whether anybody holds the run's lock."""
-    try:
-        run.lock(patience=0).close()
-    except AlreadyRunning:
-        return True
-    return False
+        status = current_status(run)
+    else:
+        status = status_on_joined(run, actor_name(run.path))
+    if status.state.ended and not run.read_status().state.ended:
+        status = status.stopped(status.state, failure=status.failure, at=run.last_sign())
+        run.write_status(status)
+        notify(run, status)
+    return status
 
 
 def actor_name(folder: Path) -> str:

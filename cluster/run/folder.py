@@ -6,6 +6,7 @@ logs/rank-N.log     stdout and stderr of every rank, over all attempts
 errors/rank-N.json  the exception that ended a rank in the last attempt
 errors/hang-N.json  what the watchdog of node N saw before it ended the ranks; their stacks are in stacks/
 cancelled           somebody asked for the end: no executor starts this run again by itself
+store.N             where ranks of start N find each other, if all of them are on one machine
 requeue.N           all ranks of start N (counted from 0 in a submission) saved and ended, to be started again
 restarts.jsonl      why each attempt that did not complete ended
 lock                held by the launcher and its ranks while any of them lives
@@ -90,6 +91,24 @@ class RunFolder:
             else:
                 return file
 
+    def is_held(self) -> bool:
+        """Whether anybody has the lock, or a share of it; looks, and leaves no trace.
+
+        One who may not look is told that somebody has.
+        """
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+        with os.fdopen(descriptor, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     def write_job(self, job: Job) -> None:
         """Write down what is run."""
         write_atomically(self.path / "job.json", job.to_json())
@@ -162,9 +181,14 @@ class RunFolder:
         """The mark of one start of the present submission."""
         return self.path / f"requeue.{start}"
 
+    def store(self, start: int) -> Path:
+        """The file by which ranks of one machine find each other; new for each start."""
+        return self.path / f"store.{start}"
+
     def clear_attempt(self) -> None:
         """Forget how an earlier attempt ended."""
-        for trace in (*self.path.glob("errors/*.json"), *self.path.glob("requeue.*")):
+        traces = ("errors/*.json", "requeue.*", "store.*")
+        for trace in (path for pattern in traces for path in self.path.glob(pattern)):
             trace.unlink(missing_ok=True)
 
     def refuse_if_superseded(self) -> None:
@@ -249,7 +273,7 @@ class RunFolder:
 
     def tail(self, rank: int, *, lines: int = TAIL_LINES, start: int = 0) -> list[str]:
         """The last lines of a rank's log, from byte `start` on."""
-        if not self.log(rank).exists():
+        if not self.log(rank).is_file():
             return []
         with self.log(rank).open("rb") as file:
             file.seek(max(start, file.seek(0, os.SEEK_END) - 500 * lines))

@@ -17,6 +17,7 @@ from cluster.errors import UserError
 from cluster.job import Job
 from cluster.run.folder import RunFolder
 from cluster.run.status import Failure
+from cluster.small_file import read_small
 from cluster.typed_json import parse_record
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def read_restarts(run: RunFolder) -> list[Restart]:
     """Every end so far, oldest first. A row that is damaged, such as by a power cut, is left out."""
     path = run.path / "restarts.jsonl"
     restarts = []
-    for row in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+    for row in read_small(path).splitlines() if path.is_file() else []:
         try:
             restarts.append(parse_record(Restart, row, where=f"a row of {path}", remedy="it is left out"))
         except UserError as error:
@@ -134,4 +135,4 @@ def spent(restarts: list[Restart], job: Job, *, since: int = 0) -> str | None:
 def newest_checkpoint(run: RunFolder) -> str | None:
     """The name in `checkpoints/latest`: to this floor no more than a mark of progress."""
     path = run.path / "checkpoints" / "latest"
-    return path.read_text(errors="replace").strip() if path.is_file() else None
+    return read_small(path, most=1000).decode(errors="replace").strip() if path.is_file() else None

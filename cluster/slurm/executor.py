@@ -20,7 +20,7 @@ from cluster.run.status import Status
 from cluster.site import Site
 from cluster.slurm.command import call
 from cluster.slurm.script import asked_for, render
-from cluster.slurm.status import current_status, job_file, job_id, settle, write_job_id
+from cluster.slurm.status import current_status, job_file, job_id, settle, settled_status, write_job_id
 
 POLL_SECONDS = 2.0
 
@@ -70,7 +70,7 @@ class SlurmExecutor:
         """
         with contextlib.closing(lock):
             script = run.path / "job.sbatch"
-            write_atomically(script, self._script(job))
+            write_atomically(script, self._script(job), private=True)  # the site's environment is in it
             job_file(run).unlink(missing_ok=True)
             run.write_status(pending)
             submitted = call(["sbatch", "--parsable", str(script)])
@@ -101,7 +101,7 @@ class SlurmHandle:
 
     def state(self) -> State:
         """Where the job is now."""
-        return current_status(self._run).state
+        return settled_status(self._run).state
 
     def wait(self) -> State:
         """Block until the job has ended for good."""
@@ -119,7 +119,7 @@ class SlurmHandle:
         if answer.returncode != 0:
             raise UserError(f"SLURM does not cancel job {status.id}: {_message(answer.stderr)}")
         if waits:
-            settle(self._run, replace(status, state=State.CANCELLED), locked=False)
+            settle(self._run, replace(status, state=State.CANCELLED))
 
 
 def _message(stderr: str) -> str:

@@ -28,7 +28,7 @@ from cronsim import CronSim, CronSimError
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.site import Site
+from cluster.site import LINE_BREAK, Site
 from cluster.slurm.command import call
 from cluster.slurm.script import Options, pattern, sbatch_script, site_options, site_setup
 from cluster.typed_json import read_record
@@ -102,15 +102,15 @@ def install(folder: Path, name: str, every: str, command: Sequence[str], site: S
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     script = _script(path, site)
-    if any(re.search(r"[\n\r\0]", word) for word in command):
+    if any(LINE_BREAK.search(word) for word in [*command, str(path.absolute())]):
         raise UserError(f"{shlex.join(command)} has a line break in it, and cannot be put on a timetable")
     if path.is_file():
         remove(folder, name)
-    write_atomically(folder / f"{name}.site.json", site.model_dump_json(indent=2))
+    write_atomically(folder / f"{name}.site.json", site.model_dump_json(indent=2), private=True)
     write_atomically(path, json.dumps(asdict(schedule), indent=2) + "\n")
     try:
         if fired_by == "scrontab":
-            write_atomically(folder / f"{name}.sbatch", script)
+            write_atomically(folder / f"{name}.sbatch", script, private=True)
             _write_scrontab([*_other_lines(path), *_entry(path, schedule, script)])
         else:
             queue_next(path)
@@ -170,7 +170,7 @@ def queue_next(path: Path) -> None:
     site = read_record(Site, path.parent / f"{schedule.name}.site.json", remedy=_remedy(path))
     when = schedule.next(datetime.now())
     script = path.parent / f"{schedule.name}.sbatch"
-    write_atomically(script, _script(path, site))
+    write_atomically(script, _script(path, site), private=True)
     answer = call(["sbatch", "--parsable", f"--begin={when:%Y-%m-%dT%H:%M:%S}", str(script)])
     if answer.returncode != 0:
         raise UserError(f"SLURM refused the schedule {schedule.name}: {answer.stderr.strip()}")
@@ -232,7 +232,7 @@ def _script(path: Path, site: Site) -> str:
 def _entry(path: Path, schedule: Schedule, script: str) -> list[str]:
     """The lines of a scrontab entry; the mark says whose they are."""
     command = shlex.join(["bash", str(path.absolute().with_suffix(".sbatch"))])
-    options = [line for line in script.splitlines() if line.startswith("#SBATCH ")]
+    options = [line for line in script.split("\n") if line.startswith("#SBATCH ")]
     return [
         _mark(path),
         *(line.replace("#SBATCH", "#SCRON", 1) for line in options),

@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster.errors import UserError
 from cluster.job import Job
 from cluster.rank.process import MALLOC_SETTINGS, OPENMP_SETTINGS
-from cluster.site import Site
+from cluster.site import LINE_BREAK, Site
 
 Options = dict[str, str | int | bool | None]
 NOTHING_TO_DO = 3  # exit status of `cluster.slurm.batch begin`: the run is complete already
@@ -65,7 +65,7 @@ def render(job: Job, site: Site, *, after: Sequence[str] = (), exclude: Sequence
         teardown=["trap '' TERM USR2", f"{_batch('end', job)} --status $status ${{stopped:+--stopped}}"],
         srun=srun,
     )
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n")
     command = next(index for index, line in enumerate(lines) if line.startswith("srun "))
     lines.insert(command + 1, "status=$?")
     return "\n".join(lines) + "\n"
@@ -95,7 +95,7 @@ def sbatch_script(
     """
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     for value in given.values():
-        if re.search(r"[\n\r\0]", str(value)):
+        if LINE_BREAK.search(str(value)):
             raise UserError(f"{str(value)!r} has a line break in it, and cannot stand in a batch script")
     # The renderer is what the public class calls, and the class cannot be had without srun on this machine.
     from submitit.slurm.slurm import _make_sbatch_string
@@ -113,7 +113,7 @@ def sbatch_script(
     )
     # What submitit says by itself, and would be left to the site.
     extra = {"wckey", "time", "signal", "nodes"} - given.keys()
-    return "\n".join(line for line in text.rstrip().splitlines() if _option(line) not in extra) + "\n"
+    return "\n".join(line for line in text.rstrip().split("\n") if _option(line) not in extra) + "\n"
 
 
 def site_options(site: Site) -> Options:
@@ -134,7 +134,7 @@ def exports(settings: Mapping[str, str]) -> list[str]:
 
 def asked_for(script: str) -> str:
     """The options of a script in one line."""
-    return " ".join(line.removeprefix("#SBATCH ") for line in script.splitlines() if _option(line))
+    return " ".join(line.removeprefix("#SBATCH ") for line in script.split("\n") if _option(line))
 
 
 def _option(line: str) -> str | None:
@@ -149,17 +149,21 @@ def job_name(job: Job) -> str:
 
 def _setup(job: Job, site: Site) -> list[str]:
     """What the script does before the ranks start."""
+    wants = job.resources
     lines = ["trap '' TERM USR2"]  # what is ignored stays ignored in the commands below
-    if job.resources.gpus_per_rank == 0:
+    if wants.gpus_per_rank == 0:
         lines += exports(MALLOC_SETTINGS | OPENMP_SETTINGS)
     lines += site_setup(site)
     # The run's own source, and not what happens to lie in the working directory.
     source = {"PYTHONPATH": str(job.folder / "source"), "PYTHONSAFEPATH": "1"}
     lines += exports({"PYTHONUNBUFFERED": "1"} | source)
-    if (cpus := job.resources.cpus_per_rank or site.cpus_per_rank) is not None:
+    if (cpus := wants.cpus_per_rank or site.cpus_per_rank) is not None:
         lines.append(f"export OMP_NUM_THREADS={cpus}")
+    lines += ["export SUBMIT_START=${SLURM_RESTART_COUNT:-0}"]
+    if wants.nodes == 1:  # ranks on one machine need no network
+        lines.append(f"export SUBMIT_STORE={shlex.quote(str(job.folder / 'store'))}.$SUBMIT_START")
+        lines.append("export GLOO_SOCKET_IFNAME=lo")
     lines += [
-        "export SUBMIT_START=${SLURM_RESTART_COUNT:-0}",
         'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + SUBMIT_START) % 12000))",
         _batch("begin", job),

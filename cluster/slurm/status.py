@@ -1,8 +1,9 @@
-"""What has become of a run on SLURM, for whoever looks."""
+"""What has become of a run on SLURM: for whoever looks, and for whoever is to act on it."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +16,28 @@ from cluster.run.notify import notify
 from cluster.run.status import Failure, Status
 from cluster.slurm.script import job_name
 from cluster.slurm.state import NoAnswerError, Seen, find_job, find_state
+from cluster.small_file import read_small
 
 
 def current_status(run: RunFolder, *, locked: bool = False) -> Status:
     """What status.json says, corrected by what SLURM says: a job that was killed writes nothing.
 
+    A look, which leaves no trace: neither a file nor a notice.
+
     Args:
         locked: this process holds the run's lock.
+
+    Raises:
+        UserError: if what lies in the folder is damaged.
     """
     status = run.read_status()
     if status.state.ended:
         return status
-    status = replace(status, id=status.id or job_id(run))
+    status = replace(status, id=_checked(run, status.id) or job_id(run))
     if not status.id:
-        return _adopt(run, status, locked=locked)
+        status = _looked_up(run, status, locked=locked)
+    if not status.id:
+        return status
     try:
         seen = find_state(status.id)
     except NoAnswerError:
@@ -37,26 +46,48 @@ def current_status(run: RunFolder, *, locked: bool = False) -> Status:
         # Between a requeue and the next start the file says "pending" too; the reason is SLURM's.
         return replace(status, state=seen.state, reason=seen.reason)
     written = run.read_status()  # it may have ended properly between the two looks
-    if written.state.ended:
-        return written
-    return settle(run, _ended_without_a_word(run, status, seen), locked=locked)
+    return written if written.state.ended else _ended_without_a_word(run, status, seen)
 
 
-def _adopt(run: RunFolder, status: Status, *, locked: bool) -> Status:
-    """The status of a job whose id nobody wrote down: sbatch has not answered, or the submitter has died."""
-    try:
-        with _lock(run, locked):  # nobody is submitting it now
-            known = job_id(run)
-            if not known:
-                known = find_job(job_name(run.read_job())) or ""
-            if known:
-                write_job_id(run, known)
-                return replace(status, id=known)
-    except (OSError, UserError, NoAnswerError):
+def settled_status(run: RunFolder, *, locked: bool = False) -> Status:
+    """The same, and what nobody else could write is written down: the id of its job, and its end, of which
+    people are told then. SLURM forgets both.
+
+    For who submits a run, waits for it or cancels it. One who may only look just looks.
+    """
+    status = current_status(run, locked=locked)
+    if not _has_news(run, status):
         return status
-    message = "it never came into SLURM's queue: sbatch did not answer"
-    failure = Failure(rank=None, type="Submission", message=f"{message}; submit it again")
-    return settle(run, replace(status, state=State.FAILED, failure=failure), locked=locked)
+    try:
+        with _lock(run, locked):
+            status = current_status(run, locked=True)
+            if _has_news(run, status):
+                if status.id:
+                    write_job_id(run, status.id)
+                if status.state.ended:
+                    _write_end(run, status)
+    except (OSError, UserError):
+        pass
+    return status
+
+
+def settle(run: RunFolder, status: Status) -> None:
+    """Write an end down that the job itself cannot, and tell of it, unless somebody has done so."""
+    with contextlib.suppress(OSError, UserError), _lock(run, locked=False):
+        written = run.read_status()
+        if not written.state.ended and written.submitted == status.submitted:
+            _write_end(run, status)
+
+
+def _write_end(run: RunFolder, status: Status) -> None:
+    status = status.stopped(status.state, failure=status.failure, at=run.last_sign())
+    run.write_status(status)
+    notify(run, status)
+
+
+def _has_news(run: RunFolder, status: Status) -> bool:
+    """Whether a look has found out what the folder does not say."""
+    return not run.read_status().state.ended and (status.state.ended or job_id(run) != status.id)
 
 
 @contextlib.contextmanager
@@ -64,6 +95,21 @@ def _lock(run: RunFolder, locked: bool) -> Iterator[None]:
     """Hold the run's lock, unless this process holds it already."""
     with contextlib.nullcontext() if locked else contextlib.closing(run.lock(patience=0)):
         yield
+
+
+def _looked_up(run: RunFolder, status: Status, *, locked: bool) -> Status:
+    """The status of a job whose id nobody wrote down: sbatch has not answered, or the submitter has died."""
+    if run.is_held() and not locked:
+        return status  # somebody is submitting it now
+    try:
+        known = find_job(job_name(run.read_job()))
+    except (UserError, NoAnswerError):
+        return status
+    if known is not None or (known := job_id(run)):  # the latter: written since the look began
+        return replace(status, id=known)
+    message = "it never came into SLURM's queue: sbatch did not answer"
+    failure = Failure(rank=None, type="Submission", message=f"{message}; submit it again")
+    return replace(status, state=State.FAILED, failure=failure)
 
 
 def _ended_without_a_word(run: RunFolder, status: Status, seen: Seen | None) -> Status:
@@ -77,24 +123,6 @@ def _ended_without_a_word(run: RunFolder, status: Status, seen: Seen | None) -> 
         error = run.first_error(start=f"{status.id}.{status.start}")
         failure = error or _killed(f"SLURM ended job {status.id} as {seen.word}", seen.nodes)
     return replace(status, state=seen.state, failure=failure)
-
-
-def settle(run: RunFolder, status: Status, *, locked: bool) -> Status:
-    """Write an end down that the job itself could not, and tell of it: SLURM will forget.
-
-    The first who sees it does so; somebody who may only look just looks.
-    """
-    try:
-        with _lock(run, locked):
-            written = run.read_status()
-            if written.state.ended or written.submitted != status.submitted:
-                return written
-            status = status.stopped(status.state, failure=status.failure, at=run.last_sign())
-            run.write_status(status)
-            notify(run, status)
-    except (OSError, UserError):
-        pass
-    return status
 
 
 def _killed(message: str, node: str | None) -> Failure:
@@ -117,5 +145,18 @@ def write_job_id(run: RunFolder, known: str) -> None:
 
 
 def job_id(run: RunFolder) -> str:
-    """SLURM's id of the run's newest job; empty while sbatch has not answered."""
-    return job_file(run).read_text().strip() if job_file(run).is_file() else ""
+    """SLURM's id of the run's newest job; empty while sbatch has not answered.
+
+    Raises:
+        UserError: if the file does not hold one.
+    """
+    if not job_file(run).is_file():
+        return ""
+    return _checked(run, read_small(job_file(run)).decode(errors="replace").strip())
+
+
+def _checked(run: RunFolder, known: str) -> str:
+    """An id from a folder, before a command of SLURM's gets it: `--user=me` means all jobs of mine."""
+    if known and not re.fullmatch(r"[0-9]{1,20}", known):
+        raise UserError(f"{run.path}: {known!r} is no id of a SLURM job; what lies there is damaged")
+    return known

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from cluster.errors import AlreadyRunning, UserError
-from cluster.executors import status_of
+from cluster.executors import settled, status_of
 from cluster.run.folder import RunFolder
 from cluster.run.status import raise_unless_completed
 from cluster.site import Site
@@ -101,7 +101,7 @@ def wait_for_slurm(
     found = replace(counts)
     going = True
     while going:
-        states = [status_of(job.run).state for job in submitted]
+        states = [settled(job.run).state for job in submitted]
         going = not all(state.ended for state in states)
         sum_into(counts, [found, *(read_report(job.run.path, 0) for job in submitted)])
         progress(counts)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
+from cluster.wording import visible
 from pipeline.commands.options import Json, Runs
 from pipeline.commands.runs import WIDE, find_run
 
@@ -105,11 +107,13 @@ def _table(runs: Sequence[ComparedRun]) -> Table:
     table.add_column("collapse")
     for run in runs:
         numbers = [run.last.get(key) for key, _ in COLUMNS]
-        table.add_row(
+        cells = [
             run.name,
             ", ".join(run.differs_in()),
             str(run.last["step"]),
             *("" if number is None else f"{number:.4g}" for number in numbers),
             ", ".join(f"{sign.name} {sign.value:.2g} at step {sign.step}" for sign in run.collapse),
-        )
+        ]
+        # As text: what stands in a folder is no markup, and moves no cursor.
+        table.add_row(*(Text(visible(cell)) for cell in cells))
     return table

@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from cluster.errors import UserError
+from cluster.run.trust import CHECKPOINTS, refuse_untrusted
 from cluster.site import load_site
 from pipeline.commands.dag import run_on
-from pipeline.commands.options import Cluster, Json, Overrides, RunName, Runs, StagesExecutor
+from pipeline.commands.options import Cluster, Json, Overrides, RunName, Runs, StagesExecutor, Trust
 
 Graph = Annotated[str, typer.Option("--dag", help="The graph; its stage `checkpoint` is filled in.")]
 
@@ -24,6 +25,7 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
     folder: Runs = Path("runs"),
     executor: StagesExecutor = "local",
     cluster: Cluster = "default",
+    trust: Trust = False,
 ) -> None:
     """Evaluate every checkpoint of a run that has not been evaluated: with receipts, nothing runs twice."""
     from pipeline.checkpoint.files import newest_first, step_of
@@ -33,7 +35,9 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
     from pipeline.dag.stage import StopRequested
     from pipeline.stages.kinds import KINDS
 
-    found = find_run(run, folder)
+    found, site = find_run(run, folder), load_site(cluster)
+    if not trust:
+        refuse_untrusted(found.path, CHECKPOINTS, groups=site.trusted_groups)
     checkpoints = newest_first(found.path / "checkpoints")[::-1]
     if not checkpoints:
         typer.echo(f"{found.path} has no checkpoint yet")
@@ -43,7 +47,7 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
         recipe = load_dag(dag, [*(overrides or []), f"stages.checkpoint.recipe.path={path}"])
         typer.echo(f"step {step_of(checkpoint)}")
         try:  # one that fails, or was removed just now, must not stand in the way of the newer ones
-            run_on(executor, recipe, build_graph(recipe, KINDS), load_site(cluster))
+            run_on(executor, recipe, build_graph(recipe, KINDS), site)
         except StopRequested:
             raise
         except UserError as error:
@@ -71,12 +75,16 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
     folder: Runs = Path("runs"),
     executor: StagesExecutor = "slurm",
     cluster: Cluster = "default",
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate the new checkpoints of a run on a timetable: by scrontab, or by jobs that queue each other."""
     from cluster.slurm import schedule as timetable
 
     schedules = folder / "schedules"
+    if schedules.is_dir() and what not in ("list", "remove") and not trust:
+        # What is fired lies there.
+        refuse_untrusted(schedules, (), groups=load_site(cluster).trusted_groups)
     if what == "list":
         found = timetable.installed(schedules)
         if as_json:
@@ -100,6 +108,7 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
         )
     command = [sys.executable, "-m", "pipeline.cli", "evaluate", run, *(words or [])]
     command += ["--dag", what, "--folder", str(folder), "--executor", executor, "--cluster", cluster]
+    command += ["--trust"] if trust else []
     made = timetable.install(
         schedules, name or f"{what}-{Path(run).name}", every, command, load_site(cluster)
     )

@@ -20,6 +20,7 @@ from pipeline.commands.options import (
     Nodes,
     Overrides,
     Ranks,
+    Trust,
     Wait,
 )
 from pipeline.commands.pretrain import place_words, start_training
@@ -51,6 +52,7 @@ def finetune(  # noqa: PLR0917 -- typer passes by name
     dry_run: DryRun = False,
     wait: Wait = False,
     follow: Follow = False,
+    trust: Trust = False,
 ) -> None:
     """Fine-tune a trunk on labelled images. RUN/classifier is what comes of it, RUN/test.json how good it is.
 
@@ -77,4 +79,5 @@ def finetune(  # noqa: PLR0917 -- typer passes by name
             "fine-tuning has method.name: classification"
         )
     stem = f"{Path(recipe_name).stem}-{trunk.resolve().name}"
-    start_training(recipe, stem, load_site(cluster), executor, dry_run=dry_run, wait=wait, follow=follow)
+    how = {"dry_run": dry_run, "wait": wait, "follow": follow, "trust": trust}
+    start_training(recipe, stem, load_site(cluster), executor, **how)

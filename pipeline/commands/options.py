@@ -38,6 +38,9 @@ Cluster = Annotated[
         "--cluster", envvar="SUBMIT_CLUSTER", help="The site file: a .yaml file, or one of configs/cluster."
     ),
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Go on with what others could have written, as if it were your own.")
+]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show rank 0's log until the run ends.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Return when the run has ended.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be started, and stop.")]

@@ -17,7 +17,8 @@ from cluster.job import PREEMPTED_EXIT_CODE, ExecutorName, Job, Resources, State
 from cluster.preflight.exclusions import excluded_nodes
 from cluster.run.folder import RunFolder
 from cluster.run.status import explain
-from cluster.site import Site, load_site, read_site
+from cluster.run.trust import CHECKPOINTS, LEADS_TO_EXECUTION, refuse_untrusted
+from cluster.site import Site, load_site, read_site, users_site
 from cluster.submit import submit
 from cluster.typed_yaml import load_recipe
 from pipeline.commands.options import (
@@ -31,6 +32,7 @@ from pipeline.commands.options import (
     Ranks,
     RunName,
     Runs,
+    Trust,
     Wait,
 )
 from pipeline.commands.progress_line import ProgressLine
@@ -38,6 +40,12 @@ from pipeline.commands.runs import find_run
 from pipeline.recipe.pretrain import PretrainRecipe
 
 DEFAULT_RECIPE = "seer_regnety_256gf"
+# Jobs that go on where they were stopped. What else job.json may name, such as `os:system`, nobody submitted.
+RESUMABLE = (
+    "pipeline.train.loop:run_pretrain",
+    "pipeline.stages.jobs:run_stage",
+    "ingest.crawl.part:crawl_rank",
+)
 
 
 def pretrain(  # noqa: PLR0917 -- typer passes by name
@@ -53,6 +61,7 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
     dry_run: DryRun = False,
     wait: Wait = False,
     follow: Follow = False,
+    trust: Trust = False,
 ) -> None:
     """Pretrain a trunk. The same command with the same --run goes on where the run was stopped."""
     site = load_site(cluster)
@@ -61,7 +70,8 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
         typer.echo(f"recipe: {recipe_name}, the default; --recipe chooses another", err=True)
     words = [*(overrides or []), *place_words(nodes=nodes, ranks=ranks, run_name=run_name)]
     recipe = load_recipe(PretrainRecipe, recipe_name, words, kind="pretrain")
-    start_training(recipe, Path(recipe_name).stem, site, executor, dry_run=dry_run, wait=wait, follow=follow)
+    how = {"dry_run": dry_run, "wait": wait, "follow": follow, "trust": trust}
+    start_training(recipe, Path(recipe_name).stem, site, executor, **how)
 
 
 def place_words(*, nodes: int | None, ranks: int | None, run_name: str | None) -> list[str]:
@@ -81,12 +91,14 @@ def start_training(
     dry_run: bool,
     wait: bool,
     follow: bool,
+    trust: bool,
 ) -> None:
     """Start or go on with a training, or say what would be done.
 
     Args:
         stem: what a run without a name is called after.
         executor: None: as the site says.
+        trust: go on in a folder that others could have written to.
     """
     from pipeline.train.job import pretrain_job, resources_for
     from pipeline.train.run_recipe import check_same_recipe, pin_dataset, to_yaml
@@ -96,6 +108,8 @@ def start_training(
     name = recipe.run.name or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": name})})
     folder = Path(recipe.run.folder) / name
+    if folder.is_dir() and not trust:
+        refuse_untrusted(folder, CHECKPOINTS, groups=site.trusted_groups)
     resources = resources_for(recipe.run, gpus_per_node=None if chosen == "local" else site.gpus_per_node)
     if not dry_run or (folder / "recipe.yaml").is_file():  # a dry run needs no data
         recipe = pin_dataset(recipe, folder)
@@ -116,7 +130,7 @@ def start_training(
         launch(job, chosen, site, wait=wait, follow=follow)
 
 
-def resume(
+def resume(  # noqa: PLR0917 -- typer passes by name
     run: RunName,
     folder: Runs = Path("runs"),
     cluster: Annotated[
@@ -124,15 +138,30 @@ def resume(
     ] = None,
     wait: Wait = False,
     follow: Follow = False,
+    trust: Trust = False,
 ) -> None:
     """Go on with a run that was stopped or has failed, as it was submitted (on a cluster, its source)."""
     found = find_run(run, folder)
+    if not trust:
+        ours = users_site() if cluster is None else load_site(cluster)
+        refuse_untrusted(found.path, LEADS_TO_EXECUTION, groups=ours.trusted_groups)
     status = status_of(found)
     if status.state is State.COMPLETED:
         raise UserError(f"the run in {found.path} is complete: there is nothing to go on with")
     kept = found.path / "site.yaml"
     site = read_site(kept) if cluster is None and kept.is_file() else load_site(cluster or "default")
-    launch(found.read_job(), status.executor, site, wait=wait, follow=follow, resume=True)
+    job = found.read_job()
+    if job.function not in RESUMABLE:
+        raise UserError(
+            f"{found.path / 'job.json'} names {job.function}, which is no job that goes on where it was "
+            "stopped: give the command that started it again"
+        )
+    if job.folder.resolve() != found.path.resolve():
+        raise UserError(
+            f"{found.path / 'job.json'} is of the run in {job.folder}: where a run was moved, give the "
+            "command that started it again"
+        )
+    launch(job, status.executor, site, wait=wait, follow=follow, resume=True)
 
 
 def launch(

@@ -18,14 +18,16 @@ from rich.text import Text
 from cluster.doctor import doctor_report, doctor_table
 from cluster.errors import UserError
 from cluster.executors import cancel as cancel_run
-from cluster.executors import status_of
+from cluster.executors import settled, status_of
 from cluster.job import State
 from cluster.run.folder import RunFolder, list_runs
 from cluster.run.restarts import newest_checkpoint, read_restarts
 from cluster.run.status import explain
+from cluster.run.trust import CONTROLS, refuse_untrusted
+from cluster.site import users_site
 from cluster.typed_json import read_record
 from cluster.wording import visible
-from pipeline.commands.options import Json, RunName, Runs
+from pipeline.commands.options import Json, RunName, Runs, Trust
 
 CANCEL_PATIENCE = 60.0  # seconds
 WIDE = 200  # characters
@@ -77,9 +79,12 @@ def look_at(run: RunFolder) -> dict[str, Any]:
     try:
         return place | _known(run)
     except UserError as error:
-        return place | {"state": UNREADABLE, "why": str(error)}
+        why = str(error)
     except OSError as error:
-        return place | {"state": UNREADABLE, "why": f"{error.filename or run.path}: {error.strerror}"}
+        why = f"{error.filename or run.path}: {error.strerror}"
+    except Exception as error:  # whatever somebody has put there
+        why = f"{run.path} is damaged: {type(error).__name__}: {error}"
+    return place | {"state": UNREADABLE, "why": why}
 
 
 def _known(run: RunFolder) -> dict[str, Any]:
@@ -145,25 +150,34 @@ def _tell_more(run: dict[str, Any]) -> None:
     for line in run["why"].splitlines():
         typer.echo(visible(line))
     if run["nodes"]:
-        typer.echo(f"attempt {run['attempt']} on {run['nodes']}, {run['ranks']} ranks")
+        typer.echo(visible(f"attempt {run['attempt']} on {run['nodes']}, {run['ranks']} ranks"))
     for warning in run["progress"].get("warnings", []):
-        typer.echo(warning)
+        typer.echo(visible(warning))
     for restart in run["restarts"]:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(restart["time"]))
+        when = _date(restart["time"])
         who = [f"rank {restart['rank']}"] if restart["rank"] is not None else []
         who += [f"on {restart['node']}"] if restart["node"] else []
         blame = f" ({' '.join(who)})" if who else ""
         saved = restart["checkpoint"] or "nothing saved"
         typer.echo(
-            f"attempt {restart['attempt']} ended {when}: {restart['cause']}{blame}: "
-            f"{visible(restart['message'])} [{saved}]"
+            visible(
+                f"attempt {restart['attempt']} ended {when}: {restart['cause']}{blame}: "
+                f"{restart['message']} [{saved}]"
+            )
         )
+
+
+def _date(seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):  # damaged, and no reason to say nothing else
+        return "at no time"
 
 
 def list_names(folder: Runs = Path("runs"), as_json: Json = False) -> None:
     """Name the runs, one to a line."""
     names = [run.path.name for run in list_runs(folder)]
-    typer.echo(json.dumps(names) if as_json else "\n".join(names))
+    typer.echo(json.dumps(names) if as_json else "\n".join(map(visible, names)))
 
 
 def read_latest_step(run: RunFolder) -> LatestStep | None:
@@ -190,18 +204,20 @@ def logs(
         raise UserError(
             f"{found.path} has no log of rank {rank}: it has ranks 0 to {found.read_status().ranks - 1}"
         )
+    raw = not sys.stdout.isatty()  # to a program the log itself; to a terminal nothing that would steer it
     for text in found.follow(rank, status=status_of) if follow else found.log_text(rank):
-        typer.echo(text, nl=False)
+        typer.echo(text if raw else visible(text, but="\n\r\t"), nl=False)
 
 
-def cancel(run: RunName, folder: Runs = Path("runs")) -> None:
+def cancel(run: RunName, folder: Runs = Path("runs"), trust: Trust = False) -> None:
     """End a run; it saves a checkpoint first."""
     found = find_run(run, folder)
+    if not trust:
+        refuse_untrusted(found.path, CONTROLS, groups=users_site().trusted_groups)
     cancel_run(found)
     deadline = time.monotonic() + CANCEL_PATIENCE
-    while not status_of(found).state.ended and time.monotonic() < deadline:
+    while not (state := settled(found).state).ended and time.monotonic() < deadline:
         time.sleep(1.0)
-    state = status_of(found).state
     waits = "" if state.ended else "; it was asked to end, and has not yet"
     typer.echo(f"{found.path.name} is {state}{waits}")
 

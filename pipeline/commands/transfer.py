@@ -11,8 +11,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from cluster.run.trust import CHECKPOINTS, refuse_untrusted
+from cluster.site import users_site
 from cluster.typed_yaml import load_recipe
-from pipeline.commands.options import Device, Json, Overrides
+from pipeline.commands.options import Device, Json, Overrides, Trust
 from pipeline.recipe.data import Interpolation
 from pipeline.transfer.evaluations import EVALUATIONS
 
@@ -24,7 +26,7 @@ TestView = Annotated[str | None, typer.Option("--test-view", help="A view of --t
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that read images.")]
 
 
-def export(
+def export(  # noqa: PLR0917 -- typer passes by name
     run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints/step-….")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     which: Annotated[
@@ -43,10 +45,14 @@ def export(
     classifier: Annotated[
         bool, typer.Option("--classifier", help="Of a run with labels: the trunk and its head.")
     ] = False,
+    trust: Trust = False,
 ) -> None:
     """Write a run's trunk as safetensors with a model card; or its classifier, as one of timm's."""
     from pipeline.trunks.export import export_classifier, export_trunk
 
+    if run.is_dir() and not trust:
+        a_checkpoint = (run / "manifest.json").is_file()
+        refuse_untrusted(run, (".",) if a_checkpoint else CHECKPOINTS, groups=users_site().trusted_groups)
     if classifier:
         made = export_classifier(run, out, which=which, interpolation=interpolation)
         typer.echo(f"{out}: a {made.architecture.name} that tells {len(made.classes)} classes apart")

@@ -7,12 +7,13 @@ import copy
 from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from cluster.errors import UserError
@@ -29,6 +30,8 @@ from pipeline.data.workers import numbered
 from pipeline.recipe.data import Interpolation
 from pipeline.recipe.pretrain import PretrainRecipe
 
+Side = Annotated[int, Field(gt=0, le=4096)]  # pixels; what an exported trunk asks for may come from anybody
+
 
 class Preprocessing(Section):
     """How an image becomes a trunk's input: short side to `resize` by an antialiased filter, the centre
@@ -37,11 +40,11 @@ class Preprocessing(Section):
     Trunks that were exported before `interpolation` was written down were shown bicubic images.
     """
 
-    image_size: int
-    resize: int
+    image_size: Side
+    resize: Side
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from cluster.typed_yaml import Section
 
@@ -12,13 +12,17 @@ Stem = Literal["imagenet", "low_resolution", "low_resolution_padded"]
 
 
 class RegNetParameters(Section):
-    """The design space of Radosavovic et al., 2020: widths from a quantised line, w_j = w_0 + w_a j."""
+    """The design space of Radosavovic et al., 2020: widths from a quantised line, w_j = w_0 + w_a j.
 
-    depth: PositiveInt
-    w_0: PositiveInt
-    w_a: PositiveFloat
-    w_m: Annotated[float, Field(gt=1)]
-    group_width: PositiveInt
+    The bounds lie far beyond SEER's 10 billion parameters: what an exported trunk says of itself may come
+    from anybody.
+    """
+
+    depth: Annotated[int, Field(gt=0, le=256)]
+    w_0: Annotated[int, Field(gt=0, le=16_384)]
+    w_a: Annotated[float, Field(gt=0, le=16_384)]
+    w_m: Annotated[float, Field(ge=1.01, le=16)]
+    group_width: Annotated[int, Field(gt=0, le=16_384)]
 
 
 class Trunk(Section):

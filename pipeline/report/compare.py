@@ -27,6 +27,7 @@ PANELS = (
     ("knn", "Nearest-neighbour accuracy", " %", "of the trunk, by the labels of the recipe's probe"),
 )
 _LONGEST_VALUE = 60  # characters
+_TOO_LARGE = 1e300  # for arithmetic; no number that is not finite is smaller
 _ABSENT = object()
 
 
@@ -162,7 +163,10 @@ def _read_run(name: str, folder: Path, recipe: PretrainRecipe) -> ComparedRun:
     collapse: dict[str, Sign] = {}
     curves = {key: Curve() for key, *_ in PANELS}
     for row in read_rows(path) if path.is_file() else ():
-        step, values = row["step"], {key: value for key, value in row.items() if value is not None}
+        values = {k: v for k, v in row.items() if isinstance(v, int | float) and abs(v) < _TOO_LARGE}
+        step = values.get("step")
+        if not isinstance(step, int):
+            raise UserError(f"{path} is damaged: a row of it has no step; remove that line")
         last |= values
         for sign in signs_of_collapse(values) if step > recipe.optim.warmup_steps else ():
             collapse.setdefault(sign, Sign(name=sign, step=step, value=values[sign]))
@@ -175,7 +179,7 @@ def _read_run(name: str, folder: Path, recipe: PretrainRecipe) -> ComparedRun:
         name=name,
         folder=str(folder),
         differs={},
-        last={key: value for key, value in last.items() if isinstance(value, int | float)},
+        last=last,
         collapse=list(collapse.values()),
         curves=curves,
     )

@@ -48,14 +48,22 @@ def line_chart(
 ) -> Markup:
     """Lines over a shared axis; the description for screen readers gives each one's first and last value.
 
-    Points that are not finite are left out.
+    Points that are not finite, or have no place on the axis, are left out.
 
     Args:
         floor: a value that lines should stay above: drawn as a dotted line.
         doubling: every tick of the y axis is twice the one below it; for values above 0.
     """
     clean = [
-        (line, [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]) for line in series
+        (
+            line,
+            [
+                (x, y)
+                for x, y in zip(line.x, line.y, strict=True)
+                if math.isfinite(y) and (y > 0 or not doubling)
+            ],
+        )
+        for line in series
     ]
     points = [point for _, kept in clean for point in kept]
     if not points:

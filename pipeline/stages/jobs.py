@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.errors import AlreadyRunning, UserError
-from cluster.executors import Executor, status_of
+from cluster.executors import Executor, settled, status_of
 from cluster.job import Handle, Job
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
@@ -177,7 +177,7 @@ def run_graph_as_jobs(
 
 
 def _wait_for_its_end(run: RunFolder) -> None:
-    while not (status := status_of(run)).state.ended:
+    while not (status := settled(run)).state.ended:
         time.sleep(POLL_SECONDS)
     raise_unless_completed(status)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
+from cluster.small_file import read_small
 from cluster.typed_yaml import Section
 from pipeline.data.evaluation import Preprocessing
 from pipeline.models.classifier import Classifier, LinearHead
@@ -27,6 +28,7 @@ from pipeline.recipe.trunk import Trunk
 from pipeline.trunks.files import explain_invalid, facts_of, fill_card
 
 TENSORS, SPEC = "classifier.safetensors", "classifier.json"
+_MOST_BYTES = 64 << 20  # of a description: of a million classes, some 20 MB
 
 
 class ClassifierSpec(Section):
@@ -71,16 +73,17 @@ def load_classifier(path: str | Path) -> ExportedClassifier:
     """
     folder = Path(path)
     spec = _read_spec(folder)
-    network = _build(spec)
+    with torch.device("meta"):  # a description takes no memory, whatever it says: the tensors there do
+        network = _build(spec)
     try:
         tensors = load_file(folder / TENSORS)
-        network.load_state_dict(_from_timm(tensors, spec.architecture), strict=True)
+        network.load_state_dict(_from_timm(tensors, spec.architecture), strict=True, assign=True)
     except (RuntimeError, OSError, SafetensorError) as error:
         raise UserError(
             f"{folder / TENSORS} does not hold the tensors of {spec.architecture.name} with "
             f"{len(spec.classes)} classes: {' '.join(str(error).split())}"
         ) from error
-    return ExportedClassifier(network, spec).eval()
+    return ExportedClassifier(network.float(), spec).eval()
 
 
 def save_classifier(tensors: Mapping[str, Tensor], spec: ClassifierSpec, out: Path) -> None:
@@ -108,7 +111,9 @@ def _read_spec(folder: Path) -> ClassifierSpec:
             "that was fine-tuned"
         )
     try:
-        return ClassifierSpec.model_validate_json(path.read_text())
+        return ClassifierSpec.model_validate_json(read_small(path, most=_MOST_BYTES))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise explain_invalid(path, error) from error
 

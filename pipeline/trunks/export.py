@@ -46,8 +46,11 @@ def export_trunk(
     """
     opened = _open(run)
     name = opened.name_of(which)
-    network = build_trunk(opened.recipe.trunk)
-    network.load_state_dict(read_tensors(opened.checkpoint, prefix=f"{name}."), strict=True)
+    with torch.device("meta"):
+        network = build_trunk(opened.recipe.trunk)
+    tensors = read_tensors(opened.checkpoint, prefix=f"{name}.")
+    network.load_state_dict(tensors, strict=True, assign=True)
+    network.float()
     spec = TrunkSpec(
         architecture=opened.architecture,
         preprocessing=opened.preprocessing(interpolation),

@@ -22,10 +22,13 @@ from torch import Tensor, nn
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
+from cluster.small_file import read_small
 from cluster.typed_yaml import Section
 from pipeline.data.evaluation import Preprocessing, fit_image, normalise
-from pipeline.models.trunk import build_trunk
+from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.trunk import Trunk
+
+_MOST_BYTES = 1 << 20  # of a description; the largest here has some thousand
 
 
 class Pixels(Section):
@@ -90,15 +93,20 @@ def load_trunk(path: str | Path) -> ExportedTrunk:
     """
     folder = Path(path)
     spec = read_spec(folder)
-    network = _build(spec.architecture)
+    with torch.device("meta"):  # a description takes no memory, whatever it says: the tensors there do
+        network = _build(spec.architecture)
     try:
-        network.load_state_dict(load_file(folder / "trunk.safetensors"), strict=True)
+        network.load_state_dict(load_file(folder / "trunk.safetensors"), strict=True, assign=True)
     except (RuntimeError, OSError, SafetensorError) as error:
         name = spec.architecture.name
         raise UserError(
             f"{folder}/trunk.safetensors does not hold the tensors of {name}: {' '.join(str(error).split())}"
         ) from error
-    return ExportedTrunk(network, spec).eval()
+    size = spec.preprocessing.image_size
+    features = declared(network).feature_dim if isinstance(spec.architecture, Trunk) else 3 * size * size
+    if spec.feature_dim != features:
+        raise UserError(f"{folder}/trunk.json says {spec.feature_dim} features, and its trunk has {features}")
+    return ExportedTrunk(network.float(), spec).eval()
 
 
 def save_trunk(network: nn.Module, spec: TrunkSpec, out: Path) -> None:
@@ -128,7 +136,9 @@ def read_spec(folder: Path) -> TrunkSpec:
     if not path.is_file():
         raise UserError(f"{folder} is not an exported trunk: it has no trunk.json; `submit export` makes one")
     try:
-        return TrunkSpec.model_validate_json(path.read_text())
+        return TrunkSpec.model_validate_json(read_small(path, most=_MOST_BYTES))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise explain_invalid(path, error) from error
 

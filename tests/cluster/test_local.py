@@ -59,6 +59,17 @@ def work_until_asked_to_stop(folder):
             time.sleep(0.01)
     raise Preempted("saved")
 
+def reduce_and_list_ports(folder):
+    import psutil, torch
+    from cluster.rank.torch_dist import distributed
+    with distributed("cpu") as world:
+        total = torch.tensor([world.rank + 1.0])
+        torch.distributed.all_reduce(total)
+        gathered = world.gather(world.rank)
+        here = [each for each in psutil.Process().net_connections("inet") if each.status == "LISTEN"]
+    seen = {"total": total.item(), "gathered": gathered, "open": [each.laddr.ip for each in here]}
+    Path(folder, f"seen-{RANK}.json").write_text(json.dumps(seen))
+
 def never_stop(folder):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     Path(folder, f"ready-{RANK}").write_text(f"{os.getpid()}")
@@ -136,6 +147,19 @@ def test_every_rank_knows_its_place_and_rank_0_is_heard(tmp_path: Path) -> None:
     assert run.tail(1) == ["hello from 1"]
     assert run.status().state is State.COMPLETED
     assert run.status().attempt == 1
+
+
+@pytest.mark.slow
+def test_S1_ranks_of_one_machine_cannot_be_reached_from_another(tmp_path: Path) -> None:
+    """torch's own store is a port that is open to everybody, and what ranks gather is unpickled."""
+    job = make_job(tmp_path / "run", "reduce_and_list_ports", folder=str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "store.0").write_text("what an attempt before has left")
+    assert submit(job, LocalExecutor()).wait() is State.COMPLETED
+    seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]
+    assert [(each["total"], each["gathered"]) for each in seen] == [(3.0, [0, 1])] * 2
+    assert {address for each in seen for address in each["open"]} == {"127.0.0.1"}
+    assert not [*(tmp_path / "run").glob("store.*")]
 
 
 @pytest.mark.parametrize(

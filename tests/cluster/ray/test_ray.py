@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,10 +18,12 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import AlreadyRunning
+from cluster.errors import AlreadyRunning, UserError
+from cluster.executors import cancel, status_of
 from cluster.host import Process
 from cluster.job import PREEMPTED_EXIT_CODE, Job, Resources, State
-from cluster.ray.connect import NAMESPACE, load_ray, write_submission
+from cluster.ray import status as ray_status
+from cluster.ray.connect import NAMESPACE, load_ray, start_here, write_submission
 from cluster.ray.executor import RayExecutor, reopen
 from cluster.ray.gang import cpus_per_rank
 from cluster.ray.in_allocation import cpus_of_nodes, head_options, ports_of, step
@@ -531,6 +535,9 @@ def test_an_allocation_gets_a_ray_on_all_its_nodes_that_ends_with_the_command(tm
     assert set(modes) == {"token"}  # nobody else on the network may run code here
     assert len(set(tokens)) == 1
     assert len(tokens[0]) == 64
+    folder = Path(tempfile.gettempdir()) / f"submit-ray-{os.geteuid()}"
+    assert (folder / str(os.getpid())).is_dir()
+    assert folder.stat().st_mode & 0o777 == 0o700  # Ray itself lets everybody write below it
 
 
 def test_two_jobs_on_one_node_have_ports_of_their_own() -> None:
@@ -539,3 +546,42 @@ def test_two_jobs_on_one_node_have_ports_of_their_own() -> None:
     assert min(taken) >= 20_000
     assert max(taken) < 32_768
     assert set(head_options(7, ports_of(7))) & set(head_options(8, ports_of(8))) == {"--head"}
+
+
+def test_an_end_that_no_supervisor_could_write_is_shown_by_a_look_and_written_by_a_cancellation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    going = Status(state=State.RUNNING, name="t", executor="ray", id="x", ranks=1, attempt=1, submitted=1.0)
+    run.write_status(going)
+    record = {"address": "127.0.0.1:5", "cluster": "127.0.0.1:5", "own": True, "directory": "/"}
+    (run.path / "ray.json").write_text(json.dumps(record))
+
+    def no_answer(run: RunFolder) -> None:
+        raise UserError("no Ray answers")
+
+    monkeypatch.setattr(ray_status, "rejoin", no_answer)
+    with contextlib.closing(run.lock()):  # its supervisor and its ranks share it
+        assert status_of(run).state is State.RUNNING
+    assert status_of(run).state is State.FAILED
+    assert run.read_status() == going
+    with pytest.raises(UserError, match="is not running: it is cancelled"):
+        cancel(run)
+    assert run.read_status().state is State.CANCELLED
+
+
+def test_S1_ray_starts_in_no_folder_that_somebody_else_may_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (temporary,) = (word for word in head_options(7, ports_of(7)) if word.startswith("--temp-dir="))
+    folder = Path(temporary.removeprefix("--temp-dir=")).parent
+    assert str(folder) in step("n1", 1, [])
+    start = [sys.executable, "-m", "cluster.ray.start_node", str(folder), sys.executable, "-c", "print(1)"]
+    assert subprocess.run(start, check=True, capture_output=True, text=True).stdout == "1\n"
+    folder.chmod(0o777)
+    refused = subprocess.run(start, check=False, capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert f"{folder} is to be a folder that only you can enter" in refused.stderr
+    with pytest.raises(UserError, match="that only you can enter"):
+        start_here()

@@ -68,6 +68,7 @@ def test_a_firing_has_the_site_s_modules_environment_and_options(table: Path, tm
     lines = (tmp_path / "s" / "nightly.sbatch").read_text().splitlines()
     assert {"module load cuda", "export A='b c'", "#SBATCH --mem=0", "#SBATCH --exclusive"} <= {*lines}
     assert "#SBATCH --requeue" in lines
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "s").glob("nightly.s*")} == {0o600}
     assert not [line for line in lines if "--x" in line]
 
 
@@ -124,7 +125,11 @@ def test_a_time_that_is_none_is_refused(table: Path, tmp_path: Path, every: str)
 
 def test_S1_no_line_break_gets_into_a_script_or_a_table(table: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="line break"):
-        install(tmp_path / "s", "nightly", "0 2 * * *", ["true"], Site(partition="a\ntouch pwned"))
+        hostile = Site.model_construct(partition="a\u2028touch pwned")
+        install(tmp_path / "s", "nightly", "0 2 * * *", ["true"], hostile)
+    with pytest.raises(UserError, match="line break"):
+        install(tmp_path / "s", "nightly", "0 2 * * *", ["echo", "a\x85b"], Site())
+    assert not table.exists()
     with pytest.raises(UserError, match="cannot name a schedule"):
         install(tmp_path / "s", "a/../b", "0 2 * * *", ["true"], Site())
 

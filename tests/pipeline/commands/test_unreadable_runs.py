@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,8 +113,62 @@ def test_the_remedy_of_a_damaged_status_works(runs: Path, monkeypatch: pytest.Mo
 
 def test_names_and_words_of_a_run_are_no_markup_and_move_no_cursor(runs: Path) -> None:
     RunFolder.create(runs / "[bold]").write_status(GOOD)
-    (runs / "bad" / "status.json").write_bytes(text(state="pending", launcher=None, reason="\x1b[2J[/red]"))
+    RunFolder.create(runs / "two\nlines\x1b[2J").write_status(GOOD)
+    hostile = "\x1b[2J[/red]"
+    (runs / "bad" / "status.json").write_bytes(
+        text(state="pending", launcher=None, reason=hostile, nodes=hostile)
+    )
+    restart = {"attempt": 1, "cause": "crash", "message": hostile, "node": hostile, "time": 1e300}
+    (runs / "bad" / "restarts.jsonl").write_text(json.dumps(restart | {"checkpoint": hostile}) + "\n")
+    latest = {"step": 1, "total_steps": 2, "warnings": [hostile]}
+    (runs / "bad" / "progress.json").write_text(json.dumps(latest))
     shown = submit("status", "--folder", runs)
     assert shown.exit_code == 0
     assert "[bold]" in shown.stdout
-    assert "\x1b" not in shown.stdout
+    for words in (["status"], ["status", "bad"], ["list"]):
+        told = submit(*words, "--folder", runs)
+        assert told.exit_code == 0, told.exception
+        assert "\x1b" not in told.output
+    assert len(submit("list", "--folder", runs).stdout.splitlines()) == 5
+
+
+def test_a_log_does_not_steer_a_terminal(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = "step 1\t\u2588 99 %\r\x1b]0;title\x07\x1b[2J\x9b31m\u202eend\n"
+    RunFolder(runs / "a").log(0).write_bytes(log.encode())
+    monkeypatch.setattr(
+        "pipeline.commands.runs.sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True))
+    )
+    shown = submit("logs", "a", "--folder", runs).stdout_bytes.decode()
+    assert "step 1\t\u2588 99 %" in shown
+    assert shown.endswith("\\x1b]0;title\\x07\\x1b[2J\\x9b31m\\u202eend\n")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "name", ["status.json", "progress.json", "restarts.jsonl", "lock", "logs/rank-0.log"]
+)
+def test_a_pipe_in_the_folder_keeps_nobody_waiting(runs: Path, name: str) -> None:
+    ended = {"state": "failed", "failure": {"rank": 0, "type": "X", "message": "y"}}
+    (runs / "bad" / "status.json").write_bytes(text(**ended))
+    (runs / "bad" / name).unlink(missing_ok=True)
+    os.mkfifo(runs / "bad" / name)
+    shown = submit("status", "--folder", runs)
+    assert shown.exit_code == 0
+    assert [row.split()[0] for row in shown.stdout.splitlines()[1:]] == ["a", "bad", "c"]
+
+
+def test_a_file_without_end_takes_no_memory(runs: Path) -> None:
+    for name in ("status.json", "restarts.jsonl"):
+        with (runs / "bad" / name).open("wb") as file:
+            file.truncate(1 << 40)
+        told = submit("status", "--folder", runs)
+        assert told.exit_code == 0
+        assert "it has more than" in told.stderr
+        (runs / "bad" / "status.json").write_bytes(text())
+
+
+def test_a_number_that_cannot_be_counted_with_is_one_line(runs: Path) -> None:
+    going = {"state": "running", "executor": "slurm", "id": "7", "gpus": 10**400, "started": 1.0}
+    (runs / "bad" / "status.json").write_bytes(text(**going))
+    rows = [row.split()[:2] for row in submit("status", "--folder", runs).stdout.splitlines()[1:]]
+    assert rows == [["a", "completed"], ["bad", "unreadable"], ["c", "completed"]]

@@ -15,6 +15,7 @@ from cluster.job import Job, Resources, State
 from cluster.run.folder import RunFolder
 from cluster.run.status import Status
 from pipeline.cli import app
+from pipeline.commands.pretrain import RESUMABLE
 
 
 @contextlib.contextmanager
@@ -48,7 +49,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     stopped = RunFolder.create(tmp_path / "runs" / "stopped")
     stopped.write_status(status.stopped(State.PREEMPTED))
     stopped.write_job(
-        Job(name="x", function="os:getcwd", arguments={}, resources=Resources(), folder=stopped.path)
+        Job(name="x", function=RESUMABLE[0], arguments={}, resources=Resources(), folder=stopped.path)
     )
     return tmp_path / "runs"
 

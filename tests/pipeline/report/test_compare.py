@@ -121,6 +121,7 @@ def test_a_graph_compares_its_runs_under_the_names_that_it_gives_them(graph: Any
     lines = Lines(page)
     assert [panel.keys() - {"floor"} for panel in lines.panels] == [{"t1", "t2"}] * 3
     assert {"script", "link", "img"}.isdisjoint(lines.tags)  # it needs nothing else
+    assert "default-src 'none'" in page
 
 
 def test_the_command_prints_a_table_or_json_and_writes_the_page(graph: Any, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
 import json
+import os
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +143,51 @@ def test_a_folder_that_is_no_trunk_is_a_clear_error(tmp_path):
     (tmp_path / "trunk.json").write_text(json.dumps({**values, "format": 2}))
     with pytest.raises(UserError, match=r"trunk\.json cannot be used: format"):
         load_trunk(tmp_path)
+
+
+TWO_GIGABYTES = 2 << 30
+REGNET = {"depth": 4, "w_0": 16, "w_a": 12.0, "w_m": 1.5, "group_width": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"architecture": {"name": "regnety_10b"}}, "does not hold the tensors of regnety_10b"),
+        ({"architecture": {"name": "regnet_y", "regnet": REGNET | {"depth": 10**9}}}, "depth"),
+        ({"architecture": {"name": "regnet_y", "regnet": REGNET | {"w_0": 10**12}}}, "w_0"),
+        ({"architecture": {"name": "regnet_y", "regnet": REGNET | {"w_a": 1e300}}}, "w_a"),
+        ({"architecture": {"name": "regnet_y", "regnet": REGNET | {"w_m": 1 + 1e-15}}}, "w_m"),
+        ({"architecture": {"name": "regnet_y", "regnet": REGNET | {"group_width": 10**12}}}, "group_width"),
+        (
+            {
+                "architecture": {
+                    "name": "regnet_y",
+                    "regnet": {"depth": 256, "w_0": 16_384, "w_a": 16_384, "w_m": 2, "group_width": 8},
+                }
+            },
+            "does not hold the tensors",
+        ),
+        ({"preprocessing": {**VIEW.model_dump(), "image_size": 10**6}}, "image_size"),
+        ({"preprocessing": {**VIEW.model_dump(), "resize": 10**6}}, "resize"),
+        ({"preprocessing": {**VIEW.model_dump(), "std": [0, 1, 1]}}, "std"),
+        ({"feature_dim": 10**12}, "features, and its trunk has"),
+        ({"architecture": {"name": "pixels"}, "feature_dim": 10**12}, "does not hold the tensors"),
+        ({"provenance": {"what": "x" * (1 << 20)}}, "has more than"),
+    ],
+)
+def test_S1_a_description_from_anybody_takes_no_memory(tmp_path, changes, told):
+    network = tiny()
+    save_trunk(network, spec_of(network), tmp_path)
+    values = json.loads((tmp_path / "trunk.json").read_text())
+    (tmp_path / "trunk.json").write_text(json.dumps(values | changes))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (used + TWO_GIGABYTES, before[1]))
+    try:
+        with pytest.raises(UserError, match=told):
+            load_trunk(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_saving_other_tensors_than_the_architectures_is_refused(tmp_path):
