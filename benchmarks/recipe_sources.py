@@ -21,7 +21,8 @@ from typing import Any
 from cluster.typed_yaml import find_recipe, load_recipe, read_yaml
 from pipeline.recipe.pretrain import PretrainRecipe
 
-SOURCES = read_yaml(Path(__file__).with_suffix(".yaml"))
+SOURCES_FILE = Path(__file__).with_suffix(".yaml")
+SOURCES = read_yaml(SOURCES_FILE)
 LISTED = "Differs from the source:"
 
 
@@ -43,6 +44,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", default=list(SOURCES["recipes"]))
     names = parser.parse_args().recipes
+    if unknown := set(names) - set(SOURCES["recipes"]):
+        parser.error(f"no sources are noted for {', '.join(sorted(unknown))}: see {SOURCES_FILE}")
     for name in names:
         print(f"## {name}\n\n| key | ours | source | where |\n|---|---|---|---|")
         for row in rows(name):
@@ -61,29 +64,29 @@ def rows(name: str) -> Iterator[Row]:
         KeyError: if neither a source has a key, nor `ours` says what it is.
     """
     values = load_recipe(PretrainRecipe, name, kind="pretrain").model_dump(mode="json", exclude={"run"})
+    blocks = [SOURCES["blocks"][block] for block in reversed(SOURCES["recipes"][name]["blocks"])]
     for key, ours in flat(values):
-        for block in map(SOURCES["blocks"].get, reversed(SOURCES["recipes"][name]["blocks"])):
-            pattern = next((each for each in block.get("keys", {}) if fnmatchcase(key, each)), None)
-            if pattern is not None:
-                theirs, where = block["keys"][pattern]
-                yield Row(key, ours, theirs, place(block["repository"], where))
-                break
+        theirs = (
+            (said, block["repository"])
+            for block in blocks
+            for pattern, said in block.get("keys", {}).items()
+            if fnmatchcase(key, pattern)
+        )
+        if found := next(theirs, None):
+            (value, where), repository = found
+            yield Row(key, ours, value, place(repository, where))
         else:
-            yield Row(
-                key, ours, "none" if not SOURCES["recipes"][name]["blocks"] else SOURCES["ours"][key], None
-            )
+            yield Row(key, ours, SOURCES["ours"][key] if blocks else "", None)
 
 
 def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and their values; a list of numbers is a value."""
-    if isinstance(value, dict):
-        parts = value.items()
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        parts = ((str(index), part) for index, part in enumerate(value))
-    else:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = {str(index): part for index, part in enumerate(value)}
+    if not isinstance(value, dict):
         yield key, value
         return
-    for name, part in parts:
+    for name, part in value.items():
         yield from flat(part, f"{key}.{name}" if key else name)
 
 

@@ -25,7 +25,7 @@ _SIMD_WEIGHTS = 1 << 15
 
 
 class _Filter(NamedTuple):
-    """One of Pillow's: a function of distances in new pixels, at least 0, that is 0 from `reach` on."""
+    """One of Pillow's: a function of distances in the larger of old and new pixels, 0 from `reach` on."""
 
     pillow: Image.Resampling
     reach: int
