@@ -1,7 +1,6 @@
 """Claim: in a quarter of an hour of 2 CPU cores each method learns CIFAR-10 beyond a random trunk.
 
-    python benchmarks/cifar10.py FOLDER [KEY=VALUE]... [--out out/cifar10] [--minutes 15] [--seed 0]
-        [--method swav]... [--name what] [--peer peer.jsonl]
+    python benchmarks/cifar10.py FOLDER [--out out/cifar10] [--minutes 15] [--seed 0] [--peer peer.jsonl]
 
 FOLDER holds train/<class>/*.jpg and test/<class>/*.jpg; the labels are not used in pretraining. Ingests both,
 then runs `submit pretrain` with the recipes of the graph `cifar10_cpu`, one method after another, with a
@@ -12,18 +11,6 @@ calibrated BatchNorm. Wall time starts when training has been set up, about 2 s 
 counts, evaluation (afterwards) does not. Writes curves-MINUTES-SEED.json and .svg into --out; --peer adds to
 the figure what benchmarks/cifar10_peer.py has printed. The same command goes on where it was stopped, but the
 pause counts as wall time.
-
-KEY=VALUE changes the recipes of all methods, --method leaves out the others, and --name keeps apart what
-comes of it. What the filter of the crops changes, for two methods and three seeds:
-
-    for seed in 0 1 2; do
-      for filter in bilinear bicubic; do
-        python benchmarks/cifar10.py FOLDER data.crops.0.interpolation=$filter --name $filter --seed $seed \\
-          --method swav --method barlow_twins
-      done
-    done
-
-Likewise trunk.stem=NAME. (Evaluation resizes nothing here: images have the 32 pixels that are shown.)
 """
 
 import argparse
@@ -59,14 +46,11 @@ STEPPING = 0.97  # of the minutes: the first steps, checkpoints and noise take t
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--method", action="append", choices=METHODS)
-    parser.add_argument("--name")
     parser.add_argument("--out", type=Path, default=Path("out/cifar10"))
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peer", type=Path)
-    arguments = parser.parse_intermixed_args()
+    arguments = parser.parse_args()
     out: Path = arguments.out
     lines = arguments.peer.read_text().splitlines() if arguments.peer else ()
     peer = {row["method"]: row for row in map(json.loads, lines)}
@@ -74,15 +58,13 @@ def main() -> None:
         command("ingest", "crawl-shards", str(arguments.folder / part), "--output", str(out / part))
     train, test = open_dataset(out / "train"), open_dataset(out / "test")
     curves: dict[str, list[dict[str, float]]] = {}
-    attempt = f"{arguments.minutes:g}-{arguments.seed}" + (f"-{arguments.name}" if arguments.name else "")
-    recipes = {
-        method: recipe_of(method, out, [f"seed={arguments.seed}", *arguments.overrides])
-        for method in arguments.method or METHODS
-    }
-    for method, recipe in recipes.items():
-        trial = pretrain(recipe, out, name=f"trial-{method}-{attempt}", steps=TRIAL_STEPS)
+    attempt = f"{arguments.minutes:g}-{arguments.seed}"
+    for method in METHODS:
+        trial = pretrain(
+            method, out, name=f"trial-{method}-{attempt}", seed=arguments.seed, steps=TRIAL_STEPS
+        )
         steps = round(60 * STEPPING * arguments.minutes * steps_per_second(trial))
-        run = pretrain(recipe, out, name=f"{method}-{attempt}", steps=steps)
+        run = pretrain(method, out, name=f"{method}-{attempt}", seed=arguments.seed, steps=steps)
         curves[method] = []
         for checkpoint in reversed(newest_first(run / "checkpoints")):
             trunk = out / f"trunk-{run.name}-{step_of(checkpoint)}"
@@ -98,11 +80,10 @@ def main() -> None:
                 flush=True,
             )
             curves[method].append(point)
-    spec = read_spec(trunk)  # of any: all have the same
-    random, pixels = out / f"random-{attempt}", out / f"pixels-{attempt}"
-    random_trunk(spec, train, seed=arguments.seed, out=random, workers=WORKERS, device=CPU)
-    pixels_trunk(spec, size=32, out=pixels)
-    baselines = {"random": score(random, train, test), "pixels": score(pixels, train, test)}
+    spec = read_spec(trunk)  # of any: all four have the same
+    random_trunk(spec, train, seed=arguments.seed, out=out / "random", workers=WORKERS, device=CPU)
+    pixels_trunk(spec, size=32, out=out / "pixels")
+    baselines = {name: score(out / name, train, test) for name in ("random", "pixels")}
     for name, top1 in baselines.items():
         print(f"{name}: kNN {top1:.2f} %")
     (out / f"curves-{attempt}.json").write_text(json.dumps({**curves, **baselines}, indent=2))
@@ -114,20 +95,13 @@ def command(*words: str) -> None:
     subprocess.run([str(Path(sys.executable).parent / words[0]), *words[1:]], check=True)
 
 
-def recipe_of(method: str, out: Path, overrides: list[str]) -> dict[str, Any]:
-    """The graph's recipe for this method, for images in `out`."""
-    stage = f"pretrain_{method}"
-    dag = load_dag("cifar10_cpu", [f"stages.{stage}.recipe.{word}" for word in overrides])
-    recipe = dag.stages[stage].recipe
-    assert isinstance(recipe, dict)  # load_dag has put it in the place of its name
+def pretrain(method: str, out: Path, *, name: str, seed: int, steps: int) -> Path:
+    """The folder of a run of the graph's recipe for this method."""
+    recipe: dict[str, Any] = load_dag("cifar10_cpu", []).stages[f"pretrain_{method}"].recipe
+    recipe["seed"] = seed
     recipe["data"]["root"] = str(out / "train")
+    recipe["train"] = {**recipe["train"], "epochs": None, "steps": steps}
     recipe["run"] |= {"folder": str(out), "checkpoint_minutes": 5, "keep_last": 100}
-    return recipe
-
-
-def pretrain(recipe: dict[str, Any], out: Path, *, name: str, steps: int) -> Path:
-    """The folder of a run of so many steps."""
-    recipe = recipe | {"train": {**recipe["train"], "epochs": None, "steps": steps}}
     path = out / f"{name}.yaml"
     path.write_text(yaml.safe_dump(recipe))
     where = ("--executor", "local", "--ranks", "1", "--wait")
