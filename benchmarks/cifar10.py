@@ -1,6 +1,7 @@
 """Claim: in a quarter of an hour of 2 CPU cores each method learns CIFAR-10 beyond a random trunk.
 
     python benchmarks/cifar10.py FOLDER [--out out/cifar10] [--minutes 15] [--seed 0] [--peer peer.jsonl]
+        [--methods swav barlow_twins] [--change data.crops.0.interpolation=bicubic] [--label bicubic]
 
 FOLDER holds train/<class>/*.jpg and test/<class>/*.jpg; the labels are not used in pretraining. Ingests both,
 then runs `submit pretrain` with the recipes of the graph `cifar10_cpu`, one method after another, with a
@@ -9,8 +10,8 @@ method ends its whole cosine schedule. Every checkpoint is scored by kNN (k = 20
 images, 10,000 test images) against wall time, beside raw pixels and the random-initialised trunk with
 calibrated BatchNorm. Wall time starts when training has been set up, about 2 s after the command; saving
 counts, evaluation (afterwards) does not. Writes curves-MINUTES-SEED.json and .svg into --out; --peer adds to
-the figure what benchmarks/cifar10_peer.py has printed. The same command goes on where it was stopped, but the
-pause counts as wall time.
+the figure what benchmarks/cifar10_peer.py has printed; --change overrides keys of all recipes, and --label
+keeps such runs apart. The same command goes on where it was stopped, but the pause counts as wall time.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import matplotlib.pyplot as plt
 import torch
 import yaml
 
+from cluster.typed_yaml import apply_override
 from ingest.dataset.open import Dataset, open_dataset
 from pipeline.checkpoint.files import newest_first, step_of
 from pipeline.dag.recipe import load_dag
@@ -50,6 +52,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peer", type=Path)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--change", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--label", help="of runs with a --change")
     arguments = parser.parse_args()
     out: Path = arguments.out
     lines = arguments.peer.read_text().splitlines() if arguments.peer else ()
@@ -58,13 +63,15 @@ def main() -> None:
         command("ingest", "crawl-shards", str(arguments.folder / part), "--output", str(out / part))
     train, test = open_dataset(out / "train"), open_dataset(out / "test")
     curves: dict[str, list[dict[str, float]]] = {}
-    attempt = f"{arguments.minutes:g}-{arguments.seed}"
-    for method in METHODS:
-        trial = pretrain(
-            method, out, name=f"trial-{method}-{attempt}", seed=arguments.seed, steps=TRIAL_STEPS
-        )
+    attempt = "-".join(filter(None, (f"{arguments.minutes:g}-{arguments.seed}", arguments.label)))
+    recipes = {
+        method: changed_recipe(method, out, seed=arguments.seed, changes=arguments.change)
+        for method in arguments.methods
+    }
+    for method, recipe in recipes.items():
+        trial = pretrain(recipe, out, name=f"trial-{method}-{attempt}", steps=TRIAL_STEPS)
         steps = round(60 * STEPPING * arguments.minutes * steps_per_second(trial))
-        run = pretrain(method, out, name=f"{method}-{attempt}", seed=arguments.seed, steps=steps)
+        run = pretrain(recipe, out, name=f"{method}-{attempt}", steps=steps)
         curves[method] = []
         for checkpoint in reversed(newest_first(run / "checkpoints")):
             trunk = out / f"trunk-{run.name}-{step_of(checkpoint)}"
@@ -95,15 +102,21 @@ def command(*words: str) -> None:
     subprocess.run([str(Path(sys.executable).parent / words[0]), *words[1:]], check=True)
 
 
-def pretrain(method: str, out: Path, *, name: str, seed: int, steps: int) -> Path:
-    """The folder of a run of the graph's recipe for this method."""
+def changed_recipe(method: str, out: Path, *, seed: int, changes: list[str]) -> dict[str, Any]:
+    """The graph's recipe for this method, on the images in `out`, with some keys overridden."""
     recipe: dict[str, Any] = load_dag("cifar10_cpu", []).stages[f"pretrain_{method}"].recipe
     recipe["seed"] = seed
     recipe["data"]["root"] = str(out / "train")
-    recipe["train"] = {**recipe["train"], "epochs": None, "steps": steps}
     recipe["run"] |= {"folder": str(out), "checkpoint_minutes": 5, "keep_last": 100}
+    for change in changes:
+        apply_override(recipe, change)
+    return recipe
+
+
+def pretrain(recipe: dict[str, Any], out: Path, *, name: str, steps: int) -> Path:
+    """The folder of a run of this recipe, of so many steps."""
     path = out / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump(recipe | {"train": {**recipe["train"], "epochs": None, "steps": steps}}))
     where = ("--executor", "local", "--ranks", "1", "--wait")
     command("submit", "pretrain", "--recipe", str(path), "--run", name, *where)
     return out / name

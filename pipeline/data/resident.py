@@ -117,13 +117,19 @@ class ResidentImages:
 
     def cut(self, drawn: Boxes) -> Batch:
         """The crops, on the device."""
-        views = {name: self._cut(drawn.boxes[name], group.size) for name, group in self.groups.items()}
+        views = {name: self._cut(drawn.boxes[name], group) for name, group in self.groups.items()}
         return Batch(views=views, parameters=drawn.parameters, keys=drawn.keys)
 
-    def _cut(self, boxes: Tensor, size: int) -> Tensor:
+    def _cut(self, boxes: Tensor, group: CropGroup) -> Tensor:
         moved = boxes.to(self.pixels.device, non_blocking=True)
         images = self.pixels.index_select(0, moved[:, 0])
-        crops = crop_and_resize(images, moved[:, 1:5], size=size, fixed_point=self._fixed_point)
+        crops = crop_and_resize(
+            images,
+            moved[:, 1:5],
+            size=group.size,
+            interpolation=group.interpolation,
+            fixed_point=self._fixed_point,
+        )
         flipped = moved[:, 5].bool().view(-1, 1, 1, 1)
         return torch.where(flipped, crops.flip(2), crops)
 

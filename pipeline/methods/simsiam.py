@@ -91,11 +91,11 @@ class SimSiamMethod(Method):
         return {"student": self.trunk}
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Weights, biases and norms; those of the predictor apart, whose rate stays (section 4.2)."""
+        """Weights, biases and norms; those of the predictor apart, whose rate may stay (section 4.2)."""
         encoder = [*self.trunk.parameters(), *self.projector.parameters()]
         return [
             *weights_and_the_rest(encoder),
-            *weights_and_the_rest(self.predictor.parameters(), lr_fixed=True),
+            *weights_and_the_rest(self.predictor.parameters(), lr_fixed=not self.section.predictor_lr_decays),
         ]
 
 

@@ -6,13 +6,13 @@ Modules carry timm's names (`stem`, `s1.b1.conv1.conv`, ...), so that weights pa
 from __future__ import annotations
 
 import math
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.recipe.trunk import RegNetParameters
+from pipeline.recipe.trunk import RegNetParameters, Stem
 
 STEM_WIDTH = 32
 SE_RATIO = 0.25
@@ -76,7 +76,7 @@ class RegNet(nn.Module):
     feature_dim: int
     memory_format = torch.channels_last
 
-    def __init__(self, parameters: RegNetParameters, *, stem: Literal["imagenet", "low_resolution"]) -> None:
+    def __init__(self, parameters: RegNetParameters, *, stem: Stem) -> None:
         super().__init__()
         self.stem = _ConvNorm(3, STEM_WIDTH, kernel=3, stride=2 if stem == "imagenet" else 1)
         widths, depths = widths_and_depths(parameters)

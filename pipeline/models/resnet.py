@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.recipe.trunk import Stem
+
 STEM_WIDTH = 64
 STAGE_WIDTHS = (64, 128, 256, 512)
 
@@ -22,7 +24,8 @@ class ResNet(nn.Module):
     Args:
         depth: 18 (basic blocks, 512 features) or 50 (bottlenecks, 2048 features).
         stem: "imagenet" is 7x7 stride 2 and a max-pool; "low_resolution" is 3x3 stride 1 and no pool, for
-            images of 64 px or less (section 4.2 of the paper, and the field's habit on CIFAR).
+            images of 64 px or less (section 4.2 of the paper, and the field's habit on CIFAR), and
+            "low_resolution_padded" the same with a margin of 2, so that its maps are 2 px larger than images.
         zero_init_residual: `initialize` starts every block as its shortcut: the last gamma is 0 (Goyal et
             al., 2017, https://arxiv.org/abs/1706.02677, section 5.1).
     """
@@ -34,7 +37,7 @@ class ResNet(nn.Module):
         self,
         depth: Literal[18, 50],
         *,
-        stem: Literal["imagenet", "low_resolution"],
+        stem: Stem,
         zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
@@ -43,7 +46,8 @@ class ResNet(nn.Module):
             self.conv1 = nn.Conv2d(3, STEM_WIDTH, 7, stride=2, padding=3, bias=False)
             self.pool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
         else:
-            self.conv1 = nn.Conv2d(3, STEM_WIDTH, 3, stride=1, padding=1, bias=False)
+            padding = 2 if stem == "low_resolution_padded" else 1
+            self.conv1 = nn.Conv2d(3, STEM_WIDTH, 3, stride=1, padding=padding, bias=False)
             self.pool = nn.Identity()
         self.bn1 = nn.BatchNorm2d(STEM_WIDTH)
         block, counts = (Basic, (2, 2, 2, 2)) if depth == 18 else (Bottleneck, (3, 4, 6, 3))

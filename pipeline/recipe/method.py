@@ -18,7 +18,12 @@ class Head(Section):
 
 
 class SwAV(Section):
-    """Caron et al., 2020 (https://arxiv.org/abs/2006.09882); SEER uses it with 16,000 prototypes."""
+    """Caron et al., 2020 (https://arxiv.org/abs/2006.09882); SEER uses it with 16,000 prototypes.
+
+    The queue holds the last `queue_length` embeddings of each assignment view, from the first step on, as in
+    solo-learn; assignments take it in from `queue_start_step` on, once it is full. The authors begin to fill
+    it at that step, so theirs helps some steps later.
+    """
 
     title: ClassVar[str] = "SwAV"
     name: Literal["swav"]
@@ -70,7 +75,8 @@ class BYOL(Section):
 class SimSiam(Section):
     """Chen & He, 2021 (https://arxiv.org/abs/2011.10566).
 
-    `projector` are the widths of its layers, `predictor` that of the predictor's hidden layer. Without
+    `projector` are the widths of its layers, `predictor` that of the predictor's hidden layer, whose rate
+    stays at its peak (section 4.2) unless `predictor_lr_decays` with the schedule, as all others do. Without
     `stop_gradient`, or without a predictor (null), everything collapses to one point, as the paper shows.
     """
 
@@ -78,6 +84,7 @@ class SimSiam(Section):
     name: Literal["simsiam"]
     projector: tuple[PositiveInt, ...] = Field(min_length=1)
     predictor: PositiveInt | None
+    predictor_lr_decays: bool = False
     stop_gradient: bool = True
 
 

@@ -18,8 +18,12 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 class Optim(Section):
     """The optimizer and its schedule: linear warm-up from `warmup_lr` to `lr`, then cosine to `final_lr`, or
-    constant. `lr` is the peak, not scaled by the batch size; that of biases and norms is `lr_bias` if given,
-    at every step in the same proportion. `momentum` is that of SGD, LARC and LARS, `betas` are AdamW's.
+    constant. The cosine begins at `lr` when the warm-up ends; that of "cosine_of_run" began with the run, and
+    is joined where it then is, as VISSL's composition [rescaled, fixed] has it. Step `warmup_steps` is the
+    first after the warm-up, and of a cosine or a constant the first at `lr`; with `warmup_includes_peak` the
+    step before it is, too, as SwAV's and solo-learn's code have it.
+    `lr` is the peak, not scaled by the batch size; that of biases and norms is `lr_bias` if given, at every
+    step in the same proportion. `momentum` is that of SGD, LARC and LARS, `betas` are AdamW's.
     `exclude_bias_and_norm` keeps biases and norms out of the weight decay and of LARS's layer-wise rates.
     With `clip_trust` no layer of LARS moves faster than at `lr`.
     """
@@ -30,8 +34,9 @@ class Optim(Section):
 
     name: Literal["sgd", "larc", "lars", "adamw"]
     lr: PositiveFloat
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine_of_run", "constant"] = "cosine"
     warmup_steps: NonNegativeInt = 0
+    warmup_includes_peak: bool = False
     warmup_lr: NonNegativeFloat = 0.0
     final_lr: NonNegativeFloat = 0.0
     momentum: Momentum = 0.9

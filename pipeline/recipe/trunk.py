@@ -8,6 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cluster.typed_yaml import Section
 
+Stem = Literal["imagenet", "low_resolution", "low_resolution_padded"]
+
 
 class RegNetParameters(Section):
     """The design space of Radosavovic et al., 2020: widths from a quantised line, w_j = w_0 + w_a j."""
@@ -22,6 +24,9 @@ class RegNetParameters(Section):
 class Trunk(Section):
     """The network that is kept: a published size by name, or `regnet_y` with `regnet` parameters.
 
+    The stem "low_resolution" keeps the resolution of small images: a 3x3 convolution of stride 1, and no
+    pooling, as lightly has it for CIFAR. A ResNet's "low_resolution_padded" pads by 2 where that pads by 1,
+    as solo-learn's: maps of 34, 17, 9 and 5 pixels where that has 32, 16, 8 and 4.
     `init_from` starts its weights from an exported trunk, or from a checkpoint of timm's or VISSL's, instead
     of the seed; a run that goes on does not read it again. `zero_init_residual` starts every block of a
     ResNet as its shortcut: the gamma of its last BatchNorm is 0.
@@ -49,7 +54,7 @@ class Trunk(Section):
         "resnet18",
         "resnet50",
     ]
-    stem: Literal["imagenet", "low_resolution"] = "imagenet"
+    stem: Stem = "imagenet"
     regnet: RegNetParameters | None = None
     zero_init_residual: bool = False
     init_from: str | None = None
@@ -58,6 +63,12 @@ class Trunk(Section):
     def _only_resnets_start_as_shortcuts(self) -> Self:
         if self.zero_init_residual and not self.name.startswith("resnet"):
             raise ValueError("`zero_init_residual` goes with name: resnet18 or resnet50")
+        return self
+
+    @model_validator(mode="after")
+    def _only_resnets_are_padded(self) -> Self:
+        if self.stem == "low_resolution_padded" and not self.name.startswith("resnet"):
+            raise ValueError("stem: low_resolution_padded goes with name: resnet18 or resnet50")
         return self
 
     @model_validator(mode="after")

@@ -14,11 +14,26 @@ from cluster.errors import UserError
 from pipeline.dag.stage import Input
 from pipeline.data.order import plan_order
 from pipeline.models.trunk import build_trunk
+from pipeline.recipe.data import CropGroup, Data
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.recipe.trunk import Stem
 from pipeline.report import published
 from pipeline.report.page import duration, environment
-from pipeline.report.published import METHODS, PROBES, PUBLISHED, Published
+from pipeline.report.published import (
+    METHODS,
+    PROBES,
+    PUBLISHED,
+    Augmentation,
+    Evaluation,
+    Published,
+    knn_classifier,
+)
 
+_STEMS: dict[Stem, str] = {
+    "imagenet": "ImageNet's stem",
+    "low_resolution": "3x3 stem",
+    "low_resolution_padded": "3x3 stem, padded",
+}
 COLUMNS = ("Method", "Where", "Trunk", "Epochs", "Steps", "Batch", *PROBES.values(), "Comparable")
 
 
@@ -43,6 +58,17 @@ class MethodRun:
         )
         return self.steps * self.recipe.train.accumulate / order.steps_per_epoch
 
+    @property
+    def evaluations(self) -> set[Evaluation]:
+        """How its accuracies were measured."""
+        nearest = knn_classifier(self.scores["knn"]["k"], self.temperature)
+        return {
+            Evaluation(probe="knn", classifier=nearest, checkpoint="last"),
+            Evaluation(
+                probe="linear", classifier="logistic regression on frozen features", checkpoint="last"
+            ),
+        }
+
 
 def write_table(inputs: Mapping[str, Input], out: Path) -> dict[str, float]:
     """Write results.md and results.html.
@@ -64,8 +90,8 @@ def write_table(inputs: Mapping[str, Input], out: Path) -> dict[str, float]:
     everything = [(run, row) for method, run in runs.items() for row in PUBLISHED[method]]
     comparable = sum(not why_not_comparable(run, row) for run, row in everything)
     lead = (
-        f"{comparable} of the {len(everything)} published accuracies are of the same trunk, stem and epochs "
-        "as ours, and can be compared with them."
+        f"{comparable} of the {len(everything)} published accuracies can be compared with ours: those with "
+        "the same trunk, stem, epochs, filter of the crops, augmentation and evaluation."
     )
     notes = _notes(runs)
     write_atomically(out / "results.md", _markdown(lead, groups, notes))
@@ -84,16 +110,25 @@ def write_table(inputs: Mapping[str, Input], out: Path) -> dict[str, float]:
 def why_not_comparable(run: MethodRun, row: Published) -> list[str]:
     """In what a run differs from a published one, that its accuracy could not be held against it."""
     recipe, knn = run.recipe, run.scores["knn"]
+    filters = {group.interpolation for group in recipe.data.crops}
     other = {
         "trunk": recipe.trunk.name != published.TRUNK,
-        "stem": recipe.trunk.stem != published.STEM,
+        "stem": recipe.trunk.stem != row.source.stem,
         "epochs": abs(run.epochs - row.epochs) >= 0.5,
         "images": (run.images, knn["train_samples"], knn["test_samples"])
         != (published.TRAIN_IMAGES, published.TRAIN_IMAGES, published.TEST_IMAGES),
-        "kNN": row.source.probe == "knn"
-        and (knn["k"], run.temperature) != (published.K, published.TEMPERATURE),
+        "interpolation": filters != {row.source.interpolation},
+        "augmentation": augmentation(recipe.data) != row.augmentation,
+        "evaluation": row.source.evaluation not in run.evaluations,
     }
     return [name for name, differs in other.items() if differs]
+
+
+def augmentation(data: Data) -> Augmentation:
+    """What a recipe makes of an image, but for the filter of its crops, which has a name of its own."""
+    plain = {"count": 1, "interpolation": CropGroup.model_fields["interpolation"].default}
+    views = (group.model_copy(update=plain) for group in data.crops for _ in range(group.count))
+    return Augmentation(views=tuple(views), mean=data.mean, std=data.std)
 
 
 def _run(method: str, inputs: Mapping[str, Input]) -> MethodRun:
@@ -124,11 +159,12 @@ def _rows(name: str, run: MethodRun, others: tuple[Published, ...]) -> list[tupl
     rows: list[tuple[str, ...]] = []
     rows.append((name, "here", _trunk(run), *length, batch, *map(_score, run.scores.values()), ""))
     for row in others:
-        scores = dict.fromkeys(PROBES, "") | {row.source.probe: f"{100 * row.top1:.1f}"}
-        ours = run.scores[row.source.probe]["top1"]
+        probe = row.source.evaluation.probe
+        scores = dict.fromkeys(PROBES, "") | {probe: f"{100 * row.top1:.1f}"}
+        ours = run.scores[probe]["top1"]
         differs = why_not_comparable(run, row)
         verdict = f"no: {', '.join(differs)}" if differs else f"yes, ours {100 * (ours - row.top1):+.1f}"
-        setup = (f"{published.TRUNK}, 3x3 stem", str(row.epochs), "", str(row.batch_size))
+        setup = (f"{published.TRUNK}, {_STEMS[row.source.stem]}", str(row.epochs), "", str(row.batch_size))
         rows.append((name, row.source.name, *setup, *scores.values(), verdict))
     return rows
 
@@ -136,8 +172,7 @@ def _rows(name: str, run: MethodRun, others: tuple[Published, ...]) -> list[tupl
 def _trunk(run: MethodRun) -> str:
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in build_trunk(run.recipe.trunk).parameters())
-    stem = {"low_resolution": "3x3 stem", "imagenet": "ImageNet's stem"}[run.recipe.trunk.stem]
-    return f"{run.recipe.trunk.name}, {stem}, {parameters / 1e6:.2f} M"
+    return f"{run.recipe.trunk.name}, {_STEMS[run.recipe.trunk.stem]}, {parameters / 1e6:.2f} M"
 
 
 def _score(metrics: Mapping[str, Any]) -> str:
@@ -151,8 +186,9 @@ def _notes(runs: Mapping[str, MethodRun]) -> list[str]:
         f"Top-1 on {knn['test_samples']:,} test images, in percent, ± one binomial standard error. kNN: "
         f"{knn['train_samples']:,} training images, k = {knn['k']}, T = {run.temperature:g}. Linear: "
         "logistic regression on the frozen features. One seed each, the last checkpoint.",
-        "Comparable: the same trunk, stem and epochs, all images of CIFAR-10, and the same kNN. Batch sizes, "
-        "recipes and the linear protocol may still differ; theirs have a standard error, too, of 0.3 to 0.4.",
+        "Comparable: the same trunk, stem and epochs, all images of CIFAR-10, crops by the same filter, the "
+        "same augmentation and normalisation, and the same classifier of the same checkpoint. Batch sizes, "
+        "heads and optimizers may still differ; theirs have a standard error, too, of 0.3 to 0.4.",
         *(
             f"{source.name}: {source.measured}. {source.url}"
             for source in (published.LIGHTLY, published.SOLO_LEARN)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import ValidationError
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
@@ -52,13 +53,21 @@ def check_same_recipe(recipe: PretrainRecipe, folder: Path) -> None:
     """Refuse to go on in a folder that holds another recipe; a folder without one is new."""
     if not (folder / "recipe.yaml").is_file():
         return
-    there, here = read_yaml(folder / "recipe.yaml"), recipe.model_dump(mode="json")
+    there, here = _with_defaults(read_yaml(folder / "recipe.yaml")), recipe.model_dump(mode="json")
     different = differing_keys(_numbers(there), _numbers(here))
     if different:
         raise UserError(
             f"{folder} holds a run with another recipe ({'; '.join(different)}): "
             "give the same recipe to go on with it, or another --run"
         )
+
+
+def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved recipe with the keys that have come since, at their defaults, which train as it was trained."""
+    try:
+        return PretrainRecipe.model_validate(saved).model_dump(mode="json")
+    except ValidationError:
+        return saved  # of keys that are gone: what differs is named
 
 
 def _numbers(recipe: dict[str, Any]) -> dict[str, Any]:

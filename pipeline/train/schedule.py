@@ -12,16 +12,18 @@ def learning_rate(optim: Optim, *, step: int, total_steps: int) -> float:
     https://arxiv.org/abs/1608.03983, equation 5, without restarts) or a constant.
 
     Args:
-        optim: the recipe's section. Step `warmup_steps` is the first at the peak, `lr`.
+        optim: the recipe's section, which says where the warm-up ends and where the cosine begins.
         step: the optimizer step, from 0.
-        total_steps: steps of the whole run; the cosine reaches `final_lr` there, one after the last step.
+        total_steps: steps of the whole run; a cosine reaches `final_lr` there, one after the last step.
 
     Returns:
         The rate of this step.
     """
     if step < optim.warmup_steps:
-        return optim.warmup_lr + (optim.lr - optim.warmup_lr) * step / optim.warmup_steps
+        rises = max(1, optim.warmup_steps - optim.warmup_includes_peak)
+        return optim.warmup_lr + (optim.lr - optim.warmup_lr) * step / rises
     if optim.schedule == "constant" or total_steps <= optim.warmup_steps:
         return optim.lr
-    progress = min(1.0, (step - optim.warmup_steps) / (total_steps - optim.warmup_steps))
+    start = 0 if optim.schedule == "cosine_of_run" else optim.warmup_steps
+    progress = min(1.0, (step - start) / (total_steps - start))
     return optim.final_lr + (optim.lr - optim.final_lr) * (1 + math.cos(math.pi * progress)) / 2

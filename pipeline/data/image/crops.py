@@ -1,7 +1,7 @@
 """One image's bytes → its crops: RandomResizedCrop boxes and flips from given draws, as uint8.
 
 An image is decoded once, a JPEG at the smallest DCT scale that has a pixel for every pixel of every crop, and
-each crop is cut and resized in one pass by PIL's antialiased bilinear filter.
+each crop is cut and resized in one pass by one of PIL's antialiased filters.
 """
 
 import math
@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ingest.image.decode import decode
-from pipeline.recipe.data import CropGroup
+from pipeline.recipe.data import CropGroup, Interpolation
 
 _TRIES = 10
 FLIP, _LEFT, _TOP, _BOXES = range(4)
 # The draws of one crop that are geometry: flip, position, and two for every try of a box.
 GEOMETRY_DRAWS = _BOXES + 2 * _TRIES
+_FILTERS: dict[Interpolation, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 
 Box = tuple[int, int, int, int]
 
@@ -91,7 +95,7 @@ def cut(
     for numbers, group, (left, top, w, h), target in zip(drawn, owners, boxes, targets, strict=True):
         crop = image.resize(
             (group.size, group.size),
-            Image.Resampling.BILINEAR,
+            _FILTERS[group.interpolation],
             # PIL refuses a box that rounding puts outside.
             box=(
                 left * across,

@@ -26,7 +26,10 @@ from pipeline.data.batch import Batch
 from pipeline.data.loader import Loader
 from pipeline.recipe.data import Data
 
-CROPS = [{"count": 2, "size": 8, "scale": [0.3, 1.0]}, {"count": 1, "size": 5, "scale": [0.1, 0.3]}]
+CROPS = [
+    {"count": 2, "size": 8, "scale": [0.3, 1.0]},
+    {"count": 1, "size": 5, "scale": [0.1, 0.3], "interpolation": "bicubic"},
+]
 
 
 def make_loader(root: Path, *, rank: int = 0, world: int = 1, workers: int = 0, **changes: Any) -> Loader:

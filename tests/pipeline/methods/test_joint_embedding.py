@@ -305,14 +305,20 @@ def test_each_view_passes_alone_so_that_batch_statistics_are_of_one_view(section
     assert passes == [ROWS] * 2 * len(method.trunks())
 
 
-def test_simsiams_predictor_keeps_its_rate_and_its_projector_ends_without_affine() -> None:
-    method = cast(SimSiamMethod, build(SIMSIAM))
+@pytest.mark.parametrize("decays", [False, True])
+def test_simsiams_predictor_keeps_its_rate_unless_told_otherwise(decays: bool) -> None:
+    method = cast(SimSiamMethod, build(SIMSIAM | {"predictor_lr_decays": decays}))
     section = make_recipe(Path("unused"), optim={"name": "sgd", "lr": 0.4, "weight_decay": 1e-4}).optim
     optimizer = build_optimizer(method, section)
     set_learning_rate(optimizer, 0.01)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in method.named_parameters():
-        assert rates[id(parameter)] == (0.4 if name.startswith("predictor.") else 0.01), name
+        kept = name.startswith("predictor.") and not decays
+        assert rates[id(parameter)] == (0.4 if kept else 0.01), name
+
+
+def test_simsiams_projector_ends_without_affine() -> None:
+    method = cast(SimSiamMethod, build(SIMSIAM))
     last = cast(nn.Sequential, cast(Any, method.projector).layers)[-1]
     assert isinstance(last, nn.BatchNorm1d) and not last.affine
     assert all(parameter.ndim > 1 for parameter in list(method.projector.parameters())[-1:])

@@ -182,6 +182,10 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
         ("optim.name=sgdd", r"optim\.name: Input should be 'sgd', 'larc', 'lars' or 'adamw' \(got 'sgdd'\)"),
         ("data.crops=[]", r"data\.crops: Tuple should have at least 1 item"),
         ("data.crops.0.scale=[0.5]", r"data\.crops\.0\.scale\.1: Field required"),
+        (
+            "data.crops.0.interpolation=lanczos",
+            r"data\.crops\.0\.interpolation: Input should be 'bilinear' or 'bicubic' \(got 'lanczos'\)",
+        ),
         ("data=null", r"data: "),
         ("method.prototypes=-1", r"method\.prototypes: Input should be greater than 0"),
         ("method.name=moco", r"method: Input tag 'moco' .* 'swav', 'barlow_twins', 'byol', 'simsiam'"),
@@ -197,6 +201,10 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
             "optim={name: adamw, lr: 1, momentum: 0.8}",
             r"optim\.momentum goes with .*: adamw has optim\.betas",
         ),
+        (
+            "optim.schedule=linear",
+            r"optim\.schedule: Input should be 'cosine', 'cosine_of_run' or 'constant' \(got 'linear'\)",
+        ),
         ("optim.betas=[0.8, 0.9]", r"optim\.betas goes with adamw: larc has optim\.momentum"),
         ("optim.clip_trust=true", r"optim\.clip_trust goes with optim\.name: lars"),
         ("train.epochs=3", r"train: give exactly one of train\.steps and train\.epochs"),
@@ -204,6 +212,10 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
         (
             "trunk.zero_init_residual=true",
             r"trunk: `zero_init_residual` goes with name: resnet18 or resnet50",
+        ),
+        (
+            "trunk.stem=low_resolution_padded",
+            r"trunk: stem: low_resolution_padded goes with name: resnet18 or",
         ),
         ("seed=1.5", r"seed: Input should be a valid integer"),
         ("run.cache_gib=.inf", r"run\.cache_gib: Input should be a finite number"),

@@ -14,7 +14,7 @@ from cluster.run.source import source_version
 from cluster.typed_yaml import load_recipe
 from ingest.dataset.open import open_dataset
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.train.run_recipe import adopt, differing_keys, pin_dataset, record_attempt
+from pipeline.train.run_recipe import adopt, check_same_recipe, differing_keys, pin_dataset, record_attempt
 
 
 def test_a_saved_recipe_is_the_recipe(tmp_path: Path) -> None:
@@ -34,6 +34,23 @@ def test_only_the_run_section_may_change(tmp_path: Path) -> None:
         UserError, match=r"\(data\.root is 'somewhere' there, 'elsewhere' here; seed is 1 there, 2"
     ):
         adopt(make_recipe(Path("elsewhere"), seed=2), tmp_path)
+
+
+def test_a_run_goes_on_when_recipes_have_got_a_key_since(tmp_path: Path) -> None:
+    """At the value that trains as the run was trained; another one is another training."""
+    recipe = make_recipe(Path("somewhere"))
+    adopt(recipe, tmp_path)
+    saved = tmp_path / "recipe.yaml"
+    for line in ("    interpolation: bilinear\n", "evaluation:\n  interpolation: null\n"):
+        saved.write_text(saved.read_text().replace(line, ""))
+    assert "interpolation" not in saved.read_text()
+    check_same_recipe(recipe, tmp_path)
+    crops = [crop.model_copy(update={"interpolation": "bicubic"}) for crop in recipe.data.crops]
+    data = recipe.data.model_copy(update={"crops": tuple(crops)})
+    told = r"data\.crops\.0\.interpolation is 'bilinear' there, 'bicubic' here; data\.crops\.1"
+    with pytest.raises(UserError, match=told):
+        adopt(recipe.model_copy(update={"data": data}), tmp_path)
+    adopt(recipe, tmp_path)
 
 
 def test_a_run_keeps_the_dataset_that_it_began_with(tmp_path: Path) -> None:
