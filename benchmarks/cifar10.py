@@ -1,7 +1,7 @@
 """Claim: in a quarter of an hour of 2 CPU cores each method learns CIFAR-10 beyond a random trunk.
 
-    python benchmarks/cifar10.py FOLDER [KEY=VALUE]... [--out out/cifar10] [--minutes 15] [--seed 0]
-        [--method swav]... [--name what] [--peer peer.jsonl]
+    python benchmarks/cifar10.py FOLDER [--out out/cifar10] [--minutes 15] [--seed 0] [--peer peer.jsonl]
+        [--methods swav barlow_twins] [--change data.crops.0.interpolation=bicubic] [--label bicubic]
 
 FOLDER holds train/<class>/*.jpg and test/<class>/*.jpg; the labels are not used in pretraining. Ingests both,
 then runs `submit pretrain` with the recipes of the graph `cifar10_cpu`, one method after another, with a
@@ -10,20 +10,8 @@ method ends its whole cosine schedule. Every checkpoint is scored by kNN (k = 20
 images, 10,000 test images) against wall time, beside raw pixels and the random-initialised trunk with
 calibrated BatchNorm. Wall time starts when training has been set up, about 2 s after the command; saving
 counts, evaluation (afterwards) does not. Writes curves-MINUTES-SEED.json and .svg into --out; --peer adds to
-the figure what benchmarks/cifar10_peer.py has printed. The same command goes on where it was stopped, but the
-pause counts as wall time.
-
-KEY=VALUE changes the recipes of all methods, --method leaves out the others, and --name keeps apart what
-comes of it. What the filter of the crops changes, for two methods and three seeds:
-
-    for seed in 0 1 2; do
-      for filter in bilinear bicubic; do
-        python benchmarks/cifar10.py FOLDER data.crops.0.interpolation=$filter --name $filter --seed $seed \\
-          --method swav --method barlow_twins
-      done
-    done
-
-Likewise trunk.stem=NAME. (Evaluation resizes nothing here: images have the 32 pixels that are shown.)
+the figure what benchmarks/cifar10_peer.py has printed; --change overrides keys of all recipes, and --label
+keeps such runs apart. The same command goes on where it was stopped, but the pause counts as wall time.
 """
 
 import argparse
@@ -38,6 +26,7 @@ import matplotlib.pyplot as plt
 import torch
 import yaml
 
+from cluster.typed_yaml import apply_override
 from ingest.dataset.open import Dataset, open_dataset
 from pipeline.checkpoint.files import newest_first, step_of
 from pipeline.dag.recipe import load_dag
@@ -59,14 +48,14 @@ STEPPING = 0.97  # of the minutes: the first steps, checkpoints and noise take t
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--method", action="append", choices=METHODS)
-    parser.add_argument("--name")
     parser.add_argument("--out", type=Path, default=Path("out/cifar10"))
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peer", type=Path)
-    arguments = parser.parse_intermixed_args()
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--change", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--label", help="of runs with a --change")
+    arguments = parser.parse_args()
     out: Path = arguments.out
     lines = arguments.peer.read_text().splitlines() if arguments.peer else ()
     peer = {row["method"]: row for row in map(json.loads, lines)}
@@ -74,10 +63,10 @@ def main() -> None:
         command("ingest", "crawl-shards", str(arguments.folder / part), "--output", str(out / part))
     train, test = open_dataset(out / "train"), open_dataset(out / "test")
     curves: dict[str, list[dict[str, float]]] = {}
-    attempt = f"{arguments.minutes:g}-{arguments.seed}" + (f"-{arguments.name}" if arguments.name else "")
+    attempt = "-".join(filter(None, (f"{arguments.minutes:g}-{arguments.seed}", arguments.label)))
     recipes = {
-        method: recipe_of(method, out, [f"seed={arguments.seed}", *arguments.overrides])
-        for method in arguments.method or METHODS
+        method: changed_recipe(method, out, seed=arguments.seed, changes=arguments.change)
+        for method in arguments.methods
     }
     for method, recipe in recipes.items():
         trial = pretrain(recipe, out, name=f"trial-{method}-{attempt}", steps=TRIAL_STEPS)
@@ -98,11 +87,10 @@ def main() -> None:
                 flush=True,
             )
             curves[method].append(point)
-    spec = read_spec(trunk)  # of any: all have the same
-    random, pixels = out / f"random-{attempt}", out / f"pixels-{attempt}"
-    random_trunk(spec, train, seed=arguments.seed, out=random, workers=WORKERS, device=CPU)
-    pixels_trunk(spec, size=32, out=pixels)
-    baselines = {"random": score(random, train, test), "pixels": score(pixels, train, test)}
+    spec = read_spec(trunk)  # of any: all four have the same
+    random_trunk(spec, train, seed=arguments.seed, out=out / "random", workers=WORKERS, device=CPU)
+    pixels_trunk(spec, size=32, out=out / "pixels")
+    baselines = {name: score(out / name, train, test) for name in ("random", "pixels")}
     for name, top1 in baselines.items():
         print(f"{name}: kNN {top1:.2f} %")
     (out / f"curves-{attempt}.json").write_text(json.dumps({**curves, **baselines}, indent=2))
@@ -114,22 +102,21 @@ def command(*words: str) -> None:
     subprocess.run([str(Path(sys.executable).parent / words[0]), *words[1:]], check=True)
 
 
-def recipe_of(method: str, out: Path, overrides: list[str]) -> dict[str, Any]:
-    """The graph's recipe for this method, for images in `out`."""
-    stage = f"pretrain_{method}"
-    dag = load_dag("cifar10_cpu", [f"stages.{stage}.recipe.{word}" for word in overrides])
-    recipe = dag.stages[stage].recipe
-    assert isinstance(recipe, dict)  # load_dag has put it in the place of its name
+def changed_recipe(method: str, out: Path, *, seed: int, changes: list[str]) -> dict[str, Any]:
+    """The graph's recipe for this method, on the images in `out`, with some keys overridden."""
+    recipe: dict[str, Any] = load_dag("cifar10_cpu", []).stages[f"pretrain_{method}"].recipe
+    recipe["seed"] = seed
     recipe["data"]["root"] = str(out / "train")
     recipe["run"] |= {"folder": str(out), "checkpoint_minutes": 5, "keep_last": 100}
+    for change in changes:
+        apply_override(recipe, change)
     return recipe
 
 
 def pretrain(recipe: dict[str, Any], out: Path, *, name: str, steps: int) -> Path:
-    """The folder of a run of so many steps."""
-    recipe = recipe | {"train": {**recipe["train"], "epochs": None, "steps": steps}}
+    """The folder of a run of this recipe, of so many steps."""
     path = out / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump(recipe | {"train": {**recipe["train"], "epochs": None, "steps": steps}}))
     where = ("--executor", "local", "--ranks", "1", "--wait")
     command("submit", "pretrain", "--recipe", str(path), "--run", name, *where)
     return out / name

@@ -67,7 +67,7 @@ def manifest_sums(run_folder: Path) -> dict[Path, str]:
         if broken := _first_unlike(checkpoint, look=lambda path: {"bytes": path.stat().st_size}):
             raise UserError(
                 f"checkpoint {checkpoint} is broken ({broken}): remove it and give the same command again, "
-                "which goes on from an older one"
+                "which goes on from the newest of the others"
             )
         sums |= {checkpoint / name: entry["sha256"] for name, entry in _manifest(checkpoint).items()}
     return sums

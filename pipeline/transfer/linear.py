@@ -4,7 +4,7 @@ training data.
 Features are standardised with the training set's mean and deviation. That makes one grid of regularisations
 fit trunks of any scale (a random trunk, raw pixels). They are then turned onto their principal axes, which
 changes neither the loss nor |W|, but lets L-BFGS be told how curved the loss is along each of them: without
-that it needs thousands of iterations where the regularisation is weak.
+that it is slow where the regularisation is weak.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 WANTED_GAP = 1e-3
 _WANTED_GRADIENT = 1e-4  # of each weight: where the regularisation is strong, it asks for more than the gap
 _ITERATIONS_BETWEEN_LOOKS = 10
+_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +78,14 @@ def linear_probe(
     test set.
 
     Raises:
-        UserError: if the two sets share no labels, or the training set is too small to split.
+        UserError: if the two sets share no labels, the training set is too small to split, or a feature is
+            not finite.
     """
+    if not all(part.x.isfinite().all() for part in (train, test)):
+        raise UserError(
+            "the features hold numbers that are not finite, which no classifier can use: the trunk has "
+            "diverged; export it from an older checkpoint"
+        )
     names, train_y, test_y = shared_labels(train, test)
     device = device or torch.device("cpu")
     x, y = train.x.float().to(device), train_y.to(device)
@@ -86,8 +93,9 @@ def linear_probe(
     validation: dict[float, float] = {}
     grid = sorted(set(recipe.regularisation), reverse=True)
     scaler = Standardiser.of(x[fitted])
-    axes = principal_axes(scaler(x[fitted]))
-    inside, outside = scaler(x[fitted]) @ axes, scaler(x[held_out]) @ axes
+    inside = scaler(x[fitted])
+    axes = principal_axes(inside)
+    inside, outside = inside @ axes, scaler(x[held_out]) @ axes
     solutions: dict[float, Tensor] = {}
     start: Tensor | None = None
     for value in grid:
@@ -121,10 +129,10 @@ def linear_probe(
     )
     if not scores.converged:
         logger.warning(
-            "linear probe: after %d iterations the loss may be %.2g of itself above the optimum; raise "
-            "`max_iterations`",
+            "linear probe: after %d iterations the loss may be %.2g of itself above the optimum; %s",
             recipe.max_iterations,
             gap,
+            "raise `max_iterations`" if best else "nothing bounds it without regularisation",
         )
     return scores
 
@@ -150,8 +158,11 @@ class Standardiser:
 
 def principal_axes(x: Tensor) -> Tensor:
     """The directions, (d, d), along which (n, d) features of zero mean do not covary."""
-    wide = x.double()
-    axes: Tensor = torch.linalg.eigh(wide.T @ wide).eigenvectors
+    covariance = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    for start in range(0, len(x), _ROWS):  # in float64 not all may have room at once
+        rows = x[start : start + _ROWS].double()
+        covariance += rows.T @ rows
+    axes: Tensor = torch.linalg.eigh(covariance).eigenvectors
     return axes.to(x.dtype)
 
 
@@ -230,7 +241,8 @@ def relative_gap(x: Tensor, weights: Tensor, gradient: Tensor, loss: Tensor, reg
     """How far a loss is above the optimum at most, as a share of it; infinite without regularisation.
 
     A function whose curvature is c or more lies within |gradient|^2 / (2 c) of its minimum. Along W, c is the
-    regularisation; along the bias, which has none, the variance of each class's prediction stands for it.
+    regularisation; along the bias, which has none, the variance of each class's prediction stands for it, as
+    is right near the optimum.
     """
     if not regularisation:
         return math.inf

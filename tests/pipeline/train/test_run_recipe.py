@@ -41,7 +41,8 @@ def test_a_run_goes_on_when_recipes_have_got_a_key_since(tmp_path: Path) -> None
     recipe = make_recipe(Path("somewhere"))
     adopt(recipe, tmp_path)
     saved = tmp_path / "recipe.yaml"
-    saved.write_text(saved.read_text().replace("    interpolation: bilinear\n", ""))
+    for line in ("    interpolation: bilinear\n", "evaluation:\n  interpolation: null\n"):
+        saved.write_text(saved.read_text().replace(line, ""))
     assert "interpolation" not in saved.read_text()
     check_same_recipe(recipe, tmp_path)
     crops = [crop.model_copy(update={"interpolation": "bicubic"}) for crop in recipe.data.crops]

@@ -1,6 +1,7 @@
 """The learning rate's anchors: start, peak, middle, end; and the formulas of those whom recipes follow."""
 
 import math
+import re
 from collections.abc import Callable
 from itertools import chain
 from typing import Literal
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.typed_yaml import load_recipe
+from cluster.typed_yaml import find_recipe, load_recipe
 from pipeline.recipe.pretrain import Optim, PretrainRecipe
 from pipeline.train.schedule import learning_rate
 
@@ -78,9 +79,9 @@ def barlow_twins(step: int, total: int) -> float:
     return 0.2 * (base * q + base * 0.001 * (1 - q))
 
 
-def byol(step: int, total: int) -> float:
+def byol(step: int, total: int, warmup: int = 10 * (IMAGENET // 4096)) -> float:
     """google-deepmind/deepmind-research, byol/utils/schedules.py."""
-    warmup, scaled = 10 * (IMAGENET // 4096), 0.2 * 4096 / 256
+    scaled = 0.2 * 4096 / 256
     if step < warmup:
         return step / warmup * scaled
     return scaled * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
@@ -151,6 +152,18 @@ def test_a_recipe_follows_the_formula_of_its_source(name: str) -> None:
     for step in chain(range(0, total, 89 if every == 1 else every), *(near if every == 1 else ())):
         ours = learning_rate(recipe.optim, step=step, total_steps=total)
         assert abs(ours - formula(step, total)) < 1e-12, step
+
+
+def test_byol_has_its_authors_number_of_steps_as_its_header_says() -> None:
+    path = find_recipe("byol_resnet50", kind="pretrain")
+    header = " ".join(line.removeprefix("# ") for line in path.read_text().splitlines() if line[0] == "#")
+    overrides = re.findall(r"train\.epochs=null|train\.steps=\d+|optim\.warmup_steps=\d+", header)
+    recipe = load_recipe(PretrainRecipe, "byol_resnet50", overrides, kind="pretrain")
+    total, warmup = 1000 * IMAGENET // 4096, 10 * IMAGENET // 4096  # byol/configs/byol.py
+    assert (recipe.train.steps, recipe.optim.warmup_steps) == (total, warmup)
+    for step in range(0, total, 997):
+        ours = learning_rate(recipe.optim, step=step, total_steps=total)
+        assert abs(ours - byol(step, total, warmup)) < 1e-12
 
 
 @given(

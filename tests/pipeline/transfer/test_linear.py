@@ -1,4 +1,6 @@
 import logging
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from pipeline.transfer.linear import (
     fit,
     linear_probe,
     principal_axes,
+    relative_gap,
     split_validation,
 )
 
@@ -94,6 +97,20 @@ def test_the_gap_bounds_the_distance_to_the_optimum(value, iterations):
         assert gap <= WANTED_GAP
 
 
+def test_the_gap_counts_the_bias_which_has_no_regularisation():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 3, generator=generator, dtype=torch.float64)
+    y = (torch.arange(200) % 20).clamp_max(2)  # most are of the third class
+    weights, value = torch.zeros(4, 3, dtype=torch.float64), 1e4  # W is right, nearly; the bias is not
+    weights[-1] = (y.bincount() / 200).log() + torch.tensor([0.2, 0.0, -0.1])
+    weights.requires_grad_()
+    loss = torch.nn.functional.cross_entropy(x @ weights[:-1] + weights[-1], y)
+    loss.backward()
+    gap = relative_gap(x, weights.detach(), weights.grad, loss.detach(), value)
+    excess = float(loss.detach()) / optimum(x, y, value) - 1
+    assert 1e-3 < excess <= gap < 2 * excess
+
+
 def test_a_probe_says_how_far_from_the_optimum_it_may_be(caplog):
     data = entangled()
     with caplog.at_level(logging.WARNING):
@@ -105,7 +122,18 @@ def test_a_probe_says_how_far_from_the_optimum_it_may_be(caplog):
     assert not poor.converged and poor.metrics()["converged"] == 0
     assert "of itself above the optimum; raise `max_iterations`" in caplog.text
     free = linear_probe(data, data, LinearRecipe(regularisation=(0.0,), max_iterations=10))
-    assert not free.converged and free.metrics()["gap"] == 1  # nothing bounds it
+    assert not free.converged and free.metrics()["gap"] == 1
+    assert "nothing bounds it without regularisation" in caplog.text
+
+
+def test_a_trunk_that_has_collapsed_is_scored_and_one_that_has_diverged_is_a_sentence():
+    data = blobs(60)
+    flat = replace(data, x=torch.ones_like(data.x))
+    scores = linear_probe(flat, flat, LinearRecipe(regularisation=(1e-2,)))
+    assert scores.converged and scores.top1 == pytest.approx(float(data.y.bincount().max()) / 60)
+    gone = replace(data, x=torch.full_like(data.x, math.nan))
+    with pytest.raises(UserError, match=r"are not finite.*older checkpoint"):
+        linear_probe(data, gone, LinearRecipe())
 
 
 def test_regularisation_is_chosen_on_the_validation_split_not_on_the_test_set():
