@@ -12,25 +12,30 @@ from cluster.run.folder import LOCK_PATIENCE, RunFolder
 from cluster.run.restarts import last_attempt
 from cluster.run.source import snapshot_source
 from cluster.run.status import Status
+from cluster.run.trust import refuse_untrusted
 from cluster.site import write_site
 
 SBATCH_PATIENCE = 120.0  # seconds that another submission of the same run may wait for SLURM
 
 
-def submit(job: Job, executor: Executor, *, keep_source: bool = False) -> Handle:
+def submit(job: Job, executor: Executor, *, keep_source: bool = False, trust: bool = False) -> Handle:
     """Start a job, or queue it, unless its run goes on already.
 
     Args:
         keep_source: where the ranks run the source in the run folder: go on with the one that is there, if
             there is one.
+        trust: go on in a folder that is another's, or that everybody may write.
 
     Raises:
         AlreadyRunning: if the run has not ended, wherever it was submitted.
-        UserError: if the executor can never run such a job.
+        UserError: if the executor can never run such a job, or others decide on what is in its folder.
         Refused: if it does not take this one; the run's status is as it was before.
     """
     job = replace(job, folder=job.folder.absolute())
     executor.refuse_impossible(job)
+    if job.folder.is_dir() and not trust:
+        # Its owner could put another job in the place of this one before it starts.
+        refuse_untrusted(job.folder, (), groups=None, remedy="remove it, or have the run in another place")
     run = RunFolder.create(job.folder)
     lock = run.lock(patience=SBATCH_PATIENCE if executor.name == "slurm" else LOCK_PATIENCE)
     try:
@@ -75,6 +80,8 @@ def _prepare(
         snapshot_source(run.path)
     if executor.site is not None:
         write_site(executor.site, run.path / "site.yaml")
+    else:  # whoever has left one there, its command is not to be called
+        (run.path / "site.yaml").unlink(missing_ok=True)
     run.write_job(job)
     # A status that was damaged, and removed, has forgotten them: the ends of before shall not count again.
     attempts = last_attempt(run) if before is None else before.attempt

@@ -163,8 +163,9 @@ def rejoin(run: RunFolder) -> None:
     """
     submission = read_submission(run)
     if not load_ray().is_initialized():
-        given = None if submission.own else os.environ.get("RAY_ADDRESS")
-        join(given or submission.address, NAMESPACE)
+        if submission.own:  # it asks for a token that only its processes have
+            raise UserError(f"the Ray of the run in {run.path} is for the process alone that submitted it")
+        join(os.environ.get("RAY_ADDRESS") or submission.address, NAMESPACE)
     if (joined := load_ray().get_runtime_context().gcs_address) != submission.cluster:
         raise UserError(
             f"the run in {run.path} is on the Ray of {submission.cluster}, and this process has joined "

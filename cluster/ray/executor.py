@@ -133,7 +133,7 @@ class RayExecutor:
         """Join the cluster, or start one; a process that has joined one stays with it."""
         address = self._address or os.environ.get("RAY_ADDRESS")
         with _CONNECTING:  # the stages of a graph come here side by side
-            if address is None and "SLURM_JOB_ID" in os.environ:
+            if address is None:
                 demand_a_token()
             if load_ray().is_initialized():
                 return

@@ -114,7 +114,7 @@ class AllocationRay:
 
 
 def demand_a_token() -> None:
-    """Whoever reaches a Ray that asks for none runs code as this user, and the network is everybody's.
+    """Whoever reaches a Ray that asks for none runs code as this user, and it listens on the whole network.
 
     The head, the other nodes and this process inherit it; other processes cannot join. Called before the
     first import of Ray, which reads it then.

@@ -21,23 +21,29 @@ CHECKPOINTS = ("checkpoints",)
 LEADS_TO_EXECUTION = (*CONTROLS, *CHECKPOINTS, "job.json", "site.yaml", "source")
 
 
-def refuse_untrusted(run: Path, names: Iterable[str], *, groups: Iterable[str]) -> None:
+def refuse_untrusted(
+    run: Path,
+    names: Iterable[str],
+    *,
+    groups: Iterable[str] | None,
+    remedy: str = "--trust goes on with this run all the same",
+) -> None:
     """Refuse a run some of whose files anybody but this user and root could have written.
 
     Args:
         names: of the files, and of folders, which stand for all that is in them. One that is not there could
             still be put there: the run's own folder is looked at, too. What lies above that is not.
-        groups: those whose members are trusted to write them.
+        groups: those whose members are trusted to write them; None: any.
+        remedy: what to do about it.
 
     Raises:
         UserError: names the file, and who could have written it.
     """
-    trusted = {*groups}
+    trusted = None if groups is None else {*groups}
     for path in [run, *(path for name in names for path in _all_of(run / name))]:
         if (why := _written_by_others(path, trusted)) is not None:
             raise UserError(
-                f"{path} {why}, and would decide what is done as you: look at what it says; "
-                "--trust goes on with this run all the same"
+                f"{path} {why}, and would decide what is done as you: look at what it says; {remedy}"
             )
 
 
@@ -49,7 +55,7 @@ def _all_of(path: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in (*folders, *files))
 
 
-def _written_by_others(path: Path, trusted: set[str]) -> str | None:
+def _written_by_others(path: Path, trusted: set[str] | None) -> str | None:
     """Who else could have written a file, in words; None if nobody could. Of a link, it and its target."""
     for found in (path.lstat(), path.stat()) if path.exists() else (path.lstat(),):
         mine = {0, os.geteuid()}
@@ -69,9 +75,9 @@ def _is_sticky_folder(mode: int) -> bool:
     return stat.S_ISDIR(mode) and bool(mode & stat.S_ISVTX)
 
 
-def _is_trusted(number: int, trusted: set[str]) -> bool:
+def _is_trusted(number: int, trusted: set[str] | None) -> bool:
     """Whether a group is named as trusted, or is this user's own, as many systems make one for each."""
-    if _group(number) in trusted:
+    if trusted is None or _group(number) in trusted:
         return True
     try:
         group, user = grp.getgrgid(number), pwd.getpwuid(os.geteuid())

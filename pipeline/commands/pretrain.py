@@ -127,7 +127,7 @@ def start_training(
         f"{_ranks(resources)}, each on {per_rank}"
     )
     if not dry_run:
-        launch(job, chosen, site, wait=wait, follow=follow)
+        launch(job, chosen, site, wait=wait, follow=follow, trust=trust)
 
 
 def resume(  # noqa: PLR0917 -- typer passes by name
@@ -161,11 +161,18 @@ def resume(  # noqa: PLR0917 -- typer passes by name
             f"{found.path / 'job.json'} is of the run in {job.folder}: where a run was moved, give the "
             "command that started it again"
         )
-    launch(job, status.executor, site, wait=wait, follow=follow, resume=True)
+    launch(job, status.executor, site, wait=wait, follow=follow, trust=trust, resume=True)
 
 
 def launch(
-    job: Job, executor: ExecutorName, site: Site, *, wait: bool, follow: bool, resume: bool = False
+    job: Job,
+    executor: ExecutorName,
+    site: Site,
+    *,
+    wait: bool,
+    follow: bool,
+    trust: bool,
+    resume: bool = False,
 ) -> None:
     """Submit a job, and stay with it if it runs here or somebody wants to see it."""
     run = RunFolder(job.folder)
@@ -174,7 +181,7 @@ def launch(
     with contextlib.closing(ProgressLine(sys.stdout)) as progress:
         excluded = excluded_nodes(job.folder.parent)
         chosen = make_executor(executor, site, stream=progress, exclude=excluded)
-        handle = submit(job, chosen, keep_source=resume)
+        handle = submit(job, chosen, keep_source=resume, trust=trust)
         if executor != "local":
             progress.write(f"{executor} job {handle.id}: `submit status {job.folder}` tells how it goes\n")
             progress.flush()

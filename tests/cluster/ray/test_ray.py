@@ -435,7 +435,9 @@ except UserError as error:
 print(submit(job, executor).wait())
 """
     outside = {
-        name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "SLURM_JOB_ID")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RAY_ADDRESS", "RAY_AUTH_MODE", "SLURM_JOB_ID")
     }
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "job.json")],
@@ -444,6 +446,9 @@ print(submit(job, executor).wait())
         env=outside | {"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)},  # Ray keeps a token at home
     )
     wait_until((tmp_path / "ready-0").exists)
+    (rank,) = [int((tmp_path / "ready-0").read_text())]
+    variables = Path(f"/proc/{rank}/environ").read_bytes().split(b"\0")
+    assert b"RAY_AUTH_MODE=token" in variables  # its ports are open to the whole network
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=PATIENCE)
     lines = output.splitlines()

@@ -12,7 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.errors import UserError
+from cluster.job import Job, Resources, State
+from cluster.local import LocalExecutor
 from cluster.run.trust import LEADS_TO_EXECUTION, refuse_untrusted
+from cluster.submit import submit
 
 FILES = (
     "status.json",
@@ -85,6 +88,27 @@ def test_S1_a_link_is_refused_for_what_it_points_to(run: Path, tmp_path: Path) -
 def test_a_folder_that_all_may_write_and_none_may_tidy_is_no_danger(run: Path) -> None:
     run.chmod(0o1777)  # such as one directly in /tmp
     refuse(run)
+
+
+def test_S1_nothing_is_submitted_where_somebody_else_decides(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the folder that a stage of a graph will have, made by another user before."""
+    told = tmp_path / "told"
+    (run / "site.yaml").write_text(f"notify: {{command: [touch, {told}]}}")
+    (run / "status.json").unlink()
+    job = Job(name="t", function="os:getcwd", arguments={}, resources=Resources(), folder=run)
+    run.chmod(0o777)
+    with pytest.raises(UserError, match=f"{run} may be written by everybody.*remove it, or have the run in"):
+        submit(job, LocalExecutor())
+    assert not (run / "logs").exists()
+    run.chmod(0o775)  # a group is another matter: where files lead to execution, the commands look at it
+    assert submit(job, LocalExecutor()).wait() is State.COMPLETED
+    assert not told.exists()  # nobody named a site
+    belongs_to_another(run, monkeypatch)
+    with pytest.raises(UserError, match=f"{run} belongs to user 54321"):
+        submit(job, LocalExecutor())
+    assert submit(job, LocalExecutor(), trust=True).wait() is State.COMPLETED
 
 
 def test_files_that_are_not_there_are_not_asked_for(tmp_path: Path) -> None:
