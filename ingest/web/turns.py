@@ -40,6 +40,7 @@ class Host(Generic[Job]):
         strikes: failures in a row.
         refusal: what is said of its URLs until `refused_until`, instead of asking.
         listed: it is in the ring, in the heap of those that wait, or among a place's waiters.
+        soon: next time it is listed in front.
         waits_at: whose waiter it is.
         called_by: whose it was, now that it is in the ring.
         last: when its latest request ended.
@@ -60,6 +61,7 @@ class Host(Generic[Job]):
     refusal: Problem | None = None
     refused_until: float = 0.0
     listed: bool = False
+    soon: bool = False
     waits_at: Place | None = None
     called_by: Place | None = None
     last: float = 0.0
