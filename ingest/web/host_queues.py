@@ -234,6 +234,8 @@ class Hosts(Generic[Job]):
             self._list(host, now)
             return None
         if (place := self._full(host)) is not None:
+            if place.waiters is None:
+                place.waiters = OrderedDict()
             place.waiters[host] = None
             host.waits_at, host.listed = place, True
             return None

@@ -1,7 +1,7 @@
 """What `host_queues.py` knows of hosts, of the addresses where they are, and of turns."""
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ingest.problem import Problem
@@ -24,7 +24,7 @@ class Place:
     active: int = 0
     not_before: float = 0.0
     reserved: float = 0.0
-    waiters: "OrderedDict[Host[Any], None]" = field(default_factory=OrderedDict)
+    waiters: "OrderedDict[Host[Any], None] | None" = None
     called: int = 0
 
 
