@@ -142,7 +142,7 @@ class Opened:
 class AnswerHandler(ResponseHandler):
     """aiohttp's end of a connection, for one answer after another."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, opened: "Opened | None" = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, opened: Opened | None = None) -> None:
         super().__init__(loop)
         self._opened = Opened() if opened is None else opened
         self.peer = ""
