@@ -7,17 +7,13 @@ answer depends on its bytes, and not on how packets divide them.
 
 import asyncio
 import re
-import resource
 from collections import Counter
-from functools import partial
 from typing import Any, NamedTuple
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.http_parser import HttpResponseParserPy
-
-from cluster.errors import UserError
 
 # As in Chrome.
 _LONGEST_HEAD = 256 << 10
@@ -38,17 +34,12 @@ _CLEAN = re.compile(
 # What aiohttp's parser in Python is given at a time: for each chunk it copies all that follows.
 _PIECE = 4096
 _LONGEST_CHUNK_LINE = 1024
-# aiohttp keeps these to itself, and may rename them one day.
-_OF_HANDLERS = ("_exception", "_parser", "_payload", "_should_close")
 # Of chunks, what belongs to no data: sizes, what is said beside them, and headers behind the last. So much is
 # free, and a sixteenth of the data.
 _FREE_OVERHEAD = 16 << 10
 _LARGEST_OVERHEAD = 1 / 16
 # What aiohttp's parser in C is given of chunks at a time: they may be tiny, and many.
 _CHUNKS = 32 << 10
-# Connections beyond which none is kept, and how much of the limit of open files they may be.
-_MOST_CONNECTIONS = 4096
-_SHARE_OF_FILES = 0.5
 
 
 class Head(NamedTuple):
@@ -151,7 +142,7 @@ class Opened:
 class AnswerHandler(ResponseHandler):
     """aiohttp's end of a connection, for one answer after another."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, opened: "Opened | None" = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, opened: Opened | None = None) -> None:
         super().__init__(loop)
         self._opened = Opened() if opened is None else opened
         self.peer = ""
@@ -336,32 +327,3 @@ class AnswerHandler(ResponseHandler):
         self.set_exception(error)
         if self.transport is not None:
             self.transport.abort()
-
-
-class Connector(aiohttp.TCPConnector):
-    """Connections whose answers are taken as browsers take them; kept as long as there are not too many.
-
-    Args:
-        per_address: connections to an address beyond which none is kept.
-    """
-
-    def __init__(self, *, per_address: int, **options: Any) -> None:
-        super().__init__(**options)
-        self._opened = Opened()
-        handler = AnswerHandler(self._loop, opened=self._opened)
-        missing = [name for name in _OF_HANDLERS if not hasattr(handler, name)]
-        if missing or not hasattr(self, "_factory"):
-            raise UserError(
-                f"aiohttp {aiohttp.__version__} has no {', '.join(missing) or '_factory'}, which answers are "
-                "read with: pip install 'aiohttp>=3.14.1,<3.15'"
-            )
-        self._per_address = per_address
-        self._factory: Any = partial(AnswerHandler, loop=self._loop, opened=self._opened)
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        share = _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else int(files * _SHARE_OF_FILES)
-        self._most = min(_MOST_CONNECTIONS, share)
-
-    def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
-        assert isinstance(protocol, AnswerHandler)
-        many = self._opened.at[protocol.peer] > self._per_address or self._opened.in_all > self._most
-        super()._release(key, protocol, should_close=should_close or many)

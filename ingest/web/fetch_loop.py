@@ -258,10 +258,13 @@ class FetchLoop(Generic[Token]):
             if data is None:
                 return
             rules = await self._robots.learn(question.origin, data)
+        soon = True
         while question.waiting:
             errand = question.waiting.popleft()
             if self._is_allowed(errand, rules):
-                self._hosts.add(errand.host, errand, self._loop.time())
+                # The first of them goes over the same connection.
+                self._hosts.add(errand.host, errand, self._loop.time(), soon=soon)
+                soon = False
             if rules.is_slow(errand.url):
                 await asyncio.sleep(0)
         del self._questions[question.origin]

@@ -77,9 +77,14 @@ class Hosts(Generic[Job]):
         self._idle: OrderedDict[str, None] = OrderedDict()
         self._forget_beyond = _HOSTS_KNOWN
 
-    def add(self, name: str, job: Job, now: float, *, first: bool = False) -> None:
-        """Put a job at the end of its host's queue, or in front."""
+    def add(self, name: str, job: Job, now: float, *, first: bool = False, soon: bool = False) -> None:
+        """Put a job at the end of its host's queue, or in front.
+
+        Args:
+            soon: the host is connected: its turn should come before it is not any more.
+        """
         host = self._host(name)
+        host.soon |= soon
         self._idle.pop(name, None)
         if host.queue is None:
             host.queue = deque()
@@ -229,6 +234,8 @@ class Hosts(Generic[Job]):
             self._list(host, now)
             return None
         if (place := self._full(host)) is not None:
+            if place.waiters is None:
+                place.waiters = OrderedDict()
             place.waiters[host] = None
             host.waits_at, host.listed = place, True
             return None
@@ -303,7 +310,11 @@ class Hosts(Generic[Job]):
                     place.reserved = when + host.delay
             heapq.heappush(self._waiting, (when, next(self._numbers), host))
         elif host.active < self._per_host or host.refusal is not None:
-            self._ring.append(host)
+            if host.soon:
+                self._ring.appendleft(host)
+            else:
+                self._ring.append(host)
+            host.soon = False
         else:
             return
         host.listed = True

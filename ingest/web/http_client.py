@@ -13,7 +13,7 @@ from yarl import URL
 from cluster.errors import UserError
 from ingest.problem import Problem
 from ingest.web.addresses import AddressPolicy
-from ingest.web.answer_bytes import Connector
+from ingest.web.connector import Connector
 from ingest.web.content_encoding import BadEncodingError, BombError, check_ratio, decoder
 from ingest.web.host_queues import KEPT_ALIVE
 from ingest.web.problems import (

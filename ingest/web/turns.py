@@ -1,7 +1,7 @@
 """What `host_queues.py` knows of hosts, of the addresses where they are, and of turns."""
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ingest.problem import Problem
@@ -24,7 +24,7 @@ class Place:
     active: int = 0
     not_before: float = 0.0
     reserved: float = 0.0
-    waiters: "OrderedDict[Host[Any], None]" = field(default_factory=OrderedDict)
+    waiters: "OrderedDict[Host[Any], None] | None" = None
     called: int = 0
 
 
@@ -40,6 +40,7 @@ class Host(Generic[Job]):
         strikes: failures in a row.
         refusal: what is said of its URLs until `refused_until`, instead of asking.
         listed: it is in the ring, in the heap of those that wait, or among a place's waiters.
+        soon: next time it is listed in front.
         waits_at: whose waiter it is.
         called_by: whose it was, now that it is in the ring.
         last: when its latest request ended.
@@ -60,6 +61,7 @@ class Host(Generic[Job]):
     refusal: Problem | None = None
     refused_until: float = 0.0
     listed: bool = False
+    soon: bool = False
     waits_at: Place | None = None
     called_by: Place | None = None
     last: float = 0.0

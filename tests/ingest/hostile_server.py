@@ -135,6 +135,7 @@ fixed("to_nowhere", "redirect_bad_url", head("302 Found", Location="http://[::1"
 fixed(
     "to_odd_address", "redirect_bad_url", head("302 Found", Location="http://2130706433/", Content_Length=0)
 )
+fixed("to_mail", "blocked_port", head("302 Found", Location="http://127.0.1.1:25/", Content_Length=0))
 fixed("to_private", "private_address", head("302 Found", Location="http://10.0.0.1/", Content_Length=0))
 fixed(
     "to_metadata", "private_address", head("302 Found", Location="http://169.254.169.254/", Content_Length=0)

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from cluster.errors import UserError
-from ingest.web import answer_bytes
+from ingest.web import connector
 from ingest.web.answer_bytes import AnswerHandler
 from ingest.web.errands import Fetched
 from ingest.web.fetcher import Fetcher
@@ -249,10 +249,10 @@ def test_the_rest_of_an_answer_that_comes_late_is_no_part_of_the_next():
 
 
 def test_an_aiohttp_that_has_renamed_its_own_is_told(monkeypatch):
-    monkeypatch.setattr(answer_bytes, "_OF_HANDLERS", ("_parser", "_renamed"))
+    monkeypatch.setattr(connector, "_OF_HANDLERS", ("_parser", "_renamed"))
 
     async def connect():
-        return answer_bytes.Connector()
+        return connector.Connector(per_address=1)
 
     with pytest.raises(UserError, match=r"aiohttp \S+ has no _renamed, .*: pip install 'aiohttp>="):
         asyncio.run(connect())

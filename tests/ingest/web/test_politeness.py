@@ -168,7 +168,7 @@ def test_who_waits_for_a_robots_txt_that_fails_gets_a_row_and_asks_again():
 
 @pytest.mark.parametrize("host", ["127.0.1.{}", "{}." + CROWD])
 def test_connections_that_nothing_waits_for_are_bounded_in_all_and_at_an_address(monkeypatch, names, host):
-    monkeypatch.setattr("ingest.web.answer_bytes._MOST_CONNECTIONS", 10 if host[0] == "1" else 100)
+    monkeypatch.setattr("ingest.web.connector._MOST_CONNECTIONS", 10 if host[0] == "1" else 100)
     # Each host has a connection of its own; and nothing more is asked of them.
     with CountingServer(robots("User-agent: *\nDisallow: /")).serving() as server:
         urls = [f"http://{host.format(n)}:{server.port}/" for n in range(1, 61)]
