@@ -271,6 +271,20 @@ def test_lists_come_before_the_rule(tmp_path):
     assert said_of(plan) == {"cat/1.jpg": Said(("cat",)), "flat/2.jpg": Said(("dog",), "val")}
 
 
+def test_what_says_splits_alone_leaves_the_labels_as_they_are(tmp_path):
+    source = files(tmp_path / "set", "cat/1.jpg", "dog/2.jpg")
+    splits, labels = tmp_path / "s.csv", tmp_path / "l.csv"
+    splits.write_text("path,split\ncat/1.jpg,val\ndog/2.jpg,train\n")
+    labels.write_text("path,label\ncat/1.jpg,lion\n")
+    expected = {"cat/1.jpg": Said(("cat",), "val"), "dog/2.jpg": Said(("dog",), "train")}
+    rule = "path:/(?P<label>[^/]+)/[^/]+$"
+    for output, options in enumerate(({}, {"labels_from": rule}, {"labels_from": "path:(?P<split>set)"})):
+        plan = plan_of(tmp_path, source, output=f"{output}", labels=[str(splits)], **options)
+        assert said_of(plan) == expected
+    plan = plan_of(tmp_path, source, output="both", labels=[str(splits), str(labels)])
+    assert said_of(plan) == {"cat/1.jpg": Said(("lion",), "val"), "dog/2.jpg": Said((), "train")}
+
+
 def imagenet_val(tmp_path):
     return files(tmp_path / "val", *(f"ILSVRC2012_val_{number:08d}.JPEG" for number in (1, 2, 3)))
 
