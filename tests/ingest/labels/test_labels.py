@@ -32,11 +32,11 @@ def files(root, *names):
     return root
 
 
-def plan_of(tmp_path, *sources, output="out", **options):
+def plan_of(tmp_path, *sources, output="out", unit_rows=16_384, **options):
     return plan_shards(
         [str(source) for source in sources],
         tmp_path / output,
-        CrawlSettings(),
+        CrawlSettings(unit_rows=unit_rows),
         progress=lambda counts: None,
         counts=Counts(),
         **options,
@@ -440,6 +440,8 @@ def test_usual_labels_are_not_doubted(tmp_path, caplog):
     plan_of(tmp_path, files(tmp_path / "set", "cat/1.jpg", "dog/2.jpg", "0/3.jpg"))
     plan_of(tmp_path, files(tmp_path / "flat", "1.jpg"), output="other")
     plan_of(tmp_path, files(tmp_path / "digits", "0/1.jpg", "1/2.jpg"), output="third")
+    # Of the first unit no file has a label.
+    plan_of(tmp_path, files(tmp_path / "mixed", "1.jpg", "cat/1.jpg", "dog/2.jpg"), output="4", unit_rows=1)
     assert not caplog.messages
 
 
