@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError
 from ingest.labels.said import Said, joined
 from ingest.labels.voc import files_in_folder, read_split_files
+from ingest.sources.expand import refuse_malformed
 from ingest.sources.folder_metadata import csv_rows
 from ingest.sources.remote_trouble import reading
 from ingest.sources.text_blocks import as_utf8
@@ -74,6 +75,7 @@ def read_label_list(location: str) -> LabelList:
     """
     if "://" not in location and Path(location).is_dir():
         return _voc_folder(Path(location))
+    refuse_malformed(location)
     found = list_format(location)
     if found is None:
         raise UserError(

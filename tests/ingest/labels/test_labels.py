@@ -236,6 +236,11 @@ def test_what_is_no_list_of_labels_is_told(tmp_path, name, content, says):
         read_label_list(str(tmp_path / name))
 
 
+def test_an_address_that_is_none_is_told():
+    with pytest.raises(UserError, match="is no URL"):
+        read_label_list("https://[x/y.csv")
+
+
 def test_images_are_found_by_path_key_or_name(tmp_path):
     source = files(tmp_path / "set", "a/1.x.jpg", "a/2.jpg", "b/3.jpg", "b/4.tar.png", "5.jpg")
     (tmp_path / "l.csv").write_text("name,label\nset/a/1.x.jpg,one\na/2,two\n3.jpg,three\n4.tar,four\n")
