@@ -12,8 +12,8 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         metavar="SOURCE...",
-        help="Folders, local tars, and lists of URLs (.parquet, .csv, .tsv, .json, .jsonl, .txt; .gz, "
-        ".zst; local, s3://, gs://, az:// or http://; * in the name).",
+        help="Folders, tars, WARCs, tables of images (.parquet), and lists of URLs or files (.parquet, .csv, "
+        ".tsv, .json, .jsonl, .txt; .gz, .zst); local, s3://, gs://, az:// or http://; * in the name.",
     ),
 ]
 Output = Annotated[

@@ -34,7 +34,9 @@ def show(
         raise UserError(f"--output {page} {wrong}: name a file in a folder that exists")
     seen = open_dataset(dataset, view=view)
     found = counted(dataset)
-    text = gallery.show(dataset, found, view=view, samples=samples, seed=seed)
+    text, shown = gallery.show(dataset, found, view=view, samples=samples, seed=seed)
     PosixStore(page.parent).replace(page.name, text.encode())
-    shown = several(min(samples, len(seen)), "image")
-    typer.echo(f"{visible(str(page))} shows {shown} of {len(seen):,} ({in_bytes(len(text))})")
+    images = several(shown, "image")
+    typer.echo(f"{visible(str(page))} shows {images} of {len(seen):,} ({in_bytes(len(text))})")
+    if damaged := min(samples, len(seen)) - shown:
+        typer.echo(f"{several(damaged, 'image')} could not be shown: `ingest verify` says what is damaged.")

@@ -282,9 +282,13 @@ def sealed_units(path: str | Path, root: str, *, columns: Sequence[str] | None =
 
 @contextlib.contextmanager
 def open_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file that is none becomes a sentence; a missing or unreadable one stays an OSError."""
+    """A Parquet file that is none, or is missing, becomes a sentence; an unreadable one stays an OSError."""
     try:
-        with store.open(name) as file, pq.ParquetFile(file) as parquet:
+        file = store.open(name)
+    except FileNotFoundError:
+        raise _damaged(store, name, "missing") from None
+    try:
+        with file, pq.ParquetFile(file) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         if not is_damage(error):
@@ -292,10 +296,8 @@ def open_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
         raise _damaged(store, name) from error
 
 
-def _damaged(store: Store, name: str) -> UserError:
-    return UserError(
-        f"{store.where(name)} is damaged, restore it from a copy; `ingest verify` names all such"
-    )
+def _damaged(store: Store, name: str, how: str = "damaged") -> UserError:
+    return UserError(f"{store.where(name)} is {how}, restore it from a copy; `ingest verify` names all such")
 
 
 def is_damage(error: Exception) -> bool:

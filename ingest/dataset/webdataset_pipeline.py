@@ -112,18 +112,25 @@ def _images(dataset: Dataset, unit_index: int, rows: pa.Table) -> Iterator[bytes
     digests = rows["sha256"].to_pylist()
     for first, last in _neighbours(places):
         start, stop = places[first][0], sum(places[last - 1])
-        data = dataset.read_shard(unit_index, start, stop - start)
+        try:
+            data = dataset.read_shard(unit_index, start, stop - start)
+        except FileNotFoundError:
+            raise _damaged(dataset, unit_index, "missing") from None
         for number in range(first, last):
             offset, size = places[number]
             image = data[offset - start : offset - start + size]
             if hashlib.sha256(image).digest() != digests[number]:
                 image = dataset.read_shard(unit_index, offset, size)  # a torn page may have been served
                 if hashlib.sha256(image).digest() != digests[number]:
-                    raise UserError(
-                        f"{dataset.shard_path(unit_index)} is damaged at byte {offset}: restore it; "
-                        f"`ingest verify {dataset.path} --level sha` names all such"
-                    )
+                    raise _damaged(dataset, unit_index, f"damaged at byte {offset}")
             yield image
+
+
+def _damaged(dataset: Dataset, unit_index: int, how: str) -> UserError:
+    return UserError(
+        f"{dataset.shard_path(unit_index)} is {how}: restore it; `ingest verify {dataset.path} --level sha` "
+        "names all such"
+    )
 
 
 def _neighbours(places: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:

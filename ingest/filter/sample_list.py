@@ -24,7 +24,7 @@ from ingest.dataset.keys import key_name
 from ingest.web.url import canonical
 
 # Their lines would be taken for URLs that name no sample.
-_OTHER_FORMATS = frozenset([".json", ".jsonl", ".ndjson", ".gz", ".zst", ".xz", ".bz2", ".zip", ".xlsx"])
+_OTHER_FORMATS = frozenset([".json", ".jsonl", ".ndjson"])
 _KEY = re.compile(r"[0-9]{13}", re.ASCII)
 
 

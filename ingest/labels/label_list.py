@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError
 from ingest.labels.said import Said, joined
 from ingest.labels.voc import files_in_folder, read_split_files
+from ingest.sources.expand import refuse_malformed
 from ingest.sources.folder_metadata import csv_rows
 from ingest.sources.remote_trouble import reading
 from ingest.sources.text_blocks import as_utf8
@@ -56,11 +57,13 @@ class LabelList:
     Attributes:
         identity: its name and digest, for the fingerprint.
         said: by the image's path, name or key, as the file has it.
+        has_labels: it says labels, and not only splits or what to ignore.
         unnamed: the labels are numbers whose names were not found.
     """
 
     identity: str
     said: Mapping[str, Said]
+    has_labels: bool = True
     unnamed: bool = False
 
 
@@ -72,6 +75,7 @@ def read_label_list(location: str) -> LabelList:
     """
     if "://" not in location and Path(location).is_dir():
         return _voc_folder(Path(location))
+    refuse_malformed(location)
     found = list_format(location)
     if found is None:
         raise UserError(
@@ -88,7 +92,8 @@ def read_label_list(location: str) -> LabelList:
             data = as_utf8(data)
         if kind == "txt":
             return _text_list(location, identity, data.decode())
-        return LabelList(identity=identity, said=_collected(location, _READERS[kind](io.BytesIO(data))))
+        said, used = _collected(location, _READERS[kind](io.BytesIO(data)))
+        return LabelList(identity=identity, said=said, has_labels="labels" in used)
     except (csv.Error, ValueError, RecursionError, pa.ArrowException, OSError, EOFError) as error:
         raise UserError(f"--labels {location} is damaged, or not {kind}: {error}") from error
 
@@ -184,8 +189,8 @@ _READERS: dict[str, Callable[[Any], Iterator[Mapping[str, Any]]]] = {
 }
 
 
-def _collected(location: str, rows: Iterator[Mapping[str, Any]]) -> dict[str, Said]:
-    """What the rows say; several about one image add up."""
+def _collected(location: str, rows: Iterator[Mapping[str, Any]]) -> tuple[dict[str, Said], set[str]]:
+    """What the rows say, several about one image together; and what they have columns for, see `_columns`."""
     said: dict[str, Said] = {}
     known: dict[Said, Said] = {}  # a million rows say a thousand different things
     names: dict[str, None] = {}
@@ -217,7 +222,7 @@ def _collected(location: str, rows: Iterator[Mapping[str, Any]]) -> dict[str, Sa
             f"--labels {location} has the columns {', '.join(names)}: call that of the images "
             "path, name or key, and that of their labels `label`, or `labels` if commas part several"
         )
-    return said
+    return said, used
 
 
 @lru_cache
@@ -278,7 +283,9 @@ def _text_list(location: str, identity: str, text: str) -> LabelList:
             + ": a file of another form needs names of columns, such as path and label in a .csv"
         )
     names = _places_names(location)
-    said = _collected(location, ({"path": image, "label": names.get(label, label)} for image, label in words))
+    said, _ = _collected(
+        location, ({"path": image, "label": names.get(label, label)} for image, label in words)
+    )
     unnamed = not names and _name(location).startswith("places365")
     return LabelList(identity=f"{identity}{_with(names)}", said=said, unnamed=unnamed)
 

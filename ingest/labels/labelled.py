@@ -26,7 +26,10 @@ COLUMNS = pa.schema([pa.field("split", pa.string()), pa.field("ignore", LABELS)]
 
 @dataclass(kw_only=True)
 class Labelling:
-    """A rule, and lists, of which the first that knows an image counts, before the rule.
+    """A rule, and lists: of an image's labels, its split and what to ignore, the first that says it counts.
+
+    Lists come before the rule. One that has labels says those of all images that it names, if only that they
+    have none.
 
     Attributes:
         rule: None: only the lists speak.
@@ -53,13 +56,25 @@ class Labelling:
             UserError: a list names it by a name that another image has, too.
         """
         whole = path if "://" in path else f"{source}/{path}"
-        if self.lists:
-            self.images += 1
-            for number, each in enumerate(self.lists):
-                if (entry := self._entry(each, path, whole)) is not None:
-                    self.named.add(f"{number} {entry}")
-                    return each.said[entry]
-        return self.rule.of(whole) if self.rule else NOTHING
+        self.images += 1
+        by_rule = self.rule.of(whole) if self.rule else NOTHING
+        said: list[Said] = []
+        labels: tuple[str, ...] | None = None
+        for number, each in enumerate(self.lists):
+            if (entry := self._entry(each, path, whole)) is not None:
+                self.named.add(f"{number} {entry}")
+                said.append(each.said[entry])
+                labels = said[-1].labels if each.has_labels and labels is None else labels
+        return Said(
+            labels=by_rule.labels if labels is None else labels,
+            split=next((each.split for each in said if each.split), by_rule.split),
+            ignore=next((each.ignore for each in said if each.ignore), by_rule.ignore),
+        )
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether labels are those that it says, and no longer the sources' own."""
+        return bool(self.rule and self.rule.has_labels) or any(each.has_labels for each in self.lists)
 
     def _entry(self, listed: LabelList, path: str, whole: str) -> str | None:
         """What the list calls the image: its path, its key, or its name, with its ending or without."""
@@ -172,8 +187,11 @@ class Labelled:
         if "split" in table.column_names:  # a list's own column
             own = table["split"].cast(pa.string()).to_pylist()
             splits = [split or before for split, before in zip(splits, own, strict=True)]
+        labels = table["labels"]
+        if self._labelling.has_labels:
+            labels = pa.array([each.labels for each in said], LABELS)
         columns = {
-            "labels": pa.array([each.labels for each in said], LABELS),
+            "labels": labels,
             "split": pa.array(splits, pa.string()),
             "ignore": pa.array([each.ignore or None for each in said], LABELS),
         }

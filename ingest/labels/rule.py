@@ -29,6 +29,11 @@ class Rule:
     classes: int | None = None
     split_files: bool = False
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether it says labels, and not only splits."""
+        return self.split_files or any("label" in pattern.groupindex for pattern in self.patterns)
+
     def of(self, path: str) -> Said:
         """What the path says."""
         for pattern in self.patterns:

@@ -27,10 +27,10 @@ def _too_far_up(plan: Plan, labels: set[str]) -> Iterator[str]:
     if settings.labels_from is not None or settings.labels or len(labels) < 2:
         return
     table = plan.table(plan.units.start)
-    rows = list(zip(table["path"].to_pylist(), map(tuple, table["labels"].to_pylist()), strict=True))
-    if all(named == first_folder(path) and path.count(b"/") > 1 for path, named in rows if named):
-        deepest = next(path for path, named in rows if named).decode("utf-8", "backslashreplace")
-        deep = visible("/".join(deepest.split("/")[:2]))
+    rows = zip(table["path"].to_pylist(), map(tuple, table["labels"].to_pylist()), strict=True)
+    labelled = [(path, named) for path, named in rows if named]
+    if labelled and all(named == first_folder(path) and path.count(b"/") > 1 for path, named in labelled):
+        deep = visible("/".join(labelled[0][0].decode("utf-8", "backslashreplace").split("/")[:2]))
         yield (
             f"labels are the first folders, and all files lie in folders below those, such as {deep}: "
             "--labels-from inat18 takes the last folder, and path:REGEX any"

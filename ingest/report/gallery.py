@@ -6,7 +6,7 @@ the page's own policy forbids scripts and anything from elsewhere.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -82,7 +82,14 @@ def share_bars(counts: Sequence[tuple[str, int]]) -> tuple[Bar, ...]:
     )
 
 
-def show(dataset: str, stats: Stats, *, view: str | None, samples: int, seed: int) -> str:
+class Page(NamedTuple):
+    """A page, and how many images are on it as they are: damaged ones are not."""
+
+    text: str
+    shown: int
+
+
+def show(dataset: str, stats: Stats, *, view: str | None, samples: int, seed: int) -> Page:
     """The page of a dataset that was counted, or of one of its views.
 
     Raises:
@@ -91,13 +98,19 @@ def show(dataset: str, stats: Stats, *, view: str | None, samples: int, seed: in
     opened = open_dataset(dataset, sealed=stats.root, view=view)
     groups = None if view is None else read_groups(dataset, view, seed=seed)
     whole = opened if view is None else open_dataset(dataset, sealed=stats.root)
-    return render(
+    photos = list(sample_photos(opened, samples=samples, seed=seed))
+    text = render(
         stats,
-        list(sample_photos(opened, samples=samples, seed=seed)),
+        photos,
         made_of(dataset, sealed_head(dataset, stats.root).generations),
         view=None if view is None else (view, len(opened)),
         duplicates=None if groups is None else _duplicates(groups, whole),
     )
+    return Page(text, _shown(photos))
+
+
+def _shown(photos: Sequence[Photo]) -> int:
+    return sum(bool(photo.jpeg) for photo in photos)
 
 
 def _duplicates(groups: Groups, dataset: Dataset) -> dict[str, Any]:
@@ -157,7 +170,7 @@ def render(
         ],
         photos=photos,
         view=None if view is None else {"name": view[0], "kept": view[1]},
-        shown=sum(bool(photo.jpeg) for photo in photos),
+        shown=_shown(photos),
         shown_of=stats.kept if view is None else view[1],
         duplicates=duplicates,
         histograms=[

@@ -91,7 +91,13 @@ def _attempts(sample: list[Member]) -> Iterator[Item]:
         return
     said = _said(companions)
     for item in others:
-        yield replace(item, **said | {"labels": said["labels"] or item.labels})
+        # What a folder's metadata says stays where companions are silent.
+        yield replace(
+            item,
+            caption=said["caption"] or item.caption,
+            labels=said["labels"] or item.labels,
+            extra={**item.extra, **said["extra"]},
+        )
 
 
 def _said(companions: dict[bytes, bytes]) -> dict[str, Any]:

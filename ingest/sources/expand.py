@@ -23,10 +23,11 @@ def expand(location: str) -> list[str]:
     Any other location is itself, a file:// URL as a path. What lies elsewhere is a folder if a slash ends it.
 
     Raises:
-        UserError: it is empty, nothing matches, or a folder holds lists of several kinds.
+        UserError: it is empty or no URL, nothing matches, or a folder holds lists of several kinds.
     """
     if not location:  # a shell's variable without a value: it would be the current folder
         raise UserError("the name of a source is empty: say which it is")
+    refuse_malformed(location)
     if location.startswith("file://"):
         location = url2pathname(urlsplit(location).path)
     if "*" in location:
@@ -42,6 +43,18 @@ def expand(location: str) -> list[str]:
     with reading(location):
         below = matching(f"{location}**")
     return _lists(location, iter(below))
+
+
+def refuse_malformed(location: str) -> None:
+    """What is meant as a URL is one.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        urlsplit(location if "://" in location else "")
+    except ValueError as error:
+        raise UserError(f"{location} is no URL ({error}): check how it is spelled") from error
 
 
 def _local_lists(folder: str) -> list[str]:

@@ -89,7 +89,7 @@ def names_files(location: str, rows: UrlList) -> bool:
     if not paths or any("://" in path and not path.startswith("file://") for path in paths):
         return False
     named = (rows.address_column or "").lower() in PATH_NAMES
-    return named or any(_is_file(_local(folder, path)) for path in paths)
+    return named or any(_is_file(folder, path) for path in paths)
 
 
 def _paths(table: pa.Table) -> Iterator[str]:
@@ -101,8 +101,8 @@ def _local(folder: Path, path: str) -> Path:
     return folder / (url2pathname(urlsplit(path).path) if path.startswith("file://") else path)
 
 
-def _is_file(path: Path) -> bool:
+def _is_file(folder: Path, path: str) -> bool:
     try:
-        return path.is_file()
-    except (OSError, ValueError):  # too long a name, or a zero byte in it
+        return _local(folder, path).is_file()
+    except (OSError, ValueError):  # too long a name, a zero byte in it, or no URL
         return False

@@ -95,7 +95,7 @@ class FolderSource:
         """What the folder's metadata file says, and its name; None and "" without one."""
         for name in NAMES:
             if name in names and isinstance(data := self._bytes(folder + name, _LARGEST_METADATA), bytes):
-                found = read_metadata(folder, name, data, above=above)
+                found = read_metadata(folder, name, data, root=self._root, above=above)
                 if found is not None:
                     return found, name
         return None, b""

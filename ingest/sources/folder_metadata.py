@@ -68,9 +68,15 @@ def csv_rows(lines: Iterable[list[str]]) -> Iterator[dict[str, str]]:
 
 
 def read_metadata(
-    folder: bytes, name: bytes, data: bytes, *, above: FolderMetadata | None
+    folder: bytes, name: bytes, data: bytes, *, root: bytes, above: FolderMetadata | None
 ) -> FolderMetadata | None:
     """A metadata file; None if it is another one that is called so, without `file_name`.
+
+    Args:
+        folder: see `FolderMetadata`.
+        name, data: of the file.
+        root: the whole path of what `folder` lies in.
+        above: see `FolderMetadata`.
 
     Raises:
         UserError: it cannot be read.
@@ -89,6 +95,6 @@ def read_metadata(
             path = values.pop(_FILE).removeprefix("./").encode("utf-8", "backslashreplace")
             said[path] = {key: value for key, value in said_by(values).items() if value}
     except (ValueError, csv.Error, RecursionError) as error:
-        shown = (folder + name).decode("utf-8", "backslashreplace")
+        shown = b"/".join([root, folder + name]).decode("utf-8", "backslashreplace")
         raise UserError(f"{shown} cannot be read ({error}): mend it, or give it another name") from error
     return FolderMetadata(folder, said, above)

@@ -228,6 +228,11 @@ def test_show_writes_one_page_in_the_current_folder(dataset, tmp_path, monkeypat
     assert result.exit_code == 0
     assert result.stdout.startswith("out.html shows 4 images of 10 (")
     assert (tmp_path / "out.html").read_text().startswith("<!doctype html>")
+    for shard in dataset.glob("shards/*/*"):
+        shard.unlink()
+    told = run("show", dataset, "--samples", 4).stdout.splitlines()
+    assert told[0].startswith("out.html shows 0 images of 10 (")
+    assert told[1] == "4 images could not be shown: `ingest verify` says what is damaged."
 
 
 @pytest.mark.slow

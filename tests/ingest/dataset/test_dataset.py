@@ -176,3 +176,6 @@ def test_a_damaged_metadata_file_is_told(dataset):
         meta.truncate(100)
     with pytest.raises(UserError, match=r"meta.*is damaged"):
         opened.unit_rows(1)
+    Path(opened.meta_path(1)).unlink()
+    with pytest.raises(UserError, match=r"meta.*is missing, restore it"):
+        opened.kept_rows(1)

@@ -154,3 +154,6 @@ def test_mistakes_and_damage_are_sentences(data, tmp_path, crawl):
     shard.write_bytes(content)
     with pytest.raises(UserError, match="is damaged at byte 512: restore it"):
         list(ingest.dataset.webdataset(tmp_path / "out"))
+    shard.unlink()
+    with pytest.raises(UserError, match="is missing: restore it"):
+        list(ingest.dataset.webdataset(tmp_path / "out"))

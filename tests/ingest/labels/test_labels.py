@@ -32,11 +32,11 @@ def files(root, *names):
     return root
 
 
-def plan_of(tmp_path, *sources, output="out", **options):
+def plan_of(tmp_path, *sources, output="out", unit_rows=16_384, **options):
     return plan_shards(
         [str(source) for source in sources],
         tmp_path / output,
-        CrawlSettings(),
+        CrawlSettings(unit_rows=unit_rows),
         progress=lambda counts: None,
         counts=Counts(),
         **options,
@@ -236,6 +236,11 @@ def test_what_is_no_list_of_labels_is_told(tmp_path, name, content, says):
         read_label_list(str(tmp_path / name))
 
 
+def test_an_address_that_is_none_is_told():
+    with pytest.raises(UserError, match="is no URL"):
+        read_label_list("https://[x/y.csv")
+
+
 def test_images_are_found_by_path_key_or_name(tmp_path):
     source = files(tmp_path / "set", "a/1.x.jpg", "a/2.jpg", "b/3.jpg", "b/4.tar.png", "5.jpg")
     (tmp_path / "l.csv").write_text("name,label\nset/a/1.x.jpg,one\na/2,two\n3.jpg,three\n4.tar,four\n")
@@ -269,6 +274,20 @@ def test_lists_come_before_the_rule(tmp_path):
     (tmp_path / "l.csv").write_text("path,label,split\nflat/2.jpg,dog,val\n")
     plan = plan_of(tmp_path, source, labels=[str(tmp_path / "l.csv")], labels_from="imagefolder")
     assert said_of(plan) == {"cat/1.jpg": Said(("cat",)), "flat/2.jpg": Said(("dog",), "val")}
+
+
+def test_what_says_splits_alone_leaves_the_labels_as_they_are(tmp_path):
+    source = files(tmp_path / "set", "cat/1.jpg", "dog/2.jpg")
+    splits, labels = tmp_path / "s.csv", tmp_path / "l.csv"
+    splits.write_text("path,split\ncat/1.jpg,val\ndog/2.jpg,train\n")
+    labels.write_text("path,label\ncat/1.jpg,lion\n")
+    expected = {"cat/1.jpg": Said(("cat",), "val"), "dog/2.jpg": Said(("dog",), "train")}
+    rule = "path:/(?P<label>[^/]+)/[^/]+$"
+    for output, options in enumerate(({}, {"labels_from": rule}, {"labels_from": "path:(?P<split>set)"})):
+        plan = plan_of(tmp_path, source, output=f"{output}", labels=[str(splits)], **options)
+        assert said_of(plan) == expected
+    plan = plan_of(tmp_path, source, output="both", labels=[str(splits), str(labels)])
+    assert said_of(plan) == {"cat/1.jpg": Said(("lion",), "val"), "dog/2.jpg": Said((), "train")}
 
 
 def imagenet_val(tmp_path):
@@ -426,6 +445,8 @@ def test_usual_labels_are_not_doubted(tmp_path, caplog):
     plan_of(tmp_path, files(tmp_path / "set", "cat/1.jpg", "dog/2.jpg", "0/3.jpg"))
     plan_of(tmp_path, files(tmp_path / "flat", "1.jpg"), output="other")
     plan_of(tmp_path, files(tmp_path / "digits", "0/1.jpg", "1/2.jpg"), output="third")
+    # Of the first unit no file has a label.
+    plan_of(tmp_path, files(tmp_path / "mixed", "1.jpg", "cat/1.jpg", "dog/2.jpg"), output="4", unit_rows=1)
     assert not caplog.messages
 
 

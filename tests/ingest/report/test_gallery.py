@@ -55,7 +55,7 @@ class Page(HTMLParser):
 
 def page_of(dataset, *, view=None, samples=60, seed=0):
     stats = count(dataset, progress=lambda done, total: None)
-    return show(str(dataset), stats, view=view, samples=samples, seed=seed)
+    return show(str(dataset), stats, view=view, samples=samples, seed=seed).text
 
 
 def pictures(page):

@@ -58,6 +58,7 @@ def test_D2_the_files_of_a_list_are_read_from_beside_it(tmp_path, scene):
         ("l.csv", "path\nhttps://example.org/1.jpg\n", SourceKind.URLS),
         ("l.csv", "url\nthere.jpg\nhttps://example.org/1.jpg\n", SourceKind.URLS),
         ("l.txt", "there.jpg\n", SourceKind.FILES),
+        ("l.txt", "file://[x\nthere.jpg\n", SourceKind.FILES),
         ("l.txt", "example.org/there.jpg\n", SourceKind.URLS),
         ("l.jsonl", '{"file_name": "there.jpg"}\n', SourceKind.FILES),
     ],

@@ -103,6 +103,23 @@ def test_a_nearer_file_of_metadata_counts(tmp_path):
     assert found == [(b"a/1.jpg", "near"), (b"a/2.jpg", "far")]
 
 
+def test_a_companion_takes_nothing_from_what_metadata_says(tmp_path):
+    root = written(
+        tmp_path / "set",
+        **{
+            "metadata.csv": "file_name,text,label,stars\n1.jpg,one,cat,5\n2.jpg,two,dog,4\n",
+            "1.jpg": "i",
+            "1.cls": "lion",
+            "2.jpg": "i",
+            "2.txt": "another two",
+        },
+    )
+    first, second = items(root).values()
+    assert (first.caption, first.labels, first.extra) == ("one", ("lion",), {"json": '{"stars": "5"}'})
+    assert (second.caption, second.labels) == ("another two", ("dog",))
+    assert second.extra == {"json": '{"stars": "4"}'}
+
+
 def test_another_file_that_is_called_so_is_an_attempt(tmp_path):
     root = written(tmp_path / "set", **{"metadata.csv": "camera,lens\na,b\n", "1.jpg": "i"})
     assert list(items(root)) == ["1.jpg", "metadata.csv"]
@@ -110,7 +127,9 @@ def test_another_file_that_is_called_so_is_an_attempt(tmp_path):
 
 @pytest.mark.parametrize(("name", "content"), [("metadata.csv", 'file_name\n"a'), ("metadata.jsonl", "{")])
 def test_damaged_metadata_is_a_sentence(tmp_path, name, content):
-    with pytest.raises(UserError, match=rf"a/{name} cannot be read \(.*\): mend it, or give it another name"):
+    with pytest.raises(
+        UserError, match=rf"/set/a/{name} cannot be read \(.*\): mend it, or give it another name"
+    ):
         items(written(tmp_path / "set", **{f"a/{name}": content}))
 
 

@@ -150,6 +150,9 @@ def test_patterns_name_lists_in_order(tmp_path):
     assert expand("s3://bucket/a.csv") == ["s3://bucket/a.csv"]
     with pytest.raises(UserError, match="no file matches"):
         expand(f"{tmp_path}/*.tsv")
+    for wrong in ("https://[x/y.csv", "file://[x", "s3://[x/*.csv"):
+        with pytest.raises(UserError, match="is no URL"):
+            expand(wrong)
 
 
 @pytest.mark.parametrize(
