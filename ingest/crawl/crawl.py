@@ -21,8 +21,10 @@ from ingest.plan.label_doubts import label_doubts
 from ingest.plan.plan import Plan, read_plans
 from ingest.plan.settings import CrawlSettings, with_labelling
 from ingest.progress.counts import Counts, CrawlReport, Progress
-from ingest.sources.expand import expand, values_of
+from ingest.sources.expand import expand
+from ingest.sources.folder_values import InValuedFolder, folder_values
 from ingest.sources.opening import open_listing, refuse_unused
+from ingest.sources.source import Listing
 from ingest.sources.url_list import Columns
 from ingest.store.open import open_store
 from ingest.web.settings import FetchSettings
@@ -105,19 +107,12 @@ def plan_shards(
     places = [place for _, place in named]
     refuse_unused(columns, places)
     labelling = read_labelling(labels_from, labels, places)
-    opened = labelled(
-        [
-            open_listing(
-                place,
-                columns,
-                values=values_of(text, place),
-                heeded=settings.fetch.heeded,
-                follow_links=follow_links,
-            )
-            for text, place in named
-        ],
-        labelling,
-    )
+    listings: list[Listing] = []
+    for text, place in named:
+        listing = open_listing(place, columns, heeded=settings.fetch.heeded, follow_links=follow_links)
+        values = folder_values(text, place)
+        listings.append(InValuedFolder(listing, values) if values else listing)
+    opened = labelled(listings, labelling)
     settings = with_labelling(settings, labelling)
     if isinstance(store.root, Path):
         _refuse_output_inside([*sources, *places], store.root)
