@@ -1,6 +1,7 @@
 """Crawling beside img2dataset: one local nginx, the same corpus, in interleaved rounds of one run.
 
-    python benchmarks/crawl.py PHOTOS --img2dataset PATH [--work FOLDER] [--images 10000] [--rounds 5]
+    python benchmarks/crawl.py PHOTOS --img2dataset PATH [--work FOLDER] [--images 10000] [--rounds 5] \\
+        [--before CHECKOUT]
 
 PHOTOS is a folder of photographs, from which come the JPEGs of about 100 KB that nginx serves on 64 addresses
 (made once per FOLDER). PATH is `img2dataset` in an environment of its own. Both crawl the same list with as
@@ -9,6 +10,8 @@ many checking or worker processes, img2dataset with 64 threads each:
 - `256`: shorter side 256, JPEG quality 95.
 - `bytes`: as they are; img2dataset with --resize_mode=no --skip_reencode=True. Ours also without perceptual
   hashes, which img2dataset does not make.
+
+CHECKOUT is another version of this repository, which crawls in turns with this one.
 
 CPU is that of the crawler and all its processes, from their exit (wait4). Start-up is excluded from "per CPU
 second" and from "net": each round also crawls 64 URLs in the same way, and what that took is subtracted, with
@@ -36,7 +39,7 @@ from crawl_profile import profile
 from local_web import LocalWeb, make_corpus, serving
 from peak_memory import PeakMemory
 
-OURS = [sys.executable, "-c", "from ingest.cli import main; main()", "crawl-shards"]
+OURS = [sys.executable, "-P", "-c", "from ingest.cli import main; main()", "crawl-shards"]
 FEW = 64
 KEEP_RATIO = ["--resize_mode=keep_ratio", "--image_size=256", "--encode_quality=95"]
 KEEP_BYTES = ["--resize_mode=no", "--skip_reencode=True"]
@@ -145,19 +148,28 @@ def stored(output: Path) -> int:
 
 
 def run_case(
-    case: Case, lists: dict[int, Path], work: Path, peer: str, environment: dict[str, str]
+    case: Case, lists: dict[int, Path], work: Path, peer: str, versions: dict[str, dict[str, str]]
 ) -> dict[str, Round]:
-    """One round: every crawler once, few URLs and then all."""
+    """One round: every crawler once, few URLs and then all.
+
+    Args:
+        versions: the environment variables of each of ours, by what to add to its name.
+    """
     output = work / "output"
     commands = {
-        name: [our_command(urls, output, case.processes, options) for urls in lists.values()]
+        f"{name}{version}": (
+            [our_command(urls, output, case.processes, options) for urls in lists.values()],
+            environment,
+        )
         for name, options in case.ours.items()
+        for version, environment in versions.items()
     }
-    commands["img2dataset"] = [
-        their_command(peer, urls, output, case.processes, case.theirs) for urls in lists.values()
-    ]
+    commands["img2dataset"] = (
+        [their_command(peer, urls, output, case.processes, case.theirs) for urls in lists.values()],
+        versions[""],
+    )
     rounds = {}
-    for name, pair in commands.items():
+    for name, (pair, environment) in commands.items():
         few, whole = (measure(command, environment, output) for command in pair)
         if (few.images, whole.images) != tuple(lists):
             raise RuntimeError(f"{name}, {case.name}: stored {few.images} and {whole.images} images")
@@ -171,7 +183,7 @@ def tell(case: Case, rounds: list[dict[str, Round]]) -> None:
         mine = [each[name] for each in rounds]
         peers = [each["img2dataset"] for each in rounds]
         line = (
-            f"  {name:15} {spread([r.rate for r in mine])} images/s,"
+            f"  {name:23} {spread([r.rate for r in mine])} images/s,"
             f" net {spread([r.net_rate for r in mine])};"
             f" {spread([r.per_cpu for r in mine])} per CPU second;"
             f" start-up {statistics.median(r.few.cpu for r in mine):.1f} s CPU;"
@@ -227,6 +239,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", help="beginnings of names of comparisons: '256, http,'")
+    parser.add_argument("--before", type=Path)
     parser.add_argument("--nginx", default="/usr/sbin/nginx")
     options = parser.parse_args()
     work = options.work.absolute()
@@ -241,10 +254,13 @@ def main() -> None:
     ):
         folder = Path(name)
         environment = os.environ | {"SSL_CERT_FILE": str(web.ca_file), "NO_ALBUMENTATIONS_UPDATE": "1"}
+        versions = {"": environment}
+        if options.before:
+            versions[", before"] = environment | {"PYTHONPATH": str(options.before.absolute())}
         lists = {scheme: write_lists(web, scheme, paths, folder) for scheme in web.ports}
         for _ in range(options.rounds):
             for case, rounds in results:
-                rounds.append(run_case(case, lists[case.scheme], folder, options.img2dataset, environment))
+                rounds.append(run_case(case, lists[case.scheme], folder, options.img2dataset, versions))
         for case, rounds in results:
             tell(case, rounds)
         tell_growth(results)

@@ -20,7 +20,8 @@ from ingest.plan.label_doubts import label_doubts
 from ingest.plan.plan import Plan, read_plans
 from ingest.plan.settings import CrawlSettings, with_labelling
 from ingest.progress.counts import Counts, CrawlReport, Progress
-from ingest.sources.expand import expand, values_of
+from ingest.sources.expand import expand
+from ingest.sources.folder_values import InValuedFolder, folder_values
 from ingest.sources.opening import open_listing, refuse_unused, written_down
 from ingest.sources.source import Listing
 from ingest.sources.url_list import Columns
@@ -107,16 +108,11 @@ def plan_shards(
     refuse_repeated([place if "://" in place else written_down(place) for place in places])
     refuse_unused(columns, places)
     labelling = read_labelling(labels_from, labels, places)
-    listings = [
-        open_listing(
-            place,
-            columns,
-            values=values_of(text, place),
-            heeded=settings.fetch.heeded,
-            follow_links=follow_links,
-        )
-        for text, place in named
-    ]
+    listings: list[Listing] = []
+    for text, place in named:
+        listing = open_listing(place, columns, heeded=settings.fetch.heeded, follow_links=follow_links)
+        values = folder_values(text, place)
+        listings.append(InValuedFolder(listing, values) if values else listing)
     if isinstance(store.root, Path):
         _refuse_output_inside([*sources, *places], store.root)
     # Before an hour of planning, too.

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from cluster.errors import UserError
@@ -14,7 +14,6 @@ from ingest.store.files import matching
 # What lies beside lists and is none.
 _BESIDE = frozenset([".md", ".yaml", ".yml", ".py", ".crc", ".lock"])
 _DESCRIPTIONS = frozenset(["json", "txt"])
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def expand(location: str) -> list[str]:
@@ -99,16 +98,3 @@ def _lists(folder: str, files: Iterator[str]) -> list[str]:
             f"'{folder}/*.{kinds[0]}'"
         )
     return found[kinds[0]]
-
-
-def values_of(location: str, file: str) -> dict[str, str | None]:
-    """What the folders of a file are called, below what a user named: `lang=en/part-0.parquet` is of `en`.
-
-    So Hive and Spark write what all rows of a file share; None is their null. A pattern, which is no folder,
-    has no such values.
-    """
-    if "*" in location:
-        return {}
-    folders = PurePosixPath(file.removeprefix(location)).parts[:-1]
-    pairs = (part.split("=", 1) for part in folders if "=" in part)
-    return {unquote(key): None if value == _HIVE_NULL else unquote(value) for key, value in pairs}

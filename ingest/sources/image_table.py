@@ -8,10 +8,9 @@ rows, but for further images.
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -38,29 +37,17 @@ class ImageTable:
         location: where it is.
         image: its column of images.
         columns: which of the others mean what.
-        values: further columns, of one value each.
     """
 
     kind = SourceKind.IMAGE_TABLE
 
-    def __init__(
-        self,
-        location: str,
-        image: str,
-        columns: Columns,
-        *,
-        values: Mapping[str, str | None] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, location: str, image: str, columns: Columns) -> None:
         self.name = os.fsencode(PurePath(location).name).decode("utf-8", "backslashreplace")
         self._place = location if "://" in location else Path(location)
         split = _SPLIT.fullmatch(self.name)
         self._split = split[1] if split else None
-        self._values = values
         with self._open() as parquet:
-            own = [each for each in parquet.schema_arrow if each.name not in values]
-            further = [pa.field(name, pa.string()) for name in values]
-            schema = pa.schema([*own, *further], parquet.schema_arrow.metadata)
-            self._layout = read_layout(location, schema, image, columns)
+            self._layout = read_layout(location, parquet.schema_arrow, image, columns)
         self._rows: _Rows | None = None
 
     @property
@@ -75,7 +62,6 @@ class ImageTable:
             size = file.seek(0, os.SEEK_END)
         layout = self._layout
         used = {"image": layout.image, "caption": layout.caption, "labels": layout.labels}
-        used |= {f"value of {name}": value for name, value in self._values.items()}
         return SourceRecord(kind=self.kind, name=self.name, bytes=size, columns=used)
 
     def shard(self) -> None:
@@ -84,8 +70,7 @@ class ImageTable:
     def items(self) -> Iterator[Item]:
         """All rows; the images themselves are not looked at."""
         layout = self._layout
-        used = (layout.caption, layout.labels, *layout.others)
-        read = [name for name in used if name is not None and name not in self._values]
+        read = [name for name in (layout.caption, layout.labels, *layout.others) if name is not None]
         read += [f"{layout.image}.path"] if layout.has_path else []
         with self._open() as parquet:
             row = 0
@@ -96,7 +81,7 @@ class ImageTable:
                 else:
                     rows = ({} for _ in range(parquet.metadata.row_group(group).num_rows))
                 for values in rows:
-                    yield self._item(row, values | dict(self._values))
+                    yield self._item(row, values)
                     row += 1
 
     def _item(self, row: int, values: dict[str, Any]) -> Item:

@@ -3,9 +3,8 @@
 import gzip
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from yarl import URL
 
@@ -33,19 +32,13 @@ _WITH_COLUMNS = ("csv", "tsv", "json", "jsonl", "parquet")
 
 
 def open_listing(
-    text: str,
-    columns: Columns,
-    *,
-    values: Mapping[str, str | None] = MappingProxyType({}),
-    heeded: frozenset[OptOut] = ALL,
-    follow_links: bool = False,
+    text: str, columns: Columns, *, heeded: frozenset[OptOut] = ALL, follow_links: bool = False
 ) -> Listing:
     """What `open_images` opens, a table of images, or a list of URLs or of files, to be planned.
 
     Args:
         text: what a user names.
         columns: of a list.
-        values: further columns of a list or a table of images, of one value each.
         heeded: ways to opt out that are obeyed of the answers that an archive stores.
         follow_links: of a folder, those that lead out of it, and to folders.
 
@@ -56,8 +49,8 @@ def open_listing(
         return ImageListing(open_images(text, heeded=heeded, follow_links=follow_links))
     if list_format(text) == ("parquet", None) and (image := image_column(text, columns.url)) is not None:
         _refuse_unreadable_later(text)
-        return ImageListing(ImageTable(text, image, columns, values=values))
-    listed = UrlList(text, columns, values=values)
+        return ImageListing(ImageTable(text, image, columns))
+    listed = UrlList(text, columns)
     return FileList(listed) if names_files(text, listed) else listed
 
 

@@ -86,7 +86,7 @@ def read_layout(location: str, schema: pa.Schema, image: str, columns: Columns) 
     kind = schema.field(image).type
     others = {
         each.name: pa.field(
-            _own_name(each.name), each.type if stays(each.type) and each.name not in names else pa.string()
+            own_name(each.name), each.type if stays(each.type) and each.name not in names else pa.string()
         )
         for each in schema
         if each.name not in (image, caption, labels)
@@ -119,7 +119,8 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
     return found
 
 
-def _own_name(name: str) -> str:
+def own_name(name: str) -> str:
+    """What rows call a further column: what is called like one of ours gets `source_` before its name."""
     return f"source_{name}" if name in _TAKEN else name
 
 

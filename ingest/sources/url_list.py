@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from types import MappingProxyType
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -89,7 +88,6 @@ class UrlList:
     Args:
         location: what `open_file` opens.
         columns: which of its columns mean what.
-        values: further columns, of one value each.
 
     Raises:
         UserError: it is not there, or has no column of URLs.
@@ -97,14 +95,11 @@ class UrlList:
 
     kind = SourceKind.URLS
 
-    def __init__(
-        self, location: str, columns: Columns, *, values: Mapping[str, str | None] = MappingProxyType({})
-    ) -> None:
+    def __init__(self, location: str, columns: Columns) -> None:
         self.name = PurePosixPath(_path(location)).name
         self._location = location
         self._format, self._compression = cast(tuple[str, str | None], list_format(location))
         self._columns = columns
-        self._values = values
         # Those of the first part with rows stand for all.
         first = next((part for part in self._raw() if part.table.num_columns or part.odd), None)
         self._names: list[str] = [] if first is None else first.table.column_names
@@ -146,7 +141,6 @@ class UrlList:
         if self._columns.names:
             used["names"] = ",".join(self._columns.names)
         used |= {f"type of {name}": kind for name, kind in sorted(self._columns.types.items())}
-        used |= {f"value of {name}": value for name, value in self._values.items()}
         return SourceRecord(kind=self.kind, name=self.name, sha256=digest, columns=used)
 
     @property
@@ -236,7 +230,7 @@ class UrlList:
         row = 0
         names: set[str] = set()
         try:
-            for part in map(self._with_values, self._parts()):
+            for part in self._parts():
                 names = names or set(part.table.column_names)
                 if new := [name for name in part.table.column_names if name not in names]:
                     first = pc.index(pc.is_valid(part.table[new[0]]), True).as_py()
@@ -257,15 +251,6 @@ class UrlList:
             if not is_trouble(error):
                 raise
             raise UserError(f"{self._location} cannot be read behind row {row:,}: {said(error)}") from error
-
-    def _with_values(self, part: Part) -> Part:
-        """A part of the file, with the columns that are not in it."""
-        table = part.table
-        for name, value in self._values.items() if table.num_columns else ():
-            if name in table.column_names:
-                table = table.drop_columns(name)
-            table = table.append_column(name, pa.array([value] * len(table), pa.string()))
-        return Part(table, part.odd)
 
     def _parts(self) -> Iterator[Part]:
         match self._format:

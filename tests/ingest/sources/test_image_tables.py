@@ -68,16 +68,6 @@ def test_images_labels_and_their_names_come_from_the_table(tmp_path):
     assert "mask" not in rows[0]
 
 
-def test_what_names_of_folders_say_is_in_every_row(tmp_path):
-    path = written(tmp_path / "t.parquet", None, image=images(2), lang=pa.array(["de", "de"]))
-    listing = open_listing(str(path), SEEN, values={"label": "cat", "lang": "en", "day": None})
-    (table,) = listing.rows()
-    rows = [(row["labels"], row["lang"], row["day"]) for row in table.to_pylist()]
-    assert rows == [(["cat"], "en", None)] * 2
-    assert opened(path).describe() != listing.describe(print)
-    assert listing.describe(print).columns["value of lang"] == "en"
-
-
 @pytest.mark.parametrize(
     ("labels", "feature", "expected"),
     [

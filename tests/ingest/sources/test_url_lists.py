@@ -2,7 +2,6 @@
 
 import csv
 import datetime
-import errno
 import gzip
 import io
 import json
@@ -17,7 +16,7 @@ import pytest
 from cluster.errors import UserError
 from ingest.labels.label_list import read_label_list
 from ingest.links.archive import ArchiveCounts, archive_links
-from ingest.sources.expand import expand, values_of
+from ingest.sources.expand import expand
 from ingest.sources.opening import open_listing, refuse_unused
 from ingest.sources.url_list import Columns, UrlList, list_format, split_labels
 from ingest.web.opt_outs import ALL
@@ -387,46 +386,6 @@ def test_a_folder_of_lists_is_its_lists_and_a_folder_of_images_is_itself(tmp_pat
         expand(str(hub))
     (hub / "data" / "a.jpg").touch()
     assert expand(str(hub)) == [str(hub)]
-
-
-def test_what_names_of_folders_say_are_columns_as_hive_and_spark_write_them(tmp_path):
-    rows = pa.table(
-        {
-            "url": [f"http://h/{number}.jpg" for number in range(4)],
-            "lang": ["en", "de", None, "en"],
-            "day": ["a b/c", "0001", "0001", "a b/c"],
-            "label": ["cat", "dog", "dog", "cat"],
-        }
-    )
-    pq.write_to_dataset(rows, tmp_path / "hive", partition_cols=["lang", "day", "label"])
-    folder = str(tmp_path / "hive")
-    found, described = [], set()
-    for place in expand(folder):
-        listing = open_listing(place, Columns(), values=values_of(folder, place))
-        described.add(listing.describe(print).model_dump_json())
-        found += [row for table in listing.rows() for row in table.to_pylist()]
-        assert listing.extra == pa.schema([("lang", pa.string()), ("day", pa.string())])
-    told = [(row["path"].decode(), row["lang"], row["day"], row["labels"]) for row in found]
-    assert sorted(told) == [
-        (url, lang, day, [label]) for url, lang, day, label in zip(*rows.to_pydict().values(), strict=True)
-    ]
-    assert len(described) == 3  # what the folders say is a part of what a list is
-    assert values_of(f"{tmp_path}/*/*/*/*/*.parquet", expand(folder)[0]) == {}
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
-def test_what_a_folder_says_goes_before_what_its_list_says(tmp_path, name):
-    text = {
-        "a.csv": "url,lang\nhttp://h/1,de\n",
-        "a.jsonl": '{"url": "http://h/1", "lang": "de"}\n',
-        "a.txt": "http://h/1\n",
-    }
-    (tmp_path / "lang=en").mkdir()
-    (tmp_path / "lang=en" / name).write_text(text[name])
-    (place,) = expand(str(tmp_path))
-    listing = open_listing(place, Columns(labels="lang"), values=values_of(str(tmp_path), place))
-    (row,) = [row for table in listing.rows() for row in table.to_pylist()]
-    assert (row["path"], row["labels"]) == (b"http://h/1", ["en"])
 
 
 def test_a_folder_of_lists_that_cannot_be_read_everywhere_is_told(tmp_path, monkeypatch):
