@@ -33,7 +33,7 @@ from ingest.image import decode as decoding
 from pipeline.checkpoint import metadata as reading
 from pipeline.data import in_hand as notes
 
-PICTURES, ROUNDS = 100, 40
+PICTURES, ROUNDS = 60, 30
 TENSORS, RANKS = 4_500, 64
 
 
