@@ -16,14 +16,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PILLOW := 12.1.1
 AVX2 := $(shell grep -q -w avx2 /proc/cpuinfo 2>/dev/null && echo -mavx2)
 PILLOW_SIMD := pillow-simd==$(PILLOW).post0 --hash=sha256:8e9694ec94c59d12f16753cbf48a3080266bdd704b0c51a630318c7a325625b1
-# PyTorch's build for CPUs, which pip takes where it is told of its index or folder; the others' hashes are PyPI's.
-TORCH_CPU := sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
-# On Linux on x86-64 everything is installed by its hash, and what follows finds nothing left to fetch, but for
-# CUDA's libraries where torch is a build for GPUs. `make LOCK= ...` goes without.
+# PyTorch's build for CPUs, which is not on PyPI: pip has to be told where it is.
+TORCH := 2.13.0+cpu
+TORCH_HASH := sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
+# On Linux on x86-64, where that build is found, everything is installed by its hash. `make LOCK= ...` goes without.
 LOCK := $(if $(filter Linux-x86_64,$(shell uname -s -m | tr ' ' -)),requirements.lock)
 FOR_TESTS := \# For the tests:
 BY_HASH := $(PIP) install --quiet --no-deps --require-hashes --requirement
-EDITABLE := $(PIP) install --quiet --constraint constraints.txt $(if $(LOCK),--no-build-isolation) --editable
 LOCKING := uv pip compile --quiet --upgrade pyproject.toml --constraint constraints.txt --no-annotate --no-header \
   --python-platform x86_64-manylinux_2_28 --python-version 3.11 --generate-hashes --no-emit-index-url
 
@@ -57,7 +56,8 @@ lock: $(VENV)/bin/python
 	$(LOCKING) --extra demo --constraint $(VENV)/test.lock --output-file $(VENV)/demo.lock
 	{ cat $(VENV)/demo.lock; echo '$(FOR_TESTS)'; \
 	  awk 'FNR == NR { known[$$1]; next } /^[^ ]/ { new = !($$1 in known) } new' $(VENV)/demo.lock $(VENV)/test.lock; } \
-	  | sed 's/^torch==[^ ]* /&\\\n    --hash=$(TORCH_CPU) /' >requirements.lock
+	  | awk '/^[^ ]/ { other = !/^torch==/; if (!other) print "torch==$(TORCH) \\\n    --hash=$(TORCH_HASH)" } other' \
+	  >requirements.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info
@@ -68,17 +68,23 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) \
 	  || { rm -rf $(VENV); echo "venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
-$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt $(LOCK)
-	$(if $(LOCK),sed '/^$(FOR_TESTS)/,$$d' $(LOCK) | $(BY_HASH) /dev/stdin)
-	$(EDITABLE) '.[demo]'
-	@$(MAKE) --no-print-directory pillow-simd
-	@touch $@
+# Arguments: an extra of pyproject.toml, and what prints the part of the lock that it needs.
+define install
+@if [ -n "$(LOCK)" ] && $(PIP) install --quiet --dry-run --no-deps torch==$(TORCH) >/dev/null 2>&1; then \
+  $(2) $(LOCK) | $(BY_HASH) /dev/stdin && $(PIP) install --quiet --no-deps --no-build-isolation --editable .; \
+else \
+  [ -z "$(LOCK)" ] || echo "installing without hashes, for pip finds no torch $(TORCH); with them: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install"; \
+  $(PIP) install --quiet --constraint constraints.txt --editable '.[$(1)]'; \
+fi
+@$(MAKE) --no-print-directory pillow-simd
+@touch $@
+endef
 
-$(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt $(LOCK)
-	$(if $(LOCK),$(BY_HASH) $(LOCK))
-	$(EDITABLE) '.[test]'
-	@$(MAKE) --no-print-directory pillow-simd
-	@touch $@
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt requirements.lock
+	$(call install,demo,sed '/^$(FOR_TESTS)/Q')
+
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt requirements.lock
+	$(call install,test,cat)
 
 # Pillow and pillow-simd own the same module, and pip knows nothing of it: Pillow first, then the SIMD build over it.
 .PHONY: pillow-simd

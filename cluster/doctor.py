@@ -24,7 +24,7 @@ from rich.text import Text
 
 from cluster.rank.process import MALLOC_SETTINGS
 
-OLDEST_TORCH = (2, 8)
+OLDEST_TORCH = (2, 10)
 OLDEST_PYTHON = (3, 11)
 NEWEST_TESTED_PYTHON = (3, 13)
 COMMAND_TIMEOUT_S = 10
@@ -123,7 +123,7 @@ def torch_checks() -> list[Finding]:
     """The build of torch, and the devices it sees."""
     torch, found = load("torch")
     if torch is None:
-        remedy = "pip install 'torch>=2.8' (or the build your GPU needs: https://pytorch.org/get-started)"
+        remedy = "pip install 'torch>=2.10' (or the build your GPU needs: https://pytorch.org/get-started)"
         return [Finding(name="torch", status="missing", detail=found, remedy=remedy, required=True)]
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
@@ -133,7 +133,7 @@ def torch_checks() -> list[Finding]:
         f"torch.distributed: {', '.join(distributed) or 'none'}"
     )
     if version < OLDEST_TORCH:
-        remedy = "torch 2.8 or newer is needed: pip install --upgrade 'torch>=2.8'"
+        remedy = "torch 2.10 or newer is needed: pip install --upgrade 'torch>=2.10'"
         return [Finding(name="torch", status="missing", detail=detail, remedy=remedy, required=True)]
     return [Finding(name="torch", status="ok", detail=detail, required=True), device_check(torch)]
 

@@ -4,9 +4,8 @@ A decoder may crash, or be killed for the memory that a picture takes. What it h
 picture is worth a training: another takes its place, as of any that cannot be used.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator
+from typing import Any, Self
 
 import torch
 from torch.utils.data import get_worker_info
@@ -26,29 +25,35 @@ class InHand:
 
     def __init__(self, workers: int, deadly: frozenset[Place] = frozenset()) -> None:
         self.deadly = deadly
-        # For each its process id, unit index and row.
+        # For each worker its process id, unit index and row.
         self._notes = torch.full((workers, 3), _NOTHING)
         self._notes.share_memory_()  # type: ignore[no-untyped-call]
+        self._own: memoryview | None = None  # this process's, if it is a worker
 
-    @contextlib.contextmanager
-    def holding(self, place: Place) -> Iterator[None]:
-        """While a sample is decoded.
+    def holding(self, place: Place) -> Self:
+        """A context in which a sample is decoded.
 
         Raises:
             BadSampleError: workers have died of it.
         """
         if place in self.deadly:
             raise BadSampleError("the process that decodes it dies")
-        worker = get_worker_info()
-        if worker is None:
-            yield
-            return
-        note = self._notes[worker.id].numpy()
-        note[:] = os.getpid(), *place
-        try:
-            yield
-        finally:
-            note[1:] = _NOTHING
+        if self._own is None:
+            worker = get_worker_info()
+            if worker is None:
+                return self
+            notes: Any = self._notes.numpy()
+            self._own = memoryview(notes[worker.id])
+            self._own[0] = os.getpid()
+        self._own[1], self._own[2] = place
+        return self
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *_: object) -> None:
+        if self._own is not None:
+            self._own[2] = _NOTHING
 
     def left_by(self, process: int) -> Place | None:
         """What a process that is gone had in hand; None if nothing."""

@@ -102,13 +102,13 @@ def fake_torch(version: str, *, devices: int = 0) -> types.SimpleNamespace:
 
 @pytest.mark.parametrize(
     ("version", "status"),
-    [("2.7.1", "missing"), ("2.8.0", "ok"), ("2.13.0+cpu", "ok"), ("3.0.0a0+git12", "ok")],
+    [("2.9.1", "missing"), ("2.10.0", "ok"), ("2.13.0+cpu", "ok"), ("3.0.0a0+git12", "ok")],
 )
 def test_torch_older_than_2_8_is_told(monkeypatch, version, status):
     monkeypatch.setattr(doctor, "load", lambda module: (fake_torch(version), version))
     torch = doctor.torch_checks()[0]
     assert torch.status == status
-    assert ("2.8" in torch.remedy) == (status == "missing")
+    assert ("2.10" in torch.remedy) == (status == "missing")
 
 
 def test_driver_without_cuda_build_is_a_warning(tmp_path):

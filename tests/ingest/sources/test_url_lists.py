@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import errno
 import gzip
 import io
 import json

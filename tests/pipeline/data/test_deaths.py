@@ -108,6 +108,7 @@ def test_what_a_worker_has_in_hand_is_known_after_its_death(monkeypatch: pytest.
     monkeypatch.setattr(module, "get_worker_info", lambda: SimpleNamespace(id=1))
     with in_hand.holding((2, 5)):
         assert in_hand.left_by(os.getpid()) == (2, 5)
+        assert in_hand._notes.tolist() == [[-1] * 3, [os.getpid(), 2, 5], [-1] * 3]
         assert in_hand.left_by(os.getpid() + 1) is None
     assert in_hand.left_by(os.getpid()) is None
     with pytest.raises(ZeroDivisionError), in_hand.holding((0, 0)):
