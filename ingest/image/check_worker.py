@@ -4,18 +4,18 @@ The parent (`ingest.image.check_pool`) sends the treatment once, then batches; f
 back. Before each image its number is written where the parent can read it after this process has died. The
 kernel ends the process when an image takes more CPU time than the limit, and refuses it memory beyond the
 limit: both hold while a decoder written in C runs, and when the parent is gone. Only numbers and bytes cross,
-no pickles: hostile bytes are parsed here, so what comes out is not trusted to be code.
+no pickles: hostile bytes are parsed here, so what comes out is not trusted to be code. An intruder finds a
+fence (`ingest.fence`).
 """
 
 import json
 import mmap
-import resource
 import signal
 import struct
 import sys
-from pathlib import Path
 from typing import Any, BinaryIO
 
+from ingest.fence.fence import fence
 from ingest.image.check import Checked, Treatment, check
 from ingest.image.decode import ImageLimits
 
@@ -63,7 +63,7 @@ def main() -> None:
     order = read_head(source)
     treatment = Treatment(**order["treatment"] | {"limits": ImageLimits(**order["treatment"]["limits"])})
     current = mmap.mmap(order["current"], 4)
-    _limit_memory(order["memory_mb"] << 20)
+    fence(order["memory_mb"] << 20)
     while True:
         try:
             sizes = read_head(source)
@@ -87,14 +87,6 @@ def main() -> None:
             [to_row(verdict) for verdict in verdicts],
             [verdict.data for verdict in verdicts if verdict.data is not None],
         )
-
-
-def _limit_memory(extra: int) -> None:
-    """Bound the address space to what is mapped now and `extra` bytes; no core dumps of hostile images."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + extra
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 if __name__ == "__main__":
