@@ -11,12 +11,12 @@ from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.sources.file_list import FileList, ListedFiles, names_files
 from ingest.sources.folder import FolderSource
 from ingest.sources.image_listing import ImageListing
-from ingest.sources.image_table import ImageTable
+from ingest.sources.image_table import ImageTable, image_column
 from ingest.sources.source import Images, Listing, Source
-from ingest.sources.table_layout import image_column
 from ingest.sources.tar import TarSource, is_tar
 from ingest.sources.tar_in_place import ForeignTar
-from ingest.sources.url_list import Columns, UrlList, list_format
+from ingest.sources.url_list import Columns, list_format
+from ingest.sources.url_listing import UrlListing
 from ingest.sources.warc import WarcSource, is_warc
 from ingest.store.clients import is_bucket
 from ingest.web.opt_outs import ALL, OptOut
@@ -42,7 +42,7 @@ def open_listing(
         return ImageListing(open_images(text, heeded=heeded, follow_links=follow_links))
     if list_format(text) == ("parquet", None) and (image := image_column(text, columns.url)) is not None:
         return ImageListing(ImageTable(text, image, columns))
-    listed = UrlList(text, columns)
+    listed = UrlListing(text, columns)
     return FileList(listed) if names_files(text, listed) else listed
 
 

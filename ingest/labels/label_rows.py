@@ -1,0 +1,275 @@
+"""What a file of labels says, row by row, as a fenced process reads it (`ingest.labels.label_list`)."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.errors import UserError
+from ingest.labels.said import Said
+from ingest.sources.companions import MOST_LABELS
+from ingest.sources.folder_metadata import csv_rows
+from ingest.sources.url_list import shown, split_labels
+
+IMAGE_NAMES = (
+    *("path", "file_name", "filename", "file", "image_path", "url", "name", "key", "image", "image_name"),
+    *("image_id", "imageid", "id"),
+)
+# One label, whatever is in it; and several, between commas.
+ONE_LABEL = ("label", "class", "class_name", "category", "target", "wnid")
+MANY_LABELS = ("labels", "classes", "tags", "hashtags")
+TRUTH = re.compile(r"(ILSVRC\d{4})_validation_ground_truth\.txt")
+
+
+_ROWS_AT_A_TIME = 1 << 15
+# Opens a file, unpacked, from its beginning.
+_Opened = Callable[[], AbstractContextManager[Any]]
+
+
+def rows(opened: _Opened, beside: _Opened | None = None, *, location: str, kind: str) -> Iterator[pa.Table]:
+    """What the file's rows say: tables of row (from 1), image, and `said`, a number in the list that the
+    tables before them make up. Metadata of these tell of numbers and their names.
+
+    Args:
+        opened: opens the file.
+        beside: opens that with the names of its numbers.
+        location: what to call it.
+        kind: how it is written.
+
+    Raises:
+        UserError: it is none, or does not say which column is the image and which its labels.
+    """
+    try:
+        with opened() as file:
+            if kind == "txt":
+                yield from _tables(*_text_list(location, file.read().decode("utf-8-sig"), beside))
+            else:
+                yield from _tables(_said(location, _READERS[kind](file)), {})
+    except MemoryError:
+        raise
+    except (csv.Error, ValueError, RecursionError, pa.ArrowException, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"--labels {location} is damaged, or not {kind}: {str(error)[:1_000]}") from error
+
+
+def _tables(rows: Iterator[tuple[int, str, Said]], about: Mapping[str, str]) -> Iterator[pa.Table]:
+    known: dict[Said, int] = {}  # a million rows say a thousand different things
+    batch: list[tuple[int, str, int]] = []
+    new: list[Said] = []
+    for number, image, said in rows:
+        if said not in known:
+            known[said] = len(known)
+            new.append(said)
+        batch.append((number, image, known[said]))
+        if len(batch) == _ROWS_AT_A_TIME:
+            yield from _two_tables(new, batch, about)
+            batch, new = [], []
+    yield from _two_tables(new, batch, about)
+
+
+def _two_tables(
+    new: list[Said], batch: list[tuple[int, str, int]], about: Mapping[str, str]
+) -> Iterator[pa.Table]:
+    texts = pa.list_(pa.string())
+    yield pa.table(
+        {
+            "labels": pa.array([each.labels for each in new], texts),
+            "split": pa.array([each.split for each in new], pa.string()),
+            "ignore": pa.array([each.ignore for each in new], texts),
+        }
+    ).replace_schema_metadata(about)
+    numbers, images, said = zip(*batch, strict=True) if batch else ((), (), ())
+    yield pa.table(
+        {
+            "row": pa.array(numbers, pa.int64()),
+            "image": pa.array(images, pa.string()),
+            "said": pa.array(said, pa.int64()),
+        }
+    )
+
+
+def _csv(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
+    return csv_rows(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), strict=True))
+
+
+def _tsv(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
+    # A quote in it is a quote.
+    lines = (line.rstrip("\r\n") for line in io.TextIOWrapper(file, "utf-8-sig", newline="\n"))
+    return csv_rows(line.split("\t") for line in lines)
+
+
+def _json_lines(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
+    for line in io.TextIOWrapper(file, "utf-8-sig"):
+        if line.strip():
+            row = json.loads(line)
+            yield row if isinstance(row, dict) else {}
+
+
+def _json(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
+    """A list of objects; or COCO's, whose annotations have an image and a category each."""
+    value = json.load(io.TextIOWrapper(file, "utf-8-sig"))
+    if isinstance(value, dict) and {"images", "annotations", "categories"} <= value.keys():
+        try:
+            classes = {each["id"]: each.get("name", each["id"]) for each in value["categories"]}
+            images = {each["id"]: each["file_name"] for each in value["images"]}
+            for each in value["annotations"]:
+                yield {"file_name": images[each["image_id"]], "label": classes[each["category_id"]]}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"COCO's images, annotations and categories do not fit: {error}") from error
+        return
+    for row in value if isinstance(value, list) else []:
+        yield row if isinstance(row, dict) else {}
+
+
+def _parquet(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
+    with pq.ParquetFile(pa.BufferReader(file.read())) as parquet:
+        for batch in parquet.iter_batches(use_threads=False):
+            yield from batch.to_pylist()
+
+
+_READERS: dict[str, Callable[[Any], Iterator[Mapping[str, Any]]]] = {
+    "csv": _csv,
+    "tsv": _tsv,
+    "json": _json,
+    "jsonl": _json_lines,
+    "parquet": _parquet,
+}
+
+
+def _said(location: str, rows: Iterator[Mapping[str, Any]]) -> Iterator[tuple[int, str, Said]]:
+    names: dict[str, None] = {}
+    used: set[str] = set()
+    for number, row in enumerate(rows, 1):
+        names |= dict.fromkeys(row)
+        columns = _columns(tuple(row))
+        used |= columns.keys()
+        image = _clean(row[columns["image"]]) if "image" in columns else None
+        if image is not None:
+            labels = _labels(row[columns["labels"]], columns["labels"]) if "labels" in columns else ()
+            split = _clean(row[columns["split"]]) if "split" in columns else None
+            ignore = _labels(row[columns["ignore"]], "ignore") if "ignore" in columns else ()
+            yield number, image, Said(labels[:MOST_LABELS], split, ignore[:MOST_LABELS])
+    if not names:
+        raise UserError(f"--labels {location} has no rows: give a list with some")
+    if "image" not in used or used == {"image"}:
+        raise UserError(
+            f"--labels {location} has the columns {shown(list(names))}: call that of the images "
+            "path, name or key, and that of their labels `label`, or `labels` if commas part several"
+        )
+
+
+@lru_cache
+def _columns(names: tuple[str, ...]) -> dict[str, str]:
+    """What rows with these columns call those that are used."""
+    lower = {name.strip().lower(): name for name in reversed(names)}
+    wanted = {
+        "image": IMAGE_NAMES,
+        "labels": (*MANY_LABELS, *ONE_LABEL, "predictionstring"),
+        "split": ("split", "subset", "partition"),
+        "ignore": ("ignore",),
+    }
+    found = {
+        what: next((lower[name] for name in usual if name in lower), None) for what, usual in wanted.items()
+    }
+    return {what: name for what, name in found.items() if name is not None}
+
+
+def _labels(value: Any, column: str) -> tuple[str, ...]:
+    if isinstance(value, list | tuple):
+        return tuple(text for each in value if (text := _clean(each)) is not None)
+    text = _clean(value)
+    if text is None:
+        return ()
+    name = column.strip().lower()
+    if name == "predictionstring":
+        return tuple(dict.fromkeys(text.split()[::5]))
+    return (text,) if name in ONE_LABEL else tuple(split_labels(text))
+
+
+def _clean(value: Any) -> str | None:
+    """A value as text, without blanks around it; None if there is nothing."""
+    if value is None or value != value:  # noqa: PLR0124 -- NaN, which pandas writes for nothing
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    return str(value).encode("utf-8", "backslashreplace").decode().strip() or None
+
+
+def _text_list(
+    location: str, text: str, beside: _Opened | None
+) -> tuple[Iterator[tuple[int, str, Said]], dict[str, str]]:
+    """The rows, and what is to be said of their numbers."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    truth = TRUTH.fullmatch(PurePosixPath(location).name)
+    if truth is not None and all(line.isdigit() for line in lines):
+        names = _devkit_names(location, beside)
+        rows = (
+            (number, f"{truth[1]}_val_{number:08d}", Said((names.get(line, line),)))
+            for number, line in enumerate(lines, 1)
+        )
+        return rows, _about(names, unnamed=not names)
+    words = [line.rsplit(None, 1) for line in lines]
+    wrong = next((line for line, parts in zip(lines, words, strict=True) if len(parts) != 2), None)
+    if wrong is not None or not lines:
+        raise UserError(
+            f"--labels {location} is no list of lines `image label`"
+            + ("" if wrong is None else f", as {shown([wrong])!r} has one word only")
+            + ": a file of another form needs names of columns, such as path and label in a .csv"
+        )
+    names = _places_names(beside)
+    unnamed = not names and PurePosixPath(location).name.startswith("places365")
+    rows = (
+        (number, image, Said((names.get(label, label),))) for number, (image, label) in enumerate(words, 1)
+    )
+    return rows, _about(names, unnamed=unnamed)
+
+
+def _about(names: Mapping[str, str], *, unnamed: bool) -> dict[str, str]:
+    """Names that came from a second file, for the fingerprint; and whether there should be some."""
+    digest = hashlib.sha256(json.dumps(sorted(names.items())).encode()).hexdigest()
+    return {
+        "names": f", names (sha256 {digest[:16]})" if names else "",
+        "unnamed": "yes" if unnamed else "",
+    }
+
+
+def _devkit_names(location: str, beside: _Opened | None) -> dict[str, str]:
+    """WordNet ids by the devkit's numbers, from its meta.mat; none if it is not there."""
+    if beside is None:
+        return {}
+    from scipy.io import loadmat
+
+    try:
+        with beside() as file:
+            synsets = loadmat(file, squeeze_me=True)["synsets"]
+        return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in synsets}
+    except MemoryError:
+        raise
+    except Exception as error:  # scipy raises whatever comes of damaged bytes
+        raise UserError(
+            f"the meta.mat beside {location} is not that of ILSVRC's devkit ({str(error)[:1_000]}): restore "
+            "it, or move it away"
+        ) from error
+
+
+def _places_names(beside: _Opened | None) -> dict[str, str]:
+    """Names of Places' classes by their numbers, from the list of categories."""
+    if beside is None:
+        return {}
+    with beside() as file:
+        text = file.read().decode("utf-8", "replace")
+    pairs = [line.split() for line in text.splitlines() if line.strip()]
+    # "/b/bow_window/indoor 58": the letter is no part of the name.
+    return {number: name.strip("/").partition("/")[2] for name, number in pairs}
