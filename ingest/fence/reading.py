@@ -24,8 +24,8 @@ from ingest.fence.reader import SECONDS, SECONDS_PER_BYTE
 
 # Address space that a reader may add to what it has at its start.
 MEMORY = 1 << 30
-_LARGEST_ANSWER = 1 << 30
-_LARGEST_PIECE = 64 << 20
+_LARGEST_TABLE, _LARGEST_END, _LARGEST_PIECE = 512 << 20, 1 << 20, 64 << 20
+_MADE_SO = "it is damaged, or made to do so; get or write it anew"
 _waiting: list["_Reader"] = []
 
 
@@ -64,6 +64,8 @@ def read_fenced(
         end = yield from process.answers(order, files)
     except EOFError:
         raise process.death(place) from None
+    except _NonsenseError:
+        raise UserError(f"{place} crashes what reads it (nonsense in place of rows): {_MADE_SO}") from None
     finally:
         # Whatever has happened: only after an order's end another may follow.
         if process.is_done and memory == MEMORY and not _waiting:
@@ -81,9 +83,16 @@ def read_fenced(
 def _one_that_waits() -> "_Reader | None":
     while _waiting:
         process = _waiting.pop()
-        if process.owner == os.getpid():  # and not that of the process that this one was forked from
-            return process
+        # And not one of the process that this one was forked from.
+        if process.owner == os.getpid():
+            if process.is_alive():
+                return process
+            process.end()
     return None
+
+
+class _NonsenseError(Exception):
+    """A process does not keep to the rules: intruders have taken it over."""
 
 
 class _Reader:
@@ -111,7 +120,8 @@ class _Reader:
         """Yields the tables; returns the end of the order.
 
         Raises:
-            EOFError: the process has died, or does not keep to the rules.
+            EOFError: the process has died.
+            _NonsenseError: it does not keep to the rules.
         """
         self.is_done = False
         text = json.dumps(order).encode()
@@ -120,15 +130,17 @@ class _Reader:
             match self._read(1):
                 case b"R" | b"S" as what:
                     number, at, size = struct.unpack("<IQQ", self._read(20))
+                    if number >= len(files):
+                        raise _NonsenseError
                     self._serve(files[number], None if what == b"S" else (at, size))
                 case b"T":
-                    yield _table(self._sized())
+                    yield _table(self._sized(_LARGEST_TABLE))
                 case b"E":
-                    end: dict[str, Any] = json.loads(self._sized())
+                    end = _end(self._sized(_LARGEST_END))
                     self.is_done = True
                     return end
                 case _:
-                    raise EOFError
+                    raise _NonsenseError
 
     def _serve(self, file: io.BufferedIOBase, piece: tuple[int, int] | None) -> None:
         """Send a piece of the file, from an offset on of a size, or only the file's size."""
@@ -158,10 +170,10 @@ class _Reader:
         except BrokenPipeError:
             raise EOFError from None
 
-    def _sized(self) -> bytes:
+    def _sized(self, most: int) -> bytes:
         (size,) = struct.unpack("<Q", self._read(8))
-        if size > _LARGEST_ANSWER:
-            raise EOFError
+        if size > most:
+            raise _NonsenseError
         return self._read(size)
 
     def _read(self, size: int) -> bytes:
@@ -170,22 +182,21 @@ class _Reader:
             raise EOFError
         return data
 
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def death(self, place: str) -> Exception:
         """Why it has ended."""
-        # It is gone or about to be; one that breaks the rules is not.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=10)
-        code = self._process.returncode
-        made_so = "it is damaged, or made to do so; get or write it anew"
+        # It has closed its pipes, so it is gone or about to be.
+        code = self._process.wait(timeout=60)
         if code == -signal.SIGPROF:
             rate = 100e6 * SECONDS_PER_BYTE
             return UserError(
                 f"{place} takes more than {SECONDS:.0f} s of computing, and {rate:.0f} s per 100 MB, to be "
-                f"read: {made_so}"
+                f"read: {_MADE_SO}"
             )
-        if code is None or code <= 0:
-            name = signal.Signals(-code).name if code else "nonsense in place of rows"
-            return UserError(f"{place} crashes what reads it ({name}): {made_so}")
+        if code < 0:
+            return UserError(f"{place} crashes what reads it ({signal.Signals(-code).name}): {_MADE_SO}")
         self._errors.seek(0)
         words = self._errors.read(10_000).decode(errors="replace").strip()
         return RuntimeError(f"the process that reads lists ended with status {code}: {words}")
@@ -206,5 +217,15 @@ def _table(data: bytes) -> pa.Table:
         table = pa.ipc.open_stream(pa.py_buffer(data)).read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError):
-        raise EOFError from None
+        raise _NonsenseError from None
     return table
+
+
+def _end(data: bytes) -> dict[str, Any]:
+    try:
+        end = json.loads(data)
+    except (ValueError, RecursionError):
+        raise _NonsenseError from None
+    if not isinstance(end, dict):
+        raise _NonsenseError
+    return end
