@@ -91,6 +91,12 @@ def _one_that_waits() -> "_Reader | None":
     return None
 
 
+def end_waiting() -> None:
+    """End the process that waits for an order, once none is to come: a crawl may take weeks."""
+    if process := _one_that_waits():
+        process.end()
+
+
 class _NonsenseError(Exception):
     """A process does not keep to the rules: intruders have taken it over."""
 

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from ingest.labels.said import Said
+from ingest.sources.column_values import split_labels
 from ingest.sources.companions import MOST_LABELS
 from ingest.sources.folder_metadata import csv_rows
-from ingest.sources.url_list import shown, split_labels
+from ingest.sources.url_list import shown
 
 IMAGE_NAMES = (
     *("path", "file_name", "filename", "file", "image_path", "url", "name", "key", "image", "image_name"),

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.dataset.schema import LABELS
+from ingest.sources.column_values import split_labels
 from ingest.sources.companions import MOST_LABELS
 from ingest.sources.delimited import refuse_many_columns
 from ingest.sources.table_layout import TableLayout, image_column, read_layout, stays
 from ingest.sources.text_blocks import Opened
-from ingest.sources.url_list import Columns, split_labels
+from ingest.sources.url_list import Columns
 
 _ROWS_AT_A_TIME = 1_024
 _IMAGES_AT_A_TIME = 16

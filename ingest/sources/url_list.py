@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from ingest.dataset.schema import LABELS, META_SCHEMA
+from ingest.sources.column_values import as_labels, as_text, cast_to, plain
 from ingest.sources.delimited import Part, read_delimited, refuse_many_columns
 from ingest.sources.json_rows import read_json
 from ingest.sources.text_blocks import LongLineError, Opened, blocks
@@ -177,20 +178,20 @@ class UrlList:
             if name not in table.column_names:
                 table = table.append_column(name, pa.nulls(len(table)))
         for name, kind in self._columns.types.items():
-            column, wrong = _as(TYPES[kind], table[name])
+            column, wrong = cast_to(TYPES[kind], table[name])
             table = table.set_column(table.column_names.index(name), name, column)
             misread = pc.or_(misread, wrong)
         used = (self._url, self._caption, self._labels)
         others = _own_names([name for name in self._names if name not in used])
         kept = {*self._columns.types} if self._format != "parquet" else {*self._names}
         columns = {
-            "url": _as_text(table[self._url]).fill_null(""),
+            "url": as_text(table[self._url]).fill_null(""),
             "caption": pa.nulls(len(table), pa.string())
             if self._caption is None
-            else _as_text(table[self._caption]),
-            "labels": _as_labels(table[self._labels] if self._labels else None, len(table)),
+            else as_text(table[self._caption]),
+            "labels": as_labels(table[self._labels] if self._labels else None, len(table)),
             **{
-                own: _plain(table[name]) if name in kept else _as_text(table[name])
+                own: plain(table[name]) if name in kept else as_text(table[name])
                 for name, own in others.items()
             },
         }
@@ -324,65 +325,6 @@ def _without_credentials(urls: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.replace_substring_regex(urls, _CREDENTIALS, r"\1")
 
 
-def _as(kind: pa.DataType, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Array]:
-    """A column in another type, null where a value is none of it; and where that is."""
-    column = column if column.type == kind else _as_text(column)
-    try:
-        return column.cast(kind), pa.array(np.zeros(len(column), bool))
-    except pa.ArrowInvalid:
-        values = [_value(value, kind) for value in column.to_pylist()]
-    cast_column = pa.chunked_array([pa.array(values, kind)])
-    return cast_column, pc.and_not(cast_column.is_null(), column.is_null()).combine_chunks()
-
-
-def _value(text: str | None, kind: pa.DataType) -> Any:
-    try:
-        return pa.scalar(text, pa.string()).cast(kind).as_py()
-    except pa.ArrowInvalid:
-        return None
-
-
-def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Any column as text; bytes that are no UTF-8 show as \\x escapes."""
-    column = _decoded(column)
-    if _is_bytes_or_text(column.type):
-        column = column.cast(pa.binary())
-        try:
-            return column.cast(pa.string())
-        except pa.ArrowInvalid:
-            texts = [None if x is None else x.decode("utf-8", "backslashreplace") for x in column.to_pylist()]
-            return pa.chunked_array([pa.array(texts, pa.string())])
-    if pa.types.is_nested(column.type):
-        texts = [
-            None if x is None else json.dumps(x, default=str, sort_keys=True) for x in column.to_pylist()
-        ]
-        return pa.chunked_array([pa.array(texts, pa.string())])
-    return column.cast(pa.string())
-
-
-def _as_labels(column: pa.ChunkedArray | None, rows: int) -> pa.ChunkedArray:
-    """Lists of text. A text is one label, or several between commas, or hashtags between spaces."""
-    if column is None:
-        return pa.chunked_array([pa.array([[]] * rows, LABELS)])
-    column = _decoded(column)
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        values = [
-            [str(label) for label in labels or () if label is not None] for labels in column.to_pylist()
-        ]
-    else:
-        values = [split_labels(text) for text in _as_text(column).to_pylist()]
-    return pa.chunked_array([pa.array(values, LABELS)])
-
-
-def split_labels(text: str | None) -> list[str]:
-    """Labels in a text: `#sky #sea` or `sky, sea`."""
-    if not text:
-        return []
-    if "#" in text:
-        return [word.lstrip("#") for word in text.replace(",", " ").replace("#", " #").split() if word != "#"]
-    return [label.strip() for label in text.split(",") if label.strip()]
-
-
 def _own_names(names: Sequence[str]) -> dict[str, str]:
     """What a list's further columns are called in rows; none takes another's name."""
     own = {name: name for name in names if name not in _TAKEN}
@@ -393,27 +335,3 @@ def _own_names(names: Sequence[str]) -> dict[str, str]:
                 free = f"source_{free}"
             own[name] = free
     return {name: own[name] for name in names}
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column that filters can work on: numbers, truth values and times as they are, all else as text."""
-    column = _decoded(column)
-    kind = column.type
-    as_it_is = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return column if as_it_is or pa.types.is_temporal(kind) else _as_text(column)
-
-
-def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.dictionary_decode(column) if pa.types.is_dictionary(column.type) else column
-
-
-def _is_bytes_or_text(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )

@@ -11,7 +11,7 @@ from typing import cast
 import pyarrow as pa
 
 from ingest.dataset.plan_record import SourceKind, SourceRecord
-from ingest.fence.reading import read_fenced
+from ingest.fence.reading import end_waiting, read_fenced
 from ingest.sources.remote_trouble import reading
 from ingest.sources.url_list import Columns, list_format, look, name_of, rows
 from ingest.store.files import open_file
@@ -47,7 +47,8 @@ class UrlListing:
         self.first_paths = [path.decode() for path in paths["path"].to_pylist()]
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """It is planned: no list is read any more."""
+        end_waiting()
 
     def describe(self, listed: Callable[[int], None]) -> SourceRecord:
         """What the list is: a digest of its bytes, and which columns are used. Its rows are not looked at."""

@@ -211,7 +211,14 @@ def test_one_process_reads_one_list_after_the_other(tmp_path, monkeypatch):
     (first,) = reading._waiting
     planned(tmp_path / "l.jsonl")
     assert reading._waiting == [first]
+    first.end()  # by whatever hand: the next one is not told that its list is bad
+    planned(tmp_path / "l.jsonl")
+    assert reading._waiting != [first]
     rows = open_listing(str(tmp_path / "l.jsonl"), Columns()).rows()
     next(rows)
     rows.close()
+    assert reading._waiting == []
+    listing = open_listing(str(tmp_path / "l.jsonl"), Columns())
+    assert len(reading._waiting) == 1
+    listing.close()
     assert reading._waiting == []

@@ -17,9 +17,10 @@ import pytest
 from cluster.errors import UserError
 from ingest.labels.label_list import read_label_list
 from ingest.links.archive import ArchiveCounts, archive_links
+from ingest.sources.column_values import split_labels
 from ingest.sources.expand import expand
 from ingest.sources.opening import open_listing, refuse_unused
-from ingest.sources.url_list import Columns, UrlList, list_format, split_labels
+from ingest.sources.url_list import Columns, UrlList, list_format
 from ingest.sources.url_listing import UrlListing
 from ingest.web.opt_outs import ALL
 
