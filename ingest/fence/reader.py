@@ -172,13 +172,16 @@ def _said(error: Exception, place: str) -> dict[str, Any]:
 
 
 def _send(table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
+    size = pa.MockOutputStream()
+    _stream(table, size)
+    sys.stdout.buffer.write(b"T" + struct.pack("<Q", size.size()))
+    _stream(table, pa.PythonFile(sys.stdout.buffer, "w"))
+    sys.stdout.buffer.flush()
+
+
+def _stream(table: pa.Table, sink: pa.NativeFile) -> None:
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
-    data = sink.getvalue()
-    sys.stdout.buffer.write(b"T" + struct.pack("<Q", data.size))
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

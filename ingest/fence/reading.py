@@ -26,6 +26,12 @@ from ingest.fence.reader import SECONDS, SECONDS_PER_BYTE
 MEMORY = 1 << 30
 _LARGEST_TABLE, _LARGEST_END, _LARGEST_PIECE = 512 << 20, 1 << 20, 64 << 20
 _MADE_SO = "it is damaged, or made to do so; get or write it anew"
+# Other pools reserve address space by the gigabyte; and pages that come back to glibc stay for the next rows.
+_ALLOCATION = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+}
 _waiting: list["_Reader"] = []
 
 
@@ -114,8 +120,7 @@ class _Reader:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             pipesize=1 << 20,
-            # Other pools reserve address space by the gigabyte.
-            env=environment() | {"ARROW_DEFAULT_MEMORY_POOL": "system"},
+            env=environment() | _ALLOCATION,
         )
         self._orders = cast(BinaryIO, self._process.stdin)
         self._answers = cast(BinaryIO, self._process.stdout)
