@@ -25,6 +25,7 @@ from ingest.fence.reading import MEMORY, read_fenced
 from ingest.labels.label_rows import TRUTH, rows
 from ingest.labels.said import Said, joined
 from ingest.labels.voc import files_in_folder, read_split_files
+from ingest.sources.companions import MOST_LABELS
 from ingest.sources.remote_trouble import reading
 from ingest.sources.url_list import list_format
 from ingest.store.files import open_file
@@ -88,6 +89,11 @@ def read_label_list(location: str) -> LabelList:
                 raise UserError(
                     f"--labels {location}, row {number}: {image} is in the split {new_said.split}, and "
                     f"before in {said[image].split}"
+                )
+            if max(len(both.labels), len(both.ignore)) > MOST_LABELS:
+                raise UserError(
+                    f"--labels {location}, row {number}: {image} has more than {MOST_LABELS:,} labels: give "
+                    "those that it shows"
                 )
             said[image] = known.setdefault(both, both)
     named = about.get(b"names", b"").decode()

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -29,8 +29,10 @@ IMAGE_NAMES = (
 ONE_LABEL = ("label", "class", "class_name", "category", "target", "wnid")
 MANY_LABELS = ("labels", "classes", "tags", "hashtags")
 TRUTH = re.compile(r"(ILSVRC\d{4})_validation_ground_truth\.txt")
-
-
+_NO_PAIRS = (
+    "--labels {} is no list of lines `image label`{}: a file of another form needs names of columns, such as "
+    "path and label in a .csv"
+)
 _ROWS_AT_A_TIME = 1 << 15
 # Opens a file, unpacked, from its beginning.
 _Opened = Callable[[], AbstractContextManager[Any]]
@@ -52,7 +54,7 @@ def rows(opened: _Opened, beside: _Opened | None = None, *, location: str, kind:
     try:
         with opened() as file:
             if kind == "txt":
-                yield from _tables(*_text_list(location, file.read().decode("utf-8-sig"), beside))
+                yield from _tables(*_text_list(location, io.TextIOWrapper(file, "utf-8-sig"), beside))
             else:
                 yield from _tables(_said(location, _READERS[kind](file)), {})
     except MemoryError:
@@ -133,7 +135,7 @@ def _json(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
 
 
 def _parquet(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
-    with pq.ParquetFile(pa.BufferReader(file.read())) as parquet:
+    with pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(use_threads=False):
             yield from batch.to_pylist()
 
@@ -159,7 +161,7 @@ def _said(location: str, rows: Iterator[Mapping[str, Any]]) -> Iterator[tuple[in
             labels = _labels(row[columns["labels"]], columns["labels"]) if "labels" in columns else ()
             split = _clean(row[columns["split"]]) if "split" in columns else None
             ignore = _labels(row[columns["ignore"]], "ignore") if "ignore" in columns else ()
-            yield number, image, Said(labels[:MOST_LABELS], split, ignore[:MOST_LABELS])
+            yield number, image, Said(labels[: MOST_LABELS + 1], split, ignore[: MOST_LABELS + 1])
     if not names:
         raise UserError(f"--labels {location} has no rows: give a list with some")
     if "image" not in used or used == {"image"}:
@@ -209,32 +211,37 @@ def _clean(value: Any) -> str | None:
 
 
 def _text_list(
-    location: str, text: str, beside: _Opened | None
+    location: str, file: Iterable[str], beside: _Opened | None
 ) -> tuple[Iterator[tuple[int, str, Said]], dict[str, str]]:
     """The rows, and what is to be said of their numbers."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines: Iterable[str] = (line.strip() for line in file if line.strip())
     truth = TRUTH.fullmatch(PurePosixPath(location).name)
-    if truth is not None and all(line.isdigit() for line in lines):
-        names = _devkit_names(location, beside)
-        rows = (
-            (number, f"{truth[1]}_val_{number:08d}", Said((names.get(line, line),)))
-            for number, line in enumerate(lines, 1)
-        )
-        return rows, _about(names, unnamed=not names)
-    words = [line.rsplit(None, 1) for line in lines]
-    wrong = next((line for line, parts in zip(lines, words, strict=True) if len(parts) != 2), None)
-    if wrong is not None or not lines:
-        raise UserError(
-            f"--labels {location} is no list of lines `image label`"
-            + ("" if wrong is None else f", as {shown([wrong])!r} has one word only")
-            + ": a file of another form needs names of columns, such as path and label in a .csv"
-        )
+    if truth is not None:
+        lines = list(lines)
+        if all(map(str.isdigit, lines)):
+            names = _devkit_names(location, beside)
+            numbered = (
+                (number, f"{truth[1]}_val_{number:08d}", Said((names.get(line, line),)))
+                for number, line in enumerate(lines, 1)
+            )
+            return numbered, _about(names, unnamed=not names)
+        beside = None
     names = _places_names(beside)
     unnamed = not names and PurePosixPath(location).name.startswith("places365")
-    rows = (
-        (number, image, Said((names.get(label, label),))) for number, (image, label) in enumerate(words, 1)
-    )
-    return rows, _about(names, unnamed=unnamed)
+    return _named_lines(location, lines, names), _about(names, unnamed=unnamed)
+
+
+def _named_lines(
+    location: str, lines: Iterable[str], names: Mapping[str, str]
+) -> Iterator[tuple[int, str, Said]]:
+    number = 0
+    for number, line in enumerate(lines, 1):
+        words = line.rsplit(None, 1)
+        if len(words) != 2:
+            raise UserError(_NO_PAIRS.format(location, f", as {shown([line])!r} has one word only"))
+        yield number, words[0], Said((names.get(words[1], words[1]),))
+    if not number:
+        raise UserError(_NO_PAIRS.format(location, ""))
 
 
 def _about(names: Mapping[str, str], *, unnamed: bool) -> dict[str, str]:
