@@ -43,7 +43,7 @@ def rows(opened: _Opened, *, location: str) -> Iterator[pa.Table]:
 
 def _parquet(opened: _Opened) -> Iterator[Any]:
     """The names of its columns, and then batches of those that count."""
-    with opened() as file, pq.ParquetFile(file) as parquet:
+    with opened() as file, pq.ParquetFile(file, buffer_size=8 << 20) as parquet:
         names = parquet.schema_arrow.names
         yield names
         counts = [name for name in _COLUMNS if name in names]

@@ -19,7 +19,7 @@ from ingest.labels.said import Said
 from ingest.sources.column_values import split_labels
 from ingest.sources.companions import MOST_LABELS
 from ingest.sources.folder_metadata import csv_rows
-from ingest.sources.url_list import shown
+from ingest.sources.url_list import PARQUET_BUFFER, shown
 
 IMAGE_NAMES = (
     *("path", "file_name", "filename", "file", "image_path", "url", "name", "key", "image", "image_name"),
@@ -135,7 +135,7 @@ def _json(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
 
 
 def _parquet(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
-    with pq.ParquetFile(file) as parquet:
+    with pq.ParquetFile(file, buffer_size=PARQUET_BUFFER) as parquet:
         for batch in parquet.iter_batches(use_threads=False):
             yield from batch.to_pylist()
 

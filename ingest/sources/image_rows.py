@@ -17,7 +17,7 @@ from ingest.sources.companions import MOST_LABELS
 from ingest.sources.delimited import refuse_many_columns
 from ingest.sources.table_layout import TableLayout, image_column, read_layout, stays
 from ingest.sources.text_blocks import Opened
-from ingest.sources.url_list import Columns
+from ingest.sources.url_list import PARQUET_BUFFER, Columns
 
 _ROWS_AT_A_TIME = 1_024
 _IMAGES_AT_A_TIME = 16
@@ -41,7 +41,7 @@ def look(opened: Opened, *, location: str, image: str, columns: Mapping[str, Any
     """A table without rows, of the further columns, with the names of those that are used as metadata; and
     one of the rows at which row groups end.
     """
-    with opened() as file, pq.ParquetFile(file) as parquet:
+    with opened() as file, pq.ParquetFile(file, buffer_size=PARQUET_BUFFER) as parquet:
         refuse_many_columns(location, parquet.metadata.num_columns)
         layout = read_layout(location, parquet.schema_arrow, image, Columns(**columns))
         used = {"image": image, "caption": layout.caption, "labels": layout.labels}
@@ -54,7 +54,7 @@ def look(opened: Opened, *, location: str, image: str, columns: Mapping[str, Any
 
 def rows(opened: Opened, *, location: str, image: str, columns: Mapping[str, Any]) -> Iterator[pa.Table]:
     """All rows: path, offset, caption, labels, and the further columns; the images are not looked at."""
-    with opened() as file, pq.ParquetFile(file) as parquet:
+    with opened() as file, pq.ParquetFile(file, buffer_size=PARQUET_BUFFER) as parquet:
         layout = read_layout(location, parquet.schema_arrow, image, Columns(**columns))
         read = [name for name in (layout.caption, layout.labels, *layout.others) if name is not None]
         read += [f"{image}.path"] if layout.has_path else []
@@ -80,7 +80,7 @@ def _batches(parquet: pq.ParquetFile, group: int, read: list[str]) -> Iterator[l
 
 def images(opened: Opened, *, image: str, first: int, max_bytes: int) -> Iterator[pa.Table]:
     """The images from a row on, and in place of some a key of PROBLEMS."""
-    with opened() as file, pq.ParquetFile(file) as parquet:
+    with opened() as file, pq.ParquetFile(file, buffer_size=PARQUET_BUFFER) as parquet:
         end = 0
         for group in range(parquet.num_row_groups):
             row, end = end, end + parquet.metadata.row_group(group).num_rows

@@ -12,7 +12,7 @@ from cluster.errors import UserError
 from ingest.dataset.schema import META_SCHEMA
 from ingest.image.header import sniff
 from ingest.sources.text_blocks import Opened
-from ingest.sources.url_list import CAPTION_NAMES, LABEL_NAMES, Columns, shown
+from ingest.sources.url_list import CAPTION_NAMES, LABEL_NAMES, PARQUET_BUFFER, Columns, shown
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "content", "data")
 _LOOKED_AT = 16
@@ -46,7 +46,7 @@ def image_column(opened: Opened, chosen: str | None) -> str | None:
         chosen: the only column to look at.
     """
     try:
-        with opened() as file, pq.ParquetFile(file) as parquet:
+        with opened() as file, pq.ParquetFile(file, buffer_size=PARQUET_BUFFER) as parquet:
             schema = parquet.schema_arrow
             names = Counter(schema.names)
             order = [*_IMAGE_NAMES, *schema.names] if chosen is None else [chosen]

@@ -59,7 +59,7 @@ _NAMES_SHOWN = 40
 _LOOKED_AT = 1_000
 _BATCH_ROWS = 65_536
 # Of a column, read at a time: its pages lie together, up to all of a file.
-_BUFFER = 8 << 20
+PARQUET_BUFFER = 8 << 20
 # Names of columns that plans and shards have of their own.
 _TAKEN = {*META_SCHEMA.names, "domain", "path", "problem", "source"}
 _OWN = ("url", "caption", "labels")
@@ -296,7 +296,7 @@ def list_format(location: str) -> tuple[str, str | None] | None:
 
 
 def _parquet(opened: Opened, place: str) -> Iterator[Part]:
-    with opened() as file, pq.ParquetFile(file, buffer_size=_BUFFER) as parquet:
+    with opened() as file, pq.ParquetFile(file, buffer_size=PARQUET_BUFFER) as parquet:
         refuse_many_columns(place, parquet.metadata.num_columns)
         for batch in parquet.iter_batches(_BATCH_ROWS, use_threads=False):
             yield Part(pa.Table.from_batches([batch]))
