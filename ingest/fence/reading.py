@@ -65,7 +65,7 @@ def read_fenced(
         "files": [compression, *[None] * (len(files) - 1)],
         "arguments": arguments,
     }
-    process = (memory == MEMORY and _one_that_waits()) or _Reader(memory)
+    process = _one_that_waits(memory) or _Reader(memory)
     try:
         end = yield from process.answers(order, files)
     except EOFError:
@@ -74,7 +74,7 @@ def read_fenced(
         raise UserError(f"{place} crashes what reads it (nonsense in place of rows): {_MADE_SO}") from None
     finally:
         # Whatever has happened: only after an order's end another may follow.
-        if process.is_done and memory == MEMORY and not _waiting:
+        if process.is_done and not _waiting:
             _waiting.append(process)
         else:
             process.end()
@@ -86,12 +86,12 @@ def read_fenced(
         raise RuntimeError(f"{reader.__name__} failed in its process:\n{end['bug']}")
 
 
-def _one_that_waits() -> "_Reader | None":
+def _one_that_waits(memory: int) -> "_Reader | None":
     while _waiting:
         process = _waiting.pop()
         # And not one of the process that this one was forked from.
         if process.owner == os.getpid():
-            if process.is_alive():
+            if process.memory == memory and process.is_alive():
                 return process
             process.end()
     return None
@@ -99,8 +99,7 @@ def _one_that_waits() -> "_Reader | None":
 
 def end_waiting() -> None:
     """End the process that waits for an order, once none is to come: a crawl may take weeks."""
-    if process := _one_that_waits():
-        process.end()
+    _one_that_waits(memory=-1)
 
 
 class _NonsenseError(Exception):
@@ -112,6 +111,7 @@ class _Reader:
 
     def __init__(self, memory: int) -> None:
         self.owner = os.getpid()
+        self.memory = memory
         self.is_done = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(

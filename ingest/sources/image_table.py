@@ -4,6 +4,7 @@ What is called like `train-00000-of-00002.parquet` is of the split `train`. What
 process reads (`ingest.sources.image_rows`).
 """
 
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from cluster.errors import UserError
 from ingest.dataset.plan_record import SourceKind, SourceRecord
-from ingest.fence.reading import read_fenced
+from ingest.fence.reading import MEMORY, read_fenced
 from ingest.problem import PROBLEMS, Problem
 from ingest.sources import image_rows
 from ingest.sources.remote_trouble import is_trouble
@@ -25,6 +26,8 @@ from ingest.sources.url_list import Columns
 from ingest.store.files import open_file
 
 _SPLIT = re.compile(r"([A-Za-z0-9_]+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")
+# Of such a file, whatever is in it fits into the memory of every list's reader.
+_SMALL = 256 << 20
 
 
 def image_column(location: str, chosen: str | None = None) -> str | None:
@@ -39,12 +42,15 @@ def image_column(location: str, chosen: str | None = None) -> str | None:
     """
     try:
         file = open_file(_place(location))
+        memory = _memory(file)
     except Exception as error:
         if not (is_trouble(error) or isinstance(error, ValueError)):
             raise
         return None  # whoever opens it next tells what is wrong
     with file:
-        (found,) = read_fenced(image_rows.find_images, [file], {"chosen": chosen}, place=f"source {location}")
+        (found,) = read_fenced(
+            image_rows.find_images, [file], {"chosen": chosen}, place=f"source {location}", memory=memory
+        )
     return found.schema.metadata[b"image"].decode() or None
 
 
@@ -136,8 +142,17 @@ class ImageTable:
     def _read(self, how: Callable[..., Iterator[pa.Table]], **arguments: object) -> Iterator[pa.Table]:
         with open_file(self._place) as file:
             yield from read_fenced(
-                how, [file], {"image": self._image, **arguments}, place=f"the table {self._place}"
+                how,
+                [file],
+                {"image": self._image, **arguments},
+                place=f"the table {self._place}",
+                memory=_memory(file),
             )
+
+
+def _memory(file: io.BufferedIOBase) -> int:
+    """A page of images, which may be all of a file up to 2 GB, is held packed, unpacked and as values."""
+    return MEMORY if file.seek(0, os.SEEK_END) <= _SMALL else MEMORY + (6 << 30)
 
 
 def _place(location: str) -> Path | str:
