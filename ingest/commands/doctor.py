@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cluster.doctor import Finding, doctor_report, doctor_table
 from ingest.commands.options import Json
+from ingest.fence.doctor import fence_check
 from ingest.image.doctor import image_checks
 
 
@@ -18,7 +19,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what is installed and active, and how to mend what is not."""
-    checks: list[Finding] = [*image_checks(), *doctor_report(folder)]
+    checks: list[Finding] = [*image_checks(), fence_check(), *doctor_report(folder)]
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:

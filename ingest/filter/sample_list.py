@@ -15,12 +15,12 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset.keys import key_name
+from ingest.fence.reading import read_fenced
+from ingest.filter.sample_columns import rows
 from ingest.web.url import canonical
 
 # Their lines would be taken for URLs that name no sample.
@@ -103,10 +103,9 @@ def read_sample_list(path: str | Path) -> SampleList:
         with path.open("rb") as file:
             if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                 raise UserError(f"{path} is UTF-16: save it as UTF-8")
-        keys, urls = _columns(path, suffix) if suffix in (".parquet", ".csv", ".tsv") else _text_lines(path)
-    except (OSError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read: {reason}") from error
+        keys, urls = _columns(path) if suffix in (".parquet", ".csv", ".tsv") else _text_lines(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     distinct_keys, key_lines = np.unique(np.array(keys, np.uint64), return_counts=True)
     distinct_urls, url_lines = np.unique(
         np.array([_spelled(url) for url in urls], object), return_counts=True
@@ -135,27 +134,11 @@ def _text_lines(path: Path) -> tuple[list[int], list[str]]:
     return [int(e) for e in entries if _KEY.fullmatch(e)], [e for e in entries if not _KEY.fullmatch(e)]
 
 
-def _columns(path: Path, suffix: str) -> tuple[list[int], list[str]]:
-    if suffix == ".parquet":
-        names = set(pq.read_schema(path).names)
-        table = pq.read_table(path, columns=sorted(names & {"key", "url"}))
-    else:
-        texts = pyarrow.csv.ConvertOptions(column_types={"key": pa.string(), "url": pa.string()})
-        delimiter = pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
-        table = pyarrow.csv.read_csv(path, parse_options=delimiter, convert_options=texts)
-        names = set(table.column_names)
-    if not names & {"key", "url"}:
-        raise UserError(
-            f"{path} has neither a column key nor a column url: it has {', '.join(sorted(names))}"
-        )
-    keys = [str(key) for key in _values(table, "key")]
-    for key in keys:
-        if not (key.isascii() and key.isdigit() and len(key) <= 13):
-            raise UserError(f"{path} has {key!r} in its column key: keys of samples have 13 digits")
-    return [int(key) for key in keys], [str(url) for url in _values(table, "url")]
-
-
-def _values(table: pa.Table, name: str) -> list[object]:
-    if name not in table.column_names:
-        return []
-    return [value for value in table[name].to_pylist() if value not in (None, "")]
+def _columns(path: Path) -> tuple[list[int], list[str]]:
+    keys: list[int] = []
+    urls: list[str] = []
+    with path.open("rb") as file:
+        for table in read_fenced(rows, [file], {"location": str(path)}, place=str(path)):
+            keys += map(int, table["key"].drop_null().to_pylist())
+            urls += table["url"].drop_null().to_pylist()
+    return keys, urls

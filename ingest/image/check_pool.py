@@ -4,6 +4,7 @@ An image that kills its process costs one row, and a process; its neighbours are
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -15,11 +16,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Generic, Self, TypeVar, cast
 
-import ingest
+from ingest.fence.fence import environment
 from ingest.image.channel import NO_IMAGE, SHARED_BYTES, Channel
 from ingest.image.check import Checked, Treatment
 from ingest.image.check_worker import from_row
@@ -35,6 +35,13 @@ _BATCH_BYTES = 1 << 19
 # Nor do those of slow sites wait for others.
 _BATCH_SECONDS = 1.0
 _LIVES_WITHOUT_AN_IMAGE = 3
+
+# Or glibc returns each picture's pages to the kernel, which clears them for the next one: a sixth of the
+# time. Pictures beyond 16 MiB of pixels are returned all the same.
+_MEMORY_STAYS = {
+    "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -161,16 +168,18 @@ class _Process:
 
     def __init__(self, order: dict[str, object]) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        memory = os.memfd_create("images")
+        memory = os.memfd_create("images", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(memory, SHARED_BYTES)
+            # Or an intruder there could end this process: who touches memory that is gone is killed.
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-W", "ignore", "-m", "ingest.image.check_worker", str(memory)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 pass_fds=[memory],
-                env=_environment(),
+                env=environment() | _MEMORY_STAYS,
             )
             self._input = cast(BinaryIO, self._process.stdin)
             self._output = cast(BinaryIO, self._process.stdout)
@@ -211,21 +220,6 @@ class _Process:
         # What is left in the buffer has nobody to read it.
         with contextlib.suppress(BrokenPipeError):
             self._input.close()
-
-
-def _environment() -> dict[str, str]:
-    """One thread per checker, memory that stays, and the `ingest` that is running here, installed or not."""
-    here = str(Path(ingest.__file__).parent.parent)
-    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    return os.environ | {
-        "PYTHONPATH": path,
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-        # Or glibc returns each picture's pages to the kernel, which clears them for the next one: a sixth of
-        # the time. Pictures beyond 16 MiB of pixels are returned all the same.
-        "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
-        "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
-    }
 
 
 def _batches(rows: Iterable[Row[Token]]) -> Iterator[list[Row[Token]]]:

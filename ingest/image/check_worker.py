@@ -6,19 +6,18 @@ back. Words go through standard input and output, bytes through MEMORY, a file d
 process has died. The kernel ends the process when an image takes more CPU time than the limit, and refuses
 it memory beyond the limit: both hold while a decoder written in C runs, and when the parent is gone. Only
 numbers and bytes cross, no pickles: hostile bytes are parsed here, so what comes out is not trusted to be
-code.
+code. An intruder finds a fence (`ingest.fence`).
 """
 
 import gc
-import resource
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ingest.fence.fence import fence
 from ingest.image.channel import NO_IMAGE, Channel
 from ingest.image.check import Checked, Treatment, check
 from ingest.image.decode import ImageLimits
@@ -52,7 +51,7 @@ def main() -> None:
     perceptual_hash(Image.new("RGB", (1024, 64)))
     # Nor is what was imported looked through for cycles again and again.
     gc.freeze()
-    _limit_memory(order["memory_mb"] << 20)
+    fence(order["memory_mb"] << 20)
     while True:
         try:
             _, images = channel.receive()
@@ -74,14 +73,6 @@ def main() -> None:
             [to_row(verdict) for verdict in verdicts],
             [verdict.data for verdict in verdicts if verdict.data is not None],
         )
-
-
-def _limit_memory(extra: int) -> None:
-    """Bound the address space to what is mapped now and `extra` bytes; no core dumps of hostile images."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + extra
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 if __name__ == "__main__":

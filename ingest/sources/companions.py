@@ -20,8 +20,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from ingest.sources.column_values import split_labels
 from ingest.sources.source import Item
-from ingest.sources.url_list import split_labels
 
 COMPANIONS = (b"txt", b"caption", b"cls", b"label", b"json")
 # What a companion may say; the rest of a longer one is not read.

@@ -24,10 +24,25 @@ from ingest.sources.text_blocks import Opened, blocks
 _SAMPLE = 1_000
 # A value that goes on over more than this much text is none: its quote has no end.
 _LONGEST_VALUE = 1 << 17
+# Each column of a list is one of every dataset that is made of it.
+_MOST_COLUMNS = 4_096
 _ESCAPED = re.compile(rb'\\([\\"])')
 _LINE_END = re.compile(rb"(?<=\n)|(?<=\r)(?!\n)")
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _OTHER_DELIMITERS = "\t;|"
+
+
+def refuse_many_columns(place: str, columns: int) -> None:
+    """Before much is made of each of them.
+
+    Raises:
+        UserError: no list has so many.
+    """
+    if columns > _MOST_COLUMNS:
+        raise UserError(
+            f"{place} has {columns:,} columns, and no list has more than {_MOST_COLUMNS:,}: write it anew "
+            "with the useful ones"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,7 @@ def _begun(
     if kind == "csv" and delimiter not in text:
         delimiter = next((other for other in _OTHER_DELIMITERS if other in text), delimiter)
     found = _values([text], delimiter) or text.split(delimiter)
+    refuse_many_columns(place, len(found))
     line = 1 + block[: len(block) - len(rows)].count(b"\n")
     if names is not None and len(names) != len(found):
         raise UserError(

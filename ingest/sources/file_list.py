@@ -5,7 +5,6 @@ A path is relative to the list's folder, or absolute, or a file:// URL. What is 
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -16,10 +15,8 @@ from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.problem import PROBLEMS, Problem
 from ingest.sources.folder import bytes_of
 from ingest.sources.source import Item
-from ingest.sources.url_list import PATH_NAMES, UrlList
-
-# Rows of a list that are looked at to know what it is.
-_LOOKED_AT = 1_000
+from ingest.sources.url_list import PATH_NAMES
+from ingest.sources.url_listing import UrlListing
 
 
 class FileList:
@@ -27,7 +24,7 @@ class FileList:
 
     kind = SourceKind.FILES
 
-    def __init__(self, rows: UrlList) -> None:
+    def __init__(self, rows: UrlListing) -> None:
         self.name = rows.name
         self._rows = rows
 
@@ -78,23 +75,18 @@ class ListedFiles:
         """Nothing stays open between files."""
 
 
-def names_files(location: str, rows: UrlList) -> bool:
+def names_files(location: str, rows: UrlListing) -> bool:
     """Whether a list is one of files: the first of its addresses are no URLs, and a file is there for one, or
     their column is called like paths. What came from elsewhere names no files of ours.
     """
     if "://" in location:
         return False
     folder = Path(location).resolve().parent  # as `ListedFiles` will be told
-    paths = list(islice((path for table in rows.rows() for path in _paths(table)), _LOOKED_AT))
+    paths = rows.first_paths
     if not paths or any("://" in path and not path.startswith("file://") for path in paths):
         return False
     named = (rows.address_column or "").lower() in PATH_NAMES
     return named or any(_is_file(folder, path) for path in paths)
-
-
-def _paths(table: pa.Table) -> Iterator[str]:
-    pairs = zip(table["path"].to_pylist(), table["problem"].to_pylist(), strict=True)
-    return (path.decode() for path, problem in pairs if not problem)
 
 
 def _local(folder: Path, path: str) -> Path:

@@ -14,13 +14,13 @@ from ingest.image.header import sniff
 from ingest.sources.file_list import FileList, ListedFiles, names_files
 from ingest.sources.folder import FolderSource
 from ingest.sources.image_listing import ImageListing
-from ingest.sources.image_table import ImageTable
+from ingest.sources.image_table import ImageTable, image_column
 from ingest.sources.remote_trouble import is_trouble
 from ingest.sources.source import Images, Listing, Source
-from ingest.sources.table_layout import image_column
 from ingest.sources.tar import TarSource, is_tar
 from ingest.sources.tar_in_place import ForeignTar
-from ingest.sources.url_list import Columns, UrlList, list_format
+from ingest.sources.url_list import Columns, list_format
+from ingest.sources.url_listing import UrlListing
 from ingest.sources.warc import WarcSource, is_warc
 from ingest.store.clients import is_bucket
 from ingest.store.files import open_file
@@ -50,7 +50,7 @@ def open_listing(
     if list_format(text) == ("parquet", None) and (image := image_column(text, columns.url)) is not None:
         _refuse_unreadable_later(text)
         return ImageListing(ImageTable(text, image, columns))
-    listed = UrlList(text, columns)
+    listed = UrlListing(text, columns)
     return FileList(listed) if names_files(text, listed) else listed
 
 

@@ -1,9 +1,9 @@
 """What the columns of a table of images are: seen from names, types, values, and Hugging Face's metadata."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError
 from ingest.dataset.schema import META_SCHEMA
 from ingest.image.header import sniff
-from ingest.sources.remote_trouble import is_trouble
-from ingest.sources.url_list import CAPTION_NAMES, LABEL_NAMES, Columns
-from ingest.store.files import open_file
+from ingest.sources.text_blocks import Opened
+from ingest.sources.url_list import CAPTION_NAMES, LABEL_NAMES, PARQUET_BUFFER, Columns, shown
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "content", "data")
 _LOOKED_AT = 16
@@ -39,29 +38,25 @@ class TableLayout:
     others: Mapping[str, pa.Field]
 
 
-def image_column(location: str, chosen: str | None = None) -> str | None:
-    """The column of a Parquet file that has images in it; None if none has.
+def image_column(opened: Opened, chosen: str | None) -> str | None:
+    """The column of a Parquet file that has images in it; None if none has, or it cannot be read.
 
     Args:
-        location: a path, or a URL.
+        opened: opens it.
         chosen: the only column to look at.
-
-    Raises:
-        UserError: a bucket is not there, or credentials are missing.
     """
-    place = location if "://" in location else Path(location)
     try:
-        with open_file(place) as file, pq.ParquetFile(file) as parquet:
+        with opened() as file, pq.ParquetFile(file, buffer_size=PARQUET_BUFFER) as parquet:
             schema = parquet.schema_arrow
+            names = Counter(schema.names)
             order = [*_IMAGE_NAMES, *schema.names] if chosen is None else [chosen]
-            for name in (name for name in dict.fromkeys(order) if schema.names.count(name) == 1):
-                if _is_struct_of_bytes(schema.field(name).type) or (
-                    _is_binary(schema.field(name).type) and _begins_with_images(parquet, name)
-                ):
+            for name in (name for name in dict.fromkeys(order) if names[name] == 1):
+                kind = schema.field(name).type
+                if _is_struct_of_bytes(kind) or (_is_binary(kind) and _begins_with_images(parquet, name)):
                     return name
-    except Exception as error:
-        if not (is_trouble(error) or isinstance(error, (pa.ArrowException, ValueError))):
-            raise
+    except MemoryError:
+        raise
+    except (pa.ArrowException, ValueError, OSError):
         return None  # whoever opens it next tells what is wrong
     return None
 
@@ -77,7 +72,7 @@ def read_layout(location: str, schema: pa.Schema, image: str, columns: Columns) 
 
     def find(option: str, chosen: str | None, usual: Iterable[str]) -> str | None:
         if chosen is not None and chosen not in free:
-            raise UserError(f"{location} has no column {chosen!r}: give {option} one of {', '.join(free)}")
+            raise UserError(f"{location} has no column {chosen!r}: give {option} one of {shown(free)}")
         lower = {name.lower(): name for name in reversed(free)}
         return chosen or next((lower[name] for name in usual if name in lower), None)
 

@@ -12,7 +12,7 @@ BLOCK_BYTES = 8 << 20
 # A line longer than this is none of a list; longer ones would be held in memory.
 _LONGEST_LINE = 64 << 20
 _MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # begins like the mark of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -55,6 +55,18 @@ def pieces(opened: Opened) -> Iterator[bytes]:
         yield from _as_utf8(file)
 
 
+def encoding_of(beginning: bytes) -> str:
+    """How a text is written, by its byte order mark, or the NUL beside its first letter: a codec that leaves
+    the mark out.
+    """
+    for mark, name in _MARKS:
+        if beginning.startswith(mark):
+            return name
+    if b"\0" in beginning[:2]:
+        return "utf-16-le" if beginning[1:2] == b"\0" else "utf-16-be"
+    return "utf-8"
+
+
 def as_utf8(data: bytes) -> bytes:
     """A whole text; else as `blocks`."""
     return b"".join(_as_utf8(io.BytesIO(data)))
@@ -62,11 +74,9 @@ def as_utf8(data: bytes) -> bytes:
 
 def _as_utf8(file: Any) -> Iterator[bytes]:
     beginning = file.read(BLOCK_BYTES)
-    mark, encoding = next(((mark, name) for mark, name in _MARKS if beginning.startswith(mark)), (b"", ""))
-    if not mark and b"\0" in beginning[:2]:
-        encoding = "utf-16-le" if beginning[1:2] == b"\0" else "utf-16-be"
-    if encoding in ("", "utf-8"):
-        beginning = beginning[len(mark) :]
+    encoding = encoding_of(beginning)
+    if encoding.startswith("utf-8"):
+        beginning = beginning.removeprefix(codecs.BOM_UTF8)
         while beginning:
             yield beginning
             beginning = file.read(BLOCK_BYTES)

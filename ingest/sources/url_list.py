@@ -1,20 +1,21 @@
-"""Lists of URLs: Parquet, CSV, TSV, JSON or text, plain, gzip or zstd, here, in a bucket or at a URL.
+"""How lists of URLs are read: Parquet, CSV, TSV, JSON or text, unpacked.
 
 A list becomes a stream of tables with the columns `url`, `caption`, `labels`, and whatever else it has; what
 is called like a column of ours gets `source_` before its name. Which of its columns are URL, caption and
 labels is said, or seen from their names. Columns of Parquet have their types; those of all other lists are
 text, unless their types are given. A line that is no row, and a row without a URL, are rows with a problem.
+
+Lists come from strangers: all of this runs in a fenced process (`ingest.sources.url_listing`).
 """
 
-import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,13 +24,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
-from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.dataset.schema import LABELS, META_SCHEMA
-from ingest.sources.delimited import Part, read_delimited
+from ingest.sources.column_values import as_labels, as_text, cast_to, plain
+from ingest.sources.delimited import Part, read_delimited, refuse_many_columns
 from ingest.sources.json_rows import read_json
-from ingest.sources.remote_trouble import is_trouble, reading, said
 from ingest.sources.text_blocks import LongLineError, Opened, blocks
-from ingest.store.files import open_file
 
 FORMATS = {
     ".parquet": "parquet",
@@ -55,7 +54,12 @@ TYPES = {
     "date": pa.date32(),
     "time": pa.timestamp("us"),
 }
+_NAMES_SHOWN = 40
+# Rows that are looked at to know what a list is.
+_LOOKED_AT = 1_000
 _BATCH_ROWS = 65_536
+# Of a column, read at a time: its pages lie together, up to all of a file.
+PARQUET_BUFFER = 8 << 20
 # Names of columns that plans and shards have of their own.
 _TAKEN = {*META_SCHEMA.names, "domain", "path", "problem", "source"}
 _OWN = ("url", "caption", "labels")
@@ -86,19 +90,23 @@ class UrlList:
     """One list of URLs; see the module's docstring.
 
     Args:
-        location: what `open_file` opens.
+        opened: opens it, unpacked.
+        location: what to call it.
+        kind: a value of FORMATS.
         columns: which of its columns mean what.
 
+    Attributes:
+        used: what it calls its columns: url, caption, labels; None where it has none.
+
     Raises:
-        UserError: it is not there, or has no column of URLs.
+        UserError: it has no column of URLs.
     """
 
-    kind = SourceKind.URLS
-
-    def __init__(self, location: str, columns: Columns) -> None:
-        self.name = PurePosixPath(_path(location)).name
+    def __init__(self, opened: Opened, location: str, kind: str, columns: Columns) -> None:
+        self.name = name_of(location)
+        self._opened = opened
         self._location = location
-        self._format, self._compression = cast(tuple[str, str | None], list_format(location))
+        self._format = kind
         self._columns = columns
         # Those of the first part with rows stand for all.
         first = next((part for part in self._raw() if part.table.num_columns or part.odd), None)
@@ -107,7 +115,7 @@ class UrlList:
             raise UserError(f"the list {location} is not {self._format}: {first.odd[0]} is no row of one")
         names = self._names
         if repeated := [name for name, times in Counter(names).items() if times > 1]:
-            raise UserError(f"{location} has several columns {repeated[0]!r}: rename all but one")
+            raise UserError(f"{location} has several columns {shown(repeated[:1])!r}: rename all but one")
         if columns.names is None and self._format in ("csv", "tsv") and any(map(_ADDRESS.match, names)):
             example = ["url" if _ADDRESS.match(name) else f"column{n}" for n, name in enumerate(names, 1)]
             raise UserError(
@@ -117,31 +125,14 @@ class UrlList:
         self._url = self._find("--url-column", columns.url, URL_NAMES)
         if names and self._url is None:
             raise UserError(
-                f"{location} has no column that is named like a URL, only {', '.join(names)}: "
+                f"{location} has no column that is named like a URL, only {shown(names)}: "
                 "say which it is with --url-column"
             )
         self._caption = self._find("--caption-column", columns.caption, CAPTION_NAMES)
         self._labels = self._find("--label-column", columns.labels, LABEL_NAMES)
         for name in columns.types:
             self._find("--column-type", name, ())
-
-    @property
-    def address_column(self) -> str | None:
-        """What the list calls its column of URLs; None if it has no columns at all."""
-        return self._url
-
-    def close(self) -> None:
-        """Nothing stays open."""
-
-    def describe(self, listed: Callable[[int], None]) -> SourceRecord:
-        """What the list is: a digest of its bytes, and which columns are used. Its rows are not looked at."""
-        with self._open() as file, reading(self._location):
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        used = {"url": self._url, "caption": self._caption, "labels": self._labels}
-        if self._columns.names:
-            used["names"] = ",".join(self._columns.names)
-        used |= {f"type of {name}": kind for name, kind in sorted(self._columns.types.items())}
-        return SourceRecord(kind=self.kind, name=self.name, sha256=digest, columns=used)
+        self.used = {"url": self._url, "caption": self._caption, "labels": self._labels}
 
     @property
     def extra(self) -> pa.Schema:
@@ -187,20 +178,20 @@ class UrlList:
             if name not in table.column_names:
                 table = table.append_column(name, pa.nulls(len(table)))
         for name, kind in self._columns.types.items():
-            column, wrong = _as(TYPES[kind], table[name])
+            column, wrong = cast_to(TYPES[kind], table[name])
             table = table.set_column(table.column_names.index(name), name, column)
             misread = pc.or_(misread, wrong)
         used = (self._url, self._caption, self._labels)
         others = _own_names([name for name in self._names if name not in used])
         kept = {*self._columns.types} if self._format != "parquet" else {*self._names}
         columns = {
-            "url": _as_text(table[self._url]).fill_null(""),
+            "url": as_text(table[self._url]).fill_null(""),
             "caption": pa.nulls(len(table), pa.string())
             if self._caption is None
-            else _as_text(table[self._caption]),
-            "labels": _as_labels(table[self._labels] if self._labels else None, len(table)),
+            else as_text(table[self._caption]),
+            "labels": as_labels(table[self._labels] if self._labels else None, len(table)),
             **{
-                own: _plain(table[name]) if name in kept else _as_text(table[name])
+                own: plain(table[name]) if name in kept else as_text(table[name])
                 for name, own in others.items()
             },
         }
@@ -211,15 +202,11 @@ class UrlList:
         if chosen is not None and names:
             if chosen not in names:
                 raise UserError(
-                    f"{self._location} has no column {chosen!r}: give {option} one of {', '.join(names)}"
+                    f"{self._location} has no column {chosen!r}: give {option} one of {shown(names)}"
                 )
             return chosen
         lower = {name.lower(): name for name in reversed(names)}
         return next((lower[name] for name in usual if name in lower), None)
-
-    def _open(self) -> Any:
-        with reading(f"the list {self._location}", deed="opened"):
-            return open_file(self._location)
 
     def _raw(self) -> Iterator[Part]:
         """The parts of the file as they are read.
@@ -231,6 +218,7 @@ class UrlList:
         names: set[str] = set()
         try:
             for part in self._parts():
+                refuse_many_columns(self._location, part.table.num_columns)
                 names = names or set(part.table.column_names)
                 if new := [name for name in part.table.column_names if name not in names]:
                     first = pc.index(pc.is_valid(part.table[new[0]]), True).as_py()
@@ -240,32 +228,58 @@ class UrlList:
                     )
                 row += len(part.table)
                 yield part
-        except Exception as error:
+        except MemoryError:
+            raise
+        except (*_DAMAGE, OSError) as error:
+            said = " ".join(str(error).split())[:1_000] or type(error).__name__
             # Decompressors raise OSError, without a number.
-            damaged = isinstance(error, _DAMAGE) or (type(error) is OSError and error.errno is None)
-            if damaged:
-                raise UserError(
-                    f"the list {self._location} is damaged, or not {self._format}, behind row {row:,}: "
-                    f"{said(error)}"
-                ) from error
-            if not is_trouble(error):
-                raise
-            raise UserError(f"{self._location} cannot be read behind row {row:,}: {said(error)}") from error
+            if isinstance(error, OSError) and error.errno is not None:
+                said = error.strerror or said
+                raise UserError(f"{self._location} cannot be read behind row {row:,}: {said}") from error
+            raise UserError(
+                f"the list {self._location} is damaged, or not {self._format}, behind row {row:,}: {said}"
+            ) from error
 
     def _parts(self) -> Iterator[Part]:
         match self._format:
             case "parquet":
-                return _parquet(self._unpacked)
+                return _parquet(self._opened, self._location)
             case "json" | "jsonl":
-                return read_json(self._unpacked)
+                return read_json(self._opened)
             case "txt":
-                return _txt(self._unpacked)
-        return read_delimited(self._unpacked, self._format, self._columns.names, place=self._location)
+                return _txt(self._opened)
+        return read_delimited(self._opened, self._format, self._columns.names, place=self._location)
 
-    @contextmanager
-    def _unpacked(self) -> Iterator[Any]:
-        with self._open() as file:
-            yield file if self._compression is None else pa.CompressedInputStream(file, self._compression)
+
+def look(opened: Opened, *, location: str, kind: str, columns: Mapping[str, Any]) -> Iterator[pa.Table]:
+    """What a list is: a table without rows, of its further columns, with the names of those that are used as
+    metadata; and one of the first paths that it plans.
+    """
+    listed = UrlList(opened, location, kind, Columns(**columns))
+    yield pa.table(listed.extra.empty_table()).replace_schema_metadata({"used": json.dumps(listed.used)})
+    paths = (
+        path
+        for table in listed.rows()
+        for path, problem in zip(table["path"].to_pylist(), table["problem"].to_pylist(), strict=True)
+        if not problem
+    )
+    yield pa.table({"path": pa.array(islice(paths, _LOOKED_AT), pa.binary())})
+
+
+def rows(opened: Opened, *, location: str, kind: str, columns: Mapping[str, Any]) -> Iterator[pa.Table]:
+    """A list's rows to plan; see `UrlList.rows`."""
+    return UrlList(opened, location, kind, Columns(**columns)).rows()
+
+
+def shown(names: Sequence[str]) -> str:
+    """Names of a stranger's columns, some of them."""
+    some = ", ".join(name if len(name) <= 80 else f"{name[:80]}…" for name in names[:_NAMES_SHOWN])
+    return some + (f" and {len(names) - _NAMES_SHOWN:,} others" if len(names) > _NAMES_SHOWN else "")
+
+
+def name_of(location: str) -> str:
+    """The file's name, without a URL's query."""
+    return PurePosixPath(_path(location)).name
 
 
 def _path(location: str) -> str:
@@ -281,8 +295,9 @@ def list_format(location: str) -> tuple[str, str | None] | None:
     return None if kind is None or (kind == "parquet" and compression) else (kind, compression)
 
 
-def _parquet(opened: Opened) -> Iterator[Part]:
-    with opened() as file, pq.ParquetFile(file) as parquet:
+def _parquet(opened: Opened, place: str) -> Iterator[Part]:
+    with opened() as file, pq.ParquetFile(file, buffer_size=PARQUET_BUFFER) as parquet:
+        refuse_many_columns(place, parquet.metadata.num_columns)
         for batch in parquet.iter_batches(_BATCH_ROWS, use_threads=False):
             yield Part(pa.Table.from_batches([batch]))
 
@@ -310,65 +325,6 @@ def _without_credentials(urls: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.replace_substring_regex(urls, _CREDENTIALS, r"\1")
 
 
-def _as(kind: pa.DataType, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Array]:
-    """A column in another type, null where a value is none of it; and where that is."""
-    column = column if column.type == kind else _as_text(column)
-    try:
-        return column.cast(kind), pa.array(np.zeros(len(column), bool))
-    except pa.ArrowInvalid:
-        values = [_value(value, kind) for value in column.to_pylist()]
-    cast_column = pa.chunked_array([pa.array(values, kind)])
-    return cast_column, pc.and_not(cast_column.is_null(), column.is_null()).combine_chunks()
-
-
-def _value(text: str | None, kind: pa.DataType) -> Any:
-    try:
-        return pa.scalar(text, pa.string()).cast(kind).as_py()
-    except pa.ArrowInvalid:
-        return None
-
-
-def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Any column as text; bytes that are no UTF-8 show as \\x escapes."""
-    column = _decoded(column)
-    if _is_bytes_or_text(column.type):
-        column = column.cast(pa.binary())
-        try:
-            return column.cast(pa.string())
-        except pa.ArrowInvalid:
-            texts = [None if x is None else x.decode("utf-8", "backslashreplace") for x in column.to_pylist()]
-            return pa.chunked_array([pa.array(texts, pa.string())])
-    if pa.types.is_nested(column.type):
-        texts = [
-            None if x is None else json.dumps(x, default=str, sort_keys=True) for x in column.to_pylist()
-        ]
-        return pa.chunked_array([pa.array(texts, pa.string())])
-    return column.cast(pa.string())
-
-
-def _as_labels(column: pa.ChunkedArray | None, rows: int) -> pa.ChunkedArray:
-    """Lists of text. A text is one label, or several between commas, or hashtags between spaces."""
-    if column is None:
-        return pa.chunked_array([pa.array([[]] * rows, LABELS)])
-    column = _decoded(column)
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        values = [
-            [str(label) for label in labels or () if label is not None] for labels in column.to_pylist()
-        ]
-    else:
-        values = [split_labels(text) for text in _as_text(column).to_pylist()]
-    return pa.chunked_array([pa.array(values, LABELS)])
-
-
-def split_labels(text: str | None) -> list[str]:
-    """Labels in a text: `#sky #sea` or `sky, sea`."""
-    if not text:
-        return []
-    if "#" in text:
-        return [word.lstrip("#") for word in text.replace(",", " ").replace("#", " #").split() if word != "#"]
-    return [label.strip() for label in text.split(",") if label.strip()]
-
-
 def _own_names(names: Sequence[str]) -> dict[str, str]:
     """What a list's further columns are called in rows; none takes another's name."""
     own = {name: name for name in names if name not in _TAKEN}
@@ -379,27 +335,3 @@ def _own_names(names: Sequence[str]) -> dict[str, str]:
                 free = f"source_{free}"
             own[name] = free
     return {name: own[name] for name in names}
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column that filters can work on: numbers, truth values and times as they are, all else as text."""
-    column = _decoded(column)
-    kind = column.type
-    as_it_is = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return column if as_it_is or pa.types.is_temporal(kind) else _as_text(column)
-
-
-def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.dictionary_decode(column) if pa.types.is_dictionary(column.type) else column
-
-
-def _is_bytes_or_text(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )

@@ -227,6 +227,8 @@ def test_rows_about_one_image_add_up_and_may_not_contradict_each_other(tmp_path)
         ("l.json", '["1.jpg"]', "is no object with a path and labels"),
         ("l.jsonl", '{"path": "1.jpg", "label": "cat"}\n"2.jpg"\n', "is no object"),
         ("l.txt", "one\n", "as 'one' has one word only"),
+        ("l.txt", "", "is no list of lines `image label`: a file"),
+        ("l.csv", "path,label\n" + "".join(f"1,{n}\n" for n in range(1_001)), "1 has more than 1,000 labels"),
         ("l.xlsx", "no", "is not named like a list"),
     ],
 )

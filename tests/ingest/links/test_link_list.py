@@ -18,7 +18,8 @@ from ingest import cli
 from ingest.links import link_list
 from ingest.links.link_list import list_links
 from ingest.links.wat import wat_page
-from ingest.sources.url_list import Columns, UrlList
+from ingest.sources.url_list import Columns
+from ingest.sources.url_listing import UrlListing
 from ingest.web.opt_outs import OptOut
 
 
@@ -272,9 +273,9 @@ def test_a_list_that_is_called_csv_is_one_and_texts_are_what_pages_say(tmp_path)
     html = f"<img src='http://a.example/1' alt='{alt}'>".encode()
     path = archive(tmp_path / "w.warc.gz", [response("http://site.example/", html)])
     list_links([str(path)], tmp_path / "urls.csv", workers=1)
-    (table,) = UrlList(str(tmp_path / "urls.csv"), Columns()).tables()
+    (table,) = UrlListing(str(tmp_path / "urls.csv"), Columns()).rows()
     (row,) = table.to_pylist()
-    assert (row["url"], row["caption"]) == ("http://a.example/1", alt)
+    assert (row["path"], row["caption"]) == (b"http://a.example/1", alt)
     assert (row["page_url"], row["page_host"]) == ("http://site.example/", "site.example")
 
 

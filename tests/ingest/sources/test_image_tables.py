@@ -13,10 +13,10 @@ from ingest.image.check import Treatment
 from ingest.sources import opening
 from ingest.sources.expand import expand
 from ingest.sources.image_listing import ImageListing
-from ingest.sources.image_table import ImageTable
+from ingest.sources.image_table import ImageTable, image_column
 from ingest.sources.opening import open_listing
-from ingest.sources.table_layout import image_column
-from ingest.sources.url_list import Columns, UrlList
+from ingest.sources.url_list import Columns
+from ingest.sources.url_listing import UrlListing
 
 SEEN = Columns()
 JPEG = b"\xff\xd8\xff\xe0 and so on"
@@ -114,7 +114,7 @@ def test_plain_bytes_are_images_if_they_begin_like_them(tmp_path):
     assert image_column(str(pictures)) == "image"
     assert [row["path"] for row in items(pictures)] == [b"0", b"1"]
     urls = written(tmp_path / "u.parquet", image=pa.array([b"https://a.org/1.jpg"]))
-    assert isinstance(open_listing(str(urls), SEEN), UrlList)
+    assert isinstance(open_listing(str(urls), SEEN), UrlListing)
     assert image_column(str(written(tmp_path / "x.parquet", url=pa.array(["x"])))) is None
     other = written(tmp_path / "o.parquet", image=pa.array(["x"]), scan=pa.array([JPEG]))
     assert image_column(str(other)) == "scan"

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+from contextlib import contextmanager
 
 import aiohttp
 import fsspec
@@ -17,9 +18,11 @@ import pytest
 from cluster.errors import UserError
 from ingest.labels.label_list import read_label_list
 from ingest.links.archive import ArchiveCounts, archive_links
+from ingest.sources.column_values import split_labels
 from ingest.sources.expand import expand
 from ingest.sources.opening import open_listing, refuse_unused
-from ingest.sources.url_list import Columns, UrlList, list_format, split_labels
+from ingest.sources.url_list import Columns, UrlList, list_format
+from ingest.sources.url_listing import UrlListing
 from ingest.web.opt_outs import ALL
 
 ROWS = [
@@ -54,8 +57,20 @@ def write(path, kind):
         path.write_text(text)
 
 
+def read_here(path, columns=None):
+    """The list as its fenced process would read it, in this one."""
+    kind, compression = list_format(str(path))
+
+    @contextmanager
+    def opened():
+        with path.open("rb") as file:
+            yield file if compression is None else pa.CompressedInputStream(file, compression)
+
+    return UrlList(opened, str(path), kind, columns or Columns())
+
+
 def rows(path, columns=None):
-    return pa.concat_tables(UrlList(str(path), columns or Columns()).tables()).to_pylist()
+    return pa.concat_tables(read_here(path, columns).tables()).to_pylist()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +107,7 @@ def test_a_column_may_be_empty_at_first_and_have_odd_bytes_late(tmp_path, name, 
     found = rows(tmp_path / name)
     assert len(found) == 101
     assert found[-1] == last | {"by": "you" if name == "a.jsonl" else "caf\\xe9"}
-    assert UrlList(str(tmp_path / name), Columns()).extra.field("by").type == pa.string()
+    assert read_here(tmp_path / name).extra.field("by").type == pa.string()
 
 
 def test_no_column_takes_the_name_of_another(tmp_path):
@@ -101,7 +116,7 @@ def test_no_column_takes_the_name_of_another(tmp_path):
     assert (row["source_source_width"], row["source_width"]) == ("1", "2")
     (tmp_path / "b.csv").write_text("url,x,x\nhttp://a,1,2\n")
     with pytest.raises(UserError, match="several columns 'x': rename all but one"):
-        UrlList(str(tmp_path / "b.csv"), Columns())
+        UrlListing(str(tmp_path / "b.csv"), Columns())
 
 
 def test_columns_can_be_named(tmp_path):
@@ -113,34 +128,34 @@ def test_columns_can_be_named(tmp_path):
     found = rows(tmp_path / "a.parquet", columns)
     assert [{key: row[key] for key in expected} for row in found] == [expected]
     with pytest.raises(UserError, match=r"no column 'wher': give --url-column one of where, url"):
-        UrlList(str(tmp_path / "a.parquet"), Columns(url="wher"))
+        UrlListing(str(tmp_path / "a.parquet"), Columns(url="wher"))
 
 
 def test_a_list_without_urls_or_with_damage_is_one_sentence(tmp_path):
     pq.write_table(pa.table({"a": [1], "b": [2]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="no column that is named like a URL, only a, b"):
-        UrlList(str(tmp_path / "a.parquet"), Columns())
+        UrlListing(str(tmp_path / "a.parquet"), Columns())
     (tmp_path / "b.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match="damaged, or not parquet"):
-        UrlList(str(tmp_path / "b.parquet"), Columns())
+        UrlListing(str(tmp_path / "b.parquet"), Columns())
     (tmp_path / "c.csv.gz").write_bytes(gzip.compress(b"url\nhttp://a\n" * 1000)[:-9])
     with pytest.raises(UserError, match=r"c\.csv\.gz is damaged"):
         rows(tmp_path / "c.csv.gz")
     (tmp_path / "d.jsonl").write_text("url\nhttp://a\n")
     with pytest.raises(UserError, match=r"d\.jsonl is not jsonl: line 1 is no row"):
-        UrlList(str(tmp_path / "d.jsonl"), Columns())
+        UrlListing(str(tmp_path / "d.jsonl"), Columns())
     with pytest.raises(UserError, match="cannot be opened"):
-        UrlList(str(tmp_path / "absent.csv"), Columns())
+        UrlListing(str(tmp_path / "absent.csv"), Columns())
 
 
 def test_the_identity_is_that_of_the_bytes_and_of_the_columns_used(tmp_path):
     write(tmp_path / "a.csv", "csv")
-    one = UrlList(str(tmp_path / "a.csv"), Columns()).describe(print)
-    assert one == UrlList(str(tmp_path / "a.csv"), Columns()).describe(print)
-    assert one != UrlList(str(tmp_path / "a.csv"), Columns(caption="URL")).describe(print)
+    one = UrlListing(str(tmp_path / "a.csv"), Columns()).describe(print)
+    assert one == UrlListing(str(tmp_path / "a.csv"), Columns()).describe(print)
+    assert one != UrlListing(str(tmp_path / "a.csv"), Columns(caption="URL")).describe(print)
     with (tmp_path / "a.csv").open("a") as file:
         file.write("http://c.org,,,\n")
-    assert one.sha256 != UrlList(str(tmp_path / "a.csv"), Columns()).describe(print).sha256
+    assert one.sha256 != UrlListing(str(tmp_path / "a.csv"), Columns()).describe(print).sha256
 
 
 def test_patterns_name_lists_in_order(tmp_path):
@@ -171,7 +186,7 @@ def test_labels_in_a_text(text, labels):
 
 def planned(path, columns=None):
     """The rows that are planned: the URL, the problem, and the caption of each."""
-    tables = list(UrlList(str(path), columns or Columns()).rows())
+    tables = list(read_here(path, columns).rows())
     return [
         (row["path"].decode(), row["problem"], row.get("caption"))
         for table in tables
@@ -322,13 +337,13 @@ def test_other_encodings_of_unicode_are_read(tmp_path, encoding, name, monkeypat
 def test_a_list_without_a_header_loses_no_row(tmp_path):
     (tmp_path / "a.tsv").write_text("a cat\thttp://a/1\na dog\thttp://a/2\n")
     with pytest.raises(UserError, match=r"no header.*--columns column1,url"):
-        UrlList(str(tmp_path / "a.tsv"), Columns())
+        UrlListing(str(tmp_path / "a.tsv"), Columns())
     with pytest.raises(UserError, match="no header"):
-        UrlList(str(tmp_path / "a.tsv"), Columns(url="http://a/1"))
+        UrlListing(str(tmp_path / "a.tsv"), Columns(url="http://a/1"))
     named = Columns(names=("caption", "url"))
     assert planned(tmp_path / "a.tsv", named) == [("http://a/1", "", "a cat"), ("http://a/2", "", "a dog")]
     with pytest.raises(UserError, match=r"a\.tsv has 2 values in its first line, and --columns names 1"):
-        UrlList(str(tmp_path / "a.tsv"), Columns(names=("url",)))
+        UrlListing(str(tmp_path / "a.tsv"), Columns(names=("url",)))
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
@@ -356,7 +371,7 @@ def test_what_is_no_gzip_is_a_sentence_every_time(tmp_path):
     (tmp_path / "a.csv.gz").write_text("url,caption\nhttp://a,x\n")
     for _ in range(5):
         with pytest.raises(UserError, match=r"a\.csv\.gz is damaged"):
-            UrlList(str(tmp_path / "a.csv.gz"), Columns())
+            UrlListing(str(tmp_path / "a.csv.gz"), Columns())
 
 
 def test_formats_are_seen_from_the_path_of_a_url():
@@ -444,7 +459,7 @@ def test_a_server_that_does_not_answer_is_a_sentence():
     with pytest.raises(
         UserError, match=r"/a\.csv cannot be opened: not there, or its server does not answer"
     ):
-        UrlList("http://127.0.0.1:1/a.csv", Columns())
+        UrlListing("http://127.0.0.1:1/a.csv", Columns())
 
 
 def test_a_bucket_without_credentials_is_a_sentence(monkeypatch):
@@ -454,6 +469,6 @@ def test_a_bucket_without_credentials_is_a_sentence(monkeypatch):
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
     with pytest.raises(UserError, match=r"no credentials for s3://any-bucket: set AWS_ACCESS_KEY_ID"):
-        UrlList("s3://any-bucket/a.parquet", Columns())
+        UrlListing("s3://any-bucket/a.parquet", Columns())
     with pytest.raises(UserError, match=r"no credentials for s3://any-bucket: set AWS_ACCESS_KEY_ID"):
         list(archive_links("s3://any-bucket/a.warc.gz", ArchiveCounts(), heeded=ALL))

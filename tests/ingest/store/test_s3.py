@@ -27,7 +27,8 @@ from ingest.plan.freeze import freeze
 from ingest.plan.settings import CrawlSettings
 from ingest.sources.expand import expand
 from ingest.sources.opening import open_listing
-from ingest.sources.url_list import Columns, UrlList
+from ingest.sources.url_list import Columns
+from ingest.sources.url_listing import UrlListing
 from ingest.store import clients, object_requests, object_store
 from ingest.store.open import open_store
 from ingest.store.posix import PosixStore
@@ -141,10 +142,10 @@ def test_lists_of_urls_are_found_and_read_in_buckets(bucket, tmp_path):
     assert expand(f"{bucket}/lists/*.csv") == [f"{bucket}/lists/a.csv", f"{bucket}/lists/b.csv"]
     assert expand(f"{bucket}/**/c.csv") == [f"{bucket}/lists/deep/c.csv"]
     (tmp_path / "a.csv").write_bytes(text)
-    here, there = (UrlList(f"{place}/a.csv", Columns()) for place in (tmp_path, f"{bucket}/lists"))
+    here, there = (UrlListing(f"{place}/a.csv", Columns()) for place in (tmp_path, f"{bucket}/lists"))
     assert here.describe(print) == there.describe(print)
     with pytest.raises(UserError, match=r"the list s3://.*/no\.csv cannot be opened: .*No such file"):
-        UrlList(f"{bucket}/lists/no.csv", Columns())
+        UrlListing(f"{bucket}/lists/no.csv", Columns())
 
 
 def test_many_ranges_at_once_survive_lost_answers(bucket, behind):

@@ -1,0 +1,70 @@
+"""The columns of a list of samples, as a fenced process reads them (`ingest.filter.sample_list`)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from cluster.errors import UserError
+
+_COLUMNS = ("key", "url")
+# Opens the file from its beginning.
+_Opened = Callable[[], AbstractContextManager[Any]]
+
+
+def rows(opened: _Opened, *, location: str) -> Iterator[pa.Table]:
+    """Keys and URLs as texts, null where there is none.
+
+    Raises:
+        UserError: it is not what its name says, has neither column, or keys that are none.
+    """
+    try:
+        batches = _parquet(opened) if location.lower().endswith(".parquet") else _delimited(opened, location)
+        names = next(batches)
+        if not {*names} & {*_COLUMNS}:
+            some = ", ".join(sorted(names)[:40])
+            raise UserError(f"{location} has neither a column key nor a column url: it has {some}")
+        for batch in batches:
+            table = pa.table({name: _texts(batch, name) for name in _COLUMNS})
+            for key in table["key"].drop_null().to_pylist():
+                if not (key.isascii() and key.isdigit() and len(key) <= 13):
+                    raise UserError(
+                        f"{location} has {key[:80]!r} in its column key: keys of samples have 13 digits"
+                    )
+            yield table
+    except MemoryError:
+        raise
+    except (pa.ArrowException, EOFError) as error:
+        raise UserError(f"{location} cannot be read: {str(error).splitlines()[0][:1_000]}") from error
+
+
+def _parquet(opened: _Opened) -> Iterator[Any]:
+    """The names of its columns, and then batches of those that count."""
+    with opened() as file, pq.ParquetFile(file, buffer_size=8 << 20) as parquet:
+        names = parquet.schema_arrow.names
+        yield names
+        counts = [name for name in _COLUMNS if name in names]
+        yield from parquet.iter_batches(columns=counts, use_threads=False)
+
+
+def _delimited(opened: _Opened, location: str) -> Iterator[Any]:
+    parse = pa_csv.ParseOptions(delimiter="\t" if location.lower().endswith(".tsv") else ",")
+    with opened() as file:
+        header = pa_csv.open_csv(file, parse_options=parse).schema.names
+    yield header
+    texts = pa_csv.ConvertOptions(
+        column_types=dict.fromkeys(_COLUMNS, pa.string()),
+        include_columns=[name for name in _COLUMNS if name in header],
+    )
+    with opened() as file:
+        yield from pa_csv.open_csv(file, parse_options=parse, convert_options=texts)
+
+
+def _texts(batch: pa.RecordBatch, name: str) -> pa.Array:
+    if name not in batch.schema.names:
+        return pa.nulls(len(batch), pa.string())
+    texts = [None if value in (None, "") else str(value) for value in batch[name].to_pylist()]
+    return pa.array(texts, pa.string())
