@@ -34,7 +34,7 @@ class Runs:
         self._proof = proof
 
     def __reduce__(self) -> Any:
-        return os.mkdir, (str(self._proof),)  # noqa: PTH102 -- plain arguments, that any unpickler can make
+        return os.mkdir, (str(self._proof),)
 
 
 @pytest.fixture
