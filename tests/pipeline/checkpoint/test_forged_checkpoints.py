@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import pickle
 import re
 from collections.abc import Callable, Iterator
@@ -27,13 +28,13 @@ NAME = "method.unused"
 
 
 class Runs:
-    """Makes a file when it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, proof: Path) -> None:
         self._proof = proof
 
     def __reduce__(self) -> Any:
-        return Path.touch, (self._proof,)
+        return os.mkdir, (str(self._proof),)
 
 
 @pytest.fixture
