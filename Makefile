@@ -70,10 +70,10 @@ $(VENV)/bin/python:
 
 # Arguments: an extra of pyproject.toml, and what prints the part of the lock that it needs.
 define install
-@if [ -n "$(LOCK)" ] && $(PIP) install --quiet --dry-run --no-deps torch==$(TORCH) >/dev/null 2>&1; then \
+@if [ -n "$(LOCK)" ] && awk '/^[^ ]/ { this = /^torch==/ } this' $(LOCK) | $(BY_HASH) /dev/stdin --dry-run >/dev/null 2>&1; then \
   $(2) $(LOCK) | $(BY_HASH) /dev/stdin && $(PIP) install --quiet --no-deps --no-build-isolation --editable .; \
 else \
-  [ -z "$(LOCK)" ] || echo "installing without hashes, for pip finds no torch $(TORCH); with them: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install"; \
+  [ -z "$(LOCK)" ] || echo "installing without hashes, for pip finds no torch $(TORCH) of this hash; with them: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install"; \
   $(PIP) install --quiet --constraint constraints.txt --editable '.[$(1)]'; \
 fi
 @$(MAKE) --no-print-directory pillow-simd
