@@ -124,5 +124,14 @@ class CompareRecipe(Section):
     title: str = "Runs compared"
 
 
+class FiguresRecipe(Section):
+    """What the page is called, and the names of rows whose images of the pretraining were chosen for the
+    classes of the test set.
+    """
+
+    title: str = "Accuracy against size and supervision"
+    curated: tuple[str, ...] = ()
+
+
 class Cifar10TableRecipe(Section):
     """Nothing is to be chosen."""

@@ -15,6 +15,7 @@ from pipeline.recipe.stages import (
     DatasetRecipe,
     ExportRecipe,
     FeaturesRecipe,
+    FiguresRecipe,
     PhotographsRecipe,
     PixelsRecipe,
     RandomTrunkRecipe,
@@ -109,6 +110,7 @@ KINDS: dict[str, Kind] = {
         version=3,
     ),
     "compare": Kind(recipe=CompareRecipe, run=Later("pipeline.stages.pages:compare"), alike=2),
+    "figures": Kind(recipe=FiguresRecipe, run=Later("pipeline.stages.pages:figures"), alike=1),
     "cifar10_table": Kind(
         recipe=Cifar10TableRecipe,
         run=Later("pipeline.stages.pages:cifar10_table"),
