@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model
 from cluster.job import DeviceName
 from cluster.typed_yaml import Section
 from pipeline.recipe.data import Fraction, Interpolation
+from pipeline.recipe.trunk import Trunk
 
 
 class Machine(Section):
@@ -69,6 +70,19 @@ class CheckpointRecipe(Section):
     """A checkpoint of a run: the folder `RUN/checkpoints/step-…`."""
 
     path: str
+
+
+class TrunkRecipe(Section):
+    """A trunk that is there already: the folder of an exported one, or a checkpoint of timm's or VISSL's,
+    with its architecture in `trunk`. Of a checkpoint, `image_size`, `resize` and `interpolation` say how it
+    is shown images, normalised as ImageNet's.
+    """
+
+    path: str
+    trunk: Trunk | None = None
+    image_size: PositiveInt = 224
+    resize: PositiveInt = 256
+    interpolation: Interpolation = "bicubic"
 
 
 class ExportRecipe(Section):

@@ -21,6 +21,7 @@ from pipeline.recipe.stages import (
     RandomTrunkRecipe,
     ReportRecipe,
     ShardsRecipe,
+    TrunkRecipe,
 )
 from pipeline.recipe.transfer import PredictRecipe
 from pipeline.report.published import TABLE_ROLES
@@ -73,6 +74,11 @@ KINDS: dict[str, Kind] = {
         run=Later("pipeline.stages.transfer:predictions"),
         resources=one_gpu_or_none,
         inputs=frozenset({"classifier", "test"}),
+    ),
+    "trunk": Kind(
+        recipe=TrunkRecipe,
+        run=Later("pipeline.stages.trunks:existing"),
+        outside=Later("pipeline.stages.trunks:existing_identity"),
     ),
     "export": Kind(
         recipe=ExportRecipe, run=Later("pipeline.stages.trunks:export"), inputs=frozenset({"run"})
