@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model
 from cluster.job import DeviceName
 from cluster.typed_yaml import Section
 from pipeline.recipe.data import Fraction, Interpolation
+from pipeline.recipe.trunk import Trunk
 
 
 class Machine(Section):
@@ -71,6 +72,19 @@ class CheckpointRecipe(Section):
     path: str
 
 
+class TrunkRecipe(Section):
+    """A trunk that is there already: the folder of an exported one, or a checkpoint of timm's or VISSL's,
+    with its architecture in `trunk`. Of a checkpoint, `image_size`, `resize` and `interpolation` say how it
+    is shown images, normalised as ImageNet's.
+    """
+
+    path: str
+    trunk: Trunk | None = None
+    image_size: PositiveInt = 224
+    resize: PositiveInt = 256
+    interpolation: Interpolation = "bicubic"
+
+
 class ExportRecipe(Section):
     """The newest checkpoint of a run is exported as it is: the trunk that learns, or its teacher.
 
@@ -122,6 +136,15 @@ class CompareRecipe(Section):
     """What the page is called."""
 
     title: str = "Runs compared"
+
+
+class FiguresRecipe(Section):
+    """What the page is called, and the names of rows whose images of the pretraining were chosen for the
+    classes of the test set.
+    """
+
+    title: str = "Accuracy against size and supervision"
+    curated: tuple[str, ...] = ()
 
 
 class Cifar10TableRecipe(Section):

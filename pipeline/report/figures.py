@@ -71,9 +71,9 @@ def line_chart(
     heights = [y for _, y in points] + ([] if floor is None else [floor])
     x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), 4)
     y_ticks = doubling_ticks(heights) if doubling else ticks(min(heights), max(heights), 4)
-    across = _Scale(x_ticks[0], x_ticks[-1], _LEFT, WIDTH - _RIGHT)
+    across = Scale(x_ticks[0], x_ticks[-1], _LEFT, WIDTH - _RIGHT)
     height = math.log2 if doubling else float
-    up_to = _Scale(height(y_ticks[0]), height(y_ticks[-1]), HEIGHT - _BOTTOM, _TOP)
+    up_to = Scale(height(y_ticks[0]), height(y_ticks[-1]), HEIGHT - _BOTTOM, _TOP)
 
     def up(y: float) -> float:
         return up_to(height(y))
@@ -81,7 +81,7 @@ def line_chart(
     parts = [_horizontal(up(y), y, unit) for y in y_ticks]
     parts += [
         Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-            across(x), HEIGHT - _BOTTOM + 15, _number(x)
+            across(x), HEIGHT - _BOTTOM + 15, number(x)
         )
         for x in x_ticks
     ]
@@ -96,18 +96,18 @@ def line_chart(
         )
     parts += [_polyline(line.tone, [(across(x), up(y)) for x, y in kept]) for line, kept in clean if kept]
     description = "; ".join(
-        f"{line.name}: from {_number(kept[0][1])} to {_number(kept[-1][1])}{unit}"
+        f"{line.name}: from {number(kept[0][1])} to {number(kept[-1][1])}{unit}"
         for line, kept in clean
         if kept
     )
-    return _svg(title, description, parts, WIDTH, HEIGHT)
+    return svg(title, description, parts, WIDTH, HEIGHT)
 
 
 def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) -> Markup:
     """Horizontal bars in titled groups on one axis from 0 to 100 %."""
     width, row, gap, left = 360, 22, 30, 104
     height = sum(gap + row * len(bars) for _, bars in groups) + 24
-    across = _Scale(0, 1, left, width - 44)
+    across = Scale(0, 1, left, width - 44)
     parts = [
         Markup(
             '<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{end}"/>'
@@ -127,7 +127,7 @@ def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) -> Mar
         for name, bars in groups
         for bar in bars
     )
-    return _svg(title, description, parts, width, height)
+    return svg(title, description, parts, width, height)
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -148,7 +148,7 @@ def doubling_ticks(values: Sequence[float]) -> list[float]:
     return [2.0**power for power in range(first, max(last, first + 1) + 1)]
 
 
-def _bar(bar: Bar, y: float, row: float, left: float, across: _Scale) -> Markup:
+def _bar(bar: Bar, y: float, row: float, left: float, across: Scale) -> Markup:
     middle = y + row / 2
     low, high = across(bar.low), across(bar.high)
     return Markup(
@@ -173,7 +173,7 @@ def _bar(bar: Bar, y: float, row: float, left: float, across: _Scale) -> Markup:
     )
 
 
-class _Scale:
+class Scale:
     """A linear map from numbers to places."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
@@ -184,7 +184,7 @@ class _Scale:
         return self._start + (value - self._low) * self._factor
 
 
-def _svg(title: str, description: str, parts: Sequence[Markup], width: float, height: float) -> Markup:
+def svg(title: str, description: str, parts: Sequence[Markup], width: float, height: float) -> Markup:
     return Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}. {}">{}</svg>').format(
         width, height, title, description, Markup("").join(parts)
     )
@@ -201,10 +201,10 @@ def _horizontal(place: float, value: float, unit: str) -> Markup:
     return Markup(
         '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>'
         '<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}{}</text>'
-    ).format(_LEFT, WIDTH - _RIGHT, place, place, _LEFT - 6, place + 4, _number(value), unit)
+    ).format(_LEFT, WIDTH - _RIGHT, place, place, _LEFT - 6, place + 4, number(value), unit)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Short for an axis: 1,500 → 1.5k, 0.0003 → 3e-4."""
     size = abs(value)
     if size >= 10_000:

@@ -15,11 +15,13 @@ from pipeline.recipe.stages import (
     DatasetRecipe,
     ExportRecipe,
     FeaturesRecipe,
+    FiguresRecipe,
     PhotographsRecipe,
     PixelsRecipe,
     RandomTrunkRecipe,
     ReportRecipe,
     ShardsRecipe,
+    TrunkRecipe,
 )
 from pipeline.recipe.transfer import PredictRecipe
 from pipeline.report.published import TABLE_ROLES
@@ -73,6 +75,11 @@ KINDS: dict[str, Kind] = {
         resources=one_gpu_or_none,
         inputs=frozenset({"classifier", "test"}),
     ),
+    "trunk": Kind(
+        recipe=TrunkRecipe,
+        run=Later("pipeline.stages.trunks:existing"),
+        outside=Later("pipeline.stages.trunks:existing_identity"),
+    ),
     "export": Kind(
         recipe=ExportRecipe, run=Later("pipeline.stages.trunks:export"), inputs=frozenset({"run"})
     ),
@@ -109,6 +116,7 @@ KINDS: dict[str, Kind] = {
         version=3,
     ),
     "compare": Kind(recipe=CompareRecipe, run=Later("pipeline.stages.pages:compare"), alike=2),
+    "figures": Kind(recipe=FiguresRecipe, run=Later("pipeline.stages.pages:figures"), alike=1),
     "cifar10_table": Kind(
         recipe=Cifar10TableRecipe,
         run=Later("pipeline.stages.pages:cifar10_table"),

@@ -9,6 +9,7 @@ from pipeline.report.cifar10 import write_table
 from pipeline.report.classifiers import classifiers_page
 from pipeline.report.compare import compare_runs, comparison_page
 from pipeline.report.run_report import build_report
+from pipeline.report.transfer_figures import write_figures
 from pipeline.stages.machine import gpus_held
 from pipeline.transfer.compare import compare_predictions
 from pipeline.transfer.predict import read_predictions
@@ -31,6 +32,12 @@ def compare(work: Work) -> Result:
     runs = compare_runs({name: source.path for name, source in work.inputs.items()})
     write_atomically(work.folder / "compare.html", comparison_page(runs, work.recipe))
     return Result({run.name: run.to_json() for run in runs}, ["compare.html"])
+
+
+def figures(work: Work) -> Result:
+    """figures.html, figures.json, and each chart as an SVG file: ours beside what others have published."""
+    metrics = write_figures(work.inputs, work.recipe, work.folder)
+    return Result(metrics, ["figures.html", "figures.json", "charts"])
 
 
 def cifar10_table(work: Work) -> Result:

@@ -109,6 +109,15 @@ def mean_of_seeds(values: Sequence[float]) -> tuple[float, Interval]:
     return mean, Interval(low=float(low), high=float(high))
 
 
+def compare_seeds(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """p of Welch's t-test that two methods are equally good, each by the accuracies of several trainings;
+    None where these do not vary, or a method has one alone.
+    """
+    if min(len(first), len(second)) < 2 or np.ptp(first) + np.ptp(second) == 0:
+        return None
+    return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
+
+
 def bootstrap_over_groups(
     right: NDArray[np.bool_], groups: NDArray[np.int64], *, draws: int = 1_000, seed: int = 0
 ) -> Interval:

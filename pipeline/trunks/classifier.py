@@ -72,7 +72,7 @@ def load_classifier(path: str | Path) -> ExportedClassifier:
         UserError: if the folder is none, or its tensors are not exactly those of its architecture.
     """
     folder = Path(path)
-    spec = _read_spec(folder)
+    spec = read_classifier_spec(folder)
     with torch.device("meta"):  # a description takes no memory, whatever it says: the tensors there do
         network = _build(spec)
     try:
@@ -103,7 +103,12 @@ def save_classifier(tensors: Mapping[str, Tensor], spec: ClassifierSpec, out: Pa
     write_atomically(out / "README.md", _card(spec, sum(each.numel() for each in network.parameters())))
 
 
-def _read_spec(folder: Path) -> ClassifierSpec:
+def read_classifier_spec(folder: Path) -> ClassifierSpec:
+    """The description of an exported classifier, without its weights.
+
+    Raises:
+        UserError: if the folder is none, or the description cannot be used.
+    """
     path = folder / SPEC
     if not path.is_file():
         raise UserError(

@@ -46,6 +46,7 @@ KEYS = {
     "demo": "01ab04d122ca54f3",
     "evals": "d080ecc5d4bf8207",
     "seer": "9487126d5a5cb14d",
+    "transfer": "bf1e9db951fe249c",
 }
 
 
