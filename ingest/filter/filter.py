@@ -144,6 +144,7 @@ def filter_view(
     name: str,
     wanted: Filter,
     *,
+    sealed: str | None = None,
     map_tasks: MapTasks,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FilterReport:
@@ -153,6 +154,7 @@ def filter_view(
         dataset: a sealed dataset.
         name: of the new view.
         wanted: the filter.
+        sealed: the root to make it of, hex; None for the latest.
         map_tasks: the executor.
         progress: is told how many units are done, and of how many.
 
@@ -160,7 +162,7 @@ def filter_view(
         UserError: a view, list, column or condition is not there or not right, or another view of this name
             exists.
     """
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset, sealed=sealed)
     refuse_taken_name(dataset, name, root=opened.root)
     lists = tuple(map(read_sample_list, wanted.lists))
     for view in wanted.within:
