@@ -21,6 +21,7 @@ def features(work: Work) -> Result:
         opened(work.inputs["test"]),
         workers=work.recipe.run.workers,
         device=device,
+        several_labels=True,
     )
     save_features(train, work.folder / "train.safetensors")
     save_features(test, work.folder / "test.safetensors")
