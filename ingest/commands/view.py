@@ -15,10 +15,12 @@ from cluster.wording import several, visible
 from ingest.commands.options import DatasetFolder, Json, Workers, end_if_nothing
 from ingest.dataset.open import open_dataset
 from ingest.dataset.view import read_view, view_names
-from ingest.filter.filter import Filter, FilterReport, filter_view
+from ingest.filter.filter import Filter, FilterReport, Matched, filter_view
+from ingest.filter.per_label import Drawn, PerLabel
 from ingest.progress.meter import Meter
 
 _LONGEST_NAME = 200
+_SHORT_NAMED = 20
 
 
 def view(
@@ -38,7 +40,11 @@ def view(
         typer.Option(metavar="FILE", help="Drop the keys and URLs it lists: txt, csv, Parquet. Repeatable."),
     ] = None,
     keep: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Keep only the keys and URLs it lists.")
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep only the keys and URLs it lists; or the file names, if it has nothing else.",
+        ),
     ] = None,
     within: Annotated[
         list[str] | None,
@@ -46,15 +52,30 @@ def view(
             "--within", "--intersect", metavar="VIEW", help="Keep what this view keeps. Repeatable: all."
         ),
     ] = None,
+    per_label: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Of what is left, keep N images of each label, drawn at random; an image with several "
+            "labels is drawn for each.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Of that draw.  [default: 0]")
+    ] = None,
     workers: Workers = CORES,
     as_json: Json = False,
 ) -> None:
     """Make a view of the samples that fulfil every option; without --name, list the views."""
+    if seed is not None and per_label is None:
+        raise UserError("--seed is that of a draw: give --per-label N, or leave --seed out")
     wanted = Filter(
         within=tuple(within or ()),
         remove=tuple(remove or ()),
         keep=() if keep is None else (keep,),
         where=tuple(where or ()),
+        per_label=None if per_label is None else PerLabel(count=per_label, seed=seed or 0),
     )
     if name is None:
         if wanted != Filter():
@@ -85,14 +106,44 @@ def _print(report: FilterReport, dataset: str) -> None:
         null = f", {step.null:,} of them without a value" if step.null else ""
         typer.echo(f"dropped  {step.dropped:,} by {visible(step.step)}{null}")
     for listed in report.lists:
-        if listed.unmatched:
-            typer.echo(
-                f"careful  {listed.unmatched:,} of {several(listed.lines, 'line')} of {visible(listed.path)} "
-                f"name no sample: {', '.join(_brief(name) for name in listed.named)}"
-                + (", …" if len(listed.named) < listed.unmatched else "")
-            )
+        _print_list(listed)
+    if report.drawn is not None:
+        _print_draw(report.drawn)
     if not report.kept:
         typer.echo("Nothing is kept: no view was written.")
+
+
+def _print_list(listed: Matched) -> None:
+    path = visible(listed.path)
+    if listed.by_file_name:
+        matched = listed.lines - listed.unmatched
+        typer.echo(
+            f"by name  {matched:,} of {several(listed.lines, 'line')} of {path} name "
+            f"{several(listed.samples, 'image')}, by the last part of their paths"
+            + (": some have the same name" if listed.samples > matched else "")
+        )
+    if listed.unmatched:
+        typer.echo(
+            f"careful  {listed.unmatched:,} of {several(listed.lines, 'line')} of {path} "
+            f"name no sample: {', '.join(_brief(name) for name in listed.named)}"
+            + (", …" if len(listed.named) < listed.unmatched else "")
+            + (f"; the dataset has such as {_brief(listed.example)}" if listed.example else "")
+        )
+
+
+def _print_draw(drawn: Drawn) -> None:
+    typer.echo(f"labels   {drawn.labels:,}")
+    if drawn.shared:
+        typer.echo(
+            f"careful  {several(drawn.shared, 'draw')} took an image that another label has drawn, too"
+        )
+    if drawn.short:
+        named = [f"{_brief(name)} ({images})" for name, images in list(drawn.short.items())[:_SHORT_NAMED]]
+        typer.echo(
+            f"careful  {several(len(drawn.short), 'label')} with fewer images, all of which are kept: "
+            + ", ".join(named)
+            + (", …" if len(named) < len(drawn.short) else "")
+        )
 
 
 def _brief(name: str) -> str:

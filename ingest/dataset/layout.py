@@ -14,6 +14,7 @@ DATASET = "DATASET.json"
 COMMITS = "commits"
 SHARDS = "shards"
 META = "meta"
+SEALED = "sealed"
 VIEWS = "views"
 EXTENSIONS = {
     "jpeg": "jpg",
@@ -59,4 +60,4 @@ def commit_name(unit: int) -> str:
 
 
 def sealed_name(root: str, kind: str) -> str:
-    return f"sealed/{root}.{kind}"
+    return f"{SEALED}/{root}.{kind}"

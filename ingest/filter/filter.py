@@ -1,7 +1,9 @@
-"""Views by filtering: conditions on columns, removals and picks by lists, intersections with other views."""
+"""Views by filtering: conditions on columns, removals and picks by lists, intersections with other views, and
+draws of so many images of each label.
+"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,8 +17,10 @@ from cluster.map.tasks import MapTasks
 from ingest.dataset.keys import keys_of
 from ingest.dataset.open import Dataset, open_dataset
 from ingest.dataset.view import PackedKeeps, read_view, refuse_taken_name, write_view
+from ingest.dataset.vocabulary import Vocabulary
 from ingest.filter.condition_text import Condition, parse
 from ingest.filter.conditions import DERIVED, columns_of, evaluate, lacking
+from ingest.filter.per_label import ENTRY, Drawn, PerLabel, bits_of, entries_of, first_of_each, sum_up
 from ingest.filter.sample_list import SampleList, read_sample_list
 
 ROWS_PER_TASK = 1 << 19
@@ -32,12 +36,14 @@ class Filter:
         remove: lists that must not name it.
         keep: lists that must name it.
         where: conditions on its columns, as typed.
+        per_label: of those that fulfil all else, so many of each label; None for all.
     """
 
     within: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     where: tuple[str, ...] = ()
+    per_label: PerLabel | None = None
 
     @property
     def lists(self) -> tuple[str, ...]:
@@ -51,6 +57,7 @@ class Filter:
             *(f"remove {path}" for path in self.remove),
             *(f"keep {path}" for path in self.keep),
             *(f"where {text}" for text in self.where),
+            *(f"{each.count} per label, seed {each.seed}" for each in [self.per_label] if each is not None),
         ]
 
 
@@ -76,12 +83,16 @@ class FilteredUnits:
         dropped, null: by each step, and those of them for a null; (steps,) int64. A sample counts for the
             first step that drops it.
         matched: of each list, the entries that name a sample of these units.
+        named: how many samples each list names, (lists,) int64.
+        drawn: the first of each label among those that stay, (n,) `ENTRY`.
     """
 
     keeps: list[tuple[int, NDArray[np.bool_]]]
     dropped: NDArray[np.int64]
     null: NDArray[np.int64]
     matched: list[NDArray[np.int64]]
+    named: NDArray[np.int64]
+    drawn: NDArray[np.void]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +105,25 @@ class Dropped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unmatched:
-    """Lines of a list that name no sample of the dataset, and the first few of them."""
+class Matched:
+    """What became of a list.
+
+    Attributes:
+        lines: that it has.
+        unmatched: those that name no sample of the dataset.
+        named: the first few of these.
+        by_file_name: it has nothing but file names, which were compared with the last part of each URL.
+        samples: those that it names.
+        example: if it names none, what the dataset calls its first sample.
+    """
 
     path: str
     lines: int
     unmatched: int
     named: tuple[str, ...]
+    by_file_name: bool
+    samples: int
+    example: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +135,8 @@ class FilterReport:
     samples: int
     kept: int
     steps: tuple[Dropped, ...]
-    lists: tuple[Unmatched, ...]
+    lists: tuple[Matched, ...]
+    drawn: Drawn | None
 
 
 def filter_view(
@@ -120,6 +144,7 @@ def filter_view(
     name: str,
     wanted: Filter,
     *,
+    sealed: str | None = None,
     map_tasks: MapTasks,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FilterReport:
@@ -129,6 +154,7 @@ def filter_view(
         dataset: a sealed dataset.
         name: of the new view.
         wanted: the filter.
+        sealed: the root to make it of, hex; None for the latest.
         map_tasks: the executor.
         progress: is told how many units are done, and of how many.
 
@@ -136,14 +162,21 @@ def filter_view(
         UserError: a view, list, column or condition is not there or not right, or another view of this name
             exists.
     """
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset, sealed=sealed)
     refuse_taken_name(dataset, name, root=opened.root)
     lists = tuple(map(read_sample_list, wanted.lists))
     for view in wanted.within:
         read_view(dataset, view, root=opened.root)
     conditions = tuple(map(parse, wanted.where))
     _check_columns(opened, conditions)
+    if wanted.per_label is not None and not len(opened.vocabulary):  # read here, so that it is made only once
+        raise UserError(
+            f"{dataset} has no label to draw images of: crawl it with --labels-from or --labels, or leave "
+            "--per-label out"
+        )
     keeps = PackedKeeps()
+    named = np.zeros(len(lists), np.int64)
+    drawn = np.empty(0, ENTRY)
     dropped = np.zeros((2, len(wanted.steps)), np.int64)
     matched = [np.zeros(len(listed.lines), bool) for listed in lists]
     with TemporaryDirectory(prefix="ingest-") as folder:
@@ -155,9 +188,14 @@ def filter_view(
             for unit, stays in answer.keeps:
                 keeps.add(unit, stays)
             dropped += [answer.dropped, answer.null]
+            named += answer.named
+            drawn = np.concatenate([drawn, answer.drawn])
             for seen, entries in zip(matched, answer.matched, strict=True):
                 seen[entries] = True
             progress(task.last, len(opened.units))
+    summary = None
+    if wanted.per_label is not None:
+        keeps, dropped[0, -1], summary = _draw(wanted.per_label, drawn, keeps, opened.vocabulary)
     kept = len(opened) - int(dropped[0].sum())
     if kept:  # views are for good: nobody can use an empty one, and it would take the name of the right one
         write_view(dataset, name, root=opened.root, keeps=keeps)
@@ -170,8 +208,24 @@ def filter_view(
             Dropped(step=step, dropped=count, null=null)
             for step, count, null in zip(wanted.steps, *dropped.tolist(), strict=True)
         ),
-        lists=tuple(map(_unmatched, wanted.lists, lists, matched)),
+        lists=tuple(
+            _matched(opened, path, listed, seen, by_file_name=by_name, samples=samples)
+            for path, listed, seen, by_name, samples in zip(
+                wanted.lists, lists, matched, _by_file_name(wanted, lists), named.tolist(), strict=True
+            )
+        ),
+        drawn=summary,
     )
+
+
+def _draw(
+    wanted: PerLabel, entries: NDArray[np.void], keeps: PackedKeeps, vocabulary: Vocabulary
+) -> tuple[PackedKeeps, int, Drawn]:
+    """What a draw leaves of what the other steps keep, and how many images it drops of that."""
+    first = first_of_each(entries, wanted.count)
+    keys = np.unique(first["key"])
+    before = sum(int(bits.sum()) for bits in keeps.values())
+    return bits_of(keys, keeps), before - len(keys), sum_up(first, wanted.count, vocabulary.labels)
 
 
 def filter_units(task: FilterTask) -> FilteredUnits:
@@ -182,17 +236,22 @@ def filter_units(task: FilterTask) -> FilteredUnits:
     lists = list(map(SampleList.load, task.lists))
     columns = set[str]().union(*map(columns_of, task.conditions))
     columns |= {"url"} if any(len(listed.urls) for listed in lists) else set()
+    columns |= {"sha256"} if wanted.per_label is not None else set()
+    by_file_name = _by_file_name(wanted, lists)
     answer = FilteredUnits(
         keeps=[],
         dropped=np.zeros(len(wanted.steps), np.int64),
         null=np.zeros(len(wanted.steps), np.int64),
         matched=[np.empty(0, np.int64) for _ in lists],
+        named=np.zeros(len(lists), np.int64),
+        drawn=np.empty(0, ENTRY),
     )
+    drawn = []
     for index in range(task.first, task.last):
         unit = int(opened.units[index])
         rows = opened.kept_rows(index, sorted(columns))
         passes = [view.of_slots(unit, len(rows)) for view in views]
-        found = [_listed(listed, unit, rows) for listed in lists]
+        found = [_listed(*each, unit, rows) for each in zip(lists, by_file_name, strict=True)]
         passes += [~named for named, _ in found[: len(wanted.remove)]]
         passes += [named for named, _ in found[len(wanted.remove) :]]
         stays = np.ones(len(rows), bool)
@@ -206,9 +265,14 @@ def filter_units(task: FilterTask) -> FilteredUnits:
             answer.null[step] += int((stays & null).sum())
             stays &= fits
         answer.keeps.append((unit, stays))
-        for number, (_, entries) in enumerate(found):
+        for number, (there, entries) in enumerate(found):
             answer.matched[number] = np.union1d(answer.matched[number], entries)
-    return answer
+            answer.named[number] += int(there.sum())
+        if wanted.per_label is not None:
+            drawn.append(entries_of(wanted.per_label, unit, rows, opened.unit_labels(index), stays))
+    if wanted.per_label is None or not drawn:
+        return answer
+    return replace(answer, drawn=first_of_each(np.concatenate(drawn), wanted.per_label.count))
 
 
 def _tasks(
@@ -245,16 +309,36 @@ def _check_columns(opened: Dataset, conditions: Sequence[Condition]) -> None:
             )
 
 
-def _listed(listed: SampleList, unit: int, rows: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+def _by_file_name(wanted: Filter, lists: Sequence[SampleList]) -> list[bool]:
+    """Which lists are compared by file name. None of those to remove: a name alone may be that of many."""
+    return [
+        number >= len(wanted.remove) and listed.has_only_file_names for number, listed in enumerate(lists)
+    ]
+
+
+def _listed(
+    listed: SampleList, by_file_name: bool, unit: int, rows: pa.Table
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     keys = keys_of(unit, rows["slot"].to_numpy())
-    return listed.find(keys, rows["url"] if len(listed.urls) else None)
+    return listed.find(keys, rows["url"] if len(listed.urls) else None, by_file_name=by_file_name)
 
 
-def _unmatched(path: str, listed: SampleList, matched: NDArray[np.bool_]) -> Unmatched:
+def _matched(
+    opened: Dataset,
+    path: str,
+    listed: SampleList,
+    matched: NDArray[np.bool_],
+    *,
+    by_file_name: bool,
+    samples: int,
+) -> Matched:
     entries = np.flatnonzero(~matched)
-    return Unmatched(
+    return Matched(
         path=path,
         lines=int(listed.lines.sum()),
         unmatched=int(listed.lines[entries].sum()),
         named=tuple(listed.names(entries[:UNMATCHED_NAMED].tolist())),
+        by_file_name=by_file_name,
+        samples=samples,
+        example=None if samples or not len(opened) else opened.kept_rows(0, ["url"])["url"][0].as_py(),
     )

@@ -2,7 +2,8 @@
 
 A text file has one per line; a Parquet, csv or tsv file has a column `key` or `url`, or both. 13 digits are
 the key of a sample; all else is where it came from, compared with the column `url` by canonical address, so
-that two spellings of one are the same.
+that two spellings of one are the same. A list of nothing but file names (SimCLR's `1percent.txt`, with
+`n01440764_10043.JPEG` a line) can be compared with the last part of each URL instead.
 """
 
 import codecs
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -42,14 +44,22 @@ class SampleList:
     urls: pa.Array
     lines: NDArray[np.int64]
 
+    @property
+    def has_only_file_names(self) -> bool:
+        """Whether every entry is the name of a file, without a folder or a host."""
+        return bool(
+            len(self.urls) and not len(self.keys) and not pc.any(pc.match_substring(self.urls, "/")).as_py()
+        )
+
     def find(
-        self, keys: NDArray[np.uint64], urls: pa.Array | None
+        self, keys: NDArray[np.uint64], urls: pa.Array | None, *, by_file_name: bool = False
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Which samples are named, and by what: one may be by its key and by its URL.
 
         Args:
             keys: of the samples, (n,).
             urls: where they came from; None if the list has no URLs.
+            by_file_name: whether only the last part of each URL counts.
 
         Returns:
             Whether an entry names the sample, (n,); and places in `lines` of the entries that name any,
@@ -60,7 +70,8 @@ class SampleList:
         there[there] = self.keys[place[there]] == keys[there]
         entries = [np.unique(place[there])]
         if urls is not None:
-            spelled = pa.array([_spelled(url) for url in urls.to_pylist()], pa.string())
+            spelling = _file_name if by_file_name else _spelled
+            spelled = pa.array([spelling(url) for url in urls.to_pylist()], pa.string())
             by_url = pc.index_in(spelled, value_set=self.urls).fill_null(-1).to_numpy()
             entries.append(len(self.keys) + np.unique(by_url[by_url >= 0]))
             there |= by_url >= 0
@@ -119,6 +130,10 @@ def read_sample_list(path: str | Path) -> SampleList:
 
 def _spelled(url: str) -> str:
     return canonical(url) or url
+
+
+def _file_name(url: str) -> str:
+    return (urlsplit(url).path if "://" in url else url).rpartition("/")[2]
 
 
 def _text_lines(path: Path) -> tuple[list[int], list[str]]:

@@ -90,6 +90,7 @@ def evaluation_command(name: str) -> Callable[..., None]:
             open_dataset(test, view=test_view),
             workers=workers,
             device=where,
+            several_labels=evaluation.several_labels,
         )
         _print_scores(evaluation.score(*features, recipe, device=where).metrics(), as_json=as_json)
 

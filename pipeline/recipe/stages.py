@@ -66,6 +66,17 @@ class DatasetRecipe(Section):
     sealed: str | None = None
 
 
+class SubsetRecipe(Section):
+    """A part of the input `data`: so many images of each label, drawn by the seed; those that a list names;
+    or, of these, so many. `ingest view --help` says how lists are read.
+    """
+
+    per_label: PositiveInt | None = None
+    seed: NonNegativeInt = 0
+    keep: str | None = None
+    run: Machine = Machine()
+
+
 class CheckpointRecipe(Section):
     """A checkpoint of a run: the folder `RUN/checkpoints/step-…`."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -23,6 +23,23 @@ class LinearRecipe(Section):
     regularisation: tuple[NonNegativeFloat, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     max_iterations: PositiveInt = 200
+    seed: NonNegativeInt = 0
+
+
+AveragePrecision = Literal["interpolated", "eleven_points", "scikit_learn"]
+
+
+class SvmRecipe(Section):
+    """Linear support vector machines on frozen features, one for each class; each chooses its cost by
+    cross-validation on the training set. `average_precision` is the one that counts; all three are told.
+    `draws` of test images, by `seed`, make its interval.
+    """
+
+    costs: tuple[PositiveFloat, ...] = Field((0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000), min_length=1)
+    folds: Annotated[int, Field(ge=2)] = 3
+    max_iterations: PositiveInt = 2000
+    average_precision: AveragePrecision = "interpolated"
+    draws: Annotated[int, Field(ge=100)] = 1000
     seed: NonNegativeInt = 0
 
 

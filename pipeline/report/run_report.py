@@ -197,7 +197,8 @@ def _labels(features: Features) -> dict[int, str]:
 
 
 def _opened(source: Input) -> Dataset:
-    return open_dataset(source.path, sealed=source.receipt.metrics["root"])
+    metrics = source.receipt.metrics
+    return open_dataset(source.path, sealed=metrics["root"], view=metrics.get("view"))
 
 
 def _where_it_is_now(pretrain: PretrainRecipe, data: Input) -> Data:

@@ -13,7 +13,8 @@ SCORED_TRUNKS = {"trained": "trained trunk", "random": "random trunk", "pixels":
 # Role of an input → the evaluation and the trunk that it is a score of.
 SCORES = {
     evaluation if trunk == "trained" else f"{evaluation}_{trunk}": (evaluation, trunk)
-    for evaluation in EVALUATIONS
+    for evaluation, row in EVALUATIONS.items()
+    if row.metric == "top1"  # the report compares accuracies
     for trunk in SCORED_TRUNKS
 }
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import UserError
+from cluster.map.processes import processes
 from ingest.crawl.crawl import crawl_shards
+from ingest.dataset import layout
 from ingest.dataset.open import open_dataset
+from ingest.filter.filter import Filter, filter_view
+from ingest.filter.per_label import PerLabel
 from ingest.image.check import Treatment
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts, Progress
 from pipeline.checkpoint.files import step_of
 from pipeline.dag.digests import content_digest
 from pipeline.dag.stage import Result, Work
-from pipeline.recipe.stages import CheckpointRecipe, DatasetRecipe
+from pipeline.recipe.stages import CheckpointRecipe, DatasetRecipe, SubsetRecipe
 from pipeline.stages.photographs import cut_tiles
 
 logger = logging.getLogger(__name__)
@@ -66,6 +71,38 @@ def dataset(work: Work) -> Result:
     return Result({"root": opened.root, "kept": len(opened)}, [])
 
 
+def subset(work: Work) -> Result:
+    """`data`: the input's files, and a view of them. Whoever made the input finds nothing new in it."""
+    source, recipe = work.inputs["data"], work.recipe
+    root, within = source.receipt.metrics["root"], source.receipt.metrics.get("view")
+    folder, view = work.folder / "data", work.folder.name
+    (folder / layout.VIEWS).mkdir(parents=True, exist_ok=True)
+    for name in (layout.DATASET, layout.SEALED, layout.SHARDS, layout.META):
+        _link(folder / name, source.path / name)
+    if within is not None:
+        _link(folder / layout.VIEWS / f"{within}.parquet", source.path / layout.VIEWS / f"{within}.parquet")
+    with processes(max(1, recipe.run.workers)) as map_tasks:
+        report = filter_view(
+            folder,
+            view,
+            Filter(
+                within=() if within is None else (within,),
+                keep=() if recipe.keep is None else (recipe.keep,),
+                per_label=recipe.per_label and PerLabel(count=recipe.per_label, seed=recipe.seed),
+            ),
+            sealed=root,
+            map_tasks=map_tasks,
+        )
+    if not report.kept:
+        raise UserError(f"nothing of {source.path} is in the subset: none of its images are in {recipe.keep}")
+    metrics: dict[str, Any] = {"root": root, "view": view, "kept": report.kept}
+    if report.drawn is not None:
+        metrics |= {"labels": report.drawn.labels, "labels_with_fewer": len(report.drawn.short)}
+    for listed in report.lists:
+        metrics |= {"list_lines": listed.lines, "list_lines_unmatched": listed.unmatched}
+    return Result(metrics, [f"data/{layout.VIEWS}/{view}.parquet"])
+
+
 def checkpoint(work: Work) -> Result:
     """A link, `checkpoint`, to one that a run has saved."""
     folder = Path(work.recipe.path)
@@ -81,6 +118,17 @@ def _link(link: Path, target: Path) -> None:
 def dataset_identity(recipe: DatasetRecipe) -> str:
     """What a dataset is: its root."""
     return open_dataset(recipe.path, sealed=recipe.sealed).root
+
+
+def subset_identity(recipe: SubsetRecipe) -> str:
+    """What a list says, if there is one."""
+    if recipe.keep is None and recipe.per_label is None:
+        raise UserError("a subset needs per_label, a number of images, or keep, a list: give one or both")
+    if recipe.keep is None:
+        return ""
+    if not Path(recipe.keep).is_file():
+        raise UserError(f"a subset's list {recipe.keep} is not there: correct recipe.keep")
+    return content_digest(Path(recipe.keep))
 
 
 def checkpoint_identity(recipe: CheckpointRecipe) -> str:

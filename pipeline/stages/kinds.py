@@ -21,6 +21,7 @@ from pipeline.recipe.stages import (
     RandomTrunkRecipe,
     ReportRecipe,
     ShardsRecipe,
+    SubsetRecipe,
     TrunkRecipe,
 )
 from pipeline.recipe.transfer import PredictRecipe
@@ -47,6 +48,12 @@ KINDS: dict[str, Kind] = {
         recipe=DatasetRecipe,
         run=Later("pipeline.stages.data:dataset"),
         outside=Later("pipeline.stages.data:dataset_identity"),
+    ),
+    "subset": Kind(
+        recipe=SubsetRecipe,
+        run=Later("pipeline.stages.data:subset"),
+        inputs=frozenset({"data"}),
+        outside=Later("pipeline.stages.data:subset_identity"),
     ),
     "checkpoint": Kind(
         recipe=CheckpointRecipe,

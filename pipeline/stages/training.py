@@ -11,8 +11,10 @@ from cluster.json_rows import last_row
 from cluster.run.folder import RunFolder
 from pipeline.checkpoint.files import manifest_sums
 from pipeline.dag.stage import Result, Work
+from pipeline.recipe.data import Data
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.transfer import Test
+from pipeline.stages.inputs import pinned
 from pipeline.train.job import pretrain_job
 from pipeline.train.run_recipe import pin_dataset
 from pipeline.trunks.files import start_of
@@ -21,11 +23,14 @@ from pipeline.trunks.files import start_of
 def train_job(work: Work, resources: Resources) -> Job:
     """The training in the stage's folder; it goes on with what an interrupted one has saved."""
     recipe: PretrainRecipe = work.recipe
-    changes: dict[str, Any] = {"data": recipe.data.model_copy(update=_dataset(work, "data"))}
+    changes: dict[str, Any] = {"data": _data(work)}
     if recipe.probe is not None:
         if not {"probe_train", "probe_test"} <= work.inputs.keys():
             raise UserError("the recipe has a probe: give the stage the inputs probe_train and probe_test")
-        paths = {name: str(work.inputs[f"probe_{name}"].path) for name in ("train", "test")}
+        sources = {name: work.inputs[f"probe_{name}"] for name in ("train", "test")}
+        if any("view" in source.receipt.metrics for source in sources.values()):
+            raise UserError("a probe while training takes whole datasets: give it none of a subset stage")
+        paths = {name: str(source.path) for name, source in sources.items()}
         changes["probe"] = recipe.probe.model_copy(update=paths)
     return pretrain_job(pin_dataset(recipe.model_copy(update=changes), work.folder), work.folder, resources)
 
@@ -36,17 +41,27 @@ def finetune_job(work: Work, resources: Resources) -> Job:
     start = start_of(work.inputs["trunk"].path)
     view = {"mean": start.preprocessing.mean, "std": start.preprocessing.std}
     changes: dict[str, Any] = {
-        "data": recipe.data.model_copy(update=_dataset(work, "data") | view),
+        "data": _data(work).model_copy(update=view),
         "trunk": start.trunk,
     }
     if "test" in work.inputs:
-        changes["test"] = (recipe.test or Test(root="")).model_copy(update=_dataset(work, "test"))
+        changes["test"] = (recipe.test or Test(root="")).model_copy(update=pinned(work.inputs["test"]))
     return pretrain_job(pin_dataset(recipe.model_copy(update=changes), work.folder), work.folder, resources)
 
 
-def _dataset(work: Work, role: str) -> dict[str, str]:
-    source = work.inputs[role]
-    return {"root": str(source.path), "sealed": source.receipt.metrics["root"]}
+def _data(work: Work) -> Data:
+    """The recipe's images, of the input `data`.
+
+    Raises:
+        UserError: both the recipe and the input name a view.
+    """
+    recipe: Data = work.recipe.data
+    source = pinned(work.inputs["data"])
+    if recipe.view is not None and "view" in source:
+        raise UserError(
+            f"recipe.data.view is {recipe.view} and the input `data` is a subset already: leave one out"
+        )
+    return recipe.model_copy(update=source)
 
 
 def finetuned(work: Work) -> Result:

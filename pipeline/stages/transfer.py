@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cluster.rank.torch_dist import choose_device
-from ingest.dataset.open import open_dataset
 from pipeline.dag.stage import Result, Work
+from pipeline.stages.inputs import opened
 from pipeline.stages.machine import gpus_held
 from pipeline.transfer.evaluations import Evaluation
 from pipeline.transfer.features import extract_from_files, load_features, save_features
@@ -17,10 +17,11 @@ def features(work: Work) -> Result:
     device = choose_device(work.recipe.run.device)
     train, test = extract_from_files(
         work.inputs["trunk"].path,
-        open_dataset(work.inputs["train"].path),
-        open_dataset(work.inputs["test"].path),
+        opened(work.inputs["train"]),
+        opened(work.inputs["test"]),
         workers=work.recipe.run.workers,
         device=device,
+        several_labels=True,
     )
     save_features(train, work.folder / "train.safetensors")
     save_features(test, work.folder / "test.safetensors")
@@ -33,7 +34,7 @@ def predictions(work: Work) -> Result:
     device = choose_device(work.recipe.run.device)
     found = predict(
         load_classifier(work.inputs["classifier"].path).to(device),
-        open_dataset(work.inputs["test"].path),
+        opened(work.inputs["test"]),
         work.recipe,
         workers=work.recipe.run.workers,
         device=device,

@@ -8,13 +8,13 @@ import torch
 
 from cluster.errors import UserError
 from cluster.rank.torch_dist import choose_device
-from ingest.dataset.open import open_dataset
 from pipeline.dag.digests import folder_identity
 from pipeline.dag.stage import Result, Work
 from pipeline.data.evaluation import Preprocessing
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.data import Data
 from pipeline.recipe.stages import ExportRecipe, TrunkRecipe
+from pipeline.stages.inputs import opened
 from pipeline.stages.machine import gpus_held
 from pipeline.trunks.baselines import pixels_trunk, random_trunk
 from pipeline.trunks.export import export_trunk
@@ -94,7 +94,7 @@ def random(work: Work) -> Result:
     spec = read_spec(work.inputs["like"].path)
     random_trunk(
         spec,
-        open_dataset(work.inputs["data"].path),
+        opened(work.inputs["data"]),
         seed=work.recipe.seed,
         out=work.folder,
         workers=work.recipe.run.workers,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cluster.job import import_function
 from cluster.typed_yaml import Section
-from pipeline.recipe.transfer import KnnRecipe, LinearRecipe
+from pipeline.recipe.transfer import KnnRecipe, LinearRecipe, SvmRecipe
 
 if TYPE_CHECKING:  # to name an evaluation takes no torch
     import torch
@@ -26,6 +26,8 @@ class Evaluation:
         about: for `submit --help`.
         title, column: what the report calls it, in full and in a table.
         explained: how it works, for the report; a metric of the trained trunk may stand in braces.
+        several_labels: whether images may have several labels, and labels to ignore.
+        metric: what it finds out, and with `_low` and `_high` the ends of its interval.
     """
 
     recipe: type[Section]
@@ -34,6 +36,8 @@ class Evaluation:
     title: str
     column: str
     explained: str
+    several_labels: bool = False
+    metric: str = "top1"
 
     def score(self, train: Features, test: Features, recipe: Section, *, device: torch.device) -> Scores:
         """Score test features by training features.
@@ -61,5 +65,15 @@ EVALUATIONS: dict[str, Evaluation] = {
         title="Linear probe",
         column="linear",
         explained="logistic regression, its regularisation chosen on a part of the training set",
+    ),
+    "svm": Evaluation(
+        recipe=SvmRecipe,
+        function="pipeline.transfer.svm:svm",
+        about="Score a trunk by a support vector machine for each label; images may have several.",
+        title="Support vector machines",
+        column="SVM",
+        explained="one for each of {classes} labels, its cost chosen by cross-validation",
+        several_labels=True,
+        metric="map",
     ),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -15,14 +14,15 @@ from cluster.errors import UserError
 from ingest.dataset.open import Dataset
 from pipeline.data.evaluation import Preprocessing, evenly_spaced, image_batches, normalise
 from pipeline.data.node_cache import CachePlace
-from pipeline.transfer.labels import only_labels
+from pipeline.transfer.labels import classes_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
     """Features of N samples, in dataset order.
 
-    `x` float32 (N, D); `y` int64 (N,), an index into `classes` (sorted names); `keys` int64 (N,) sample keys.
+    `x` float32 (N, D); `y` int64 (N,), an index into `classes` (sorted names, of labels or of sets of labels:
+    see `pipeline.transfer.labels`); `keys` int64 (N,) sample keys.
     """
 
     x: Tensor
@@ -41,6 +41,7 @@ def extract_features(
     limit: int | None = None,
     batch_size: int = 256,
     cache: CachePlace | None = None,
+    several_labels: bool = False,
 ) -> Features:
     """Run a trunk over a labelled dataset.
 
@@ -50,14 +51,16 @@ def extract_features(
         trunk: (n, 3, image_size, image_size) normalised images → (n, D) features.
         limit: at most so many samples, evenly spaced over the dataset; None for all.
         cache: see `image_batches`.
+        several_labels: see `classes_of`.
 
     Raises:
-        UserError: if there is no sample, or one has no label, or several, or cannot be read.
+        UserError: if there is no sample, or one cannot be read, or has no label, or has several and is not
+            to.
     """
     if len(dataset) == 0:
         raise UserError(f"{dataset.path} has no image to evaluate with: see `ingest stats {dataset.path}`")
     positions = evenly_spaced(len(dataset), limit)
-    codes, y = np.unique(only_labels(dataset, positions), return_inverse=True)
+    classes, y = classes_of(dataset, positions, several_labels=several_labels)
     batches = image_batches(
         dataset,
         positions,
@@ -79,24 +82,37 @@ def extract_features(
     # clone(): tensors made in inference mode cannot take part in autograd, which the linear probe needs.
     return Features(
         x=torch.cat(parts).clone(),
-        y=torch.from_numpy(y.astype(np.int64)),
+        y=torch.from_numpy(y),
         keys=torch.cat(keys),
-        # A vocabulary is sorted.
-        classes=tuple(dataset.vocabulary.names[code] for code in codes),
+        classes=classes,
     )
 
 
 def extract_from_files(
-    trunk_path: Path, train: Dataset, test: Dataset, *, workers: int, device: torch.device
+    trunk_path: Path,
+    train: Dataset,
+    test: Dataset,
+    *,
+    workers: int,
+    device: torch.device,
+    several_labels: bool = False,
 ) -> tuple[Features, Features]:
     """Features of a training and a test set with an exported trunk."""
     from pipeline.trunks.files import load_trunk
 
     trunk = load_trunk(trunk_path).to(device)
-    return (
-        extract_features(trunk, train, preprocessing=trunk.preprocessing, workers=workers, device=device),
-        extract_features(trunk, test, preprocessing=trunk.preprocessing, workers=workers, device=device),
+    of_train, of_test = (
+        extract_features(
+            trunk,
+            part,
+            preprocessing=trunk.preprocessing,
+            workers=workers,
+            device=device,
+            several_labels=several_labels,
+        )
+        for part in (train, test)
     )
+    return of_train, of_test
 
 
 def save_features(features: Features, path: Path) -> None:

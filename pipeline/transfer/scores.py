@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import UserError
+from pipeline.transfer.labels import is_set
 from pipeline.transfer.statistics import wilson
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ class Scores(Protocol):
     """What an evaluation found out."""
 
     def metrics(self) -> dict[str, float]:
-        """Flat numbers for receipts, `--json` and the report, which shows `top1` (a fraction), the ends of
-        its interval, `top1_low` and `top1_high`, and, where there is one, `top5`.
+        """Flat numbers for receipts and `--json`: the evaluation's metric and the ends of its interval. The
+        report shows `top1` (a fraction), `top1_low` and `top1_high`, and, where there is one, `top5`.
         """
 
 
@@ -43,6 +44,11 @@ def shared_labels(train: Features, test: Features) -> tuple[tuple[str, ...], Ten
         raise UserError(
             "the training and the test set share no label; were both crawled with labels of one kind, as "
             "--labels-from or --labels say?"
+        )
+    if any(is_set(name) for part in (train, test) for name in part.classes):
+        raise UserError(
+            "some images have several labels, or labels to ignore, and this evaluation knows one per image: "
+            "score these features by svm, or extract others of a view made with --where 'label_count = 1'"
         )
     names = tuple(sorted({*train.classes, *test.classes}))
     number = {name: index for index, name in enumerate(names)}
