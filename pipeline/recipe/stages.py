@@ -118,8 +118,6 @@ class HashtagsRecipe(Section):
     kinds: tuple[NounKind, ...] = Field(DEPICTABLE, min_length=1)
     min_images: PositiveInt = 100
     max_tags: Annotated[int, Field(ge=2)] = 8_500
-    tags_shown: PositiveInt = 200
-    pictures_per_tag: NonNegativeInt = 4
     run: Machine = Machine()
 
 

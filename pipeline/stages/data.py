@@ -6,7 +6,9 @@ import logging
 import time
 from pathlib import Path
 
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
+from cluster.map.processes import processes
 from ingest.crawl.crawl import crawl_shards
 from ingest.dataset.open import open_dataset
 from ingest.image.check import Treatment
@@ -15,7 +17,10 @@ from ingest.progress.counts import Counts, Progress
 from pipeline.checkpoint.files import step_of
 from pipeline.dag.digests import content_digest
 from pipeline.dag.stage import Result, Work
+from pipeline.data.tags import open_tags
+from pipeline.hashtags.make_tags import make_tags
 from pipeline.recipe.stages import CheckpointRecipe, DatasetRecipe
+from pipeline.report.tags import PAGE, tags_page
 from pipeline.stages.photographs import cut_tiles
 
 logger = logging.getLogger(__name__)
@@ -64,6 +69,16 @@ def dataset(work: Work) -> Result:
     opened = open_dataset(work.recipe.path, sealed=work.recipe.sealed)
     _link(work.folder / "data", Path(work.recipe.path))
     return Result({"root": opened.root, "kept": len(opened)}, [])
+
+
+def hashtags(work: Work) -> Result:
+    """Tags of the input `data`, see `pipeline.data.tags`, and hashtags.html, a page of them."""
+    source, recipe = work.inputs["data"], work.recipe
+    dataset = open_dataset(source.path, sealed=source.receipt.metrics["root"], view=recipe.view)
+    with processes(max(1, recipe.run.workers)) as map_tasks:
+        metrics = make_tags(dataset, recipe, work.folder, map_tasks=map_tasks)
+    write_atomically(work.folder / PAGE, tags_page(dataset, open_tags(work.folder)))
+    return Result(metrics, ["tags.json", "units.parquet", "units", PAGE])
 
 
 def checkpoint(work: Work) -> Result:

@@ -21,7 +21,10 @@ from pipeline.trunks.files import start_of
 def train_job(work: Work, resources: Resources) -> Job:
     """The training in the stage's folder; it goes on with what an interrupted one has saved."""
     recipe: PretrainRecipe = work.recipe
-    changes: dict[str, Any] = {"data": recipe.data.model_copy(update=_dataset(work, "data"))}
+    read = _dataset(work, "data")
+    if "tags" in work.inputs:
+        read["tags"] = str(work.inputs["tags"].path)
+    changes: dict[str, Any] = {"data": recipe.data.model_copy(update=read)}
     if recipe.probe is not None:
         if not {"probe_train", "probe_test"} <= work.inputs.keys():
             raise UserError("the recipe has a probe: give the stage the inputs probe_train and probe_test")
