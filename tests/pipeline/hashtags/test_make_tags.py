@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 from captioned import CLASSES, captioned
 
 from cluster.errors import UserError
-from cluster.map.processes import processes
 from ingest.dataset.open import Dataset, open_dataset
 from ingest.dataset.view import write_view
 from pipeline.data.tags import Tags, open_tags
@@ -18,12 +18,7 @@ from pipeline.hashtags.make_tags import make_tags
 from pipeline.recipe.stages import HashtagsRecipe
 from pipeline.report.tags import tags_page
 
-
-def made(dataset: Dataset, folder: Path, *, workers: int = 1, **recipe: object) -> Tags:
-    folder.mkdir(exist_ok=True)
-    with processes(workers) as map_tasks:
-        make_tags(dataset, HashtagsRecipe(min_images=2, **recipe), folder, map_tasks=map_tasks)  # type: ignore[arg-type]
-    return open_tags(folder)
+Made = Callable[..., Tags]
 
 
 def tags_and_labels(tags: Tags, dataset: Dataset) -> list[tuple[list[str], str]]:
@@ -44,7 +39,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_without_noise_tags_are_the_classes_and_images_without_text_have_none(
-    dataset: Path, tmp_path: Path
+    dataset: Path, tmp_path: Path, made: Made
 ) -> None:
     opened = open_dataset(dataset)
     tags = made(opened, tmp_path / "tags")
@@ -57,7 +52,7 @@ def test_without_noise_tags_are_the_classes_and_images_without_text_have_none(
     assert {tag.nouns[0]: tag.count for tag in tags.vocabulary.tags} == Counter(label for _, label in found)
 
 
-def test_the_more_captions_lie_the_fewer_tags_are_right(tmp_path: Path) -> None:
+def test_the_more_captions_lie_the_fewer_tags_are_right(tmp_path: Path, made: Made) -> None:
     right = []
     for noise in (0.0, 0.2, 0.5, 0.9):
         opened = open_dataset(captioned(tmp_path / str(noise), noise=noise))
@@ -67,7 +62,7 @@ def test_the_more_captions_lie_the_fewer_tags_are_right(tmp_path: Path) -> None:
 
 
 def test_tags_are_the_same_bytes_from_any_number_of_processes_and_after_an_interruption(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Made
 ) -> None:
     opened = open_dataset(dataset)
     made(opened, tmp_path / "one")
@@ -83,7 +78,7 @@ def test_tags_are_the_same_bytes_from_any_number_of_processes_and_after_an_inter
 
 
 def test_rare_and_surplus_synsets_are_left_out_and_images_with_nothing_else_have_no_tag(
-    dataset: Path, tmp_path: Path
+    dataset: Path, tmp_path: Path, made: Made
 ) -> None:
     opened = open_dataset(dataset)
     three = made(opened, tmp_path / "three", max_tags=3)
@@ -97,14 +92,14 @@ def test_rare_and_surplus_synsets_are_left_out_and_images_with_nothing_else_have
         make_tags(opened, HashtagsRecipe(kinds=("feeling",)), tmp_path, map_tasks=map)
 
 
-def test_labels_are_read_when_they_are_asked_for(dataset: Path, tmp_path: Path) -> None:
+def test_labels_are_read_when_they_are_asked_for(dataset: Path, tmp_path: Path, made: Made) -> None:
     opened = open_dataset(dataset)
     assert made(opened, tmp_path / "labels", read=("labels",)).vocabulary.tagged == 60
     both = made(opened, tmp_path / "both", read=("caption", "labels"))
     assert all(names == [label] for names, label in tags_and_labels(both, opened))
 
 
-def test_of_a_view_only_its_images_are_tagged(dataset: Path, tmp_path: Path) -> None:
+def test_of_a_view_only_its_images_are_tagged(dataset: Path, tmp_path: Path, made: Made) -> None:
     own = tmp_path / "data"
     shutil.copytree(dataset, own)
     whole = open_dataset(own)
@@ -122,7 +117,7 @@ def test_of_a_view_only_its_images_are_tagged(dataset: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["tags.json", "units.parquet", "units/00000001.parquet"])
 @pytest.mark.parametrize("harm", ["lost", "changed"])
-def test_damaged_tags_are_a_sentence(dataset: Path, tmp_path: Path, name: str, harm: str) -> None:
+def test_damaged_tags_are_a_sentence(dataset: Path, tmp_path: Path, name: str, harm: str, made: Made) -> None:
     opened = open_dataset(dataset)
     made(opened, tmp_path)
     path = tmp_path / name
@@ -132,7 +127,7 @@ def test_damaged_tags_are_a_sentence(dataset: Path, tmp_path: Path, name: str, h
 
 
 def test_the_page_shows_each_tag_with_its_count_and_pictures_of_its_own(
-    dataset: Path, tmp_path: Path
+    dataset: Path, tmp_path: Path, made: Made
 ) -> None:
     opened = open_dataset(dataset)
     tags = made(opened, tmp_path)
