@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from cluster.atomic_file import write_atomically
 from ingest.dataset.keys import key_of
 from ingest.dataset.open import Dataset
-from pipeline.data.tags import Tag, Tags
+from pipeline.data.tags import Tag, Tags, open_tags
 from pipeline.report.gallery import Samples, data_uri
 from pipeline.report.page import environment
 
@@ -23,6 +25,11 @@ class TagRow(NamedTuple):
     tag: Tag
     share: float
     pictures: list[str]
+
+
+def write_tags_page(dataset: Dataset, folder: Path) -> None:
+    """The page of the tags in a folder, beside them."""
+    write_atomically(folder / PAGE, tags_page(dataset, open_tags(folder)))
 
 
 def tags_page(dataset: Dataset, tags: Tags, *, shown: int = 200, pictures: int = 4) -> str:
@@ -54,7 +61,6 @@ def tags_page(dataset: Dataset, tags: Tags, *, shown: int = 200, pictures: int =
             vocabulary=vocabulary,
             rows=rows,
             others=[tag for tag in vocabulary.tags if tag.index not in keys],
-            wordnet="WordNet 3.0 © 2006 by Princeton University. Pictures are the dataset's, some of them.",
             per_image=sum(tag.count for tag in vocabulary.tags) / vocabulary.tagged,
         )
     )

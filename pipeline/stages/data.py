@@ -6,7 +6,6 @@ import logging
 import time
 from pathlib import Path
 
-from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.map.processes import processes
 from ingest.crawl.crawl import crawl_shards
@@ -17,10 +16,9 @@ from ingest.progress.counts import Counts, Progress
 from pipeline.checkpoint.files import step_of
 from pipeline.dag.digests import content_digest
 from pipeline.dag.stage import Result, Work
-from pipeline.data.tags import open_tags
 from pipeline.hashtags.make_tags import make_tags
 from pipeline.recipe.stages import CheckpointRecipe, DatasetRecipe
-from pipeline.report.tags import PAGE, tags_page
+from pipeline.report.tags import PAGE, write_tags_page
 from pipeline.stages.photographs import cut_tiles
 
 logger = logging.getLogger(__name__)
@@ -77,7 +75,7 @@ def hashtags(work: Work) -> Result:
     dataset = open_dataset(source.path, sealed=source.receipt.metrics["root"], view=recipe.view)
     with processes(max(1, recipe.run.workers)) as map_tasks:
         metrics = make_tags(dataset, recipe, work.folder, map_tasks=map_tasks)
-    write_atomically(work.folder / PAGE, tags_page(dataset, open_tags(work.folder)))
+    write_tags_page(dataset, work.folder)
     return Result(metrics, ["tags.json", "units.parquet", "units", PAGE])
 
 
