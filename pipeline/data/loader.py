@@ -16,8 +16,8 @@ from pipeline.data.rank_batches import RankBatches
 from pipeline.data.read_ahead.client import Node, ReadAhead
 from pipeline.data.read_ahead.demand import Training
 from pipeline.data.resident import RankBoxes, ResidentImages
-from pipeline.data.source import open_source
 from pipeline.data.targets import TargetReader
+from pipeline.data.training_set import open_training_set
 from pipeline.data.workers import Makes, Pinnable, numbered, start_fork_server
 from pipeline.recipe.data import Data
 
@@ -39,7 +39,7 @@ class Loader:
         targets: whether batches have the labels of their samples, or their tags.
 
     Attributes:
-        source: what is read.
+        training_set: what is read.
         dataset: its samples.
         steps_per_epoch: micro-batches of one epoch.
 
@@ -65,13 +65,13 @@ class Loader:
         self._workers, self._device = workers, device
         if workers:
             start_fork_server()  # its imports take as long as all that follows
-        self.source = open_source(data)
-        dataset = self.source.dataset
+        self.training_set = open_training_set(data)
+        dataset = self.training_set.dataset
         order = plan_order(samples=len(dataset), batch_size=data.batch_size, window=data.window, seed=seed)
         rows = rank_rows(data.batch_size, rank=rank, world_size=world_size)
         self.dataset = dataset
         self._modality = modality_of(data)
-        reader = TargetReader(self.source) if targets else None
+        reader = TargetReader(self.training_set) if targets else None
         self._batches = RankBatches(dataset, self._modality, order, rows, cache=cache, targets=reader)
         self._cache, self._node, self._uses = cache, node or Node.alone(rank), 0
         of_node = (rank_rows(data.batch_size, rank=r, world_size=world_size) for r in self._node.ranks)
@@ -85,10 +85,10 @@ class Loader:
             "lanes": order.lanes,
             "window": order.window,
         }
-        if self.source.tags is not None:
-            self._identity["tags"] = self.source.tags.sha256
+        if self.training_set.tags is not None:
+            self._identity["tags"] = self.training_set.tags.sha256
         if targets:  # their codes are those of the tags, or of the root's vocabulary
-            self._identity["targets"] = "labels" if self.source.tags is None else "tags"
+            self._identity["targets"] = "labels" if self.training_set.tags is None else "tags"
         self._step = 0
         self.steps_per_epoch = order.steps_per_epoch
         self._images: ResidentImages | None = None

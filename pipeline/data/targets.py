@@ -12,12 +12,12 @@ from torch import Tensor
 from cluster.errors import UserError
 from ingest.dataset.keys import key_name
 from ingest.dataset.vocabulary import UnitLabels
-from pipeline.data.source import Source
+from pipeline.data.training_set import TrainingSet
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Targets:
-    """All labels of some samples, as codes, see `Source.classes`.
+    """All labels of some samples, as codes, see `TrainingSet.classes`.
 
     Attributes:
         codes: one sample's after the other's, (labels,) int64.
@@ -59,11 +59,11 @@ class TargetReader:
     """Reads labels by a sample's place; knows those of the units in use.
 
     Args:
-        source: of the samples.
+        training_set: of the samples.
     """
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, training_set: TrainingSet) -> None:
+        self._training_set = training_set
         self._units: dict[int, UnitLabels] = {}
 
     def keep(self, units: Iterable[int]) -> None:
@@ -85,10 +85,10 @@ class TargetReader:
 
     def _of(self, unit_index: int, row: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
         if unit_index not in self._units:
-            self._units[unit_index] = self._source.unit_labels(unit_index)
+            self._units[unit_index] = self._training_set.unit_labels(unit_index)
         labels = self._units[unit_index].of(row)
         if not len(labels):
-            dataset = self._source.dataset
+            dataset = self._training_set.dataset
             raise UserError(
                 f"sample {key_name(int(dataset.unit_keys(unit_index)[row]))} of {dataset.path} has no label, "
                 "and this training needs one of each: crawl with --labels-from or --labels, or leave such "

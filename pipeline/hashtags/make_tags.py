@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -30,8 +31,10 @@ from ingest.dataset.schema import LABELS
 from pipeline.data.tags import FILE, TAGS_SCHEMA, UNITS, UNITS_SCHEMA, Tag, Vocabulary, unit_path
 from pipeline.hashtags.tagger import Tagger
 from pipeline.hashtags.wordnet import PACKED, Synset, wordnet
+from pipeline.hashtags.words import words
 from pipeline.recipe.stages import HashtagsRecipe, NounKind
 
+_SYNSET = re.compile(r"n\d{8}")
 _FOUND_SCHEMA = pa.schema([("slot", pa.uint32()), ("synsets", pa.list_(pa.string()))])
 
 
@@ -70,6 +73,7 @@ def make_tags(
     Raises:
         UserError: fewer than two tags are frequent enough, or something is damaged.
     """
+    wanted = None if recipe.only is None else _synsets(recipe.only)
     found = folder / f"found-{_digest(dataset, recipe)}"
     found.mkdir(parents=True, exist_ok=True)
     tasks = [
@@ -87,6 +91,8 @@ def make_tags(
     counts: Counter[str] = Counter()
     for of_unit in map_tasks(find, tasks):
         counts.update(of_unit)
+    if wanted is not None:
+        counts = Counter({name: count for name, count in counts.items() if name in wanted})
     kept = _frequent(counts, recipe, dataset)
     slots = dict(zip(dataset.units.tolist(), _slots(dataset), strict=True))
     coding = [
@@ -179,6 +185,24 @@ def _named(tagger: Tagger, image: Iterable[list[tuple[str, str]]]) -> list[str]:
         for column, text in texts:
             names |= tagger.of_caption(text) if column == "caption" else tagger.of_label(text)
     return list(names)
+
+
+def _synsets(said: Iterable[str]) -> set[str]:
+    """The names of synsets that are said by name or by a noun.
+
+    Raises:
+        UserError: one is neither.
+    """
+    names = set()
+    for each in said:
+        found = wordnet().find(" ".join(words(each)))
+        if found is None and not _SYNSET.fullmatch(each):
+            raise UserError(
+                f"only: {each!r} is no noun of WordNet, and no synset such as n02132136: leave it out, or "
+                "say it otherwise"
+            )
+        names.add(each if found is None else found.name)
+    return names
 
 
 def _frequent(counts: Mapping[str, int], recipe: HashtagsRecipe, dataset: Dataset) -> tuple[str, ...]:

@@ -109,8 +109,9 @@ class HashtagsRecipe(Section):
 
     `read` are the columns that are looked at: labels only if people have written them, as hashtags, or the
     tags are what an evaluation asks for. `kinds`, WordNet's lexicographer files, are what becomes a tag. Of
-    those that at least `min_images` images have, the `max_tags` most frequent are kept. `view` is a part of
-    the dataset.
+    those that at least `min_images` images have, the `max_tags` most frequent are kept. `only` these synsets,
+    said by their names or by nouns, may become tags: the classes that a trunk will be judged by, which is
+    curation. `view` is a part of the dataset.
     """
 
     view: str | None = None
@@ -118,6 +119,7 @@ class HashtagsRecipe(Section):
     kinds: tuple[NounKind, ...] = Field(DEPICTABLE, min_length=1)
     min_images: PositiveInt = 100
     max_tags: Annotated[int, Field(ge=2)] = 8_500
+    only: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     run: Machine = Machine()
 
 

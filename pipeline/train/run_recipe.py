@@ -19,7 +19,7 @@ from cluster.errors import UserError
 from cluster.run.source import source_version
 from cluster.typed_yaml import read_yaml
 from ingest.dataset.open import open_dataset
-from pipeline.data.source import Source, open_source
+from pipeline.data.training_set import TrainingSet, open_training_set
 from pipeline.recipe.method import Classification
 from pipeline.recipe.pretrain import LAYOUT, PretrainRecipe
 
@@ -37,10 +37,10 @@ def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
         saved = folder / "recipe.yaml"
         there = read_yaml(saved)["data"]["sealed"] if saved.is_file() else open_dataset(recipe.data.root).root
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sealed": there})})
-    return count_classes(recipe, open_source(recipe.data))
+    return count_classes(recipe, open_training_set(recipe.data))
 
 
-def count_classes(recipe: PretrainRecipe, source: Source) -> PretrainRecipe:
+def count_classes(recipe: PretrainRecipe, training_set: TrainingSet) -> PretrainRecipe:
     """The recipe with the number of labels or tags of its data, if its method learns from them.
 
     Raises:
@@ -49,8 +49,8 @@ def count_classes(recipe: PretrainRecipe, source: Source) -> PretrainRecipe:
     method = recipe.method
     if not isinstance(method, Classification):
         return recipe
-    found, said = len(source.classes), method.classes
-    where = source.dataset.path if source.tags is None else source.tags.folder
+    found, said = len(training_set.classes), method.classes
+    where = training_set.dataset.path if training_set.tags is None else training_set.tags.folder
     if found < 2:
         raise UserError(
             f"{where} has {found} labels, and method {method.name} needs two at least: "

@@ -92,6 +92,17 @@ def test_rare_and_surplus_synsets_are_left_out_and_images_with_nothing_else_have
         make_tags(opened, HashtagsRecipe(kinds=("feeling",)), tmp_path, map_tasks=map)
 
 
+def test_only_what_is_wanted_becomes_a_tag(dataset: Path, tmp_path: Path, made: Made) -> None:
+    opened = open_dataset(dataset)
+    two = made(opened, tmp_path / "two", only=["Brown_Bears", "n02121620", "n00000000", "giraffe"])
+    assert sorted(two.names) == ["brown bear", "cat"]
+    assert two.vocabulary.tagged == 26
+    with pytest.raises(
+        UserError, match=r"only: 'brwon bear' is no noun of WordNet, and no synset such as n0"
+    ):
+        made(opened, tmp_path / "none", only=["cat", "brwon bear"])
+
+
 def test_labels_are_read_when_they_are_asked_for(dataset: Path, tmp_path: Path, made: Made) -> None:
     opened = open_dataset(dataset)
     assert made(opened, tmp_path / "labels", read=("labels",)).vocabulary.tagged == 60

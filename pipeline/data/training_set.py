@@ -13,7 +13,7 @@ from pipeline.recipe.data import Data
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Source:
+class TrainingSet:
     """Samples, and what each is to be told from the others by.
 
     Attributes:
@@ -40,7 +40,7 @@ class Source:
         return self.tags.unit_labels(self.dataset, unit_index)
 
 
-def open_source(data: Data) -> Source:
+def open_training_set(data: Data) -> TrainingSet:
     """What a recipe says is read.
 
     Raises:
@@ -48,7 +48,7 @@ def open_source(data: Data) -> Source:
     """
     dataset = open_dataset(data.root, sealed=data.sealed, view=data.view)
     if data.tags is None:
-        return Source(dataset=dataset)
+        return TrainingSet(dataset=dataset)
     tags = open_tags(Path(data.tags))
     made_of = tags.vocabulary.root
     if made_of != dataset.root:
@@ -57,4 +57,4 @@ def open_source(data: Data) -> Source:
             f"{dataset.root[:12]}: open it with data.sealed={made_of}, or make tags of this root"
         )
     tagged = tags.tagged if dataset.view is None else tags.tagged.within(dataset.view)
-    return Source(dataset=dataset.through(tagged), tags=tags)
+    return TrainingSet(dataset=dataset.through(tagged), tags=tags)
