@@ -118,7 +118,7 @@ def make_tags(
 def find(task: FindTask) -> dict[str, int]:
     """Write what a unit's texts name, unless that was done before; in how many images, for each synset."""
     path = Path(task.found)
-    if not path.exists():
+    if not _readable(path):
         dataset = _opened(task.path, task.root, task.view)
         rows = dataset.kept_rows(task.unit_index, task.read)
         texts = [_of_column(rows, column) for column in task.read if column in rows.column_names]
@@ -129,6 +129,15 @@ def find(task: FindTask) -> dict[str, int]:
             pq.write_table(table, temporary, compression="zstd")
     column = pq.read_table(path, columns=["synsets"], use_threads=False)["synsets"].combine_chunks()
     return {count["values"]: count["counts"] for count in column.flatten().value_counts().to_pylist()}
+
+
+def _readable(path: Path) -> bool:
+    """Whether a file of findings is there and whole: it was not made to survive a power cut."""
+    try:
+        pq.read_table(path, use_threads=False)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return False
+    return True
 
 
 def encode(task: CodeTask) -> dict[str, Any] | None:

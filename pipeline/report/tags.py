@@ -37,7 +37,8 @@ def tags_page(dataset: Dataset, tags: Tags, *, shown: int = 200, pictures: int =
 
     Args:
         dataset: that the tags are of.
-        shown: the most frequent tags have pictures, half as many of them as this; and as many of the rarest.
+        shown: so many tags have pictures; if there are more, half of these are the most frequent, and half
+            the rarest.
         pictures: for each tag.
     """
     vocabulary = tags.vocabulary

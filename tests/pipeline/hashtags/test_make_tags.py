@@ -61,6 +61,14 @@ def test_the_more_captions_lie_the_fewer_tags_are_right(tmp_path: Path, made: Ma
     assert right == pytest.approx([1.0, 0.8, 0.5, 0.1])
 
 
+def find_task(dataset: Dataset, found: Path, unit: int) -> making.FindTask:
+    where = {"path": dataset.path, "root": dataset.root, "view": None, "unit_index": unit}
+    recipe = HashtagsRecipe()
+    return making.FindTask(
+        **where, read=recipe.read, kinds=recipe.kinds, found=str(found / f"{unit:08d}.parquet")
+    )
+
+
 def test_tags_are_the_same_bytes_from_any_number_of_processes_and_after_an_interruption(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Made
 ) -> None:
@@ -70,6 +78,9 @@ def test_tags_are_the_same_bytes_from_any_number_of_processes_and_after_an_inter
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(making, "encode", lambda task: (_ for _ in ()).throw(KeyboardInterrupt))
         made(opened, tmp_path / "broken")
+    (found,) = (tmp_path / "broken").glob("found-*")
+    (found / "00000002.parquet").write_bytes(b"")  # as a power cut may leave it
+    making.find(find_task(opened, found, 2))
     with monkeypatch.context() as patched:  # what was found is not looked for again
         patched.setattr(making, "Tagger", None)
         made(opened, tmp_path / "broken")
