@@ -8,7 +8,18 @@ from collections.abc import Callable
 
 from cluster.command_line import Debug, make_app, run
 from cluster.rank.process import OPENMP_SETTINGS
-from pipeline.commands import compare, dag, evaluate, finetune, plan, preflight, pretrain, runs, transfer
+from pipeline.commands import (
+    compare,
+    dag,
+    evaluate,
+    finetune,
+    hashtags,
+    plan,
+    preflight,
+    pretrain,
+    runs,
+    transfer,
+)
 from pipeline.transfer.evaluations import EVALUATIONS
 
 app = make_app("submit")
@@ -23,6 +34,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain.pretrain,
     "finetune": finetune.finetune,
     "resume": pretrain.resume,
+    "hashtags": hashtags.hashtags,
     "dag": dag.dag,
     "evaluate": evaluate.evaluate,
     "schedule": evaluate.schedule,

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -66,6 +66,10 @@ class UnitFiles:
         digest: bytes = self._row(unit_index, "meta")["meta_sha256"].as_py()
         return digest
 
+    def of(self, units: NDArray[np.int64]) -> "UnitFiles":
+        """Those of some units only, by their places, ascending."""
+        return UnitFiles(self._store, self._listing, self._rows[units])
+
     def _row(self, unit_index: int, kind: str) -> dict[str, pa.Scalar]:
         row = int(self._rows[unit_index])
         if self._starts is None:
@@ -109,6 +113,15 @@ class Dataset:
 
     def __len__(self) -> int:
         return int(self.counts.sum())
+
+    def through(self, view: ViewBitmaps) -> "Dataset":
+        """The samples that are in a view of this root, which must lie within the view that there is."""
+        kept = dict(zip(view.units.tolist(), view.kept.tolist(), strict=True))
+        counts = np.array([kept.get(unit, 0) for unit in self.units.tolist()], np.int64)
+        used = np.flatnonzero(counts)
+        return replace(
+            self, view=view, units=self.units[used], counts=counts[used], files=self.files.of(used)
+        )
 
     def shard_path(self, unit_index: int) -> str:
         """Path or URL of the tar that a unit's images are in; several units may have one tar."""
@@ -222,20 +235,17 @@ def open_dataset(path: str | Path, *, sealed: str | None = None, view: str | Non
     table = sealed_units(path, root, columns=["unit", "kept"])
     units = table["unit"].to_numpy().astype(np.uint32)
     counts = table["kept"].to_numpy().astype(np.int64)
-    bitmaps = None if view is None else read_view(path, view, root=root)
-    if bitmaps is not None:
-        kept = dict(zip(bitmaps.units.tolist(), bitmaps.kept.tolist(), strict=True))
-        counts = np.array([kept.get(unit, 0) for unit in units.tolist()], np.int64)
     used = np.flatnonzero(counts)
-    return Dataset(
+    whole = Dataset(
         path=str(path),
         store=store,
         root=root,
-        view=bitmaps,
+        view=None,
         units=units[used],
         counts=counts[used],
         files=UnitFiles(store, layout.sealed_name(root, "parquet"), used),
     )
+    return whole if view is None else whole.through(read_view(path, view, root=root))
 
 
 def sealed_head(path: str | Path, root: str) -> SealedHead:

@@ -83,6 +83,23 @@ class ViewBitmaps:
             raise KeyError(unit)
         return _unpack(self.packed[index], int(self.slots[index]))
 
+    def within(self, other: "ViewBitmaps") -> "ViewBitmaps":
+        """What both views of one root keep."""
+        units, mine, theirs = np.intersect1d(self.units, other.units, return_indices=True)
+        bits = [
+            np.frombuffer(self.packed[m], np.uint8) & np.frombuffer(other.packed[t], np.uint8)
+            for m, t in zip(mine.tolist(), theirs.tolist(), strict=True)
+        ]
+        return ViewBitmaps(
+            name=f"{self.name} in {other.name}",
+            root=self.root,
+            digest=hashlib.sha256(f"{self.digest} {other.digest}".encode()).hexdigest(),
+            units=units,
+            slots=self.slots[mine],
+            kept=np.array([np.bitwise_count(each).sum() for each in bits], np.int64),
+            packed=tuple(each.tobytes() for each in bits),
+        )
+
     def of_slots(self, unit: int, slots: int) -> NDArray[np.bool_]:
         """As `keeps`, for a unit of so many slots; a unit without a row has none in the view."""
         index = int(np.searchsorted(self.units, unit))

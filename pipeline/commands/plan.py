@@ -109,11 +109,11 @@ def _reading(recipe: PretrainRecipe, nodes: int, *, images_per_second: float) ->
         return f"The images are read from {root}, as they are needed."
     if recipe.run.resident:
         return f"The images are read from {root} once, at the start (run.resident)."
-    from ingest.dataset.open import open_dataset
+    from pipeline.data.training_set import open_training_set
     from pipeline.plan.reading import reading
 
     try:
-        dataset = open_dataset(root, sealed=recipe.data.sealed, view=recipe.data.view)
+        dataset = open_training_set(recipe.data).dataset
         return reading(recipe, dataset, nodes=nodes, images_per_second=images_per_second)
     except (UserError, OSError) as error:
         return f"What the store of the images must give is not known: {error}"
@@ -136,10 +136,10 @@ def _steps(recipe: PretrainRecipe, samples: int | None) -> int:
     from pipeline.train.length import optimizer_steps
 
     if samples is None:
-        from ingest.dataset.open import open_dataset
+        from pipeline.data.training_set import open_training_set
 
         try:
-            samples = len(open_dataset(recipe.data.root, sealed=recipe.data.sealed, view=recipe.data.view))
+            samples = len(open_training_set(recipe.data).dataset)
         except UserError as error:
             raise UserError(f"{error}; or give the number of its images with --samples") from None
     return optimizer_steps(recipe, samples=samples)

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import torch
 
 from cluster.errors import UserError
-from ingest.dataset.open import open_dataset
 from pipeline.data.batch import Batch, Inputs
 from pipeline.data.image.views import crops_by_name
 from pipeline.data.modality import modality_of
@@ -17,6 +16,8 @@ from pipeline.data.rank_batches import RankBatches
 from pipeline.data.read_ahead.client import Node, ReadAhead
 from pipeline.data.read_ahead.demand import Training
 from pipeline.data.resident import RankBoxes, ResidentImages
+from pipeline.data.targets import TargetReader
+from pipeline.data.training_set import open_training_set
 from pipeline.data.workers import Makes, Pinnable, numbered, start_fork_server
 from pipeline.recipe.data import Data
 
@@ -35,9 +36,11 @@ class Loader:
             crops. For images of one size that fit.
         cache: where the node's readers share what they know of the dataset, and what is read ahead.
         node: this rank's place on its node; None if it is there alone.
-        targets: whether batches have the labels of their samples.
+        targets: whether batches have the labels of their samples, or their tags.
 
     Attributes:
+        training_set: what is read.
+        dataset: its samples.
         steps_per_epoch: micro-batches of one epoch.
 
     Raises:
@@ -62,12 +65,14 @@ class Loader:
         self._workers, self._device = workers, device
         if workers:
             start_fork_server()  # its imports take as long as all that follows
-        dataset = open_dataset(data.root, sealed=data.sealed, view=data.view)
+        self.training_set = open_training_set(data)
+        dataset = self.training_set.dataset
         order = plan_order(samples=len(dataset), batch_size=data.batch_size, window=data.window, seed=seed)
         rows = rank_rows(data.batch_size, rank=rank, world_size=world_size)
         self.dataset = dataset
         self._modality = modality_of(data)
-        self._batches = RankBatches(dataset, self._modality, order, rows, cache=cache, targets=targets)
+        reader = TargetReader(self.training_set) if targets else None
+        self._batches = RankBatches(dataset, self._modality, order, rows, cache=cache, targets=reader)
         self._cache, self._node, self._uses = cache, node or Node.alone(rank), 0
         of_node = (rank_rows(data.batch_size, rank=r, world_size=world_size) for r in self._node.ranks)
         self._demand = Training(order, dataset.counts, tuple(of_node))
@@ -80,8 +85,10 @@ class Loader:
             "lanes": order.lanes,
             "window": order.window,
         }
-        if targets:  # their codes are those of the root's vocabulary
-            self._identity["targets"] = "labels"
+        if self.training_set.tags is not None:
+            self._identity["tags"] = self.training_set.tags.sha256
+        if targets:  # their codes are those of the tags, or of the root's vocabulary
+            self._identity["targets"] = "labels" if self.training_set.tags is None else "tags"
         self._step = 0
         self.steps_per_epoch = order.steps_per_epoch
         self._images: ResidentImages | None = None

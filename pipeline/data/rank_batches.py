@@ -47,7 +47,7 @@ class RankBatches:
         modality: what becomes of a sample.
         rows: the rank's rows of every global batch.
         cache: see `Reader`.
-        targets: whether batches have the labels of their samples.
+        targets: reads the labels of their samples, if batches have them.
 
     Attributes:
         count: of the rank's rows.
@@ -61,7 +61,7 @@ class RankBatches:
         rows: slice,
         *,
         cache: CachePlace | None = None,
-        targets: bool = False,
+        targets: TargetReader | None = None,
     ) -> None:
         self._dataset, self._modality, self._order, self._rows = dataset, modality, order, rows
         self._cache = cache
@@ -69,7 +69,7 @@ class RankBatches:
         self._packs: Packs | None = None
         self._in_hand = InHand(0)
         self._reader: Reader | PackedReader | None = None
-        self._targets = TargetReader(dataset) if targets else None
+        self._targets = targets
         self._indices: dict[int, orders.EpochIndex] = {}
         self._in_use: tuple[int, range] | None = None
         self._labelled: tuple[int, range] | None = None

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from ingest.dataset.keys import key_name
-from ingest.dataset.open import Dataset
 from ingest.dataset.vocabulary import UnitLabels
+from pipeline.data.training_set import TrainingSet
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Targets:
-    """All labels of some samples, as codes of the dataset's vocabulary (`Dataset.vocabulary`).
+    """All labels of some samples, as codes, see `TrainingSet.classes`.
 
     Attributes:
         codes: one sample's after the other's, (labels,) int64.
@@ -59,11 +59,11 @@ class TargetReader:
     """Reads labels by a sample's place; knows those of the units in use.
 
     Args:
-        dataset: a sealed dataset, or a view of it.
+        training_set: of the samples.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    def __init__(self, training_set: TrainingSet) -> None:
+        self._training_set = training_set
         self._units: dict[int, UnitLabels] = {}
 
     def keep(self, units: Iterable[int]) -> None:
@@ -75,7 +75,7 @@ class TargetReader:
         """The labels of the samples at these (unit index, row).
 
         Raises:
-            UserError: if a sample has none, or the vocabulary is damaged.
+            UserError: if a sample has none, or they are damaged.
         """
         codes = [self._of(unit_index, row) for unit_index, row in places]
         starts = np.cumsum([0, *map(len, codes)], dtype=np.int64)
@@ -85,10 +85,10 @@ class TargetReader:
 
     def _of(self, unit_index: int, row: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
         if unit_index not in self._units:
-            self._units[unit_index] = self._dataset.unit_labels(unit_index)
+            self._units[unit_index] = self._training_set.unit_labels(unit_index)
         labels = self._units[unit_index].of(row)
         if not len(labels):
-            dataset = self._dataset
+            dataset = self._training_set.dataset
             raise UserError(
                 f"sample {key_name(int(dataset.unit_keys(unit_index)[row]))} of {dataset.path} has no label, "
                 "and this training needs one of each: crawl with --labels-from or --labels, or leave such "

@@ -45,12 +45,15 @@ class CropGroup(Section):
 class Data(Section):
     """What is read, and how a sample becomes crops.
 
-    `batch_size` is the coupled batch: the one that Sinkhorn and BatchNorm see, over all ranks.
+    `tags` is a folder that `submit hashtags` has made of the dataset: the images that have tags are read, and
+    their tags are their labels. `batch_size` is the coupled batch: the one that Sinkhorn and BatchNorm see,
+    over all ranks.
     """
 
     root: str
     sealed: str | None = None
     view: str | None = None
+    tags: str | None = None
     batch_size: PositiveInt
     window: PositiveInt = 131_072
     crops: tuple[CropGroup, ...] = Field(min_length=1)

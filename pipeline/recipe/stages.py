@@ -96,6 +96,58 @@ class TrunkRecipe(Section):
     interpolation: Interpolation = "bicubic"
 
 
+# WordNet's lexicographer files of nouns, in the order of their numbers.
+NounKind = Literal[
+    "tops",
+    "act",
+    "animal",
+    "artifact",
+    "attribute",
+    "body",
+    "cognition",
+    "communication",
+    "event",
+    "feeling",
+    "food",
+    "group",
+    "location",
+    "motive",
+    "object",
+    "person",
+    "phenomenon",
+    "plant",
+    "possession",
+    "process",
+    "quantity",
+    "relation",
+    "shape",
+    "state",
+    "substance",
+    "time",
+]
+# Those of what pictures show.
+DEPICTABLE: tuple[NounKind, ...] = ("animal", "artifact", "body", "food", "object", "plant")
+
+
+class HashtagsRecipe(Section):
+    """Tags from what is written about images: synsets of WordNet's nouns.
+
+    `read` are the columns that are looked at: labels only if people have written them, as hashtags, or the
+    tags are what an evaluation asks for. `kinds`, WordNet's lexicographer files, are what becomes a tag. Of
+    those that at least `min_images` images have, the `max_tags` most frequent are kept. `only` these synsets,
+    said by their names or by nouns, may become tags: the classes that a trunk will be judged by, which is
+    curation. `view` is a part of the dataset.
+    """
+
+    view: str | None = None
+    read: tuple[Literal["caption", "labels"], ...] = Field(("caption",), min_length=1)
+    kinds: tuple[NounKind, ...] = Field(DEPICTABLE, min_length=1)
+    min_images: PositiveInt = 100
+    max_tags: Annotated[int, Field(ge=2)] = 8_500
+    only: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    run: Machine = Machine()
+
+
 class ExportRecipe(Section):
     """The newest checkpoint of a run is exported as it is: the trunk that learns, or its teacher.
 

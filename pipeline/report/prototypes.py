@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.errors import UserError
-from ingest.dataset.open import Dataset, open_dataset
+from ingest.dataset.open import Dataset
 from pipeline.checkpoint.files import latest, read_tensors
 from pipeline.data.evaluation import Preprocessing, evaluation_preprocessing, image_batches, normalise
+from pipeline.data.training_set import open_training_set
 from pipeline.methods.build import assemble_method
 from pipeline.methods.method import Method
 from pipeline.recipe.pretrain import PretrainRecipe
@@ -122,7 +123,7 @@ def prototype_gallery(
     if not isinstance(method, ScoresPrototypes):
         return None
     load_newest(method, run).to(device)
-    dataset = open_dataset(recipe.data.root, sealed=recipe.data.sealed, view=recipe.data.view)
+    dataset = open_training_set(recipe.data).dataset
     drawn = np.random.default_rng(seed).choice(len(dataset), min(sample, len(dataset)), replace=False)
     prototypes, nearest = nearest_prototypes(
         method,

@@ -20,7 +20,9 @@ from ingest.progress.counts import Counts, Progress
 from pipeline.checkpoint.files import step_of
 from pipeline.dag.digests import content_digest
 from pipeline.dag.stage import Result, Work
+from pipeline.hashtags.make_tags import make_tags
 from pipeline.recipe.stages import CheckpointRecipe, DatasetRecipe, SubsetRecipe
+from pipeline.report.tags import PAGE, write_tags_page
 from pipeline.stages.photographs import cut_tiles
 
 logger = logging.getLogger(__name__)
@@ -101,6 +103,17 @@ def subset(work: Work) -> Result:
     for listed in report.lists:
         metrics |= {"list_lines": listed.lines, "list_lines_unmatched": listed.unmatched}
     return Result(metrics, [f"data/{layout.VIEWS}/{view}.parquet"])
+
+
+def hashtags(work: Work) -> Result:
+    """Tags of the input `data`, see `pipeline.data.tags`, and hashtags.html, a page of them."""
+    source, recipe = work.inputs["data"], work.recipe
+    view = recipe.view or source.receipt.metrics.get("view")
+    dataset = open_dataset(source.path, sealed=source.receipt.metrics["root"], view=view)
+    with processes(max(1, recipe.run.workers)) as map_tasks:
+        metrics = make_tags(dataset, recipe, work.folder, map_tasks=map_tasks)
+    write_tags_page(dataset, work.folder)
+    return Result(metrics, ["tags.json", "units.parquet", "units", PAGE])
 
 
 def checkpoint(work: Work) -> Result:

@@ -16,6 +16,7 @@ from pipeline.recipe.stages import (
     ExportRecipe,
     FeaturesRecipe,
     FiguresRecipe,
+    HashtagsRecipe,
     PhotographsRecipe,
     PixelsRecipe,
     RandomTrunkRecipe,
@@ -60,13 +61,16 @@ KINDS: dict[str, Kind] = {
         run=Later("pipeline.stages.data:checkpoint"),
         outside=Later("pipeline.stages.data:checkpoint_identity"),
     ),
+    "hashtags": Kind(
+        recipe=HashtagsRecipe, run=Later("pipeline.stages.data:hashtags"), inputs=frozenset({"data"})
+    ),
     "pretrain": Kind(
         recipe=PretrainRecipe,
         run=Later("pipeline.stages.training:trained"),
         job=Later("pipeline.stages.training:train_job"),
         resources=lambda recipe, gpus: resources_for(recipe.run, gpus_per_node=gpus),
         inputs=frozenset({"data"}),
-        optional=frozenset({"probe_train", "probe_test"}),
+        optional=frozenset({"probe_train", "probe_test", "tags"}),
     ),
     "finetune": Kind(
         recipe=PretrainRecipe,

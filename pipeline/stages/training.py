@@ -23,7 +23,10 @@ from pipeline.trunks.files import start_of
 def train_job(work: Work, resources: Resources) -> Job:
     """The training in the stage's folder; it goes on with what an interrupted one has saved."""
     recipe: PretrainRecipe = work.recipe
-    changes: dict[str, Any] = {"data": _data(work)}
+    data = _data(work)
+    if "tags" in work.inputs:
+        data = data.model_copy(update={"tags": str(work.inputs["tags"].path)})
+    changes: dict[str, Any] = {"data": data}
     if recipe.probe is not None:
         if not {"probe_train", "probe_test"} <= work.inputs.keys():
             raise UserError("the recipe has a probe: give the stage the inputs probe_train and probe_test")

@@ -18,7 +18,8 @@ from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.run.source import source_version
 from cluster.typed_yaml import read_yaml
-from ingest.dataset.open import Dataset, open_dataset
+from ingest.dataset.open import open_dataset
+from pipeline.data.training_set import TrainingSet, open_training_set
 from pipeline.recipe.method import Classification
 from pipeline.recipe.pretrain import LAYOUT, PretrainRecipe
 
@@ -36,11 +37,11 @@ def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
         saved = folder / "recipe.yaml"
         there = read_yaml(saved)["data"]["sealed"] if saved.is_file() else open_dataset(recipe.data.root).root
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sealed": there})})
-    return count_classes(recipe, open_dataset(recipe.data.root, sealed=recipe.data.sealed))
+    return count_classes(recipe, open_training_set(recipe.data))
 
 
-def count_classes(recipe: PretrainRecipe, dataset: Dataset) -> PretrainRecipe:
-    """The recipe with the number of labels of its data, if its method learns from them.
+def count_classes(recipe: PretrainRecipe, training_set: TrainingSet) -> PretrainRecipe:
+    """The recipe with the number of labels or tags of its data, if its method learns from them.
 
     Raises:
         UserError: if that is less than two, or the recipe says another.
@@ -48,14 +49,15 @@ def count_classes(recipe: PretrainRecipe, dataset: Dataset) -> PretrainRecipe:
     method = recipe.method
     if not isinstance(method, Classification):
         return recipe
-    found, said = len(dataset.vocabulary), method.classes
+    found, said = len(training_set.classes), method.classes
+    where = training_set.dataset.path if training_set.tags is None else training_set.tags.folder
     if found < 2:
         raise UserError(
-            f"{dataset.path} has {found} labels, and method {method.name} needs two at least: "
+            f"{where} has {found} labels, and method {method.name} needs two at least: "
             "`ingest crawl-shards --help` says how labels are seen from paths, or read from files"
         )
     if said is not None and said != found:
-        raise UserError(f"method.classes is {said}, and {dataset.path} has {found} labels: leave it out")
+        raise UserError(f"method.classes is {said}, and {where} has {found} labels: leave it out")
     return recipe.model_copy(update={"method": method.model_copy(update={"classes": found})})
 
 

@@ -79,7 +79,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         node=place_on_node(world),
         targets=recipe.method.supervised,
     )
-    recipe = count_classes(recipe, loader.dataset)
+    recipe = count_classes(recipe, loader.training_set)
     total_steps = optimizer_steps(recipe, samples=len(loader.dataset))
     with torch.device("meta"):
         method = assemble_method(recipe, total_steps=total_steps, group=world.group)
@@ -91,7 +91,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
     if world.is_first:  # only now: a recipe that does not fit must not claim the folder
         adopt(recipe, folder)
         if recipe.method.supervised:
-            write_atomically(folder / CLASSES, json.dumps(loader.dataset.vocabulary.names) + "\n")
+            write_atomically(folder / CLASSES, json.dumps(loader.training_set.classes) + "\n")
         record_attempt(folder, ranks=world.size, device=str(world.device))
     submitted_to = folder / "site.yaml"
     site = read_site(submitted_to) if submitted_to.is_file() else Site()

@@ -21,6 +21,7 @@ from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk
 from pipeline.parallel.activation_checkpointing import checkpoint_activations
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.recipe.stages import HashtagsRecipe
 from pipeline.recipe.transfer import PredictRecipe
 from pipeline.transfer.evaluations import EVALUATIONS
 
@@ -145,7 +146,10 @@ def test_solo_learns_recipes_for_cifar10_do_not_blur() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), SHIPPED)
 def test_every_shipped_recipe_is_complete_and_right(kind: str, name: str) -> None:
-    of_transfer = {name: each.recipe for name, each in EVALUATIONS.items()} | {"predict": PredictRecipe}
+    of_transfer = {name: each.recipe for name, each in EVALUATIONS.items()} | {
+        "predict": PredictRecipe,
+        "hashtags": HashtagsRecipe,
+    }
     load_recipe(of_transfer.get(name, PretrainRecipe), name, kind=kind)
 
 

@@ -17,7 +17,9 @@ def test_S1_all_pages_have_the_gallery_s_policy() -> None:
     gallery = POLICY.findall((Path(ingest.report.__file__).parent / "gallery.html").read_text())
     assert POLICY.findall(page.environment().get_template("policy.html").render()) == gallery
     assert len(gallery) == 1
-    assert PAGES == ["cifar10.html", "classifiers.html", "compare.html", "figures.html", "report.html"]
+    assert [
+        *("cifar10.html", "classifiers.html", "compare.html", "figures.html", "report.html", "tags.html")
+    ] == PAGES
 
 
 @pytest.mark.parametrize("name", PAGES)
