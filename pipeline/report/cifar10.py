@@ -12,7 +12,6 @@ import torch
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from pipeline.dag.stage import Input
-from pipeline.data.order import plan_order
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe.data import CropGroup, Data
 from pipeline.recipe.pretrain import PretrainRecipe
@@ -28,6 +27,7 @@ from pipeline.report.published import (
     Published,
     knn_classifier,
 )
+from pipeline.train.length import epochs_in
 
 _STEMS: dict[Stem, str] = {
     "imagenet": "ImageNet's stem",
@@ -52,11 +52,7 @@ class MethodRun:
     @property
     def epochs(self) -> float:
         """How often every image came up, but for those that fill no batch of an epoch."""
-        data = self.recipe.data
-        order = plan_order(
-            samples=self.images, batch_size=data.batch_size, window=data.window, seed=self.recipe.seed
-        )
-        return self.steps * self.recipe.train.accumulate / order.steps_per_epoch
+        return epochs_in(self.recipe, samples=self.images, steps=self.steps)
 
     @property
     def evaluations(self) -> set[Evaluation]:

@@ -53,7 +53,7 @@ def scatter_chart(
     """
     marks = [mark for trace in published for mark in trace.marks] + [mark for _, mark in ours]
     if not marks:
-        return Markup("<p class='quiet'>Of no point here is it known: {}.</p>").format(x_label)
+        return Markup("<p class='quiet'>Of no point here are these known: {}.</p>").format(x_label)
     names = [(trace.name, trace.tone) for trace in published] + ([("here", "")] if published and ours else [])
     legend, top = _legend(names)
     heights = [

@@ -98,6 +98,7 @@ def write_figures(inputs: Mapping[str, Input], recipe: FiguresRecipe, out: Path)
         axes=AXES,
         panels=panels,
         rows=rows,
+        ours=_by_test(rows),
         groups=[(title, list(zip(claims, verdicts[title], strict=True))) for title, claims in CLAIMS.items()],
         sources=_sources(),
     )
@@ -121,19 +122,24 @@ def figure_1(rows: Sequence[Row]) -> list[Panel]:
         left = [row for row in left if row not in here]
         note = "" if here else "None of ours was tested like this."
         panels.append(_panel(era.name, era.title, note, era, here))
-    tests = dict.fromkeys((*row.setup.test_set, row.setup.px, row.setup.metric) for row in left)
-    for number, (images, classes, px, metric) in enumerate(tests, start=1):
-        here = [
-            row
-            for row in left
-            if (*row.setup.test_set, row.setup.px, row.setup.metric) == (images, classes, px, metric)
-        ]
-        title = f"Here: {images:,} images of {classes:,} classes, {px} px"
-        note = "Another test than that of the published values, which are not in this chart."
-        if metric != TOP1:
-            note = f"Accuracy is {metric}. {note}"
-        panels.append(_panel(f"here{number}" if len(tests) > 1 else "here", title, note, None, here))
+    for (images, classes, metric), tested in _by_test(left).items():
+        for px in dict.fromkeys(row.setup.px for row in tested):
+            number = len(panels) - len(ERAS) + 1
+            title = f"Here: {images:,} images of {classes:,} classes, {px} px"
+            note = "Another test than that of the published values, which are not in this chart."
+            if metric != TOP1:
+                note = f"Accuracy is {metric}. {note}"
+            here = [row for row in tested if row.setup.px == px]
+            panels.append(_panel(f"here-{number}", title, note, None, here))
     return panels
+
+
+def _by_test(rows: Sequence[Row]) -> dict[tuple[int, int, str], list[Row]]:
+    """Images and classes of a test set, and what was counted → rows, in their order."""
+    found: dict[tuple[int, int, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((*row.setup.test_set, row.setup.metric), []).append(row)
+    return found
 
 
 def _panel(key: str, title: str, note: str, era: Era | None, rows: Sequence[Row]) -> Panel:

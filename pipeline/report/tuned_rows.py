@@ -22,6 +22,7 @@ from pipeline.models.trunk import build_trunk
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.trunk import Trunk
 from pipeline.report.comparable import TOP1, Setup, differences
+from pipeline.train.length import epochs_in
 from pipeline.transfer.compare import compare_predictions
 from pipeline.transfer.predict import read_predictions
 from pipeline.transfer.statistics import Interval, compare_seeds, holm, mean_of_seeds
@@ -133,7 +134,6 @@ def _read_one(role: str, source: Input, linear: Mapping[str, float]) -> Row:
     parameters, gmac = _size(
         spec.architecture, spec.feature_dim, len(spec.classes), spec.preprocessing.image_size
     )
-    epochs = metrics.get("epoch")
     trunk = origin(receipt, "trunk", source.path.parent)
     return Row(
         name=_name(role),
@@ -144,7 +144,7 @@ def _read_one(role: str, source: Input, linear: Mapping[str, float]) -> Row:
         setup=Setup(
             trunk=_architecture(spec),
             px=spec.preprocessing.image_size,
-            epochs=float(epochs) if epochs is not None else recipe.train.epochs,
+            epochs=_epochs(recipe, spec.provenance),
             test_set=(int(metrics["samples"]), len(spec.classes)),
             metric=TOP1 if plain else "top-1 by a map of classes",
         ),
@@ -155,6 +155,14 @@ def _read_one(role: str, source: Input, linear: Mapping[str, float]) -> Row:
         linear=linear.get(receipt.inputs.get("trunk", "")),
         **_pretraining(trunk, receipt.gpu_hours),
     )
+
+
+def _epochs(recipe: PretrainRecipe, provenance: Mapping[str, Any]) -> float | None:
+    if recipe.train.epochs is not None:
+        return float(recipe.train.epochs)
+    if not {"samples", "steps"} <= provenance.keys():
+        return None
+    return epochs_in(recipe, samples=provenance["samples"], steps=provenance["steps"])
 
 
 @cache
@@ -194,7 +202,7 @@ def _pretraining(trunk: Input | None, gpu_hours: float) -> dict[str, Any]:
     try:
         recipe = PretrainRecipe.model_validate(found.get("recipe"))
     except ValidationError:
-        return unknown | {"method": str(found.get("method", "not known"))}
+        return unknown | {"method": str(found.get("method") or found.get("what", "not known"))}
     return {
         "method": "Hashtags" if tags else recipe.method.title,
         "images": found.get("samples"),

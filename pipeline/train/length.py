@@ -7,6 +7,13 @@ from pipeline.data.order import plan_order
 from pipeline.recipe.pretrain import PretrainRecipe
 
 
+def epochs_in(recipe: PretrainRecipe, *, samples: int, steps: int) -> float:
+    """How often so many steps show every image, but for those that fill no batch of an epoch."""
+    data = recipe.data
+    order = plan_order(samples=samples, batch_size=data.batch_size, window=data.window, seed=recipe.seed)
+    return steps * recipe.train.accumulate / order.steps_per_epoch
+
+
 def optimizer_steps(recipe: PretrainRecipe, *, samples: int) -> int:
     """Optimizer steps of a whole run: what training takes, and what `submit plan` foresees.
 
