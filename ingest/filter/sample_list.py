@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -133,7 +132,8 @@ def _spelled(url: str) -> str:
 
 
 def _file_name(url: str) -> str:
-    return (urlsplit(url).path if "://" in url else url).rpartition("/")[2]
+    path = re.split("[?#]", url, maxsplit=1)[0] if "://" in url else url
+    return path.rpartition("/")[2]
 
 
 def _text_lines(path: Path) -> tuple[list[int], list[str]]:

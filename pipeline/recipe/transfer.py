@@ -43,6 +43,13 @@ class SvmRecipe(Section):
     seed: NonNegativeInt = 0
 
 
+class RetrieveRecipe(Section):
+    """Retrieval by frozen features; `draws` of queries, by `seed`, make its interval."""
+
+    draws: Annotated[int, Field(ge=100)] = 1000
+    seed: NonNegativeInt = 0
+
+
 class PredictRecipe(Section):
     """A classifier on a labelled test set; every image is shown once, as `submit export` has written down.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cluster.job import import_function
 from cluster.typed_yaml import Section
-from pipeline.recipe.transfer import KnnRecipe, LinearRecipe, SvmRecipe
+from pipeline.recipe.transfer import KnnRecipe, LinearRecipe, RetrieveRecipe, SvmRecipe
 
 if TYPE_CHECKING:  # to name an evaluation takes no torch
     import torch
@@ -74,6 +74,15 @@ EVALUATIONS: dict[str, Evaluation] = {
         column="SVM",
         explained="one for each of {classes} labels, its cost chosen by cross-validation",
         several_labels=True,
+        metric="map",
+    ),
+    "retrieve": Evaluation(
+        recipe=RetrieveRecipe,
+        function="pipeline.transfer.retrieve:retrieve",
+        about="Score a trunk by what it finds: --test are queries, for images of their label in --train.",
+        title="Retrieval",
+        column="retrieval",
+        explained="{database} images by cosine similarity, for each of {queries} queries",
         metric="map",
     ),
 }

@@ -94,7 +94,8 @@ def test_a_dataset_without_labels_is_a_sentence(tmp_path):
 def test_a_list_of_file_names_is_compared_with_the_last_part_of_each_path(tmp_path):
     (tmp_path / "names.txt").write_text("c_3.JPEG\nd_0.JPEG\ngone.JPEG\n")
     far = {"data": b"far", "url": "https://example.org/a/d_0.JPEG?size=1"}
-    report = view_of(tmp_path / "out", [ROWS, [far]], keep=(str(tmp_path / "names.txt"),))
+    odd = {"data": b"odd", "url": "https://[odd/gone.PNG"}
+    report = view_of(tmp_path / "out", [ROWS, [far, odd]], keep=(str(tmp_path / "names.txt"),))
     assert kept(tmp_path / "out") == [far["url"], "in/cat/c_3.JPEG", "in/dog/d_0.JPEG"]
     listed = report.lists[0]
     assert (listed.by_file_name, listed.lines, listed.unmatched, listed.samples) == (True, 3, 1, 3)
