@@ -75,7 +75,8 @@ def test_any_conditions_keep_what_each_lets_through(tmp_path_factory, limits):
         for row in unit
     ]
     keys = [key_of(unit, slot) for unit, rows in enumerate(UNITS) for slot in range(len(rows))]
-    assert kept_keys(path, "v") == [key for key, fit in zip(keys, fits, strict=True) if fit]
+    wanted = [key for key, fit in zip(keys, fits, strict=True) if fit]
+    assert (kept_keys(path, "v") if report.kept else []) == wanted
     assert report.kept + sum(step.dropped for step in report.steps) == report.samples == 5
 
 
@@ -196,7 +197,7 @@ def test_keep_only_what_is_listed(dataset, tmp_path):
         ("bad.csv", b"key\n-1\n", "has '-1' in its column key"),
         ("bad.txt", "0000000000001".encode("utf-16"), "is UTF-16: save it as UTF-8"),
         ("bad.tar", b"1.jpg\0\xff\xd8", "is no text: give .txt"),
-        ("bad.csv.gz", gzip.compress(b"key\n1\n"), "is no text: give .txt"),
+        ("bad.csv.gz", gzip.compress(b"key\n1\n", mtime=0), "is no text: give .txt"),
         ("bad.jsonl", b'{"key": 1}\n', "give .txt, .csv, .tsv or .parquet"),
     ],
 )
