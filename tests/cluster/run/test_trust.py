@@ -95,7 +95,7 @@ def test_S1_nothing_is_submitted_where_somebody_else_decides(
 ) -> None:
     """Such as the folder that a stage of a graph will have, made by another user before."""
     told = tmp_path / "told"
-    (run / "site.yaml").write_text(f"notify: {{command: [sh, -c, "touch {told}"]}}")
+    (run / "site.yaml").write_text(f"notify: {{command: [sh, -c, 'touch {told}']}}")
     (run / "status.json").unlink()
     job = Job(name="t", function="os:getcwd", arguments={}, resources=Resources(), folder=run)
     run.chmod(0o777)

@@ -136,7 +136,7 @@ def test_a_look_at_an_end_that_nobody_wrote_tells_of_it_and_leaves_no_trace(
     if known:
         (run.path / "slurm-job").write_text(f"{known}\n")
     told = tmp_path / "told"
-    (run.path / "site.yaml").write_text(f"notify: {{command: [touch, {told}]}}\n")
+    (run.path / "site.yaml").write_text(f"notify: {{command: [sh, -c, 'touch {told}']}}\n")
     before = contents(run.path)
     assert status_of(run).state is State.FAILED
     assert contents(run.path) == before
