@@ -32,7 +32,7 @@ from pipeline.checkpoint.files import newest_first, step_of
 from pipeline.dag.recipe import load_dag
 from pipeline.recipe.transfer import KnnRecipe
 from pipeline.report.published import METHODS
-from pipeline.transfer.features import extract_from_files
+from pipeline.transfer.extract import extract_from_files
 from pipeline.transfer.knn import knn
 from pipeline.trunks.baselines import pixels_trunk, random_trunk
 from pipeline.trunks.export import export_trunk

@@ -80,7 +80,7 @@ def evaluation_command(name: str) -> Callable[..., None]:
     ) -> None:
         from cluster.rank.torch_dist import choose_device
         from ingest.dataset.open import open_dataset
-        from pipeline.transfer.features import extract_from_files
+        from pipeline.transfer.extract import extract_from_files
 
         recipe = load_recipe(evaluation.recipe, recipe_name, overrides, kind="transfer")
         where = choose_device(device)

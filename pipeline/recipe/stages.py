@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.job import DeviceName
 from cluster.typed_yaml import Section
 from pipeline.recipe.data import Fraction, Interpolation
 from pipeline.recipe.trunk import Trunk
+
+FeaturePrecision = Literal["fp32", "fp16", "bf16"]
 
 
 class Machine(Section):
@@ -20,6 +22,16 @@ class Machine(Section):
 
     workers: NonNegativeInt = 2
     device: DeviceName = "auto"
+
+
+class Machines(Machine):
+    """Where a stage runs whose ranks share out the images: one rank per GPU, or one on the CPU, if nothing is
+    said.
+    """
+
+    nodes: PositiveInt = 1
+    ranks_per_node: PositiveInt | None = None
+    hang_seconds: PositiveFloat = 300.0  # without a batch, times six: the ranks' stacks are written down
 
 
 class PhotographsRecipe(Section):
@@ -172,9 +184,13 @@ class PixelsRecipe(Section):
 
 
 class FeaturesRecipe(Section):
-    """Features of the inputs `train` and `test`, with the trunk's own preprocessing."""
+    """Features of the inputs `train` and `test`, with the trunk's own preprocessing.
 
-    run: Machine = Machine()
+    `precision` is what they are written in: in fp16 and bf16 they take half the room, and lose digits.
+    """
+
+    precision: FeaturePrecision = "fp32"
+    run: Machines = Machines()
 
 
 class ReportRecipe(Section):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cluster.typed_yaml import Section
-from pipeline.recipe.stages import Machine
+from pipeline.recipe.stages import Machines
 
 
 class KnnRecipe(Section):
@@ -62,7 +62,7 @@ class PredictRecipe(Section):
     classes: str | None = None
     only_shared: bool = False
     batch_size: PositiveInt = 256
-    run: Machine = Machine()
+    run: Machines = Machines()
 
 
 class Test(Section):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -149,9 +148,7 @@ def nearest_rows(
     chosen = _draw_queries(test, queries, seed)
     answers: dict[str, list[list[Neighbour]]] = {}
     for name, (bank, probe) in trunks.items():
-        similarity, index = nearest(
-            F.normalize(bank.x, dim=1), F.normalize(probe.x[chosen], dim=1), k=min(neighbours, len(bank.y))
-        )
+        similarity, index = nearest(bank.x, probe.x[chosen], k=min(neighbours, len(bank.y)))
         answers[name] = [
             [
                 _neighbour(bank, int(row), float(value), test.classes[test.y[query]], train_samples)

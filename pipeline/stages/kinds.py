@@ -83,7 +83,8 @@ KINDS: dict[str, Kind] = {
     "predict": Kind(
         recipe=PredictRecipe,
         run=Later("pipeline.stages.transfer:predictions"),
-        resources=one_gpu_or_none,
+        job=Later("pipeline.stages.transfer:predict_job"),
+        resources=lambda recipe, gpus: resources_for(recipe.run, gpus_per_node=gpus),
         inputs=frozenset({"classifier", "test"}),
     ),
     "trunk": Kind(
@@ -106,7 +107,8 @@ KINDS: dict[str, Kind] = {
     "features": Kind(
         recipe=FeaturesRecipe,
         run=Later("pipeline.stages.transfer:features"),
-        resources=one_gpu_or_none,
+        job=Later("pipeline.stages.transfer:features_job"),
+        resources=lambda recipe, gpus: resources_for(recipe.run, gpus_per_node=gpus),
         inputs=frozenset({"trunk", "train", "test"}),
     ),
     **{

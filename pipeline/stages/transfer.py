@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from cluster.job import Job, Resources
 from cluster.rank.torch_dist import choose_device
+from cluster.run.folder import RunFolder
 from pipeline.dag.stage import Result, Work
-from pipeline.stages.inputs import opened
+from pipeline.stages.inputs import pinned
 from pipeline.stages.machine import gpus_held
 from pipeline.transfer.evaluations import Evaluation
-from pipeline.transfer.features import extract_from_files, load_features, save_features
-from pipeline.transfer.predict import predict, summarise, write_predictions
-from pipeline.trunks.classifier import load_classifier
+from pipeline.transfer.features import load_features
+from pipeline.transfer.predict import read_predictions, summarise
+
+
+def features_job(work: Work, resources: Resources) -> Job:
+    """The extraction, of which every rank does its part."""
+    arguments = {
+        "trunk": str(work.inputs["trunk"].path),
+        "train": pinned(work.inputs["train"]),
+        "test": pinned(work.inputs["test"]),
+    }
+    return _job(work, resources, "pipeline.stages.ranks:extract", arguments)
 
 
 def features(work: Work) -> Result:
     """train.safetensors and test.safetensors."""
-    device = choose_device(work.recipe.run.device)
-    train, test = extract_from_files(
-        work.inputs["trunk"].path,
-        opened(work.inputs["train"]),
-        opened(work.inputs["test"]),
-        workers=work.recipe.run.workers,
-        device=device,
-        several_labels=True,
-    )
-    save_features(train, work.folder / "train.safetensors")
-    save_features(test, work.folder / "test.safetensors")
+    outputs = ["train.safetensors", "test.safetensors"]
+    train, test = (load_features(work.folder / name) for name in outputs)
     metrics = {"train_samples": len(train.y), "test_samples": len(test.y), "feature_dim": train.x.shape[1]}
-    return Result(metrics, ["train.safetensors", "test.safetensors"], gpus_held(device))
+    return Result(metrics, outputs, job=RunFolder(work.folder).read_status().until_now())
+
+
+def predict_job(work: Work, resources: Resources) -> Job:
+    """The predictions, of which every rank makes its part."""
+    arguments = {"classifier": str(work.inputs["classifier"].path), "test": pinned(work.inputs["test"])}
+    return _job(work, resources, "pipeline.stages.ranks:predict", arguments)
 
 
 def predictions(work: Work) -> Result:
     """predictions.parquet: a row for each labelled image of the input `test`."""
-    device = choose_device(work.recipe.run.device)
-    found = predict(
-        load_classifier(work.inputs["classifier"].path).to(device),
-        opened(work.inputs["test"]),
-        work.recipe,
-        workers=work.recipe.run.workers,
-        device=device,
-    )
-    write_predictions(found, work.folder / "predictions.parquet")
-    return Result(summarise(found), ["predictions.parquet"], gpus_held(device))
+    found = summarise(read_predictions(work.folder / "predictions.parquet"))
+    return Result(found, ["predictions.parquet"], job=RunFolder(work.folder).read_status().until_now())
 
 
 def score(evaluation: Evaluation, work: Work) -> Result:
@@ -49,3 +51,17 @@ def score(evaluation: Evaluation, work: Work) -> Result:
     train, test = (load_features(folder / f"{name}.safetensors") for name in ("train", "test"))
     scores = evaluation.score(train, test, work.recipe, device=device)
     return Result(scores.metrics(), [], gpus_held(device))
+
+
+def _job(work: Work, resources: Resources, function: str, arguments: dict[str, Any]) -> Job:
+    return Job(
+        name=work.folder.name,
+        function=function,
+        arguments={
+            "recipe": work.recipe.model_dump(mode="json"),
+            "folder": str(work.folder),
+            **arguments,
+        },
+        resources=resources,
+        folder=work.folder,
+    )

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import logging
 
-import pyarrow as pa
-
 from cluster.atomic_file import write_atomically
 from ingest.dataset.open import open_dataset
 from pipeline.data.node_cache import CachePlace
 from pipeline.train.setup import Training
-from pipeline.transfer.predict import predict, read_predictions, summarise, write_predictions
+from pipeline.transfer.predict import predict_together, read_predictions, summarise
 from pipeline.trunks.classifier import load_classifier
 from pipeline.trunks.export import export_classifier
 
@@ -30,27 +28,20 @@ def finish_classifier(t: Training) -> None:
     t.world.barrier()
     if test is None:
         return
-    predictions = predict(
+    predictions = folder / "predictions.parquet"
+    predict_together(
         load_classifier(folder / "classifier").to(t.world.device),
         open_dataset(test.root, sealed=test.sealed, view=test.view),
         test.predict,
-        rank=t.world.rank,
-        ranks=t.world.size,
+        predictions,
+        world=t.world,
         workers=t.recipe.run.workers,
-        device=t.world.device,
         cache=CachePlace.of(t.recipe.run),
         busy=t.watchdog.busy,
     )
-    parts = [folder / f".predictions-{rank}.parquet" for rank in range(t.world.size)]
-    write_predictions(predictions, parts[t.world.rank])
-    t.world.barrier()
     if not t.world.is_first:
         return
-    whole = pa.concat_tables([read_predictions(part) for part in parts], promote_options="none")
-    write_predictions(whole.unify_dictionaries(), folder / "predictions.parquet")
-    for part in parts:
-        part.unlink()
-    scores = summarise(whole)
+    scores = summarise(read_predictions(predictions))
     write_atomically(folder / "test.json", json.dumps(scores, indent=2) + "\n")
     logger.info(
         "test: top-1 %.2f %% (95 %% interval %.2f to %.2f) of %d images",

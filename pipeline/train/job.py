@@ -7,6 +7,7 @@ from pathlib import Path
 from cluster.errors import UserError
 from cluster.job import Job, Resources
 from pipeline.recipe.pretrain import PretrainRecipe, Run
+from pipeline.recipe.stages import Machines
 
 
 def pretrain_job(recipe: PretrainRecipe, folder: Path, resources: Resources) -> Job:
@@ -20,7 +21,7 @@ def pretrain_job(recipe: PretrainRecipe, folder: Path, resources: Resources) -> 
     )
 
 
-def resources_for(run: Run, *, gpus_per_node: int | None = None) -> Resources:
+def resources_for(run: Run | Machines, *, gpus_per_node: int | None = None) -> Resources:
     """What a recipe's `run` section asks for: by default one rank per GPU, or one on the CPU.
 
     Args:
@@ -33,12 +34,13 @@ def resources_for(run: Run, *, gpus_per_node: int | None = None) -> Resources:
     ranks = run.ranks_per_node or max(1, gpus)
     if gpus and ranks > gpus:
         raise UserError(
-            f"{ranks} ranks need {ranks} GPUs, there are {gpus}: use --ranks {gpus} or run.device=cpu"
+            f"{ranks} ranks need {ranks} GPUs, there are {gpus}: use --ranks {gpus}, or of a stage "
+            f"run.ranks_per_node={gpus}, or run.device=cpu"
         )
     return Resources(nodes=run.nodes, ranks_per_node=ranks, gpus_per_rank=1 if gpus else 0)
 
 
-def _gpus_here(run: Run) -> int:
+def _gpus_here(run: Run | Machines) -> int:
     from cluster.rank.torch_dist import gpus_here
 
     return gpus_here(run.device)

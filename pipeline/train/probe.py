@@ -12,7 +12,7 @@ from pipeline.data.evaluation import evaluation_preprocessing
 from pipeline.data.node_cache import CachePlace
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.transfer import KnnRecipe
-from pipeline.transfer.features import extract_features
+from pipeline.transfer.extract import extract_features
 from pipeline.transfer.knn import knn
 
 

@@ -1,28 +1,39 @@
-"""Frozen features of a sealed dataset: deterministic preprocessing, batched, in evaluation mode."""
+"""Features on disk: a safetensors file that ranks fill together, each its own rows, and that is mapped when
+it is read. However many rows there are, no process holds more of them than it has in hand.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
+import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from cluster.errors import UserError
-from ingest.dataset.open import Dataset
-from pipeline.data.evaluation import Preprocessing, evenly_spaced, image_batches, normalise
-from pipeline.data.node_cache import CachePlace
-from pipeline.transfer.labels import classes_of
+from pipeline.recipe.stages import FeaturePrecision
+
+_NAMES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+_MOST_HEADER = 100_000_000  # bytes, as the format has it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
     """Features of N samples, in dataset order.
 
-    `x` float32 (N, D); `y` int64 (N,), an index into `classes` (sorted names, of labels or of sets of labels:
-    see `pipeline.transfer.labels`); `keys` int64 (N,) sample keys.
+    `x` (N, D), float32, or float16 or bfloat16 as it was written: of a file it is the mapped file, which
+    cannot be written to, and is better read in chunks (`pipeline.transfer.rows`). `y` int64 (N,), an index
+    into `classes` (sorted names, of labels or of sets of labels: see `pipeline.transfer.labels`); `keys`
+    int64 (N,) sample keys.
     """
 
     x: Tensor
@@ -31,99 +42,141 @@ class Features:
     classes: tuple[str, ...]
 
 
-def extract_features(
-    trunk: nn.Module,
-    dataset: Dataset,
-    *,
-    preprocessing: Preprocessing,
-    workers: int,
-    device: torch.device,
-    limit: int | None = None,
-    batch_size: int = 256,
-    cache: CachePlace | None = None,
-    several_labels: bool = False,
-) -> Features:
-    """Run a trunk over a labelled dataset.
-
-    The trunk is put into evaluation mode and given back in the mode it came in.
+class FeatureWriter:
+    """Fills a file of features. Several processes may each fill their own rows of one path: all give the same
+    arguments, and the bytes are those of a single one.
 
     Args:
-        trunk: (n, 3, image_size, image_size) normalised images → (n, D) features.
-        limit: at most so many samples, evenly spaced over the dataset; None for all.
-        cache: see `image_batches`.
-        several_labels: see `classes_of`.
-
-    Raises:
-        UserError: if there is no sample, or one cannot be read, or has no label, or has several and is not
-            to.
+        y, keys, classes: as in `Features`; of all rows.
+        dim: D.
+        heading: write what is not `x`, too: one of the processes has to.
     """
-    if len(dataset) == 0:
-        raise UserError(f"{dataset.path} has no image to evaluate with: see `ingest stats {dataset.path}`")
-    positions = evenly_spaced(len(dataset), limit)
-    classes, y = classes_of(dataset, positions, several_labels=several_labels)
-    batches = image_batches(
-        dataset,
-        positions,
-        preprocessing=preprocessing,
-        workers=workers,
-        pin_memory=device.type == "cuda",
-        batch_size=batch_size,
-        cache=cache,
-    )
-    was_training = trunk.training
-    trunk.eval()
-    parts: list[Tensor] = []
-    keys: list[Tensor] = []
-    with torch.inference_mode():
-        for batch in batches:
-            parts.append(trunk(normalise(batch.images, preprocessing, device)).float().cpu())
-            keys.append(batch.keys.clone())  # kept as they are, they would keep the batch's buffer
-    trunk.train(was_training)
-    # clone(): tensors made in inference mode cannot take part in autograd, which the linear probe needs.
-    return Features(
-        x=torch.cat(parts).clone(),
-        y=torch.from_numpy(y),
-        keys=torch.cat(keys),
-        classes=classes,
-    )
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        y: Tensor,
+        keys: Tensor,
+        classes: Sequence[str],
+        dim: int,
+        precision: FeaturePrecision = "fp32",
+        heading: bool = True,
+    ) -> None:
+        self._path, self._rows, self._dim = path, len(y), dim
+        self._dtype = _DTYPES[_NAMES[precision]]
+        head = _header(len(y), dim, _NAMES[precision], classes)
+        small = b"".join(part.to(torch.int64).contiguous().numpy().tobytes() for part in (y, keys))
+        self._start = len(head) + len(small)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # No mapping: machines that share a folder would overwrite each other's rows where these share a page.
+        os.ftruncate(self._file, self._start + len(y) * dim * self._dtype.itemsize)
+        if heading:
+            self._write(head + small, 0)
+
+    def write(self, first: int, x: Tensor) -> None:
+        """Rows from `first` on: (n, D), on any device.
+
+        Raises:
+            UserError: if a number is too large for the precision.
+        """
+        if x.shape[1] != self._dim or not 0 <= first <= self._rows - len(x):
+            raise ValueError(f"{tuple(x.shape)} at row {first} is no part of ({self._rows}, {self._dim})")
+        written = x.to(self._dtype)
+        if self._dtype == torch.float16 and not torch.equal(written.isfinite(), x.isfinite()):
+            raise UserError(
+                f"{self._path.name}: features up to {float(x.abs().max()):.3g} do not fit into fp16, which "
+                "ends at 65504: give the stage the precision bf16 or fp32"
+            )
+        data = written.cpu().contiguous().view(torch.uint8).numpy()
+        self._write(data.tobytes(), self._start + first * self._dim * self._dtype.itemsize)
+
+    def _write(self, data: bytes, offset: int) -> None:
+        left = memoryview(data)
+        while left:
+            written = os.pwrite(self._file, left, offset)
+            left, offset = left[written:], offset + written
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                os.fsync(self._file)
+        finally:
+            os.close(self._file)
 
 
-def extract_from_files(
-    trunk_path: Path,
-    train: Dataset,
-    test: Dataset,
-    *,
-    workers: int,
-    device: torch.device,
-    several_labels: bool = False,
-) -> tuple[Features, Features]:
-    """Features of a training and a test set with an exported trunk."""
-    from pipeline.trunks.files import load_trunk
-
-    trunk = load_trunk(trunk_path).to(device)
-    of_train, of_test = (
-        extract_features(
-            trunk,
-            part,
-            preprocessing=trunk.preprocessing,
-            workers=workers,
-            device=device,
-            several_labels=several_labels,
-        )
-        for part in (train, test)
-    )
-    return of_train, of_test
+def _header(rows: int, dim: int, dtype: str, classes: Sequence[str]) -> bytes:
+    """`x` comes last, so that what comes before is of multiples of 8 bytes, and every tensor lies even."""
+    small, itemsize = 8 * rows, _DTYPES[dtype].itemsize
+    parts = {
+        "__metadata__": {str(index): name for index, name in enumerate(classes)},
+        "y": {"dtype": "I64", "shape": [rows], "data_offsets": [0, small]},
+        "keys": {"dtype": "I64", "shape": [rows], "data_offsets": [small, 2 * small]},
+        "x": {
+            "dtype": dtype,
+            "shape": [rows, dim],
+            "data_offsets": [2 * small, 2 * small + rows * dim * itemsize],
+        },
+    }
+    text = json.dumps(parts, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def save_features(features: Features, path: Path) -> None:
-    """Write features as safetensors: no pickle."""
-    tensors = {"x": features.x.contiguous(), "y": features.y, "keys": features.keys}
-    save_file(tensors, path, metadata={str(index): name for index, name in enumerate(features.classes)})
+    """Write features that are in memory, in float32."""
+    dim = features.x.shape[1]
+    with FeatureWriter(path, y=features.y, keys=features.keys, classes=features.classes, dim=dim) as file:
+        file.write(0, features.x)
 
 
 def load_features(path: Path) -> Features:
-    """Read what `save_features` wrote."""
-    with safe_open(path, framework="pt") as file:
-        names = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in ("x", "y", "keys")}
-    return Features(classes=tuple(names[str(index)] for index in range(len(names))), **tensors)
+    """Map a file of features.
+
+    Raises:
+        UserError: if it is something else, or not whole.
+    """
+    try:
+        return _map(path)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{path} holds no features ({error}): remove it and submit the graph again, which makes it anew"
+        ) from error
+
+
+def _map(path: Path) -> Features:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, _MOST_HEADER):
+            raise ValueError("it has no header of safetensors")
+        header = json.loads(file.read(length))
+    names = header.get("__metadata__") or {}
+    classes = tuple(names[str(index)] for index in range(len(names)))
+    start = 8 + length
+    end = start + max(header[name]["data_offsets"][1] for name in ("x", "y", "keys"))
+    if end != size:
+        raise ValueError(f"it has {size} bytes of {end}")
+    mapped = np.memmap(path, np.uint8, mode="r")
+    with warnings.catch_warnings():
+        # Of a tensor that cannot be written to: a mapping that can be would have to fit into memory.
+        warnings.simplefilter("ignore", UserWarning)
+        data = torch.from_numpy(mapped)[start:]
+    x, y, keys = (_tensor(data, header[name]) for name in ("x", "y", "keys"))
+    if not (x.ndim == 2 and y.shape == keys.shape == x.shape[:1] and y.dtype == keys.dtype == torch.int64):
+        raise ValueError("its tensors do not fit together")
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < len(classes):
+        raise ValueError("it has labels without a name")
+    return Features(x=x, y=y.clone(), keys=keys.clone(), classes=classes)
+
+
+def _tensor(data: Tensor, said: dict[str, Any]) -> Tensor:
+    (begin, end), dtype, shape = said["data_offsets"], _DTYPES[said["dtype"]], said["shape"]
+    if not 0 <= begin <= end <= len(data) or end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError("its header contradicts itself")
+    return data[begin:end].view(dtype).reshape(shape)

@@ -11,6 +11,7 @@ from torch import Tensor
 from cluster.errors import UserError
 from pipeline.recipe.transfer import KnnRecipe
 from pipeline.transfer.features import Features
+from pipeline.transfer.rows import chunk_rows, floats, near
 from pipeline.transfer.scores import accuracy, shared_labels, with_interval
 
 
@@ -54,12 +55,13 @@ def knn(
         )
     device = device or torch.device("cpu")
     votes = knn_votes(
-        train.x.to(device),
-        train_y.to(device),
-        test.x.to(device),
+        near(train.x, device),
+        train_y,
+        near(test.x, device),
         classes=len(names),
         k=recipe.k,
         temperature=recipe.temperature,
+        device=device,
     )
     target = test_y.to(device)
     return KnnScores(
@@ -72,7 +74,14 @@ def knn(
 
 
 def knn_votes(
-    train_x: Tensor, train_y: Tensor, test_x: Tensor, *, classes: int, k: tuple[int, ...], temperature: float
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    *,
+    classes: int,
+    k: tuple[int, ...],
+    temperature: float,
+    device: torch.device | None = None,
 ) -> dict[int, Tensor]:
     """Summed votes per class, weighted by exp((cosine similarity - that of the nearest) / temperature).
 
@@ -87,45 +96,45 @@ def knn_votes(
     Returns:
         For each k, (m, classes) votes.
     """
-    train_x = F.normalize(train_x.float(), dim=1)
-    test_x = F.normalize(test_x.float(), dim=1)
-    votes: dict[int, list[Tensor]] = {size: [] for size in k}
-    for start in range(0, len(test_x), _QUERY_ROWS):
-        queries = test_x[start : start + _QUERY_ROWS]
-        similarity, index = nearest(train_x, queries, k=max(k))
-        # In float64: a temperature may be smaller than float32's smallest number.
-        behind = (similarity - similarity[:, :1]).double()
-        weight = torch.exp(behind / temperature).float()
-        label = train_y[index]
-        for size in k:
-            tally = torch.zeros(len(queries), classes, device=queries.device)
-            votes[size].append(tally.scatter_add_(1, label[:, :size], weight[:, :size]))
-    return {size: torch.cat(parts) for size, parts in votes.items()}
+    similarity, index = nearest(train_x, test_x, k=max(k), device=device)
+    # In float64: a temperature may be smaller than float32's smallest number.
+    weight = torch.exp((similarity - similarity[:, :1]).double() / temperature).float()
+    label = train_y.to(index.device)[index]
+    nothing = torch.zeros(len(test_x), classes, device=index.device)
+    return {size: nothing.scatter_add(1, label[:, :size], weight[:, :size]) for size in k}
 
 
-def nearest(bank: Tensor, queries: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest inner products with rows of `bank`, exact, with bounded memory.
+def nearest(
+    bank: Tensor, queries: Tensor, *, k: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k rows of `bank` of the largest cosine similarity, exact, with bounded memory.
+
+    The bank is read once, a chunk at a time, and every query shown to the chunk.
 
     Args:
-        bank: (n, d), n >= k. queries: (m, d).
+        bank: (n, d), n >= k. queries: (m, d). Either may be a mapped file.
+        device: where to compute; None for where the bank is.
 
     Returns:
-        (m, k) products, descending, and the (m, k) rows of `bank` they belong to.
+        (m, k) similarities, descending, and the (m, k) rows of `bank` they belong to.
     """
-    best, index = (
-        queries.new_empty(len(queries), 0),
-        torch.empty(len(queries), 0, dtype=torch.long, device=queries.device),
-    )
-    for start in range(0, len(bank), _BANK_ROWS):
-        rows = bank[start : start + _BANK_ROWS]
-        products = queries @ rows.T
-        value, column = products.topk(min(k, len(rows)), dim=1)
-        best, index = torch.cat([best, value], dim=1), torch.cat([index, column + start], dim=1)
-        best, position = best.topk(min(k, best.shape[1]), dim=1)
-        index = index.gather(1, position)
+    device = device or bank.device
+    best = torch.full((len(queries), k), -torch.inf, device=device)
+    index = torch.zeros(len(queries), k, dtype=torch.long, device=device)
+    step = min(_BANK_ROWS, chunk_rows(bank.shape[1], _BANK_BYTES))
+    for start in range(0, len(bank), step):
+        rows = F.normalize(floats(bank[start : start + step], device), dim=1)
+        for first in range(0, len(queries), _QUERY_ROWS):
+            asked = slice(first, first + _QUERY_ROWS)
+            products = F.normalize(floats(queries[asked], device), dim=1) @ rows.T
+            value, column = products.topk(min(k, len(rows)), dim=1)
+            values, places = torch.cat([best[asked], value], dim=1), [index[asked], column + start]
+            best[asked], position = values.topk(k, dim=1)
+            index[asked] = torch.cat(places, dim=1).gather(1, position)
     return best, index
 
 
 # Together they bound the similarity matrix to 256 MiB in fp32.
 _QUERY_ROWS = 1024
 _BANK_ROWS = 65_536
+_BANK_BYTES = 512 << 20  # of a chunk: the queries are normalised anew for each

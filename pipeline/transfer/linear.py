@@ -4,14 +4,15 @@ training data.
 Features are standardised with the training set's mean and deviation. That makes one grid of regularisations
 fit trunks of any scale (a random trunk, raw pixels). They are then turned onto their principal axes, which
 changes neither the loss nor |W|, but lets L-BFGS be told how curved the loss is along each of them: without
-that it is slow where the regularisation is weak.
+that it is slow where the regularisation is weak. Features that have no room in memory are read,
+standardised and turned a chunk at a time, in every iteration.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from torch import Tensor
 from cluster.errors import UserError
 from pipeline.recipe.transfer import LinearRecipe
 from pipeline.transfer.features import Features
+from pipeline.transfer.rows import Axes, Rows, Standardiser, all_finite, near
 from pipeline.transfer.scores import accuracy, shared_labels, with_interval
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,6 @@ logger = logging.getLogger(__name__)
 WANTED_GAP = 1e-3
 _WANTED_GRADIENT = 1e-4  # of each weight: where the regularisation is strong, it asks for more than the gap
 _ITERATIONS_BETWEEN_LOOKS = 10
-_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,27 +82,30 @@ def linear_probe(
         UserError: if the two sets share no labels, the training set is too small to split, or a feature is
             not finite.
     """
-    if not all(part.x.isfinite().all() for part in (train, test)):
+    device = device or torch.device("cpu")
+    train_x, test_x = near(train.x, device), near(test.x, device)
+    if not all(all_finite(x, device) for x in (train_x, test_x)):
         raise UserError(
             "the features hold numbers that are not finite, which no classifier can use: the trunk has "
             "diverged; export it from an older checkpoint"
         )
     names, train_y, test_y = shared_labels(train, test)
-    device = device or torch.device("cpu")
-    x, y = train.x.float().to(device), train_y.to(device)
-    fitted, held_out = (part.to(device) for part in split_validation(train_y, recipe))
+    whole = Rows(x=train_x, y=train_y, device=device)
+    kept = torch.zeros(len(train_y), dtype=torch.bool)
+    kept[split_validation(train_y, recipe)[0]] = True
+    inside = replace(whole, kept=kept)
+    inside = replace(inside, scaler=Standardiser.of(inside))
+    axes = Axes.of(inside)
+    inside = replace(inside, axes=axes)
+    inside, outside = inside.at_hand(), replace(inside, kept=~kept).at_hand()
     validation: dict[float, float] = {}
     grid = sorted(set(recipe.regularisation), reverse=True)
-    scaler = Standardiser.of(x[fitted])
-    inside = scaler(x[fitted])
-    axes = principal_axes(inside)
-    inside, outside = inside @ axes, scaler(x[held_out]) @ axes
     solutions: dict[float, Tensor] = {}
     start: Tensor | None = None
     for value in grid:
         # From strong to weak, each from the last one's solution: few iterations each.
-        start, _ = fit(inside, y[fitted], len(names), value, recipe.max_iterations, start=start)
-        validation[value] = accuracy(_logits(outside, start), y[held_out], 1)
+        start, _ = fit(inside, len(names), value, recipe.max_iterations, start=start)
+        validation[value] = shares_right(outside, start)[0]
         solutions[value] = start
     # Of equals the first, the strongest.
     best = max(grid, key=lambda value: validation[value])
@@ -113,12 +117,13 @@ def linear_probe(
             grid[-1],
             grid[0],
         )
-    scaler = Standardiser.of(x)
-    weights, gap = fit(scaler(x) @ axes, y, len(names), best, recipe.max_iterations, start=solutions[best])
-    logits, target = _logits(scaler(test.x.float().to(device)) @ axes, weights), test_y.to(device)
+    # The axes stay: they change no loss, and the squares along them hardly.
+    whole = replace(whole, scaler=Standardiser.of(whole), axes=axes)
+    weights, gap = fit(whole.at_hand(), len(names), best, recipe.max_iterations, start=solutions[best])
+    top1, top5 = shares_right(replace(whole, x=test_x, y=test_y), weights)
     scores = LinearScores(
-        top1=accuracy(logits, target, 1),
-        top5=accuracy(logits, target, 5),
+        top1=top1,
+        top5=top5,
         regularisation=best,
         validation=dict(sorted(validation.items())),
         at_edge=at_edge,
@@ -135,35 +140,6 @@ def linear_probe(
             "raise `max_iterations`" if best else "nothing bounds it without regularisation",
         )
     return scores
-
-
-@dataclass(frozen=True)
-class Standardiser:
-    """Zero mean and unit deviation per feature; a feature that never varies becomes zero."""
-
-    mean: Tensor
-    scale: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor) -> Standardiser:
-        """From (n, d) training features."""
-        deviation, mean = torch.std_mean(x.double(), dim=0, correction=0)
-        constant = deviation <= 1e-6 * mean.abs().clamp_min(1e-30)
-        scale = torch.where(constant, 0.0, 1 / deviation.clamp_min(1e-30))
-        return cls(mean.to(x.dtype), scale.to(x.dtype))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return (x - self.mean) * self.scale
-
-
-def principal_axes(x: Tensor) -> Tensor:
-    """The directions, (d, d), along which (n, d) features of zero mean do not covary."""
-    covariance = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
-    for start in range(0, len(x), _ROWS):  # in float64 not all may have room at once
-        rows = x[start : start + _ROWS].double()
-        covariance += rows.T @ rows
-    axes: Tensor = torch.linalg.eigh(covariance).eigenvectors
-    return axes.to(x.dtype)
 
 
 def split_validation(y: Tensor, recipe: LinearRecipe) -> tuple[Tensor, Tensor]:
@@ -185,30 +161,24 @@ def split_validation(y: Tensor, recipe: LinearRecipe) -> tuple[Tensor, Tensor]:
 
 
 def fit(
-    x: Tensor,
-    y: Tensor,
-    classes: int,
-    regularisation: float,
-    max_iterations: int,
-    *,
-    start: Tensor | None = None,
+    rows: Rows, classes: int, regularisation: float, max_iterations: int, *, start: Tensor | None = None
 ) -> tuple[Tensor, float]:
     """Minimise mean cross-entropy + regularisation / 2 * ||W||^2, bias not regularised, by L-BFGS.
 
     Args:
-        x: (n, d) features, float32 or float64; the fewer iterations, the less they vary with each other.
-        y: (n,) int64 classes.
+        rows: the fewer iterations, the less they vary with each other along their axes.
         start: (d + 1, classes) weights to begin from; None for zeros.
 
     Returns:
-        Weights (d + 1, classes), the bias last, and their `relative_gap`.
+        Weights (d + 1, classes), along the axes of `rows` if it has any, the bias last, and their
+        `relative_gap`.
     """
-    # Along a feature the loss is at most about as curved as this. In units of its root, what is left to find
+    # Along an axis the loss is at most about as curved as this. In units of its root, what is left to find
     # is of one scale in all directions.
-    curvature = (x.square().mean(0) / classes + regularisation).clamp_min(1e-12)
+    curvature = (rows.squares / classes + regularisation).clamp_min(1e-12)
     scale = torch.cat([curvature, curvature.new_tensor([1 / classes])]).rsqrt()[:, None]
-    shape = (x.shape[1] + 1, classes)
-    inner = (x.new_zeros(shape) if start is None else start / scale).requires_grad_()
+    shape = (len(curvature) + 1, classes)
+    inner = curvature.new_zeros(shape) if start is None else start / scale
     optimizer = torch.optim.LBFGS(
         [inner],
         max_iter=_ITERATIONS_BETWEEN_LOOKS,
@@ -219,25 +189,39 @@ def fit(
     )
 
     def closure() -> Tensor:
-        optimizer.zero_grad()
-        weights = inner * scale
-        loss = F.cross_entropy(_logits(x, weights), y) + 0.5 * regularisation * weights[:-1].square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, gradient = loss_and_gradient(rows, inner * scale, regularisation)
+        inner.grad = gradient * scale
         return loss
 
     gap = math.inf
     for _ in range(0, max_iterations, _ITERATIONS_BETWEEN_LOOKS):
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-        loss = closure().detach()
-        assert inner.grad is not None
-        gradient = inner.grad / scale
-        gap = relative_gap(x, (inner * scale).detach(), gradient, loss, regularisation)
+        weights = inner * scale
+        loss, gradient = loss_and_gradient(rows, weights, regularisation)
+        gap = relative_gap(rows, weights, gradient, loss, regularisation)
         if gap <= WANTED_GAP and gradient.abs().max() <= _WANTED_GRADIENT:
             break
-    return (inner * scale).detach(), gap
+    return inner * scale, gap
 
 
-def relative_gap(x: Tensor, weights: Tensor, gradient: Tensor, loss: Tensor, regularisation: float) -> float:
+def loss_and_gradient(rows: Rows, weights: Tensor, regularisation: float) -> tuple[Tensor, Tensor]:
+    """What `fit` minimises, a float64 number, and its gradient by weights (d + 1, classes)."""
+    loss = 0.5 * regularisation * weights[:-1].double().square().sum()
+    gradient = torch.zeros_like(weights, dtype=torch.float64)
+    share = 1 / len(rows)
+    for x, y in rows:
+        logits = _logits(x, weights)
+        loss += F.cross_entropy(logits, y, reduction="sum").double() * share
+        off = logits.softmax(1)
+        off[torch.arange(len(y), device=y.device), y] -= 1
+        gradient[:-1] += x.T @ off
+        gradient[-1] += off.sum(0)
+    gradient *= share
+    gradient[:-1] += regularisation * weights[:-1]
+    return loss, gradient.to(weights.dtype)
+
+
+def relative_gap(rows: Rows, weights: Tensor, gradient: Tensor, loss: Tensor, regularisation: float) -> float:
     """How far a loss is above the optimum at most, as a share of it; infinite without regularisation.
 
     A function whose curvature is c or more lies within |gradient|^2 / (2 c) of its minimum. Along W, c is the
@@ -246,11 +230,24 @@ def relative_gap(x: Tensor, weights: Tensor, gradient: Tensor, loss: Tensor, reg
     """
     if not regularisation:
         return math.inf
-    probabilities = _logits(x, weights).softmax(1)
-    along_bias = (probabilities * (1 - probabilities)).mean(0).double().clamp_min(1e-30)
+    variances = weights.new_zeros(weights.shape[1], dtype=torch.float64)
+    for x, _ in rows:
+        shares = _logits(x, weights).softmax(1)
+        variances += (shares * (1 - shares)).sum(0)
+    along_bias = (variances / len(rows)).clamp_min(1e-30)
     square = gradient.double().square()
     above = square[:-1].sum() / regularisation + (square[-1] / along_bias).sum()
     return float(above / (2 * loss))
+
+
+def shares_right(rows: Rows, weights: Tensor) -> tuple[float, float]:
+    """Shares of the rows whose class is the first, or one of the first five, that the weights say."""
+    right = [0.0, 0.0]
+    for x, y in rows:
+        logits = _logits(x, weights)
+        for place, top in enumerate((1, 5)):
+            right[place] += accuracy(logits, y, top) * len(y)
+    return round(right[0]) / len(rows), round(right[1]) / len(rows)
 
 
 def _logits(x: Tensor, weights: Tensor) -> Tensor:

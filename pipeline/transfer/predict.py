@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cluster.atomic_file import replacing
 from cluster.errors import UserError
+from cluster.rank.torch_dist import World
 from cluster.wording import visible
 from ingest.dataset.open import Dataset
 from pipeline.data.evaluation import image_batches, normalise
@@ -172,6 +173,40 @@ def predict(
         ],
         schema=schema,
     )
+
+
+def predict_together(
+    classifier: ExportedClassifier,
+    dataset: Dataset,
+    recipe: PredictRecipe,
+    path: Path,
+    *,
+    world: World,
+    workers: int,
+    cache: CachePlace | None = None,
+    busy: Callable[[str], None] = lambda what: None,
+) -> None:
+    """The same on all ranks of a job, each its part; the first one writes the whole, then all return."""
+    predictions = predict(
+        classifier,
+        dataset,
+        recipe,
+        rank=world.rank,
+        ranks=world.size,
+        workers=workers,
+        device=world.device,
+        cache=cache,
+        busy=busy,
+    )
+    parts = [path.with_name(f".{path.stem}-{rank}.parquet") for rank in range(world.size)]
+    write_predictions(predictions, parts[world.rank])
+    world.barrier()
+    if world.is_first:
+        whole = pa.concat_tables([read_predictions(part) for part in parts], promote_options="none")
+        write_predictions(whole.unify_dictionaries(), path)
+        for part in parts:
+            part.unlink()
+    world.barrier()
 
 
 def _labelled(dataset: Dataset) -> tuple[NDArray[np.int64], list[NDArray[np.int32]]]:

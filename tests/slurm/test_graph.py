@@ -52,7 +52,7 @@ def states(submit: Submitter, *overrides: str) -> dict[str, str]:
 
 def starts(folder: Path) -> dict[str, int]:
     """How often the job of each stage's folder has started."""
-    logs = [*folder.glob("out/jobs/*/logs/slurm.log"), *folder.glob("out/pretrain-*/logs/slurm.log")]
+    logs = [*folder.glob("out/jobs/*/logs/slurm.log"), *folder.glob("out/*/logs/slurm.log")]
     return {log.parents[1].name: log.read_text().count(" slurm attempt ") for log in logs}
 
 

@@ -14,8 +14,9 @@ from cluster.errors import UserError
 from cluster.rank.torch_dist import choose_device, distributed
 from pipeline.cli import app
 from pipeline.dag.stage import Work
-from pipeline.recipe.stages import FeaturesRecipe, Machine, RandomTrunkRecipe
+from pipeline.recipe.stages import FeaturesRecipe, Machine, Machines, RandomTrunkRecipe
 from pipeline.stages.kinds import KINDS
+from pipeline.stages.ranks import extract
 from pipeline.train.loop import run_pretrain
 from pipeline.transfer.evaluations import EVALUATIONS
 
@@ -39,6 +40,10 @@ def train(folder: Path) -> None:
     run_pretrain(make_recipe(folder, run__device="cuda").model_dump(mode="json"), str(folder))
 
 
+def extract_on_a_rank(folder: Path) -> None:
+    extract({"run": {"device": "cuda"}}, "trunk", {}, {}, str(folder))
+
+
 def ask_for_resources(kind: str, recipe: object) -> Callable[[Path], object]:
     return lambda folder: KINDS[kind].resources(recipe, None)
 
@@ -53,9 +58,9 @@ def run_stage(kind: str, recipe: object) -> Callable[[Path], object]:
         join,
         train,
         ask_for_resources("pretrain", make_recipe(Path("nowhere"), run__device="cuda")),
-        ask_for_resources("features", FeaturesRecipe(run=CUDA)),
+        ask_for_resources("features", FeaturesRecipe(run=Machines(device="cuda"))),
         ask_for_resources("random_trunk", RandomTrunkRecipe(run=CUDA)),
-        run_stage("features", FeaturesRecipe(run=CUDA)),
+        extract_on_a_rank,
         run_stage("random_trunk", RandomTrunkRecipe(run=CUDA)),
     ],
 )

@@ -34,7 +34,9 @@ def test_every_kind_names_functions_that_exist_and_fit(name: str) -> None:
         if called is not None:
             inspect.signature(function_of(called)).bind(*range(arguments))
     if not kind.recipe.model_json_schema().get("required"):
-        assert kind.resources(kind.recipe(), 8) in (Resources(), Resources(gpus_per_rank=1))
+        whole_node = Resources(ranks_per_node=8, gpus_per_rank=1)
+        expected = (whole_node,) if kind.job is not None else (Resources(), Resources(gpus_per_rank=1))
+        assert kind.resources(kind.recipe(), 8) in expected
 
 
 # A key that changes makes every result of a graph anew, weeks of training among them: whoever changes one on

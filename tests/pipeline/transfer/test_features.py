@@ -1,3 +1,4 @@
+import io
 import shlex
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_training import make_dataset
 from torch import nn
 from typer.testing import CliRunner
@@ -15,7 +17,8 @@ from ingest.crawl.crawl import crawl_shards
 from ingest.dataset.open import open_dataset
 from ingest.plan.settings import CrawlSettings
 from pipeline.data.evaluation import Preprocessing, evenly_spaced, fit_image, normalise
-from pipeline.transfer.features import Features, extract_features, load_features, save_features
+from pipeline.transfer.extract import extract_features, write_features
+from pipeline.transfer.features import Features, FeatureWriter, load_features, save_features
 from pipeline.transfer.scores import shared_labels
 
 CPU = torch.device("cpu")
@@ -121,6 +124,73 @@ def test_saved_features_come_back(dataset, tmp_path):
     assert torch.equal(again.y, features.y)
     assert torch.equal(again.keys, features.keys)
     assert again.classes == features.classes
+
+
+def written(dataset, path, **values):
+    return write_features(
+        nn.Flatten(),
+        dataset,
+        path,
+        dim=3 * 16 * 16,
+        preprocessing=VIEW,
+        **{"workers": 0, "device": CPU, "batch_size": 7, **values},
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_file_has_the_same_bytes_however_many_ranks_fill_it(dataset, tmp_path, precision):
+    written(dataset, tmp_path / "one", precision=precision)
+    for rank in (2, 0, 1):
+        assert written(dataset, tmp_path / "three", precision=precision, rank=rank, ranks=3)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "three").read_bytes()
+    here, there = flat(dataset), load_features(tmp_path / "one")
+    assert torch.equal(there.x, here.x.to(there.x.dtype))
+    assert there.x.element_size() == (4 if precision == "fp32" else 2)
+    for name, tensor in load_file(tmp_path / "one").items():  # it is a file for others, too
+        assert torch.equal(tensor, getattr(there, name))
+    assert torch.equal(there.keys, here.keys) and torch.equal(there.y, here.y)
+    assert there.classes == here.classes
+
+
+def test_more_ranks_than_batches_and_one_that_is_to_stop(dataset, tmp_path):
+    for rank in range(3):
+        assert written(dataset, tmp_path / "f", batch_size=96, rank=rank, ranks=3)
+    assert torch.equal(load_features(tmp_path / "f").x, flat(dataset).x)
+    assert not written(dataset, tmp_path / "g", stop=lambda: True)
+
+
+def test_features_too_large_for_fp16_are_a_sentence(tmp_path):
+    y = torch.tensor([0])
+    values = {"y": y, "keys": y, "classes": ["a"], "dim": 2, "precision": "fp16"}
+    with FeatureWriter(tmp_path / "f", **values) as file:
+        file.write(0, torch.tensor([[65504.0, torch.inf]]))
+        with pytest.raises(UserError, match=r"features up to 6.6e\+04 do not fit into fp16.*bf16 or fp32"):
+            file.write(0, torch.tensor([[1.0, -66000.0]]))
+
+
+def test_a_file_cut_short_or_of_something_else_is_a_sentence(dataset, tmp_path):
+    path = tmp_path / "f"
+    written(dataset, path, precision="bf16")
+    whole = path.read_bytes()
+    header = int.from_bytes(whole[:8], "little") + 8
+    foreign = io.BytesIO()
+    torch.save({"x": torch.zeros(3)}, foreign)
+    wrong = [
+        whole[:cut] for cut in (0, 4, 8, header // 2, header, header + 9, len(whole) // 2, len(whole) - 1)
+    ]
+    wrong += [whole + b"x", foreign.getvalue(), b"\xff" * 64, (2).to_bytes(8, "little") + b"[]"]
+    wrong += [
+        whole.replace(*change, 1) for change in ((b"[96,", b"[95,"), (b"I64", b"F32"), (b'"3":', b'"9":'))
+    ]
+    wrong += [whole[:header] + (4).to_bytes(8, "little") + whole[header + 8 :]]  # there are four classes
+    for data in wrong:
+        assert data != whole
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"holds no features .*: remove it and submit the graph again"):
+            load_features(path)
+    path.unlink()
+    with pytest.raises(UserError, match="holds no features"):
+        load_features(path)
 
 
 def test_a_dataset_without_labels_is_a_clear_error(tmp_path):

@@ -3,13 +3,14 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
 from pipeline.recipe.transfer import KnnRecipe
 from pipeline.transfer import knn as module
-from pipeline.transfer.features import Features
+from pipeline.transfer.features import Features, FeatureWriter, load_features
 from pipeline.transfer.knn import knn, knn_votes, nearest
 
 
@@ -74,9 +75,22 @@ def test_nearest_is_exact_and_sorted_over_many_chunks(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     bank, queries = torch.randn(100, 8, generator=generator), torch.randn(13, 8, generator=generator)
     value, index = nearest(bank, queries, k=20)
-    expected = (queries @ bank.T).topk(20, dim=1)
+    expected = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(20, dim=1)
     torch.testing.assert_close(value, expected.values)
     assert torch.equal(index, expected.indices)
+
+
+def test_a_mapped_file_votes_as_memory_does(tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    here = features(torch.randn(60, 5, generator=generator).bfloat16(), torch.arange(60) % 3, "abc")
+    with FeatureWriter(
+        tmp_path / "f", y=here.y, keys=here.keys, classes=here.classes, dim=5, precision="bf16"
+    ) as file:
+        file.write(0, here.x)
+    expected = knn(here, here, KnnRecipe(k=(5, 20)))
+    monkeypatch.setattr(module, "_BANK_BYTES", 7 * 4 * 5)
+    mapped = load_features(tmp_path / "f")
+    assert knn(mapped, mapped, KnnRecipe(k=(5, 20))) == expected
 
 
 def test_accuracies_and_labels_matched_by_name():

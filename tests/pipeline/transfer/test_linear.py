@@ -9,16 +9,17 @@ from sklearn.linear_model import LogisticRegression
 
 from cluster.errors import UserError
 from pipeline.recipe.transfer import LinearRecipe
-from pipeline.transfer.features import Features
+from pipeline.transfer import rows as module
+from pipeline.transfer.features import Features, FeatureWriter, load_features
 from pipeline.transfer.linear import (
     WANTED_GAP,
-    Standardiser,
     fit,
     linear_probe,
-    principal_axes,
+    loss_and_gradient,
     relative_gap,
     split_validation,
 )
+from pipeline.transfer.rows import Axes, Rows, Standardiser
 
 
 def blobs(samples, classes=3, dim=5, spread=1.0, seed=0, noise=0.0):
@@ -40,7 +41,7 @@ def blobs(samples, classes=3, dim=5, spread=1.0, seed=0, noise=0.0):
 def test_fit_equals_scikit_learn(value):
     data = blobs(300)
     x = data.x.double()
-    weights, gap = fit(x, data.y, 3, value, 500)
+    weights, gap = fit(Rows(x=x, y=data.y), 3, value, 500)
     # scikit-learn minimises C * sum of losses + |W|^2 / 2, bias not regularised.
     other = LogisticRegression(C=1 / (value * len(x)), tol=1e-8, max_iter=5000).fit(x.numpy(), data.y.numpy())
     ours = torch.softmax(x @ weights[:-1] + weights[-1], dim=1).numpy()
@@ -52,7 +53,7 @@ def test_fit_equals_scikit_learn(value):
 def test_fit_reaches_a_zero_gradient():
     data = blobs(200)
     x = data.x.double()
-    weights, _ = fit(x, data.y, 3, 1e-2, 500)
+    weights, _ = fit(Rows(x=x, y=data.y), 3, 1e-2, 500)
     weights.requires_grad_()
     loss = torch.nn.functional.cross_entropy(x @ weights[:-1] + weights[-1], data.y)
     (loss + 0.5e-2 * weights[:-1].square().sum()).backward()
@@ -87,9 +88,12 @@ def optimum(x, y, value):
 @pytest.mark.parametrize("iterations", [10, 600])
 def test_the_gap_bounds_the_distance_to_the_optimum(value, iterations):
     data = entangled()
-    x = Standardiser.of(data.x)(data.x)
-    x = x @ principal_axes(x)
-    weights, gap = fit(x, data.y, 4, value, iterations)
+    rows = Rows(x=data.x, y=data.y)
+    rows = replace(rows, scaler=Standardiser.of(rows))
+    axes = Axes.of(rows)
+    rows = replace(rows, axes=axes)
+    x = torch.cat([part for part, _ in rows])
+    weights, gap = fit(rows, 4, value, iterations)
     best = optimum(x, data.y, value)
     excess = loss_of(weights, x, data.y, value) / best - 1
     assert -1e-9 <= excess <= gap + 1e-7
@@ -106,9 +110,45 @@ def test_the_gap_counts_the_bias_which_has_no_regularisation():
     weights.requires_grad_()
     loss = torch.nn.functional.cross_entropy(x @ weights[:-1] + weights[-1], y)
     loss.backward()
-    gap = relative_gap(x, weights.detach(), weights.grad, loss.detach(), value)
+    gap = relative_gap(Rows(x=x, y=y), weights.detach(), weights.grad, loss.detach(), value)
     excess = float(loss.detach()) / optimum(x, y, value) - 1
     assert 1e-3 < excess <= gap < 2 * excess
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_chunks_of_a_mapped_file_give_the_probe_of_one_chunk_in_memory(tmp_path, monkeypatch, precision):
+    data, recipe = entangled(), LinearRecipe(regularisation=(1e-3, 1e-1))
+    with FeatureWriter(
+        tmp_path / "f", y=data.y, keys=data.keys, classes=data.classes, dim=40, precision=precision
+    ) as file:
+        file.write(0, data.x)
+    mapped = load_features(tmp_path / "f")
+    here = replace(data, x=mapped.x.float().clone())
+    expected = linear_probe(here, here, recipe)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 7 * 4 * 40)
+    monkeypatch.setattr(module, "HELD_BYTES", 0)
+    found = linear_probe(mapped, mapped, recipe)
+    assert found.metrics() == pytest.approx(expected.metrics(), rel=0.05, abs=1e-3)  # `gap` is of roundings
+
+
+def test_loss_and_gradient_are_those_of_autograd_along_any_axes(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_BYTES", 7 * 4 * 5)
+    data = blobs(60)
+    kept = torch.arange(60) % 3 > 0
+    rows = Rows(x=data.x.double(), y=data.y, kept=kept)
+    rows = replace(rows, scaler=Standardiser.of(rows))
+    rows = replace(rows, axes=Axes.of(rows))
+    weights = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    loss, gradient = loss_and_gradient(rows, weights, 0.1)
+    x = data.x.double()[kept]
+    x = (x - x.mean(0)) / x.std(0, correction=0) @ rows.axes.directions
+    torch.testing.assert_close(rows.squares, x.square().mean(0))
+    weights.requires_grad_()
+    expected = torch.nn.functional.cross_entropy(x @ weights[:-1] + weights[-1], data.y[kept])
+    expected = expected + 0.05 * weights[:-1].square().sum()
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient, weights.grad)
 
 
 def test_a_probe_says_how_far_from_the_optimum_it_may_be(caplog):
@@ -177,7 +217,7 @@ def test_scale_and_offset_of_features_do_not_matter():
 
 def test_a_constant_feature_becomes_zero():
     x = torch.tensor([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]])
-    scaled = Standardiser.of(x)(x)
+    scaled = Standardiser.of(Rows(x=x, y=torch.zeros(3, dtype=torch.int64)))(x)
     assert torch.equal(scaled[:, 1], torch.zeros(3))
     torch.testing.assert_close(scaled[:, 0].square().mean(), torch.tensor(1.0))
 

@@ -20,7 +20,8 @@ from ingest.plan.settings import CrawlSettings
 from pipeline.data.evaluation import Preprocessing
 from pipeline.recipe.transfer import KnnRecipe, SvmRecipe
 from pipeline.transfer.average_precision import average_precisions
-from pipeline.transfer.features import Features, extract_features, load_features, save_features
+from pipeline.transfer.extract import extract_features
+from pipeline.transfer.features import Features, load_features, save_features
 from pipeline.transfer.knn import knn
 from pipeline.transfer.labels import _set_name, labels_in
 from pipeline.transfer.svm import svm
