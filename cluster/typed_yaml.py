@@ -44,7 +44,8 @@ def load_recipe(model: type[R], name: str, overrides: list[str] | None = None, *
 
     Args:
         model: the recipe's type.
-        name: a YAML file's path, or the name of a recipe that ships in `configs/{kind}/`.
+        name: a YAML file's path, or the name of a recipe that ships in `configs/{kind}/`, or with its folder
+            in front: `transfer/knn`.
         overrides: dotted `key=value` words; the value is read as YAML.
         kind: the folder of `configs/` to look in: "pretrain", "transfer", "dag" or "cluster".
 
@@ -68,6 +69,7 @@ def read_recipe(name: str, *, kind: str) -> tuple[dict[str, Any], str]:
     Raises:
         UserError: if a file does not exist or is no YAML mapping, or the base has a base.
     """
+    name, kind = _in_folder(name, kind)
     path = find_recipe(name, kind=kind)
     values = read_yaml(path)
     if "base" not in values:
@@ -98,7 +100,8 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_recipe(name: str, *, kind: str) -> Path:
-    """The file of a recipe: a path ending in .yaml, or a name from `configs/{kind}/`."""
+    """The file of a recipe: a path ending in .yaml, or a name from `configs/{kind}/`, or `KIND/NAME`."""
+    name, kind = _in_folder(name, kind)
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
@@ -106,9 +109,10 @@ def find_recipe(name: str, *, kind: str) -> Path:
                 f"there is no recipe file {name}; give an existing .yaml file or one of {_shipped(kind)}"
             )
         return path
-    shipped = Path(str(resources.files("configs"))) / kind / f"{name}.yaml"
+    shipped = _configs() / kind / f"{name}.yaml"
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or not shipped.is_file():
-        close = difflib.get_close_matches(name, _shipped(kind), n=1)
+        elsewhere = [f"{other}/{name}" for other in _kinds() if name in _shipped(other)]
+        close = elsewhere or difflib.get_close_matches(name, _shipped(kind), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ";"
         raise UserError(
             f"there is no recipe {name!r}{hint} shipped: {', '.join(_shipped(kind))}; or give a .yaml file"
@@ -214,8 +218,26 @@ for _digit in "0123456789":
     _PlainYaml.yaml_implicit_resolvers[_digit].insert(0, _base_60)
 
 
+def _in_folder(name: str, kind: str) -> tuple[str, str]:
+    """A recipe's name and folder, where the name has the folder in front: `transfer/knn`."""
+    folder, slash, rest = name.partition("/")
+    if slash and folder in _kinds() and not name.endswith((".yaml", ".yml")):
+        return rest, folder
+    return name, kind
+
+
+def _configs() -> Path:
+    return Path(str(resources.files("configs")))
+
+
+def _kinds() -> list[str]:
+    return sorted(
+        entry.name for entry in _configs().iterdir() if not entry.name.startswith("_") and entry.is_dir()
+    )
+
+
 def _shipped(kind: str) -> list[str]:
-    return sorted(Path(str(entry)).stem for entry in (resources.files("configs") / kind).iterdir())
+    return sorted(entry.stem for entry in (_configs() / kind).iterdir())
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:

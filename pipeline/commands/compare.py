@@ -47,6 +47,11 @@ def compare(
     if all(run.endswith(".parquet") for run in runs):
         _compare_classifiers([Path(run) for run in runs], out, as_json=as_json)
         return
+    if mixed := [run for run in runs if run.endswith(".parquet") and Path(run).is_file()]:
+        raise UserError(
+            f"{mixed[0]} holds predictions, and others are runs: name predictions alone, such as "
+            "RUN/predictions.parquet, or runs alone"
+        )
     found = compare_runs(_by_name([find_run(run, folder).path for run in runs]))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, comparison_page(found, CompareRecipe()))

@@ -61,9 +61,11 @@ def finetune(  # noqa: PLR0917 -- typer passes by name
     """
     from pipeline.trunks.files import start_of
 
-    values: dict[str, Any] = {"data.root": train, "data.view": train_view}
-    if test is not None:
-        values["test"] = {"root": test, "view": test_view}
+    if test_view is not None and test is None:
+        raise UserError("--test-view is a view of --test: give that, too")
+    # What is not said stays as the recipe has it.
+    said = {"data.view": train_view, "test.root": test, "test.view": test_view}
+    values: dict[str, Any] = {"data.root": train} | {k: v for k, v in said.items() if v is not None}
     if trunk.is_dir():
         start = start_of(trunk)
         values["trunk"] = start.trunk.model_dump(mode="json")

@@ -192,10 +192,7 @@ def _expand_recipes(values: dict[str, Any]) -> None:
     for section in stages.values() if isinstance(stages, dict) else []:
         recipe = section.get("recipe") if isinstance(section, dict) else None
         if isinstance(recipe, str):
-            kind, separator, name = recipe.partition("/")
-            if recipe.endswith((".yaml", ".yml")) or not separator:
-                kind, name = "pretrain", recipe
-            section["recipe"] = read_recipe(name, kind=kind)[0]
+            section["recipe"] = read_recipe(recipe, kind="pretrain")[0]
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:

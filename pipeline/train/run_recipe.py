@@ -22,6 +22,7 @@ from ingest.dataset.open import open_dataset
 from pipeline.data.training_set import TrainingSet, open_training_set
 from pipeline.recipe.method import Classification
 from pipeline.recipe.pretrain import LAYOUT, PretrainRecipe
+from pipeline.transfer.predict import check_test_set
 
 
 def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
@@ -31,13 +32,18 @@ def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
     A recipe that names no root gets the one that the run began with; a new run gets the latest.
 
     Raises:
-        UserError: if a new run's dataset cannot be opened, or has other labels than the recipe says.
+        UserError: if a new run's dataset cannot be opened, or has other labels than the recipe says; or the
+            test set cannot be opened, or has labels that are no class.
     """
     if recipe.data.sealed is None:
         saved = folder / "recipe.yaml"
         there = read_yaml(saved)["data"]["sealed"] if saved.is_file() else open_dataset(recipe.data.root).root
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sealed": there})})
-    return count_classes(recipe, open_training_set(recipe.data))
+    training_set, test = open_training_set(recipe.data), recipe.test
+    if test is not None:  # to be told now, and not after days of training
+        test_set = open_dataset(test.root, sealed=test.sealed, view=test.view)
+        check_test_set(test_set, training_set.classes, test.predict)
+    return count_classes(recipe, training_set)
 
 
 def count_classes(recipe: PretrainRecipe, training_set: TrainingSet) -> PretrainRecipe:

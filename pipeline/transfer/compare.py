@@ -63,10 +63,13 @@ def compare_predictions(predictions: Mapping[str, pa.Table]) -> Comparison:
         predictions: name → what `predict` gave.
 
     Raises:
-        UserError: if they are fewer than two, or not of the same images.
+        UserError: if they are fewer than two, or not of the same images, or of none.
     """
     if len(predictions) < 2:
         raise UserError("there is 1 classifier to compare: name two at least")
+    for name, table in predictions.items():
+        if not len(table):
+            raise UserError(f"{name} was tested on no image: there is nothing to compare")
     sorted_tables = {name: table.sort_by("key") for name, table in predictions.items()}
     reference, *others = sorted_tables
     for name in others:
@@ -84,7 +87,7 @@ def compare_predictions(predictions: Mapping[str, pa.Table]) -> Comparison:
 
 
 def _refuse_other_images(one: str, first: pa.Table, other: str, second: pa.Table) -> None:
-    roots = [(table.schema.metadata or {}).get(b"dataset", b"").decode() for table in (first, second)]
+    roots = [table.schema.metadata[b"dataset"].decode() for table in (first, second)]
     if roots[0] != roots[1]:
         raise UserError(
             f"{one} was tested on dataset {roots[0][:12]} and {other} on {roots[1][:12]}: only predictions "

@@ -89,11 +89,16 @@ def read_answers(classes: Sequence[str], labels: Sequence[str], recipe: PredictR
 
 def _read_map(path: Path) -> list[tuple[str, str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark in front
             rows = csv.DictReader(file)
             if not {"label", "class"} <= set(rows.fieldnames or ()):
                 raise UserError(f"{path} needs the columns label and class in its first line")
-            return [(row["label"], row["class"]) for row in rows]
+            pairs = []
+            for row in rows:
+                if not row["label"] or not row["class"]:
+                    raise UserError(f"{path}, line {rows.line_num}: a label or a class is missing")
+                pairs.append((row["label"], row["class"]))
+            return pairs
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV ({error}): give a file with label,class") from error
 
@@ -125,8 +130,7 @@ def predict(
     """
     positions, labels = _labelled(dataset)
     names = dataset.vocabulary.names
-    used = sorted({names[code] for of_one in labels for code in of_one})
-    answers = read_answers(classifier.spec.classes, used, recipe)
+    answers = read_answers(classifier.spec.classes, _used(names, labels), recipe)
     schema = SCHEMA.with_metadata({"dataset": dataset.root})
     mine = slice(len(labels) * rank // ranks, len(labels) * (rank + 1) // ranks)
     positions, labels = positions[mine], labels[mine]
@@ -209,6 +213,20 @@ def predict_together(
     world.barrier()
 
 
+def check_test_set(dataset: Dataset, classes: Sequence[str], recipe: PredictRecipe) -> None:
+    """Refuse a test set that a classifier of these classes cannot be shown, before it is trained.
+
+    Raises:
+        UserError: if no image has a label, or a label has no class.
+    """
+    _, labels = _labelled(dataset)
+    read_answers(classes, _used(dataset.vocabulary.names, labels), recipe)
+
+
+def _used(names: Sequence[str], labels: Sequence[NDArray[np.int32]]) -> list[str]:
+    return sorted({names[code] for of_one in labels for code in of_one})
+
+
 def _labelled(dataset: Dataset) -> tuple[NDArray[np.int64], list[NDArray[np.int32]]]:
     """Positions on the dataset's global axis that have a label, ascending, and their labels, but for those to
     ignore.
@@ -255,6 +273,11 @@ def read_predictions(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
         table = table.select(SCHEMA.names).cast(SCHEMA.with_metadata(table.schema.metadata))
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise UserError(f"{path} holds no predictions ({error}): `submit predict` writes them") from error
+        (table.schema.metadata or {})[b"dataset"].decode()
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}: `submit predict --output {path}` writes one") from error
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} holds no predictions ({error}): `submit predict --output` writes them"
+        ) from error
     return table

@@ -23,12 +23,12 @@ from cluster.small_file import read_small
 from cluster.typed_yaml import Section
 from pipeline.data.evaluation import Preprocessing
 from pipeline.models.classifier import Classifier, LinearHead
-from pipeline.models.trunk import build_trunk
+from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.trunk import Trunk
 from pipeline.trunks.files import explain_invalid, facts_of, fill_card
 
 TENSORS, SPEC = "classifier.safetensors", "classifier.json"
-_MOST_BYTES = 64 << 20  # of a description: of a million classes, some 20 MB
+MOST_BYTES = 64 << 20  # of a description: of a million classes, some 20 MB
 
 
 class ClassifierSpec(Section):
@@ -83,6 +83,9 @@ def load_classifier(path: str | Path) -> ExportedClassifier:
             f"{folder / TENSORS} does not hold the tensors of {spec.architecture.name} with "
             f"{len(spec.classes)} classes: {' '.join(str(error).split())}"
         ) from error
+    features = declared(network.trunk).feature_dim
+    if spec.feature_dim != features:
+        raise UserError(f"{folder / SPEC} says {spec.feature_dim} features, and its trunk has {features}")
     return ExportedClassifier(network.float(), spec).eval()
 
 
@@ -116,7 +119,7 @@ def read_classifier_spec(folder: Path) -> ClassifierSpec:
             "that was fine-tuned"
         )
     try:
-        return ClassifierSpec.model_validate_json(read_small(path, most=_MOST_BYTES))
+        return ClassifierSpec.model_validate_json(read_small(path, most=MOST_BYTES))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from cluster.errors import UserError
 from cluster.json_rows import last_row
+from cluster.small_file import read_small
 from cluster.typed_yaml import load_recipe
 from pipeline.checkpoint.files import latest, read_tensors
 from pipeline.data.evaluation import Preprocessing, evaluation_preprocessing
@@ -20,7 +23,7 @@ from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.data import Interpolation
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.trunk import Trunk
-from pipeline.trunks.classifier import ClassifierSpec, save_classifier
+from pipeline.trunks.classifier import MOST_BYTES, ClassifierSpec, save_classifier
 from pipeline.trunks.files import TrunkSpec, save_trunk
 
 CLASSES = "classes.json"  # of a run that learns from labels: their names, in the order of the logits
@@ -95,11 +98,25 @@ def export_classifier(
         architecture=opened.architecture,
         preprocessing=opened.preprocessing(interpolation),
         feature_dim=tensors["head.weight"].shape[1],
-        classes=tuple(json.loads((opened.run / CLASSES).read_text())),
+        classes=_read_classes(opened.run / CLASSES, count=len(tensors["head.weight"])),
         provenance=opened.provenance(which),
     )
     save_classifier(tensors, spec, out)
     return spec
+
+
+def _read_classes(path: Path, *, count: int) -> tuple[str, ...]:
+    try:
+        names = TypeAdapter(tuple[str, ...]).validate_json(read_small(path, most=MOST_BYTES))
+        wrong = "" if len(names) == count else f"it names {len(names)} classes, and the head has {count}"
+    except (OSError, ValidationError) as error:
+        wrong = (error.strerror or str(error)) if isinstance(error, OSError) else "it is no list of names"
+    if wrong:
+        raise UserError(
+            f"{path} does not say what the classes are called ({wrong}): the `submit finetune` that trained "
+            "the run, given again with its --run, writes it"
+        )
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +162,15 @@ def _open(run: Path) -> _Opened:
     return _Opened(run=run, checkpoint=checkpoint, recipe=recipe, trunks=trunks)
 
 
+def _last_row(path: Path, *, up_to_step: float = math.inf) -> dict[str, Any]:
+    """Nothing of a file that was not copied with the run: the weights are as good without it."""
+    return (last_row(path, up_to_step=up_to_step) or {}) if path.is_file() else {}
+
+
 def _provenance(run: Path, checkpoint: Path, recipe: PretrainRecipe) -> dict[str, Any]:
     state = json.loads((checkpoint / "state.json").read_text())
-    last = last_row(run / "metrics.jsonl", up_to_step=state["step"]) or {}
-    attempt = last_row(run / "attempts.jsonl") or {}
+    last = _last_row(run / "metrics.jsonl", up_to_step=state["step"])
+    attempt = _last_row(run / "attempts.jsonl")
     warm = run / "init_from.json"
     return {
         "what": f"trained on {'labelled images' if recipe.method.supervised else 'images without labels'}",
@@ -157,9 +179,9 @@ def _provenance(run: Path, checkpoint: Path, recipe: PretrainRecipe) -> dict[str
         "samples": state["loader"]["samples"],
         "steps": state["step"],
         "init_from": json.loads(warm.read_text())["sha256"] if warm.is_file() else None,
-        "version": attempt["version"],
-        "commit": attempt["commit"],
-        "uncommitted_changes": attempt["dirty"],
+        "version": attempt.get("version"),
+        "commit": attempt.get("commit", "unknown"),
+        "uncommitted_changes": attempt.get("dirty"),
         "metrics": {k: v for k, v in last.items() if isinstance(v, int | float)},
         "recipe": recipe.model_dump(mode="json", exclude={"run"}),
     }

@@ -250,9 +250,9 @@ The weights are in `trunk.safetensors`, under the names of the architecture's ow
 
 ## Intended use and limits
 
-Frozen features for retrieval, nearest neighbours and linear classifiers, and a start for fine-tuning. No
-labels were used in pretraining. The images were not curated: whatever biases and unwanted content they
-hold, the features may reflect. Do not use them to identify people or to decide about them.
+Frozen features for retrieval, nearest neighbours and linear classifiers, and a start for fine-tuning.
+Whatever biases and unwanted content the images hold, the features may reflect. Do not use them to identify
+people or to decide about them.
 
 ## Licence
 

@@ -16,7 +16,7 @@ from tiny_training import make_values
 from torch import nn
 
 from cluster.errors import UserError
-from cluster.typed_yaml import apply_override, check_recipe, find_recipe, load_recipe, read_yaml
+from cluster.typed_yaml import apply_override, check_recipe, find_recipe, load_recipe, read_recipe, read_yaml
 from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk
 from pipeline.parallel.activation_checkpointing import checkpoint_activations
@@ -397,3 +397,13 @@ def test_a_wrong_base_is_told_with_file_and_key(mine: Path, text: str, told: str
     (mine.parent / "other.yaml").write_text(text)
     with pytest.raises(UserError, match=told):
         load(mine.parent / "other.yaml")
+
+
+def test_a_name_may_have_its_folder_in_front_as_in_graphs(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: transfer/lowshot_swav_10\nseed: 3\n")
+    assert read_recipe(str(mine), kind="pretrain")[0]["optim"]["gamma"] == 0.2
+    # Its base is looked for beside it.
+    assert read_recipe("transfer/lowshot_swav_1", kind="pretrain")[0]["optim"]["lr_head"] == 5.0
+    with pytest.raises(UserError, match="did you mean 'transfer/lowshot_swav_1'"):
+        read_recipe("lowshot_swav_1", kind="pretrain")

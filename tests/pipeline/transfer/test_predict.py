@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_classification import CROP, recipe_of, run
 from tiny_training import make_dataset
 from torch import Tensor
@@ -28,6 +29,7 @@ from pipeline.recipe.transfer import PredictRecipe
 from pipeline.report.classifiers import classifiers_page
 from pipeline.train.classifier import finish_classifier
 from pipeline.train.loop import pretrain
+from pipeline.train.run_recipe import pin_dataset
 from pipeline.transfer.compare import compare_predictions
 from pipeline.transfer.predict import (
     SCHEMA,
@@ -144,8 +146,42 @@ def test_a_classifier_that_was_cut_or_edited_is_a_sentence(trained: Path, tmp_pa
     (tmp_path / "classifier.json").write_text(json.dumps(spec | {"classes": ["one"]}))
     with pytest.raises(UserError, match=r"classifier\.json cannot be used: classes: .*; was it edited\?"):
         load_classifier(tmp_path)
+    (tmp_path / "classifier.json").write_text(json.dumps(spec | {"feature_dim": 7}))
+    tensors = load_file(tmp_path / "classifier.safetensors")
+    tensors["head.fc.weight"] = torch.zeros(len(spec["classes"]), 7)  # a head of another trunk
+    save_file(tensors, tmp_path / "classifier.safetensors")
+    with pytest.raises(UserError, match="says 7 features, and its trunk has"):
+        load_classifier(tmp_path)
     with pytest.raises(UserError, match="is not an exported classifier"):
         load_classifier(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("names", [None, "[", '["one"]', '{"a": 1}'])
+def test_a_run_whose_classes_names_are_gone_is_a_sentence(
+    trained: Path, tmp_path: Path, names: str | None
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy)
+    (copy / "attempts.jsonl").unlink()  # nothing depends on it
+    export_classifier(copy, tmp_path / "out")
+    (copy / "classes.json").unlink()
+    if names is not None:
+        (copy / "classes.json").write_text(names)
+    with pytest.raises(UserError, match=r"classes\.json does not say what the classes are called \("):
+        export_classifier(copy, tmp_path / "out")
+
+
+def test_a_test_set_that_does_not_fit_is_refused_before_the_training(data: Path, tmp_path: Path) -> None:
+    recipe = with_test(recipe_of(data, {}), data)
+    pin_dataset(recipe, tmp_path)
+    for changes, told in (
+        ({"root": str(tmp_path / "nowhere")}, "nowhere is not a dataset"),
+        ({"view": "nowhere"}, "has no view named nowhere"),
+        ({"predict": {"classes": str(tmp_path / "map.csv")}}, r"map\.csv cannot be read as CSV"),
+    ):
+        values = recipe.model_dump() | {"test": {"root": str(data)} | changes}
+        with pytest.raises(UserError, match=told):
+            pin_dataset(PretrainRecipe.model_validate(values), tmp_path)
 
 
 def test_labels_that_are_called_otherwise_are_mapped_and_others_cannot_be_said(
@@ -163,6 +199,11 @@ def test_labels_that_are_called_otherwise_are_mapped_and_others_cannot_be_said(
     table.write_text("label,class\n0017,bear\n")
     with pytest.raises(UserError, match="the classifier has no class bear"):
         read_answers(classes, ["0017"], PredictRecipe(classes=str(table)))
+    table.write_text("label,class\n0017\n")
+    with pytest.raises(UserError, match="line 2: a label or a class is missing"):
+        read_answers(classes, ["0017"], PredictRecipe(classes=str(table)))
+    table.write_text("\ufefflabel,class\n0017,dog\n")  # as spreadsheets save it
+    assert read_answers(classes, ["0017"], PredictRecipe(classes=str(table))).right["0017"] == [1]
     table.write_text("a;b\n")
     with pytest.raises(UserError, match="needs the columns label and class in its first line"):
         read_answers(classes, ["0017"], PredictRecipe(classes=str(table)))
@@ -196,6 +237,22 @@ def test_better_is_said_only_where_the_images_say_so(tmp_path: Path) -> None:
     (tmp_path / "q.parquet").write_text("no")
     with pytest.raises(UserError, match=r"q\.parquet holds no predictions"):
         read_predictions(tmp_path / "q.parquet")
+    with pytest.raises(UserError, match=r"there is no file .*r\.parquet"):
+        read_predictions(tmp_path / "r.parquet")
+
+
+def test_forged_predictions_are_a_sentence(tmp_path: Path) -> None:
+    rows = predictions_of([0, 1])
+    place = rows.schema.get_field_index("right_at")
+    forged = {
+        "nulls": rows.set_column(place, pa.field("right_at", pa.int8()), pa.array([None, 1], pa.int8())),
+        "no root": rows.replace_schema_metadata(None),
+        "bytes": rows.replace_schema_metadata({b"dataset": b"\xff"}),
+    }
+    for name, table in forged.items():
+        write_predictions(table, tmp_path / name)
+        with pytest.raises(UserError, match="holds no predictions"):
+            read_predictions(tmp_path / name)
 
 
 def test_predictions_of_other_images_are_not_compared() -> None:
@@ -203,6 +260,8 @@ def test_predictions_of_other_images_are_not_compared() -> None:
         compare_predictions({"x": predictions_of([0]), "y": predictions_of([0], dataset="b")})
     with pytest.raises(UserError, match="on 1 images and y on 2, not the same ones"):
         compare_predictions({"x": predictions_of([0]), "y": predictions_of([0, 0])})
+    with pytest.raises(UserError, match="x was tested on no image"):
+        compare_predictions({"x": predictions_of([]), "y": predictions_of([])})
     with pytest.raises(UserError, match="name two at least"):
         compare_predictions({"x": predictions_of([0])})
 
