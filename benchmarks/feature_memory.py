@@ -1,7 +1,7 @@
 """Memory of evaluations of features that do not fit into it: `python benchmarks/feature_memory.py FOLDER`
 
-For each size a process of its own writes features of noise, or scores them, and says how much anonymous memory
-(RssAnon) it had at most. What is mapped is no part of that: the kernel takes it back when it needs it.
+For each size a process of its own writes features of noise, or scores them, and says how much anonymous
+memory (RssAnon) it had at most. What is mapped is no part of that: the kernel takes it back when it needs it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def write(path: Path, rows: int, width: int, classes: int) -> None:
             file.write(start, centres[part] + torch.randn(len(part), width, generator=generator))
 
 
-def one(what: str, folder: Path, rows: int, width: int, classes: int, iterations: int) -> None:
+def one(what: str, folder: Path, *, rows: int, width: int, classes: int, iterations: int) -> None:
     train, test = folder / f"train-{rows}-{width}", folder / f"test-{rows}-{width}"
     with PeakAnonymous() as memory:
         if what == "write":
@@ -84,10 +84,10 @@ def main() -> None:
         one(
             options.here,
             options.folder,
-            *options.rows,
-            options.width,
-            options.classes,
-            options.iterations,
+            rows=options.rows[0],
+            width=options.width,
+            classes=options.classes,
+            iterations=options.iterations,
         )
         return
     for rows in options.rows:
