@@ -21,6 +21,7 @@ from cluster.run.trust import CHECKPOINTS, LEADS_TO_EXECUTION, refuse_untrusted
 from cluster.site import Site, load_site, read_site, users_site
 from cluster.submit import submit
 from cluster.typed_yaml import load_recipe
+from cluster.wording import several
 from pipeline.commands.options import (
     Cluster,
     DryRun,
@@ -222,7 +223,7 @@ def _start(folder: Path) -> str:
 
 def _ranks(resources: Resources) -> str:
     nodes = f"{resources.nodes} nodes × " if resources.nodes > 1 else ""
-    return f"{nodes}{resources.ranks_per_node} ranks"
+    return f"{nodes}{several(resources.ranks_per_node, 'rank')}"
 
 
 def _where(executor: ExecutorName) -> str:

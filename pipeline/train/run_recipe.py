@@ -26,8 +26,8 @@ from pipeline.transfer.predict import check_test_set
 
 
 def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
-    """The recipe with the dataset root that this run reads for life, whatever is sealed later, and how many
-    labels that has.
+    """The recipe with the dataset root that this run reads for life, whatever is sealed later; if it learns
+    from labels, with how many there are, and the root of its test set.
 
     A recipe that names no root gets the one that the run began with; a new run gets the latest.
 
@@ -39,10 +39,13 @@ def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
         saved = folder / "recipe.yaml"
         there = read_yaml(saved)["data"]["sealed"] if saved.is_file() else open_dataset(recipe.data.root).root
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sealed": there})})
+    if not recipe.method.supervised:
+        return recipe
     training_set, test = open_training_set(recipe.data), recipe.test
     if test is not None:  # to be told now, and not after days of training
         test_set = open_dataset(test.root, sealed=test.sealed, view=test.view)
         check_test_set(test_set, training_set.classes, test.predict)
+        recipe = recipe.model_copy(update={"test": test.model_copy(update={"sealed": test_set.root})})
     return count_classes(recipe, training_set)
 
 
