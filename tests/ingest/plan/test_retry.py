@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -134,9 +135,9 @@ def test_D1_a_retry_by_two_crawlers_is_that_by_one(tmp_path):
     broken = {str(number): 503 for number in range(12)}
     with server(broken) as base:
         (tmp_path / "l.txt").write_text("".join(f"{base}/{number}.png\n" for number in range(14)))
-        for name in ("one", "two"):
-            # The host is given up before its good answers: nothing is kept.
-            run("crawl-shards", tmp_path / "l.txt", "--output", tmp_path / name, *FLAGS, code=1)
+        # The host is given up before its good answers: nothing is kept.
+        run("crawl-shards", tmp_path / "l.txt", "--output", tmp_path / "one", *FLAGS, code=1)
+        shutil.copytree(tmp_path / "one", tmp_path / "two")  # which rows were tried is a matter of time
         broken.clear()
         run("retry", tmp_path / "one", "--contact", "a@b.org")
         run("retry", tmp_path / "two", "--contact", "a@b.org", "--parts", 2)
