@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
-from pipeline.checkpoint.files import METHOD, OPTIMIZER, broken_file, newest_first, step_of
+from pipeline.checkpoint.files import BROKEN, METHOD, OPTIMIZER, broken_file, newest_first, step_of
 from pipeline.checkpoint.metadata import TensorReader
 from pipeline.checkpoint.period import young_daly
 from pipeline.checkpoint.writer import (
@@ -62,6 +62,7 @@ class Checkpoints:
             Daly say, from how long the last save held the training up.
         failures_per_node_day, nodes: how often to expect a failure.
         keep_last, keep_every_steps: what to keep.
+        start_over: whether a run that had checkpoints may begin again when none of them is whole.
         clock: seconds, monotonic.
     """
 
@@ -78,6 +79,7 @@ class Checkpoints:
         every_steps: int | None,
         keep_last: int,
         keep_every_steps: int | None,
+        start_over: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder / "checkpoints"
@@ -85,6 +87,7 @@ class Checkpoints:
         self._minutes, self._every_steps = minutes, every_steps
         self._failures_per_node_day, self._nodes = failures_per_node_day, nodes
         self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
+        self._start_over = start_over
         self._clock, self._saved_at = clock, clock()
         self._period = self._new_period(0.0)
         self._staging, self._writer = Staging(), Writer(world)
@@ -166,7 +169,10 @@ class Checkpoints:
         """Load the newest checkpoint that is whole, in place; a broken one is set aside, with a word.
 
         Returns:
-            The state given to `save`, and "step"; None if there is no checkpoint.
+            The state given to `save`, and "step"; None if there never was a checkpoint, or to start over.
+
+        Raises:
+            UserError: on every rank, if one cannot read its part, or none that there was is whole.
         """
         if self._world.is_first:
             for leftover in self._folder.glob(".*"):
@@ -176,20 +182,36 @@ class Checkpoints:
         # Listed once: what other nodes see of a shared folder may be older.
         names = [path.name for path in newest_first(self._folder)] if self._world.is_first else []
         for checkpoint in (self._folder / name for name in self._world.gather(names)[0]):
-            broken = [
-                part for part in self._world.gather(broken_file(checkpoint, share=share)) if part is not None
-            ]
-            if not broken:
+            broken = self._broken(checkpoint, share)
+            if broken is None:
                 self._read(checkpoint)
                 state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
                 return state
             if self._world.is_first:
-                logger.warning(
-                    "checkpoint %s is broken (%s): going back to an older one", checkpoint, broken[0]
-                )
-                checkpoint.rename(checkpoint.with_name(f"broken-{checkpoint.name}-{time.time_ns()}"))
+                logger.warning("checkpoint %s is broken (%s): going back to an older one", checkpoint, broken)
+                checkpoint.rename(checkpoint.with_name(f"{BROKEN}{checkpoint.name}-{time.time_ns()}"))
             self._world.barrier()
+        lost = max(self._folder.glob(f"{BROKEN}*"), default=None) if self._world.is_first else None
+        lost = self._world.gather(lost)[0]
+        if lost is not None and not self._start_over:
+            raise UserError(
+                f"no checkpoint of this run is whole, and the newest was set aside as {lost}: bring one back "
+                "from a copy under its old name, or begin again at step 0 with run.start_over=true"
+            )
         return None
+
+    def _broken(self, checkpoint: Path, share: tuple[int, int]) -> str | None:
+        """What is wrong with a checkpoint, as any rank sees it."""
+        broken = unreadable = None
+        try:
+            broken = broken_file(checkpoint, share=share)
+        except UserError as error:
+            unreadable = str(error)
+        everyone = self._world.gather((broken, unreadable))
+        for _, trouble in everyone:
+            if trouble is not None:
+                raise UserError(trouble)
+        return next((found for found, _ in everyone if found is not None), None)
 
     def newest(self, good: Callable[[dict[str, Any]], bool]) -> int | None:
         """The step of the newest checkpoint whose state is good, the same answer on every rank."""

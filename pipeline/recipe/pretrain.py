@@ -194,6 +194,7 @@ class Run(Section):
     checkpoint_every_steps: PositiveInt | None = None
     keep_last: PositiveInt = 2
     keep_every_steps: PositiveInt | None = None
+    start_over: bool = False  # from step 0, if the run had checkpoints and none of them is whole
 
     @model_validator(mode="after")
     def _cache_is_a_folder(self) -> Self:

@@ -106,6 +106,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         every_steps=recipe.run.checkpoint_every_steps,
         keep_last=recipe.run.keep_last,
         keep_every_steps=recipe.run.keep_every_steps,
+        start_over=recipe.run.start_over,
     )
     scale = LossScale(enabled=recipe.train.precision == "fp16")
     guard = Guard(

@@ -21,11 +21,19 @@ from torch.optim import Optimizer
 
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
+from cluster.run.folder import RunFolder
+from cluster.run.restarts import set_aside
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.checkpoint.files import broken_file, latest, newest_first, read_tensors, step_of
 from pipeline.checkpoint.period import young_daly
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is not there now will not be there later either."""
+    monkeypatch.setattr("pipeline.checkpoint.files.WAITS", (0.0, 0.0))
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +81,7 @@ def checkpoints(
         "every_steps": None,
         "keep_last": 2,
         "keep_every_steps": None,
+        "start_over": False,
     }
     return Checkpoints(folder, world=world, method=method, optimizer=optimizer, **settings | changes)
 
@@ -185,6 +194,35 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(
     advance(again, optim_again, 1)
     checkpoints(tmp_path, again, optim_again).save(2, {})  # the broken one is out of the way
     assert broken_file(tmp_path / "checkpoints" / "step-00000002") is None
+
+
+def test_a_run_starts_over_on_the_users_word_only(tmp_path: Path) -> None:
+    method, optimizer = make(1)
+    kept = checkpoints(tmp_path, method, optimizer)
+    for step in (1, 2):
+        damage_flip_a_bit(kept.save(step, {}))
+    for _ in range(2):  # what was set aside is remembered
+        with pytest.raises(UserError, match=r"broken-step-00000002-\d+: .* run\.start_over=true"):
+            checkpoints(tmp_path, method, optimizer).load()
+    run = RunFolder(tmp_path)
+    assert [name.rsplit("-", 1)[0] for name in set_aside(run)] == [f"broken-step-0000000{n}" for n in (1, 2)]
+    assert checkpoints(tmp_path, method, optimizer, start_over=True).load() is None
+
+
+def test_a_file_that_cannot_be_read_is_not_a_broken_one(tmp_path: Path) -> None:
+    method, optimizer = make(1)
+    kept = checkpoints(tmp_path, method, optimizer)
+    kept.save(1, {})
+    folder = kept.save(2, {})
+    for name in ("state.json", "manifest.json"):
+        here, away = folder / name, tmp_path / name
+        here.rename(away)
+        here.symlink_to("/proc/self/mem")  # which answers EIO, as a failing disk does
+        with pytest.raises(UserError, match=rf"{here} cannot be read on .+ \(Input/output error\)"):
+            checkpoints(tmp_path, method, optimizer).load()
+        here.unlink()
+        away.rename(here)
+    assert checkpoints(tmp_path, method, optimizer).load() == {"step": 2}
 
 
 def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
