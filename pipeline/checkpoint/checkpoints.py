@@ -39,6 +39,9 @@ from pipeline.distributed.sharded import copy_own_piece, is_share, named_tensors
 
 logger = logging.getLogger(__name__)
 
+SOON = 60.0  # seconds after which a checkpoint that could not be saved is tried again
+PAUSES = (5.0, 15.0, 30.0)  # seconds between the tries of one that is waited for
+
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
@@ -97,47 +100,60 @@ class Checkpoints:
 
     def due(self, step: int) -> bool:
         """Whether this rank wants a checkpoint now. Clocks differ: the ranks agree before they save."""
-        on_time = self._world.is_first and self._clock() - self._saved_at >= self._period
+        period = self._period if self._failure is None else min(self._period, SOON)
+        on_time = self._world.is_first and self._clock() - self._saved_at >= period
         return on_time or (self._every_steps is not None and step % self._every_steps == 0)
 
-    def save(self, step: int, state: dict[str, Any], *, wait: bool = True) -> Path:
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        *,
+        wait: bool = True,
+        before: Callable[[], object] = lambda: None,
+    ) -> Path:
         """Publish a checkpoint: before it returns, or in the background while the training goes on.
 
         At most one is being written: a second save waits for the first. One that fails in the background is
-        told in the log, leaves nothing behind, and the next is tried when it is due.
+        told in the log, leaves nothing behind, and is due again soon; the training waits for that one, which
+        is tried some times, as any that is waited for.
 
         Args:
             state: JSON values, the same on every rank; given back by `load`.
             wait: until it is on the disk.
+            before: on the first rank, what has to be done before it is published; it may run in a thread.
 
         Raises:
-            UserError: if `wait` and it cannot be written.
+            UserError: if it is waited for and cannot be written.
         """
-        before = self._clock()
+        called = self._clock()
         self.finish()
+        wait = wait or self._failure is not None
         name = f"step-{step:08d}"
         temporary = self._folder / f".saving-{name}"
         tensors = self._staging.copy(collect(self._method, self._optimizer, world=self._world))
         started = self._saved_at = self._clock()
+
+        def publish() -> None:
+            before()
+            self._publish(temporary, name)
 
         def write() -> None:
             # Each thread has a current device of its own, at first GPU 0.
             if self._world.device.type == "cuda":
                 torch.cuda.set_device(self._world.device)
             try:
-                self._writer.write(
-                    temporary, tensors, state | {"step": step}, lambda: self._publish(temporary, name)
-                )
+                self._writer.write(temporary, tensors, state | {"step": step}, publish)
             except SaveError as error:
                 self._failure = (
                     f"checkpoint of step {step} could not be saved ({error}): the older ones are kept"
                 )
-                if not wait and self._world.is_first:
-                    logger.warning("%s, and the next is tried when it is due; free some space", self._failure)
+                if self._world.is_first:
+                    logger.warning("%s, and it is tried again; free some space", self._failure)
             else:
                 now = self._clock()
                 self._news = Saved(
-                    step=step, stalled=(now if wait else started) - before, written=now - started
+                    step=step, stalled=(now if wait else started) - called, written=now - started
                 )
                 if self._world.is_first:
                     logger.info("checkpoint of step %d saved: %s", step, self._news)
@@ -145,13 +161,19 @@ class Checkpoints:
         self._failure = None
         if wait:
             write()
+            for pause in PAUSES:
+                if self._failure is None:
+                    break
+                time.sleep(pause)
+                self._failure = None
+                write()
             if self._failure is not None:
                 raise UserError(f"{self._failure}; free some space there and give the same command again")
         else:
             # A daemon: a rank that fails must not wait for a write that the others have left.
             self._thread = threading.Thread(target=write, name=f"save-{step}", daemon=True)
             self._thread.start()
-        self._period = self._new_period(self._clock() - before)
+        self._period = self._new_period(self._clock() - called)
         return self._folder / name
 
     def finish(self) -> None:

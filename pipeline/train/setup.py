@@ -140,7 +140,9 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         optimizer=optimizer,
         guard=guard,
         checkpoints=checkpoints,
-        metrics=Metrics(folder, step=step, total_steps=total_steps) if world.is_first else None,
+        metrics=Metrics(folder, step=step, total_steps=total_steps, log_every=recipe.run.log_every)
+        if world.is_first
+        else None,
         scale=scale,
         probe=KnnProbe(recipe, device=world.device) if recipe.probe and world.is_first else None,
         watchdog=watchdog or unwatched,
