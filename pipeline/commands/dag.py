@@ -12,7 +12,7 @@ import typer
 
 from cluster.job import ExecutorName
 from cluster.local import LocalExecutor
-from cluster.site import Site, load_site
+from cluster.site import Site, site_for_jobs
 from pipeline.commands.options import Cluster, Overrides, StagesExecutor, Wait
 from pipeline.commands.progress_line import ProgressLine
 
@@ -38,7 +38,7 @@ def dag(  # noqa: PLR0917 -- typer passes by name
     stages = build_graph(recipe, KINDS)
     if plan:
         _show_progress(stages, Path(recipe.folder) / "plan.svg")
-    elif not run_on(executor, recipe, stages, load_site(cluster), wait=wait):
+    elif not run_on(executor, recipe, stages, site_for_jobs(cluster), wait=wait):
         typer.echo(f"`submit dag {name} --plan`, with the same overrides, shows how far they are")
 
 
