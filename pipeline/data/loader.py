@@ -67,15 +67,18 @@ class Loader:
             start_fork_server()  # its imports take as long as all that follows
         self.training_set = open_training_set(data)
         dataset = self.training_set.dataset
-        order = plan_order(samples=len(dataset), batch_size=data.batch_size, window=data.window, seed=seed)
+        samples, copies = self.training_set.samples, self.training_set.copies
+        order = plan_order(samples=samples, batch_size=data.batch_size, window=data.window, seed=seed)
         rows = rank_rows(data.batch_size, rank=rank, world_size=world_size)
         self.dataset = dataset
         self._modality = modality_of(data)
         reader = TargetReader(self.training_set) if targets else None
-        self._batches = RankBatches(dataset, self._modality, order, rows, cache=cache, targets=reader)
+        self._batches = RankBatches(
+            dataset, self._modality, order, rows, cache=cache, targets=reader, copies=copies
+        )
         self._cache, self._node, self._uses = cache, node or Node.alone(rank), 0
         of_node = (rank_rows(data.batch_size, rank=r, world_size=world_size) for r in self._node.ranks)
-        self._demand = Training(order, dataset.counts, tuple(of_node))
+        self._demand = Training(order, self.training_set.counts, tuple(of_node), copies)
         self._identity = {
             "root": dataset.root,
             "view": data.view,
@@ -87,6 +90,8 @@ class Loader:
         }
         if self.training_set.tags is not None:
             self._identity["tags"] = self.training_set.tags.sha256
+        if copies is not None:
+            self._identity["images"] = len(dataset)
         if targets:  # their codes are those of the tags, or of the root's vocabulary
             self._identity["targets"] = "labels" if self.training_set.tags is None else "tags"
         self._step = 0

@@ -149,6 +149,10 @@ class HashtagsRecipe(Section):
     those that at least `min_images` images have, the `max_tags` most frequent are kept. `only` these synsets,
     said by their names or by nouns, may become tags: the classes that a trunk will be judged by, which is
     curation. `view` is a part of the dataset.
+
+    `resample` has an epoch show an image the more often, the rarer its rarest tag is: by the inverse square
+    root of how many images have the tag; or with `head_tail`, so within the tags of at least `head_images`
+    images and within the others, which together are drawn in `head_share` of the epoch and in the rest.
     """
 
     view: str | None = None
@@ -157,6 +161,9 @@ class HashtagsRecipe(Section):
     min_images: PositiveInt = 100
     max_tags: Annotated[int, Field(ge=2)] = 8_500
     only: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    resample: Literal["square_root", "head_tail"] | None = None
+    head_images: PositiveInt = 5_000
+    head_share: Annotated[float, Field(gt=0, lt=1)] = 0.7
     run: Machine = Machine()
 
 

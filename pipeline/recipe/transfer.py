@@ -26,6 +26,26 @@ class LinearRecipe(Section):
     seed: NonNegativeInt = 0
 
 
+class LinearSgdRecipe(Section):
+    """Linear heads on frozen features by SGD with Nesterov momentum: one for each of `rates`, with BatchNorm
+    on the features and without, as `batch_norm` says. The best on `validation_fraction` of the training set
+    is trained anew on all of it.
+
+    A rate is for batches of 256; it is multiplied by `gamma` at each of `milestones`, shares of the run.
+    """
+
+    rates: tuple[PositiveFloat, ...] = Field((0.001, 0.003, 0.01, 0.03, 0.1, 0.3), min_length=1)
+    batch_norm: tuple[bool, ...] = Field((True, False), min_length=1)
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    epochs: PositiveInt = 28
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.285714, 0.571429, 0.857143)
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    seed: NonNegativeInt = 0
+
+
 AveragePrecision = Literal["interpolated", "eleven_points", "scikit_learn"]
 
 

@@ -80,7 +80,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         targets=recipe.method.supervised,
     )
     recipe = count_classes(recipe, loader.training_set)
-    total_steps = optimizer_steps(recipe, samples=len(loader.dataset))
+    total_steps = optimizer_steps(recipe, samples=loader.training_set.samples)
     with torch.device("meta"):
         method = assemble_method(recipe, total_steps=total_steps, group=world.group)
     rank_rows = recipe.data.batch_size // world.size

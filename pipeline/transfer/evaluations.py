@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cluster.job import import_function
 from cluster.typed_yaml import Section
-from pipeline.recipe.transfer import KnnRecipe, LinearRecipe, RetrieveRecipe, SvmRecipe
+from pipeline.recipe.transfer import KnnRecipe, LinearRecipe, LinearSgdRecipe, RetrieveRecipe, SvmRecipe
 
 if TYPE_CHECKING:  # to name an evaluation takes no torch
     import torch
@@ -65,6 +65,14 @@ EVALUATIONS: dict[str, Evaluation] = {
         title="Linear probe",
         column="linear",
         explained="logistic regression, its regularisation chosen on a part of the training set",
+    ),
+    "linear_sgd": Evaluation(
+        recipe=LinearSgdRecipe,
+        function="pipeline.transfer.linear_sgd:linear_sgd",
+        about="Score a trunk by the best of several linear heads, trained side by side by SGD.",
+        title="Linear heads by SGD",
+        column="linear, SGD",
+        explained="the best of several rates, with and without BatchNorm, on a part of the training set",
     ),
     "svm": Evaluation(
         recipe=SvmRecipe,

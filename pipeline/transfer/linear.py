@@ -21,7 +21,7 @@ from torch import Tensor
 from cluster.errors import UserError
 from pipeline.recipe.transfer import LinearRecipe
 from pipeline.transfer.features import Features
-from pipeline.transfer.rows import Axes, Rows, Standardiser, all_finite, near
+from pipeline.transfer.rows import Axes, Rows, Standardiser, near, refuse_not_finite
 from pipeline.transfer.scores import accuracy, shared_labels, with_interval
 
 logger = logging.getLogger(__name__)
@@ -84,15 +84,11 @@ def linear_probe(
     """
     device = device or torch.device("cpu")
     train_x, test_x = near(train.x, device), near(test.x, device)
-    if not all(all_finite(x, device) for x in (train_x, test_x)):
-        raise UserError(
-            "the features hold numbers that are not finite, which no classifier can use: the trunk has "
-            "diverged; export it from an older checkpoint"
-        )
+    refuse_not_finite(train_x, test_x, device=device)
     names, train_y, test_y = shared_labels(train, test)
     whole = Rows(x=train_x, y=train_y, device=device)
     kept = torch.zeros(len(train_y), dtype=torch.bool)
-    kept[split_validation(train_y, recipe)[0]] = True
+    kept[split_validation(train_y, recipe.validation_fraction, recipe.seed)[0]] = True
     inside = replace(whole, kept=kept)
     inside = replace(inside, scaler=Standardiser.of(inside))
     axes = Axes.of(inside)
@@ -142,17 +138,17 @@ def linear_probe(
     return scores
 
 
-def split_validation(y: Tensor, recipe: LinearRecipe) -> tuple[Tensor, Tensor]:
-    """Indices to fit on and indices held out: the same share of every class, drawn by the recipe's seed.
+def split_validation(y: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to fit on and indices held out: the same share of every class, drawn by the seed.
 
     A class with a single sample stays in the part that is fitted.
     """
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(seed)
     fitted, held_out = [], []
     for label in range(int(y.max()) + 1):
         members = (y == label).nonzero().squeeze(1)
         members = members[torch.randperm(len(members), generator=generator)]
-        count = min(max(0, len(members) - 1), max(1, round(len(members) * recipe.validation_fraction)))
+        count = min(max(0, len(members) - 1), max(1, round(len(members) * share)))
         held_out.append(members[:count])
         fitted.append(members[count:])
     if sum(map(len, held_out)) == 0:
