@@ -50,9 +50,12 @@ def clip_bytes(
             layout = {1: "mono", 2: "stereo", 8: "7.1"}[channels]
             sound = out.add_stream(audio, rate=rate, layout=layout)
             streams.append((sound, _sound(number, seconds, rate, layout, channels, volume)))
-        for stream, frames in streams:
-            for frame in frames:
-                out.mux(stream.encode(frame))
+        both = [
+            (frame.pts * frame.time_base, stream, frame) for stream, frames in streams for frame in frames
+        ]
+        for _, stream, frame in sorted(both, key=lambda each: each[0]):
+            out.mux(stream.encode(frame))
+        for stream, _ in streams:
             out.mux(stream.encode(None))
     return buffer.getvalue()
 
@@ -73,7 +76,8 @@ def _frames(
 ) -> list[av.VideoFrame]:
     width, height = size
     side = min(size) // 3
-    colours = np.random.default_rng(number).integers(40, 216, (2, 3), dtype=np.uint8)
+    # A dark ground, and a bright square.
+    colours = np.random.default_rng(number).integers([[20] * 3, [150] * 3], [[100] * 3, [236] * 3])
     frames = []
     for index in range(max(1, round(seconds * fps))):
         picture = np.empty((height, width, 3), np.uint8)
