@@ -12,7 +12,7 @@ from ingest.image.decode import ImageLimits
 from ingest.video.container import MediaError, sniff_container
 from ingest.video.cut import cut
 from ingest.video.segments import SLACK, Span
-from ingest.video.stripping import stripped
+from ingest.video.stripping import KEPT_AS_THEY_ARE, stripped
 from ingest.video.watch import Bounds, Watched, watch
 
 # Slow motion is made at 240 frames a second.
@@ -67,6 +67,8 @@ def _judged(
     bounds = Bounds(
         pixels=limits.max_pixels, frames=round(_MOST_FRAMES_A_SECOND * longest), seconds=longest + 0.5
     )
+    if span is None and kind not in KEPT_AS_THEY_ARE:
+        span = Span(0.0, longest)
     if span is None:
         try:
             stored = stripped(data, kind)
