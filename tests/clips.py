@@ -23,6 +23,7 @@ def clip_bytes(
     channels: int = 1,
     volume: float = 0.3,
     container: str = "mp4",
+    title: str = "",
 ) -> bytes:
     """A clip; the number decides colour, path and pitch.
 
@@ -34,14 +35,19 @@ def clip_bytes(
         still: the square stays where it is.
         rate, channels, volume: of the sound.
         container: what FFmpeg calls its muxer, such as "mp4", "matroska", "webm", "avi", "mpegts".
+        title: of the file, and of its picture.
     """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options={"fflags": "+bitexact"}) as out:
+        if title:
+            out.metadata["title"] = title
         streams: list[tuple[Any, list[Any]]] = []
         if video is not None:
             stream = out.add_stream(video, rate=Fraction(fps))
             stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
             stream.gop_size = keyframe_every
+            if title:
+                stream.metadata["title"] = title
             stream.codec_context.thread_count = 1
             if video == "libx264":
                 stream.options = {"preset": "ultrafast", "crf": "30", "x264-params": "scenecut=0"}

@@ -4,6 +4,7 @@ It becomes padding of the same size, so that nothing moves and no packet is touc
 that are kept as they are: MP4, Matroska and AVI.
 """
 
+import contextlib
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -45,10 +46,9 @@ def stripped(data: bytes, kind: str) -> bytes:
     """
     find = {"mp4": _mp4, "matroska": _matroska, "avi": _avi}[kind]
     patches: _Patches = []
-    try:
+    # If it ends within a header, decoding will tell.
+    with contextlib.suppress(struct.error, IndexError):
         find(data, patches)
-    except (struct.error, IndexError):
-        pass  # it ends within a header, as decoding will tell
     if all(data[at : at + len(new)] == new for at, new in patches):
         return data
     out = bytearray(data)
@@ -110,11 +110,10 @@ def _elements(data: bytes, at: int, end: int) -> Iterator[tuple[int, _Part]]:
         if digits > 4 or width > 8:
             return
         length = int.from_bytes(data[at + digits : body], "big") - (1 << 7 * width)
+        stop = body + length
         if length == (1 << 7 * width) - 1:
             # Nobody knew how long it would be. What follows is in it: of clusters, as good as behind it.
             stop = body if name == _CLUSTER else end
-        else:
-            stop = body + length
         if stop > end:
             return
         yield name, _Part(at, body, stop)

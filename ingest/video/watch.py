@@ -105,7 +105,7 @@ def watch(data: bytes, bounds: Bounds, *, decode: bool = True) -> Watched:
     with open_media(data, max_pixels=bounds.pixels) as container:
         streams = streams_of(container, max_pixels=bounds.pixels)
         picture, sound = _Extent(bounds), _Extent(bounds)
-        seen, heard = PictureScores(_claimed_seconds(streams.video) / 2), SoundScores()
+        seen, heard = PictureScores(_claimed_seconds(container, streams.video) / 2), SoundScores()
         try:
             for packet in container.demux(streams.both):
                 is_picture = packet.stream is streams.video
@@ -194,9 +194,10 @@ def _start(stream: "Stream", extent: _Extent) -> Fraction:
     return min(max(first, stream.start_time * stream.time_base), extent.end)
 
 
-def _claimed_seconds(video: "VideoStream") -> float:
-    claimed = video.duration * video.time_base if video.duration and video.time_base else 0
-    return float(claimed)
+def _claimed_seconds(container: "InputContainer", video: "VideoStream") -> float:
+    if video.duration and video.time_base:
+        return float(video.duration * video.time_base)
+    return (container.duration or 0) / 1e6
 
 
 def _ms(seconds: Fraction) -> int:
