@@ -51,6 +51,8 @@ def clip_bytes(
             stream.codec_context.thread_count = 1
             if video == "libx264":
                 stream.options = {"preset": "ultrafast", "crf": "30", "x264-params": "scenecut=0"}
+            if video == "libvpx":
+                stream.options = {"deadline": "realtime", "cpu-used": "8"}
             streams.append((stream, _frames(number, seconds, size, Fraction(fps), still=still)))
         if audio is not None:
             layout = {1: "mono", 2: "stereo", 8: "7.1"}[channels]
