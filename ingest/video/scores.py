@@ -11,7 +11,7 @@ from ingest.image.phash import perceptual_hash
 from ingest.video.container import MediaError
 
 if TYPE_CHECKING:
-    from av import AudioFrame, AudioResampler, VideoFrame
+    from av import AudioFrame, VideoFrame
 
 # How a frame is turned to stand upright, degrees against the clock, as EXIF numbers it.
 _ORIENTATIONS = {0: 1, 90: 8, 180: 3, 270: 6}
@@ -61,7 +61,7 @@ class PictureScores:
         time = frame.time if frame.time is not None else self._compared_at + _APART_SECONDS
         if not self.frames:
             self._start = time
-            self.orientation = _ORIENTATIONS.get(frame.rotation % 360, 1)
+            self.orientation = orientation_of(frame)
         self.frames += 1
         self._last = frame
         if self._hash is None and time >= self._start + self._middle:
@@ -115,29 +115,38 @@ def _places(picture: NDArray[np.uint8]) -> NDArray[np.int16]:
     return places
 
 
+def orientation_of(frame: "VideoFrame") -> int:
+    """How the picture is turned to stand upright, EXIF's."""
+    return _ORIENTATIONS.get(frame.rotation % 360, 1)
+
+
+def wave_of(frame: "AudioFrame") -> NDArray[np.float32]:
+    """Its samples from -1 to 1, of all channels."""
+    if frame.format.is_planar and frame.layout.nb_channels >= _PLANES:
+        import av
+
+        # Of so many planes PyAV reads one too many, somewhere in memory.
+        (frame,) = av.AudioResampler(format=frame.format.packed).resample(frame)
+    wave: Any = frame.to_ndarray()
+    if wave.dtype == np.uint8:
+        unsigned: NDArray[np.float32] = (wave.astype(np.float32) - 128) / 128
+        return unsigned
+    if wave.dtype.kind == "i":
+        wave = wave.astype(np.float32) / np.float32(-float(np.iinfo(wave.dtype).min))
+    samples: NDArray[np.float32] = wave.astype(np.float32, copy=False)
+    return samples
+
+
 class SoundScores:
     """Of an audio stream's frames."""
 
     def __init__(self) -> None:
         self._energy = 0.0
         self._samples = 0
-        self._interleave: AudioResampler | None = None
 
     def add(self, frame: "AudioFrame") -> None:
         """Take account of a frame."""
-        if frame.format.is_planar and frame.layout.nb_channels >= _PLANES:
-            # Of more planes PyAV reads one too many, somewhere in memory.
-            if self._interleave is None:
-                import av
-
-                self._interleave = av.AudioResampler(format=frame.format.packed)
-            (frame,) = self._interleave.resample(frame)
-        wave: NDArray[Any] = frame.to_ndarray()
-        if wave.dtype == np.uint8:
-            wave = (wave.astype(np.float32) - 128) / 128
-        elif wave.dtype.kind == "i":
-            wave = wave.astype(np.float32) / float(-np.iinfo(wave.dtype).min)
-        flat = wave.astype(np.float32, copy=False).ravel()
+        flat = wave_of(frame).ravel()
         self._energy += float(np.dot(flat, flat))
         self._samples += flat.size
 
