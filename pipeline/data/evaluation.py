@@ -181,7 +181,13 @@ def evenly_spaced(total: int, limit: int | None) -> NDArray[np.int64]:
 
 
 def evaluation_preprocessing(recipe: PretrainRecipe) -> Preprocessing:
-    """How images are shown to a trunk of this recipe, as `pipeline.recipe.pretrain.Evaluation` has it."""
+    """How images are shown to a trunk of this recipe, as `pipeline.recipe.pretrain.Evaluation` has it.
+
+    Raises:
+        UserError: it is shown videos.
+    """
+    if recipe.data.is_of_clips:
+        raise UserError("this trunk is shown clips or their sound, and is scored on videos, not on images")
     largest, said = max(recipe.data.crops, key=lambda group: group.size), recipe.evaluation
     size = said.image_size or (recipe.probe.image_size if recipe.probe else largest.size)
     return Preprocessing(

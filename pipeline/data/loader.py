@@ -37,6 +37,7 @@ class Loader:
         cache: where the node's readers share what they know of the dataset, and what is read ahead.
         node: this rank's place on its node; None if it is there alone.
         targets: whether batches have the labels of their samples, or their tags.
+        positions: whether batches have the positions of their samples in the dataset.
 
     Attributes:
         training_set: what is read.
@@ -61,6 +62,7 @@ class Loader:
         cache: CachePlace | None = None,
         node: Node | None = None,
         targets: bool = False,
+        positions: bool = False,
     ) -> None:
         self._workers, self._device = workers, device
         if workers:
@@ -72,7 +74,9 @@ class Loader:
         self.dataset = dataset
         self._modality = modality_of(data)
         reader = TargetReader(self.training_set) if targets else None
-        self._batches = RankBatches(dataset, self._modality, order, rows, cache=cache, targets=reader)
+        self._batches = RankBatches(
+            dataset, self._modality, order, rows, cache=cache, targets=reader, positions=positions
+        )
         self._cache, self._node, self._uses = cache, node or Node.alone(rank), 0
         of_node = (rank_rows(data.batch_size, rank=r, world_size=world_size) for r in self._node.ranks)
         self._demand = Training(order, dataset.counts, tuple(of_node))
@@ -93,6 +97,10 @@ class Loader:
         self.steps_per_epoch = order.steps_per_epoch
         self._images: ResidentImages | None = None
         if resident:
+            if data.is_of_clips:
+                raise UserError(
+                    "run.resident keeps images in memory, and data.clip and data.audio are of videos"
+                )
             self._images = ResidentImages(
                 dataset, crops_by_name(data), workers=workers, device=device, cache=cache
             )
@@ -160,4 +168,7 @@ class Loader:
         views = {name: view.to(self._device, non_blocking=True) for name, view in batch.views.items()}
         inputs = self._modality.finish(views, batch.parameters, dtype=dtype)
         targets = batch.targets and batch.targets.to(self._device)
-        return replace(inputs, number=batch.number, targets=targets)
+        positions = batch.positions
+        if positions is not None:
+            positions = positions.to(self._device, non_blocking=True)
+        return replace(inputs, number=batch.number, targets=targets, positions=positions)

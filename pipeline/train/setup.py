@@ -78,6 +78,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         cache=CachePlace.of(recipe.run),
         node=place_on_node(world),
         targets=recipe.method.supervised,
+        positions=recipe.method.remembers,
     )
     recipe = count_classes(recipe, loader.training_set)
     total_steps = optimizer_steps(recipe, samples=len(loader.dataset))
