@@ -8,6 +8,8 @@ import torch
 
 from cluster.errors import UserError
 from pipeline.data.batch import Batch, Inputs
+from pipeline.data.clip.statistics import BinStatistics
+from pipeline.data.clip.views import ClipViews
 from pipeline.data.image.views import crops_by_name
 from pipeline.data.modality import modality_of
 from pipeline.data.node_cache import CachePlace
@@ -162,6 +164,11 @@ class Loader:
                     f"the checkpoint's batches have {key} {saved.get(key)!r}, these have {value!r}: "
                     "go on with the same data, seed, batch size and window, or start a new run"
                 )
+
+    def normalise_sound(self, statistics: BinStatistics) -> None:
+        """From now on `augment` gives sound with zero mean and unit variance in each bin, and no decibels."""
+        assert isinstance(self._modality, ClipViews)
+        self._modality.statistics = statistics
 
     def augment(self, batch: Batch, *, dtype: torch.dtype = torch.float32) -> Inputs:
         """What a method is shown of a batch, on the device."""

@@ -52,7 +52,6 @@ def _shown_at(track: Track, times: NDArray[np.float64]) -> list[Any]:
     found = _decoded(track, wanted, skip=True)
     if any(time not in found or found[time].pts != time for time in wanted):
         # Times of packets are not always those of the pictures in them: all are looked at.
-        _start_again(track)
         found = _decoded(track, wanted, skip=False)
     first = min(found.values(), key=lambda frame: int(frame.pts), default=None)
     if first is None:
@@ -67,6 +66,7 @@ def _decoded(track: Track, wanted: list[int], *, skip: bool) -> dict[int, Any]:
         skip: leave pictures out that no other picture needs, and that are not wanted.
     """
     decoder, found, missing = track.stream.codec_context, dict[int, Any](), set(wanted)
+    decoder.flush_buffers()  # of what was looked at before
     start = _keyframe_before(track, min(missing))
     for number, packet in enumerate([*track.packets[start:], None]):
         if number == _MOST_DECODED:
@@ -90,7 +90,3 @@ def _keyframe_before(track: Track, time: int) -> int:
     keys = [number for number, packet in enumerate(track.packets) if packet.is_keyframe]
     before = [number for number in keys if track.times[number] <= time]
     return max(before, default=keys[0] if keys else 0)
-
-
-def _start_again(track: Track) -> None:
-    track.stream.codec_context.flush_buffers()

@@ -92,6 +92,7 @@ def _decode(track: Track, *, first: int, count: int, grid: _Grid) -> NDArray[np.
     heard = np.zeros(grid.end(first + count) - begin, np.float32)
     end, any_heard = 0, False
     decoder = track.stream.codec_context
+    decoder.flush_buffers()  # of what was heard before
     start = _packet_before(track, track.span.begin + begin / grid.rate - _PREROLL_SECONDS)
     for packet in [*track.packets[start:], None]:
         for frame in decoder.decode(packet):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -26,3 +27,16 @@ class BinStatistics:
         """(…, bins) with zero mean and unit variance."""
         mean, std = (torch.tensor(values, device=decibels.device) for values in (self.mean, self.std))
         return (decibels - mean) / (std + _LEAST_DEVIATION)
+
+
+def bin_statistics(spectrograms: Iterable[Tensor]) -> BinStatistics:
+    """Of all frames of some spectrograms, each (n, 1, frames, bins) in decibels, one at least."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for decibels in spectrograms:
+        frames = decibels.double().flatten(0, -2)
+        count += len(frames)
+        total = total + frames.sum(0)
+        squares = squares + frames.square().sum(0)
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp_min(0)
+    return BinStatistics(mean=tuple(mean.tolist()), std=tuple(variance.sqrt().tolist()))
