@@ -39,6 +39,7 @@ class Rows:
     keys: Tensor
     parameters: dict[str, Tensor]
     targets: Targets | None
+    positions: Tensor | None
 
 
 class RankBatches:
@@ -50,6 +51,7 @@ class RankBatches:
         cache: see `Reader`.
         targets: reads the labels of their samples, if batches have them.
         copies: of samples that an epoch has several times; the order is then of these.
+        positions: whether batches have the positions of their samples.
 
     Attributes:
         count: of the rank's rows.
@@ -65,6 +67,7 @@ class RankBatches:
         cache: CachePlace | None = None,
         targets: TargetReader | None = None,
         copies: Copies | None = None,
+        positions: bool = False,
     ) -> None:
         self._dataset, self._modality, self._order, self._rows = dataset, modality, order, rows
         self._cache, self._copies = cache, copies
@@ -73,6 +76,8 @@ class RankBatches:
         self._in_hand = InHand(0)
         self._reader: Reader | PackedReader | None = None
         self._targets = targets
+        # Where each unit's samples begin among all of the dataset.
+        self._starts = np.cumsum(dataset.counts) - dataset.counts if positions else None
         self._indices: dict[int, orders.EpochIndex] = {}
         self._in_use: tuple[int, range] | None = None
         self._labelled: tuple[int, range] | None = None
@@ -94,7 +99,12 @@ class RankBatches:
         rows = self.fill(step, room, self._read_and_cut)
         views = {name: torch.from_numpy(of_name).flatten(0, 1) for name, of_name in room.items()}
         return Batch(
-            views=views, parameters=rows.parameters, keys=rows.keys, number=step, targets=rows.targets
+            views=views,
+            parameters=rows.parameters,
+            keys=rows.keys,
+            number=step,
+            targets=rows.targets,
+            positions=rows.positions,
         )
 
     def read_from(self, packs: Packs | None) -> Self:
@@ -139,6 +149,7 @@ class RankBatches:
             keys=torch.from_numpy(keys),
             parameters=self._modality.parameters(draws),
             targets=self._targets_of(places, epoch, step_of_epoch),
+            positions=self._positions_of(places),
         )
 
     def places(self, step: int) -> list[tuple[int, int]]:
@@ -176,6 +187,12 @@ class RankBatches:
             self._in_use = epoch, windows
         for unit_index in self._coming[orders.share_of_step(self._order, step, len(self._coming))]:
             reader.prepare(unit_index)
+
+    def _positions_of(self, places: list[tuple[int, int]]) -> Tensor | None:
+        if self._starts is None:
+            return None
+        units, rows = np.array(places, np.int64).reshape(-1, 2).T
+        return torch.from_numpy(self._starts[units] + rows)
 
     def _targets_of(self, places: list[tuple[int, int]], epoch: int, step: int) -> Targets | None:
         if self._targets is None:

@@ -231,3 +231,18 @@ class PretrainRecipe(Section):
         if self.test is not None and not self.method.supervised:
             raise ValueError(f"test is for a classifier, and method {self.method.name} makes none: use probe")
         return self
+
+    @model_validator(mode="after")
+    def _videos_are_shown_otherwise(self) -> Self:
+        if not self.data.is_of_clips:
+            return self
+        for key, said in (("probe", self.probe), ("evaluation", self.evaluation != Evaluation())):
+            if said:
+                raise ValueError(
+                    f"{key} is about images, and data.clip and data.audio are of videos: leave it out"
+                )
+        if self.run.resident:
+            raise ValueError(
+                "run.resident keeps images in memory, and data.clip and data.audio are of videos"
+            )
+        return self

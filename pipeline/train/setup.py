@@ -35,6 +35,7 @@ from pipeline.train.optim import build_optimizer
 from pipeline.train.probe import KnnProbe
 from pipeline.train.profile import Profile
 from pipeline.train.run_recipe import adopt, count_classes, record_attempt, record_warm_start
+from pipeline.train.sound import sound_of_run
 from pipeline.train.stragglers import Stragglers
 from pipeline.trunks.export import CLASSES
 from pipeline.trunks.interop import init_file, read_weights, warm_start
@@ -78,6 +79,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         cache=CachePlace.of(recipe.run),
         node=place_on_node(world),
         targets=recipe.method.supervised,
+        positions=recipe.method.remembers,
     )
     recipe = count_classes(recipe, loader.training_set)
     total_steps = optimizer_steps(recipe, samples=loader.training_set.samples)
@@ -93,6 +95,8 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         if recipe.method.supervised:
             write_atomically(folder / CLASSES, json.dumps(loader.training_set.classes) + "\n")
         record_attempt(folder, ranks=world.size, device=str(world.device))
+    if recipe.data.audio is not None:
+        loader.normalise_sound(sound_of_run(recipe, folder, world))
     submitted_to = folder / "site.yaml"
     site = read_site(submitted_to) if submitted_to.is_file() else Site()
     checkpoints = Checkpoints(
