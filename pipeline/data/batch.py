@@ -23,11 +23,15 @@ class Inputs:
             view 1, …; images are (count·b, 3, S, S) floats in channels_last.
         number: of the global batch, counted over all epochs; what a method draws for a batch is keyed by it.
         targets: the labels of the rows, on the device; None for a method that needs none.
+        positions: int64 (b,), on the device, where each sample is among all of the dataset, from 0, whatever
+            the epoch: what a method remembers of a sample is kept under it. None for a method that needs
+            none.
     """
 
     views: Mapping[str, Tensor]
     number: int = 0
     targets: Targets | None = None
+    positions: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
