@@ -84,7 +84,9 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
     recipe = count_classes(recipe, loader.training_set)
     total_steps = optimizer_steps(recipe, samples=loader.training_set.samples)
     with torch.device("meta"):
-        method = assemble_method(recipe, total_steps=total_steps, group=world.group)
+        method = assemble_method(
+            recipe, total_steps=total_steps, group=world.group, samples=len(loader.dataset)
+        )
     rank_rows = recipe.data.batch_size // world.size
     engine = parallelize(method, train=recipe.train, seed=recipe.seed, rank_rows=rank_rows, world=world)
     optimizer = build_optimizer(engine, recipe.optim)
@@ -127,8 +129,9 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         logger.info("going on from step %d of %d", state["step"], total_steps)
     elif recipe.trunk.init_from is not None:
         weights = read_weights(recipe.trunk)
-        for trunk in method.trunks().values():
-            warm_start(trunk, weights)
+        for which, trunk in method.trunks().items():
+            if recipe.trunk_section(which) is recipe.trunk:
+                warm_start(trunk, weights)
         if world.is_first:
             record_warm_start(folder, init_file(recipe.trunk.init_from))
     step = 0 if state is None else state["step"]
