@@ -56,6 +56,23 @@ def shared_labels(train: Features, test: Features) -> tuple[tuple[str, ...], Ten
     return names, to_shared[0][train.y], to_shared[1][test.y]
 
 
+def mean_of_samples(rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """What is said of a sample, where several windows of it were looked at: the mean.
+
+    Args:
+        rows: (n, c), of windows. keys: (n,) of the samples that these are of.
+
+    Returns:
+        (samples, c), by ascending key, and the first row of each sample, (samples,) int64.
+    """
+    found, sample, counts = torch.unique(keys, return_inverse=True, return_counts=True)
+    total = rows.new_zeros(len(found), rows.shape[1]).index_add_(0, sample, rows)
+    first = torch.full((len(found),), len(keys)).scatter_reduce_(
+        0, sample, torch.arange(len(keys)), reduce="amin"
+    )
+    return total / counts[:, None], first
+
+
 def with_interval(top1: float, samples: int) -> dict[str, float]:
     """`top1` and the ends of its 95 % interval over so many independent images."""
     interval = wilson(round(top1 * samples), samples)
