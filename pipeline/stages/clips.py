@@ -17,8 +17,9 @@ import numpy as np
 
 from cluster.atomic_file import write_atomically
 from cluster.map.processes import processes
+from pipeline.data.clip.encode import encode_clip
 from pipeline.recipe.stages import ClipsRecipe
-from pipeline.stages.clip_file import Clip, write_clip
+from pipeline.stages.clip import FPS, RATE, Clip
 from pipeline.stages.synthetic_clips import synthesise
 from pipeline.stages.tuxpaint_clips import Pair, name_aloud, read_pairs, stamps_identity
 
@@ -100,7 +101,7 @@ def _each(
 
 def _make(recipe: ClipsRecipe, wanted: _Wanted) -> str:
     clip = _draw(recipe, wanted)
-    write_clip(clip, wanted.path)
+    wanted.path.write_bytes(encode_clip(clip.frames, clip.sound, fps=FPS, rate=RATE))
     return clip.digest
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.recipe.stages import Motion, Shape
-from pipeline.stages.clip_file import FPS, RATE, Clip
+from pipeline.stages.clip import FPS, RATE, Clip
 
 _RADIUS = (0.2, 0.34)  # of the picture's side
 _PITCH = (240.0, 960.0)  # Hz, of the largest and of the smallest thing

@@ -18,7 +18,7 @@ from PIL import Image
 
 from cluster.errors import UserError
 from pipeline.dag.digests import folder_identity
-from pipeline.stages.clip_file import FPS, RATE, Clip
+from pipeline.stages.clip import FPS, RATE, Clip
 
 _FEWEST_PICTURES = 8  # of a kind, of which a quarter is for testing
 _PAUSE = 0.25  # seconds between two times that a name is said

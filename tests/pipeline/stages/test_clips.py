@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from cluster.errors import UserError
 from pipeline.recipe.stages import ClipsRecipe
-from pipeline.stages.clip_file import FPS, RATE
+from pipeline.stages.clip import FPS, RATE
 from pipeline.stages.clips import identity, make_clips
 from pipeline.stages.synthetic_clips import synthesise
 from pipeline.stages.tuxpaint_clips import read_pairs
