@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from cluster.errors import UserError
-from pipeline.recipe.transfer import AudioSvmRecipe, FewShotRecipe
+from pipeline.recipe.transfer import AudioSvmRecipe, FewShotRecipe, LinearRecipe
 from pipeline.transfer.audio_svm import audio_svm
 from pipeline.transfer.cross_modal import cross_modal, partner_ranks
 from pipeline.transfer.features import Features
 from pipeline.transfer.few_shot import few_shot
+from pipeline.transfer.linear import linear_probe
 from pipeline.transfer.maps import SIDES, MapTrunk, pooled_map
 from pipeline.transfer.scores import mean_of_samples
 
@@ -98,8 +100,27 @@ def test_windows_are_averaged_by_sample_in_any_order() -> None:
     keys = torch.tensor([7, 3, 7, 3, 3, 8])
     rows = torch.arange(12.0).reshape(6, 2)
     mean, first = mean_of_samples(rows, keys)
-    np.testing.assert_allclose(mean, [[16 / 3, 19 / 3], [2, 3], [10, 11]], rtol=1e-6)
-    assert first.tolist() == [1, 0, 5]
+    np.testing.assert_allclose(mean, [[2, 3], [16 / 3, 19 / 3], [10, 11]], rtol=1e-6)
+    assert first.tolist() == [0, 1, 5]
+
+
+def test_a_linear_probe_averages_the_windows_of_a_video_and_holds_whole_videos_out() -> None:
+    rng = np.random.default_rng(2)
+    videos, y = np.repeat(np.arange(24), 5), np.repeat(np.arange(24) % 2, 5)
+    x = np.where(y, 1.0, -1.0)[:, None] + rng.normal(size=(120, 3)) * 3
+    outside = np.where(y, 1.0, -1.0)[:, None] + rng.normal(size=(120, 3)) * 3
+    shuffled = rng.permutation(120)
+    recipe = LinearRecipe(regularisation=(0.1,), max_iterations=100)
+    test = features(outside[shuffled], y[shuffled], videos[shuffled])
+    found = linear_probe(features(x, y, videos), test, recipe).metrics()
+    scaled, far = ((each - x.mean(0)) / x.std(0) for each in (x, outside))
+    # scikit-learn's C counts the sum of losses, ours the mean.
+    reference = LogisticRegression(C=1 / (0.1 * 120), tol=1e-8).fit(scaled, y)
+    of_videos = reference.predict_proba(far).reshape(24, 5, 2).mean(1).argmax(1)
+    assert (found["test_samples"], found["train_samples"]) == (24, 24)
+    assert found["top1"] == np.mean(of_videos == np.arange(24) % 2)
+    assert found["top1"] != np.mean(reference.predict(far) == y)
+    assert found["validation_0.1"] in {0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1}
 
 
 def test_few_shots_use_so_many_of_each_class_and_no_more() -> None:
