@@ -62,6 +62,31 @@ class PhotographsRecipe(Section):
         return self
 
 
+Shape = Literal["disc", "square", "triangle", "cross"]
+Motion = Literal["bounce", "shake", "roll"]
+
+
+class ClipsRecipe(Section):
+    """Clips of so many `seconds` and pixels a `side`, for trying out what learns from sound and picture.
+
+    Those of `source` synthetic show one of the `shapes` in one of the `motions`, which together are the
+    label: `pipeline.stages.synthetic_clips` says what is heard of them. Those of tuxpaint show a picture,
+    moving, while a human says its name; the label is its kind. They are made of `stamps`, the folder of
+    Debian's package tuxpaint-stamps-default; what training clips show, no test clip does.
+    """
+
+    source: Literal["synthetic", "tuxpaint"] = "synthetic"
+    seed: NonNegativeInt = 0
+    train_clips: PositiveInt = 1_500
+    test_clips: PositiveInt = 500
+    side: Annotated[int, Field(ge=16, le=512, multiple_of=2)] = 48
+    seconds: Annotated[float, Field(ge=1, le=10)] = 3.0
+    shapes: tuple[Shape, ...] = Field(("disc", "square", "triangle", "cross"), min_length=1)
+    motions: tuple[Motion, ...] = Field(("bounce", "shake"), min_length=1)
+    stamps: str = "/usr/share/tuxpaint/stamps"
+    run: Machine = Machine()
+
+
 class ShardsRecipe(Section):
     """A crawl: of the input `source`, or of a folder or tar at `source`."""
 

@@ -63,6 +63,27 @@ class SvmRecipe(Section):
     seed: NonNegativeInt = 0
 
 
+class AudioSvmRecipe(Section):
+    """Linear support vector machines with the hinge loss, on features divided by their deviation plus
+    `offset`: a feature that hardly varies shall not count as much as others.
+    """
+
+    cost: PositiveFloat = 10.0
+    offset: NonNegativeFloat = 0.01
+    max_iterations: PositiveInt = 1000
+    seed: NonNegativeInt = 0
+
+
+class FewShotRecipe(Section):
+    """Logistic regression on `shots` training samples of each class, again with others in each of `draws`."""
+
+    shots: PositiveInt = 5
+    draws: PositiveInt = 20
+    regularisation: PositiveFloat = 10.0
+    max_iterations: PositiveInt = 200
+    seed: NonNegativeInt = 0
+
+
 class RetrieveRecipe(Section):
     """Retrieval by frozen features; `draws` of queries, by `seed`, make its interval."""
 
