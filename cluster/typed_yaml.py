@@ -30,10 +30,17 @@ class Section(BaseModel):
     """A part of a recipe: immutable; an unknown key is an error, and so is a number that is not finite.
 
     `renamed` are keys that the section once had, each with what has taken its place, for that error.
+    `steers` are the keys of a whole recipe, as pydantic's `exclude` takes them, that say where and how the
+    work is done: begun work may go on with others.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     renamed: ClassVar[Mapping[str, str]] = {}
+    steers: ClassVar[dict[str, Any]] = {"run": True}
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values of all that does not steer: what tells this work from other work."""
+        return self.model_dump(mode="json", exclude=self.steers)
 
 
 R = TypeVar("R", bound=Section)

@@ -102,7 +102,8 @@ def start_training(
         trust: go on in a folder that others could have written to.
     """
     from pipeline.train.job import pretrain_job, resources_for
-    from pipeline.train.run_recipe import check_same_recipe, pin_dataset, to_yaml
+    from pipeline.train.run_recipe import pin_dataset, to_yaml
+    from pipeline.train.steering import check_may_go_on
     from pipeline.trunks.interop import read_weights
 
     chosen = executor or site.default_executor()
@@ -116,7 +117,7 @@ def start_training(
         recipe = pin_dataset(recipe, folder)
     if recipe.trunk.init_from is not None and not dry_run and not (folder / "recipe.yaml").is_file():
         read_weights(recipe.trunk)  # only to say now, not when the job starts, that they do not fit
-    check_same_recipe(recipe, folder)
+    changes = check_may_go_on(recipe, folder)
     job = pretrain_job(recipe, folder.absolute() if chosen != "local" else folder, resources)
     if dry_run and chosen == "slurm":
         typer.echo(_script(job, site), nl=False)
@@ -127,6 +128,8 @@ def start_training(
         f"{'would run' if dry_run else 'run'} {folder} {_start(folder)}, on {_where(chosen)}: "
         f"{_ranks(resources)}, each on {per_rank}"
     )
+    for key, (before, now) in changes.items():
+        typer.echo(f"changed: {key} is {now!r}, and was {before!r}")
     if not dry_run:
         launch(job, chosen, site, wait=wait, follow=follow, trust=trust)
 

@@ -28,6 +28,7 @@ from cluster.site import users_site
 from cluster.typed_json import read_record
 from cluster.wording import visible
 from pipeline.commands.options import Json, RunName, Runs, Trust
+from pipeline.train.steering import Change, read_changes
 
 CANCEL_PATIENCE = 60.0  # seconds
 WIDE = 200  # characters
@@ -99,6 +100,7 @@ def _known(run: RunFolder) -> dict[str, Any]:
         "gpu_hours": round(now.until_now().gpu_hours, 3),
         "checkpoint": newest_checkpoint(run),
         "restarts": [asdict(restart) for restart in read_restarts(run)],
+        "changes": [asdict(change) for change in read_changes(run.path)],
         "progress": {} if progress is None else asdict(progress),
     }
 
@@ -153,6 +155,8 @@ def _tell_more(run: dict[str, Any]) -> None:
         typer.echo(visible(f"attempt {run['attempt']} on {run['nodes']}, {run['ranks']} ranks"))
     for warning in run["progress"].get("warnings", []):
         typer.echo(visible(warning))
+    for change in run["changes"]:
+        typer.echo(visible(f"changed {_date(change['time'])} {Change(**change)}"))
     for restart in run["restarts"]:
         when = _date(restart["time"])
         who = [f"rank {restart['rank']}"] if restart["rank"] is not None else []

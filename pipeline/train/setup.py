@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from cluster.atomic_file import write_atomically
+from cluster.errors import UserError
 from cluster.hang.watchdog import Watchdog
 from cluster.host import node_name
 from cluster.rank.torch_dist import World
@@ -119,6 +120,11 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         loader.check_state(state["loader"])
         scale.load(state["loss_scale"])
         guard.load(state["guard"])
+        if state["step"] > total_steps:
+            raise UserError(
+                f"the run has saved step {state['step']}, and is to have {total_steps}: raise train.epochs, "
+                "or branch from an older checkpoint with `submit pretrain --from`"
+            )
         logger.info("going on from step %d of %d", state["step"], total_steps)
     elif recipe.trunk.init_from is not None:
         weights = read_weights(recipe.trunk)
