@@ -49,11 +49,15 @@ class Change:
     settings: Mapping[str, tuple[Any, Any]]
 
     def __str__(self) -> str:
-        changed = ", ".join(f"{key} {_text(old)} → {_text(new)}" for key, (old, new) in self.settings.items())
-        return f"from step {self.step} on, by {self.user}: {changed}"
+        return f"from step {self.step} on, by {self.user}: {in_words(self.settings)}"
 
 
 _ROW = TypeAdapter(Change)
+
+
+def in_words(settings: Mapping[str, tuple[Any, Any]]) -> str:
+    """Changes for people: "optim.lr 0.3 → 0.1"."""
+    return ", ".join(f"{key} {_text(old)} → {_text(new)}" for key, (old, new) in settings.items())
 
 
 def check_may_go_on(recipe: PretrainRecipe, folder: Path) -> Differences:
@@ -65,20 +69,26 @@ def check_may_go_on(recipe: PretrainRecipe, folder: Path) -> Differences:
     if not (folder / "recipe.yaml").is_file():
         return {}
     saved, checkpoint = read_yaml(folder / "recipe.yaml"), latest(folder)
-    there, here = _with_defaults(saved), recipe.model_dump(mode="json")
-    other = differences(_identity(saved), _identity(here))
+    other = differences(_identity(saved), _identity(recipe.model_dump(mode="json")))
     if other.keys() <= set(_LENGTH) and not paced_by_its_length(recipe):
         _refuse_to_end_before(checkpoint, recipe)
         other = {}
     if other:
         text = "; ".join(f"{key} is {old!r} there, {new!r} here" for key, (old, new) in other.items())
-        carried = checkpoint is not None and not any(key.startswith(_SHAPED_BY) for key in other)
-        branch = f", or branch from it: {branch_command(checkpoint, other)}" if checkpoint and carried else ""
+        branch = ""
+        if checkpoint is not None and _can_branch(checkpoint, recipe, other):
+            branch = f", or branch from it: {branch_command(checkpoint, other)}"
         raise UserError(
             f"{folder} holds a run with another recipe ({text}): "
             f"give the same recipe to go on with it, or another --run{branch}"
         )
-    return {key: pair for key, pair in differences(there, here).items() if key not in _PLACES}
+    return changed_since(saved, recipe)
+
+
+def changed_since(saved: dict[str, Any], recipe: PretrainRecipe) -> Differences:
+    """What a saved recipe has otherwise than this one."""
+    found = differences(_with_defaults(saved), recipe.model_dump(mode="json"))
+    return {key: pair for key, pair in found.items() if key not in _PLACES}
 
 
 def paced_by_its_length(recipe: PretrainRecipe) -> bool:
@@ -147,6 +157,11 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
     if found["data"]["sealed"] is not None:
         del found["data"]["root"]
     return found | {"test": None}
+
+
+def _can_branch(checkpoint: Path, recipe: PretrainRecipe, changes: Differences) -> bool:
+    ended = recipe.train.steps is not None and recipe.train.steps <= step_of(checkpoint)
+    return not ended and not any(key.startswith(_SHAPED_BY) for key in changes)
 
 
 def _refuse_to_end_before(checkpoint: Path | None, recipe: PretrainRecipe) -> None:
