@@ -14,6 +14,7 @@ from pipeline.recipe.stages import (
     ClipsRecipe,
     CompareRecipe,
     DatasetRecipe,
+    DedupRecipe,
     ExportRecipe,
     FeaturesRecipe,
     FiguresRecipe,
@@ -62,13 +63,22 @@ KINDS: dict[str, Kind] = {
         inputs=frozenset({"data"}),
         outside=Later("pipeline.stages.data:subset_identity"),
     ),
+    "dedup": Kind(
+        recipe=DedupRecipe,
+        run=Later("pipeline.stages.data:dedup"),
+        inputs=frozenset({"data"}),
+        optional=frozenset({"against"}),
+    ),
     "checkpoint": Kind(
         recipe=CheckpointRecipe,
         run=Later("pipeline.stages.data:checkpoint"),
         outside=Later("pipeline.stages.data:checkpoint_identity"),
     ),
     "hashtags": Kind(
-        recipe=HashtagsRecipe, run=Later("pipeline.stages.data:hashtags"), inputs=frozenset({"data"})
+        recipe=HashtagsRecipe,
+        run=Later("pipeline.stages.data:hashtags"),
+        inputs=frozenset({"data"}),
+        optional=frozenset({"classes"}),
     ),
     "pretrain": Kind(
         recipe=PretrainRecipe,
