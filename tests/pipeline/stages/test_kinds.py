@@ -47,6 +47,7 @@ KEYS = {
     "collapse": "96b70fa621845474",
     "demo": "2481dc5f3165b715",
     "evals": "fefc1eca673437ec",
+    "evals_finetune": "5f2918cbcd54ee9a",
     "seer": "4cc6bdbdd57353ae",
     "transfer": "1daf49aacd30b299",
 }
