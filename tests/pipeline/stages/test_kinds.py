@@ -47,6 +47,7 @@ KEYS = {
     "collapse": "fcca985d6d2b6818",
     "demo": "df4998ec2931ba55",
     "evals": "fefc1eca673437ec",
+    "evals_finetune": "5f2918cbcd54ee9a",
     "seer": "4cc6bdbdd57353ae",
     "transfer": "1daf49aacd30b299",
     "weak_supervision": "cfd3d4fcc4e348eb",
