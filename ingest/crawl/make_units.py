@@ -302,7 +302,7 @@ class _Crawl:
             url = _within(self._sources[attempt.source].name, url)
         columns = {**item.extra, **verdict.columns}
         if (span := span_of(item.extra)) is not None:
-            columns["parent"] = f"{url}#t={span.start:g},{span.end:g}"
+            columns["parent"] = f"{url}#{span.fragment}"
         row = {
             "url": url,
             "labels": item.labels,

@@ -67,7 +67,7 @@ def test_D2_a_folder_of_videos_becomes_clips_and_every_part_has_a_row(films, mad
     assert list(rows[0]) == [*META_SCHEMA.names, *VIDEO_SCHEMA.names]
     assert {row["labels"][0] for row in kept} == {"red", "green"}
     parts = [row["parent"] for row in kept if row["url"] == "films/red/long.mkv"]
-    assert parts == [f"films/red/long.mkv#t={part}" for part in ("0,3", "3,6", "6,10.053")]
+    assert parts == [f"films/red/long.mkv#t={part}" for part in ("0,3", "3,6", "6,10.043")]
     assert [row["parent"] for row in kept if row["format"] == "mp4"] == [None] * 5
     opened = open_dataset(output)
     for row in (row for row in kept if row["format"] == "mp4"):
