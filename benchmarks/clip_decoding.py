@@ -1,7 +1,7 @@
 """Claim: a clip and its sound are decoded as fast as by torchcodec, and half as fast again as by decord.
 
-    pip install --target PEERS --no-deps torchcodec==0.13.0 decord==0.6.0    # and FFmpeg's libraries, for
-    torchcodec PYTHONPATH=PEERS python benchmarks/clip_decoding.py [--clips 48] [--files 6]
+    pip install --target PEERS --no-deps torchcodec==0.13.0 decord==0.6.0    # torchcodec wants FFmpeg's libraries
+    PYTHONPATH=PEERS python benchmarks/clip_decoding.py [--clips 48] [--files 6] [--size 320x240]
 
 From the bytes of an MP4 (H.264 of 25 pictures a second, 10 s, AAC of 44.1 kHz in two channels) to 8 pictures
 at 16 a second, cut by one box and resized to 224 pixels, and 2 s of one channel at 24 kHz. Everybody is given
