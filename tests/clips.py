@@ -23,6 +23,7 @@ def clip_bytes(
     channels: int = 1,
     volume: float = 0.3,
     container: str = "mp4",
+    title: str = "",
 ) -> bytes:
     """A clip; the number decides colour, path and pitch.
 
@@ -34,25 +35,35 @@ def clip_bytes(
         still: the square stays where it is.
         rate, channels, volume: of the sound.
         container: what FFmpeg calls its muxer, such as "mp4", "matroska", "webm", "avi", "mpegts".
+        title: of the file, and of its picture.
     """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options={"fflags": "+bitexact"}) as out:
+        if title:
+            out.metadata["title"] = title
         streams: list[tuple[Any, list[Any]]] = []
         if video is not None:
             stream = out.add_stream(video, rate=Fraction(fps))
             stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
             stream.gop_size = keyframe_every
+            if title:
+                stream.metadata["title"] = title
             stream.codec_context.thread_count = 1
             if video == "libx264":
                 stream.options = {"preset": "ultrafast", "crf": "30", "x264-params": "scenecut=0"}
+            if video == "libvpx":
+                stream.options = {"deadline": "realtime", "cpu-used": "8"}
             streams.append((stream, _frames(number, seconds, size, Fraction(fps), still=still)))
         if audio is not None:
             layout = {1: "mono", 2: "stereo", 8: "7.1"}[channels]
             sound = out.add_stream(audio, rate=rate, layout=layout)
             streams.append((sound, _sound(number, seconds, rate, layout, channels, volume)))
-        for stream, frames in streams:
-            for frame in frames:
-                out.mux(stream.encode(frame))
+        both = [
+            (frame.pts * frame.time_base, stream, frame) for stream, frames in streams for frame in frames
+        ]
+        for _, stream, frame in sorted(both, key=lambda each: each[0]):
+            out.mux(stream.encode(frame))
+        for stream, _ in streams:
             out.mux(stream.encode(None))
     return buffer.getvalue()
 
@@ -73,7 +84,8 @@ def _frames(
 ) -> list[av.VideoFrame]:
     width, height = size
     side = min(size) // 3
-    colours = np.random.default_rng(number).integers(40, 216, (2, 3), dtype=np.uint8)
+    # A dark ground, and a bright square.
+    colours = np.random.default_rng(number).integers([[20] * 3, [150] * 3], [[100] * 3, [236] * 3])
     frames = []
     for index in range(max(1, round(seconds * fps))):
         picture = np.empty((height, width, 3), np.uint8)

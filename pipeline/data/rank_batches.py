@@ -15,6 +15,7 @@ from cluster.errors import UserError
 from ingest.dataset.open import Dataset
 from pipeline.data import order as orders
 from pipeline.data.batch import Batch
+from pipeline.data.copies import Copies
 from pipeline.data.in_hand import InHand
 from pipeline.data.modality import Modality
 from pipeline.data.node_cache import CachePlace
@@ -49,6 +50,7 @@ class RankBatches:
         rows: the rank's rows of every global batch.
         cache: see `Reader`.
         targets: reads the labels of their samples, if batches have them.
+        copies: of samples that an epoch has several times; the order is then of these.
         positions: whether batches have the positions of their samples.
 
     Attributes:
@@ -64,10 +66,11 @@ class RankBatches:
         *,
         cache: CachePlace | None = None,
         targets: TargetReader | None = None,
+        copies: Copies | None = None,
         positions: bool = False,
     ) -> None:
         self._dataset, self._modality, self._order, self._rows = dataset, modality, order, rows
-        self._cache = cache
+        self._cache, self._copies = cache, copies
         self.count: int = rows.stop - rows.start
         self._packs: Packs | None = None
         self._in_hand = InHand(0)
@@ -124,23 +127,24 @@ class RankBatches:
         """
         epoch, step_of_epoch = divmod(step, self._order.steps_per_epoch)
         reader = self._open_reader()
-        places = self.places(step)
+        places, copies = self._places(epoch, step_of_epoch, self._rows, 0)
         if isinstance(reader, PackedReader):
             reader.begin(step, places)
         else:
             self._follow_windows(reader, epoch, step_of_epoch)
             reader.open({unit_index for unit_index, _ in places})
         keys = np.array([reader.key(*place) for place in places], np.int64)
-        draws = self._draws(epoch, keys, np.zeros(self.count, np.int64))
+        draws = self._draws(epoch, keys, copies, np.zeros(self.count, np.int64))
         for number, place in enumerate(places):
             parts = {name: of_name[:, number] for name, of_name in out.items()}
             ahead = 0
             candidate = place
             while not self._written(write, candidate, draws[number], parts):
                 ahead += 1
-                candidate = places[number] = self._substitute(epoch, step_of_epoch, number, ahead)
+                candidate, copy = self._substitute(epoch, step_of_epoch, number, ahead)
+                places[number] = candidate
                 keys[number] = reader.key(*candidate)
-                draws[number] = self._draws(epoch, keys[number : number + 1], np.array([ahead]))[0]
+                draws[number] = self._draws(epoch, keys[number : number + 1], copy, np.array([ahead]))[0]
         return Rows(
             keys=torch.from_numpy(keys),
             parameters=self._modality.parameters(draws),
@@ -150,19 +154,25 @@ class RankBatches:
 
     def places(self, step: int) -> list[tuple[int, int]]:
         """The (unit index, row) of the rank's rows of micro-batch `step`, before any substitution."""
-        return self._places(*divmod(step, self._order.steps_per_epoch), self._rows, 0)
+        return self._places(*divmod(step, self._order.steps_per_epoch), self._rows, 0)[0]
 
-    def _places(self, epoch: int, step: int, rows: slice, ahead: int) -> list[tuple[int, int]]:
-        """The (unit index, row) of some rows of a global batch."""
+    def _places(
+        self, epoch: int, step: int, rows: slice, ahead: int
+    ) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
+        """The (unit index, row) of some rows of a global batch, and which copy of its sample each is."""
         positions = orders.global_batch(self._order, epoch=epoch, step=step, rows=rows, ahead=ahead)
         units, unit_rows = orders.locate(self._index_of(epoch), positions)
-        return list(zip(units.tolist(), unit_rows.tolist(), strict=True))
+        copies = np.zeros_like(unit_rows)
+        if self._copies is not None:
+            unit_rows, copies = self._copies.samples(units, unit_rows)
+        return list(zip(units.tolist(), unit_rows.tolist(), strict=True)), copies
 
     def _index_of(self, epoch: int) -> orders.EpochIndex:
         if epoch not in self._indices:
             # Towards an epoch's end the next one's is needed, too.
             self._indices = {known: index for known, index in self._indices.items() if known == epoch - 1}
-            self._indices[epoch] = orders.epoch_index(self._order, self._dataset.counts, epoch=epoch)
+            counts = self._dataset.counts if self._copies is None else self._copies.counts
+            self._indices[epoch] = orders.epoch_index(self._order, counts, epoch=epoch)
         return self._indices[epoch]
 
     def _follow_windows(self, reader: Reader, epoch: int, step: int) -> None:
@@ -201,15 +211,18 @@ class RankBatches:
         ).tolist()
         return units
 
-    def _substitute(self, epoch: int, step: int, number: int, ahead: int) -> tuple[int, int]:
-        """The place `ahead` rows after the batch's row `number`, in its window."""
+    def _substitute(
+        self, epoch: int, step: int, number: int, ahead: int
+    ) -> tuple[tuple[int, int], NDArray[np.int64]]:
+        """The place `ahead` rows after the batch's row `number`, in its window; and which copy that is."""
         if ahead >= min(orders.smallest_window(self._order), _MOST_SUBSTITUTES):
             raise UserError(
                 f"{ahead} samples in a row of {self._dataset.path} cannot be used: see which and why with "
                 f"`ingest verify --level decode {self._dataset.path}`"
             )
         row = self._rows.start + number
-        return self._places(epoch, step, slice(row, row + 1), ahead)[0]
+        (place,), copy = self._places(epoch, step, slice(row, row + 1), ahead)
+        return place, copy
 
     def _written(
         self,
@@ -234,12 +247,15 @@ class RankBatches:
         with self._in_hand.holding(place):
             self._modality.cut(data, draws, out)
 
-    def _draws(self, epoch: int, keys: NDArray[np.int64], ahead: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _draws(
+        self, epoch: int, keys: NDArray[np.int64], copies: NDArray[np.int64], ahead: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         """(samples, views, draws)."""
         return uniforms(
             seed=self._order.seed,
             epoch=epoch,
             keys=keys,
+            copies=copies,
             ahead=ahead,
             views=sum(self._modality.counts.values()),
             draws=self._modality.draws,

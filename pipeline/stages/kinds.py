@@ -11,6 +11,7 @@ from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.stages import (
     CheckpointRecipe,
     Cifar10TableRecipe,
+    ClipsRecipe,
     CompareRecipe,
     DatasetRecipe,
     ExportRecipe,
@@ -38,6 +39,11 @@ KINDS: dict[str, Kind] = {
         run=Later("pipeline.stages.data:photographs"),
         outside=Later("pipeline.stages.photographs:identity"),
         version=2,
+    ),
+    "clips": Kind(
+        recipe=ClipsRecipe,
+        run=Later("pipeline.stages.data:clips"),
+        outside=Later("pipeline.stages.clips:identity"),
     ),
     "shards": Kind(
         recipe=ShardsRecipe,
@@ -71,6 +77,7 @@ KINDS: dict[str, Kind] = {
         resources=lambda recipe, gpus: resources_for(recipe.run, gpus_per_node=gpus),
         inputs=frozenset({"data"}),
         optional=frozenset({"probe_train", "probe_test", "tags"}),
+        watching=frozenset({"probe_train", "probe_test"}),
     ),
     "finetune": Kind(
         recipe=PretrainRecipe,

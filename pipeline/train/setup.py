@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from cluster.atomic_file import write_atomically
+from cluster.errors import UserError
 from cluster.hang.watchdog import Watchdog
 from cluster.host import node_name
 from cluster.rank.torch_dist import World
@@ -27,6 +28,7 @@ from pipeline.methods.method import Method
 from pipeline.parallel.engine import Engine
 from pipeline.parallel.parallelize import parallelize
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.train.branch import read_parent
 from pipeline.train.guard import Guard
 from pipeline.train.length import optimizer_steps
 from pipeline.train.loss_scale import LossScale
@@ -82,9 +84,11 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         positions=recipe.method.remembers,
     )
     recipe = count_classes(recipe, loader.training_set)
-    total_steps = optimizer_steps(recipe, samples=len(loader.dataset))
+    total_steps = optimizer_steps(recipe, samples=loader.training_set.samples)
     with torch.device("meta"):
-        method = assemble_method(recipe, total_steps=total_steps, group=world.group)
+        method = assemble_method(
+            recipe, total_steps=total_steps, group=world.group, samples=len(loader.dataset)
+        )
     rank_rows = recipe.data.batch_size // world.size
     engine = parallelize(method, train=recipe.train, seed=recipe.seed, rank_rows=rank_rows, world=world)
     optimizer = build_optimizer(engine, recipe.optim)
@@ -110,6 +114,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         every_steps=recipe.run.checkpoint_every_steps,
         keep_last=recipe.run.keep_last,
         keep_every_steps=recipe.run.keep_every_steps,
+        start_over=recipe.run.start_over,
     )
     scale = LossScale(enabled=recipe.train.precision == "fp16")
     guard = Guard(
@@ -123,11 +128,22 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         loader.check_state(state["loader"])
         scale.load(state["loss_scale"])
         guard.load(state["guard"])
+        if state["step"] > total_steps:
+            raise UserError(
+                f"the run has saved step {state['step']}, and is to have {total_steps}: raise train.epochs, "
+                "or branch from an older checkpoint with `submit pretrain --from`"
+            )
         logger.info("going on from step %d of %d", state["step"], total_steps)
+    elif (parent := read_parent(folder)) is not None:
+        raise UserError(
+            f"{folder} is a branch of {parent.run} at step {parent.step}, and no checkpoint of it is whole: "
+            "remove it, and branch from another one"
+        )
     elif recipe.trunk.init_from is not None:
         weights = read_weights(recipe.trunk)
-        for trunk in method.trunks().values():
-            warm_start(trunk, weights)
+        for which, trunk in method.trunks().items():
+            if recipe.trunk_section(which) is recipe.trunk:
+                warm_start(trunk, weights)
         if world.is_first:
             record_warm_start(folder, init_file(recipe.trunk.init_from))
     step = 0 if state is None else state["step"]
@@ -143,7 +159,9 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         optimizer=optimizer,
         guard=guard,
         checkpoints=checkpoints,
-        metrics=Metrics(folder, step=step, total_steps=total_steps) if world.is_first else None,
+        metrics=Metrics(folder, step=step, total_steps=total_steps, log_every=recipe.run.log_every)
+        if world.is_first
+        else None,
         scale=scale,
         probe=KnnProbe(recipe, device=world.device) if recipe.probe and world.is_first else None,
         watchdog=watchdog or unwatched,

@@ -186,7 +186,10 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
     [
         ("optim.lr=fast", r"optim\.lr: Input should be a valid number.*\(got 'fast'\)"),
         ("optim.lr=-1", r"optim\.lr: Input should be greater than 0 \(got -1\)"),
-        ("optim.name=sgdd", r"optim\.name: Input should be 'sgd', 'larc', 'lars' or 'adamw' \(got 'sgdd'\)"),
+        (
+            "optim.name=sgdd",
+            r"optim\.name: Input should be 'sgd', 'larc', 'lars', 'adam' or 'adamw' \(got 'sgdd'\)",
+        ),
         ("data.crops=[]", r"data\.crops says what becomes of an image, .* give some"),
         ("data.crops.0.scale=[0.5]", r"data\.crops\.0\.scale\.1: Field required"),
         (
@@ -212,7 +215,7 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
             "optim.schedule=linear",
             r"optim\.schedule: Input should be 'cosine', 'cosine_of_run', 'constant' or 'multistep' \(got",
         ),
-        ("optim.betas=[0.8, 0.9]", r"optim\.betas goes with adamw: larc has optim\.momentum"),
+        ("optim.betas=[0.8, 0.9]", r"optim\.betas goes with adam and adamw: larc has optim\.momentum"),
         ("optim.clip_trust=true", r"optim\.clip_trust goes with optim\.name: lars"),
         ("train.epochs=3", r"train: give exactly one of train\.steps and train\.epochs"),
         ("trunk.name=regnet_y", r"trunk: `regnet` parameters go with name: regnet_y"),
