@@ -1,6 +1,6 @@
 """Claim: a clip and its sound are decoded as fast as by torchcodec, and half as fast again as by decord.
 
-    pip install --target PEERS --no-deps torchcodec==0.13.0 decord==0.6.0    # torchcodec wants FFmpeg's libraries
+    pip install --target PEERS --no-deps torchcodec==0.13.0 decord==0.6.0    # and FFmpeg's libraries
     PYTHONPATH=PEERS python benchmarks/clip_decoding.py [--clips 48] [--files 6] [--size 320x240]
 
 From the bytes of an MP4 (H.264 of 25 pictures a second, 10 s, AAC of 44.1 kHz in two channels) to 8 pictures

@@ -126,7 +126,7 @@ def _mixed(frame: Any) -> NDArray[np.float32]:
     if not frame.format.is_planar:
         values = values.reshape(frame.samples, -1).T
     silence, loudest = _FORMATS.get(frame.format.name.removesuffix("p"), (0, 1.0))
-    mixed = values[0].astype(np.float32)
+    mixed: NDArray[np.float32] = values[0].astype(np.float32)
     for channel in values[1:]:  # a mean over so few takes NumPy five times as long
         mixed += channel
     mixed -= silence * len(values)
