@@ -103,9 +103,12 @@ class Train(Section):
     A step whose loss or gradient is not finite, or whose loss is `spike_deviations` above the last ones, is
     skipped; after `max_skipped_steps` in a row the run goes back to a checkpoint and passes over the data
     since, `max_rollbacks` times at most and once from the same checkpoint.
+    `init_from` is a run, or a checkpoint of one, whose trunks, heads and bank this one begins with: CMA
+    begins where AVID has ended. A run that goes on does not read it again.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"checkpointing": "activation_checkpointing"}
+    unwritten: ClassVar[frozenset[str]] = frozenset({"init_from"})
 
     steps: PositiveInt | None = None
     epochs: PositiveInt | None = None
@@ -120,6 +123,7 @@ class Train(Section):
     max_skipped_steps: PositiveInt = 3
     spike_deviations: PositiveFloat = 20.0
     max_rollbacks: NonNegativeInt = 2
+    init_from: str | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -241,6 +245,8 @@ class PretrainRecipe(Section):
     @model_validator(mode="after")
     def _sound_has_a_trunk_of_its_own(self) -> Self:
         if self.method.name != "avid":
+            if self.train.init_from is not None:
+                raise ValueError("train.init_from is for method.name: avid; others have trunk.init_from")
             if self.audio_trunk is not None or self.trunk.takes == "spectrograms":
                 raise ValueError("a trunk for sound is trained by method.name: avid, as audio_trunk")
             return self
