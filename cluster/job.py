@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -103,8 +106,22 @@ class Job:
 def import_function(name: str) -> Callable[..., Any]:
     """The function that is called "package.module:function"."""
     module, _, own = name.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), own)
+    with nullcontext() if module in sys.modules else stays():
+        function: Callable[..., Any] = getattr(importlib.import_module(module), own)
     return function
+
+
+@contextmanager
+def stays() -> Iterator[None]:
+    """What is imported in here stays: the garbage collector does not look through it, neither meanwhile nor
+    at the end of the process. Of a short process that imports PyTorch that took a third of the time.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def import_name(function: Callable[..., Any]) -> str:

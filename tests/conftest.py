@@ -1,5 +1,6 @@
 """What every test stands on."""
 
+import gc
 import signal
 
 import pytest
@@ -14,3 +15,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with long tests first: what comes last then fills both cores to the end."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection looks through it any more."""
+    gc.collect()
+    gc.freeze()

@@ -11,7 +11,7 @@ import typer
 
 from cluster.errors import UserError
 from cluster.run.trust import CHECKPOINTS, refuse_untrusted
-from cluster.site import load_site
+from cluster.site import load_site, site_for_jobs
 from pipeline.commands.dag import run_on
 from pipeline.commands.options import Cluster, Json, Overrides, RunName, Runs, StagesExecutor, Trust
 
@@ -35,7 +35,7 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
     from pipeline.dag.stage import StopRequested
     from pipeline.stages.kinds import KINDS
 
-    found, site = find_run(run, folder), load_site(cluster)
+    found, site = find_run(run, folder), site_for_jobs(cluster)
     if not trust:
         refuse_untrusted(found.path, CHECKPOINTS, groups=site.trusted_groups)
     checkpoints = newest_first(found.path / "checkpoints")[::-1]
@@ -110,6 +110,6 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
     command += ["--dag", what, "--folder", str(folder), "--executor", executor, "--cluster", cluster]
     command += ["--trust"] if trust else []
     made = timetable.install(
-        schedules, name or f"{what}-{Path(run).name}", every, command, load_site(cluster)
+        schedules, name or f"{what}-{Path(run).name}", every, command, site_for_jobs(cluster)
     )
     typer.echo(f"{made.name}: {made.every}, by {made.fired_by}; `submit schedule remove {made.name}` ends it")

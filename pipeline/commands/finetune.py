@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.errors import UserError
-from cluster.site import load_site
+from cluster.site import site_for_jobs
 from cluster.typed_yaml import load_recipe
 from pipeline.commands.options import (
     Cluster,
@@ -82,4 +82,4 @@ def finetune(  # noqa: PLR0917 -- typer passes by name
         )
     stem = f"{Path(recipe_name).stem}-{trunk.resolve().name}"
     how = {"dry_run": dry_run, "wait": wait, "follow": follow, "trust": trust}
-    start_training(recipe, stem, load_site(cluster), executor, **how)
+    start_training(recipe, stem, site_for_jobs(cluster), executor, **how)

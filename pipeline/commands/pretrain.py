@@ -18,7 +18,7 @@ from cluster.preflight.exclusions import excluded_nodes
 from cluster.run.folder import RunFolder
 from cluster.run.status import explain
 from cluster.run.trust import CHECKPOINTS, LEADS_TO_EXECUTION, refuse_untrusted
-from cluster.site import Site, load_site, read_site, users_site
+from cluster.site import Site, load_site, read_site, site_for_jobs, users_site
 from cluster.submit import submit
 from cluster.typed_yaml import load_recipe
 from cluster.wording import several
@@ -65,7 +65,7 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
     trust: Trust = False,
 ) -> None:
     """Pretrain a trunk. The same command with the same --run goes on where the run was stopped."""
-    site = load_site(cluster)
+    site = site_for_jobs(cluster)
     if recipe_name is None:
         recipe_name = site.recipe or DEFAULT_RECIPE
         typer.echo(f"recipe: {recipe_name}, the default; --recipe chooses another", err=True)
@@ -153,7 +153,7 @@ def resume(  # noqa: PLR0917 -- typer passes by name
     if status.state is State.COMPLETED:
         raise UserError(f"the run in {found.path} is complete: there is nothing to go on with")
     kept = found.path / "site.yaml"
-    site = read_site(kept) if cluster is None and kept.is_file() else load_site(cluster or "default")
+    site = read_site(kept) if cluster is None and kept.is_file() else site_for_jobs(cluster or "default")
     job = found.read_job()
     if job.function not in RESUMABLE:
         raise UserError(

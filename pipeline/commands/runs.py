@@ -21,7 +21,7 @@ from cluster.executors import cancel as cancel_run
 from cluster.executors import settled, status_of
 from cluster.job import State
 from cluster.run.folder import RunFolder, list_runs
-from cluster.run.restarts import newest_checkpoint, read_restarts
+from cluster.run.restarts import newest_checkpoint, read_restarts, set_aside
 from cluster.run.status import explain
 from cluster.run.trust import CONTROLS, refuse_untrusted
 from cluster.site import users_site
@@ -98,6 +98,7 @@ def _known(run: RunFolder) -> dict[str, Any]:
         "why": explain(now),
         "gpu_hours": round(now.until_now().gpu_hours, 3),
         "checkpoint": newest_checkpoint(run),
+        "set_aside": set_aside(run),
         "restarts": [asdict(restart) for restart in read_restarts(run)],
         "progress": {} if progress is None else asdict(progress),
     }
@@ -165,6 +166,9 @@ def _tell_more(run: dict[str, Any]) -> None:
                 f"{restart['message']} [{saved}]"
             )
         )
+
+    for name in run["set_aside"]:
+        typer.echo(visible(f"a damaged checkpoint was set aside: {run['folder']}/checkpoints/{name}"))
 
 
 def _date(seconds: float) -> str:

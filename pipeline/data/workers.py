@@ -176,7 +176,7 @@ def start_fork_server() -> ForkServerContext:
     per worker.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.data.loader"])
+    context.set_forkserver_preload(["pipeline.data.fork_server"])
     # Its own helper first, for that unblocks signals.
     resource_tracker.ensure_running()
     with trainers_signals_blocked():

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from pipeline.data.philox import uniforms
@@ -42,6 +41,8 @@ def draw_mix(section: Classification, *, seed: int, number: int, first: int, gro
         number: of the global batch.
         first: the first group's place in it.
     """
+    from scipy.special import betaincinv  # which only they wait for who mix
+
     draws = uniforms(
         seed=seed,
         epoch=number,

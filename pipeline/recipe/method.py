@@ -1,6 +1,7 @@
 """What a recipe says of its method: a section each.
 
-`title` is the method's name for people; one that is `supervised` learns from labels.
+`title` is the method's name for people; one that is `supervised` learns from labels, and one that `remembers`
+keeps something of every sample, by its position in the dataset.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class SwAV(Section):
 
     title: ClassVar[str] = "SwAV"
     supervised: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     name: Literal["swav"]
     head: Head
     prototypes: PositiveInt
@@ -50,6 +52,7 @@ class BarlowTwins(Section):
 
     title: ClassVar[str] = "Barlow Twins"
     supervised: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     name: Literal["barlow_twins"]
     projector: tuple[PositiveInt, ...] = Field(min_length=1)
     off_diagonal_weight: NonNegativeFloat = 0.0051
@@ -70,6 +73,7 @@ class BYOL(Section):
 
     title: ClassVar[str] = "BYOL"
     supervised: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     name: Literal["byol"]
     projector: tuple[PositiveInt, ...] = Field(min_length=1)
     predictor: PositiveInt | None
@@ -88,6 +92,7 @@ class SimSiam(Section):
 
     title: ClassVar[str] = "SimSiam"
     supervised: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     name: Literal["simsiam"]
     projector: tuple[PositiveInt, ...] = Field(min_length=1)
     predictor: PositiveInt | None
@@ -116,6 +121,7 @@ class Classification(Section):
 
     title: ClassVar[str] = "Classification"
     supervised: ClassVar[bool] = True
+    remembers: ClassVar[bool] = False
     name: Literal["classification"]
     classes: Annotated[int, Field(ge=2)] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0

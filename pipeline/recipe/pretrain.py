@@ -200,6 +200,7 @@ class Run(Section):
     checkpoint_every_steps: PositiveInt | None = None
     keep_last: PositiveInt = 2
     keep_every_steps: PositiveInt | None = None
+    start_over: bool = False  # from step 0, if the run had checkpoints and none of them is whole
 
     @model_validator(mode="after")
     def _cache_is_a_folder(self) -> Self:
@@ -270,4 +271,19 @@ class PretrainRecipe(Section):
     def _only_a_classifier_is_tested(self) -> Self:
         if self.test is not None and not self.method.supervised:
             raise ValueError(f"test is for a classifier, and method {self.method.name} makes none: use probe")
+        return self
+
+    @model_validator(mode="after")
+    def _videos_are_shown_otherwise(self) -> Self:
+        if not self.data.is_of_clips:
+            return self
+        for key, said in (("probe", self.probe), ("evaluation", self.evaluation != Evaluation())):
+            if said:
+                raise ValueError(
+                    f"{key} is about images, and data.clip and data.audio are of videos: leave it out"
+                )
+        if self.run.resident:
+            raise ValueError(
+                "run.resident keeps images in memory, and data.clip and data.audio are of videos"
+            )
         return self

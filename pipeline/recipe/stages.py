@@ -62,6 +62,31 @@ class PhotographsRecipe(Section):
         return self
 
 
+Shape = Literal["disc", "square", "triangle", "cross"]
+Motion = Literal["bounce", "shake", "roll"]
+
+
+class ClipsRecipe(Section):
+    """Clips of so many `seconds` and pixels a `side`, for trying out what learns from sound and picture.
+
+    Those of `source` synthetic show one of the `shapes` in one of the `motions`, which together are the
+    label: `pipeline.stages.synthetic_clips` says what is heard of them. Those of tuxpaint show a picture,
+    moving, while a human says its name; the label is its kind. They are made of `stamps`, the folder of
+    Debian's package tuxpaint-stamps-default; what training clips show, no test clip does.
+    """
+
+    source: Literal["synthetic", "tuxpaint"] = "synthetic"
+    seed: NonNegativeInt = 0
+    train_clips: PositiveInt = 1_500
+    test_clips: PositiveInt = 500
+    side: Annotated[int, Field(ge=16, le=512, multiple_of=2)] = 48
+    seconds: Annotated[float, Field(ge=1, le=10)] = 3.0
+    shapes: tuple[Shape, ...] = Field(("disc", "square", "triangle", "cross"), min_length=1)
+    motions: tuple[Motion, ...] = Field(("bounce", "shake"), min_length=1)
+    stamps: str = "/usr/share/tuxpaint/stamps"
+    run: Machine = Machine()
+
+
 class ShardsRecipe(Section):
     """A crawl: of the input `source`, or of a folder or tar at `source`."""
 
@@ -149,6 +174,10 @@ class HashtagsRecipe(Section):
     those that at least `min_images` images have, the `max_tags` most frequent are kept. `only` these synsets,
     said by their names or by nouns, may become tags: the classes that a trunk will be judged by, which is
     curation. `view` is a part of the dataset.
+
+    `resample` has an epoch show an image the more often, the rarer its rarest tag is: by the inverse square
+    root of how many images have the tag; or with `head_tail`, so within the tags of at least `head_images`
+    images and within the others, which together are drawn in `head_share` of the epoch and in the rest.
     """
 
     view: str | None = None
@@ -157,6 +186,9 @@ class HashtagsRecipe(Section):
     min_images: PositiveInt = 100
     max_tags: Annotated[int, Field(ge=2)] = 8_500
     only: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    resample: Literal["square_root", "head_tail"] | None = None
+    head_images: PositiveInt = 5_000
+    head_share: Annotated[float, Field(gt=0, lt=1)] = 0.7
     run: Machine = Machine()
 
 

@@ -205,7 +205,7 @@ def _pretraining(trunk: Input | None, gpu_hours: float) -> dict[str, Any]:
         return unknown | {"method": str(found.get("method") or found.get("what", "not known"))}
     return {
         "method": "Hashtags" if tags else recipe.method.title,
-        "images": found.get("samples"),
+        "images": found.get("images", found.get("samples")),
         "images_seen": found["steps"] * recipe.data.batch_size * recipe.train.accumulate,
         "tagged_share": tags.receipt.metrics.get("tagged_share") if tags else None,
         "gpu_hours": hours or None,  # of CPUs none are counted

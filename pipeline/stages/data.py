@@ -23,6 +23,7 @@ from pipeline.dag.stage import Result, Work
 from pipeline.hashtags.make_tags import make_tags
 from pipeline.recipe.stages import CheckpointRecipe, DatasetRecipe, SubsetRecipe
 from pipeline.report.tags import PAGE, write_tags_page
+from pipeline.stages.clips import make_clips
 from pipeline.stages.photographs import cut_tiles
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,12 @@ def photographs(work: Work) -> Result:
     """Tiles from photographs: train.tar and test.tar."""
     metrics = cut_tiles(work.recipe, work.folder)
     return Result(metrics, ["train.tar", "test.tar", "photographs.json", "overview"])
+
+
+def clips(work: Work) -> Result:
+    """Clips with sound, of two sets: the folders train and test, a sub-folder for each label."""
+    metrics = make_clips(work.recipe, work.folder)
+    return Result(metrics, ["train", "test", "clips.json"])
 
 
 def shards(work: Work) -> Result:

@@ -11,6 +11,7 @@ from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.stages import (
     CheckpointRecipe,
     Cifar10TableRecipe,
+    ClipsRecipe,
     CompareRecipe,
     DatasetRecipe,
     ExportRecipe,
@@ -38,6 +39,11 @@ KINDS: dict[str, Kind] = {
         run=Later("pipeline.stages.data:photographs"),
         outside=Later("pipeline.stages.photographs:identity"),
         version=2,
+    ),
+    "clips": Kind(
+        recipe=ClipsRecipe,
+        run=Later("pipeline.stages.data:clips"),
+        outside=Later("pipeline.stages.clips:identity"),
     ),
     "shards": Kind(
         recipe=ShardsRecipe,

@@ -267,11 +267,11 @@ def save(t: Training, done: int, *, wait: bool) -> None:
     t.watchdog.busy("saving a checkpoint")
     if t.metrics is not None:
         t.run.refuse_if_superseded()
-        t.metrics.sync()
     loose: dict[str, Any] = {"guard": t.guard.state(), "loss_scale": t.scale.state()}
     if t.positives is not None:
         loose["positives"] = t.positives.state()
-    t.checkpoints.save(done, {"loader": t.loader.state(), **loose}, wait=wait)
+    first = (lambda: None) if t.metrics is None else t.metrics.sync
+    t.checkpoints.save(done, {"loader": t.loader.state(), **loose}, wait=wait, before=first)
 
 
 def tell_saved(t: Training, done: int) -> None:

@@ -36,6 +36,7 @@ from pipeline.train.positives import Positives
 from pipeline.train.probe import KnnProbe
 from pipeline.train.profile import Profile
 from pipeline.train.run_recipe import adopt, count_classes, record_attempt, record_warm_start
+from pipeline.train.sound import sound_of_run
 from pipeline.train.stragglers import Stragglers
 from pipeline.train.warm_start import begin_from, checkpoint_to_begin_from
 from pipeline.trunks.export import CLASSES
@@ -81,9 +82,10 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         cache=CachePlace.of(recipe.run),
         node=place_on_node(world),
         targets=recipe.method.supervised,
+        positions=recipe.method.remembers,
     )
     recipe = count_classes(recipe, loader.training_set)
-    total_steps = optimizer_steps(recipe, samples=len(loader.dataset))
+    total_steps = optimizer_steps(recipe, samples=loader.training_set.samples)
     with torch.device("meta"):
         method = assemble_method(
             recipe, total_steps=total_steps, group=world.group, samples=len(loader.dataset)
@@ -98,6 +100,8 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         if recipe.method.supervised:
             write_atomically(folder / CLASSES, json.dumps(loader.training_set.classes) + "\n")
         record_attempt(folder, ranks=world.size, device=str(world.device))
+    if recipe.data.audio is not None:
+        loader.normalise_sound(sound_of_run(recipe, folder, world))
     submitted_to = folder / "site.yaml"
     site = read_site(submitted_to) if submitted_to.is_file() else Site()
     checkpoints = Checkpoints(
@@ -111,6 +115,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         every_steps=recipe.run.checkpoint_every_steps,
         keep_last=recipe.run.keep_last,
         keep_every_steps=recipe.run.keep_every_steps,
+        start_over=recipe.run.start_over,
     )
     scale = LossScale(enabled=recipe.train.precision == "fp16")
     guard = Guard(
@@ -157,7 +162,9 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         optimizer=optimizer,
         guard=guard,
         checkpoints=checkpoints,
-        metrics=Metrics(folder, step=step, total_steps=total_steps) if world.is_first else None,
+        metrics=Metrics(folder, step=step, total_steps=total_steps, log_every=recipe.run.log_every)
+        if world.is_first
+        else None,
         scale=scale,
         probe=KnnProbe(recipe, device=world.device) if recipe.probe and world.is_first else None,
         watchdog=watchdog,

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from cluster.job import import_function
 from cluster.typed_yaml import Section
-from pipeline.recipe.transfer import KnnRecipe, LinearRecipe, RetrieveRecipe, SvmRecipe
+from pipeline.recipe.transfer import (
+    AudioSvmRecipe,
+    FewShotRecipe,
+    KnnRecipe,
+    LinearRecipe,
+    LinearSgdRecipe,
+    RetrieveRecipe,
+    SvmRecipe,
+)
 
 if TYPE_CHECKING:  # to name an evaluation takes no torch
     import torch
@@ -65,6 +73,30 @@ EVALUATIONS: dict[str, Evaluation] = {
         title="Linear probe",
         column="linear",
         explained="logistic regression, its regularisation chosen on a part of the training set",
+    ),
+    "linear_sgd": Evaluation(
+        recipe=LinearSgdRecipe,
+        function="pipeline.transfer.linear_sgd:linear_sgd",
+        about="Score a trunk by the best of several linear heads, trained side by side by SGD.",
+        title="Linear heads by SGD",
+        column="linear, SGD",
+        explained="the best of several rates, with and without BatchNorm, on a part of the training set",
+    ),
+    "few_shot": Evaluation(
+        recipe=FewShotRecipe,
+        function="pipeline.transfer.few_shot:few_shot",
+        about="Score a trunk by a linear classifier from a few labelled samples of each class.",
+        title="Few-shot",
+        column="few-shot",
+        explained="logistic regression on {shots} samples of each label, the mean of {draws} draws of them",
+    ),
+    "audio_svm": Evaluation(
+        recipe=AudioSvmRecipe,
+        function="pipeline.transfer.audio_svm:audio_svm",
+        about="Score a trunk for sound by support vector machines, as for ESC-50; windows are averaged.",
+        title="Support vector machines for recordings",
+        column="audio SVM",
+        explained="one for each of {classes} labels, averaged over the windows of a recording",
     ),
     "svm": Evaluation(
         recipe=SvmRecipe,

@@ -2,6 +2,8 @@
 
 Two things vary. Test images: then a claim is about these classifiers, and not about how they were made.
 Seeds of training: then it is about the methods, and every seed counts once, however many images there are.
+
+SciPy is imported by those that need it: all that train or score import this file, and it takes half a second.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 CONFIDENCE = 0.95
 _COUNTS_AT_ONCE = 1 << 18
@@ -30,6 +31,8 @@ def wilson(right: int, samples: int) -> Interval:
     """The 95 % interval of a share of independent samples (Wilson, 1927,
     https://doi.org/10.1080/01621459.1927.10502953): it never leaves 0 to 1.
     """
+    from scipy import stats
+
     found = stats.binomtest(right, samples).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(low=float(found.low), high=float(found.high))
 
@@ -66,6 +69,8 @@ def compare_paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paire
     is a toss of a fair coin. The interval is Wald's with one image added to each side and two to all (Bonett
     and Price, 2012, https://doi.org/10.3102/1076998611411915).
     """
+    from scipy import stats
+
     samples = len(first)
     first_only, second_only = int((first & ~second).sum()), int((second & ~first).sum())
     discordant = first_only + second_only
@@ -100,6 +105,8 @@ def mean_of_seeds(values: Sequence[float]) -> tuple[float, Interval]:
     Raises:
         ValueError: one training says nothing about others.
     """
+    from scipy import stats
+
     if len(values) < 2:
         raise ValueError("an interval over seeds needs two trainings at least")
     mean = float(np.mean(values))
@@ -114,6 +121,8 @@ def compare_seeds(first: Sequence[float], second: Sequence[float]) -> float | No
     """p of Welch's t-test that two methods are equally good, each by the accuracies of several trainings;
     None where these do not vary, or a method has one alone.
     """
+    from scipy import stats
+
     if min(len(first), len(second)) < 2 or np.ptp(first) + np.ptp(second) == 0:
         return None
     return float(stats.ttest_ind(first, second, equal_var=False).pvalue)

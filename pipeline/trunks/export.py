@@ -177,6 +177,7 @@ def _provenance(run: Path, checkpoint: Path, recipe: PretrainRecipe) -> dict[str
         "method": recipe.method.name,
         "data": state["loader"]["root"],
         "samples": state["loader"]["samples"],
+        "images": state["loader"].get("images", state["loader"]["samples"]),  # fewer, if some are repeated
         "steps": state["step"],
         "init_from": json.loads(warm.read_text())["sha256"] if warm.is_file() else None,
         "version": attempt.get("version"),

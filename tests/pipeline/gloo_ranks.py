@@ -13,7 +13,21 @@ import torch.distributed as dist
 
 _context = multiprocessing.get_context("forkserver")
 # What ranks import, once: each is then a cheap fork of a process that has run nothing.
-_IMPORTED = ["torch.distributed", "fairscale.nn", "hypothesis", "numpy", "pytest", "pipeline.train.loop"]
+_IMPORTED = [
+    "torch.distributed",
+    "fairscale.nn",
+    "hypothesis",
+    "numpy",
+    "PIL.GifImagePlugin",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "pytest",
+    "scipy.stats",
+    "torch._dynamo",
+    "torch.utils.tensorboard.writer",
+    "pipeline.train.loop",
+    "pipeline.data.fork_server",  # the last: what was imported stays
+]
 
 TIMEOUT_SECONDS = 120
 

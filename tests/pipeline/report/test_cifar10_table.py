@@ -5,11 +5,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from in_this_process import InThisProcess
 from test_report import Page
 from tiny_training import make_dataset
 
 from cluster.errors import UserError
-from cluster.local import LocalExecutor
 from cluster.typed_yaml import load_recipe
 from pipeline.dag.graph import build_graph, closing_lines, run_graph
 from pipeline.dag.recipe import load_dag
@@ -175,7 +175,7 @@ def test_the_graph_runs_to_its_table(tmp_path):
     ]
     recipe = load_dag("cifar10_cpu", tiny)
     lines = []
-    results = run_graph(build_graph(recipe, KINDS), LocalExecutor(stream=None), say=lines.append)
+    results = run_graph(build_graph(recipe, KINDS), InThisProcess(), say=lines.append)
     assert all(isinstance(result, Receipt) for result in results.values()), lines
     assert results["table"].metrics["knn_swav"] == results["knn_swav"].metrics["top1"]
     assert results["table"].metrics["comparable"] == 0

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_this_process import InThisProcess
 from tiny_training import make_dataset, make_recipe, make_values
 from typer.testing import CliRunner, Result
 
 from cluster.errors import UserError
 from cluster.job import State
-from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
 from cluster.run.status import Status
 from pipeline.cli import app
@@ -102,7 +102,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
             },
         }
     )
-    results = run_graph(build_graph(recipe, KINDS), LocalExecutor(stream=None), say=print)
+    results = run_graph(build_graph(recipe, KINDS), InThisProcess(), say=print)
     assert all(isinstance(result, Receipt) for result in results.values()), results
     return folder / "stages" / "latest", results
 

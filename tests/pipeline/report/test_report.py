@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from in_this_process import InThisProcess
 from PIL import Image
 from tiny_training import make_recipe
 
 from cluster.errors import UserError
-from cluster.local import LocalExecutor
 from cluster.typed_yaml import read_yaml
 from pipeline.dag.digests import content_digest
 from pipeline.dag.graph import build_graph, closing_lines, run_graph
@@ -67,7 +67,7 @@ def demo(pictures, tmp_path_factory):
         words = [f"folder={folder}", f"stages.photographs.recipe.images={pictures}", *SMALL, *overrides]
         recipe = load_dag("demo", words)
         lines = []
-        results = run_graph(build_graph(recipe, KINDS), LocalExecutor(stream=None), say=lines.append)
+        results = run_graph(build_graph(recipe, KINDS), InThisProcess(), say=lines.append)
         assert all(isinstance(result, Receipt) for result in results.values()), lines
         return results, lines, closing_lines(recipe, results)
 
@@ -238,7 +238,7 @@ def test_the_seer_graph_ends_in_a_report_on_datasets_of_its_own(demo, pictures, 
         "stages.pretrain.recipe.probe=null",
     ]
     recipe = load_dag("seer", words)
-    results = run_graph(build_graph(recipe, KINDS), LocalExecutor(stream=None), say=print)
+    results = run_graph(build_graph(recipe, KINDS), InThisProcess(), say=print)
     assert all(isinstance(result, Receipt) for result in results.values()), results
     assert closing_lines(recipe, results)[-1].endswith("report.html")
     page = Page((tmp_path / "latest" / "report" / "report.html").read_text())

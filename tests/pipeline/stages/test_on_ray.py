@@ -21,8 +21,9 @@ from cluster.submit import submit
 from pipeline.dag.graph import build_graph
 from pipeline.dag.recipe import DagRecipe
 from pipeline.dag.stage import Receipt
-from pipeline.stages.jobs import run_graph_as_jobs
 from pipeline.stages.kinds import KINDS
+from pipeline.stages.room import Queue
+from pipeline.stages.side_by_side import run_side_by_side
 from pipeline.train.job import pretrain_job
 
 pytestmark = [
@@ -119,9 +120,9 @@ def test_C2_a_graph_runs_as_jobs_and_not_twice(ray_cluster: Any, tmp_path: Path)
     )
     stages, said = build_graph(graph, KINDS), list[str]()
     for _ in range(2):
-        results = run_graph_as_jobs(
-            graph, stages, RayExecutor(ray_cluster.address), gpus_per_node=0, say=said.append
-        )
+        room = Queue(executor=RayExecutor(ray_cluster.address))
+        results = run_side_by_side(graph, stages, room, gpus_per_node=0, say=said.append)
         assert all(isinstance(result, Receipt) for result in results.values()), results
-    assert [line.split()[1] for line in said] == ["done"] * 4 + ["finished"] * 4
+    ways = [line.split()[1] for line in said]
+    assert ways == ["started", "done"] * 4 + ["finished"] * 4
     assert (tmp_path / "out" / "latest" / "trunk" / "trunk.safetensors").is_file()
