@@ -16,7 +16,7 @@ _SAMPLE = 0x6865_616C  # keys that nothing else is drawn by
 
 def sample_rows(bank: Bank, *, seed: int) -> Tensor:
     """Some rows, as many as are compared at a time, ascending: the same on every rank."""
-    count = min(nearest.QUERIES, bank.samples)
+    count = min(nearest.tile_shape(bank.samples)[0], bank.samples)
     drawn = permute(np.arange(count), bank.samples, derive_key(seed, _SAMPLE))
     return torch.from_numpy(np.sort(drawn)).to(bank.chunk.device)
 

@@ -83,25 +83,26 @@ def nearest(bank: Bank, queries: Tensor, *, how: Agreement, count: int) -> Tenso
     Every rank compares them with its own rows, and the best of all ranks are the best.
 
     Args:
-        queries: (q,) rows, at most QUERIES, distinct and ascending.
+        queries: (q,) rows, at most as many as a tile has, distinct and ascending.
 
     Returns:
         (q, count) rows, the best first.
     """
     device, chunk, here = queries.device, bank.chunk, bank.range
-    asked = F.pad(queries, (0, QUERIES - len(queries)), value=_NOBODY)
-    vectors = F.pad(bank.fetch(queries), (0, 0, 0, 0, 0, QUERIES - len(queries)))
-    best = Best(QUERIES, count, device)
-    for start in range(here.start - here.start % KEYS, here.stop, KEYS):
-        first, last = max(start, here.start), min(start + KEYS, here.stop)
-        margins = (first - start, start + KEYS - last)
+    tall, wide = tile_shape(bank.samples)
+    asked = F.pad(queries, (0, tall - len(queries)), value=_NOBODY)
+    vectors = F.pad(bank.fetch(queries), (0, 0, 0, 0, 0, tall - len(queries)))
+    best = Best(tall, count, device)
+    for start in range(here.start - here.start % wide, here.stop, wide):
+        first, last = max(start, here.start), min(start + wide, here.stop)
+        margins = (first - start, start + wide - last)
         rows = F.pad(torch.arange(first, last, device=device), margins, value=_NOBODY)
         keys = F.pad(chunk[first - here.start : last - here.start].float(), (0, 0, 0, 0, *margins))
         scores = agree(vectors, keys, how)
         scores.masked_fill_((asked[:, None] == rows) | (rows == _NOBODY), -torch.inf)
         best.add(scores, rows.clamp(min=0))
     everyone = all_gather_rows(best.numbers[None], bank.group)
-    merged = Best(QUERIES, count, device)
+    merged = Best(tall, count, device)
     merged.merge(everyone.transpose(0, 1).flatten(1))
     return merged.rows[: len(queries)]
 
@@ -111,8 +112,9 @@ def nearest_of_all(bank: Bank, *, how: Agreement, count: int, progress: Progress
     """For each of this rank's rows who agrees most, by comparing all pairs: (rows of the chunk, count)."""
     here = bank.range
     found = torch.empty((len(here), count), dtype=row_type(bank.samples), device=bank.chunk.device)
-    for start in range(0, bank.samples, QUERIES):
-        stop = min(start + QUERIES, bank.samples)
+    tall, _ = tile_shape(bank.samples)
+    for start in range(0, bank.samples, tall):
+        stop = min(start + tall, bank.samples)
         rows = nearest(bank, torch.arange(start, stop, device=found.device), how=how, count=count)
         first, last = max(start, here.start), min(stop, here.stop)
         if first < last:
@@ -181,6 +183,12 @@ def make_cells(bank: Bank, *, seed: int) -> Tensor:
     if bank.group is not None:  # a device may add up in any order
         dist.broadcast(centres, dist.get_global_rank(bank.group, 0), group=bank.group)
     return centres
+
+
+def tile_shape(samples: int) -> tuple[int, int]:
+    """Queries and keys that are compared at a time: of one shape for the whole bank, however it lies."""
+    enough = 1 << max(0, samples - 1).bit_length()
+    return min(QUERIES, enough), min(KEYS, enough)
 
 
 def cell_count(samples: int) -> int:

@@ -139,18 +139,8 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         if positives is not None:
             positives.load(state["positives"])
         logger.info("going on from step %d of %d", state["step"], total_steps)
-    elif recipe.trunk.init_from is not None:
-        weights = read_weights(recipe.trunk)
-        for which, trunk in method.trunks().items():
-            if recipe.trunk_section(which) is recipe.trunk:
-                warm_start(trunk, weights)
-        if world.is_first:
-            record_warm_start(folder, init_file(recipe.trunk.init_from))
-    elif recipe.train.init_from is not None:
-        checkpoint = checkpoint_to_begin_from(recipe.train.init_from)
-        begin_from(checkpoint, method, loader, world=world)
-        if world.is_first:
-            record_warm_start(folder, checkpoint / "manifest.json")
+    else:
+        _begin(recipe, folder, method, loader, world)
     step = 0 if state is None else state["step"]
     return Training(
         recipe=recipe,
@@ -174,6 +164,22 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         step=step,
         total_steps=total_steps,
     )
+
+
+def _begin(recipe: PretrainRecipe, folder: Path, method: Method, loader: Loader, world: World) -> None:
+    """Fill in what the recipe begins with, if it is not drawn from the seed."""
+    begun_from = None
+    if recipe.train.init_from is not None:
+        checkpoint = checkpoint_to_begin_from(recipe.train.init_from)
+        begin_from(checkpoint, method, loader, world=world)
+        begun_from = checkpoint / "manifest.json"
+    for which, trunk in method.trunks().items():
+        section = recipe.trunk_section(which)
+        if section.init_from is not None:
+            warm_start(trunk, read_weights(section))
+            begun_from = begun_from or init_file(section.init_from)
+    if begun_from is not None and world.is_first:
+        record_warm_start(folder, begun_from)
 
 
 def place_on_node(world: World) -> Node:
