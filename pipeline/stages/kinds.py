@@ -77,6 +77,7 @@ KINDS: dict[str, Kind] = {
         resources=lambda recipe, gpus: resources_for(recipe.run, gpus_per_node=gpus),
         inputs=frozenset({"data"}),
         optional=frozenset({"probe_train", "probe_test", "tags", "start"}),
+        watching=frozenset({"probe_train", "probe_test"}),
     ),
     "finetune": Kind(
         recipe=PretrainRecipe,
