@@ -30,9 +30,10 @@ def export(  # noqa: PLR0917 -- typer passes by name
     run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints/step-….")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     which: Annotated[
-        Literal["student", "teacher"] | None,
+        Literal["student", "teacher", "audio"] | None,
         typer.Option(
-            "--which", help="The trunk that learns, or its teacher, which of a classifier is its average."
+            "--which",
+            help="The trunk that learns; its teacher, which of a classifier is its average; or AVID's for sound.",
         ),
     ] = None,
     interpolation: Annotated[
