@@ -1,4 +1,4 @@
-"""What a trunk is shown when it is scored, whatever it takes: images, or windows of videos or of their sound."""
+"""What a trunk is shown when it is scored: images, or windows of videos, or of their sound."""
 
 from __future__ import annotations
 

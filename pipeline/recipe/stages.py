@@ -233,11 +233,11 @@ Pooling = Literal["max", "average"]
 
 
 class Windows(Section):
-    """How a trunk for videos, or for sound, is shown one: so many `windows`, evenly spaced. Their features are
-    averaged, or, with `each`, written one by one.
+    """How a trunk for videos, or for sound, is shown one: so many `windows`, evenly spaced. Their features
+    are averaged, or, with `each`, written one by one.
 
-    Features are those of the trunk; or, with a `layer`, that stage's map, its `pooling` over all of time and to
-    squares of 12, 8, 6 or 4 parts a side, from conv2x to conv5x.
+    Features are those of the trunk; or, with a `layer`, that stage's map, its `pooling` over all of time and
+    to 12, 8, 6 or 4 parts along each side, from conv2x to conv5x.
     """
 
     windows: PositiveInt = 10
@@ -258,6 +258,41 @@ class FeaturesRecipe(Section):
     precision: FeaturePrecision = "fp32"
     videos: Windows | None = None
     run: Machines = Machines()
+
+
+class EmbeddingsRecipe(Section):
+    """Embeddings of the input `data`, labelled videos, and of their sound, by both heads of the input `run`:
+    the mean of `windows` of each.
+    """
+
+    windows: PositiveInt = 10
+    run: Machine = Machine()
+
+
+class CrossModalRecipe(Section):
+    """Of the input `embeddings`: recall is told at these ranks."""
+
+    at: tuple[PositiveInt, ...] = Field((1, 5, 10), min_length=1)
+
+
+class MeanRecipe(Section):
+    """The mean of a `metric` of the inputs: scores of several splits or folds, or of several seeds."""
+
+    metric: str = "top1"
+
+
+class ClipsReportRecipe(Section):
+    """What is shown, and how much of it: `clips` of the test set, `queries` of each modality with
+    `neighbours`, and `positive_sets` of CMA with `positives` each.
+    """
+
+    title: str = "What belongs together is learnt from it"
+    clips: PositiveInt = 8
+    queries: PositiveInt = 3
+    neighbours: PositiveInt = 5
+    positive_sets: PositiveInt = 4
+    positives: PositiveInt = 5
+    seed: NonNegativeInt = 0
 
 
 class ReportRecipe(Section):

@@ -81,7 +81,7 @@ def extract_features(
         limit: at most so many samples, evenly spaced over the dataset; None for all.
         cache: see `shown_inputs`.
         several_labels: see `classes_of`.
-        videos: what is looked at of each, where `preprocessing` is of videos; its `layer` is the trunk's matter.
+        videos: what is looked at of each, where `preprocessing` is of videos; its `layer` is the trunk's.
 
     Raises:
         UserError: if there is no sample, or one cannot be read, or has no label, or several and is not to.

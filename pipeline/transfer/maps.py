@@ -56,8 +56,8 @@ class MapTrunk(nn.Module):
         super().__init__()
         if not hasattr(trunk, "maps"):
             raise UserError(
-                f"{type(trunk).__name__} tells nothing of its stages: leave videos.layer out, or give a trunk of "
-                "AVID's, such as r2plus1d_18 or conv2d_10"
+                f"{type(trunk).__name__} tells nothing of its stages: leave the layer out, or give a trunk "
+                "of AVID's, such as r2plus1d_18 or conv2d_10"
             )
         self.trunk = trunk
         self._layer: Layer = layer

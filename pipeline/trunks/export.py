@@ -179,11 +179,12 @@ def _last_row(path: Path, *, up_to_step: float = math.inf) -> dict[str, Any]:
 def _provenance(run: Path, checkpoint: Path, recipe: PretrainRecipe) -> dict[str, Any]:
     state = json.loads((checkpoint / "state.json").read_text())
     things = "videos" if recipe.data.is_of_clips else "images"
+    learnt_from = f"labelled {things}" if recipe.method.supervised else f"{things} without labels"
     last = _last_row(run / "metrics.jsonl", up_to_step=state["step"])
     attempt = _last_row(run / "attempts.jsonl")
     warm = run / "init_from.json"
     return {
-        "what": f"trained on {f'labelled {things}' if recipe.method.supervised else f'{things} without labels'}",
+        "what": f"trained on {learnt_from}",
         "method": recipe.method.name,
         "data": state["loader"]["root"],
         "samples": state["loader"]["samples"],

@@ -177,8 +177,8 @@ def images_of(view: AnyPreprocessing) -> Preprocessing:
 
 
 class Start(NamedTuple):
-    """Where a training from an exported trunk starts: its section of the recipe, and the mean and deviation of
-    the colours that it is used to, as a recipe's `data` has them; none of a trunk for sound.
+    """Where a training from an exported trunk starts: its section of the recipe, and the mean and deviation
+    of the colours that it is used to, as a recipe's `data` has them; none of a trunk for sound.
     """
 
     trunk: Trunk
@@ -217,9 +217,9 @@ def _build(architecture: Trunk | Pixels) -> nn.Module:
 def model_card(spec: TrunkSpec, parameters: int) -> str:
     """README.md of an exported trunk: Markdown with the front matter that model hubs read."""
     facts = facts_of(spec.architecture, spec.preprocessing, parameters, spec.provenance)
-    things, example = _SHOWN[type(spec.preprocessing)]
+    things, tag, example = _SHOWN[type(spec.preprocessing)]
     facts = {"features": f"{spec.feature_dim} per {things}"} | facts
-    return fill_card(CARD, spec.architecture, facts, spec.provenance, example=example, things=things)
+    return fill_card(CARD, spec.architecture, facts, spec.provenance, tag=tag, example=example, things=things)
 
 
 def facts_of(
@@ -290,16 +290,16 @@ from pipeline.export import load_trunk
 
 trunk = load_trunk("path/of/this/folder")
 features = trunk(trunk.preprocess(Path("video.mp4").read_bytes())[None])   # (1, feature_dim)"""
-# What a trunk is shown, and how to begin.
-_SHOWN: Mapping[type[Section], tuple[str, str]] = {
-    Preprocessing: ("image", _OF_IMAGES),
-    ClipPreprocessing: ("video", _OF_VIDEOS),
-    AudioPreprocessing: ("recording", _OF_VIDEOS),
+# What a trunk is shown, what hubs call its task, and how to begin.
+_SHOWN: Mapping[type[Section], tuple[str, str, str]] = {
+    Preprocessing: ("image", "image-feature-extraction", _OF_IMAGES),
+    ClipPreprocessing: ("video", "feature-extraction", _OF_VIDEOS),
+    AudioPreprocessing: ("recording", "feature-extraction", _OF_VIDEOS),
 }
 
 CARD = """---
 library_name: pytorch
-pipeline_tag: {things}-feature-extraction
+pipeline_tag: {tag}
 license: unknown
 ---
 # {name}: {what}
