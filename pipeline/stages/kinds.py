@@ -81,7 +81,7 @@ KINDS: dict[str, Kind] = {
         job=Later("pipeline.stages.training:train_job"),
         resources=lambda recipe, gpus: resources_for(recipe.run, gpus_per_node=gpus),
         inputs=frozenset({"data"}),
-        optional=frozenset({"probe_train", "probe_test", "tags"}),
+        optional=frozenset({"probe_train", "probe_test", "tags", "start"}),
     ),
     "finetune": Kind(
         recipe=PretrainRecipe,
