@@ -57,7 +57,7 @@ class NearRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PositiveSets:
-    """CMA's positives of all videos at a step: the share of them that has its label, and that share of any two
+    """CMA's positives of all videos at a step: the share of them that has its label, and that of any two
     videos, or None where there are no labels. And some of the sets.
     """
 
