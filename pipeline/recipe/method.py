@@ -174,6 +174,7 @@ class AVID(Section):
     """
 
     title: ClassVar[str] = "AVID"
+    remembers: ClassVar[bool] = True
     supervised: ClassVar[bool] = False
     remembers: ClassVar[bool] = True
     name: Literal["avid"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from ingest.dedup.dedup import dedup as find_duplicates
 from ingest.filter.filter import Filter, filter_view
 from ingest.filter.per_label import PerLabel
 from ingest.image.check import Treatment
-from ingest.plan.settings import CrawlSettings
+from ingest.plan.settings import VIDEOS, CrawlSettings
 from ingest.progress.counts import Counts, Progress
+from ingest.video.check import VideoTreatment
 from pipeline.checkpoint.files import step_of
 from pipeline.dag.digests import content_digest
 from pipeline.dag.stage import Result, Work
 from pipeline.hashtags.make_tags import make_tags
-from pipeline.recipe.stages import CheckpointRecipe, DatasetRecipe, SubsetRecipe
+from pipeline.recipe.stages import CheckpointRecipe, DatasetRecipe, ShardsRecipe, SubsetRecipe
 from pipeline.report.tags import PAGE, write_tags_page
 from pipeline.stages.clips import make_clips
 from pipeline.stages.inputs import opened
@@ -54,7 +56,7 @@ def shards(work: Work) -> Result:
     report = crawl_shards(
         [str(source.path) if source is not None else recipe.source],
         work.folder,
-        CrawlSettings(unit_rows=recipe.unit_rows, treatment=Treatment(resize=recipe.resize)),
+        _settings(recipe),
         workers=max(1, recipe.run.workers),
         progress=_now_and_then(work.folder.name),
     )
@@ -74,6 +76,19 @@ def shards(work: Work) -> Result:
     }
     # The root is the digest of everything that was crawled; hashing terabytes again would say nothing more.
     return Result(metrics, ["DATASET.json", f"sealed/{report.root}.json", f"sealed/{report.root}.parquet"])
+
+
+def _settings(recipe: ShardsRecipe) -> CrawlSettings:
+    if recipe.videos is None:
+        return CrawlSettings(unit_rows=recipe.unit_rows, treatment=Treatment(resize=recipe.resize))
+    if recipe.resize is not None:
+        raise UserError("a shards stage keeps videos as they are: leave recipe.resize out, or recipe.videos")
+    treatment = VideoTreatment(
+        segment_seconds=recipe.videos.segment_seconds, allow_silent=recipe.videos.allow_silent
+    )
+    # As many rows as of images, if nothing is said, would be a shard too large.
+    rows = recipe.unit_rows if "unit_rows" in recipe.model_fields_set else VIDEOS.unit_rows
+    return replace(VIDEOS, unit_rows=rows, video=treatment)
 
 
 def dataset(work: Work) -> Result:
