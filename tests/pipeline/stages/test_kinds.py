@@ -47,11 +47,11 @@ KEYS = {
     "collapse": "fcca985d6d2b6818",
     "demo": "df4998ec2931ba55",
     "evals": "fefc1eca673437ec",
-    "evals_finetune": "5f2918cbcd54ee9a",
-    "seer": "4cc6bdbdd57353ae",
-    "transfer": "1daf49aacd30b299",
-    "weak_supervision": "cfd3d4fcc4e348eb",
-    "weak_supervision_cifar10": "53c123c434e12f98",
+    "evals_finetune": "4d18fbbbb5187823",
+    "seer": "0c26352f830803e3",
+    "transfer": "4b365db27f664e51",
+    "weak_supervision": "f6acf77fe5fa4b9e",
+    "weak_supervision_cifar10": "851b07c77ea83da0",
 }
 
 
