@@ -45,6 +45,7 @@ def main() -> None:
         checkpoints = Checkpoints(
             Path(folder), world=ALONE, method=method, optimizer=optimizer, minutes=60.0,
             failures_per_node_day=0.01, nodes=1, every_steps=None, keep_last=1, keep_every_steps=None,
+            start_over=False,
         )  # fmt: skip
         for step in range(0, 2 * options.rounds, 2):
             for wait, seconds in ((False, stalled), (True, waited)):

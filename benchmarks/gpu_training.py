@@ -258,6 +258,7 @@ class Bench:
             checkpoints = Checkpoints(
                 Path(folder), world=self.world, method=arm.method, optimizer=arm.optimizer, minutes=60.0,
                 failures_per_node_day=0.01, nodes=1, every_steps=None, keep_last=1, keep_every_steps=None,
+                start_over=False,
             )  # fmt: skip
             stalls = [self.seconds(lambda: checkpoints.save(arm.done, {}, wait=False))]
             arm.step()

@@ -32,11 +32,13 @@ class LocalExecutor:
     Attributes:
         stream: where rank 0's output is repeated while somebody waits; None keeps it in the log only.
         site: the cluster's facts: who is told of a run's end.
+        gpus: that the ranks may see, as CUDA_VISIBLE_DEVICES names them; None: all there are.
     """
 
     name: ClassVar[ExecutorName] = "local"
     stream: Stream | None = None
     site: Site | None = None
+    gpus: tuple[str, ...] | None = None
 
     def refuse_impossible(self, job: Job) -> None:
         """Look before anything is written.
@@ -60,20 +62,21 @@ class LocalExecutor:
             launcher=Process.current(),
         )
         run.write_status(starting)
-        return LocalHandle(job, run, starting, lock, self.stream)
+        return LocalHandle(job, run, starting, lock, self)
 
 
 class LocalHandle:
     """The supervisor of one job's ranks."""
 
     def __init__(
-        self, job: Job, run: RunFolder, status: Status, lock: IO[str], stream: Stream | None
+        self, job: Job, run: RunFolder, status: Status, lock: IO[str], executor: LocalExecutor
     ) -> None:
         self._run = run
         self._status = status
         self._lock = lock
-        self._stream = stream
-        self._echo = Echo(run, stream)
+        self._stream = executor.stream
+        self._gpus = executor.gpus
+        self._echo = Echo(run, self._stream)
         self._log_starts = [
             run.log(rank).stat().st_size if run.log(rank).exists() else 0
             for rank in range(job.resources.ranks)
@@ -97,18 +100,17 @@ class LocalHandle:
         return False
 
     def state(self) -> State:
-        """Where the job is now."""
+        """Where the job is now; what rank 0 has said meanwhile is repeated."""
         self._observe()
+        self._echo.show()
         return self._status.state
 
     def wait(self) -> State:
         """Supervise to the end: repeat rank 0's output, pass signals on, end the peers of a failed rank."""
         with signals_passed_on(self._pass_on):
-            while not self.state().ended:
-                self._echo.show()
+            while not (state := self.state()).ended:
                 time.sleep(POLL_SECONDS)
-        self._echo.show()
-        return self._status.state
+        return state
 
     def cancel(self) -> None:
         """Ask the ranks to save and end."""
@@ -128,6 +130,8 @@ class LocalHandle:
             "MASTER_PORT": str(port),
             "SUBMIT_STORE": str(self._run.store(0)),
         }
+        if self._gpus is not None:
+            places["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus)
         return start_rank(self._run, rank, environment=defaults | os.environ | places, lock=self._lock)
 
     def _observe(self) -> None:

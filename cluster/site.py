@@ -2,26 +2,76 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, StringConstraints, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
 
 from cluster.atomic_file import write_atomically
 from cluster.job import ExecutorName
 from cluster.typed_yaml import Section, check_recipe, load_recipe, read_yaml
 
+logger = logging.getLogger(__name__)
+
 # Where a line ends, to a shell or to `str.splitlines`.
 LINE_BREAK = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029\0]")
 
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+# A number in YAML is text to a process; true and false are not, for nobody knows what they would become.
+VariableValue = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 Share = Annotated[float, Field(ge=0, le=1)]
 OptionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
+Options = dict[OptionName, str | int | bool]
+# Options of sbatch and srun that a key of the site says, and those that are this program's own.
+SAID_BY_KEYS = {
+    "account": "account",
+    "constraint": "constraint",
+    "container-image": "container",
+    "container-mounts": "container_mounts",
+    "cpus-per-task": "cpus_per_rank",
+    "exclude": "exclude",
+    "gpus-per-node": "gpus_per_node and gpu_type",
+    "mem": "memory_gb",
+    "partition": "partition",
+    "qos": "qos",
+    "time": "minutes",
+}
+OWN_OPTIONS = frozenset(
+    {"array", "dependency", "error", "export", "input", "job-name", "kill-on-bad-exit", "kill-on-invalid-dep"}
+    | {
+        "label",
+        "no-requeue",
+        "nodes",
+        "ntasks",
+        "ntasks-per-node",
+        "open-mode",
+        "output",
+        "parsable",
+        "requeue",
+    }
+    | {"signal", "test-only", "wait", "wrap"}
+)
+# What sbatch would take from the user's shell, and the key that it is to a site.
+SHELL_DEFAULTS = {
+    "SBATCH_ACCOUNT": "account",
+    "SBATCH_PARTITION": "partition",
+    "SBATCH_QOS": "qos",
+    "SBATCH_CONSTRAINT": "constraint",
+}
 
 
 class Notify(Section):
@@ -31,6 +81,9 @@ class Notify(Section):
 
     command: tuple[str, ...] = ()
     webhook: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = None
+
+
+ContainerRuntime = Literal["pyxis", "apptainer", "podman-hpc"]
 
 
 class Thresholds(Section):
@@ -59,9 +112,11 @@ class Thresholds(Section):
 class Site(Section):
     """One cluster.
 
-    `sbatch` holds any other option of sbatch by its long name: `{reservation: vision}`. `container` is an
-    image for SLURM's pyxis plugin; this Python, the datasets and the runs must be in it or in
-    `container_mounts`. `signal_seconds` before its time limit a job is asked to save.
+    `sbatch` and `srun` hold any other option of theirs by its long name: `{reservation: vision}`,
+    `{cpu-bind: cores}`. `setup` are lines of shell before anything else; one that fails ends the run.
+    `container` is an image for `container_runtime`; this Python, the datasets and the runs must be in it or
+    in `container_mounts`. `memory_gb: 0` is all that a node has. `signal_seconds` before its time limit a job
+    is asked to save.
     `trusted_groups` may write what leads to execution: job.json, the site file, the source of a run.
     `failures_per_node_day` decides how often runs save; the default is what Kokolis et al., 2024
     (https://arxiv.org/abs/2410.21680) saw on Meta's RSC-1.
@@ -75,16 +130,20 @@ class Site(Section):
     constraint: str | None = None
     exclude: tuple[str, ...] = ()
     gpus_per_node: NonNegativeInt | None = None
+    gpu_type: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
     cpus_per_rank: PositiveInt | None = None
-    memory_gb: PositiveInt | None = None
+    memory_gb: NonNegativeInt | None = None
     minutes: PositiveInt | None = None
     signal_seconds: PositiveInt = 180
     failures_per_node_day: NonNegativeFloat = 0.0065
     modules: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
     container: str | None = None
+    container_runtime: ContainerRuntime = "pyxis"
     container_mounts: tuple[str, ...] = ()
-    environment: dict[VariableName, str] = Field(default_factory=dict)
-    sbatch: dict[OptionName, str | int | bool] = Field(default_factory=dict)
+    environment: dict[VariableName, VariableValue] = Field(default_factory=dict)
+    sbatch: Options = Field(default_factory=dict)
+    srun: Options = Field(default_factory=dict)
     ray_address: str | None = None
     notify: Notify = Notify()
     preflight: Thresholds = Thresholds()
@@ -99,6 +158,16 @@ class Site(Section):
         return self
 
     @model_validator(mode="after")
+    def _options_are_free(self) -> Self:
+        for command, options in (("sbatch", self.sbatch), ("srun", self.srun)):
+            for name in options:
+                if name in SAID_BY_KEYS:
+                    raise ValueError(f"{command}.{name} has a key of its own: say {SAID_BY_KEYS[name]}")
+                if name in OWN_OPTIONS:
+                    raise ValueError(f"{command}.{name} is set by each job itself: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _asked_in_time(self) -> Self:
         if self.minutes is not None and self.signal_seconds + 60 >= 60 * self.minutes:
             raise ValueError(
@@ -106,6 +175,23 @@ class Site(Section):
                 f"{self.minutes} minutes would be asked to stop as soon as it starts; lower signal_seconds"
             )
         return self
+
+    def with_shell_defaults(self, environment: Mapping[str, str]) -> tuple[Self, list[str]]:
+        """The site with what the user's shell says to sbatch, where the site says nothing; and the words for
+        each such variable, used or not.
+        """
+        taken: dict[str, str] = {}
+        words = []
+        for name, value in sorted(environment.items()):
+            key = SHELL_DEFAULTS.get(name)
+            if key is not None and getattr(self, key) is None:
+                taken[key] = value
+                words.append(f"{key} {value}, as {name} says")
+            elif key is not None:
+                words.append(f"{key} {getattr(self, key)}, as the site file says, and not {name}={value}")
+            elif name.startswith("SBATCH_"):
+                words.append(f"{name} is not used: say it in the site file")
+        return check_recipe(type(self), self.model_dump() | taken, where="the environment"), words
 
     def default_executor(self) -> ExecutorName:
         """The site's own, else SLURM where it is installed, else this machine."""
@@ -154,6 +240,19 @@ def users_site() -> Site:
         UserError: if there is none, or a key or value of it is wrong.
     """
     return load_site(os.environ.get("SUBMIT_CLUSTER", "default"))
+
+
+def site_for_jobs(name: str) -> Site:
+    """The same for who submits, with what the user's shell says to sbatch where the site says nothing.
+
+    Raises:
+        UserError: as `load_site`.
+    """
+    site, words = load_site(name).with_shell_defaults(os.environ)
+    if site.default_executor() == "slurm":
+        for line in words:
+            logger.info("%s", line)
+    return site
 
 
 def load_site(name: str) -> Site:

@@ -38,6 +38,7 @@ PROBLEMS = {
         Problem("failed", "malformed_row"),
         Problem("failed", "misread_value"),
         Problem("rejected", "no_image_bytes"),
+        Problem("rejected", "too_long"),
         Problem("failed", "io_error", retryable=True),
         # A retry tries what is planned, and of its files nothing is.
         Problem("failed", "folder_unreadable"),

@@ -8,6 +8,7 @@ import subprocess
 import urllib.request
 
 from cluster.run.folder import RunFolder
+from cluster.run.restarts import set_aside
 from cluster.run.status import Status, why
 from cluster.site import Notify, read_site
 
@@ -36,6 +37,7 @@ def _tell(settings: Notify, run: RunFolder, status: Status) -> None:
         "rank": None if failure is None else failure.rank,
         "node": None if failure is None else failure.node,
         "attempt": status.attempt,
+        "set_aside": set_aside(run),
     }
     message = json.dumps(values)
     if settings.command:

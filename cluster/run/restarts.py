@@ -132,6 +132,11 @@ def spent(restarts: list[Restart], job: Job, *, since: int = 0) -> str | None:
     return f"{len(alike)} attempts ended by {last.cause} without {progress}; the last: {last.message}"
 
 
+def set_aside(run: RunFolder) -> list[str]:
+    """The checkpoints of a run that were found damaged, by name, oldest first."""
+    return sorted(path.name for path in (run.path / "checkpoints").glob("broken-*"))
+
+
 def newest_checkpoint(run: RunFolder) -> str | None:
     """The name in `checkpoints/latest`: to this floor no more than a mark of progress."""
     path = run.path / "checkpoints" / "latest"

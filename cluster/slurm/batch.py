@@ -1,4 +1,6 @@
-"""What a batch script does around its ranks: `python -m cluster.slurm.batch begin|end RUN`.
+"""What a batch script does around its ranks: `python -m cluster.slurm.batch unprepared|begin|end RUN`.
+
+`unprepared` ends a run on whose node a line of the site's setup failed.
 
 `begin` says why the attempt before this one ended, if nobody could, and whether there is anything to do.
 `end` looks at how the ranks ended and has SLURM start the job again, or lets it go and tells why.
@@ -17,6 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cluster.errors import UserError
+from cluster.host import node_name
 from cluster.job import PREEMPTED_EXIT_CODE, State
 from cluster.run.folder import RunFolder, start_token
 from cluster.run.notify import notify
@@ -46,16 +49,29 @@ CANCELLED = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+ \*\*\*")
 def main() -> None:
     """The command of the batch script; the exit status is what the script goes by."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("moment", choices=["begin", "end"])
+    parser.add_argument("moment", choices=["unprepared", "begin", "end"])
     parser.add_argument("run", type=Path)
     parser.add_argument("--status", type=int, default=0, help="srun's exit status")
+    parser.add_argument("--line", default="", help="what failed with that status")
     parser.add_argument("--stopped", action="store_true", help="the script itself was asked to end")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s slurm %(message)s")
     run = RunFolder(options.run)
+    if options.moment == "unprepared":
+        sys.exit(unprepared(run, line=options.line, status=options.status))
     if options.moment == "begin":
         sys.exit(begin(run))
     sys.exit(end(run, status=options.status, stopped=options.stopped))
+
+
+def unprepared(run: RunFolder, *, line: str, status: int) -> int:
+    """End a run whose node could not be made ready: what is missing now will be missing again."""
+    message = (
+        f"{line!r} ended with status {status} on {node_name()}, before the ranks: mend `setup` or `modules` "
+        "in the site file, then submit the run again"
+    )
+    failure = Failure(rank=None, type="Setup", message=message, node=node_name())
+    return _stop(run, run.read_status(), State.FAILED, failure)
 
 
 def begin(run: RunFolder) -> int:

@@ -76,7 +76,7 @@ class SlurmExecutor:
             submitted = call(["sbatch", "--parsable", str(script)])
             if submitted.returncode != 0:
                 raise Refused(f"SLURM refused {job.name}: {_message(submitted.stderr)}")
-            write_job_id(run, submitted.stdout.strip().partition(";")[0])
+            write_job_id(run, _id_in(submitted.stdout))
         return SlurmHandle(run)
 
     def _script(self, job: Job) -> str:
@@ -120,6 +120,21 @@ class SlurmHandle:
             raise UserError(f"SLURM does not cancel job {status.id}: {_message(answer.stderr)}")
         if waits:
             settle(self._run, replace(status, state=State.CANCELLED))
+
+
+def _id_in(stdout: str) -> str:
+    """The id among what `sbatch --parsable` says: at some sites it is a wrapper that says more.
+
+    Raises:
+        UserError: if there is none.
+    """
+    ids = re.findall(r"^\s*(\d+)(?:;\S+)?\s*$", stdout, re.MULTILINE)
+    if not ids:
+        raise UserError(
+            f"sbatch took the job and named no id, but {stdout.strip()!r:.300}: see `squeue --me`, cancel it "
+            "there, and have a wrapper of sbatch hand on what --parsable asks for"
+        )
+    return str(ids[-1])
 
 
 def _message(stderr: str) -> str:

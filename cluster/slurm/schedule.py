@@ -224,7 +224,7 @@ def _script(path: Path, site: Site) -> str:
         _job_name(path),
         path.absolute().parent,
         {"time": FIRING_MINUTES} | site_options(site) | fixed,
-        setup=site_setup(site),
+        setup=site_setup(site, failed='echo "setup failed: $1" >&2'),
         command=f"exec {firing}",
     )
 

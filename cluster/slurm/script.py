@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster.errors import UserError
 from cluster.job import Job
 from cluster.rank.process import MALLOC_SETTINGS, OPENMP_SETTINGS
-from cluster.site import LINE_BREAK, Site
+from cluster.site import LINE_BREAK, ContainerRuntime, Site
 
 Options = dict[str, str | int | bool | None]
 NOTHING_TO_DO = 3  # exit status of `cluster.slurm.batch begin`: the run is complete already
@@ -36,11 +36,12 @@ def render(job: Job, site: Site, *, after: Sequence[str] = (), exclude: Sequence
         "nodes": wants.nodes,
         "ntasks-per-node": wants.ranks_per_node,
         "cpus-per-task": cpus,
-        "gpus-per-node": wants.gpus_per_rank * wants.ranks_per_node or None,
-        "mem": None if site.memory_gb is None else f"{site.memory_gb}G",
+        "gpus-per-node": _gpus(wants.gpus_per_rank * wants.ranks_per_node, site.gpu_type),
+        "mem": f"{site.memory_gb}G" if site.memory_gb else site.memory_gb,
         "time": minutes,
         "exclude": ",".join([*site.exclude, *exclude]) or None,
         "signal": f"USR2@{signal_seconds}",
+        "propagate": "NONE",  # limits of a login node's shell are not for its jobs
     }
     fixed: Options = {
         "dependency": ",".join([*dependencies, "singleton"]),
@@ -51,17 +52,20 @@ def render(job: Job, site: Site, *, after: Sequence[str] = (), exclude: Sequence
     srun = ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL", "--open-mode=append"]
     srun += ["--output", pattern(job.folder / "logs") + "/rank-%t.log"]
     srun += [f"--cpus-per-task={cpus}"] if cpus is not None else []  # srun does not take it from the job
+    srun += [option for name, value in site.srun.items() for option in _words(name, value)]
+    inside: list[str] = []
     if site.container is not None:
-        srun += [
-            f"--container-image={site.container}",
-            f"--container-mounts={','.join([str(job.folder), *site.container_mounts])}",
-        ]
+        mounts = [str(job.folder), *site.container_mounts]
+        of_srun, inside = _container(
+            site.container_runtime, site.container, mounts=mounts, gpus=wants.gpus_per_rank > 0
+        )
+        srun += of_srun
     text = sbatch_script(
         job_name(job),
         job.folder / "logs",
         options | site_options(site) | fixed,
         setup=_setup(job, site),
-        command=shlex.join([sys.executable, "-m", "cluster.rank", str(job.folder / "job.json")]),
+        command=shlex.join([*inside, sys.executable, "-m", "cluster.rank", str(job.folder / "job.json")]),
         teardown=["trap '' TERM USR2", f"{_batch('end', job)} --status $status ${{stopped:+--stopped}}"],
         srun=srun,
     )
@@ -122,9 +126,46 @@ def site_options(site: Site) -> Options:
     return named | {"constraint": site.constraint} | site.sbatch
 
 
-def site_setup(site: Site) -> list[str]:
-    """The lines of shell that every job of a site begins with."""
-    return [f"module load {shlex.quote(module)}" for module in site.modules] + exports(site.environment)
+def site_setup(site: Site, *, failed: str) -> list[str]:
+    """The lines of shell that every job of a site begins with.
+
+    Args:
+        failed: a command for the line, $1, that ends with another status than 0; the script ends after it.
+    """
+    lines = [f"module load {shlex.quote(module)}" for module in site.modules] + list(site.setup)
+    return [
+        f"setup_failed() {{ {failed}; exit 1; }}",
+        *(f"{line} || setup_failed {shlex.quote(line)}" for line in lines),
+        *exports(site.environment),
+    ]
+
+
+def _gpus(count: int, kind: str | None) -> str | int | None:
+    return f"{kind}:{count}" if kind is not None and count else count or None
+
+
+def _words(name: str, value: str | int | bool) -> list[str]:
+    """An option as words of a command; False leaves it out, True has no value."""
+    if isinstance(value, bool):
+        return [f"--{name}"] * value
+    return [f"--{name}={value}"]
+
+
+def _container(
+    runtime: ContainerRuntime, image: str, *, mounts: Sequence[str], gpus: bool
+) -> tuple[list[str], list[str]]:
+    """Options of srun, and words before the command, that put each rank into a container."""
+    match runtime:
+        case "pyxis":
+            return [f"--container-image={image}", f"--container-mounts={','.join(mounts)}"], []
+        case "apptainer":
+            binds = [word for mount in mounts for word in ("--bind", mount)]
+            return [], ["apptainer", "exec", *["--nv"] * gpus, *binds, image]
+        case "podman-hpc":
+            pairs = [mount if ":" in mount else f"{mount}:{mount}" for mount in mounts]
+            volumes = [word for pair in pairs for word in ("--volume", pair)]
+            of_host = ["--env-host", "--net=host", "--ipc=host"]
+            return [], ["podman-hpc", "run", "--rm", *of_host, *["--gpu"] * gpus, *volumes, image]
 
 
 def exports(settings: Mapping[str, str]) -> list[str]:
@@ -153,9 +194,10 @@ def _setup(job: Job, site: Site) -> list[str]:
     lines = ["trap '' TERM USR2"]  # what is ignored stays ignored in the commands below
     if wants.gpus_per_rank == 0:
         lines += exports(MALLOC_SETTINGS | OPENMP_SETTINGS)
-    lines += site_setup(site)
     # The run's own source, and not what happens to lie in the working directory.
     source = {"PYTHONPATH": str(job.folder / "source"), "PYTHONSAFEPATH": "1"}
+    tell = " ".join(f"{name}={shlex.quote(value)}" for name, value in source.items())
+    lines += site_setup(site, failed=f'{tell} {_batch("unprepared", job)} --status $? --line "$1"')
     lines += exports({"PYTHONUNBUFFERED": "1"} | source)
     if (cpus := wants.cpus_per_rank or site.cpus_per_rank) is not None:
         lines.append(f"export OMP_NUM_THREADS={cpus}")

@@ -13,6 +13,7 @@ from cluster.errors import UserError
 from cluster.wording import duration, in_bytes, several, visible
 from ingest.commands.crawl_options import (
     AllowPrivate,
+    AllowSilent,
     Attempts,
     CaptionColumn,
     ColumnNames,
@@ -21,6 +22,7 @@ from ingest.commands.crawl_options import (
     Contact,
     CropOption,
     Deadline,
+    Decode,
     DenyNetwork,
     EncodingOption,
     Extend,
@@ -28,7 +30,10 @@ from ingest.commands.crawl_options import (
     Icc,
     IgnoreRobots,
     LabelColumn,
+    MaxBytes,
+    MaxPixels,
     MaxRedirects,
+    MemoryMb,
     MetricsPath,
     Output,
     PerAddress,
@@ -37,8 +42,12 @@ from ingest.commands.crawl_options import (
     Phash,
     Quality,
     Resize,
+    Seconds,
+    SegmentSeconds,
     Sources,
+    UnitRows,
     UrlColumn,
+    Video,
 )
 from ingest.commands.executor_options import (
     Cluster,
@@ -58,11 +67,6 @@ from ingest.commands.options import (
     Json,
     LabelFiles,
     LabelsFrom,
-    MaxBytes,
-    MaxPixels,
-    MemoryMb,
-    Seconds,
-    UnitRows,
     end_if_nothing,
     heeded,
 )
@@ -70,16 +74,16 @@ from ingest.crawl.crawl import plan_shards
 from ingest.crawl.part import counts_json
 from ingest.image.check import Treatment
 from ingest.image.decode import ImageLimits
-from ingest.plan.settings import CrawlSettings
+from ingest.plan.settings import VIDEOS, CrawlSettings
 from ingest.progress.counts import Counts, CrawlReport
 from ingest.progress.crawl_progress import CrawlProgress
 from ingest.progress.meter import Meter
 from ingest.progress.metrics_file import MetricsFile
 from ingest.sources.url_list import TYPES, Columns
+from ingest.video.check import VideoTreatment
 from ingest.web.settings import FetchSettings
 
 DEFAULTS = CrawlSettings()
-LIMITS = DEFAULTS.treatment.limits
 
 
 def crawl(
@@ -94,11 +98,15 @@ def crawl(
     quality: Quality = None,
     icc: Icc = True,
     phash: Phash = True,
-    unit_rows: UnitRows = DEFAULTS.unit_rows,
-    max_bytes: MaxBytes = LIMITS.max_bytes,
-    max_pixels: MaxPixels = LIMITS.max_pixels,
-    seconds: Seconds = DEFAULTS.seconds,
-    memory_mb: MemoryMb = DEFAULTS.memory_mb,
+    video: Video = False,
+    segment_seconds: SegmentSeconds = None,
+    allow_silent: AllowSilent = False,
+    decode: Decode = True,
+    unit_rows: UnitRows = None,
+    max_bytes: MaxBytes = None,
+    max_pixels: MaxPixels = None,
+    seconds: Seconds = None,
+    memory_mb: MemoryMb = None,
     url_column: UrlColumn = None,
     caption_column: CaptionColumn = None,
     label_column: LabelColumn = None,
@@ -130,12 +138,25 @@ def crawl(
     wait: Wait = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch or read images, check, shard and seal them. Run again, it goes on where it stopped."""
+    """Fetch or read images, or videos, check, shard and seal them. Run again, it goes on where it stopped."""
     for option, given in (("--crop", crop), ("--encoding", encoding), ("--quality", quality)):
         if given is not None and resize is None:
             raise UserError(f"{option} is used with --resize only: add --resize, or leave {option} out")
+    _refuse_misplaced(
+        video,
+        of_images={"--resize": resize is not None, "--no-icc": not icc, "--no-phash": not phash},
+        of_videos={
+            "--segment-seconds": segment_seconds is not None,
+            "--allow-silent": allow_silent,
+            "--no-decode": not decode,
+        },
+    )
+    usual = VIDEOS if video else DEFAULTS
+    limits = usual.treatment.limits
     treatment = Treatment(
-        limits=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels),
+        limits=ImageLimits(
+            max_bytes=max_bytes or limits.max_bytes, max_pixels=max_pixels or limits.max_pixels
+        ),
         resize=resize,
         crop=crop or DEFAULTS.treatment.crop,
         encoding=encoding or DEFAULTS.treatment.encoding,
@@ -163,7 +184,18 @@ def crawl(
         deny_network=tuple(deny_network or ()),
     )
     settings = CrawlSettings(
-        unit_rows=unit_rows, treatment=treatment, seconds=seconds, memory_mb=memory_mb, fetch=fetch
+        unit_rows=unit_rows or usual.unit_rows,
+        treatment=treatment,
+        seconds=seconds or usual.seconds,
+        memory_mb=memory_mb or usual.memory_mb,
+        fetch=fetch,
+        video=VideoTreatment(
+            segment_seconds=segment_seconds or VideoTreatment().segment_seconds,
+            allow_silent=allow_silent,
+            decode=decode,
+        )
+        if video
+        else None,
     )
     listed = Columns(
         url=url_column,
@@ -192,6 +224,13 @@ def crawl(
         progress.end(counts)
     if report is not None:
         tell_crawl(report, progress.seconds, as_json=as_json)
+
+
+def _refuse_misplaced(video: bool, *, of_images: dict[str, bool], of_videos: dict[str, bool]) -> None:
+    """What is said of images is said of images, and what is said of videos of videos."""
+    for option in (option for option, given in (of_images if video else of_videos).items() if given):
+        way = "is of images, and --video is given" if video else "is of videos"
+        raise UserError(f"{option} {way}: leave it out{'' if video else ', or add --video'}")
 
 
 def _types(given: Sequence[str]) -> dict[str, str]:

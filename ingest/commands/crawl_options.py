@@ -5,8 +5,12 @@ from typing import Annotated
 
 import typer
 
+from ingest.dataset.keys import KEY_SLOTS
 from ingest.image.check import Crop, Encoding
+from ingest.plan.settings import VIDEOS, CrawlSettings
 from ingest.sources.url_list import TYPES
+
+_D = CrawlSettings()
 
 Sources = Annotated[
     list[str],
@@ -58,6 +62,67 @@ Icc = Annotated[
 ]
 Phash = Annotated[
     bool, typer.Option(help="Make the perceptual hash; without it, the pixels of a kept JPEG stay unread.")
+]
+
+# Bounds, of which videos have others.
+UnitRows = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=KEY_SLOTS,
+        help=f"Attempts per work unit and shard. [default: {_D.unit_rows}; {VIDEOS.unit_rows} with --video]",
+    ),
+]
+MaxBytes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help=f"Larger files are rejected unread. [default: {_D.treatment.limits.max_bytes}; "
+        f"{VIDEOS.treatment.limits.max_bytes} with --video]",
+    ),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Pictures and frames that claim more are rejected undecoded. [default: "
+        f"{_D.treatment.limits.max_pixels}; {VIDEOS.treatment.limits.max_pixels} with --video]",
+    ),
+]
+Seconds = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        help="CPU time that checking one image or clip may take. [default: "
+        f"{_D.seconds:g}; {VIDEOS.seconds:g} with --video]",
+    ),
+]
+MemoryMb = Annotated[
+    int | None,
+    typer.Option(
+        min=64,
+        help="Memory that checking one image or clip may take, MiB. [default: "
+        f"{_D.memory_mb}; {VIDEOS.memory_mb} with --video]",
+    ),
+]
+
+# What is made of a video.
+Video = Annotated[
+    bool, typer.Option("--video", help="Sources are videos: they become clips with their sound.")
+]
+SegmentSeconds = Annotated[
+    float | None,
+    typer.Option(help="With --video: a longer one becomes several clips, cut at keyframes. [default: 10]"),
+]
+AllowSilent = Annotated[
+    bool, typer.Option("--allow-silent", help="With --video: clips without a sound are kept, too.")
+]
+Decode = Annotated[
+    bool,
+    typer.Option(
+        "--decode/--no-decode",
+        help="With --video: decode clips to their end. Without, damage, loudness and hash stay unknown.",
+    ),
 ]
 
 # How lists are read.

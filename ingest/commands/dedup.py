@@ -17,7 +17,7 @@ from cluster.map.on_ray import on_ray
 from cluster.map.on_slurm import on_slurm
 from cluster.map.processes import processes
 from cluster.map.tasks import MapTasks
-from cluster.site import load_site
+from cluster.site import site_for_jobs
 from cluster.wording import duration, several, visible
 from ingest.commands.executor_options import Cluster, Runs
 from ingest.commands.options import DatasetFolder, Json, Workers, end_if_nothing
@@ -125,7 +125,7 @@ def _executor(
         raise UserError(f"say with --parts how many tasks --executor {executor} is to do at a time")
     if scratch is None:
         raise UserError(f"--executor {executor} needs --scratch: a folder that all nodes reach by its name")
-    site = load_site(cluster)
+    site = site_for_jobs(cluster)
     if executor == "ray":
         return nullcontext(on_ray(site, parts=parts))
     return nullcontext(on_slurm(site, name=name, parts=parts, runs=runs, scratch=scratch))

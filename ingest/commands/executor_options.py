@@ -10,7 +10,7 @@ import typer
 from cluster.errors import UserError
 from cluster.host import CORES
 from cluster.job import ExecutorName
-from cluster.site import load_site
+from cluster.site import load_site, site_for_jobs
 from ingest.crawl.divide import WORKERS_PER_CRAWLER
 from ingest.crawl.on_ray import crawl_on_ray
 from ingest.crawl.on_slurm import PartJob, submit_to_slurm, wait_for_slurm
@@ -82,7 +82,7 @@ def run_plan(
         parts = spread.parts or math.ceil(workers / WORKERS_PER_CRAWLER)
         return crawl_here(plan, fetch=fetch, workers=workers, parts=parts, progress=progress, counts=counts)
     assert spread.parts is not None
-    site = load_site(spread.cluster)
+    site = site_for_jobs(spread.cluster)
     workers = spread.workers or site.cpus_per_rank or WORKERS_PER_CRAWLER
     if spread.executor == "ray":
         return crawl_on_ray(

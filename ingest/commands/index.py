@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from cluster.host import CORES
-from ingest.commands.crawl import DEFAULTS, LIMITS, tell_crawl
+from ingest.commands.crawl import DEFAULTS, tell_crawl
 from ingest.commands.options import (
     Json,
     LabelFiles,
@@ -24,6 +24,8 @@ from ingest.image.decode import ImageLimits
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.crawl_progress import CrawlProgress
 from ingest.progress.meter import Meter
+
+LIMITS = DEFAULTS.treatment.limits
 
 
 def index(

@@ -36,7 +36,9 @@ def show(
     found = counted(dataset)
     text, shown = gallery.show(dataset, found, view=view, samples=samples, seed=seed)
     PosixStore(page.parent).replace(page.name, text.encode())
-    images = several(shown, "image")
+    images = several(shown, found.noun)
     typer.echo(f"{visible(str(page))} shows {images} of {len(seen):,} ({in_bytes(len(text))})")
     if damaged := min(samples, len(seen)) - shown:
-        typer.echo(f"{several(damaged, 'image')} could not be shown: `ingest verify` says what is damaged.")
+        typer.echo(
+            f"{several(damaged, found.noun)} could not be shown: `ingest verify` says what is damaged."
+        )

@@ -41,7 +41,7 @@ def _print_stats(found: Stats) -> None:
             if loss.status == status:
                 table.add_row("", f"{loss.count:,}", Text("  " + visible(loss.reason)))
     for name, size in (
-        ("images", found.image_bytes),
+        (f"{found.noun}s", found.image_bytes),
         ("shards", found.shard_bytes),
         ("meta", found.meta_bytes),
     ):
@@ -50,10 +50,21 @@ def _print_stats(found: Stats) -> None:
         table.add_row("retryable", f"{found.retryable:,}", "of what failed")
     if found.hosts.hosts:
         table.add_row("hosts", f"{found.hosts.hosts:,}", "at least" if found.hosts.missing_at_most else "")
+    clips = found.clips
+    if clips.clips:
+        table.add_row("hours", f"{clips.hours:,.2f}", "")
+        for name, number in (
+            ("without sound", clips.without_sound),
+            ("quiet", clips.quiet),
+            ("still", clips.still),
+        ):
+            table.add_row(name, f"{number:,}", "")
     statuses = {str(status): times for status, times in found.http_statuses.items()}
     failing = {host.host: host.failed for host in found.hosts.most_failed[:HOSTS_LISTED]}
     for name, counts in (
         ("format", found.formats),
+        ("video codec", dict(clips.video_codecs.most_common())),
+        ("audio codec", dict(clips.audio_codecs.most_common())),
         ("label", found.labels),
         ("split", found.splits),
         ("http status", statuses),
@@ -77,6 +88,9 @@ def _size_table(found: Stats) -> Table:
         "longer side": found.long_sides.summary(),
         "bytes": found.sizes.summary(),
     }
+    if found.clips.clips:
+        sizes["length, ms"] = found.clips.milliseconds.summary()
+        sizes["keyframe gap, ms"] = found.clips.gaps.summary()
     table = Table(box=None, pad_edge=False)
     table.add_column("", style="bold")
     for column in sizes["width"]:

@@ -12,17 +12,19 @@ from cluster.output_trouble import writing
 from ingest.crawl.make_units import crawl_units
 from ingest.dataset import layout
 from ingest.dataset.commit import read_commits
+from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.dataset.seal import seal
 from ingest.dataset.vocabulary import LABEL_COLUMNS, distinct_labels, publish_vocabulary
 from ingest.labels.labelled import Labelling, labelled, read_labelling
 from ingest.plan.freeze import freeze
 from ingest.plan.label_doubts import label_doubts
 from ingest.plan.plan import Plan, read_plans
+from ingest.plan.segmented import Segmented
 from ingest.plan.settings import CrawlSettings, with_labelling
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.sources.expand import expand
 from ingest.sources.folder_values import InValuedFolder, folder_values
-from ingest.sources.opening import open_listing, refuse_unused, written_down
+from ingest.sources.opening import open_listing, open_planned, refuse_unused, written_down
 from ingest.sources.source import Listing
 from ingest.sources.url_list import Columns
 from ingest.store.open import open_store
@@ -112,7 +114,10 @@ def plan_shards(
     for text, place in named:
         listing = open_listing(place, columns, heeded=settings.fetch.heeded, follow_links=follow_links)
         values = folder_values(text, place)
-        listings.append(InValuedFolder(listing, values) if values else listing)
+        listing = InValuedFolder(listing, values) if values else listing
+        if settings.video is not None:
+            listing = _segmented(listing, place, settings, follow_links=follow_links)
+        listings.append(listing)
     if isinstance(store.root, Path):
         _refuse_output_inside([*sources, *places], store.root)
     # Before an hour of planning, too.
@@ -127,6 +132,15 @@ def plan_shards(
         progress=progress,
         counts=counts,
     )
+
+
+def _segmented(listing: Listing, place: str, settings: CrawlSettings, *, follow_links: bool) -> Listing:
+    if listing.kind is SourceKind.IMAGE_TABLE:
+        raise UserError(f"{place} is a table of images, and --video is given: leave one of them out")
+    if listing.kind.is_fetched:
+        return Segmented(listing, None, settings)
+    record = SourceRecord(kind=listing.kind, name=listing.name, follow_links=follow_links)
+    return Segmented(listing, open_planned(record, written_down(place)), settings)
 
 
 def plan_listings(

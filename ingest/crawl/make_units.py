@@ -6,9 +6,9 @@ import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cluster.errors import UserError
 from ingest.crawl.reorder import Memory, Reorder
@@ -17,6 +17,8 @@ from ingest.dataset.shard import InPlaceWriter, ShardWriter
 from ingest.image.check import Checked
 from ingest.image.check_pool import Checker
 from ingest.plan.plan import Plan
+from ingest.plan.segmented import span_of
+from ingest.plan.settings import CrawlSettings
 from ingest.problem import PROBLEMS, Problem
 from ingest.progress.counts import Counts, Progress
 from ingest.sources.opening import open_planned
@@ -66,11 +68,7 @@ def crawl_units(
             if not source.kind.is_fetched:
                 sources[number] = open_planned(source, place)
                 stack.callback(sources[number].close)
-        checker = stack.enter_context(
-            Checker[_Attempt](
-                settings.treatment, workers=workers, seconds=settings.seconds, memory_mb=settings.memory_mb
-            )
-        )
+        checker = stack.enter_context(_checker(settings, workers))
         crawl = _Crawl(
             plan=plan,
             units=list(units),
@@ -82,6 +80,23 @@ def crawl_units(
         stack.callback(crawl.close)
         for attempt, data, verdict in checker.run(crawl.arrivals()):
             crawl.take(attempt, data, verdict)
+
+
+def _checker(settings: CrawlSettings, workers: int) -> Checker[_Attempt]:
+    bounds: dict[str, Any] = {
+        "workers": workers,
+        "seconds": settings.seconds,
+        "memory_mb": settings.memory_mb,
+    }
+    if settings.video is None:
+        return Checker(settings.treatment, **bounds)
+    return Checker(
+        settings.treatment,
+        **bounds,
+        module="ingest.video.check_worker",
+        more={"video": asdict(settings.video)},
+        detail=lambda attempt: span_of(attempt.item.extra),
+    )
 
 
 def _allow_many_files() -> None:
@@ -165,18 +180,19 @@ class _Crawl:
         if self._sources:
             yield from self._read()
         if len(self._sources) < len(self._plan.sources):
-            with Fetcher[_Attempt](self._fetch, window=_WINDOW) as fetcher:
-                for attempt, outcome in fetcher.run(self._requests(), held=self._is_full):
+            with Fetcher[list[_Attempt]](self._fetch, window=_WINDOW) as fetcher:
+                for attempts, outcome in fetcher.run(self._requests(), held=self._is_full):
                     self._look_at_hosts(fetcher)
                     body = outcome.data if isinstance(outcome, Fetched) else outcome
                     self._counts.bytes_read += len(body) if isinstance(body, bytes) else 0
-                    yield attempt._replace(http_status=outcome.http_status), body
+                    for attempt in attempts:
+                        yield attempt._replace(http_status=outcome.http_status), body
             self._counts.slowest_hosts = ()
 
     def _is_full(self) -> bool:
         return self._waiting >= _WAITING_ROWS
 
-    def _look_at_hosts(self, fetcher: Fetcher[_Attempt]) -> None:
+    def _look_at_hosts(self, fetcher: Fetcher[list[_Attempt]]) -> None:
         now = time.monotonic()
         if now >= self._hosts_due:
             self._counts.slowest_hosts = fetcher.slowest_hosts()
@@ -246,10 +262,14 @@ class _Crawl:
                 if (source not in self._sources) == urls:
                     yield _Attempt(unit, row, source, item)
 
-    def _requests(self) -> Iterator[tuple[_Attempt, str | Problem]]:
-        for attempt in self._items(urls=True):
-            problem = attempt.item.problem
-            yield attempt, PROBLEMS[problem] if problem else attempt.item.path.decode()
+    def _requests(self) -> Iterator[tuple[list[_Attempt], str | Problem]]:
+        """What to ask for, and whose it is: parts of a unit's video are asked for once."""
+        for _, unit in groupby(self._items(urls=True), key=lambda attempt: attempt.unit):
+            together: dict[Any, list[_Attempt]] = {}
+            for attempt in unit:
+                together.setdefault(_whole(attempt.item), []).append(attempt)
+            for (path, _, problem), attempts in together.items():
+                yield attempts, PROBLEMS[problem] if problem else path.decode()
 
     def _read(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
         """What lies in folders and archives, in the plan's order."""
@@ -260,10 +280,13 @@ class _Crawl:
                 self._sources[opened].close()  # thousands of archives cannot all be open
             opened = source
             attempts = list(group)
-            read = self._sources[source].read([each.item for each in attempts], max_bytes=max_bytes)
-            for attempt, data in zip(attempts, read, strict=True):
+            # Parts of one file follow each other: it is read once.
+            files = [list(parts) for _, parts in groupby(attempts, key=lambda each: _whole(each.item))]
+            read = self._sources[source].read([parts[0].item for parts in files], max_bytes=max_bytes)
+            for parts, data in zip(files, read, strict=True):
                 self._counts.bytes_read += len(data) if isinstance(data, bytes) else 0
-                yield attempt, data
+                for attempt in parts:
+                    yield attempt, data
 
     def _write(
         self,
@@ -277,13 +300,16 @@ class _Crawl:
         url = _text(item.path)
         if attempt.source in self._sources and not _is_address(item.path):
             url = _within(self._sources[attempt.source].name, url)
+        columns = {**item.extra, **verdict.columns}
+        if (span := span_of(item.extra)) is not None:
+            columns["parent"] = f"{url}#{span.fragment}"
         row = {
             "url": url,
             "labels": item.labels,
             "caption": item.caption,
             "retryable": retryable,
             "http_status": attempt.http_status,
-            "extra": item.extra,
+            "extra": columns,
         }
         writer.add(verdict, image, offset=item.offset, **row)
 
@@ -301,6 +327,11 @@ class _Crawl:
         else:
             reasons = self._counts.rejected if verdict.status == "rejected" else self._counts.failed
             reasons[verdict.reason] += 1
+
+
+def _whole(item: Item) -> tuple[bytes, int, str]:
+    """What a part is a part of."""
+    return item.path, item.offset, item.problem
 
 
 def _within(source: str, path: str) -> str:

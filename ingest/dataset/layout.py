@@ -24,6 +24,11 @@ EXTENSIONS = {
     "bmp": "bmp",
     "tiff": "tif",
     "avif": "avif",
+    "mp4": "mp4",
+    "matroska": "mkv",
+    "avi": "avi",
+    "ogg": "ogv",
+    "mpegts": "ts",
 }
 
 

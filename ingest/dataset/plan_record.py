@@ -84,6 +84,11 @@ class Flags(Record):
     deny_network: list[str] | None = None
     labels_from: str | None = None
     labels: list[str] | None = None
+    # Only of crawls of videos.
+    video: bool | None = None
+    segment_seconds: int | float | None = None
+    allow_silent: bool | None = None
+    no_decode: bool | None = None
 
 
 class Identity(Record):

@@ -69,4 +69,29 @@ META_SCHEMA = pa.schema(
         pa.field("labels", LABELS, nullable=False),
     ]
 )
+# Of plans of videos: which part of one; null of a whole.
+SPAN_COLUMNS = pa.schema(
+    [pa.field("span_start_ms", pa.int64(), nullable=True), pa.field("span_end_ms", pa.int64(), nullable=True)]
+)
+# What rows of clips have besides.
+VIDEO_SCHEMA = pa.schema(
+    [
+        pa.field("media", pa.string()),
+        pa.field("video_codec", pa.string()),
+        pa.field("audio_codec", pa.string()),
+        pa.field("fps_num", pa.uint32()),
+        pa.field("fps_den", pa.uint32()),
+        pa.field("frames", pa.uint32()),
+        pa.field("duration_ms", pa.uint32()),
+        pa.field("video_start_ms", pa.int32()),
+        pa.field("audio_start_ms", pa.int32()),
+        pa.field("audio_rate", pa.uint32()),
+        pa.field("audio_channels", pa.uint16()),
+        pa.field("keyframes", pa.uint32()),
+        pa.field("max_keyframe_gap_ms", pa.uint32()),
+        pa.field("parent", pa.string()),
+        pa.field("loudness_db", pa.float32()),
+        pa.field("still", pa.float32()),
+    ]
+)
 NO_COLUMNS = pa.schema([])

@@ -3,7 +3,7 @@
 names   the seal is what it says, and every file that it names is there
 sizes   every file has the size that was sealed
 sha     every shard, metadata file and image has the sha256 that was sealed, and the commits give the root
-decode  every image decodes to the size that its row says
+decode  every image, and every clip to its end, decodes to the size that its row says
 
 Nothing is mended and nothing stops at the first fault: each damaged thing is told in a sentence of its own.
 """
@@ -11,6 +11,7 @@ Nothing is mended and nothing stops at the first fault: each damaged thing is to
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from ingest.dataset.seal import merkle_root
 from ingest.image.decode import ImageError, ImageLimits, decode
 from ingest.store.open import home_of, open_store
 from ingest.store.store import Store
+from ingest.video.container import CONTAINERS, MediaError
+from ingest.video.watch import Bounds, watch
 
 
 class Level(IntEnum):
@@ -236,7 +239,9 @@ def _image_fault(shard: io.BufferedIOBase, sample: dict[str, Any], level: Level)
 
 
 def _decode_fault(data: bytes, sample: dict[str, Any]) -> str:
-    """Whether bytes that are those that were kept still make the picture that was kept."""
+    """Whether bytes that are those that were kept still make the picture, or the clip, that was kept."""
+    if sample["format"] in CONTAINERS:
+        return _clip_fault(data, sample)
     size = (sample["width"], sample["height"])
     try:
         image = decode(data, limits=ImageLimits(max_bytes=len(data), max_pixels=size[0] * size[1]))
@@ -244,6 +249,17 @@ def _decode_fault(data: bytes, sample: dict[str, Any]) -> str:
         return f"does not decode: {error.reason}"
     if image.size != size:
         return f"decodes to {image.width} x {image.height}, and its row says {size[0]} x {size[1]}"
+    return ""
+
+
+def _clip_fault(data: bytes, sample: dict[str, Any]) -> str:
+    size = (sample["width"], sample["height"])
+    try:
+        clip = watch(data, Bounds(pixels=size[0] * size[1], seconds=math.inf))
+    except MediaError as error:
+        return f"does not decode: {error.reason}"
+    if (clip.width, clip.height) != size:
+        return f"decodes to {clip.width} x {clip.height}, and its row says {size[0]} x {size[1]}"
     return ""
 
 

@@ -39,6 +39,14 @@ def is_flat(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
     return np.bitwise_count(hashes) < FLAT_BITS
 
 
+def of_length(milliseconds: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """What a clip's hash is combined with by an exclusive or, (n,): equal for lengths that round to the same
+    second, and far apart for others.
+    """
+    seconds = (milliseconds.astype(np.uint64) + np.uint64(500)) // np.uint64(1000)
+    return seconds * _MIX
+
+
 def scatter_digests(path: Path, sha256: NDArray[np.uint8], ids: NDArray[np.uint64], partitions: int) -> None:
     """Write samples, ids ascending, by partition of their digests, (n, 32) uint8."""
     words = np.ascontiguousarray(sha256[:, :16]).view(">u8")

@@ -117,7 +117,7 @@ def scatter(values: Mapping[str, Any]) -> tuple[int, int]:
     digests, hashes, ids, hashed_ids = [], [], [], []
     unhashed = flat = 0
     for index in range(task.first, task.last):
-        rows = opened.kept_rows(index, ["sha256", "phash"])
+        rows = opened.kept_rows(index, ["sha256", "phash", "duration_ms"])
         keys = keys_of(int(opened.units[index]), rows["slot"].to_numpy())
         own = keys + np.uint64(task.dataset << DATASET_SHIFT)
         ids.append(own)
@@ -127,6 +127,9 @@ def scatter(values: Mapping[str, Any]) -> tuple[int, int]:
             there = np.asarray(column.is_valid())
             phashes = column.fill_null(0).to_numpy(zero_copy_only=False)
             dull = there & duplicates.is_flat(phashes)
+            if "duration_ms" in rows.column_names:
+                # Clips are alike if they also are as long.
+                phashes = phashes ^ duplicates.of_length(rows["duration_ms"].fill_null(0).to_numpy())
             hashes.append(phashes[there & ~dull])
             hashed_ids.append(own[there & ~dull])
             unhashed += int((~there).sum())

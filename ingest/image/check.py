@@ -6,8 +6,9 @@ the process that calls (`ingest.image.check_worker`), not here.
 
 import hashlib
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -60,6 +61,7 @@ class Checked:
     Attributes:
         data: the bytes to store; None means the original bytes.
         sha256: of the bytes to store, hex.
+        columns: what its row says besides.
     """
 
     status: Status
@@ -71,6 +73,7 @@ class Checked:
     original_height: int | None = None
     sha256: str | None = None
     phash: int | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
     data: bytes | None = None
 
 

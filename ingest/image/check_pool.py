@@ -13,11 +13,11 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from types import TracebackType
-from typing import BinaryIO, Generic, Self, TypeVar, cast
+from types import MappingProxyType, TracebackType
+from typing import Any, BinaryIO, Generic, Self, TypeVar, cast
 
 from ingest.fence.fence import environment
 from ingest.image.channel import NO_IMAGE, SHARED_BYTES, Channel
@@ -28,6 +28,8 @@ from ingest.problem import Problem
 Token = TypeVar("Token")
 Row = tuple[Token, bytes | Problem]
 Result = tuple[Token, bytes | Problem, Checked]
+# A file's bytes, and what the check is told besides: JSON values.
+_Asked = tuple[bytes, Any]
 
 # Small images travel together; a large one alone.
 _BATCH_IMAGES = 64
@@ -54,10 +56,25 @@ class Checker(Generic[Token]):
         workers: number of processes.
         seconds: CPU time that one image may take.
         memory_mb: address space that one process may add to what it has at its start, MiB.
+        module: of the processes.
+        more: what they are told at their start besides: JSON values.
+        detail: what a check is told of a row besides its bytes: JSON values.
     """
 
-    def __init__(self, treatment: Treatment, *, workers: int, seconds: float, memory_mb: int) -> None:
-        self._order = {"treatment": asdict(treatment), "seconds": seconds, "memory_mb": memory_mb}
+    def __init__(
+        self,
+        treatment: Treatment,
+        *,
+        workers: int,
+        seconds: float,
+        memory_mb: int,
+        module: str = "ingest.image.check_worker",
+        more: Mapping[str, Any] = MappingProxyType({}),
+        detail: Callable[[Token], Any] = lambda token: None,
+    ) -> None:
+        self._order = {"treatment": asdict(treatment), "seconds": seconds, "memory_mb": memory_mb, **more}
+        self._module = module
+        self._detail = detail
         self._workers = workers
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="checker")
         self._idle: deque[_Process] = deque()
@@ -93,7 +110,8 @@ class Checker(Generic[Token]):
             yield from pending.popleft().result()
 
     def _check_batch(self, batch: list[Row[Token]]) -> list[Result[Token]]:
-        verdicts = iter(self._check([data for _, data in batch if isinstance(data, bytes)]))
+        asked = [(data, self._detail(token)) for token, data in batch if isinstance(data, bytes)]
+        verdicts = iter(self._check(asked))
         return [
             (
                 token,
@@ -105,7 +123,7 @@ class Checker(Generic[Token]):
             for token, data in batch
         ]
 
-    def _check(self, images: Sequence[bytes]) -> list[Checked]:
+    def _check(self, images: Sequence[_Asked]) -> list[Checked]:
         verdicts: dict[int, Checked] = {}
         suspects: set[int] = set()
         deaths_without_an_image = 0
@@ -132,12 +150,12 @@ class Checker(Generic[Token]):
                     suspects.add(culprit)
         return [verdicts[number] for number in range(len(images))]
 
-    def _ask(self, images: Sequence[bytes]) -> list[Checked]:
+    def _ask(self, images: Sequence[_Asked]) -> list[Checked]:
         """One batch to one process, an idle one if there is one. As many threads as processes call this."""
         try:
             process = self._idle.pop()
         except IndexError:
-            process = _Process(self._order)
+            process = _Process(self._module, self._order)
             self._alive.add(process)
         try:
             answers = process.check(images)
@@ -166,7 +184,7 @@ class _ProcessDied(Exception):  # noqa: N818
 class _Process:
     """One checking process and its pipes."""
 
-    def __init__(self, order: dict[str, object]) -> None:
+    def __init__(self, module: str, order: dict[str, object]) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         memory = os.memfd_create("images", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -174,7 +192,7 @@ class _Process:
             # Or an intruder there could end this process: who touches memory that is gone is killed.
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-W", "ignore", "-m", "ingest.image.check_worker", str(memory)],
+                [sys.executable, "-P", "-W", "ignore", "-m", module, str(memory)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -191,12 +209,19 @@ class _Process:
         with contextlib.suppress(BrokenPipeError):
             self._channel.send(order)
 
-    def check(self, images: Sequence[bytes]) -> list[Checked]:
+    def check(self, images: Sequence[_Asked]) -> list[Checked]:
+        files: list[bytes] = []
+        asked = []
+        for data, detail in images:
+            # Parts of one file follow each other: it is sent once.
+            if not files or data is not files[-1]:
+                files.append(data)
+            asked.append((len(files) - 1, detail))
         try:
-            self._channel.send(None, images)
+            self._channel.send(asked, files)
             rows, parts = self._channel.receive()
-            data = iter(parts)
-            return [from_row(row, data) for row in rows]
+            stored = iter(parts)
+            return [from_row(row, stored) for row in rows]
         except (EOFError, BrokenPipeError):
             raise self._death() from None
 
@@ -228,8 +253,9 @@ def _batches(rows: Iterable[Row[Token]]) -> Iterator[list[Row[Token]]]:
     for row in rows:
         if not batch:
             due = time.monotonic() + _BATCH_SECONDS
+        if isinstance(row[1], bytes) and not (batch and batch[-1][1] is row[1]):
+            size += len(row[1])
         batch.append(row)
-        size += len(row[1]) if isinstance(row[1], bytes) else 0
         if len(batch) == _BATCH_IMAGES or size >= _BATCH_BYTES or time.monotonic() >= due:
             yield batch
             batch, size = [], 0

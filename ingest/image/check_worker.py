@@ -7,12 +7,13 @@ process has died. The kernel ends the process when an image takes more CPU time 
 it memory beyond the limit: both hold while a decoder written in C runs, and when the parent is gone. Only
 numbers and bytes cross, no pickles: hostile bytes are parsed here, so what comes out is not trusted to be
 code. An intruder finds a fence (`ingest.fence`).
+`ingest.video.check_worker` is the same for clips.
 """
 
 import gc
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from PIL import Image
@@ -41,31 +42,46 @@ def from_row(row: list[Any], parts: Iterator[bytes]) -> Checked:
 
 
 def main() -> None:
+    serve(_image_check)
+
+
+def _image_check(order: dict[str, Any]) -> Callable[[bytes, Any], Checked]:
+    treatment = Treatment(**order["treatment"] | {"limits": ImageLimits(**order["treatment"]["limits"])})
+    # What its libraries set up once, 32 MiB of addresses for products of matrices, is not the first image's.
+    perceptual_hash(Image.new("RGB", (1024, 64)))
+    return lambda data, _: check(data, treatment)
+
+
+def serve(prepare: Callable[[dict[str, Any]], Callable[[bytes, Any], Checked]]) -> None:
+    """Answer batches until the parent is gone.
+
+    Args:
+        prepare: makes the check of the first order; the fence is put up behind it. The check is called with a
+            file's bytes, and with what the parent says of them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     channel = Channel(sys.stdin.buffer, sys.stdout.buffer, int(sys.argv[1]))
     order, _ = channel.receive()
-    treatment = Treatment(**order["treatment"] | {"limits": ImageLimits(**order["treatment"]["limits"])})
-    # What its libraries set up once, 32 MiB of addresses for products of matrices, is not the first image's.
-    perceptual_hash(Image.new("RGB", (1024, 64)))
-    # Nor is what was imported looked through for cycles again and again.
+    judge = prepare(order)
+    # What was imported is not looked through for cycles again and again.
     gc.freeze()
     fence(order["memory_mb"] << 20)
     while True:
         try:
-            _, images = channel.receive()
+            asked, files = channel.receive()
         except EOFError:
             return
         verdicts = []
-        for number, image in enumerate(images):
+        for number, (file, detail) in enumerate(asked):
             # CPU time: a machine that is busy, or stopped for a while, must not fail a good image (D1).
             signal.setitimer(signal.ITIMER_PROF, order["seconds"])
             # And an end to waiting that takes none; the parent tries such an image once more.
             signal.setitimer(signal.ITIMER_REAL, _PATIENCE * order["seconds"])
             # Only now: what is left of the last image's time must not run out in this one's name.
             channel.mark = number
-            verdicts.append(check(image, treatment))
+            verdicts.append(judge(files[file], detail))
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         channel.mark = NO_IMAGE

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from cluster.errors import UserError
 from ingest.dataset.plan_record import SourceKind
+from ingest.dataset.schema import SPAN_COLUMNS
 from ingest.web.domain import domain_hashes
 from ingest.web.url import canonical_all
 
@@ -61,9 +62,15 @@ def filled(table: pa.Table, schema: pa.Schema, *, name: str = "") -> pa.Table:
 def with_url(table: pa.Table) -> pa.Table:
     """The table with the addresses that its rows name, each in its one spelling, as a column, too.
 
-    What is no address is one by itself. Rows that have a problem have none.
+    What is no address is one by itself, and so is a part of what an address leads to. Rows that have a
+    problem have none.
     """
     urls = canonical_all(table["path"].cast(pa.string()))
+    if set(SPAN_COLUMNS.names) <= set(table.column_names):
+        start, end = (table[name].cast(pa.string()) for name in SPAN_COLUMNS.names)
+        # No canonical address has a fragment of its own.
+        parts = pc.binary_join_element_wise(urls, start, end, "#")
+        urls = pc.if_else(pc.is_valid(parts), parts, urls)
     return table.append_column("url", pc.if_else(pc.equal(table["problem"], ""), urls, None))
 
 

@@ -19,7 +19,7 @@ from cluster.errors import UserError
 from ingest.dataset import layout
 from ingest.dataset.open import is_damage
 from ingest.dataset.plan_record import Identity, ItemsRecord, PlanRecord, SourceRecord, read_plan
-from ingest.dataset.schema import ITEMS_SCHEMA
+from ingest.dataset.schema import ITEMS_SCHEMA, SPAN_COLUMNS, VIDEO_SCHEMA
 from ingest.labels.labelled import COLUMNS as LABEL_COLUMNS
 from ingest.plan.settings import CrawlSettings
 from ingest.sources.companions import COLUMNS
@@ -108,8 +108,10 @@ class Plan:
         Most tars have no companions, and most labels no splits: columns for these count only if there is
         something in them.
         """
-        further = [field for field in self.columns() if field.name not in ITEMS_SCHEMA.names]
-        return pa.schema([field for field in further if field not in _SELDOM or self._has_values(field.name)])
+        own = {*ITEMS_SCHEMA.names, *SPAN_COLUMNS.names}
+        further = [field for field in self.columns() if field.name not in own]
+        found = [field for field in further if field not in _SELDOM or self._has_values(field.name)]
+        return pa.schema([*found, *(VIDEO_SCHEMA if self.settings.video is not None else ())])
 
     def has_labels(self) -> bool:
         """Whether any row has one, or has one to be ignored."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self, get_args
+from typing import Any, Self, get_args
 
 import PIL
 import pyarrow as pa
@@ -14,6 +14,8 @@ from ingest.dataset.plan_record import Flags, Identity, SourceRecord
 from ingest.image.check import Crop, Encoding, Treatment
 from ingest.image.decode import ImageLimits
 from ingest.labels.labelled import Labelling
+from ingest.video.check import VideoTreatment
+from ingest.video.container import library_versions
 from ingest.web.addresses import AddressPolicy
 from ingest.web.opt_outs import OptOut
 from ingest.web.settings import FetchSettings
@@ -21,6 +23,8 @@ from ingest.web.settings import FetchSettings
 FORMAT = 3
 # Of a checking process, besides the image that it was sent: its batch, and what reading takes.
 _CHECKER_ROOM = 16 << 20
+# A clip is read as a whole for a window of seconds.
+LONGEST_SEGMENT = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,7 @@ class CrawlSettings:
             nothing, and are no flags.
         labels_from: the rule that labels come by, as it was given.
         labels: names and digests of the lists that labels come from.
+        video: what is made of videos, if the sources are such; then `treatment` counts by its limits only.
     """
 
     unit_rows: int = 16_384
@@ -45,6 +50,7 @@ class CrawlSettings:
     fetch: FetchSettings = field(default_factory=FetchSettings)
     labels_from: str | None = None
     labels: tuple[str, ...] = ()
+    video: VideoTreatment | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.unit_rows <= KEY_SLOTS:
@@ -65,6 +71,10 @@ class CrawlSettings:
             raise UserError(
                 f"--memory-mb {self.memory_mb} cannot hold a file of --max-bytes {max_bytes}: give at least "
                 f"--memory-mb {-(-(max_bytes + _CHECKER_ROOM) // (1 << 20))}, or fewer --max-bytes"
+            )
+        if self.video is not None and not 1 <= self.video.segment_seconds <= LONGEST_SEGMENT:
+            raise UserError(
+                f"--segment-seconds must be from 1 to {LONGEST_SEGMENT}, not {self.video.segment_seconds:g}"
             )
         fetch = self.fetch
         if min(fetch.deadline, fetch.attempts, fetch.per_host, fetch.per_address, fetch.connections) <= 0:
@@ -100,16 +110,30 @@ class CrawlSettings:
             ),
             labels_from=flags.labels_from,
             labels=tuple(flags.labels or ()),
+            video=VideoTreatment(
+                segment_seconds=flags.segment_seconds or VideoTreatment().segment_seconds,
+                allow_silent=bool(flags.allow_silent),
+                decode=flags.no_decode is None,
+            )
+            if flags.video
+            else None,
         )
 
     def flags(self) -> Flags:
         """The settings as they are written down."""
         limits = self.treatment.limits
-        given = {
+        given: dict[str, Any] = {
             "--deny-network": list(self.fetch.deny_network) or None,
             "--labels-from": self.labels_from,
             "--labels": list(self.labels) or None,
         }
+        if self.video is not None:
+            given |= {
+                "--video": True,
+                "--segment-seconds": self.video.segment_seconds,
+                "--allow-silent": self.video.allow_silent or None,
+                "--no-decode": None if self.video.decode else True,
+            }
         return Flags.model_validate(
             {
                 "--unit-rows": self.unit_rows,
@@ -134,6 +158,16 @@ class CrawlSettings:
         )
 
 
+# What videos are given that images are not: larger files, more time, more memory, and fewer in a shard.
+VIDEOS = CrawlSettings(
+    unit_rows=1_024,
+    treatment=Treatment(limits=ImageLimits(max_bytes=256 << 20, max_pixels=4_096 * 4_096)),
+    seconds=60.0,
+    memory_mb=1_536,
+    video=VideoTreatment(),
+)
+
+
 def with_labelling(settings: CrawlSettings, labelling: Labelling | None) -> CrawlSettings:
     """The settings, and how labels come about."""
     if labelling is None:
@@ -142,11 +176,13 @@ def with_labelling(settings: CrawlSettings, labelling: Labelling | None) -> Craw
     return replace(settings, labels_from=given, labels=labelling.identities)
 
 
-def builds() -> dict[str, str | None]:
+def builds(*, video: bool = False) -> dict[str, str | None]:
     """Versions of what makes bytes. pillow-simd resizes differently from Pillow: its version has .post."""
     names = ("libjpeg_turbo", "zlib", "webp", "libtiff", "avif", "littlecms2")
     codecs = {name: features.version(name) for name in names}
-    return {"pillow": PIL.__version__, **codecs, "pyarrow": pa.__version__}
+    return {"pillow": PIL.__version__, **codecs, "pyarrow": pa.__version__} | (
+        library_versions() if video else {}
+    )
 
 
 def identity_of(
@@ -156,7 +192,7 @@ def identity_of(
     return Identity(
         format=FORMAT,
         settings=settings.flags(),
-        builds=builds(),
+        builds=builds(video=settings.video is not None),
         sources=tuple(sources),
         extends=tuple(extends),
     )

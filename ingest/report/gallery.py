@@ -162,6 +162,8 @@ def render(
     labels = list(stats.labels.items())
     return environment.get_template("gallery.html").render(
         name=visible(name_of(stats.path)),
+        noun=stats.noun,
+        length=f"{stats.clips.hours:,.2f} hours",
         stats=stats,
         image_bytes=in_bytes(stats.image_bytes),
         shares=[
@@ -177,10 +179,19 @@ def render(
             chart("Shorter side", stats.short_sides, unit="px"),
             chart("Longer side", stats.long_sides, unit="px"),
             chart("File size", stats.sizes, unit="B"),
+            *(
+                [
+                    chart("Length", stats.clips.milliseconds, unit="ms"),
+                    chart("Longest time between keyframes", stats.clips.gaps, unit="ms"),
+                ]
+                if stats.clips.clips
+                else []
+            ),
         ]
         if stats.kept
         else [],
         formats=share_bars(list(stats.formats.items())),
+        codecs=share_bars([*stats.clips.video_codecs.most_common(), *stats.clips.audio_codecs.most_common()]),
         labels=share_bars(labels[:LABELS_SHOWN]),
         labels_left_out=max(0, len(labels) - LABELS_SHOWN),
         losses=[_loss(loss) for loss in stats.losses],

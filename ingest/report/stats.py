@@ -16,6 +16,8 @@ from cluster.errors import UserError
 from ingest.dataset.open import open_dataset, sealed_units
 from ingest.dataset.plan_record import read_plan
 from ingest.dataset.schema import META_SCHEMA
+from ingest.report.clips import COLUMNS as CLIP_COLUMNS
+from ingest.report.clips import ClipStats
 from ingest.report.frequent import Frequent
 from ingest.report.histogram import Histogram
 from ingest.store.open import open_store
@@ -120,6 +122,7 @@ class Stats:
         labelled, many_labels: kept images that have labels, and those that have several.
         splits: kept images by their split; those without one are not among them.
         labels_missing_at_most: what any label's count may be too low by, if there were too many; else 0.
+        clips: what is counted of clips besides.
     """
 
     path: str
@@ -148,6 +151,12 @@ class Stats:
     short_sides: Histogram
     long_sides: Histogram
     sizes: Histogram
+    clips: ClipStats
+
+    @property
+    def noun(self) -> str:
+        """What a sample is called."""
+        return "clip" if self.clips.clips else "image"
 
     def as_json(self) -> dict[str, Any]:
         """The numbers as plain JSON values; pixels and bytes."""
@@ -179,6 +188,7 @@ class Stats:
             "short_side": self.short_sides.summary(),
             "long_side": self.long_sides.summary(),
             "image_bytes": self.sizes.summary(),
+            **({"clips": self.clips.as_json()} if self.clips.clips else {}),
         }
 
 
@@ -203,7 +213,9 @@ def count(path: str | Path, *, progress: Callable[[int, int], None]) -> Stats:
         try:
             with store.open(meta) as file:
                 schema = pq.read_schema(file)
-                rows = pq.read_table(file, columns=[*COLUMNS, *({"split"} & set(schema.names))])
+                rows = pq.read_table(
+                    file, columns=[*COLUMNS, *({"split", *CLIP_COLUMNS} & set(schema.names))]
+                )
         except (OSError, pa.ArrowException):
             raise UserError(
                 f"{store.where(meta)} cannot be read: see what else is damaged with `ingest verify {path}`"
@@ -243,6 +255,7 @@ def count(path: str | Path, *, progress: Callable[[int, int], None]) -> Stats:
         short_sides=tally.short_sides,
         long_sides=tally.long_sides,
         sizes=tally.sizes,
+        clips=tally.clips,
     )
 
 
@@ -273,6 +286,7 @@ class _Tally:
         self.short_sides = Histogram(cell=1)
         self.long_sides = Histogram(cell=1)
         self.sizes = Histogram(cell=BYTES_CELL)
+        self.clips = ClipStats()
 
     def add(self, rows: pa.Table, schema: pa.Schema) -> None:
         """Take account of one unit: its rows, and all columns that it has."""
@@ -295,6 +309,7 @@ class _Tally:
         self.short_sides.add(np.minimum(widths, heights))
         self.long_sides.add(np.maximum(widths, heights))
         self.sizes.add(kept["size"].to_numpy().astype(np.int64))
+        self.clips.add(kept)
         self.http_statuses.update(_value_counts(pc.drop_null(rows["http_status"])))
         self._add_losses(rows.filter(pc.invert(is_kept)))
         self._add_hosts(rows)

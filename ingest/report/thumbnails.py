@@ -4,8 +4,8 @@ import base64
 import hashlib
 import io
 import random
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -18,18 +18,41 @@ from cluster.wording import in_bytes, visible
 from ingest.dataset.keys import key_name, key_of, unit_and_slot
 from ingest.dataset.open import Dataset
 from ingest.image.decode import ImageError, ImageLimits, decode
+from ingest.video.container import CONTAINERS
+from ingest.video.preview import preview_of
 
 THUMBNAIL = (480, 240)
 THUMBNAIL_QUALITY = 80
 # Below this a picture is shown in whole pixels, not smoothed.
 TINY = 100
 _LONGEST_CAPTION = 300
-COLUMNS = ["offset", "size", "sha256", "width", "height", "url", "labels", "caption"]
+# What is said of clips besides.
+CLIP = ["duration_ms", "video_codec", "audio_codec", "loudness_db", "parent"]
+COLUMNS = ["offset", "size", "sha256", "width", "height", "format", "url", "labels", "caption", *CLIP]
+# What browsers play, by the container.
+_PLAYED = {"mp4": "video/mp4", "matroska": "video/webm"}
+# So much of clips is put into a page; those beyond are shown, and not played.
+PLAYED_BYTES = 48 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """What a page has of a clip besides its picture.
+
+    Attributes:
+        words: its length and codecs.
+        media: the type of its file, and the file as base64; empty if it is not played.
+        wave: its loudness along the way, as points of a polygon of height 2 around 0; empty without a sound.
+    """
+
+    words: str
+    media: tuple[str, str]
+    wave: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """One image; jpeg is base64, empty if the sample is damaged."""
+    """One image, or one clip by a picture of it; jpeg is base64, empty if the sample is damaged."""
 
     key: str
     label: str
@@ -42,6 +65,7 @@ class Photo:
     tiny: bool
     jpeg: str
     damage: str
+    clip: Clip | None = None
 
 
 def thumbnail(image: Image.Image) -> str:
@@ -59,7 +83,20 @@ def draw_positions(total: int, samples: int, seed: int) -> list[int]:
 
 
 def sample_photos(dataset: Dataset, *, samples: int, seed: int) -> Iterator[Photo]:
-    """Images drawn without regard to anything but the seed, in the dataset's order."""
+    """Images drawn without regard to anything but the seed, in the dataset's order; of clips, the first can
+    be played, up to PLAYED_BYTES.
+    """
+    left = PLAYED_BYTES
+    for photo in _drawn(dataset, samples=samples, seed=seed):
+        size = 0 if photo.clip is None else len(photo.clip.media[1])
+        if size > left and photo.clip is not None:
+            yield replace(photo, clip=replace(photo.clip, media=("", "")))
+        else:
+            left -= size
+            yield photo
+
+
+def _drawn(dataset: Dataset, *, samples: int, seed: int) -> Iterator[Photo]:
     ends = np.cumsum(dataset.counts)
     positions = draw_positions(len(dataset), samples, seed)
     placed = [(int(np.searchsorted(ends, position, side="right")), position) for position in positions]
@@ -100,18 +137,25 @@ def _read(dataset: Dataset, unit_index: int, row: dict[str, Any]) -> bytes:
 
 def _photo(key: str, row: dict[str, Any], data: bytes) -> Photo:
     jpeg = damage = ""
+    clip = None
     if hashlib.sha256(data).digest() != row["sha256"]:
         damage = "damaged: not the bytes that were kept"
-    limits = ImageLimits(max_bytes=row["size"], max_pixels=row["width"] * row["height"])
-    try:
-        jpeg = "" if damage else thumbnail(decode(data, limits=limits, at_least=_fit))
-    except ImageError as error:
-        damage = f"damaged: {error.reason}"
+    elif row["format"] in CONTAINERS:
+        preview = preview_of(data, size=THUMBNAIL, place=key)
+        jpeg = base64.b64encode(preview.jpeg).decode("ascii")
+        damage = f"damaged: {preview.problem}" if preview.problem else ""
+        clip = _clip(row, data, preview.peaks)
+    else:
+        limits = ImageLimits(max_bytes=row["size"], max_pixels=row["width"] * row["height"])
+        try:
+            jpeg = thumbnail(decode(data, limits=limits, at_least=_fit))
+        except ImageError as error:
+            damage = f"damaged: {error.reason}"
     return Photo(
         key=key,
         label=visible(", ".join(row["labels"])),
         caption=visible((row["caption"] or "")[:_LONGEST_CAPTION]),
-        url=visible(row["url"]),
+        url=visible(row.get("parent") or row["url"]),
         width=row["width"],
         height=row["height"],
         bytes=in_bytes(row["size"]),
@@ -119,6 +163,20 @@ def _photo(key: str, row: dict[str, Any], data: bytes) -> Photo:
         tiny=max(row["width"], row["height"]) < TINY,
         jpeg=jpeg,
         damage=damage,
+        clip=clip,
+    )
+
+
+def _clip(row: dict[str, Any], data: bytes, peaks: Sequence[float]) -> Clip:
+    words = [f"{row['duration_ms'] / 1000:.1f} s", row["video_codec"], row["audio_codec"] or "no sound"]
+    if row["loudness_db"] is not None:
+        words.append(f"{row['loudness_db']:.0f} dB")
+    media = _PLAYED.get(row["format"], "")
+    line = [*enumerate(peaks), *((place, -peak) for place, peak in reversed(list(enumerate(peaks))))]
+    return Clip(
+        words=" · ".join(words),
+        media=(media, base64.b64encode(data).decode("ascii") if media else ""),
+        wave=" ".join(f"{place},{height:.3f}" for place, height in line),
     )
 
 

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
-from pipeline.checkpoint.files import METHOD, OPTIMIZER, broken_file, newest_first, step_of
+from pipeline.checkpoint.files import BROKEN, METHOD, OPTIMIZER, broken_file, newest_first, step_of
 from pipeline.checkpoint.metadata import TensorReader
 from pipeline.checkpoint.period import young_daly
 from pipeline.checkpoint.writer import (
@@ -38,6 +38,9 @@ from pipeline.checkpoint.writer import (
 from pipeline.distributed.sharded import copy_own_piece, is_share, named_tensors, whole, whole_shape
 
 logger = logging.getLogger(__name__)
+
+SOON = 60.0  # seconds after which a checkpoint that could not be saved is tried again
+PAUSES = (5.0, 15.0, 30.0)  # seconds between the tries of one that is waited for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,7 @@ class Checkpoints:
             Daly say, from how long the last save held the training up.
         failures_per_node_day, nodes: how often to expect a failure.
         keep_last, keep_every_steps: what to keep.
+        start_over: whether a run that had checkpoints may begin again when none of them is whole.
         clock: seconds, monotonic.
     """
 
@@ -78,6 +82,7 @@ class Checkpoints:
         every_steps: int | None,
         keep_last: int,
         keep_every_steps: int | None,
+        start_over: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder / "checkpoints"
@@ -85,6 +90,7 @@ class Checkpoints:
         self._minutes, self._every_steps = minutes, every_steps
         self._failures_per_node_day, self._nodes = failures_per_node_day, nodes
         self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
+        self._start_over = start_over
         self._clock, self._saved_at = clock, clock()
         self._period = self._new_period(0.0)
         self._staging, self._writer = Staging(), Writer(world)
@@ -94,47 +100,60 @@ class Checkpoints:
 
     def due(self, step: int) -> bool:
         """Whether this rank wants a checkpoint now. Clocks differ: the ranks agree before they save."""
-        on_time = self._world.is_first and self._clock() - self._saved_at >= self._period
+        period = self._period if self._failure is None else min(self._period, SOON)
+        on_time = self._world.is_first and self._clock() - self._saved_at >= period
         return on_time or (self._every_steps is not None and step % self._every_steps == 0)
 
-    def save(self, step: int, state: dict[str, Any], *, wait: bool = True) -> Path:
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        *,
+        wait: bool = True,
+        before: Callable[[], object] = lambda: None,
+    ) -> Path:
         """Publish a checkpoint: before it returns, or in the background while the training goes on.
 
         At most one is being written: a second save waits for the first. One that fails in the background is
-        told in the log, leaves nothing behind, and the next is tried when it is due.
+        told in the log, leaves nothing behind, and is due again soon; the training waits for that one, which
+        is tried some times, as any that is waited for.
 
         Args:
             state: JSON values, the same on every rank; given back by `load`.
             wait: until it is on the disk.
+            before: on the first rank, what has to be done before it is published; it may run in a thread.
 
         Raises:
-            UserError: if `wait` and it cannot be written.
+            UserError: if it is waited for and cannot be written.
         """
-        before = self._clock()
+        called = self._clock()
         self.finish()
+        wait = wait or self._failure is not None
         name = f"step-{step:08d}"
         temporary = self._folder / f".saving-{name}"
         tensors = self._staging.copy(collect(self._method, self._optimizer, world=self._world))
         started = self._saved_at = self._clock()
+
+        def publish() -> None:
+            before()
+            self._publish(temporary, name)
 
         def write() -> None:
             # Each thread has a current device of its own, at first GPU 0.
             if self._world.device.type == "cuda":
                 torch.cuda.set_device(self._world.device)
             try:
-                self._writer.write(
-                    temporary, tensors, state | {"step": step}, lambda: self._publish(temporary, name)
-                )
+                self._writer.write(temporary, tensors, state | {"step": step}, publish)
             except SaveError as error:
                 self._failure = (
                     f"checkpoint of step {step} could not be saved ({error}): the older ones are kept"
                 )
-                if not wait and self._world.is_first:
-                    logger.warning("%s, and the next is tried when it is due; free some space", self._failure)
+                if self._world.is_first:
+                    logger.warning("%s, and it is tried again; free some space", self._failure)
             else:
                 now = self._clock()
                 self._news = Saved(
-                    step=step, stalled=(now if wait else started) - before, written=now - started
+                    step=step, stalled=(now if wait else started) - called, written=now - started
                 )
                 if self._world.is_first:
                     logger.info("checkpoint of step %d saved: %s", step, self._news)
@@ -142,13 +161,19 @@ class Checkpoints:
         self._failure = None
         if wait:
             write()
+            for pause in PAUSES:
+                if self._failure is None:
+                    break
+                time.sleep(pause)
+                self._failure = None
+                write()
             if self._failure is not None:
                 raise UserError(f"{self._failure}; free some space there and give the same command again")
         else:
             # A daemon: a rank that fails must not wait for a write that the others have left.
             self._thread = threading.Thread(target=write, name=f"save-{step}", daemon=True)
             self._thread.start()
-        self._period = self._new_period(self._clock() - before)
+        self._period = self._new_period(self._clock() - called)
         return self._folder / name
 
     def finish(self) -> None:
@@ -166,7 +191,10 @@ class Checkpoints:
         """Load the newest checkpoint that is whole, in place; a broken one is set aside, with a word.
 
         Returns:
-            The state given to `save`, and "step"; None if there is no checkpoint.
+            The state given to `save`, and "step"; None if there never was a checkpoint, or to start over.
+
+        Raises:
+            UserError: on every rank, if one cannot read its part, or none that there was is whole.
         """
         if self._world.is_first:
             for leftover in self._folder.glob(".*"):
@@ -176,20 +204,36 @@ class Checkpoints:
         # Listed once: what other nodes see of a shared folder may be older.
         names = [path.name for path in newest_first(self._folder)] if self._world.is_first else []
         for checkpoint in (self._folder / name for name in self._world.gather(names)[0]):
-            broken = [
-                part for part in self._world.gather(broken_file(checkpoint, share=share)) if part is not None
-            ]
-            if not broken:
+            broken = self._broken(checkpoint, share)
+            if broken is None:
                 self._read(checkpoint)
                 state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
                 return state
             if self._world.is_first:
-                logger.warning(
-                    "checkpoint %s is broken (%s): going back to an older one", checkpoint, broken[0]
-                )
-                checkpoint.rename(checkpoint.with_name(f"broken-{checkpoint.name}-{time.time_ns()}"))
+                logger.warning("checkpoint %s is broken (%s): going back to an older one", checkpoint, broken)
+                checkpoint.rename(checkpoint.with_name(f"{BROKEN}{checkpoint.name}-{time.time_ns()}"))
             self._world.barrier()
+        lost = max(self._folder.glob(f"{BROKEN}*"), default=None) if self._world.is_first else None
+        lost = self._world.gather(lost)[0]
+        if lost is not None and not self._start_over:
+            raise UserError(
+                f"no checkpoint of this run is whole, and the newest was set aside as {lost}: bring one back "
+                "from a copy under its old name, or begin again at step 0 with run.start_over=true"
+            )
         return None
+
+    def _broken(self, checkpoint: Path, share: tuple[int, int]) -> str | None:
+        """What is wrong with a checkpoint, as any rank sees it."""
+        broken = unreadable = None
+        try:
+            broken = broken_file(checkpoint, share=share)
+        except UserError as error:
+            unreadable = str(error)
+        everyone = self._world.gather((broken, unreadable))
+        for _, trouble in everyone:
+            if trouble is not None:
+                raise UserError(trouble)
+        return next((found for found, _ in everyone if found is not None), None)
 
     def newest(self, good: Callable[[dict[str, Any]], bool]) -> int | None:
         """The step of the newest checkpoint whose state is good, the same answer on every rank."""

@@ -13,16 +13,21 @@ a trunk.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.errors import UserError
+from cluster.host import node_name
 
 if TYPE_CHECKING:  # what checkpoints there are can be seen without torch
     from torch import Tensor
 
 METHOD, OPTIMIZER = "method.", "optimizer."
+BROKEN = "broken-"  # what the name of one that was set aside begins with
+WAITS = (1.0, 3.0, 10.0)  # seconds before a file is tried again: a server restarts, a node's list is old
+T = TypeVar("T")
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -50,6 +55,9 @@ def broken_file(checkpoint: Path, *, share: tuple[int, int] = (0, 1)) -> str | N
 
     Args:
         share: (i, n) looks at every n-th file from the i-th on.
+
+    Raises:
+        UserError: if a file cannot be read, which says nothing of what it holds.
     """
     from pipeline.checkpoint.writer import digest
 
@@ -87,22 +95,43 @@ def _first_unlike(
 ) -> str | None:
     """The first file of which `look` sees anything but what the manifest says."""
     try:
-        files = _manifest(checkpoint)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        files = _patiently(_manifest, checkpoint)
+    except FileNotFoundError:
+        return "manifest.json is missing"
+    except OSError as error:
+        raise _unreadable(checkpoint / "manifest.json", error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its manifest cannot be read: {error}"
     for name in (".metadata", "state.json"):
         if name not in files:  # what is read must be what the manifest vouches for
             return f"{name} is not in the manifest"
     for name in sorted(files)[share[0] :: share[1]]:
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
         try:
-            if files[name] | look(path) != files[name]:
+            if files[name] | _patiently(look, checkpoint / name) != files[name]:
                 return f"{name} is not as it was written"
+        except (FileNotFoundError, IsADirectoryError):
+            return f"{name} is missing"
         except OSError as error:
-            return f"{name} cannot be read: {error}"
+            raise _unreadable(checkpoint / name, error) from error
     return None
+
+
+def _patiently(look: Callable[[Path], T], path: Path) -> T:
+    for wait in WAITS:
+        try:
+            return look(path)
+        except IsADirectoryError:
+            raise
+        except OSError:
+            time.sleep(wait)
+    return look(path)
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} cannot be read on {node_name()} ({error.strerror or error}), which says nothing of what it "
+        "holds, so nothing was changed: give the same command again once that node reads it, or without it"
+    )
 
 
 def read_tensors(checkpoint: Path, *, prefix: str) -> dict[str, Tensor]:

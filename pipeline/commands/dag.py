@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.errors import UserError
 from cluster.job import ExecutorName
 from cluster.local import LocalExecutor
-from cluster.site import Site, load_site
+from cluster.site import Site, site_for_jobs
 from pipeline.commands.options import Cluster, Overrides, StagesExecutor, Wait
-from pipeline.commands.progress_line import ProgressLine
+from pipeline.commands.progress_line import ProgressLine, StageLines
 
 if TYPE_CHECKING:  # `submit --help` needs no graphs
+    from pipeline.dag.graph import Failed
     from pipeline.dag.recipe import DagRecipe
-    from pipeline.dag.stage import Stage
+    from pipeline.dag.stage import Receipt, Stage
 
 
 def dag(  # noqa: PLR0917 -- typer passes by name
@@ -27,25 +29,48 @@ def dag(  # noqa: PLR0917 -- typer passes by name
     executor: StagesExecutor = "local",
     cluster: Cluster = "default",
     plan: Annotated[bool, typer.Option("--plan", help="Show how far the stages are, and stop.")] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Stages at a time on this machine; by default one per GPU, or per 8 cores.",
+        ),
+    ] = None,
     wait: Wait = False,
 ) -> None:
-    """Run the stages of a graph that have not run yet. SLURM gets them all at once, and goes on by itself."""
+    """Run the stages of a graph that have not run yet, as many at once as there is room for. SLURM gets all
+    of them, and goes on by itself.
+    """
     from pipeline.dag.graph import build_graph
     from pipeline.dag.recipe import load_dag
     from pipeline.stages.kinds import KINDS
 
+    if jobs is not None and executor != "local":
+        raise UserError(
+            f"--jobs is about this machine, and {executor} queues what it has no room for: leave it out"
+        )
     recipe = load_dag(name, overrides or [])
     stages = build_graph(recipe, KINDS)
     if plan:
         _show_progress(stages, Path(recipe.folder) / "plan.svg")
-    elif not run_on(executor, recipe, stages, load_site(cluster), wait=wait):
+    elif not run_on(executor, recipe, stages, site_for_jobs(cluster), jobs=jobs, wait=wait):
         typer.echo(f"`submit dag {name} --plan`, with the same overrides, shows how far they are")
 
 
 def run_on(
-    executor: ExecutorName, dag: DagRecipe, stages: Sequence[Stage], site: Site, *, wait: bool = False
+    executor: ExecutorName,
+    dag: DagRecipe,
+    stages: Sequence[Stage],
+    site: Site,
+    *,
+    jobs: int | None = None,
+    wait: bool = False,
 ) -> bool:
     """Run a graph, and say what came out.
+
+    Args:
+        jobs: stages at a time on this machine; None: as there is room for.
 
     Returns:
         Whether it has ended; on SLURM it goes on by itself, unless somebody waits.
@@ -53,7 +78,7 @@ def run_on(
     Raises:
         UserError: if a stage failed.
     """
-    from pipeline.dag.graph import conclude, run_graph
+    from pipeline.dag.graph import conclude
 
     with contextlib.closing(ProgressLine(sys.stdout)) as progress:
 
@@ -62,13 +87,14 @@ def run_on(
             progress.flush()
 
         if executor == "local":
-            results = run_graph(stages, LocalExecutor(stream=progress), say=say)
+            results = _run_here(dag, stages, progress, jobs=jobs, say=say)
         elif executor == "ray":
             from cluster.ray.executor import RayExecutor
-            from pipeline.stages.jobs import run_graph_as_jobs
+            from pipeline.stages.room import Queue
+            from pipeline.stages.side_by_side import run_side_by_side
 
-            on_ray = RayExecutor(site.ray_address, site=site)
-            results = run_graph_as_jobs(dag, stages, on_ray, gpus_per_node=site.gpus_per_node, say=say)
+            on_ray = Queue(executor=RayExecutor(site.ray_address, site=site))
+            results = run_side_by_side(dag, stages, on_ray, gpus_per_node=site.gpus_per_node, say=say)
         else:
             from cluster.preflight.exclusions import excluded_nodes
             from cluster.slurm.executor import SlurmExecutor
@@ -81,6 +107,27 @@ def run_on(
             results = wait_for_graph(stages, handles)
         conclude(dag, stages, results, say=say)
     return True
+
+
+def _run_here(
+    dag: DagRecipe,
+    stages: Sequence[Stage],
+    progress: ProgressLine,
+    *,
+    jobs: int | None,
+    say: Callable[[str], None],
+) -> dict[str, Receipt | Failed]:
+    """One after the other in this process, or side by side in processes of their own."""
+    from pipeline.dag.ensure import find_receipt
+    from pipeline.dag.graph import run_graph
+    from pipeline.stages.room import machine_here
+    from pipeline.stages.side_by_side import run_side_by_side
+
+    if jobs != 1 and not all(map(find_receipt, stages)):
+        machine = machine_here(jobs, stream=lambda stage: StageLines(stage, progress))
+        if machine.jobs > 1:
+            return run_side_by_side(dag, stages, machine, say=say)
+    return run_graph(stages, LocalExecutor(stream=progress), say=say)
 
 
 def _show_progress(stages: Sequence[Stage], picture: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.errors import UserError
-from cluster.site import load_site
+from cluster.site import site_for_jobs
 from cluster.typed_yaml import load_recipe
 from pipeline.commands.options import (
     Cluster,
@@ -69,7 +69,7 @@ def finetune(  # noqa: PLR0917 -- typer passes by name
     if trunk.is_dir():
         start = start_of(trunk)
         values["trunk"] = start.trunk.model_dump(mode="json")
-        values |= {"data.mean": start.preprocessing.mean, "data.std": start.preprocessing.std}
+        values |= {f"data.{key}": colours for key, colours in start.colours.items()}
     else:
         values["trunk.init_from"] = str(trunk)
     words = [f"{key}={json.dumps(value)}" for key, value in values.items()]
@@ -81,5 +81,5 @@ def finetune(  # noqa: PLR0917 -- typer passes by name
             "fine-tuning has method.name: classification"
         )
     stem = f"{Path(recipe_name).stem}-{trunk.resolve().name}"
-    how = {"dry_run": dry_run, "wait": wait, "follow": follow, "trust": trust}
-    start_training(recipe, stem, load_site(cluster), executor, **how)
+    site = site_for_jobs(cluster)
+    start_training(recipe, stem, site, executor, dry_run=dry_run, wait=wait, follow=follow, trust=trust)

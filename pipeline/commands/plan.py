@@ -140,7 +140,7 @@ def _steps(recipe: PretrainRecipe, samples: int | None) -> int:
         from pipeline.data.training_set import open_training_set
 
         try:
-            samples = len(open_training_set(recipe.data).dataset)
+            samples = open_training_set(recipe.data).samples
         except UserError as error:
             raise UserError(f"{error}; or give the number of its images with --samples") from None
     return optimizer_steps(recipe, samples=samples)

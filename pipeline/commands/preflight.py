@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cluster.executors import make_executor
 from cluster.job import ExecutorName, Resources
-from cluster.site import Site, load_site
+from cluster.site import Site, site_for_jobs
 from pipeline.commands.options import Cluster, ExecutorOption, Json, Runs
 
 
@@ -38,7 +38,7 @@ def preflight(  # noqa: PLR0917 -- typer passes by name
         exclusions.readmit(folder, readmit)
         typer.echo(f"{readmit} is used again")
         return
-    site = load_site(cluster)
+    site = site_for_jobs(cluster)
     chosen = executor or site.default_executor()
     gpus = _gpus_per_node(chosen, site)
     resources = Resources(nodes=nodes, ranks_per_node=ranks or max(1, gpus), gpus_per_rank=1 if gpus else 0)

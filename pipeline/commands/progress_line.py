@@ -6,7 +6,7 @@ import re
 import shutil
 from typing import TextIO
 
-_STEP = re.compile(r" step (?P<done>\d+)/(?P<total>\d+)  (?P<rest>.*)")
+_STEP = re.compile(r"^(?P<stage>\w+ \| )?.* step (?P<done>\d+)/(?P<total>\d+)  (?P<rest>.*)")
 _BAR = 24
 
 
@@ -48,7 +48,26 @@ class ProgressLine:
         else:
             done, total = int(found["done"]), int(found["total"])
             filled = _BAR * done // total
-            drawn = f"{'━' * filled}{'·' * (_BAR - filled)} {done}/{total}  {found['rest']}"
+            stage = found["stage"] or ""
+            drawn = f"{stage}{'━' * filled}{'·' * (_BAR - filled)} {done}/{total}  {found['rest']}"
             # A line that wraps cannot be drawn over.
             self._stream.write(clear + drawn[: shutil.get_terminal_size().columns - 1])
         self._drawn = found is not None
+
+
+class StageLines:
+    """The output of one of several stages: whole lines, with the stage's name before each."""
+
+    def __init__(self, stage: str, stream: ProgressLine) -> None:
+        self._stage, self._stream = stage, stream
+        self._cut = ""
+
+    def write(self, text: str) -> None:
+        """Some text of the log, cut anywhere."""
+        *lines, self._cut = (self._cut + text).split("\n")
+        for line in lines:
+            self._stream.write(f"{self._stage} | {line}\n")
+
+    def flush(self) -> None:
+        """Show what is whole."""
+        self._stream.flush()

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from cluster.executors import Executor, status_of
 from cluster.job import Job, State
@@ -150,12 +150,31 @@ def _publish(receipt: Receipt, path: Path) -> Receipt:
 @contextmanager
 def _locked(stage: Stage) -> Iterator[None]:
     """Hold the stage's lock; the kernel gives it back when its holder dies, however it dies."""
-    path = stage.root / ".locks" / stage.folder.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with _lock_file(stage) as file:
+        if not _take(file):
             logger.info("%s is being made by another process: waiting for it", stage.name)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def lock_if_free(stage: Stage) -> IO[str] | None:
+    """The stage's lock, to be closed by the caller; None if somebody makes the stage."""
+    file = _lock_file(stage)
+    if _take(file):
+        return file
+    file.close()
+    return None
+
+
+def _lock_file(stage: Stage) -> IO[str]:
+    path = stage.root / ".locks" / stage.folder.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("w")
+
+
+def _take(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

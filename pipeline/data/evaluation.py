@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Generator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Annotated, Self
+from functools import partial
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -20,13 +19,9 @@ from cluster.errors import UserError
 from cluster.typed_yaml import Section
 from ingest.dataset.open import Dataset
 from ingest.image.decode import ImageError, decode
-from pipeline.data.in_hand import InHand
+from pipeline.data.listed import shown_batches
 from pipeline.data.node_cache import CachePlace
-from pipeline.data.read_ahead.client import ReadAhead
-from pipeline.data.read_ahead.demand import Listed
-from pipeline.data.read_ahead.packs import PackedReader, Packs, open_reader
-from pipeline.data.reader import BadSampleError, Reader
-from pipeline.data.workers import numbered
+from pipeline.data.reader import BadSampleError
 from pipeline.recipe.data import Interpolation
 from pipeline.recipe.pretrain import PretrainRecipe
 
@@ -54,10 +49,6 @@ class ImageBatch:
     images: Tensor
     keys: Tensor
 
-    def pin_memory(self) -> ImageBatch:
-        """A copy, ready for an asynchronous copy to a GPU."""
-        return ImageBatch(images=self.images.pin_memory(), keys=self.keys.clone())
-
 
 def image_batches(
     dataset: Dataset,
@@ -74,15 +65,26 @@ def image_batches(
     Args:
         cache: where the node's readers share what they know of the dataset, and what is read ahead.
     """
-    count = -(-len(positions) // batch_size)
-    workers = min(workers, count)
-    size = 3 * preprocessing.image_size**2 * batch_size
-    listed = Listed(dataset.counts, positions, batch_size)
-    ahead = ReadAhead(dataset, listed, workers=workers, cache=cache)
-    make = _Batches(dataset, listed, preprocessing, cache, ahead.packs)
-    made = ahead.follow(numbered(make, 0, workers=workers, pin_memory=pin_memory, shared_bytes=size))
-    with contextlib.closing(made):
-        yield from islice(made, count)
+    shown = shown_batches(
+        dataset,
+        positions,
+        partial(_show, preprocessing),
+        sample_bytes=3 * preprocessing.image_size**2,
+        workers=workers,
+        pin_memory=pin_memory,
+        batch_size=batch_size,
+        cache=cache,
+    )
+    with contextlib.closing(shown):
+        for batch in shown:
+            yield ImageBatch(images=batch.views["image"].permute(0, 3, 1, 2), keys=batch.keys)
+
+
+def _show(preprocessing: Preprocessing, data: bytes) -> dict[str, NDArray[np.uint8]]:
+    try:
+        return {"image": np.asarray(fit_image(decode(data), preprocessing))}
+    except ImageError as error:
+        raise BadSampleError(str(error)) from error
 
 
 def fit_image(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
@@ -109,70 +111,6 @@ def normalise(images: Tensor, preprocessing: Preprocessing, device: torch.device
     return (moved - mean) / std
 
 
-class _Batches:
-    """Makes batches by number, in whichever process it is called; empty ones behind the last."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        listed: Listed,
-        preprocessing: Preprocessing,
-        cache: CachePlace | None,
-        packs: Packs | None,
-    ) -> None:
-        self._dataset, self._listed, self._preprocessing = dataset, listed, preprocessing
-        self._cache, self._packs = cache, packs
-        self._in_hand = InHand(0)
-        # Opened in the process that reads: file descriptors do not travel.
-        self._reader: Reader | PackedReader | None = None
-
-    def noting(self, in_hand: InHand) -> Self:
-        """See `pipeline.data.workers.Makes`."""
-        made = copy.copy(self)
-        made._in_hand = in_hand
-        return made
-
-    def __call__(self, number: int) -> ImageBatch:
-        units, rows = self._listed.at(number)
-        places = list(zip(units.tolist(), rows.tolist(), strict=True))
-        self._open(number, places)
-        side = self._preprocessing.image_size
-        images, keys = np.empty((len(places), side, side, 3), np.uint8), []
-        for index, (unit, row) in enumerate(places):
-            images[index] = np.asarray(fit_image(self._image(unit, row), self._preprocessing))
-            keys.append(self._open_reader().key(unit, row))
-        return ImageBatch(
-            images=torch.from_numpy(images).permute(0, 3, 1, 2),
-            keys=torch.tensor(keys, dtype=torch.int64),
-        )
-
-    def _open(self, number: int, places: list[tuple[int, int]]) -> None:
-        """Keep what is known of a batch's units, for the next one may need them, and of no others."""
-        reader, units = self._open_reader(), dict.fromkeys(unit for unit, _ in places)
-        if isinstance(reader, PackedReader):
-            reader.begin(number, places)
-        else:
-            reader.keep(units)
-
-    def _image(self, unit: int, row: int) -> Image.Image:
-        """A decoded sample; unlike training, an evaluation takes no substitutes."""
-        reader = self._open_reader()
-        try:
-            data = reader.read(unit, row)
-            with self._in_hand.holding((unit, row)):
-                return decode(data)
-        except (BadSampleError, ImageError) as error:
-            raise UserError(
-                f"{reader.name(unit, row)} cannot be evaluated ({error}): see what is damaged with "
-                f"`ingest verify --level decode {self._dataset.path}`, and restore it"
-            ) from error
-
-    def _open_reader(self) -> Reader | PackedReader:
-        if self._reader is None:
-            self._reader = open_reader(self._dataset, self._cache, self._packs)
-        return self._reader
-
-
 def evenly_spaced(total: int, limit: int | None) -> NDArray[np.int64]:
     """At most `limit` positions out of `total`, evenly spaced, ascending."""
     if limit is None or limit >= total:
@@ -181,7 +119,13 @@ def evenly_spaced(total: int, limit: int | None) -> NDArray[np.int64]:
 
 
 def evaluation_preprocessing(recipe: PretrainRecipe) -> Preprocessing:
-    """How images are shown to a trunk of this recipe, as `pipeline.recipe.pretrain.Evaluation` has it."""
+    """How images are shown to a trunk of this recipe, as `pipeline.recipe.pretrain.Evaluation` has it.
+
+    Raises:
+        UserError: it is shown videos.
+    """
+    if recipe.data.is_of_clips:
+        raise UserError("this trunk is shown clips or their sound, and is scored on videos, not on images")
     largest, said = max(recipe.data.crops, key=lambda group: group.size), recipe.evaluation
     size = said.image_size or (recipe.probe.image_size if recipe.probe else largest.size)
     return Preprocessing(

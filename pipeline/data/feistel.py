@@ -41,9 +41,10 @@ def permute(index: ArrayLike, size: ArrayLike, key: NDArray[np.uint64]) -> NDArr
     Returns:
         int64, at least one dimension, in [0, size).
     """
-    x, limit, keys = np.broadcast_arrays(
+    together = np.broadcast_arrays(
         np.atleast_1d(np.asarray(index, np.uint64)), np.asarray(size, np.uint64), key
     )
+    x, limit, keys = (each.ravel() for each in together)
     columns = np.maximum(np.sqrt(limit.astype(np.float64)).astype(np.uint64), np.uint64(1))
     rows = (limit + columns - np.uint64(1)) // columns
     out = _rounds(x, rows, columns, keys)
@@ -51,7 +52,7 @@ def permute(index: ArrayLike, size: ArrayLike, key: NDArray[np.uint64]) -> NDArr
     while outside.size:
         out[outside] = _rounds(out[outside], rows[outside], columns[outside], keys[outside])
         outside = outside[out[outside] >= limit[outside]]
-    return out.astype(np.int64)
+    return out.astype(np.int64).reshape(together[0].shape)
 
 
 def _rounds(

@@ -1,4 +1,4 @@
-"""What a kind of samples asks of the loader, which knows bytes, order and draws, but no images."""
+"""What a kind of samples asks of the loader, which knows bytes, order and draws, but no images or videos."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.batch import Inputs
+from pipeline.data.clip.views import ClipViews
 from pipeline.data.image.views import ImageViews
 from pipeline.recipe.data import Data
 
@@ -72,4 +73,4 @@ class Modality(Protocol):
 
 def modality_of(data: Data) -> Modality:
     """The modality that a recipe's `data` describes."""
-    return ImageViews(data)
+    return ClipViews(data) if data.is_of_clips else ImageViews(data)

@@ -13,6 +13,7 @@ _SHIFT = np.uint64(32)
 _MULTIPLIER = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_COPY_SHIFT = np.uint64(10)  # below are the rows that a substitute is ahead
 
 
 def philox4x32(
@@ -38,7 +39,7 @@ def philox4x32(
 
 
 def uniforms(
-    *, seed: int, epoch: int, keys: ArrayLike, ahead: ArrayLike, views: int, draws: int
+    *, seed: int, epoch: int, keys: ArrayLike, ahead: ArrayLike, views: int, draws: int, copies: ArrayLike = 0
 ) -> NDArray[np.float64]:
     """The draws of some samples' views, each in the open interval (0, 1), in steps of 2^-32.
 
@@ -46,9 +47,10 @@ def uniforms(
         seed, epoch: of the run.
         keys: (samples,) the samples' 64-bit keys.
         ahead: (samples,) 0, or for a substitute how many rows after the bad one it stands: its views then
-            differ from those it has in its own place.
+            differ from those it has in its own place. Fewer than 1,024.
         views: of each sample.
         draws: numbers for each view.
+        copies: (samples,) which of a sample's copies each is, of those that an epoch has of it.
 
     Returns:
         (samples, views, draws) float64.
@@ -62,7 +64,7 @@ def uniforms(
             sample_keys & _LOW,
             sample_keys >> _SHIFT,
             ((numbers // np.uint64(blocks)) << np.uint64(16)) | (numbers % np.uint64(blocks)),
-            np.asarray(ahead, np.uint64).reshape(-1, 1),
+            (np.asarray(copies, np.uint64) << _COPY_SHIFT | np.asarray(ahead, np.uint64)).reshape(-1, 1),
         ),
         (run_key & 0xFFFF_FFFF, run_key >> 32),
     )

@@ -15,6 +15,7 @@ from cluster.errors import UserError
 from ingest.dataset.open import Dataset
 from pipeline.data import order as orders
 from pipeline.data.batch import Batch
+from pipeline.data.copies import Copies
 from pipeline.data.in_hand import InHand
 from pipeline.data.modality import Modality
 from pipeline.data.node_cache import CachePlace
@@ -38,6 +39,7 @@ class Rows:
     keys: Tensor
     parameters: dict[str, Tensor]
     targets: Targets | None
+    positions: Tensor | None
 
 
 class RankBatches:
@@ -48,6 +50,8 @@ class RankBatches:
         rows: the rank's rows of every global batch.
         cache: see `Reader`.
         targets: reads the labels of their samples, if batches have them.
+        copies: of samples that an epoch has several times; the order is then of these.
+        positions: whether batches have the positions of their samples.
 
     Attributes:
         count: of the rank's rows.
@@ -62,14 +66,18 @@ class RankBatches:
         *,
         cache: CachePlace | None = None,
         targets: TargetReader | None = None,
+        copies: Copies | None = None,
+        positions: bool = False,
     ) -> None:
         self._dataset, self._modality, self._order, self._rows = dataset, modality, order, rows
-        self._cache = cache
+        self._cache, self._copies = cache, copies
         self.count: int = rows.stop - rows.start
         self._packs: Packs | None = None
         self._in_hand = InHand(0)
         self._reader: Reader | PackedReader | None = None
         self._targets = targets
+        # Where each unit's samples begin among all of the dataset.
+        self._starts = np.cumsum(dataset.counts) - dataset.counts if positions else None
         self._indices: dict[int, orders.EpochIndex] = {}
         self._in_use: tuple[int, range] | None = None
         self._labelled: tuple[int, range] | None = None
@@ -91,7 +99,12 @@ class RankBatches:
         rows = self.fill(step, room, self._read_and_cut)
         views = {name: torch.from_numpy(of_name).flatten(0, 1) for name, of_name in room.items()}
         return Batch(
-            views=views, parameters=rows.parameters, keys=rows.keys, number=step, targets=rows.targets
+            views=views,
+            parameters=rows.parameters,
+            keys=rows.keys,
+            number=step,
+            targets=rows.targets,
+            positions=rows.positions,
         )
 
     def read_from(self, packs: Packs | None) -> Self:
@@ -114,44 +127,52 @@ class RankBatches:
         """
         epoch, step_of_epoch = divmod(step, self._order.steps_per_epoch)
         reader = self._open_reader()
-        places = self.places(step)
+        places, copies = self._places(epoch, step_of_epoch, self._rows, 0)
         if isinstance(reader, PackedReader):
             reader.begin(step, places)
         else:
             self._follow_windows(reader, epoch, step_of_epoch)
             reader.open({unit_index for unit_index, _ in places})
         keys = np.array([reader.key(*place) for place in places], np.int64)
-        draws = self._draws(epoch, keys, np.zeros(self.count, np.int64))
+        draws = self._draws(epoch, keys, copies, np.zeros(self.count, np.int64))
         for number, place in enumerate(places):
             parts = {name: of_name[:, number] for name, of_name in out.items()}
             ahead = 0
             candidate = place
             while not self._written(write, candidate, draws[number], parts):
                 ahead += 1
-                candidate = places[number] = self._substitute(epoch, step_of_epoch, number, ahead)
+                candidate, copy = self._substitute(epoch, step_of_epoch, number, ahead)
+                places[number] = candidate
                 keys[number] = reader.key(*candidate)
-                draws[number] = self._draws(epoch, keys[number : number + 1], np.array([ahead]))[0]
+                draws[number] = self._draws(epoch, keys[number : number + 1], copy, np.array([ahead]))[0]
         return Rows(
             keys=torch.from_numpy(keys),
             parameters=self._modality.parameters(draws),
             targets=self._targets_of(places, epoch, step_of_epoch),
+            positions=self._positions_of(places),
         )
 
     def places(self, step: int) -> list[tuple[int, int]]:
         """The (unit index, row) of the rank's rows of micro-batch `step`, before any substitution."""
-        return self._places(*divmod(step, self._order.steps_per_epoch), self._rows, 0)
+        return self._places(*divmod(step, self._order.steps_per_epoch), self._rows, 0)[0]
 
-    def _places(self, epoch: int, step: int, rows: slice, ahead: int) -> list[tuple[int, int]]:
-        """The (unit index, row) of some rows of a global batch."""
+    def _places(
+        self, epoch: int, step: int, rows: slice, ahead: int
+    ) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
+        """The (unit index, row) of some rows of a global batch, and which copy of its sample each is."""
         positions = orders.global_batch(self._order, epoch=epoch, step=step, rows=rows, ahead=ahead)
         units, unit_rows = orders.locate(self._index_of(epoch), positions)
-        return list(zip(units.tolist(), unit_rows.tolist(), strict=True))
+        copies = np.zeros_like(unit_rows)
+        if self._copies is not None:
+            unit_rows, copies = self._copies.samples(units, unit_rows)
+        return list(zip(units.tolist(), unit_rows.tolist(), strict=True)), copies
 
     def _index_of(self, epoch: int) -> orders.EpochIndex:
         if epoch not in self._indices:
             # Towards an epoch's end the next one's is needed, too.
             self._indices = {known: index for known, index in self._indices.items() if known == epoch - 1}
-            self._indices[epoch] = orders.epoch_index(self._order, self._dataset.counts, epoch=epoch)
+            counts = self._dataset.counts if self._copies is None else self._copies.counts
+            self._indices[epoch] = orders.epoch_index(self._order, counts, epoch=epoch)
         return self._indices[epoch]
 
     def _follow_windows(self, reader: Reader, epoch: int, step: int) -> None:
@@ -166,6 +187,12 @@ class RankBatches:
             self._in_use = epoch, windows
         for unit_index in self._coming[orders.share_of_step(self._order, step, len(self._coming))]:
             reader.prepare(unit_index)
+
+    def _positions_of(self, places: list[tuple[int, int]]) -> Tensor | None:
+        if self._starts is None:
+            return None
+        units, rows = np.array(places, np.int64).reshape(-1, 2).T
+        return torch.from_numpy(self._starts[units] + rows)
 
     def _targets_of(self, places: list[tuple[int, int]], epoch: int, step: int) -> Targets | None:
         if self._targets is None:
@@ -184,15 +211,18 @@ class RankBatches:
         ).tolist()
         return units
 
-    def _substitute(self, epoch: int, step: int, number: int, ahead: int) -> tuple[int, int]:
-        """The place `ahead` rows after the batch's row `number`, in its window."""
+    def _substitute(
+        self, epoch: int, step: int, number: int, ahead: int
+    ) -> tuple[tuple[int, int], NDArray[np.int64]]:
+        """The place `ahead` rows after the batch's row `number`, in its window; and which copy that is."""
         if ahead >= min(orders.smallest_window(self._order), _MOST_SUBSTITUTES):
             raise UserError(
                 f"{ahead} samples in a row of {self._dataset.path} cannot be used: see which and why with "
                 f"`ingest verify --level decode {self._dataset.path}`"
             )
         row = self._rows.start + number
-        return self._places(epoch, step, slice(row, row + 1), ahead)[0]
+        (place,), copy = self._places(epoch, step, slice(row, row + 1), ahead)
+        return place, copy
 
     def _written(
         self,
@@ -217,12 +247,15 @@ class RankBatches:
         with self._in_hand.holding(place):
             self._modality.cut(data, draws, out)
 
-    def _draws(self, epoch: int, keys: NDArray[np.int64], ahead: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _draws(
+        self, epoch: int, keys: NDArray[np.int64], copies: NDArray[np.int64], ahead: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         """(samples, views, draws)."""
         return uniforms(
             seed=self._order.seed,
             epoch=epoch,
             keys=keys,
+            copies=copies,
             ahead=ahead,
             views=sum(self._modality.counts.values()),
             draws=self._modality.draws,

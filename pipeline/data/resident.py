@@ -49,7 +49,7 @@ class Boxes:
     Attributes:
         boxes: for each name int32 (count·b, 6), view-major: the image's place in the dataset; left, top,
             width, height in pixels; and 1 if the crop is flipped, else 0.
-        parameters, keys, number, targets: as in `Batch`.
+        parameters, keys, number, targets, positions: as in `Batch`.
     """
 
     boxes: dict[str, Tensor]
@@ -57,6 +57,7 @@ class Boxes:
     keys: Tensor
     number: int
     targets: Targets | None
+    positions: Tensor | None
 
     def pin_memory(self) -> "Boxes":
         """A copy, ready for asynchronous copies to a GPU; the CPU reads the parameters."""
@@ -66,6 +67,7 @@ class Boxes:
             keys=self.keys.clone(),
             number=self.number,
             targets=self.targets and self.targets.pin_memory(),
+            positions=None if self.positions is None else self.positions.pin_memory(),
         )
 
 
@@ -131,6 +133,7 @@ class ResidentImages:
             keys=drawn.keys,
             number=drawn.number,
             targets=drawn.targets,
+            positions=drawn.positions,
         )
 
     def _cut(self, boxes: Tensor, group: CropGroup) -> Tensor:
@@ -177,7 +180,12 @@ class RankBoxes:
         rows = self._batches.fill(step, room, self._draw)
         boxes = {name: torch.from_numpy(of_name).flatten(0, 1) for name, of_name in room.items()}
         return Boxes(
-            boxes=boxes, parameters=rows.parameters, keys=rows.keys, number=step, targets=rows.targets
+            boxes=boxes,
+            parameters=rows.parameters,
+            keys=rows.keys,
+            number=step,
+            targets=rows.targets,
+            positions=rows.positions,
         )
 
     def _draw(

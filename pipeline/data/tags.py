@@ -1,9 +1,10 @@
 """Tags of a dataset's images, in a folder beside it: what a training learns in place of the dataset's labels.
 
 FOLDER/tags.json                the vocabulary, what it was made of, and the sha256 of units.parquet
-FOLDER/units.parquet            each unit that has tagged images: as in a view, and the sha256 of its file
-FOLDER/units/{unit:08d}.parquet slot and tags of each image that has any; a tag's code is its place in the
-                                vocabulary
+FOLDER/units.parquet            each unit that has tagged images: as in a view, how often an epoch has them,
+                                and the sha256 of its file
+FOLDER/units/{unit:08d}.parquet slot and tags of each image that has any, and how often an epoch has it; a
+                                tag's code is its place in the vocabulary
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset
@@ -29,11 +31,14 @@ from ingest.dataset.vocabulary import UnitLabels
 
 FILE = "tags.json"
 UNITS = "units.parquet"
-UNITS_SCHEMA = VIEW_SCHEMA.append(pa.field("sha256", pa.binary(32), nullable=False))
+UNITS_SCHEMA = VIEW_SCHEMA.append(pa.field("copies", pa.uint64(), nullable=False)).append(
+    pa.field("sha256", pa.binary(32), nullable=False)
+)
 TAGS_SCHEMA = pa.schema(
     [
         pa.field("slot", pa.uint32(), nullable=False),
         pa.field("tags", pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False),
+        pa.field("copies", pa.uint32(), nullable=False),
     ]
 )
 _REMEDY = "make the tags anew in another folder"
@@ -86,6 +91,7 @@ class Tags:
         folder: where they are.
         sha256: of tags.json, hex, and by what it names of all of them.
         vocabulary: what tags.json says.
+        copies: how often an epoch has each unit's images, together: (units,), in the order of `tagged`.
         digests: of each unit's file.
     """
 
@@ -93,12 +99,18 @@ class Tags:
     sha256: str
     vocabulary: Vocabulary
     tagged: ViewBitmaps
+    copies: NDArray[np.int64]
     digests: Mapping[int, bytes]
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Of the tags, in the order of their codes; each is another."""
         return tuple(tag.nouns[0] for tag in self.vocabulary.tags)
+
+    @property
+    def resampled(self) -> bool:
+        """Whether an epoch has some images several times."""
+        return int(self.copies.sum()) > self.vocabulary.tagged
 
     def of_unit(self, unit: int) -> pa.Table:
         """A unit's images that have tags, in the order of their slots: TAGS_SCHEMA.
@@ -115,16 +127,29 @@ class Tags:
         Raises:
             UserError: they are damaged.
         """
-        unit = int(dataset.units[unit_index])
-        table = self.of_unit(unit)
-        if dataset.view is not None:
-            table = table.filter(dataset.view.keeps(unit)[table["slot"].to_numpy()])
+        table = self._shown(dataset, unit_index)
         codes = table["tags"].combine_chunks()
         starts = np.concatenate([[0], np.cumsum(codes.value_lengths().to_numpy(), dtype=np.int64)])
         nothing = np.empty(0, np.int32), np.zeros(len(starts), np.int64)
         return UnitLabels(
             codes=codes.flatten().to_numpy(), starts=starts, ignored=nothing[0], ignored_starts=nothing[1]
         )
+
+    def unit_copies(self, dataset: Dataset, unit_index: int) -> NDArray[np.uint32]:
+        """How often an epoch has each of one unit's samples, all of which must have tags.
+
+        Raises:
+            UserError: they are damaged.
+        """
+        copies: NDArray[np.uint32] = self._shown(dataset, unit_index)["copies"].to_numpy()
+        return copies
+
+    def _shown(self, dataset: Dataset, unit_index: int) -> pa.Table:
+        unit = int(dataset.units[unit_index])
+        table = self.of_unit(unit)
+        if dataset.view is not None:
+            table = table.filter(dataset.view.keeps(unit)[table["slot"].to_numpy()])
+        return table
 
 
 def open_tags(folder: Path) -> Tags:
@@ -156,6 +181,7 @@ def open_tags(folder: Path) -> Tags:
             kept=table["kept"].to_numpy().astype(np.int64),
             packed=tuple(table["bitmap"].to_pylist()),
         ),
+        copies=table["copies"].to_numpy().astype(np.int64),
         digests=dict(zip(units.tolist(), table["sha256"].to_pylist(), strict=True)),
     )
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset, open_dataset
 from ingest.dataset.vocabulary import UnitLabels
+from pipeline.data.copies import Copies
 from pipeline.data.tags import Tags, open_tags
 from pipeline.recipe.data import Data
 
@@ -19,10 +24,22 @@ class TrainingSet:
     Attributes:
         dataset: of the samples; where there are tags, those that have some.
         tags: in place of the dataset's labels.
+        copies: of the samples, where the tags have some of them several times.
     """
 
     dataset: Dataset
     tags: Tags | None = None
+    copies: Copies | None = None
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How much an epoch has of each unit, (units,)."""
+        return self.dataset.counts if self.copies is None else self.copies.counts
+
+    @property
+    def samples(self) -> int:
+        """How many an epoch has, copies among them."""
+        return int(self.counts.sum())
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -56,5 +73,14 @@ def open_training_set(data: Data) -> TrainingSet:
             f"the tags in {data.tags} are of root {made_of[:12]}, and {data.root} is opened as root "
             f"{dataset.root[:12]}: open it with data.sealed={made_of}, or make tags of this root"
         )
-    tagged = tags.tagged if dataset.view is None else tags.tagged.within(dataset.view)
-    return TrainingSet(dataset=dataset.through(tagged), tags=tags)
+    seen = dataset.view
+    whole = seen is None or seen.digest == tags.vocabulary.view
+    shown = dataset.through(tags.tagged if whole or seen is None else tags.tagged.within(seen))
+    if not tags.resampled:
+        return TrainingSet(dataset=shown, tags=tags)
+    if not whole:
+        raise UserError(
+            f"the tags in {data.tags} were resampled over other images than those of data.view={data.view}: "
+            f"make tags with view={data.view}, or without resample"
+        )
+    return TrainingSet(dataset=shown, tags=tags, copies=Copies(tags.copies, partial(tags.unit_copies, shown)))

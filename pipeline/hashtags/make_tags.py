@@ -25,10 +25,12 @@ import pyarrow.parquet as pq
 from cluster.atomic_file import replacing, write_atomically
 from cluster.errors import UserError
 from cluster.map.tasks import MapTasks
+from ingest.dataset.keys import keys_of
 from ingest.dataset.open import Dataset, open_dataset
 from ingest.dataset.records import canonical_json
 from ingest.dataset.schema import LABELS
 from pipeline.data.tags import FILE, TAGS_SCHEMA, UNITS, UNITS_SCHEMA, Tag, Vocabulary, unit_path
+from pipeline.hashtags.resample import draw_copies, how_often
 from pipeline.hashtags.tagger import Tagger
 from pipeline.hashtags.wordnet import PACKED, Synset, wordnet
 from pipeline.hashtags.words import words
@@ -53,12 +55,15 @@ class FindTask:
 
 @dataclass(frozen=True, kw_only=True)
 class CodeTask:
-    """One unit's findings, to be written as codes: each synset's place among `kept`."""
+    """One unit's findings, to be written as codes: each synset's place among `kept`. `often` is how often an
+    epoch has an image of each.
+    """
 
     found: str
     unit: int
     slots: int
     kept: tuple[str, ...]
+    often: tuple[float, ...]
     folder: str
 
 
@@ -94,9 +99,10 @@ def make_tags(
     if wanted is not None:
         counts = Counter({name: count for name, count in counts.items() if name in wanted})
     kept = _frequent(counts, recipe, dataset)
+    often = tuple(how_often([counts[name] for name in kept], recipe).tolist())
     slots = dict(zip(dataset.units.tolist(), _slots(dataset), strict=True))
     coding = [
-        CodeTask(found=task.found, unit=unit, slots=slots[unit], kept=kept, folder=str(folder))
+        CodeTask(found=task.found, unit=unit, slots=slots[unit], kept=kept, often=often, folder=str(folder))
         for task, unit in zip(tasks, slots, strict=True)
     ]
     listing = _write_listing(folder, (row for row in map_tasks(encode, coding) if row is not None))
@@ -112,7 +118,7 @@ def make_tags(
     )
     write_atomically(folder / FILE, canonical_json(vocabulary.model_dump(mode="json")).decode())
     shutil.rmtree(found)
-    return _summary(vocabulary)
+    return _summary(vocabulary, sum(listing["copies"].to_pylist()))
 
 
 def find(task: FindTask) -> dict[str, int]:
@@ -153,15 +159,17 @@ def encode(task: CodeTask) -> dict[str, Any] | None:
     order = np.lexsort((codes, image))
     images, starts = np.unique(image[order], return_index=True)
     slots = table["slot"].to_numpy()[images]
+    copies = draw_copies(
+        keys_of(task.unit, slots), np.maximum.reduceat(np.array(task.often)[codes[order]], starts)
+    )
     lists = pa.ListArray.from_arrays(
         pa.array([*starts, len(codes)], pa.int32()), pa.array(codes[order], pa.int32())
     )
     path = unit_path(Path(task.folder), task.unit)
     path.parent.mkdir(exist_ok=True)
     with replacing(path, survives_power_cut=False) as temporary:
-        pq.write_table(
-            pa.table({"slot": slots, "tags": lists}, schema=TAGS_SCHEMA), temporary, compression="zstd"
-        )
+        columns = {"slot": slots, "tags": lists, "copies": copies}
+        pq.write_table(pa.table(columns, schema=TAGS_SCHEMA), temporary, compression="zstd")
         digest = hashlib.sha256(temporary.read_bytes()).digest()
     bits = np.zeros(task.slots, np.bool_)
     bits[slots] = True
@@ -169,6 +177,7 @@ def encode(task: CodeTask) -> dict[str, Any] | None:
         "unit": task.unit,
         "slots": task.slots,
         "kept": len(slots),
+        "copies": int(copies.sum()),
         "bitmap": np.packbits(bits, bitorder="little").tobytes(),
         "sha256": digest,
     }
@@ -258,7 +267,7 @@ def _digest(dataset: Dataset, recipe: HashtagsRecipe) -> str:
     ).hexdigest()[:12]
 
 
-def _summary(vocabulary: Vocabulary) -> dict[str, float]:
+def _summary(vocabulary: Vocabulary, copies: int) -> dict[str, float]:
     pairs = sum(tag.count for tag in vocabulary.tags)
     return {
         "images": vocabulary.images,
@@ -266,4 +275,5 @@ def _summary(vocabulary: Vocabulary) -> dict[str, float]:
         "tagged_share": vocabulary.tagged / vocabulary.images,
         "tags": len(vocabulary.tags),
         "tags_per_tagged_image": pairs / vocabulary.tagged,
+        "samples_of_an_epoch": copies,
     }

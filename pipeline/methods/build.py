@@ -9,6 +9,7 @@ from torch.distributed import ProcessGroup
 from cluster.errors import UserError
 from pipeline.data.modality import modality_of
 from pipeline.distributed.collectives import world_size
+from pipeline.methods.avid import AVIDMethod
 from pipeline.methods.barlow_twins import BarlowTwinsMethod
 from pipeline.methods.byol import BYOLMethod
 from pipeline.methods.classification import ClassificationMethod
@@ -16,12 +17,17 @@ from pipeline.methods.method import Method
 from pipeline.methods.simsiam import SimSiamMethod
 from pipeline.methods.swav import SwAVMethod
 from pipeline.models.trunk import build_trunk, declared
-from pipeline.recipe.method import BYOL, BarlowTwins, Classification, SimSiam, SwAV
+from pipeline.recipe.method import AVID, BYOL, BarlowTwins, Classification, SimSiam, SwAV
 from pipeline.recipe.pretrain import PretrainRecipe
 
 
-def assemble_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessGroup | None) -> Method:
+def assemble_method(
+    recipe: PretrainRecipe, *, total_steps: int, group: ProcessGroup | None, samples: int | None = None
+) -> Method:
     """The recipe's method on its trunk, without meaningful weights; on `meta` it takes no memory.
+
+    Args:
+        samples: of the dataset, for a method that remembers each; None where nothing is trained.
 
     Raises:
         UserError: if the batch does not divide over the ranks, or the views are not what the method compares.
@@ -50,6 +56,19 @@ def assemble_method(recipe: PretrainRecipe, *, total_steps: int, group: ProcessG
             return BYOLMethod(trunk, section, teacher_trunk=teacher, total_steps=total_steps, **common)
         case SimSiam() as section:
             return SimSiamMethod(trunk, section, **common)
+        case AVID() as section:
+            audio_trunk = build_trunk(recipe.trunk_section("audio"))
+            return AVIDMethod(
+                trunk,
+                audio_trunk,
+                section,
+                feature_dim=common["feature_dim"],
+                audio_feature_dim=declared(audio_trunk).feature_dim,
+                batch_size=batch_size,
+                samples=samples,
+                seed=recipe.seed,
+                group=group,
+            )
         case Classification() as section:
             average = None if section.ema is None else build_trunk(recipe.trunk)
             return ClassificationMethod(

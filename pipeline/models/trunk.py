@@ -7,12 +7,14 @@ recipe's `trunk` section.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, cast, runtime_checkable
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from cluster.errors import UserError
+from pipeline.models.audio_convnet import AudioConvNet
+from pipeline.models.r2plus1d import R2Plus1D
 from pipeline.models.regnet import PRESETS, RegNet
 from pipeline.models.resnet import ResNet
 from pipeline.recipe.trunk import Trunk as TrunkSection
@@ -72,11 +74,19 @@ def _regnet(section: TrunkSection) -> RegNet:
     return RegNet(section.regnet or PRESETS[section.name], stem=section.stem)
 
 
+def _r2plus1d(depth: Literal[10, 18, 34]) -> Callable[[TrunkSection], R2Plus1D]:
+    return lambda it: R2Plus1D(depth, width=it.width or 64, pool=it.stem == "imagenet")
+
+
 TRUNKS: dict[str, Callable[[TrunkSection], Trunk]] = {
     "regnet_y": _regnet,
     **dict.fromkeys(PRESETS, _regnet),
     "resnet18": lambda it: ResNet(18, stem=it.stem, zero_init_residual=it.zero_init_residual),
     "resnet50": lambda it: ResNet(50, stem=it.stem, zero_init_residual=it.zero_init_residual),
+    "r2plus1d_10": _r2plus1d(10),
+    "r2plus1d_18": _r2plus1d(18),
+    "r2plus1d_34": _r2plus1d(34),
+    "conv2d_10": lambda it: AudioConvNet(width=it.width or 64, stride=2 if it.stem == "imagenet" else 1),
 }
 
 

@@ -35,6 +35,15 @@ class OwnValues(Protocol):
         ...
 
 
+@runtime_checkable
+class OwnDraws(Protocol):
+    """A module that fills what it holds itself, of which no rank may have the whole."""
+
+    def draw(self, key: str) -> None:
+        """Fill this rank's part with what is a function of the key and of the place in the whole."""
+        ...
+
+
 def initialize(module: nn.Module, *, seed: int) -> None:
     """Fill every parameter and every buffer of `module`, in place; of a sharded one, this rank's pieces.
 
@@ -42,7 +51,7 @@ def initialize(module: nn.Module, *, seed: int) -> None:
     torch's uniform by fan-in, embeddings from the standard normal, prototypes uniformly on the sphere. Norms
     start as the identity: the last gamma of a block is 1, unless the trunk asks for 0, because LARC, and LARS
     where it scales norms too, have no trust ratio for a weight of length 0. What a module holds itself is
-    what it says (`OwnValues`). Buffers of a method that says nothing (queues) start at zero.
+    what it says (`OwnValues`, `OwnDraws`). Buffers of a method that says nothing (queues) start at zero.
 
     Raises:
         UserError: if there is no rule for what a module holds.
@@ -82,6 +91,8 @@ class _Draw:
 @torch.no_grad()
 def _fill(module: nn.Module, draw: _Draw, *, path: str, of_trunk: bool) -> None:
     match module:
+        case OwnDraws():
+            module.draw(draw.key)
         case OwnValues():
             for name, tensor in _held(module).items():
                 copy_own_piece(tensor, module.initial_value(name, draw.normal(name, tensor)))

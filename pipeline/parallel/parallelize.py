@@ -7,8 +7,11 @@ then the strategy, which gives every rank its tensors and draws their values.
 from __future__ import annotations
 
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 from cluster.rank.torch_dist import World
+from pipeline.distributed.rows import own_rows
 from pipeline.methods.method import Method
 from pipeline.models.trunk import arrange_inputs, arrange_weights
 from pipeline.parallel.activation_checkpointing import checkpoint_activations
@@ -19,7 +22,7 @@ from pipeline.parallel.fairscale import FairScaleEngine
 from pipeline.parallel.fsdp2 import ShardedEngine
 from pipeline.parallel.initialize import initialize
 from pipeline.parallel.precision import COMPUTE_DTYPES, DTYPES
-from pipeline.parallel.units import named_blocks
+from pipeline.parallel.units import Table, named_blocks
 from pipeline.recipe.pretrain import Train
 
 # Blocks of every kind and crop size are compiled apart: torch gives up after 8 of one function.
@@ -39,6 +42,7 @@ def parallelize(method: Method, *, train: Train, seed: int, rank_rows: int, worl
             not declare what they need.
     """
     method.to(dtype=DTYPES[train.precision])
+    _lay_tables(method, world)
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=train.sync_bn_samples, group=world.group)
     for trunk in method.trunks().values():
         arrange_inputs(trunk)
@@ -58,6 +62,23 @@ def parallelize(method: Method, *, train: Train, seed: int, rank_rows: int, worl
         arrange_weights(trunk)
     initialize(method, seed=seed)
     return ReplicatedEngine(method, world=world)
+
+
+def _lay_tables(method: Method, world: World) -> None:
+    """Leave this rank its chunk of every table of rows."""
+    for module in method.modules():
+        if isinstance(module, Table) and world.group is not None:
+            whole = module.rows
+            here = own_rows(len(whole), world.group)
+            mesh = init_device_mesh(world.device.type, (world.size,))
+            module.rows = DTensor.from_local(
+                whole[here.start : here.stop],
+                mesh,
+                [Shard(0)],
+                run_check=False,
+                shape=whole.shape,
+                stride=whole.stride(),
+            )
 
 
 def compile_blocks(trunk: nn.Module) -> None:

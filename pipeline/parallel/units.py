@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from cluster.errors import UserError
 from pipeline.models.trunk import declared
@@ -18,6 +18,14 @@ class OwnUnit(Protocol):
     """
 
     own_unit: bool
+
+
+@runtime_checkable
+class Table(Protocol):
+    """A module with a buffer of rows which are too many for one rank: each holds a chunk of them."""
+
+    laid_over_ranks: bool
+    rows: Tensor
 
 
 def named_stages(trunk: nn.Module, *, key: str, off: str) -> Sequence[Iterable[nn.Module]]:

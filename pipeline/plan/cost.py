@@ -132,7 +132,7 @@ def estimate(
     hidden = {what: each for what, each in seconds.items() if what != "batch norm"}
     bottleneck = max(hidden, key=lambda what: hidden[what])
     step_seconds = hidden[bottleneck] + seconds["batch norm"]
-    state = 2 if recipe.optim.name == "adamw" else 1
+    state = 2 if recipe.optim.name in {"adam", "adamw"} else 1
     frozen = counted.frozen_matrices + counted.frozen_vectors  # a teacher, of which no optimizer knows
     checkpoint = 4.0 * ((1 + state) * (counted.matrices + counted.vectors) - state * frozen)
     checkpoint_seconds = checkpoint / (_CHECKPOINT_BYTES_PER_S * nodes)

@@ -1,10 +1,12 @@
-"""What a recipe says of its data: sources, crops, photometric changes."""
+"""What a recipe says of its data: sources, and what becomes of a sample: crops of an image, or a clip and its
+sound.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from cluster.typed_yaml import Section
 
@@ -42,13 +44,93 @@ class CropGroup(Section):
     photometric: Photometric = Photometric()
 
 
+class Clip(Section):
+    """`frames` pictures of a video, `fps` of them a second: all cut by the same box of a RandomResizedCrop,
+    which is resized by an antialiased bilinear filter, all flipped or none, and all coloured by one draw.
+
+    Where there is sound, too, the pictures begin within its window widened by `offset_seconds` to either
+    side. A `photometric` section that is given is taken whole: what it leaves out is as for images.
+    """
+
+    frames: PositiveInt = 8
+    fps: PositiveFloat = 16.0
+    size: PositiveInt = 224
+    scale: tuple[Fraction, Fraction] = (0.08, 1.0)
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    flip_probability: Probability = 0.5
+    photometric: Photometric = Photometric(
+        jitter_probability=1.0,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.2,
+        grey_probability=0.0,
+        blur_probability=0.0,
+    )
+    offset_seconds: NonNegativeFloat = 0.5
+
+
+class Audio(Section):
+    """`seconds` of a video's sound, mixed to one channel, at `rate` samples a second, as a spectrogram of
+    power in decibels, each bin with zero mean and unit variance over the dataset.
+
+    `window` and `hop` of the Fourier transforms are in samples. "linear" keeps the lowest frequency, and
+    averages the others in groups until there are `bins`; "mel" has bins of Slaney's scale, from 0 to half the
+    rate. What is `top_db` below a clip's loudest is raised to that. Loudness is drawn: times 1 - `volume` to
+    1 + `volume`.
+    """
+
+    rate: Annotated[int, Field(ge=1000, le=192_000)] = 24_000
+    seconds: PositiveFloat = 2.0
+    kind: Literal["linear", "mel"] = "linear"
+    window: Annotated[int, Field(ge=8)] = 1024
+    hop: PositiveInt = 240
+    bins: Annotated[int, Field(ge=2)] = 257
+    top_db: PositiveFloat = 100.0
+    volume: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @property
+    def samples(self) -> int:
+        """Of a waveform."""
+        return round(self.seconds * self.rate)
+
+    @property
+    def frames(self) -> int:
+        """Of a spectrogram: windows that begin within the sound."""
+        return self.samples // self.hop
+
+    @model_validator(mode="after")
+    def _a_spectrogram_has_frames(self) -> Self:
+        if self.samples <= self.window // 2 or not self.frames:
+            raise ValueError("data.audio.seconds must be longer than half a window, and than a hop")
+        return self
+
+    @model_validator(mode="after")
+    def _bins_fit_the_window(self) -> Self:
+        half = self.window // 2
+        if self.kind == "linear" and (self.window % 2 or half % (self.bins - 1)):
+            fitting = [1 + half // group for group in range(1, half + 1) if half % group == 0]
+            raise ValueError(
+                f"linear bins are 1 more than a divisor of half of data.audio.window, such as "
+                f"{', '.join(map(str, fitting[:4]))}"
+            )
+        if self.kind == "mel" and self.bins > half:
+            raise ValueError(
+                f"data.audio.window {self.window} has {half} frequencies, too few for so many bins"
+            )
+        return self
+
+
 class Data(Section):
-    """What is read, and how a sample becomes crops.
+    """What is read, and what becomes of a sample: `crops` of an image; or, of a video, a `clip`, its `audio`,
+    or both.
 
     `tags` is a folder that `submit hashtags` has made of the dataset: the images that have tags are read, and
     their tags are their labels. `batch_size` is the coupled batch: the one that Sinkhorn and BatchNorm see,
-    over all ranks.
+    over all ranks. `mean` and `std` are of the colours, where 1 is white.
     """
+
+    unwritten: ClassVar[frozenset[str]] = frozenset({"clip", "audio"})
 
     root: str
     sealed: str | None = None
@@ -56,6 +138,25 @@ class Data(Section):
     tags: str | None = None
     batch_size: PositiveInt
     window: PositiveInt = 131_072
-    crops: tuple[CropGroup, ...] = Field(min_length=1)
+    crops: tuple[CropGroup, ...] = ()
+    clip: Clip | None = None
+    audio: Audio | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+
+    @property
+    def is_of_clips(self) -> bool:
+        """Whether samples are videos."""
+        return self.clip is not None or self.audio is not None
+
+    @model_validator(mode="after")
+    def _images_or_videos(self) -> Self:
+        if self.crops and self.is_of_clips:
+            raise ValueError(
+                "data.crops are of images, data.clip and data.audio of videos: leave one or the other out"
+            )
+        if not self.crops and not self.is_of_clips:
+            raise ValueError(
+                "data.crops says what becomes of an image, data.clip and data.audio of a video: give some"
+            )
+        return self

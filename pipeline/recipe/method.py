@@ -1,6 +1,7 @@
 """What a recipe says of its method: a section each.
 
-`title` is the method's name for people; one that is `supervised` learns from labels.
+`title` is the method's name for people; one that is `supervised` learns from labels, and one that `remembers`
+keeps something of every sample, by its position in the dataset.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class SwAV(Section):
 
     title: ClassVar[str] = "SwAV"
     supervised: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     name: Literal["swav"]
     head: Head
     prototypes: PositiveInt
@@ -50,6 +52,7 @@ class BarlowTwins(Section):
 
     title: ClassVar[str] = "Barlow Twins"
     supervised: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     name: Literal["barlow_twins"]
     projector: tuple[PositiveInt, ...] = Field(min_length=1)
     off_diagonal_weight: NonNegativeFloat = 0.0051
@@ -70,6 +73,7 @@ class BYOL(Section):
 
     title: ClassVar[str] = "BYOL"
     supervised: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     name: Literal["byol"]
     projector: tuple[PositiveInt, ...] = Field(min_length=1)
     predictor: PositiveInt | None
@@ -88,6 +92,7 @@ class SimSiam(Section):
 
     title: ClassVar[str] = "SimSiam"
     supervised: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     name: Literal["simsiam"]
     projector: tuple[PositiveInt, ...] = Field(min_length=1)
     predictor: PositiveInt | None
@@ -116,6 +121,7 @@ class Classification(Section):
 
     title: ClassVar[str] = "Classification"
     supervised: ClassVar[bool] = True
+    remembers: ClassVar[bool] = False
     name: Literal["classification"]
     classes: Annotated[int, Field(ge=2)] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -134,4 +140,65 @@ class Classification(Section):
         return self
 
 
-Method = Annotated[SwAV | BarlowTwins | BYOL | SimSiam | Classification, Field(discriminator="name")]
+class CMA(Section):
+    """What AVID goes on with, from the bank of a run that it has trained: `positives` clips for each, those
+    that agree with it most. Agreement is the lesser of the cosines of both modalities ("consensus"), the
+    greater ("union"), or that of one. They are sought anew every `refresh_epochs`.
+
+    `weight` is that of the term which compares a clip with its positives, within each modality, and with the
+    first `within_negatives` of its negatives. Up to `exact_below` clips every pair is compared; above, those
+    of neighbouring cells.
+
+    A bank must have neighbourhoods that both modalities share: the nearest by one must be alike in the other,
+    by `least_agreement` standard deviations more than any two.
+    """
+
+    positives: PositiveInt = 32
+    agreement: Literal["consensus", "union", "video", "audio"] = "consensus"
+    refresh_epochs: PositiveInt = 50
+    within_negatives: PositiveInt = 64
+    weight: PositiveFloat = 1.0
+    exact_below: NonNegativeInt = 20_000_000
+    least_agreement: NonNegativeFloat = 1.0
+
+
+class AVID(Section):
+    """Morgado et al., 2021 (https://arxiv.org/abs/2004.12943): a clip is told from others by its sound, and
+    its sound by the clip.
+
+    A bank remembers every clip of the dataset, and its sound; at each visit it keeps `bank_momentum` of what
+    it remembers. Clips are compared across modalities with `cross_weight`, and within them with
+    `within_weight` (Self-AVID; both: Joint-AVID). "nce" takes every comparison for a question of its own,
+    with a threshold of ln(`negatives`) + `log_z`, which "auto" takes from the first batch; "softmax" takes
+    all for one. With `cma` clips are also compared with others that agree with them.
+    """
+
+    title: ClassVar[str] = "AVID"
+    remembers: ClassVar[bool] = True
+    supervised: ClassVar[bool] = False
+    name: Literal["avid"]
+    head: Head
+    temperature: PositiveFloat = 0.07
+    negatives: PositiveInt = 1024
+    bank_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    bank_dtype: Literal["fp32", "fp16"] = "fp32"
+    loss: Literal["nce", "softmax"] = "nce"
+    log_z: Literal["auto"] | float = "auto"
+    cross_weight: NonNegativeFloat = 1.0
+    within_weight: NonNegativeFloat = 0.0
+    cma: CMA | None = None
+
+    @model_validator(mode="after")
+    def _something_is_compared(self) -> Self:
+        if not self.cross_weight + self.within_weight:
+            raise ValueError("method.cross_weight and method.within_weight are both 0: nothing is compared")
+        return self
+
+    @model_validator(mode="after")
+    def _negatives_within_are_some_of_all(self) -> Self:
+        if self.cma is not None and self.cma.within_negatives > self.negatives:
+            raise ValueError("method.cma.within_negatives are the first of method.negatives, which are fewer")
+        return self
+
+
+Method = Annotated[SwAV | BarlowTwins | BYOL | SimSiam | Classification | AVID, Field(discriminator="name")]

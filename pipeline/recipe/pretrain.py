@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -26,7 +26,8 @@ class Optim(Section):
     and solo-learn's code have it.
     `lr` is the peak, not scaled by the batch size; that of biases and norms is `lr_bias` if given, and that
     of a classifier's head, with its bias, `lr_head`, at every step in the same proportion. `momentum` is that
-    of SGD, LARC and LARS, `nesterov` SGD's, `betas` are AdamW's.
+    of SGD, LARC and LARS, `nesterov` SGD's, `betas` are those of Adam and AdamW; Adam's decay is part of
+    the gradient, AdamW's is not.
     `exclude_bias_and_norm` keeps biases and norms out of the weight decay and of LARS's layer-wise rates.
     With `clip_trust` no layer of LARS moves faster than at `lr`.
     """
@@ -35,7 +36,7 @@ class Optim(Section):
         "decay_bias_and_norm": "exclude_bias_and_norm, with the opposite value"
     }
 
-    name: Literal["sgd", "larc", "lars", "adamw"]
+    name: Literal["sgd", "larc", "lars", "adam", "adamw"]
     lr: PositiveFloat
     schedule: Literal["cosine", "cosine_of_run", "constant", "multistep"] = "cosine"
     milestones: tuple[Fraction, ...] = ()
@@ -79,15 +80,26 @@ class Optim(Section):
 
     @model_validator(mode="after")
     def _momentum_is_not_a_beta(self) -> Self:
-        if self.name == "adamw" and self.momentum != type(self).model_fields["momentum"].default:
-            raise ValueError("optim.momentum goes with sgd, larc and lars: adamw has optim.betas")
-        if self.name != "adamw" and self.betas != type(self).model_fields["betas"].default:
-            raise ValueError(f"optim.betas goes with adamw: {self.name} has optim.momentum")
+        adaptive = self.name in {"adam", "adamw"}
+        if adaptive and self.momentum != type(self).model_fields["momentum"].default:
+            raise ValueError(f"optim.momentum goes with sgd, larc and lars: {self.name} has optim.betas")
+        if not adaptive and self.betas != type(self).model_fields["betas"].default:
+            raise ValueError(f"optim.betas goes with adam and adamw: {self.name} has optim.momentum")
         return self
 
 
-# Of `train`: these change no number beyond rounding, and may be others when a run goes on.
-LAYOUT = ("strategy", "shard_ranks", "cpu_offload", "activation_checkpointing", "compile")
+# Of `train`, what may be other when a run goes on: how it lies on its ranks, which changes no number beyond
+# rounding, and when its guard gives up.
+STEERING = (
+    "strategy",
+    "shard_ranks",
+    "cpu_offload",
+    "activation_checkpointing",
+    "compile",
+    "max_skipped_steps",
+    "spike_deviations",
+    "max_rollbacks",
+)
 
 
 class Train(Section):
@@ -101,9 +113,12 @@ class Train(Section):
     A step whose loss or gradient is not finite, or whose loss is `spike_deviations` above the last ones, is
     skipped; after `max_skipped_steps` in a row the run goes back to a checkpoint and passes over the data
     since, `max_rollbacks` times at most and once from the same checkpoint.
+    `init_from` is a run, or a checkpoint of one, whose trunks, heads and bank this one begins with: CMA
+    begins where AVID has ended. A run that goes on does not read it again.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"checkpointing": "activation_checkpointing"}
+    unwritten: ClassVar[frozenset[str]] = frozenset({"init_from"})
 
     steps: PositiveInt | None = None
     epochs: PositiveInt | None = None
@@ -118,6 +133,7 @@ class Train(Section):
     max_skipped_steps: PositiveInt = 3
     spike_deviations: PositiveFloat = 20.0
     max_rollbacks: NonNegativeInt = 2
+    init_from: str | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -194,6 +210,7 @@ class Run(Section):
     checkpoint_every_steps: PositiveInt | None = None
     keep_last: PositiveInt = 2
     keep_every_steps: PositiveInt | None = None
+    start_over: bool = False  # from step 0, if the run had checkpoints and none of them is whole
 
     @model_validator(mode="after")
     def _cache_is_a_folder(self) -> Self:
@@ -212,11 +229,16 @@ class Run(Section):
 
 
 class PretrainRecipe(Section):
-    """Everything `submit pretrain` and `submit finetune` need."""
+    """Everything `submit pretrain` and `submit finetune` need. `audio_trunk` is AVID's second, for sound."""
+
+    unwritten: ClassVar[frozenset[str]] = frozenset({"audio_trunk"})
+
+    steers: ClassVar[dict[str, Any]] = {"run": True, "probe": True, "train": set(STEERING)}
 
     seed: NonNegativeInt = 0
     data: Data
     trunk: Trunk
+    audio_trunk: Trunk | None = None
     method: Method
     optim: Optim
     train: Train
@@ -225,8 +247,63 @@ class PretrainRecipe(Section):
     test: Test | None = None
     run: Run = Run()
 
+    def trunk_section(self, which: str) -> Trunk:
+        """What the trunk was built from that a method calls `which` among its `trunks`."""
+        if which != "audio":
+            return self.trunk
+        if self.audio_trunk is None:
+            raise ValueError(f"method {self.method.name} has no trunk for sound")
+        return self.audio_trunk
+
     @model_validator(mode="after")
     def _only_a_classifier_is_tested(self) -> Self:
         if self.test is not None and not self.method.supervised:
             raise ValueError(f"test is for a classifier, and method {self.method.name} makes none: use probe")
+        return self
+
+    @model_validator(mode="after")
+    def _videos_are_shown_otherwise(self) -> Self:
+        if not self.data.is_of_clips:
+            return self
+        for key, said in (("probe", self.probe), ("evaluation", self.evaluation != Evaluation())):
+            if said:
+                raise ValueError(
+                    f"{key} is about images, and data.clip and data.audio are of videos: leave it out"
+                )
+        if self.run.resident:
+            raise ValueError(
+                "run.resident keeps images in memory, and data.clip and data.audio are of videos"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sound_has_a_trunk_of_its_own(self) -> Self:
+        if self.method.name != "avid":
+            if self.train.init_from is not None:
+                raise ValueError("train.init_from is for method.name: avid; others have trunk.init_from")
+            if self.audio_trunk is not None:
+                raise ValueError("audio_trunk goes with method.name: avid")
+            shown = "clips" if self.data.clip else "spectrograms" if self.data.audio else "images"
+            if self.trunk.takes != shown:
+                raise ValueError(
+                    f"trunk.name {self.trunk.name} takes {self.trunk.takes}, and data gives {shown}: "
+                    "data.crops are images, data.clip gives clips and data.audio spectrograms"
+                )
+            return self
+        if (
+            self.audio_trunk is None
+            or self.audio_trunk.takes != "spectrograms"
+            or self.trunk.takes != "clips"
+        ):
+            raise ValueError(
+                "method avid compares clips with their sound: give a trunk for clips, such as "
+                "trunk.name: r2plus1d_18, and one for sound, audio_trunk.name: conv2d_10"
+            )
+        if self.data.clip is None or self.data.audio is None:
+            raise ValueError("method avid compares clips with their sound: give data.clip and data.audio")
+        if self.train.strategy == "fairscale" or self.train.cpu_offload:
+            raise ValueError(
+                "method avid keeps a bank in pieces, of which train.strategy fairscale and "
+                "train.cpu_offload do not know: use ddp or fsdp2"
+            )
         return self

@@ -5,7 +5,7 @@ A graph's keys are known before anything runs: nothing here imports what the sta
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -62,10 +62,47 @@ class PhotographsRecipe(Section):
         return self
 
 
+Shape = Literal["disc", "square", "triangle", "cross"]
+Motion = Literal["bounce", "shake", "roll"]
+
+
+class ClipsRecipe(Section):
+    """Clips of so many `seconds` and pixels a `side`, for trying out what learns from sound and picture.
+
+    Those of `source` synthetic show one of the `shapes` in one of the `motions`, which together are the
+    label: `pipeline.stages.synthetic_clips` says what is heard of them. Those of tuxpaint show a picture,
+    moving, while a human says its name; the label is its kind. They are made of `stamps`, the folder of
+    Debian's package tuxpaint-stamps-default; what training clips show, no test clip does.
+    """
+
+    source: Literal["synthetic", "tuxpaint"] = "synthetic"
+    seed: NonNegativeInt = 0
+    train_clips: PositiveInt = 1_500
+    test_clips: PositiveInt = 500
+    side: Annotated[int, Field(ge=16, le=512, multiple_of=2)] = 48
+    seconds: Annotated[float, Field(ge=1, le=10)] = 3.0
+    shapes: tuple[Shape, ...] = Field(("disc", "square", "triangle", "cross"), min_length=1)
+    motions: tuple[Motion, ...] = Field(("bounce", "shake"), min_length=1)
+    stamps: str = "/usr/share/tuxpaint/stamps"
+    run: Machine = Machine()
+
+
+class Videos(Section):
+    """What is made of videos: clips of so many seconds at most; those without a sound only if they are asked
+    for.
+    """
+
+    segment_seconds: Annotated[float, Field(ge=1, le=120)] = 10.0
+    allow_silent: bool = False
+
+
 class ShardsRecipe(Section):
-    """A crawl: of the input `source`, or of a folder or tar at `source`."""
+    """A crawl: of the input `source`, or of a folder or tar at `source`. With `videos` these are such."""
+
+    unwritten: ClassVar[frozenset[str]] = frozenset({"videos"})
 
     source: str | None = None
+    videos: Videos | None = None
     resize: PositiveInt | None = None
     unit_rows: PositiveInt = 16_384
     run: Machine = Machine()
@@ -86,6 +123,15 @@ class SubsetRecipe(Section):
     per_label: PositiveInt | None = None
     seed: NonNegativeInt = 0
     keep: str | None = None
+    run: Machine = Machine()
+
+
+class DedupRecipe(Section):
+    """The input `data` without duplicates, and without what equals or looks like an image of the input
+    `against`; `hamming` as `ingest dedup` has it, null for equal bytes only.
+    """
+
+    hamming: Annotated[int, Field(ge=0)] | None = 4
     run: Machine = Machine()
 
 
@@ -149,6 +195,10 @@ class HashtagsRecipe(Section):
     those that at least `min_images` images have, the `max_tags` most frequent are kept. `only` these synsets,
     said by their names or by nouns, may become tags: the classes that a trunk will be judged by, which is
     curation. `view` is a part of the dataset.
+
+    `resample` has an epoch show an image the more often, the rarer its rarest tag is: by the inverse square
+    root of how many images have the tag; or with `head_tail`, so within the tags of at least `head_images`
+    images and within the others, which together are drawn in `head_share` of the epoch and in the rest.
     """
 
     view: str | None = None
@@ -157,16 +207,20 @@ class HashtagsRecipe(Section):
     min_images: PositiveInt = 100
     max_tags: Annotated[int, Field(ge=2)] = 8_500
     only: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    resample: Literal["square_root", "head_tail"] | None = None
+    head_images: PositiveInt = 5_000
+    head_share: Annotated[float, Field(gt=0, lt=1)] = 0.7
     run: Machine = Machine()
 
 
 class ExportRecipe(Section):
-    """The newest checkpoint of a run is exported as it is: the trunk that learns, or its teacher.
+    """The newest checkpoint of a run is exported as it is: the trunk that learns, its teacher, or AVID's for
+    sound.
 
     `interpolation` resizes the images that it is shown from then on; by default as the run's recipe says.
     """
 
-    which: Literal["student", "teacher"] = "student"
+    which: Literal["student", "teacher", "audio"] = "student"
     interpolation: Interpolation | None = None
 
 
@@ -183,14 +237,71 @@ class PixelsRecipe(Section):
     size: PositiveInt = 16
 
 
+Layer = Literal["conv2x", "conv3x", "conv4x", "conv5x"]
+Pooling = Literal["max", "average"]
+
+
+class Windows(Section):
+    """How a trunk for videos, or for sound, is shown one: so many `windows`, evenly spaced. Their features
+    are averaged, or, with `each`, written one by one.
+
+    Features are those of the trunk; or, with a `layer`, that stage's map, its `pooling` over all of time and
+    to 12, 8, 6 or 4 parts along each side, from conv2x to conv5x.
+    """
+
+    windows: PositiveInt = 10
+    each: bool = False
+    layer: Layer | None = None
+    pooling: Pooling = "max"
+
+
 class FeaturesRecipe(Section):
     """Features of the inputs `train` and `test`, with the trunk's own preprocessing.
 
     `precision` is what they are written in: in fp16 and bf16 they take half the room, and lose digits.
+    `videos` is for trunks that take such.
     """
 
+    unwritten: ClassVar[frozenset[str]] = frozenset({"videos"})
+
     precision: FeaturePrecision = "fp32"
+    videos: Windows | None = None
     run: Machines = Machines()
+
+
+class EmbeddingsRecipe(Section):
+    """Embeddings of the input `data`, labelled videos, and of their sound, by both heads of the input `run`:
+    the mean of `windows` of each.
+    """
+
+    windows: PositiveInt = 10
+    run: Machine = Machine()
+
+
+class CrossModalRecipe(Section):
+    """Of the input `embeddings`: recall is told at these ranks."""
+
+    at: tuple[PositiveInt, ...] = Field((1, 5, 10), min_length=1)
+
+
+class MeanRecipe(Section):
+    """The mean of a `metric` of the inputs: scores of several splits or folds, or of several seeds."""
+
+    metric: str = "top1"
+
+
+class ClipsReportRecipe(Section):
+    """What is shown, and how much of it: `clips` of the test set, `queries` of each modality with
+    `neighbours`, and `positive_sets` of CMA with `positives` each.
+    """
+
+    title: str = "What belongs together is learnt from it"
+    clips: PositiveInt = 8
+    queries: PositiveInt = 3
+    neighbours: PositiveInt = 5
+    positive_sets: PositiveInt = 4
+    positives: PositiveInt = 5
+    seed: NonNegativeInt = 0
 
 
 class ReportRecipe(Section):

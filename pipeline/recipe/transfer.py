@@ -26,6 +26,26 @@ class LinearRecipe(Section):
     seed: NonNegativeInt = 0
 
 
+class LinearSgdRecipe(Section):
+    """Linear heads on frozen features by SGD with Nesterov momentum: one for each of `rates`, with BatchNorm
+    on the features and without, as `batch_norm` says. The best on `validation_fraction` of the training set
+    is trained anew on all of it.
+
+    A rate is for batches of 256; it is multiplied by `gamma` at each of `milestones`, shares of the run.
+    """
+
+    rates: tuple[PositiveFloat, ...] = Field((0.001, 0.003, 0.01, 0.03, 0.1, 0.3), min_length=1)
+    batch_norm: tuple[bool, ...] = Field((True, False), min_length=1)
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    epochs: PositiveInt = 28
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.285714, 0.571429, 0.857143)
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    seed: NonNegativeInt = 0
+
+
 AveragePrecision = Literal["interpolated", "eleven_points", "scikit_learn"]
 
 
@@ -40,6 +60,27 @@ class SvmRecipe(Section):
     max_iterations: PositiveInt = 2000
     average_precision: AveragePrecision = "interpolated"
     draws: Annotated[int, Field(ge=100)] = 1000
+    seed: NonNegativeInt = 0
+
+
+class AudioSvmRecipe(Section):
+    """Linear support vector machines with the hinge loss, on features divided by their deviation plus
+    `offset`: a feature that hardly varies shall not count as much as others.
+    """
+
+    cost: PositiveFloat = 10.0
+    offset: NonNegativeFloat = 0.01
+    max_iterations: PositiveInt = 1000
+    seed: NonNegativeInt = 0
+
+
+class FewShotRecipe(Section):
+    """Logistic regression on `shots` training samples of each class, again with others in each of `draws`."""
+
+    shots: PositiveInt = 5
+    draws: PositiveInt = 20
+    regularisation: PositiveFloat = 10.0
+    max_iterations: PositiveInt = 200
     seed: NonNegativeInt = 0
 
 

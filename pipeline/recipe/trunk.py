@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,8 @@ class Trunk(Section):
     The stem "low_resolution" keeps the resolution of small images: a 3x3 convolution of stride 1, and no
     pooling, as lightly has it for CIFAR. A ResNet's "low_resolution_padded" pads by 2 where that pads by 1,
     as solo-learn's: maps of 34, 17, 9 and 5 pixels where that has 32, 16, 8 and 4.
+    An R(2+1)D network takes clips, and `conv2d_10` spectrograms; their "low_resolution" leaves out the first
+    pooling, or the stride in its place. `width` are the channels of their first stage, 64 by default.
     `init_from` starts its weights from an exported trunk, or from a checkpoint of timm's or VISSL's, instead
     of the seed; a run that goes on does not read it again. `zero_init_residual` starts every block of a
     ResNet as its shortcut: the gamma of its last BatchNorm is 0.
@@ -57,11 +59,30 @@ class Trunk(Section):
         "regnety_10b",
         "resnet18",
         "resnet50",
+        "r2plus1d_10",
+        "r2plus1d_18",
+        "r2plus1d_34",
+        "conv2d_10",
     ]
     stem: Stem = "imagenet"
     regnet: RegNetParameters | None = None
     zero_init_residual: bool = False
     init_from: str | None = None
+    width: Annotated[int, Field(gt=0, le=1024)] | None = None
+    unwritten: ClassVar[frozenset[str]] = frozenset({"width"})
+
+    @property
+    def takes(self) -> Literal["images", "clips", "spectrograms"]:
+        """What the network's inputs are."""
+        if self.name == "conv2d_10":
+            return "spectrograms"
+        return "clips" if self.name.startswith("r2plus1d") else "images"
+
+    @model_validator(mode="after")
+    def _only_some_have_a_width(self) -> Self:
+        if self.width is not None and self.takes == "images":
+            raise ValueError("`width` goes with name: r2plus1d_10, r2plus1d_18, r2plus1d_34 or conv2d_10")
+        return self
 
     @model_validator(mode="after")
     def _only_resnets_start_as_shortcuts(self) -> Self:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from cluster.errors import UserError
 from ingest.dataset.keys import unit_and_slot
 from ingest.dataset.open import Dataset
 from ingest.image.decode import ImageError, decode
@@ -108,7 +109,12 @@ def crops_seen(
 
     Args:
         labels: sample key → label, where it is known.
+
+    Raises:
+        UserError: the recipe's samples are videos.
     """
+    if recipe.data.is_of_clips:
+        raise UserError("this page shows crops of images, and the run was trained on clips of videos")
     loader = Loader(
         recipe.data, seed=recipe.seed, rank=0, world_size=1, workers=0, device=torch.device("cpu")
     )

@@ -25,6 +25,8 @@ from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, n
 from pipeline.report.page import environment
 from pipeline.report.prototypes import prototype_gallery
 from pipeline.report.scores import SCORED_TRUNKS, scores_given
+from pipeline.train.branch import read_parent
+from pipeline.train.steering import read_changes
 from pipeline.transfer.evaluations import EVALUATIONS
 from pipeline.transfer.features import Features, load_features
 
@@ -91,9 +93,11 @@ def build_report(
             provenance=provenance,
             feature_dim=trained[0].x.shape[1],
             hardware=hardware(run),
+            parent=read_parent(run),
+            changes=read_changes(run),
             machine=inputs["run"].receipt.machine,
             wall=inputs["run"].receipt.seconds,
-            stages=_stages(inputs),
+            stages=stages_of(inputs),
             curves=curves(run),
             crops=crops_seen(here, data_samples, data_labels, count=recipe.crop_rows),
             gallery=prototype_gallery(
@@ -222,7 +226,8 @@ def _photographs(source: Input) -> dict[str, Any]:
     return {**cut, "cut": source.receipt.recipe, "overview": overview}
 
 
-def _stages(inputs: Mapping[str, Input]) -> list[dict[str, Any]]:
+def stages_of(inputs: Mapping[str, Input]) -> list[dict[str, Any]]:
+    """The stages that a page was made of, as they ran."""
     receipts = {source.receipt.key: source.receipt for source in inputs.values()}
     return [
         {"name": receipt.stage, "seconds": receipt.seconds, "key": receipt.key[:12]}

@@ -1,30 +1,27 @@
-"""Stages as jobs of their own: a whole graph is handed to SLURM at once, or run on Ray side by side."""
+"""Stages as jobs of their own; and a whole graph of them, handed to SLURM at once."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from cluster.errors import AlreadyRunning, UserError
-from cluster.executors import Executor, settled, status_of
+from cluster.executors import status_of
 from cluster.job import Handle, Job
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
-from cluster.run.status import raise_unless_completed, why
+from cluster.run.status import why
 from cluster.slurm.executor import SlurmExecutor, SlurmHandle
 from cluster.submit import submit
 from cluster.typed_yaml import check_recipe
-from pipeline.dag.ensure import ensure, find_receipt, finish, prepare, run_job
+from pipeline.dag.ensure import ensure, find_receipt, finish, prepare
 from pipeline.dag.graph import Failed, build_graph, point_to
 from pipeline.dag.recipe import DagRecipe
 from pipeline.dag.stage import Receipt, Stage, job_folder
 from pipeline.stages.kinds import KINDS
-
-POLL_SECONDS = 2.0
 
 
 def stage_job(stage: Stage, dag: DagRecipe, *, gpus_per_node: int | None) -> Job:
@@ -136,66 +133,24 @@ def submit_graph(
     return handles
 
 
-def run_graph_as_jobs(
-    dag: DagRecipe,
-    stages: Sequence[Stage],
-    executor: Executor,
-    *,
-    gpus_per_node: int | None,
-    say: Callable[[str], None],
-) -> dict[str, Receipt | Failed]:
-    """Run every stage that has no receipt as a job, as soon as its inputs are there, to the end."""
-    results: dict[str, Future[Receipt | Failed]] = {}
-
-    def run(stage: Stage) -> Receipt | Failed:
-        blockers = tuple(name for name in stage.sources if isinstance(results[name].result(), Failed))
-        if blockers:
-            say(f"{stage.name:<20} not run  ({', '.join(blockers)} failed)")
-            return Failed(error=None, blocked_by=blockers)
-        if (receipt := find_receipt(stage)) is not None:
-            point_to(stage)
-            say(f"{stage.name:<20} finished           {stage.folder.name}")
-            return receipt
-        try:
-            try:
-                run_job(stage_job(stage, dag, gpus_per_node=gpus_per_node), executor)
-            except AlreadyRunning:  # somebody else runs the same
-                _wait_for_its_end(job_folder(stage))
-            receipt = _receipt(stage)
-        except Exception as error:
-            say(f"{stage.name:<20} failed")
-            return Failed(error=error)
-        say(f"{stage.name:<20} done     {receipt.seconds:7.1f} s  {stage.folder.name}")
-        return receipt
-
-    # A thread for each stage: those that wait for their inputs do nothing else. Stages come in order, so that
-    # every input has its future by the time it is asked for.
-    with ThreadPoolExecutor(max_workers=len(stages)) as pool:
-        for stage in stages:
-            results[stage.name] = pool.submit(run, stage)
-    return {name: future.result() for name, future in results.items()}
-
-
-def _wait_for_its_end(run: RunFolder) -> None:
-    while not (status := settled(run)).state.ended:
-        time.sleep(POLL_SECONDS)
-    raise_unless_completed(status)
-
-
 def wait_for_graph(stages: Sequence[Stage], handles: Mapping[str, Handle]) -> dict[str, Receipt | Failed]:
     """Block until every queued stage has ended, one way or another."""
     results: dict[str, Receipt | Failed] = {}
     for stage in stages:
         if stage.name in handles:
             handles[stage.name].wait()
-        if (receipt := find_receipt(stage)) is not None:
-            results[stage.name] = receipt
-            continue
         blockers = tuple(name for name in stage.sources if isinstance(results[name], Failed))
-        results[stage.name] = Failed(error=None, blocked_by=blockers) if blockers else _failure(stage)
+        results[stage.name] = Failed(error=None, blocked_by=blockers) if blockers else outcome(stage)
     return results
 
 
-def _failure(stage: Stage) -> Failed:
-    """Why a stage's job left no receipt."""
-    return Failed(error=UserError(why(status_of(job_folder(stage)))))
+def outcome(stage: Stage) -> Receipt | Failed:
+    """What has come of a stage whose job has ended: its receipt, or why there is none."""
+    if (receipt := find_receipt(stage)) is not None:
+        return receipt
+    run = job_folder(stage)
+    status = status_of(run)
+    failure = status.failure
+    crashed = failure is not None and failure.rank is not None and not failure.user_error
+    log = f" (its log is {run.log(failure.rank or 0)})" if failure is not None and crashed else ""
+    return Failed(error=UserError(f"{why(status)}{log}"))

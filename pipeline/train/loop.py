@@ -80,6 +80,8 @@ def loop(t: Training, preemption: PreemptionFlag) -> None:
     """The steps themselves. `step` counts those that are done; the schedule and the method see it from 0."""
     watch = Stopwatch()
     for step, batches in steps(t, watch):
+        if t.positives is not None:
+            t.positives.before(step)
         lr = learning_rate(t.recipe.optim, step=step, total_steps=t.total_steps)
         set_learning_rate(t.optimizer, lr)
         t.guard.remember()
@@ -191,6 +193,7 @@ def log(
             "lr": lr,
         }
         if embeddings is not None:  # who is told the labels may see all images of a class alike
+            values |= {} if t.positives is None else t.positives.health
             values |= {"embedding_std": embedding_std(embeddings), "rankme": rankme(embeddings)}
         if t.probe is not None and trunk is not None:
             values["knn"] = t.probe.accuracy(trunk)
@@ -237,9 +240,10 @@ def roll_back(t: Training, failure: Diverged) -> Training:
     to = t.checkpoints.newest(lambda state: state["guard"]["in_a_row"] == 0)
     before = t.guard.rollbacks
     if to is None or len(before) >= t.recipe.train.max_rollbacks:
-        raise failure
+        raise UserError(f"{failure}: {remedies(t.recipe, t.run.path, to, failure)}") from failure
     if any(back.to_step == to for back in before):
-        raise UserError(f"other data after step {to} did not help: {failure}") from failure
+        remedy = remedies(t.recipe, t.run.path, to, failure)
+        raise UserError(f"other data after step {to} did not help: {failure}: {remedy}") from failure
     t.checkpoints.forget_after(to)
     state = t.checkpoints.load()
     if state is None:
@@ -248,6 +252,8 @@ def roll_back(t: Training, failure: Diverged) -> Training:
     t.guard.load(state["guard"])
     t.guard.rollbacks.append(Rollback(to_step=state["step"], from_step=failure.step))
     t.method.forget_batches()
+    if t.positives is not None:
+        t.positives.load(state["positives"])
     if t.world.is_first:
         logger.warning("%s; going on from step %d with the data after it", failure, state["step"])
     if t.metrics is not None:
@@ -257,14 +263,35 @@ def roll_back(t: Training, failure: Diverged) -> Training:
     return replace(t, step=state["step"], stragglers=Stragglers(t.world, step=state["step"]))
 
 
+def remedies(recipe: PretrainRecipe, folder: Path, saved: int | None, failure: Diverged) -> str:
+    """What may help against a divergence, as commands that are accepted.
+
+    Args:
+        saved: the step of the checkpoint to branch from, if there is one.
+    """
+    changes = [f"optim.lr={recipe.optim.lr / 2:g}", f"optim.clip_norm={(recipe.optim.clip_norm or 2) / 2:g}"]
+    if recipe.train.precision in ("bf16", "fp16") and not failure.spiked:
+        changes.append("train.precision=fp32")
+    choice = f"{', '.join(changes[:-1])} or {changes[-1]}"
+    if saved is None:
+        begin = "it has saved no step before: begin again, under another --run"
+    else:
+        begin = f"branch off before it, by `submit pretrain --from {folder}/checkpoints/step-{saved:08d}`"
+    higher = f"train.spike_deviations={2 * recipe.train.spike_deviations:g}"
+    spike = f"; or go on with the same command and {higher}, if that is no divergence"
+    return f"{begin}, with {choice}{spike if failure.spiked else ''}"
+
+
 def save(t: Training, done: int, *, wait: bool) -> None:
     """Publish a checkpoint, the metrics up to it first; unless `wait`, while the training goes on."""
     t.watchdog.busy("saving a checkpoint")
     if t.metrics is not None:
         t.run.refuse_if_superseded()
-        t.metrics.sync()
-    loose = {"guard": t.guard.state(), "loss_scale": t.scale.state()}
-    t.checkpoints.save(done, {"loader": t.loader.state(), **loose}, wait=wait)
+    loose: dict[str, Any] = {"guard": t.guard.state(), "loss_scale": t.scale.state()}
+    if t.positives is not None:
+        loose["positives"] = t.positives.state()
+    first = (lambda: None) if t.metrics is None else t.metrics.sync
+    t.checkpoints.save(done, {"loader": t.loader.state(), **loose}, wait=wait, before=first)
 
 
 def tell_saved(t: Training, done: int) -> None:

@@ -9,21 +9,20 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import resource
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cluster.atomic_file import replacing, write_atomically
-from cluster.json_rows import lines_from_end, parse_row
+from cluster.atomic_file import write_atomically
+from pipeline.train.row_file import RowFile
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -76,20 +75,34 @@ class Metrics:
         folder: the run folder.
         step: the step of the checkpoint that the run goes on from: what was logged after it never happened.
         total_steps: for the progress line.
+        log_every: steps between two rows of metrics.jsonl.
     """
 
-    def __init__(self, folder: Path, *, step: int, total_steps: int) -> None:
-        self._folder, self._total_steps = folder, total_steps
-        self._metrics = _open_truncated(folder / "metrics.jsonl", step)
-        self._timing = _open_truncated(folder / "timing.jsonl", step)
-        self._tensorboard = self._open_tensorboard(step)
+    def __init__(self, folder: Path, *, step: int, total_steps: int, log_every: int) -> None:
+        self._folder, self._total_steps, self._log_every = folder, total_steps, log_every
+        self._told: set[str] = set()
         self._warnings: dict[str, str] = {}
+        self._open(step)
 
-    def _open_tensorboard(self, step: int) -> SummaryWriter:
-        # Imported by the one rank that writes: it takes as long as a tenth of the rest together.
-        from torch.utils.tensorboard.writer import SummaryWriter
+    def _open(self, step: int) -> None:
+        self._metrics = RowFile(self._folder / "metrics.jsonl", step=step, every=self._log_every)
+        self._timing = RowFile(self._folder / "timing.jsonl", step=step)
+        self._tensorboard: SummaryWriter | None = None
+        with self._beside("TensorBoard's files"):
+            # Imported by the one rank that writes: it takes as long as a tenth of the rest together.
+            from torch.utils.tensorboard.writer import SummaryWriter
 
-        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
+            self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
+
+    @contextmanager
+    def _beside(self, what: str) -> Iterator[None]:
+        """Trouble with what only shows the training to people is said once, and does not end it."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._told:
+                logger.warning("%s cannot be written, and the training goes on without: %s", what, error)
+            self._told.add(what)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """One row of metrics.jsonl. Values that are not finite become null: JSON has no name for them."""
@@ -135,40 +148,44 @@ class Metrics:
             "seconds_left": left.total_seconds(),
             "warnings": list(self._warnings.values()),
         }
-        write_atomically(self._folder / "progress.json", json.dumps(values) + "\n")
+        with self._beside("progress.json"):
+            write_atomically(self._folder / "progress.json", json.dumps(values) + "\n")
 
     def go_back(self, step: int) -> None:
         """Forget the rows of later steps: the training has gone back."""
-        self._metrics.close()
-        self._timing.close()
-        self._metrics = _open_truncated(self._folder / "metrics.jsonl", step)
-        self._timing = _open_truncated(self._folder / "timing.jsonl", step)
-        self._tensorboard.close()
-        self._tensorboard = self._open_tensorboard(step)
+        self.close()
+        self._open(step)
 
     def sync(self) -> None:
-        """Bring everything to the disk: a checkpoint must not know of steps that the metrics do not."""
-        for file in (self._metrics, self._timing):
-            file.flush()
-            os.fsync(file.fileno())
-        self._tensorboard.flush()
+        """Bring everything to the disk: a checkpoint must not know of steps that the metrics do not.
+
+        Raises:
+            OSError: if a row cannot be written now.
+        """
+        self._metrics.sync()
+        self._timing.sync()
+        with self._beside("TensorBoard's files"):
+            if self._tensorboard is not None:
+                self._tensorboard.flush()
 
     def close(self) -> None:
         """Flush and close."""
         self._metrics.close()
         self._timing.close()
-        self._tensorboard.close()
+        with self._beside("TensorBoard's files"):
+            if self._tensorboard is not None:
+                self._tensorboard.close()
 
-    def _write(self, file: IO[str], step: int, values: Mapping[str, Any]) -> None:
+    def _write(self, file: RowFile, step: int, values: Mapping[str, Any]) -> None:
         row = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
         }
-        file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
-        file.flush()
-        for key, value in row.items():
-            if isinstance(value, int | float):
-                self._tensorboard.add_scalar(key, value, step)
+        file.write({"step": step, **row})
+        with self._beside("TensorBoard's files"):
+            for key, value in row.items():
+                if self._tensorboard is not None and isinstance(value, int | float):
+                    self._tensorboard.add_scalar(key, value, step)
 
 
 class Stopwatch:
@@ -205,23 +222,3 @@ def _memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-
-def _open_truncated(path: Path, step: int) -> IO[str]:
-    """Open a file of rows for more, without those after `step` and without a last line that was cut short.
-
-    Steps never go down in it, so that its end alone is looked at. What is kept goes into a file of its own:
-    a process of an earlier attempt that does not know yet that it was given up writes into the old one.
-    """
-    if path.is_file():
-        kept = next((end for end, line in lines_from_end(path) if _is_up_to(step, line)), 0)
-        with replacing(path) as copy:
-            shutil.copyfile(path, copy)
-            os.truncate(copy, kept)
-    return path.open("a")
-
-
-def _is_up_to(step: int, line: bytes) -> bool:
-    """A line that a power cut has spoilt is none: what a checkpoint knows of is on the disk before it."""
-    row = parse_row(line)
-    return row is not None and bool(row.get("step", math.inf) <= step)

@@ -54,6 +54,8 @@ def build_optimizer(method: HasParamGroups, section: Optim) -> Optimizer:
             return torch.optim.SGD(
                 groups, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov, foreach=True
             )
+        case "adam":
+            return torch.optim.Adam(groups, lr=section.lr, betas=section.betas, foreach=True)
         case "adamw":
             return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, foreach=True)
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from cluster.job import import_function
 from cluster.typed_yaml import Section
-from pipeline.recipe.transfer import KnnRecipe, LinearRecipe, RetrieveRecipe, SvmRecipe
+from pipeline.recipe.stages import Pooling
+from pipeline.recipe.transfer import (
+    AudioSvmRecipe,
+    FewShotRecipe,
+    KnnRecipe,
+    LinearRecipe,
+    LinearSgdRecipe,
+    RetrieveRecipe,
+    SvmRecipe,
+)
 
 if TYPE_CHECKING:  # to name an evaluation takes no torch
     import torch
@@ -27,6 +36,8 @@ class Evaluation:
         title, column: what the report calls it, in full and in a table.
         explained: how it works, for the report; a metric of the trained trunk may stand in braces.
         several_labels: whether images may have several labels, and labels to ignore.
+        of_windows: whether it is given every window of a video, by the command, or their mean.
+        pooling: how the command pools a stage's map for it.
         metric: what it finds out, and with `_low` and `_high` the ends of its interval.
     """
 
@@ -37,6 +48,8 @@ class Evaluation:
     column: str
     explained: str
     several_labels: bool = False
+    of_windows: bool = False
+    pooling: Pooling = "max"
     metric: str = "top1"
 
     def score(self, train: Features, test: Features, recipe: Section, *, device: torch.device) -> Scores:
@@ -65,6 +78,32 @@ EVALUATIONS: dict[str, Evaluation] = {
         title="Linear probe",
         column="linear",
         explained="logistic regression, its regularisation chosen on a part of the training set",
+    ),
+    "linear_sgd": Evaluation(
+        recipe=LinearSgdRecipe,
+        function="pipeline.transfer.linear_sgd:linear_sgd",
+        about="Score a trunk by the best of several linear heads, trained side by side by SGD.",
+        title="Linear heads by SGD",
+        column="linear, SGD",
+        explained="the best of several rates, with and without BatchNorm, on a part of the training set",
+    ),
+    "few_shot": Evaluation(
+        recipe=FewShotRecipe,
+        function="pipeline.transfer.few_shot:few_shot",
+        about="Score a trunk by a linear classifier from a few labelled samples of each class.",
+        title="Few-shot",
+        column="few-shot",
+        explained="logistic regression on {shots} samples of each label, the mean of {draws} draws of them",
+    ),
+    "audio_svm": Evaluation(
+        recipe=AudioSvmRecipe,
+        function="pipeline.transfer.audio_svm:audio_svm",
+        about="Score a trunk for sound by support vector machines, as for ESC-50; windows are averaged.",
+        title="Support vector machines for recordings",
+        column="audio SVM",
+        explained="one for each of {classes} labels, averaged over the windows of a recording",
+        of_windows=True,
+        pooling="average",
     ),
     "svm": Evaluation(
         recipe=SvmRecipe,

@@ -33,7 +33,7 @@ class Features:
     `x` (N, D), float32, or float16 or bfloat16 as it was written: of a file it is the mapped file, which
     cannot be written to, and is better read in chunks (`pipeline.transfer.rows`). `y` int64 (N,), an index
     into `classes` (sorted names, of labels or of sets of labels: see `pipeline.transfer.labels`); `keys`
-    int64 (N,) sample keys.
+    int64 (N,) sample keys; where several windows of a sample have rows of their own, these repeat.
     """
 
     x: Tensor

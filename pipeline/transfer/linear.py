@@ -6,6 +6,9 @@ fit trunks of any scale (a random trunk, raw pixels). They are then turned onto 
 changes neither the loss nor |W|, but lets L-BFGS be told how curved the loss is along each of them: without
 that it is slow where the regularisation is weak. Features that have no room in memory are read,
 standardised and turned a chunk at a time, in every iteration.
+
+Where several windows of a sample are rows of their own, as of videos, the probabilities of a test sample's
+windows are averaged, and all windows of a training sample are held out together or none.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ from torch import Tensor
 from cluster.errors import UserError
 from pipeline.recipe.transfer import LinearRecipe
 from pipeline.transfer.features import Features
-from pipeline.transfer.rows import Axes, Rows, Standardiser, all_finite, near
-from pipeline.transfer.scores import accuracy, shared_labels, with_interval
+from pipeline.transfer.rows import Axes, Rows, Standardiser, near, refuse_not_finite
+from pipeline.transfer.scores import accuracy, mean_of_samples, shared_labels, windows_of, with_interval
 
 logger = logging.getLogger(__name__)
 
@@ -84,15 +87,13 @@ def linear_probe(
     """
     device = device or torch.device("cpu")
     train_x, test_x = near(train.x, device), near(test.x, device)
-    if not all(all_finite(x, device) for x in (train_x, test_x)):
-        raise UserError(
-            "the features hold numbers that are not finite, which no classifier can use: the trunk has "
-            "diverged; export it from an older checkpoint"
-        )
+    refuse_not_finite(train_x, test_x, device=device)
     names, train_y, test_y = shared_labels(train, test)
     whole = Rows(x=train_x, y=train_y, device=device)
-    kept = torch.zeros(len(train_y), dtype=torch.bool)
-    kept[split_validation(train_y, recipe)[0]] = True
+    sample, first = windows_of(train.keys)
+    fitted = torch.zeros(len(first), dtype=torch.bool)
+    fitted[split_validation(train_y[first], recipe.validation_fraction, recipe.seed)[0]] = True
+    kept = fitted[sample]
     inside = replace(whole, kept=kept)
     inside = replace(inside, scaler=Standardiser.of(inside))
     axes = Axes.of(inside)
@@ -120,7 +121,7 @@ def linear_probe(
     # The axes stay: they change no loss, and the squares along them hardly.
     whole = replace(whole, scaler=Standardiser.of(whole), axes=axes)
     weights, gap = fit(whole.at_hand(), len(names), best, recipe.max_iterations, start=solutions[best])
-    top1, top5 = shares_right(replace(whole, x=test_x, y=test_y), weights)
+    top1, top5 = shares_right(replace(whole, x=test_x, y=test_y), weights, keys=test.keys)
     scores = LinearScores(
         top1=top1,
         top5=top5,
@@ -128,8 +129,8 @@ def linear_probe(
         validation=dict(sorted(validation.items())),
         at_edge=at_edge,
         gap=gap,
-        train_samples=len(train_y),
-        test_samples=len(test_y),
+        train_samples=len(first),
+        test_samples=len(windows_of(test.keys)[1]),
         classes=len(names),
     )
     if not scores.converged:
@@ -142,17 +143,17 @@ def linear_probe(
     return scores
 
 
-def split_validation(y: Tensor, recipe: LinearRecipe) -> tuple[Tensor, Tensor]:
-    """Indices to fit on and indices held out: the same share of every class, drawn by the recipe's seed.
+def split_validation(y: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to fit on and indices held out: the same share of every class, drawn by the seed.
 
     A class with a single sample stays in the part that is fitted.
     """
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(seed)
     fitted, held_out = [], []
     for label in range(int(y.max()) + 1):
         members = (y == label).nonzero().squeeze(1)
         members = members[torch.randperm(len(members), generator=generator)]
-        count = min(max(0, len(members) - 1), max(1, round(len(members) * recipe.validation_fraction)))
+        count = min(max(0, len(members) - 1), max(1, round(len(members) * share)))
         held_out.append(members[:count])
         fitted.append(members[count:])
     if sum(map(len, held_out)) == 0:
@@ -240,8 +241,16 @@ def relative_gap(rows: Rows, weights: Tensor, gradient: Tensor, loss: Tensor, re
     return float(above / (2 * loss))
 
 
-def shares_right(rows: Rows, weights: Tensor) -> tuple[float, float]:
-    """Shares of the rows whose class is the first, or one of the first five, that the weights say."""
+def shares_right(rows: Rows, weights: Tensor, *, keys: Tensor | None = None) -> tuple[float, float]:
+    """Shares of the rows whose class is the first, or one of the first five, that the weights say.
+
+    Args:
+        keys: (n,) of the samples that rows are windows of, where shares of samples are asked for.
+    """
+    if keys is not None and len(windows_of(keys)[1]) < len(keys):
+        said = torch.cat([_logits(x, weights).softmax(1).cpu() for x, _ in rows])
+        votes, first = mean_of_samples(said, keys)
+        return accuracy(votes, rows.y[first], 1), accuracy(votes, rows.y[first], 5)
     right = [0.0, 0.0]
     for x, y in rows:
         logits = _logits(x, weights)

@@ -9,8 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from cluster.errors import UserError
+
 CHUNK_BYTES = 64 << 20  # of a chunk in float32
-HELD_BYTES = 512 << 20  # of rows that are made once, on the CPU
+HELD_BYTES = 512 << 20  # of rows that are made once, on the CPU, or mixed
+BLOCK_ROWS = 64  # neighbours that are read together
 
 
 def chunk_rows(width: int, size: int | None = None) -> int:
@@ -32,12 +35,16 @@ def near(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device) if x.nbytes <= free // 2 else x
 
 
-def all_finite(x: Tensor, device: torch.device) -> bool:
-    """Whether (n, d) numbers hold neither infinity nor NaN."""
-    step = chunk_rows(x.shape[1])
-    return all(
-        bool(floats(x[start : start + step], device).isfinite().all()) for start in range(0, len(x), step)
-    )
+def refuse_not_finite(*parts: Tensor, device: torch.device) -> None:
+    """Raises UserError if some of these (n, d) features are infinite or NaN."""
+    for x in parts:
+        step = chunk_rows(x.shape[1])
+        for start in range(0, len(x), step):
+            if not floats(x[start : start + step], device).isfinite().all():
+                raise UserError(
+                    "the features hold numbers that are not finite, which no classifier can use: the trunk "
+                    "has diverged; export it from an older checkpoint"
+                )
 
 
 @dataclass(frozen=True)
@@ -142,3 +149,33 @@ class Rows:
     def zeros(self) -> Tensor:
         """(d,), to sum up in."""
         return torch.zeros(self.x.shape[1], dtype=torch.float64, device=self.device)
+
+
+def in_batches(rows: Rows, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows in an order drawn from the generator, `size` at a time, neither scaled nor turned; what is left
+    over is left out, unless it is all there is.
+
+    Blocks of neighbours are drawn, and the rows of as many as `HELD_BYTES` have room for are mixed: a file
+    that has more is read in pieces that disks are quick with, and all others are shuffled as a whole.
+    """
+    starts = torch.arange(0, len(rows.x), BLOCK_ROWS)
+    starts = starts[torch.randperm(len(starts), generator=generator)]
+    at_once = max(1, chunk_rows(rows.x.shape[1], HELD_BYTES) // BLOCK_ROWS)
+    left, all_that_is = [(rows.x[:0], rows.y[:0])], len(rows) < size
+    for group in range(0, len(starts), at_once):
+        blocks = [_block(rows, start) for start in starts[group : group + at_once].tolist()]
+        x, y = (torch.cat(parts) for parts in zip(*left, *blocks, strict=True))
+        order = torch.randperm(len(x), generator=generator)
+        for first in range(0, len(x) - size + 1, size):
+            chosen = order[first : first + size]
+            yield floats(x[chosen.to(x.device)], rows.device), y[chosen].to(rows.device)
+        rest = order[len(x) // size * size :]
+        left = [(x[rest.to(x.device)], y[rest])]
+    if all_that_is:
+        yield floats(left[0][0], rows.device), left[0][1].to(rows.device)
+
+
+def _block(rows: Rows, start: int) -> tuple[Tensor, Tensor]:
+    part = slice(start, start + BLOCK_ROWS)
+    x, y = rows.x[part], rows.y[part]
+    return (x, y) if rows.kept is None else (x[rows.kept[part].to(x.device)], y[rows.kept[part]])

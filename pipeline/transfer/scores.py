@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,32 @@ def shared_labels(train: Features, test: Features) -> tuple[tuple[str, ...], Ten
     number = {name: index for index, name in enumerate(names)}
     to_shared = [torch.tensor([number[name] for name in part.classes]) for part in (train, test)]
     return names, to_shared[0][train.y], to_shared[1][test.y]
+
+
+def windows_of(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Which sample each row is a window of, (n,), numbered in the order of their first rows; and these rows,
+    (samples,).
+
+    Args:
+        keys: (n,) int64, of samples.
+    """
+    _, first, sample = np.unique(keys.numpy(), return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return torch.from_numpy(np.argsort(order)[sample]), torch.from_numpy(first[order])
+
+
+def mean_of_samples(rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """What is said of a sample, where several windows of it were looked at: the mean.
+
+    Args:
+        rows: (n, c), of windows. keys: (n,) of the samples that these are of.
+
+    Returns:
+        (samples, c), and the first row of each sample, (samples,) int64.
+    """
+    sample, first = windows_of(keys)
+    total = rows.new_zeros(len(first), rows.shape[1]).index_add_(0, sample, rows)
+    return total / sample.bincount()[:, None], first
 
 
 def with_interval(top1: float, samples: int) -> dict[str, float]:

@@ -133,10 +133,11 @@ def test_C1_a_job_survives_its_trip_through_json(tmp_path: Path) -> None:
 def test_every_rank_knows_its_place_and_rank_0_is_heard(tmp_path: Path) -> None:
     stream = io.StringIO()
     job = make_job(tmp_path / "run", "save_environment", folder=str(tmp_path))
-    assert submit(job, LocalExecutor(stream=stream)).wait() is State.COMPLETED
+    assert submit(job, LocalExecutor(stream=stream, gpus=("3", "5"))).wait() is State.COMPLETED
     environments = [json.loads((tmp_path / f"env-{rank}.json").read_text()) for rank in range(2)]
     assert [e["RANK"] for e in environments] == ["0", "1"]
     assert {e["WORLD_SIZE"] for e in environments} == {"2"}
+    assert {e["CUDA_VISIBLE_DEVICES"] for e in environments} == {"3,5"}
     assert len({e["MASTER_PORT"] for e in environments}) == 1
     cores = len(os.sched_getaffinity(0))
     assert environments[0]["OMP_NUM_THREADS"] == os.environ.get("OMP_NUM_THREADS", str(max(1, cores // 2)))

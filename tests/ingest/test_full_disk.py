@@ -1,7 +1,5 @@
 """Output that cannot be written is one sentence, whichever command writes it."""
 
-import contextlib
-import resource
 import subprocess
 import sys
 import tarfile
@@ -11,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ingest import cli
+from tests.full_disk import files_end_at
 
 COMMANDS = {
     "crawl-shards": ("crawl-shards", "{pictures}", "--output", "{new}", "--workers", "1"),
@@ -45,20 +44,9 @@ def places(tmp_path_factory, scene):
     return {name: str(root / path) for name, path in names.items()}
 
 
-@contextlib.contextmanager
-def full_disk():
-    """Nothing can be written any more, to any file, in this process and those that it starts."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_full_disk_is_one_sentence(places, command):
-    with full_disk():
+    with files_end_at(0):
         done = run(*(word.format(**places) for word in COMMANDS[command]))
     assert done.exit_code == 2, done.output
     (told,) = done.stderr.splitlines()
@@ -78,6 +66,6 @@ def test_an_answer_that_nobody_can_take_is_one_sentence(places, command):
 
 
 def test_the_whole_error_is_there_for_whoever_asks(places):
-    with full_disk():
+    with files_end_at(0):
         done = run("--debug", *(word.format(**places) for word in COMMANDS["card"]))
     assert isinstance(done.exception, OSError)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ingest.image.decode import decode
-from pipeline.recipe.data import CropGroup, Interpolation
+from pipeline.recipe.data import Clip, CropGroup, Interpolation
 
 _TRIES = 10
 FLIP, _LEFT, _TOP, _BOXES = range(4)
@@ -27,7 +27,7 @@ _FILTERS: dict[Interpolation, Image.Resampling] = {
 Box = tuple[int, int, int, int]
 
 
-def crop_box(width: int, height: int, draws: Sequence[float], group: CropGroup) -> Box:
+def crop_box(width: int, height: int, draws: Sequence[float], group: CropGroup | Clip) -> Box:
     """The box of a RandomResizedCrop with torchvision's meaning of scale and ratio.
 
     Up to ten times, an area in `group.scale` of the image's and an aspect ratio whose logarithm is uniform in

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import order as orders
+from pipeline.data.copies import Copies
 
 # Rows of units, in one order: (n,) indices of units in the dataset, and (n,) rows in them.
 Places = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -54,13 +55,15 @@ class Training:
     read in vain.
 
     Args:
-        counts: (units,) samples of each unit.
+        counts: (units,) samples of each unit, or rows if samples have copies.
         rows: of every global batch, those of each rank of the node.
+        copies: of samples that an epoch has several times.
     """
 
     order: orders.Order
     counts: NDArray[np.int64]
     rows: tuple[slice, ...]
+    copies: Copies | None = None
     _epochs: dict[int, orders.EpochIndex] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -71,7 +74,9 @@ class Training:
         epoch, of_epoch = divmod(step, self.order.steps_per_epoch)
         index = self._index(epoch)
         return [
-            orders.locate(index, orders.global_batch(self.order, epoch=epoch, step=of_epoch, rows=rows))
+            self._samples(
+                *orders.locate(index, orders.global_batch(self.order, epoch=epoch, step=of_epoch, rows=rows))
+            )
             for rows in self.rows
         ]
 
@@ -87,11 +92,20 @@ class Training:
         epoch, of_epoch = divmod(window, self._windows_per_epoch)
         index = self._index(epoch)
         return [
-            piece
+            self._of_samples(piece)
             for lane in self._whole_lanes
             for start, end in orders.window_spans(self.order, epoch=epoch, lane=lane, window=of_epoch)
             for piece in _pieces(index, start, end)
         ]
+
+    def _samples(self, units: NDArray[np.int64], rows: NDArray[np.int64]) -> Places:
+        return units, rows if self.copies is None else self.copies.samples(units, rows)[0]
+
+    def _of_samples(self, piece: Piece) -> Piece:
+        """The samples whose copies a piece has, each once."""
+        ends = np.array([piece.first, piece.end - 1])
+        _, (first, last) = self._samples(np.full(2, piece.unit), ends)
+        return Piece(piece.unit, int(first), int(last) + 1)
 
     @cached_property
     def _windows_per_epoch(self) -> int:

@@ -52,6 +52,7 @@ def test_a_command_gets_the_cause_as_its_last_word_and_as_json(tmp_path: Path) -
         "rank": 2,
         "node": "node1",
         "attempt": 3,
+        "set_aside": [],
     }
 
 

@@ -15,6 +15,7 @@ import pytest
 from cluster.errors import UserError
 from cluster.job import Job, Resources, State
 from cluster.run.folder import RunFolder
+from cluster.run.status import Status
 from cluster.site import Notify, Site, load_site
 from cluster.slurm.command import clean_environment
 from cluster.slurm.executor import SlurmExecutor
@@ -109,6 +110,64 @@ def test_options_that_are_off_are_left_out_and_those_that_are_on_have_no_value()
     found = options(render(JOB, Site(sbatch={"exclusive": True, "contiguous": False, "nice": 1})))
     assert (found["exclusive"], found["nice"]) == ("", "1")
     assert "contiguous" not in found
+
+
+def test_numbers_are_text_to_a_process_and_no_memory_is_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("memory_gb: 0\ngpu_type: h100\nenvironment: {NCCL_IB_TIMEOUT: 22}\n")
+    script = render(JOB, load_site(str(tmp_path / "site.yaml")))
+    assert {"mem": "0", "gpus-per-node": "h100:8", "propagate": "NONE"}.items() <= options(script).items()
+    assert "export NCCL_IB_TIMEOUT=22" in script.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("runtime", "command"),
+    [
+        ("pyxis", "--container-image=/i.sif --container-mounts=/shared/runs/train,/data:/in "),
+        ("apptainer", " apptainer exec --nv --bind /shared/runs/train --bind /data:/in /i.sif "),
+        ("podman-hpc", " --gpu --volume /shared/runs/train:/shared/runs/train --volume /data:/in /i.sif "),
+    ],
+)
+def test_ranks_start_in_the_site_s_container(runtime: Any, command: str) -> None:
+    site = Site(
+        container="/i.sif",
+        container_runtime=runtime,
+        container_mounts=("/data:/in",),
+        srun={"cpu-bind": "cores"},
+    )
+    line = next(line for line in render(JOB, site).splitlines() if line.startswith("srun "))
+    assert command in line and " --cpu-bind=cores " in line
+    assert line.index("/i.sif") < line.index(" -m cluster.rank")
+
+
+def test_a_line_of_setup_that_fails_ends_the_run_and_is_told(tmp_path: Path) -> None:
+    job = replace(JOB, folder=tmp_path / "run", resources=Resources(ranks_per_node=2))
+    run = RunFolder.create(job.folder)
+    run.write_status(
+        Status(state=State.PENDING, name="train", executor="slurm", id="1", ranks=2, attempt=0, submitted=1.0)
+    )
+    site = Site(modules=("nothing of the name",), setup=("echo never > reached",))
+    (tmp_path / "script").write_text(
+        "module() { return 7; }\n" + render(job, site).replace(str(job.folder / "source"), str(Path.cwd()))
+    )
+    ended = subprocess.run(["bash", "script"], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert ended.returncode == 1, ended.stderr
+    status = run.read_status()
+    assert status.state is State.FAILED and status.failure is not None
+    assert "\"module load 'nothing of the name'\" ended with status 7" in status.failure.message
+    assert not (tmp_path / "reached").exists()
+
+
+def test_what_the_shell_says_to_sbatch_is_a_default_and_is_said() -> None:
+    shell = {"SBATCH_ACCOUNT": "vision", "SBATCH_PARTITION": "high", "SBATCH_EXCLUSIVE": "1", "HOME": "/"}
+    site, words = Site(partition="gpu").with_shell_defaults(shell)
+    assert (site.account, site.partition) == ("vision", "gpu")
+    assert words == [
+        "account vision, as SBATCH_ACCOUNT says",
+        "SBATCH_EXCLUSIVE is not used: say it in the site file",
+        "partition gpu, as the site file says, and not SBATCH_PARTITION=high",
+    ]
+    with pytest.raises(UserError, match="line break"):
+        Site().with_shell_defaults({"SBATCH_ACCOUNT": "a\n#SBATCH --nodes=9"})
 
 
 def test_a_job_s_own_time_limit_goes_before_the_site_s() -> None:
@@ -236,6 +295,11 @@ def test_the_default_site_says_nothing() -> None:
         ({"partitoin": "gpu"}, "did you mean 'partition'"),
         ({"environment": {"A B": "1"}}, "environment"),
         ({"sbatch": {"output=x\n": "1"}}, "sbatch"),
+        ({"sbatch": {"array": "1-2"}}, r"sbatch\.array is set by each job itself: leave it out"),
+        ({"sbatch": {"time": 60}}, r"sbatch\.time has a key of its own: say minutes"),
+        ({"srun": {"output": "x"}}, r"srun\.output is set by each job itself"),
+        ({"environment": {"A": True}}, r"environment\.A"),
+        ({"setup": ["true\nfalse"]}, "setup has a line break in it"),
         ({"notify": {"webhook": "file:///etc/passwd"}}, "webhook"),
     ],
 )

@@ -35,6 +35,7 @@ if [ "$1" = --test-only ]; then
   cat "$ANSWERS/impossible" >&2; exit 1
 fi
 [ -f "$ANSWERS/refusal" ] && { cat "$ANSWERS/refusal" >&2; exit 1; }
+[ -f "$ANSWERS/wrapper" ] && cat "$ANSWERS/wrapper"
 echo 8
 """
 
@@ -184,6 +185,11 @@ def test_a_job_that_slurm_refuses_leaves_the_run_as_it_was(run: RunFolder, tmp_p
     (tmp_path / "refusal").unlink()
     submit(job(run), SlurmExecutor(Site()))
     assert (run.read_status().state, run.read_status().attempt) == (State.PENDING, 3)
+
+
+def test_a_wrapper_of_sbatch_may_say_more_than_the_id(run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "wrapper").write_text("This job will be charged to vision (7 of 12 hours left).\n")
+    assert submit(job(run), SlurmExecutor(Site())).id == "8"
 
 
 def test_a_run_whose_damaged_status_was_removed_has_all_its_tries(run: RunFolder) -> None:

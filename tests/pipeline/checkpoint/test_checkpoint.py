@@ -7,11 +7,11 @@ import itertools
 import json
 import logging
 import os
-import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -21,11 +21,21 @@ from torch.optim import Optimizer
 
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
+from cluster.run.folder import RunFolder
+from cluster.run.restarts import set_aside
+from pipeline.checkpoint import checkpoints as checkpoints_module
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.checkpoint.files import broken_file, latest, newest_first, read_tensors, step_of
 from pipeline.checkpoint.period import young_daly
+from tests.full_disk import files_end_at
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is not there now will not be there later either."""
+    monkeypatch.setattr("pipeline.checkpoint.files.WAITS", (0.0, 0.0))
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +83,7 @@ def checkpoints(
         "every_steps": None,
         "keep_last": 2,
         "keep_every_steps": None,
+        "start_over": False,
     }
     return Checkpoints(folder, world=world, method=method, optimizer=optimizer, **settings | changes)
 
@@ -187,6 +198,35 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(
     assert broken_file(tmp_path / "checkpoints" / "step-00000002") is None
 
 
+def test_a_run_starts_over_on_the_users_word_only(tmp_path: Path) -> None:
+    method, optimizer = make(1)
+    kept = checkpoints(tmp_path, method, optimizer)
+    for step in (1, 2):
+        damage_flip_a_bit(kept.save(step, {}))
+    for _ in range(2):  # what was set aside is remembered
+        with pytest.raises(UserError, match=r"broken-step-00000002-\d+: .* run\.start_over=true"):
+            checkpoints(tmp_path, method, optimizer).load()
+    run = RunFolder(tmp_path)
+    assert [name.rsplit("-", 1)[0] for name in set_aside(run)] == [f"broken-step-0000000{n}" for n in (1, 2)]
+    assert checkpoints(tmp_path, method, optimizer, start_over=True).load() is None
+
+
+def test_a_file_that_cannot_be_read_is_not_a_broken_one(tmp_path: Path) -> None:
+    method, optimizer = make(1)
+    kept = checkpoints(tmp_path, method, optimizer)
+    kept.save(1, {})
+    folder = kept.save(2, {})
+    for name in ("state.json", "manifest.json"):
+        here, away = folder / name, tmp_path / name
+        here.rename(away)
+        here.symlink_to("/proc/self/mem")  # which answers EIO, as a failing disk does
+        with pytest.raises(UserError, match=rf"{here} cannot be read on .+ \(Input/output error\)"):
+            checkpoints(tmp_path, method, optimizer).load()
+        here.unlink()
+        away.rename(here)
+    assert checkpoints(tmp_path, method, optimizer).load() == {"step": 2}
+
+
 def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
     method, optimizer = make(1)
     kept = checkpoints(tmp_path, method, optimizer)
@@ -288,17 +328,6 @@ def test_T3_a_checkpoint_written_in_the_background_holds_the_step_it_was_asked_a
     assert all(run_on_ranks(ranks, _save_behind, tmp_path))
 
 
-@contextlib.contextmanager
-def files_end_at(size: int) -> Iterator[None]:
-    """Writing beyond `size` bytes fails, as on a disk that is full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def _save_on_a_full_disk(group: dist.ProcessGroup | None, folder: Path) -> str:
     rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
     world = World(
@@ -307,7 +336,8 @@ def _save_on_a_full_disk(group: dist.ProcessGroup | None, folder: Path) -> str:
     method, optimizer = make(1)
     kept = checkpoints(folder, method, optimizer, world=world)
     kept.save(1, {})
-    with files_end_at(100) if rank == size - 1 else contextlib.nullcontext():
+    full = files_end_at(100) if rank == size - 1 else contextlib.nullcontext()
+    with patch.object(checkpoints_module, "PAUSES", (0.0,)), full:
         kept.save(2, {}, wait=False)
         kept.finish()
         assert kept.news() is not None and kept.news() is None  # of the first
@@ -334,6 +364,49 @@ def test_a_full_disk_costs_one_checkpoint_and_leaves_nothing_behind(
     for told in run_on_ranks(ranks, _save_on_a_full_disk, tmp_path):
         assert told.startswith("checkpoint of step 3 could not be saved ([Errno 27] File too large")
         assert "give the same command again" in told
+
+
+def test_a_save_that_is_waited_for_is_tried_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, optimizer = make(1)
+    kept = checkpoints(tmp_path, method, optimizer)
+    room = contextlib.ExitStack()
+    room.enter_context(files_end_at(100))
+    monkeypatch.setattr("time.sleep", lambda seconds: room.close() if seconds == 15.0 else None)
+    kept.save(1, {}, wait=False)
+    kept.finish()
+    assert latest(tmp_path) is None
+    kept.save(2, {}, wait=False)  # the training waits for this one: the last is missing
+    assert step_of(newest_first(tmp_path / "checkpoints")[0]) == 2
+
+
+def test_a_checkpoint_that_failed_is_due_again_soon(tmp_path: Path) -> None:
+    method, optimizer = make(1)
+    now = [0.0]
+    kept = checkpoints(tmp_path, method, optimizer, minutes=60.0, clock=lambda: now[0])
+    with files_end_at(100):
+        kept.save(1, {}, wait=False)
+        kept.finish()
+    assert not kept.due(2)
+    now[0] = 60.0
+    assert kept.due(2)
+
+
+def test_what_has_to_be_done_before_a_checkpoint_is_published_keeps_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints_module, "PAUSES", ())
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    method, optimizer = make(1)
+    with pytest.raises(
+        UserError, match=r"checkpoint of step 1 could not be saved .+ No space left on device"
+    ):
+        checkpoints(tmp_path, method, optimizer).save(1, {}, before=full)
+    assert latest(tmp_path) is None
 
 
 def test_the_period_follows_young_and_daly_within_ten_minutes_and_an_hour() -> None:

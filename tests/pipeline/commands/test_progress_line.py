@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.commands.progress_line import ProgressLine
+from pipeline.commands.progress_line import ProgressLine, StageLines
 
 LOG = (
     "12:00 t [0] going on from step 5 of 10\n"
@@ -60,3 +60,17 @@ def test_a_last_line_without_its_end_is_shown() -> None:
     progress.write("half a li")
     progress.close()
     assert terminal.getvalue() == "half a li\n"
+
+
+def test_lines_of_stages_side_by_side_are_whole_and_named() -> None:
+    file, terminal = io.StringIO(), Terminal()
+    for stream in (file, terminal):
+        progress = ProgressLine(stream)
+        one, two = StageLines("one", progress), StageLines("two", progress)
+        one.write("12:00 t [0] half a")
+        two.write("12:00 u [0] step 6/10  loss 1.5\n")
+        one.write(" line\n")
+        progress.close()
+    assert file.getvalue() == "two | 12:00 u [0] step 6/10  loss 1.5\none | 12:00 t [0] half a line\n"
+    bar = "two | " + "━" * 14 + "·" * 10 + " 6/10  loss 1.5"
+    assert terminal.getvalue() == f"{bar}\r\x1b[Kone | 12:00 t [0] half a line\n"

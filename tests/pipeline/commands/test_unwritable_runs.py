@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,17 +13,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.status import Status
 from pipeline.cli import app
 from pipeline.commands.pretrain import RESUMABLE
-
-
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """Nothing can be written any more, to any file of this process."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.full_disk import files_end_at
 
 
 @pytest.fixture
@@ -60,7 +47,7 @@ def submit(*words: object) -> Result:
 
 @pytest.mark.parametrize("words", [("cancel", "goes-on"), ("resume", "stopped"), ("preflight",)])
 def test_a_full_disk_is_one_sentence(runs: Path, words: tuple[str, ...]) -> None:
-    with full_disk():
+    with files_end_at(0):
         done = submit(*words, "--folder", runs)
     assert done.exit_code == 2, done.output
     (told,) = done.stderr.splitlines()

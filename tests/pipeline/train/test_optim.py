@@ -57,7 +57,7 @@ class Method(nn.Module):
 
 def make_section(name: str, **changes: Any) -> Optim:
     values = {"name": name, "lr": LR, "weight_decay": DECAY, "trust": TRUST}
-    values |= {"betas": (MOMENTUM, 0.99)} if name == "adamw" else {"momentum": MOMENTUM}
+    values |= {"betas": (MOMENTUM, 0.99)} if name.startswith("adam") else {"momentum": MOMENTUM}
     return Optim.model_validate(values | changes)
 
 
@@ -128,11 +128,13 @@ def test_biases_and_norms_may_have_a_rate_that_follows_the_schedule_in_proportio
     assert [group["lr"] for group in optimizer.param_groups] == [LR / 2, LR / 8]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
 def test_biases_and_norms_are_decayed_only_on_request(name: str, kind: type) -> None:
     for decay_all in (False, True):
         optimizer = build_optimizer(Method(), make_section(name, exclude_bias_and_norm=not decay_all))
-        assert isinstance(optimizer, kind)
+        assert type(optimizer) is kind
         assert [group["weight_decay"] for group in optimizer.param_groups] == [
             DECAY,
             DECAY if decay_all else 0.0,
@@ -141,7 +143,7 @@ def test_biases_and_norms_are_decayed_only_on_request(name: str, kind: type) -> 
             assert optimizer.param_groups[0]["betas"] == (MOMENTUM, 0.99)
 
 
-@pytest.mark.parametrize("name", ["sgd", "larc", "lars", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "larc", "lars", "adam", "adamw"])
 def test_the_rate_of_the_groups_is_what_a_step_uses(name: str) -> None:
     method = Method()
     before = {key: value.detach().clone() for key, value in method.named_parameters()}
@@ -154,7 +156,7 @@ def test_the_rate_of_the_groups_is_what_a_step_uses(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-@pytest.mark.parametrize("name", ["sgd", "larc", "lars", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "larc", "lars", "adam", "adamw"])
 def test_T3_a_checkpoint_restores_the_optimizer_exactly(name: str, tmp_path: Path) -> None:
     first = Method()
     optimizer = build_optimizer(first, make_section(name))

@@ -224,16 +224,15 @@ def test_a_constant_feature_becomes_zero():
 
 def test_split_is_stratified_disjoint_and_reproducible():
     y = torch.tensor([0] * 50 + [1] * 10 + [2])
-    recipe = LinearRecipe(validation_fraction=0.2)
-    fitted, held_out = split_validation(y, recipe)
+    fitted, held_out = split_validation(y, 0.2, 0)
     assert sorted(torch.cat([fitted, held_out]).tolist()) == list(range(61))
     assert y[held_out].bincount(minlength=3).tolist() == [10, 2, 0]
-    again = split_validation(y, recipe)
+    again = split_validation(y, 0.2, 0)
     assert torch.equal(again[0], fitted)
     assert torch.equal(again[1], held_out)
-    assert not torch.equal(split_validation(y, LinearRecipe(validation_fraction=0.2, seed=1))[1], held_out)
+    assert not torch.equal(split_validation(y, 0.2, 1)[1], held_out)
 
 
 def test_one_sample_per_class_is_a_clear_error():
     with pytest.raises(UserError, match="at least two training samples"):
-        split_validation(torch.tensor([0, 1, 2]), LinearRecipe())
+        split_validation(torch.tensor([0, 1, 2]), 0.1, 0)

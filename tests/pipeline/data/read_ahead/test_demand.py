@@ -7,14 +7,21 @@ from hypothesis import given, settings
 from hypothesis.strategies import composite, integers, lists, sampled_from
 
 from pipeline.data import order as orders
+from pipeline.data.copies import Copies
 from pipeline.data.read_ahead.demand import Listed, Training, whole_lanes
 from pipeline.data.read_ahead.ranges import coalesce
 
 
 @composite
-def nodes(draw):
-    """(demand, world) of a node with some neighbouring ranks of a run."""
-    counts = np.array(draw(lists(integers(1, 30), min_size=1, max_size=12)), np.int64)
+def nodes(draw, most_copies=1):
+    """(demand, order, counts) of a node with some neighbouring ranks of a run; and of each unit the sample
+    that each of its rows is, of which some have several.
+    """
+    sizes = draw(lists(integers(1, 30), min_size=1, max_size=12))
+    rng = np.random.default_rng(draw(integers(0, 9)))
+    often = [rng.integers(1, most_copies + 1, size) for size in sizes]
+    shown = [np.repeat(np.arange(len(of_unit)), of_unit) for of_unit in often]
+    counts = np.array([len(rows) for rows in shown], np.int64)
     samples = int(counts.sum())
     batch = draw(integers(1, samples))
     order = orders.plan_order(samples=samples, batch_size=batch, window=draw(integers(1, 40)), seed=3)
@@ -22,7 +29,8 @@ def nodes(draw):
     first = draw(integers(0, world - 1))
     ranks = range(first, draw(integers(first, world - 1)) + 1)
     rows = tuple(orders.rank_rows(batch, rank=rank, world_size=world) for rank in ranks)
-    return Training(order, counts, rows), order, counts
+    copies = Copies(counts, often.__getitem__) if most_copies > 1 else None
+    return Training(order, counts, rows, copies), order, counts, shown
 
 
 def positions(counts, units, rows):
@@ -30,14 +38,17 @@ def positions(counts, units, rows):
 
 
 @settings(max_examples=60, deadline=None)
-@given(node=nodes(), step=integers(0, 60))
+@given(node=nodes() | nodes(most_copies=5), step=integers(0, 60))
 def test_every_row_of_a_step_is_in_a_window_that_is_live_then(node, step):
-    demand, order, counts = node
+    demand, order, counts, shown = node
     for of_rank, rows in zip(demand.places(step), demand.rows, strict=True):
         epoch, of_epoch = divmod(step, order.steps_per_epoch)
         index = orders.epoch_index(order, counts, epoch=epoch)
-        expected = orders.locate(index, orders.global_batch(order, epoch=epoch, step=of_epoch, rows=rows))
-        assert [part.tolist() for part in of_rank] == [part.tolist() for part in expected]
+        units, places = orders.locate(
+            index, orders.global_batch(order, epoch=epoch, step=of_epoch, rows=rows)
+        )
+        samples = [shown[unit][row] for unit, row in zip(units.tolist(), places.tolist(), strict=True)]
+        assert [part.tolist() for part in of_rank] == [units.tolist(), samples]
     live = demand.windows(step)
     if not demand.window_rows:
         assert not live
@@ -59,7 +70,7 @@ def test_every_row_of_a_step_is_in_a_window_that_is_live_then(node, step):
 @settings(max_examples=40, deadline=None)
 @given(node=nodes(), epoch=integers(0, 2))
 def test_windows_of_an_epoch_follow_each_other_and_hold_each_row_once(node, epoch):
-    demand, order, counts = node
+    demand, order, counts, _ = node
     steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
     ranges = [demand.windows(step) for step in steps]
     assert all(

@@ -1,0 +1,204 @@
+"""A clip from its first frame to its last: all of it is decoded once, and what its row says is noted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from ingest.video.container import MAX_PIXELS, MediaError, Streams, open_media, streams_of
+from ingest.video.scores import PictureScores, SoundScores
+
+if TYPE_CHECKING:
+    from av import Packet
+    from av.container import InputContainer
+    from av.stream import Stream
+    from av.video.stream import VideoStream
+
+_NO_MEMORY = 12
+# By so much a header may say that a file is longer than its pictures are: its sound may be.
+_ROUNDING = Fraction(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What is refused of a clip: frames of more pixels, a stream of more frames or more seconds."""
+
+    pixels: int = MAX_PIXELS
+    frames: int = 3_000
+    seconds: float = 12.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """A clip that decodes completely.
+
+    Attributes:
+        width, height: of the upright picture.
+        original_width, original_height: as it lies.
+        has_sound: whether there is a sound.
+        seconds: how long there is a picture, and a sound if there is one at all.
+        phash: of the frame in the middle, upright; None if it was not decoded.
+        columns: what its row says besides.
+    """
+
+    width: int
+    height: int
+    original_width: int
+    original_height: int
+    has_sound: bool
+    seconds: float
+    phash: int | None
+    columns: Mapping[str, Any]
+
+
+class _Extent:
+    """Of a stream's packets: when they begin and end, and when there are keyframes, in seconds."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self.packets = 0
+        self.start: Fraction | None = None
+        self.end = Fraction(0)
+        self.keyframes: list[Fraction] = []
+
+    def add(self, packet: "Packet[Any]") -> None:
+        """Take account of a packet.
+
+        Raises:
+            MediaError: it is one too many, or too late.
+        """
+        time = packet.pts if packet.pts is not None else packet.dts
+        if time is None or packet.time_base is None:
+            return  # the last one, without data
+        self.packets += 1
+        begins = time * packet.time_base
+        self.start = begins if self.start is None else min(self.start, begins)
+        self.end = max(self.end, begins + (packet.duration or 0) * packet.time_base)
+        if packet.is_keyframe:
+            self.keyframes.append(begins)
+        if self.end - self.start > self._bounds.seconds:
+            raise MediaError("too_long")
+
+    def largest_gap(self) -> Fraction:
+        """The longest time from a keyframe to the next one, or to the end."""
+        times = sorted(self.keyframes)
+        return max(
+            (late - early for early, late in zip(times, [*times[1:], self.end], strict=True)),
+            default=self.end,
+        )
+
+
+def watch(data: bytes, bounds: Bounds, *, decode: bool = True) -> Watched:
+    """Decode a clip completely, both streams.
+
+    Args:
+        data: the whole file.
+        bounds: what is refused.
+        decode: without, packets are only counted: there are no hash and no scores, and damage within packets
+            shows to whoever decodes them.
+
+    Raises:
+        MediaError: something is refused or damaged, or there is no picture.
+    """
+    import av
+
+    with open_media(data, max_pixels=bounds.pixels) as container:
+        streams = streams_of(container, max_pixels=bounds.pixels)
+        picture, sound = _Extent(bounds), _Extent(bounds)
+        seen, heard = PictureScores(_claimed_seconds(container, streams.video) / 2), SoundScores()
+        try:
+            for packet in container.demux(streams.both):
+                is_picture = packet.stream is streams.video
+                (picture if is_picture else sound).add(packet)
+                if picture.packets > bounds.frames:
+                    raise MediaError("too_many_frames")
+                if decode:
+                    scores = seen if is_picture else heard
+                    for frame in packet.decode():
+                        scores.add(frame)  # type: ignore[arg-type]
+        except MemoryError:
+            raise MediaError("memory_limit") from None
+        except av.FFmpegError as error:
+            raise MediaError("memory_limit" if error.errno == _NO_MEMORY else "damaged") from error
+        if _is_cut_off(container, streams.video, picture):
+            raise MediaError("truncated")
+        if picture.start is None or (decode and not seen.frames):
+            raise MediaError("damaged")
+        return _noted(streams, picture, sound, seen if decode else None, heard if decode else None)
+
+
+def _is_cut_off(container: "InputContainer", video: "VideoStream", picture: _Extent) -> bool:
+    """Whether there is less than the header says."""
+    if container.format.name.startswith("mov"):
+        return picture.packets < video.frames
+    claimed = Fraction(container.duration or 0, 1_000_000)
+    return claimed > _ROUNDING + max(Fraction(0), picture.end - (picture.start or 0))
+
+
+def _noted(
+    streams: Streams,
+    picture: _Extent,
+    sound: _Extent,
+    seen: PictureScores | None,
+    heard: SoundScores | None,
+) -> Watched:
+    video, audio = streams
+    context = video.codec_context
+    has_sound = audio is not None and sound.start is not None
+    start, end = _start(video, picture), picture.end
+    columns: dict[str, Any] = {
+        "media": "video",
+        "video_codec": context.codec.canonical_name,
+        "frames": picture.packets if seen is None else seen.frames,
+        "video_start_ms": _ms(start),
+        "keyframes": len(picture.keyframes),
+        "max_keyframe_gap_ms": _ms(picture.largest_gap()),
+        "still": None if seen is None else seen.still(),
+    }
+    if audio is not None and sound.start is not None:
+        columns |= {
+            "audio_codec": audio.codec_context.codec.canonical_name,
+            "audio_rate": audio.codec_context.sample_rate,
+            "audio_channels": audio.codec_context.channels,
+            "audio_start_ms": _ms(_start(audio, sound)),
+            "loudness_db": None if heard is None else heard.loudness_db(),
+        }
+        start, end = max(start, _start(audio, sound)), min(end, sound.end)
+    seconds = max(Fraction(0), end - start)
+    rate = (
+        video.average_rate
+        or video.guessed_rate
+        or Fraction(picture.packets) / max(seconds, Fraction(1, 1000))
+    )
+    rate = rate.limit_denominator(1_001_000)
+    columns |= {"fps_num": rate.numerator, "fps_den": rate.denominator, "duration_ms": _ms(seconds)}
+    turned = seen is not None and seen.orientation in (6, 8)
+    size = context.width, context.height
+    return Watched(
+        width=size[turned],
+        height=size[not turned],
+        original_width=context.width,
+        original_height=context.height,
+        has_sound=has_sound,
+        seconds=float(seconds),
+        phash=None if seen is None else seen.phash,
+        columns=columns,
+    )
+
+
+def _start(stream: "Stream", extent: _Extent) -> Fraction:
+    """When the stream begins: the first packets of some sounds are there only to be left out."""
+    first = extent.start or Fraction(0)
+    if stream.start_time is None or stream.time_base is None:
+        return first
+    return min(max(first, stream.start_time * stream.time_base), extent.end)
+
+
+def _claimed_seconds(container: "InputContainer", video: "VideoStream") -> float:
+    if video.duration and video.time_base:
+        return float(video.duration * video.time_base)
+    return (container.duration or 0) / 1e6
+
+
+def _ms(seconds: Fraction) -> int:
+    return round(seconds * 1000)
