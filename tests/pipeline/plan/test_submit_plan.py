@@ -48,7 +48,8 @@ def test_flops_are_three_times_forward_and_four_with_recomputation() -> None:
     plain = count_step(recipe, rank_rows=2)
     assert plain.forward_flops / 2 == pytest.approx(2 * 0.404e9, rel=0.02)
     assert plain.flops / plain.forward_flops == pytest.approx(3, abs=0.05)
-    again = make_recipe(Path("nowhere"), trunk=TRUNK, train={"steps": 1, "activation_checkpointing": "full"})
+    checkpointed = {"steps": 1, "activation_checkpointing": "full"}
+    again = make_recipe(Path("nowhere"), trunk=TRUNK, data__crops=crops, train=checkpointed)
     again = count_step(again, rank_rows=2)
     assert again.flops / again.forward_flops == pytest.approx(4, abs=0.1)
 
