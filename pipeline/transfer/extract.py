@@ -16,7 +16,7 @@ from ingest.dataset.open import Dataset
 from pipeline.data.evaluation import Preprocessing, evenly_spaced, image_batches, normalise
 from pipeline.data.node_cache import CachePlace
 from pipeline.recipe.stages import FeaturePrecision
-from pipeline.transfer.features import Features, FeatureWriter
+from pipeline.transfer.features import Features, FeatureWriter, load_features
 from pipeline.transfer.labels import classes_of
 
 BATCH_SIZE = 256
@@ -192,24 +192,26 @@ def extract_from_files(
     trunk_path: Path,
     train: Dataset,
     test: Dataset,
+    folder: Path,
     *,
     workers: int,
     device: torch.device,
     several_labels: bool = False,
 ) -> tuple[Features, Features]:
-    """Features of a training and a test set with an exported trunk."""
+    """Features of a training and a test set with an exported trunk, mapped from files in a folder."""
     from pipeline.trunks.files import load_trunk
 
     trunk = load_trunk(trunk_path).to(device)
-    of_train, of_test = (
-        extract_features(
+    files = folder / "train.safetensors", folder / "test.safetensors"
+    for file, dataset in zip(files, (train, test), strict=True):
+        write_features(
             trunk,
-            part,
+            dataset,
+            file,
+            dim=trunk.feature_dim,
             preprocessing=trunk.preprocessing,
             workers=workers,
             device=device,
             several_labels=several_labels,
         )
-        for part in (train, test)
-    )
-    return of_train, of_test
+    return load_features(files[0]), load_features(files[1])

@@ -47,7 +47,7 @@ KEYS = {
     "collapse": "96b70fa621845474",
     "demo": "2481dc5f3165b715",
     "evals": "fefc1eca673437ec",
-    "seer": "4cc6bdbdd57353ae",
+    "seer": "e4484a40cf56d370",
     "transfer": "1daf49aacd30b299",
     "weak_supervision": "cfd3d4fcc4e348eb",
     "weak_supervision_cifar10": "53c123c434e12f98",
@@ -89,3 +89,23 @@ def test_the_arms_of_weak_supervision_differ_in_what_is_compared_alone(name: str
     assert len({stage.recipe.model_copy(update={"seed": 0}).model_dump_json() for stage in tuned}) == 1
     shown = {origin.stage.name for origin in stages["figures"].inputs.values()}
     assert shown == {stage.name for stage in stages.values() if stage.kind_name in ("finetune", "linear")}
+
+
+def test_the_seer_graph_is_the_whole_path_from_images_to_pages() -> None:
+    stages = {stage.name: stage for stage in build_graph(load_dag("seer", []), kinds_without_files())}
+
+    def after(name: str) -> set[str]:
+        return {
+            found for each, stage in stages.items() if name in stage.sources for found in {each, *after(each)}
+        }
+
+    scored = {"knn", "linear", "linear_sgd", "lowshot_1", "lowshot_10", "tuned", "figures", "report"}
+    robust = {f"robust_{name}" for name in ("v2", "sketch", "a", "r")}
+    assert scored | robust <= after("pretrain")
+    assert robust <= after("tuned")
+    assert {"linear_hashtags", "tuned_hashtags", "figures"} <= after("pretrain_hashtags") <= after("tags")
+    seer, hashtags = stages["pretrain"].recipe, stages["pretrain_hashtags"].recipe
+    assert (seer.trunk, seer.train) == (hashtags.trunk, hashtags.train)
+    assert seer.data.batch_size == hashtags.data.batch_size
+    learned = {name for name, stage in stages.items() if stage.kind_name == "finetune"}
+    assert all(stages[name].inputs["test"].stage.name == "test" for name in learned)
