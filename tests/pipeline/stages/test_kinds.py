@@ -46,11 +46,12 @@ KEYS = {
     "cifar10_cpu": "d0a4101f8d3b153d",
     "collapse": "96b70fa621845474",
     "demo": "2481dc5f3165b715",
-    "evals": "fefc1eca673437ec",
-    "seer": "e4484a40cf56d370",
-    "transfer": "1daf49aacd30b299",
-    "weak_supervision": "cfd3d4fcc4e348eb",
-    "weak_supervision_cifar10": "53c123c434e12f98",
+    "evals": "3519753e1476129c",
+    "seer": "71bde2b198b77c06",
+    "svm_voc07": "a35a3735256e0d2c",
+    "transfer": "454eb5e8b05c227d",
+    "weak_supervision": "7be1a4473fa5d9bd",
+    "weak_supervision_cifar10": "acaaa551bf4a0321",
 }
 
 
