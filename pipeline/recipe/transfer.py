@@ -91,7 +91,7 @@ class RetrieveRecipe(Section):
     seed: NonNegativeInt = 0
 
 
-class PredictRecipe(Section):
+class Predict(Section):
     """A classifier on a labelled test set; every image is shown once, as `submit export` has written down.
 
     `classes` is a CSV file with the columns label and class: which classes are right for a label of the test
@@ -103,6 +103,11 @@ class PredictRecipe(Section):
     classes: str | None = None
     only_shared: bool = False
     batch_size: PositiveInt = 256
+
+
+class PredictRecipe(Predict):
+    """The same as a stage of a graph, whose ranks share out the images."""
+
     run: Machines = Machines()
 
 
@@ -112,4 +117,4 @@ class Test(Section):
     root: str
     sealed: str | None = None
     view: str | None = None
-    predict: PredictRecipe = PredictRecipe()
+    predict: Predict = Predict()
