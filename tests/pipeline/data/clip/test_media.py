@@ -172,6 +172,28 @@ def test_a_container_that_rounds_times_moves_the_sound_by_a_millisecond_at_most(
     assert any(np.array_equal(cut, whole[22_050 + by : 27_050 + by]) for by in range(-44, 45))
 
 
+def test_the_sound_is_where_it_was() -> None:
+    """A tone keeps its phase, whatever its rate was; samples of the same rate are the same."""
+    time = np.arange(2 * 44_100) / 44_100
+    data = with_sound(0.5 * np.sin(2 * np.pi * 440 * time)[:, None], "flac", "mp4", "mono", 44_100)
+    moments = 12_345 / 24_000 + np.arange(4_000) / 24_000
+    found = heard(data, moments[0] + 1e-6, 4_000, 24_000)
+    assert np.abs(found - 0.5 * np.sin(2 * np.pi * 440 * moments)).max() < 2e-3
+    noise = np.random.default_rng(2).normal(0, 0.1, (24_000, 1)).astype(np.float32)
+    same = heard(with_sound(noise, "flac", "mp4", "mono", 24_000), 0.25 + 1e-6, 6_000, 24_000)
+    assert np.abs(same - noise[6_000:12_000, 0]).max() < 1e-4
+
+
+def test_a_video_may_be_looked_at_again_after_its_end() -> None:
+    with opened(grey_clip("libx264", "mp4", g="12"), video=True, audio=False) as media:
+        assert media.video is not None
+        looks = [
+            [image.tobytes() for image in pictures(media.video, np.array([0.2, at]))]
+            for at in (0.3, 1.19, 0.3)
+        ]
+    assert looks[0] == looks[2] != looks[1]
+
+
 def test_channels_are_averaged_and_full_scale_is_one() -> None:
     data = clip_bytes(0, seconds=1.0, rate=24_000, channels=2, volume=0.5, audio="flac", container="matroska")
     found = heard(data, 0.2, 12_000, 24_000)
