@@ -89,7 +89,7 @@ class AVIDMethod(Method):
         # Z of the first batch; 0 until its step is done.
         self.register_buffer("normaliser", torch.zeros(()))
         self.positives: Tensor | None = None
-        self.section, self.seed, self.group = section, seed, group
+        self.section, self.cma, self.seed, self.group = section, section.cma, seed, group
         self.rank_rows = batch_size // world_size(group)
         self._normalised = False  # so that a device is asked once
         self._first: Tensor | None = None
@@ -167,7 +167,7 @@ class AVIDMethod(Method):
 
     def _positives_of(self, here: Tensor) -> Tensor:
         """Who agrees with each sample, (b, P) int64; P is 0 without CMA."""
-        if self.section.cma is None:
+        if self.cma is None:
             return here.new_empty((len(here), 0))
         if self.positives is None:
             raise ValueError("nobody has filled in the positives")
@@ -184,7 +184,7 @@ class AVIDMethod(Method):
         self._waiting.append((inputs.positions, torch.stack([v, a], dim=1).detach()))
 
     def _terms(self, v: Tensor, a: Tensor, recalled: Recalled) -> dict[str, Tensor]:
-        section, cma = self.section, self.section.cma
+        section, cma = self.section, self.cma
         own = recalled.own[:, None]
         weighted = [
             ("cross", section.cross_weight, own, recalled.negatives, True),

@@ -134,6 +134,26 @@ def clip_batches(
             )
 
 
+def middle_clip(data: bytes, clip: ClipPreprocessing) -> Tensor:
+    """The middle of a video, (3, T, S, S) float32, normalised.
+
+    Raises:
+        BadSampleError: if there is no clip in these bytes.
+    """
+    shown = torch.from_numpy(_show(clip, None, 1, data)["clip"])
+    return clip_inputs(shown[None], clip, torch.device("cpu"))[0]
+
+
+def middle_sound(data: bytes, audio: AudioPreprocessing) -> Tensor:
+    """The middle of a video's sound, (1, frames, bins) float32, normalised.
+
+    Raises:
+        BadSampleError: if there is no sound in these bytes.
+    """
+    heard = torch.from_numpy(_show(None, audio, 1, data)["audio"])
+    return audio_inputs(heard[None], audio, torch.device("cpu"))[0]
+
+
 def clip_inputs(clips: Tensor, clip: ClipPreprocessing, device: torch.device) -> Tensor:
     """(n, windows, T, S, S, 3) → float32 (n·windows, 3, T, S, S) in channels_last_3d, normalised."""
     moved = clips.to(device, non_blocking=True).flatten(0, 1).permute(0, 4, 1, 2, 3).float()
