@@ -3,6 +3,8 @@
 import io
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import av
@@ -11,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data.clip import media as media_module
 from pipeline.data.clip import pictures as pictures_module
 from pipeline.data.clip.media import opened
 from pipeline.data.clip.pictures import pictures
@@ -18,6 +21,7 @@ from pipeline.data.clip.sound import waveform
 from pipeline.data.clip.windows import frame_times
 from pipeline.data.reader import BadSampleError
 from tests.clips import clip_bytes
+from tests.ingest.video.hostile import PLAYLISTS, larger_than_said, turned, uneven
 
 # Pictures of one grey each, which tells their number.
 GREYS = 12
@@ -106,6 +110,18 @@ def test_a_rotated_video_is_shown_upright() -> None:
     plain, turned = first(clip_bytes(0, seconds=0.5, size=(64, 48), audio=None)), first(bytes(data))
     assert turned.size == (48, 64)
     assert turned.tobytes() == plain.transpose(Image.Transpose.ROTATE_270).tobytes()
+
+
+def test_half_a_turn_and_times_before_zero() -> None:
+    def first(data: bytes) -> Image.Image:
+        with opened(data, video=True, audio=True) as media:
+            assert media.video is not None
+            return next(pictures(media.video, np.array([media.span.begin])))
+
+    assert (
+        first(turned(180)).tobytes() == first(clip_bytes(2)).transpose(Image.Transpose.ROTATE_180).tobytes()
+    )
+    assert first(uneven()).size == (64, 48)
 
 
 def with_sound(
@@ -222,9 +238,9 @@ def hostile() -> Iterator[tuple[str, Callable[[], bytes]]]:
     whole = clip_bytes(0, seconds=1.0)
     yield "nothing", lambda: b""
     yield "a text", lambda: b"hello " * 100
-    yield "a list of files", lambda: b"ffconcat version 1.0\nfile /etc/hostname\n"
-    yield "an SDP", lambda: b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n"
-    yield "a playlist", lambda: b"#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1/a.ts\n"
+    for kind, playlist in PLAYLISTS.items():
+        yield kind, partial(bytes, playlist)
+    yield "pictures that are larger than is said", larger_than_said
     yield "half a file", lambda: whole[: len(whole) // 2]
     yield "only its head", lambda: whole[:64]
     yield (
@@ -260,3 +276,18 @@ def test_what_is_no_clip_is_a_bad_sample(name: str, make: Callable[[], bytes]) -
 
     with pytest.raises(BadSampleError):
         all_of_it(make())
+
+
+@pytest.mark.parametrize(
+    ("module", "limit"), [(media_module, "_MOST_PACKETS"), (pictures_module, "_MOST_DECODED")]
+)
+def test_there_is_an_end_to_what_is_read_and_decoded(
+    module: ModuleType, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, limit, 20)
+    with (
+        pytest.raises(BadSampleError, match="more than 20"),
+        opened(clip_bytes(0, seconds=2.0, keyframe_every=250), video=True, audio=False) as media,
+    ):
+        assert media.video is not None
+        list(pictures(media.video, np.array([1.9])))
