@@ -11,11 +11,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from cluster.errors import UserError
 from cluster.run.trust import CHECKPOINTS, refuse_untrusted
 from cluster.site import users_site
 from cluster.typed_yaml import load_recipe
 from pipeline.commands.options import Device, Json, Overrides, Trust
 from pipeline.recipe.data import Interpolation
+from pipeline.recipe.stages import Layer, Windows
 from pipeline.transfer.evaluations import EVALUATIONS
 
 Trunk = Annotated[Path, typer.Argument(help="The folder of an exported trunk.")]
@@ -23,6 +25,13 @@ Train = Annotated[str, typer.Option("--train", help="The sealed dataset to learn
 Test = Annotated[str, typer.Option("--test", help="The sealed dataset to be scored on.")]
 TrainView = Annotated[str | None, typer.Option("--train-view", help="A view of --train.")]
 TestView = Annotated[str | None, typer.Option("--test-view", help="A view of --test, which may be the same.")]
+WindowCount = Annotated[int, typer.Option("--windows", min=1, help="Of a video: so many parts are shown.")]
+Each = Annotated[
+    bool, typer.Option("--each/--mean", help="Of a video: the windows' features one by one, or their mean.")
+]
+LayerName = Annotated[
+    Layer | None, typer.Option("--layer", help="Of AVID's trunks: this stage's map, pooled.")
+]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that read images.")]
 
 
@@ -30,9 +39,10 @@ def export(  # noqa: PLR0917 -- typer passes by name
     run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints/step-….")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     which: Annotated[
-        Literal["student", "teacher"] | None,
+        Literal["student", "teacher", "audio"] | None,
         typer.Option(
-            "--which", help="The trunk that learns, or its teacher, which of a classifier is its average."
+            "--which",
+            help="The trunk that learns; its teacher, of a classifier its average; or AVID's for sound.",
         ),
     ] = None,
     interpolation: Annotated[
@@ -54,6 +64,8 @@ def export(  # noqa: PLR0917 -- typer passes by name
         a_checkpoint = (run / "manifest.json").is_file()
         refuse_untrusted(run, (".",) if a_checkpoint else CHECKPOINTS, groups=users_site().trusted_groups)
     if classifier:
+        if which == "audio":
+            raise UserError("a classifier has no trunk for sound: leave --which audio out")
         made = export_classifier(run, out, which=which, interpolation=interpolation)
         typer.echo(f"{out}: a {made.architecture.name} that tells {len(made.classes)} classes apart")
         return
@@ -74,6 +86,9 @@ def evaluation_command(name: str) -> Callable[..., None]:
         train_view: TrainView = None,
         test_view: TestView = None,
         recipe_name: Annotated[str, typer.Option("--recipe")] = name,
+        windows: WindowCount = 10,
+        each: Each = evaluation.of_windows,
+        layer: LayerName = None,
         workers: Workers = 2,
         device: Device = "auto",
         as_json: Json = False,
@@ -91,6 +106,7 @@ def evaluation_command(name: str) -> Callable[..., None]:
             workers=workers,
             device=where,
             several_labels=evaluation.several_labels,
+            videos=Windows(windows=windows, each=each, layer=layer, pooling=evaluation.pooling),
         )
         _print_scores(evaluation.score(*features, recipe, device=where).metrics(), as_json=as_json)
 

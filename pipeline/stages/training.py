@@ -45,9 +45,8 @@ def finetune_job(work: Work, resources: Resources) -> Job:
     """The same, on labelled images, from an exported trunk: architecture and colours are that one's."""
     recipe: PretrainRecipe = work.recipe
     start = start_of(work.inputs["trunk"].path)
-    view = {"mean": start.preprocessing.mean, "std": start.preprocessing.std}
     changes: dict[str, Any] = {
-        "data": _data(work).model_copy(update=view),
+        "data": _data(work).model_copy(update=dict(start.colours)),
         "trunk": start.trunk,
     }
     if "test" in work.inputs:

@@ -101,7 +101,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         adopt(recipe, folder)
         if recipe.method.supervised:
             write_atomically(folder / CLASSES, json.dumps(loader.training_set.classes) + "\n")
-        record_attempt(folder, ranks=world.size, device=str(world.device))
+        record_attempt(folder, ranks=world.size, device=str(world.device), of_clips=recipe.data.is_of_clips)
     if recipe.data.audio is not None:
         loader.normalise_sound(sound_of_run(recipe, folder, world))
     submitted_to = folder / "site.yaml"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cluster.job import import_function
 from cluster.typed_yaml import Section
+from pipeline.recipe.stages import Pooling
 from pipeline.recipe.transfer import (
     AudioSvmRecipe,
     FewShotRecipe,
@@ -35,6 +36,8 @@ class Evaluation:
         title, column: what the report calls it, in full and in a table.
         explained: how it works, for the report; a metric of the trained trunk may stand in braces.
         several_labels: whether images may have several labels, and labels to ignore.
+        of_windows: whether it is given every window of a video, by the command, or their mean.
+        pooling: how the command pools a stage's map for it.
         metric: what it finds out, and with `_low` and `_high` the ends of its interval.
     """
 
@@ -45,6 +48,8 @@ class Evaluation:
     column: str
     explained: str
     several_labels: bool = False
+    of_windows: bool = False
+    pooling: Pooling = "max"
     metric: str = "top1"
 
     def score(self, train: Features, test: Features, recipe: Section, *, device: torch.device) -> Scores:
@@ -97,6 +102,8 @@ EVALUATIONS: dict[str, Evaluation] = {
         title="Support vector machines for recordings",
         column="audio SVM",
         explained="one for each of {classes} labels, averaged over the windows of a recording",
+        of_windows=True,
+        pooling="average",
     ),
     "svm": Evaluation(
         recipe=SvmRecipe,

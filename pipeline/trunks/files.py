@@ -24,7 +24,14 @@ from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.small_file import read_small
 from cluster.typed_yaml import Section
+from pipeline.data.clip.evaluation import (
+    AudioPreprocessing,
+    ClipPreprocessing,
+    middle_clip,
+    middle_sound,
+)
 from pipeline.data.evaluation import Preprocessing, fit_image, normalise
+from pipeline.data.shown import AnyPreprocessing
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.trunk import Trunk
 
@@ -42,7 +49,7 @@ class TrunkSpec(Section):
 
     format: Literal[1] = 1
     architecture: Trunk | Pixels
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     feature_dim: PositiveInt
     provenance: dict[str, Any] = Field(default_factory=dict)
 
@@ -50,8 +57,9 @@ class TrunkSpec(Section):
 class ExportedTrunk(nn.Module):
     """A trunk as `load_trunk` returns it.
 
-    `forward` takes normalised images (N, 3, S, S) and returns features (N, feature_dim); `preprocess` makes
-    one image into such an input; `preprocessing` describes how.
+    `forward` takes normalised images (N, 3, S, S), clips (N, 3, T, S, S) or spectrograms (N, 1, frames, bins)
+    and returns features (N, feature_dim); `preprocess` makes one image, or the middle of one video, into such
+    an input; `preprocessing` describes how.
     """
 
     def __init__(self, network: nn.Module, spec: TrunkSpec) -> None:
@@ -65,19 +73,30 @@ class ExportedTrunk(nn.Module):
         return self.spec.feature_dim
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        """How an image becomes an input."""
+    def preprocessing(self) -> AnyPreprocessing:
+        """How an image or a video becomes an input."""
         return self.spec.preprocessing
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """An image of any size → float32 (3, S, S)."""
-        fitted = fit_image(image.convert("RGB"), self.preprocessing)
+    def preprocess(self, source: Image.Image | bytes) -> Tensor:
+        """One input, float32: of an image of any size, or of the bytes of a video's file."""
+        view = self.preprocessing
+        if isinstance(source, bytes):
+            if isinstance(view, Preprocessing):
+                raise TypeError("this trunk is for images: give a PIL image")
+            return (
+                middle_clip(source, view)
+                if isinstance(view, ClipPreprocessing)
+                else middle_sound(source, view)
+            )
+        if not isinstance(view, Preprocessing):
+            raise TypeError("this trunk is for videos: give the bytes of a file")
+        fitted = fit_image(source.convert("RGB"), view)
         pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
-        return normalise(pixels[None], self.preprocessing, torch.device("cpu"))[0]
+        return normalise(pixels[None], view, torch.device("cpu"))[0]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, S, S) → features (N, feature_dim)."""
-        features: Tensor = self.network(images)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalised inputs → features (N, feature_dim)."""
+        features: Tensor = self.network(inputs)
         return features
 
 
@@ -102,8 +121,11 @@ def load_trunk(path: str | Path) -> ExportedTrunk:
         raise UserError(
             f"{folder}/trunk.safetensors does not hold the tensors of {name}: {' '.join(str(error).split())}"
         ) from error
-    size = spec.preprocessing.image_size
-    features = declared(network).feature_dim if isinstance(spec.architecture, Trunk) else 3 * size * size
+    features = (
+        declared(network).feature_dim
+        if isinstance(spec.architecture, Trunk)
+        else 3 * images_of(spec.preprocessing).image_size ** 2
+    )
     if spec.feature_dim != features:
         raise UserError(f"{folder}/trunk.json says {spec.feature_dim} features, and its trunk has {features}")
     return ExportedTrunk(network.float(), spec).eval()
@@ -143,11 +165,24 @@ def read_spec(folder: Path) -> TrunkSpec:
         raise explain_invalid(path, error) from error
 
 
+def images_of(view: AnyPreprocessing) -> Preprocessing:
+    """How a trunk for images is shown them.
+
+    Raises:
+        UserError: if it is for videos.
+    """
+    if isinstance(view, Preprocessing):
+        return view
+    raise UserError("this trunk is for videos, and an image was to be shown to it: give one for images")
+
+
 class Start(NamedTuple):
-    """Where a training from an exported trunk starts: its section of the recipe, and how it sees images."""
+    """Where a training from an exported trunk starts: its section of the recipe, and the mean and deviation
+    of the colours that it is used to, as a recipe's `data` has them; none of a trunk for sound.
+    """
 
     trunk: Trunk
-    preprocessing: Preprocessing
+    colours: Mapping[str, tuple[float, float, float]]
 
 
 def start_of(folder: Path) -> Start:
@@ -160,7 +195,12 @@ def start_of(folder: Path) -> Start:
     if not isinstance(spec.architecture, Trunk):
         raise UserError(f"{folder} holds raw pixels and no network: there is nothing to train further")
     trunk = spec.architecture.model_copy(update={"init_from": str(folder.absolute())})
-    return Start(trunk, spec.preprocessing)
+    view = (
+        spec.preprocessing.pictures
+        if isinstance(spec.preprocessing, ClipPreprocessing)
+        else spec.preprocessing
+    )
+    return Start(trunk, {"mean": view.mean, "std": view.std} if isinstance(view, Preprocessing) else {})
 
 
 def explain_invalid(path: Path, error: ValidationError) -> UserError:
@@ -177,12 +217,13 @@ def _build(architecture: Trunk | Pixels) -> nn.Module:
 def model_card(spec: TrunkSpec, parameters: int) -> str:
     """README.md of an exported trunk: Markdown with the front matter that model hubs read."""
     facts = facts_of(spec.architecture, spec.preprocessing, parameters, spec.provenance)
-    facts = {"features": f"{spec.feature_dim} per image"} | facts
-    return fill_card(CARD, spec.architecture, facts, spec.provenance)
+    things, tag, example = _SHOWN[type(spec.preprocessing)]
+    facts = {"features": f"{spec.feature_dim} per {things}"} | facts
+    return fill_card(CARD, spec.architecture, facts, spec.provenance, tag=tag, example=example, things=things)
 
 
 def facts_of(
-    architecture: Trunk | Pixels, view: Preprocessing, parameters: int, p: Mapping[str, Any]
+    architecture: Trunk | Pixels, view: AnyPreprocessing, parameters: int, p: Mapping[str, Any]
 ) -> dict[str, str]:
     """What a model card says first.
 
@@ -192,8 +233,7 @@ def facts_of(
     return {
         "architecture": architecture.name,
         "parameters": f"{parameters:,}",
-        "input": f"{view.image_size} x {view.image_size}: short side to {view.resize}, "
-        f"{view.interpolation}, centre crop, mean {view.mean}, std {view.std}",
+        "input": _input_of(view),
         "training data": p.get("data", "none"),
         "method": p.get("method", "none"),
         "steps": str(p.get("steps", 0)),
@@ -201,6 +241,22 @@ def facts_of(
         **({"network": p["which"]} if "which" in p else {}),
         "last metrics": ", ".join(f"{k} {v:.4g}" for k, v in p.get("metrics", {}).items()) or "none",
     }
+
+
+def _input_of(view: AnyPreprocessing) -> str:
+    if isinstance(view, ClipPreprocessing):
+        return f"{view.frames} pictures, {view.fps:g} a second, each {_input_of(view.pictures)}"
+    if isinstance(view, AudioPreprocessing):
+        sound = view.audio
+        return (
+            f"{sound.seconds:g} s of sound, mono, {sound.rate} samples a second; decibels in {sound.bins} "
+            f"{sound.kind} bins, Fourier transforms of {sound.window} samples every {sound.hop}, down to "
+            f"{sound.top_db:g} below the loudest; each bin standardised as trunk.json says"
+        )
+    return (
+        f"{view.image_size} x {view.image_size}: short side to {view.resize}, "
+        f"{view.interpolation}, centre crop, mean {view.mean}, std {view.std}"
+    )
 
 
 def fill_card(
@@ -215,16 +271,35 @@ def fill_card(
     recipe = yaml.safe_dump(p["recipe"], sort_keys=False) if "recipe" in p else ""
     return card.format(
         name=architecture.name,
-        what=p.get("what", "an image trunk"),
+        what=p.get("what", "a trunk"),
         table="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
         recipe=f"\n## Recipe\n\n```yaml\n{recipe}```\n" if recipe else "",
         **more,
     )
 
 
+_OF_IMAGES = """from PIL import Image
+
+from pipeline.export import load_trunk
+
+trunk = load_trunk("path/of/this/folder")
+features = trunk(trunk.preprocess(Image.open("image.jpg"))[None])   # (1, feature_dim)"""
+_OF_VIDEOS = """from pathlib import Path
+
+from pipeline.export import load_trunk
+
+trunk = load_trunk("path/of/this/folder")
+features = trunk(trunk.preprocess(Path("video.mp4").read_bytes())[None])   # (1, feature_dim)"""
+# What a trunk is shown, what hubs call its task, and how to begin.
+_SHOWN: Mapping[type[Section], tuple[str, str, str]] = {
+    Preprocessing: ("image", "image-feature-extraction", _OF_IMAGES),
+    ClipPreprocessing: ("video", "feature-extraction", _OF_VIDEOS),
+    AudioPreprocessing: ("recording", "feature-extraction", _OF_VIDEOS),
+}
+
 CARD = """---
 library_name: pytorch
-pipeline_tag: image-feature-extraction
+pipeline_tag: {tag}
 license: unknown
 ---
 # {name}: {what}
@@ -238,12 +313,7 @@ Training data is named by the Merkle root of a sealed dataset.
 ## Use
 
 ```python
-from PIL import Image
-
-from pipeline.export import load_trunk
-
-trunk = load_trunk("path/of/this/folder")
-features = trunk(trunk.preprocess(Image.open("image.jpg"))[None])   # (1, feature_dim)
+{example}
 ```
 
 The weights are in `trunk.safetensors`, under the names of the architecture's own modules.
@@ -251,10 +321,10 @@ The weights are in `trunk.safetensors`, under the names of the architecture's ow
 ## Intended use and limits
 
 Frozen features for retrieval, nearest neighbours and linear classifiers, and a start for fine-tuning.
-Whatever biases and unwanted content the images hold, the features may reflect. Do not use them to identify
+Whatever biases and unwanted content the {things}s hold, the features may reflect. Do not use them to identify
 people or to decide about them.
 
 ## Licence
 
-The licences of the training images are unknown to this tool; whoever publishes these weights has to find
+The licences of the training {things}s are unknown to this tool; whoever publishes these weights has to find
 out what they permit. {recipe}"""
