@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from cluster.rank.torch_dist import World
 from pipeline.data.modality import modality_of
 from pipeline.methods.build import assemble_method
-from pipeline.methods.method import Method
+from pipeline.methods.method import HasPositives, Method
 from pipeline.models.trunk import declared
 from pipeline.parallel.activation_checkpointing import checkpoint_activations
 from pipeline.parallel.batchnorm import CoupledBatchNorm, convert_batchnorm
@@ -140,7 +140,11 @@ def prepare(recipe: PretrainRecipe, *, rank_rows: int) -> Method:
                     narrow = nn.Parameter(weight.to(compute), requires_grad=weight.requires_grad)
                     setattr(module, name, narrow)
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=None, group=None)
-    checkpoint_activations(method.trunk, recipe.train.activation_checkpointing)
+    for trunk in method.trunks().values():
+        if any(parameter.requires_grad for parameter in trunk.parameters()):
+            checkpoint_activations(trunk, recipe.train.activation_checkpointing)
+    if isinstance(method, HasPositives):
+        method.forget_values()
     return method
 
 
