@@ -174,7 +174,6 @@ class AVID(Section):
     """
 
     title: ClassVar[str] = "AVID"
-    remembers: ClassVar[bool] = True
     supervised: ClassVar[bool] = False
     remembers: ClassVar[bool] = True
     name: Literal["avid"]
