@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import socket
 import stat
 from dataclasses import dataclass
@@ -18,6 +19,15 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 def node_name() -> str:
     """This machine as its scheduler names it."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def user_name(number: int | None = None) -> str:
+    """A user of this machine, by default who runs this, by name if there is one."""
+    number = os.geteuid() if number is None else number
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
 
 
 def private_folder(path: Path) -> Path:

@@ -32,11 +32,14 @@ class Section(BaseModel):
     `renamed` are keys that the section once had, each with what has taken its place, for that error.
     `unwritten` are keys that are left out where they are None: a recipe that has no use for what came later
     stays, in files and in the keys of stages, what it was.
+    `steers` are the keys of a whole recipe, as pydantic's `exclude` takes them, that say where and how the
+    work is done: begun work may go on with others.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     renamed: ClassVar[Mapping[str, str]] = {}
     unwritten: ClassVar[frozenset[str]] = frozenset()
+    steers: ClassVar[dict[str, Any]] = {"run": True}
 
     @model_serializer(mode="wrap")
     def _without_what_is_unwritten(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -44,6 +47,10 @@ class Section(BaseModel):
         return {
             name: value for name, value in values.items() if value is not None or name not in self.unwritten
         }
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values of all that does not steer: what tells this work from other work."""
+        return self.model_dump(mode="json", exclude=self.steers)
 
 
 R = TypeVar("R", bound=Section)

@@ -44,7 +44,8 @@ def clip_bytes(
         streams: list[tuple[Any, list[Any]]] = []
         if video is not None:
             stream = out.add_stream(video, rate=Fraction(fps))
-            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            stream.width, stream.height = size
+            stream.pix_fmt = "yuvj420p" if video == "mjpeg" else "yuv420p"
             stream.gop_size = keyframe_every
             if title:
                 stream.metadata["title"] = title

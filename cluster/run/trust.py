@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cluster.errors import UserError
+from cluster.host import user_name
 
 CONTROLS = ("status.json", "slurm-job", "ray.json")  # what a run is cancelled by
 CHECKPOINTS = ("checkpoints",)
@@ -60,7 +61,7 @@ def _written_by_others(path: Path, trusted: set[str] | None) -> str | None:
     for found in (path.lstat(), path.stat()) if path.exists() else (path.lstat(),):
         mine = {0, os.geteuid()}
         if found.st_uid not in mine:
-            return f"belongs to {_user(found.st_uid)}"
+            return f"belongs to {user_name(found.st_uid)}"
         if stat.S_ISLNK(found.st_mode) or _is_sticky_folder(found.st_mode):
             continue  # its bits mean nothing; nobody may replace what is another's
         if found.st_mode & stat.S_IWOTH:
@@ -84,13 +85,6 @@ def _is_trusted(number: int, trusted: set[str] | None) -> bool:
     except KeyError:
         return False
     return group.gr_name == user.pw_name and user.pw_gid == number and {*group.gr_mem} <= {user.pw_name}
-
-
-def _user(number: int) -> str:
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return f"user {number}"
 
 
 def _group(number: int) -> str:

@@ -180,18 +180,19 @@ class _Crawl:
         if self._sources:
             yield from self._read()
         if len(self._sources) < len(self._plan.sources):
-            with Fetcher[_Attempt](self._fetch, window=_WINDOW) as fetcher:
-                for attempt, outcome in fetcher.run(self._requests(), held=self._is_full):
+            with Fetcher[list[_Attempt]](self._fetch, window=_WINDOW) as fetcher:
+                for attempts, outcome in fetcher.run(self._requests(), held=self._is_full):
                     self._look_at_hosts(fetcher)
                     body = outcome.data if isinstance(outcome, Fetched) else outcome
                     self._counts.bytes_read += len(body) if isinstance(body, bytes) else 0
-                    yield attempt._replace(http_status=outcome.http_status), body
+                    for attempt in attempts:
+                        yield attempt._replace(http_status=outcome.http_status), body
             self._counts.slowest_hosts = ()
 
     def _is_full(self) -> bool:
         return self._waiting >= _WAITING_ROWS
 
-    def _look_at_hosts(self, fetcher: Fetcher[_Attempt]) -> None:
+    def _look_at_hosts(self, fetcher: Fetcher[list[_Attempt]]) -> None:
         now = time.monotonic()
         if now >= self._hosts_due:
             self._counts.slowest_hosts = fetcher.slowest_hosts()
@@ -261,10 +262,14 @@ class _Crawl:
                 if (source not in self._sources) == urls:
                     yield _Attempt(unit, row, source, item)
 
-    def _requests(self) -> Iterator[tuple[_Attempt, str | Problem]]:
-        for attempt in self._items(urls=True):
-            problem = attempt.item.problem
-            yield attempt, PROBLEMS[problem] if problem else attempt.item.path.decode()
+    def _requests(self) -> Iterator[tuple[list[_Attempt], str | Problem]]:
+        """What to ask for, and whose it is: parts of a unit's video are asked for once."""
+        for _, unit in groupby(self._items(urls=True), key=lambda attempt: attempt.unit):
+            together: dict[Any, list[_Attempt]] = {}
+            for attempt in unit:
+                together.setdefault(_whole(attempt.item), []).append(attempt)
+            for (path, _, problem), attempts in together.items():
+                yield attempts, PROBLEMS[problem] if problem else path.decode()
 
     def _read(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
         """What lies in folders and archives, in the plan's order."""
@@ -297,7 +302,7 @@ class _Crawl:
             url = _within(self._sources[attempt.source].name, url)
         columns = {**item.extra, **verdict.columns}
         if (span := span_of(item.extra)) is not None:
-            columns["parent"] = f"{url}#t={span.start:g},{span.end:g}"
+            columns["parent"] = f"{url}#{span.fragment}"
         row = {
             "url": url,
             "labels": item.labels,

@@ -110,7 +110,7 @@ class Plan:
         """
         own = {*ITEMS_SCHEMA.names, *SPAN_COLUMNS.names}
         further = [field for field in self.columns() if field.name not in own]
-        found = [field for field in further if field.name not in _SELDOM or self._has_values(field.name)]
+        found = [field for field in further if field not in _SELDOM or self._has_values(field.name)]
         return pa.schema([*found, *(VIDEO_SCHEMA if self.settings.video is not None else ())])
 
     def has_labels(self) -> bool:

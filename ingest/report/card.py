@@ -13,6 +13,7 @@ from ingest.dataset import layout
 from ingest.dataset.open import sealed_head
 from ingest.dataset.plan_record import PlanRecord
 from ingest.dataset.view import read_view, view_names
+from ingest.report.clips import QUIET_DB, ClipStats
 from ingest.report.histogram import Histogram
 from ingest.report.provenance import (
     ANOTHER_TRY,
@@ -58,14 +59,14 @@ def dataset_card(path: str, stats: Stats, *, name: str) -> str:
     head = sealed_head(path, stats.root)
     plans = read_generations(path, head.generations)
     parts = [
-        _front_matter(name, stats.kept, _tars(plans)),
+        _front_matter(name, stats, _tars(plans)),
         f"# {_words(name)}\n",
         _summary(stats),
         "## Sources\n\n" + "\n".join(_sources(plans)),
         "## Opt-outs\n\n" + "\n".join(_opt_outs(stats, plans)),
-        "## Licences and removal\n\n" + "\n".join(_licences(plans)),
+        "## Licences and removal\n\n" + "\n".join(_licences(stats, plans)),
         "## What became of the attempts\n\n" + _attempts(stats),
-        "## Images\n\n" + _images(stats),
+        ("## Clips\n\n" if stats.clips.clips else "## Images\n\n") + _images(stats),
         *([] if not stats.labels else ["## Labels\n\n" + "\n".join(_labels(stats))]),
         *([] if not stats.hosts.hosts else ["## Hosts\n\n" + _hosts(stats)]),
         "## Views\n\n" + "\n".join(_views(path, stats)),
@@ -93,7 +94,7 @@ def _tars(plans: Plans) -> list[str]:
     return ([f"{layout.SHARDS}/*/*.tar"] if copies or not _in_place(plans) else []) + own
 
 
-def _front_matter(name: str, images: int, tars: Sequence[str]) -> str:
+def _front_matter(name: str, stats: Stats, tars: Sequence[str]) -> str:
     """JSON strings are YAML strings, whatever characters are in them."""
     files = [
         "configs:",
@@ -109,11 +110,11 @@ def _front_matter(name: str, images: int, tars: Sequence[str]) -> str:
             f"pretty_name: {json.dumps(visible(name))}",
             "license: unknown",
             "task_categories:",
-            "- image-feature-extraction",
+            "- video-classification" if stats.clips.clips else "- image-feature-extraction",
             "tags:",
             "- webdataset",
             "size_categories:",
-            f"- {_size_category(images)}",
+            f"- {_size_category(stats.kept)}",
             *(files if tars else []),
             "---\n",
         ]
@@ -131,12 +132,17 @@ def _size_category(images: int) -> str:
 def _summary(stats: Stats) -> str:
     return "\n".join(
         [
-            f"{several(stats.kept, 'image')} ({in_bytes(stats.image_bytes)}) of "
+            f"{several(stats.kept, stats.noun)} ({_how_much(stats)}) of "
             f"{several(stats.planned, 'attempt')}, in {several(stats.units, 'shard')}. Nobody curated them:",
             "they may show anything, and labels and captions, where there are any, are their sources' own.\n",
             f"Root: `{stats.root}`",
         ]
     )
+
+
+def _how_much(stats: Stats) -> str:
+    length = f", {stats.clips.hours:,.2f} hours" if stats.clips.clips else ""
+    return in_bytes(stats.image_bytes) + length
 
 
 def _sources(plans: Plans) -> Iterator[str]:
@@ -155,7 +161,7 @@ def _sources(plans: Plans) -> Iterator[str]:
 def _opt_outs(stats: Stats, plans: Plans) -> Iterator[str]:
     asked = {number: plan for number, plan in plans.items() if plan is not None and are_answers(plan)}
     if not asked:
-        yield "No image of this dataset was fetched from the web, or is from an archive of it."
+        yield f"No {stats.noun} of this dataset was fetched from the web, or is from an archive of it."
         return
     lost = {loss.reason: loss.count for loss in stats.losses}
     for name in OPT_OUTS:
@@ -170,14 +176,15 @@ def _opt_outs(stats: Stats, plans: Plans) -> Iterator[str]:
         yield f"- {several(unreachable, 'URL')} not asked for, as the site's robots.txt could not be read"
 
 
-def _licences(plans: Plans) -> Iterator[str]:
-    yield "The licence of each image is unknown: images belong to their owners. That one could be had does"
+def _licences(stats: Stats, plans: Plans) -> Iterator[str]:
+    noun, removed = stats.noun, f"{'a clip' if stats.clips.clips else 'an image'} removed"
+    yield f"The licence of each {noun} is unknown: {noun}s belong to their owners. That one could be had does"
     yield "not mean that it may be copied, shown or trained on; whoever uses this dataset must find out.\n"
     contacts = sorted({plan.contact for plan in plans.values() if plan is not None and plan.contact})
     if contacts:
-        yield f"To have an image removed, write to {' or '.join(_code(contact) for contact in contacts)}:"
+        yield f"To have {removed}, write to {' or '.join(_code(contact) for contact in contacts)}:"
     else:
-        yield "To have an image removed, ask whoever gave you this dataset (it has no contact on record):"
+        yield f"To have {removed}, ask whoever gave you this dataset (it has no contact on record):"
     yield "give its URL or its key. A view without it can then be made with `ingest view`."
 
 
@@ -205,20 +212,35 @@ def _images(stats: Stats) -> str:
         ("longer side, pixels", stats.long_sides),
         ("file, bytes", stats.sizes),
     ]
-    columns = ("", *rows[0][1].summary())
     lines = [f"Formats: {formats}.\n"]
+    if stats.clips.clips:
+        rows += [
+            ("length, ms", stats.clips.milliseconds),
+            ("longest time between keyframes, ms", stats.clips.gaps),
+        ]
+        lines += [*_clips(stats.clips), ""]
+    columns = ("", *rows[0][1].summary())
     lines.append(_table(columns, [(name, *each.summary().values()) for name, each in rows], numbers=7))
     if stats.columns:
         lines.append(f"\nFurther columns: {', '.join(map(_code, stats.columns))}.")
     return "\n".join(lines)
 
 
+def _clips(clips: ClipStats) -> Iterator[str]:
+    codecs = [*clips.video_codecs.most_common(), *clips.audio_codecs.most_common()]
+    yield f"Codecs: {', '.join(f'{_words(name)} {count:,}' for name, count in codecs)}."
+    yield (
+        f"Without a sound: {clips.without_sound:,}; with one that is hardly heard (below {QUIET_DB:.0f} dB): "
+        f"{clips.quiet:,}; in which nothing moves: {clips.still:,}."
+    )
+
+
 def _labels(stats: Stats) -> Iterator[str]:
     about = "At least " if stats.labels_missing_at_most else ""
     without = stats.kept - stats.labelled
     yield (
-        f"{about}{several(len(stats.labels), 'label')} on {several(stats.labelled, 'image')}, of which "
-        f"{stats.many_labels:,} have several; {several(without, 'image')} without one.\n"
+        f"{about}{several(len(stats.labels), 'label')} on {several(stats.labelled, stats.noun)}, of which "
+        f"{stats.many_labels:,} have several; {several(without, stats.noun)} without one.\n"
     )
     if stats.splits:
         shown = ", ".join(f"{_code(split)} {count:,}" for split, count in list(stats.splits.items())[:20])
@@ -247,7 +269,7 @@ def _views(path: str, stats: Stats) -> Iterator[str]:
         for view in views
         if view.root == stats.root
     ]
-    yield _table(("view", "sha256", "images"), found, numbers=1) if found else "There are none."
+    yield _table(("view", "sha256", f"{stats.noun}s"), found, numbers=1) if found else "There are none."
 
 
 def _made(plans: Plans) -> Iterator[str]:

@@ -8,7 +8,7 @@ first bytes, and FFmpeg may take that format only, from memory only, with no pro
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cluster.errors import UserError
 
@@ -61,16 +61,21 @@ class Streams(NamedTuple):
         return [self.video] if self.audio is None else [self.video, self.audio]
 
 
+def _pyav() -> Any:
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        raise UserError("video needs PyAV: pip install 'av>=18,<20'") from error
+    return av
+
+
 def library_versions() -> dict[str, str]:
     """Versions of what makes packets and pixels.
 
     Raises:
         UserError: PyAV is not installed.
     """
-    try:
-        import av
-    except ModuleNotFoundError as error:
-        raise UserError("video needs PyAV: pip install 'av>=18,<20'") from error
+    av = _pyav()
     numbers = {name: av.library_versions[name] for name in ("libavformat", "libavcodec")}
     return {"av": av.__version__} | {name: ".".join(map(str, number)) for name, number in numbers.items()}
 
@@ -102,14 +107,14 @@ def open_media(
 
     Raises:
         MediaError: `not_a_video` if no container is recognised, `damaged` if it cannot be read.
+        UserError: PyAV is not installed.
     """
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     kind = sniff_container(file.read(_BEGINNING))
     file.seek(0)
     if kind is None:
         raise MediaError("not_a_video")
-    import av
-
+    av = _pyav()
     options = {
         "format_whitelist": _FORMATS,
         "protocol_whitelist": "none",

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,12 @@ from ingest.image.orientation import upright
 from ingest.video.container import MediaError, open_media, streams_of
 from ingest.video.scores import orientation_of, wave_of
 
+if TYPE_CHECKING:
+    from av import AudioFrame
+
 COLUMNS = 96
+# Samples that one amplitude stands for, of packed channels together.
+_MOMENT = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +85,7 @@ def _read(file: io.BufferedIOBase, size: tuple[int, int]) -> Preview:
         for packet in container.demux(streams_of(container).both):
             for frame in packet.decode():
                 if isinstance(frame, av.AudioFrame):
-                    loud.append((frame.time or 0.0, float(np.abs(wave_of(frame)).max(initial=0))))
+                    loud += _loudest(frame)
                 elif isinstance(frame, av.VideoFrame) and (picture is None or (frame.time or 0.0) <= middle):
                     picture = frame
         if picture is None:
@@ -90,6 +96,13 @@ def _read(file: io.BufferedIOBase, size: tuple[int, int]) -> Preview:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return Preview(jpeg=buffer.getvalue(), peaks=_peaks(loud))
+
+
+def _loudest(frame: "AudioFrame") -> Iterator[tuple[float, float]]:
+    """Moments in a frame, and the largest amplitude about each."""
+    wave = np.abs(wave_of(frame)).max(axis=0, initial=0)
+    for place in range(0, len(wave), _MOMENT):
+        yield (frame.time or 0.0) + place / frame.sample_rate, float(wave[place : place + _MOMENT].max())
 
 
 def _peaks(loud: list[tuple[float, float]]) -> tuple[float, ...]:

@@ -13,6 +13,11 @@ class Span(NamedTuple):
     start: float
     end: float
 
+    @property
+    def fragment(self) -> str:
+        """As the fragment of an address says it, to a millisecond: t=10,20.5."""
+        return "t=" + ",".join(f"{moment:.3f}".rstrip("0").rstrip(".") for moment in self)
+
 
 def segments(seconds: float, longest: float, *, start: float = 0.0) -> list[Span] | None:
     """The spans of a video, or of a part of one, that follow each other without a gap.

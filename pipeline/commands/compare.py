@@ -114,7 +114,7 @@ def _table(runs: Sequence[ComparedRun]) -> Table:
         numbers = [run.last.get(key) for key, _ in COLUMNS]
         cells = [
             run.name,
-            ", ".join(run.differs_in()),
+            ", ".join([*([f"branch of {run.branch}"] if run.branch else []), *run.differs_in()]),
             str(run.last["step"]),
             *("" if number is None else f"{number:.4g}" for number in numbers),
             ", ".join(f"{sign.name} {sign.value:.2g} at step {sign.step}" for sign in run.collapse),

@@ -81,5 +81,5 @@ def finetune(  # noqa: PLR0917 -- typer passes by name
             "fine-tuning has method.name: classification"
         )
     stem = f"{Path(recipe_name).stem}-{trunk.resolve().name}"
-    how = {"dry_run": dry_run, "wait": wait, "follow": follow, "trust": trust}
-    start_training(recipe, stem, site_for_jobs(cluster), executor, **how)
+    site = site_for_jobs(cluster)
+    start_training(recipe, stem, site, executor, dry_run=dry_run, wait=wait, follow=follow, trust=trust)

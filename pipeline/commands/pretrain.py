@@ -39,6 +39,7 @@ from pipeline.commands.options import (
 from pipeline.commands.progress_line import ProgressLine
 from pipeline.commands.runs import find_run
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.train.branch import branch, branch_recipe, find_checkpoint, parent_of, read_parent
 
 DEFAULT_RECIPE = "seer_regnety_256gf"
 # Jobs that go on where they were stopped. What else job.json may name, such as `os:system`, nobody submitted.
@@ -54,6 +55,14 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
     recipe_name: Annotated[
         str | None, typer.Option("--recipe", help="A .yaml file, or the name of a shipped recipe.")
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN/checkpoints/step-N",
+            help="Branch: a new run with that checkpoint's tensors, its run's recipe, and your changes.",
+        ),
+    ] = None,
     nodes: Nodes = None,
     ranks: Ranks = None,
     run_name: NamedRun = None,
@@ -66,13 +75,32 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
 ) -> None:
     """Pretrain a trunk. The same command with the same --run goes on where the run was stopped."""
     site = site_for_jobs(cluster)
-    if recipe_name is None:
-        recipe_name = site.recipe or DEFAULT_RECIPE
-        typer.echo(f"recipe: {recipe_name}, the default; --recipe chooses another", err=True)
     words = [*(overrides or []), *place_words(nodes=nodes, ranks=ranks, run_name=run_name)]
-    recipe = load_recipe(PretrainRecipe, recipe_name, words, kind="pretrain")
-    how = {"dry_run": dry_run, "wait": wait, "follow": follow, "trust": trust}
-    start_training(recipe, Path(recipe_name).stem, site, executor, **how)
+    checkpoint = None if start is None else find_checkpoint(start)
+    if checkpoint is not None:
+        if recipe_name is not None:
+            raise UserError("--from goes on with its run's recipe: leave --recipe out, and give KEY=VALUE")
+        if not trust:
+            refuse_untrusted(checkpoint.parent.parent, CHECKPOINTS, groups=site.trusted_groups)
+        recipe = branch_recipe(checkpoint, words)
+        stem = f"{checkpoint.absolute().parent.parent.name}-{checkpoint.name}"
+    else:
+        if recipe_name is None:
+            recipe_name = site.recipe or DEFAULT_RECIPE
+            typer.echo(f"recipe: {recipe_name}, the default; --recipe chooses another", err=True)
+        stem = Path(recipe_name).stem
+        recipe = load_recipe(PretrainRecipe, recipe_name, words, kind="pretrain")
+    start_training(
+        recipe,
+        stem,
+        site,
+        executor,
+        checkpoint=checkpoint,
+        dry_run=dry_run,
+        wait=wait,
+        follow=follow,
+        trust=trust,
+    )
 
 
 def place_words(*, nodes: int | None, ranks: int | None, run_name: str | None) -> list[str]:
@@ -89,6 +117,7 @@ def start_training(
     site: Site,
     executor: ExecutorName | None,
     *,
+    checkpoint: Path | None = None,
     dry_run: bool,
     wait: bool,
     follow: bool,
@@ -99,10 +128,12 @@ def start_training(
     Args:
         stem: what a run without a name is called after.
         executor: None: as the site says.
+        checkpoint: of another run, which the training branches off from.
         trust: go on in a folder that others could have written to.
     """
     from pipeline.train.job import pretrain_job, resources_for
-    from pipeline.train.run_recipe import check_same_recipe, pin_dataset, to_yaml
+    from pipeline.train.run_recipe import pin_dataset, to_yaml
+    from pipeline.train.steering import check_may_go_on
     from pipeline.train.warm_start import checkpoint_to_begin_from
     from pipeline.trunks.interop import read_weights
 
@@ -115,11 +146,13 @@ def start_training(
     resources = resources_for(recipe.run, gpus_per_node=None if chosen == "local" else site.gpus_per_node)
     if not dry_run or (folder / "recipe.yaml").is_file():  # a dry run needs no data
         recipe = pin_dataset(recipe, folder)
+    if checkpoint is not None:
+        begin_branch(recipe, folder, checkpoint, dry_run=dry_run)
     if recipe.trunk.init_from is not None and not dry_run and not (folder / "recipe.yaml").is_file():
         read_weights(recipe.trunk)  # only to say now, not when the job starts, that they do not fit
     if recipe.train.init_from is not None and not dry_run and not (folder / "recipe.yaml").is_file():
         checkpoint_to_begin_from(recipe.train.init_from)
-    check_same_recipe(recipe, folder)
+    changes = check_may_go_on(recipe, folder)
     job = pretrain_job(recipe, folder.absolute() if chosen != "local" else folder, resources)
     if dry_run and chosen == "slurm":
         typer.echo(_script(job, site), nl=False)
@@ -130,8 +163,27 @@ def start_training(
         f"{'would run' if dry_run else 'run'} {folder} {_start(folder)}, on {_where(chosen)}: "
         f"{_ranks(resources)}, each on {per_rank}"
     )
+    for key, (before, now) in changes.items():
+        typer.echo(f"changed: {key} is {now!r}, and was {before!r}")
     if not dry_run:
         launch(job, chosen, site, wait=wait, follow=follow, trust=trust)
+
+
+def begin_branch(recipe: PretrainRecipe, folder: Path, checkpoint: Path, *, dry_run: bool) -> None:
+    """Make the run folder of a branch, unless it is there already; say what is other than in its parent."""
+    from pipeline.train.run_recipe import to_yaml
+
+    parent = parent_of(checkpoint, recipe)
+    if (folder / "recipe.yaml").is_file():
+        found = read_parent(folder)
+        if found is None or (found.run, found.step) != (parent.run, parent.step):
+            raise UserError(f"{folder} holds a run that is no branch of {checkpoint}: give another --run")
+        return
+    typer.echo(f"branch of {parent.run} at step {parent.step}; {parent.changed()}")
+    if parent.new_order:
+        typer.echo(f"a new order of batches begins with it, for {', '.join(parent.new_order)} is another")
+    if not dry_run:
+        branch(folder, checkpoint, parent, recipe, to_yaml(recipe))
 
 
 def resume(  # noqa: PLR0917 -- typer passes by name

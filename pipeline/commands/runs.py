@@ -28,6 +28,8 @@ from cluster.site import users_site
 from cluster.typed_json import read_record
 from cluster.wording import visible
 from pipeline.commands.options import Json, RunName, Runs, Trust
+from pipeline.train.branch import Parent, read_parent
+from pipeline.train.steering import Change, read_changes
 
 CANCEL_PATIENCE = 60.0  # seconds
 WIDE = 200  # characters
@@ -92,7 +94,7 @@ def _known(run: RunFolder) -> dict[str, Any]:
         now = status_of(run)
     except UserError as error:  # its cluster does not answer
         now = replace(run.read_status(), reason=str(error))
-    progress = read_latest_step(run)
+    progress, parent = read_latest_step(run), read_parent(run.path)
     return {
         **now.to_json(),
         "why": explain(now),
@@ -100,6 +102,8 @@ def _known(run: RunFolder) -> dict[str, Any]:
         "checkpoint": newest_checkpoint(run),
         "set_aside": set_aside(run),
         "restarts": [asdict(restart) for restart in read_restarts(run)],
+        "parent": None if parent is None else asdict(parent),
+        "changes": [asdict(change) for change in read_changes(run.path)],
         "progress": {} if progress is None else asdict(progress),
     }
 
@@ -154,6 +158,10 @@ def _tell_more(run: dict[str, Any]) -> None:
         typer.echo(visible(f"attempt {run['attempt']} on {run['nodes']}, {run['ranks']} ranks"))
     for warning in run["progress"].get("warnings", []):
         typer.echo(visible(warning))
+    if run["parent"]:
+        typer.echo(visible(f"branched off {_date(run['parent']['time'])} from {Parent(**run['parent'])}"))
+    for change in run["changes"]:
+        typer.echo(visible(f"changed {_date(change['time'])} {Change(**change)}"))
     for restart in run["restarts"]:
         when = _date(restart["time"])
         who = [f"rank {restart['rank']}"] if restart["rank"] is not None else []

@@ -50,9 +50,10 @@ class Check(Section):
 class StageSection(Section):
     """One stage of a graph.
 
-    `recipe` is a mapping, or the name of a recipe file such as `pretrain/demo`. `inputs` fills the kind's
-    roles, each with the name of another stage, or a path inside its folder: `photographs/train.tar`. The
-    graph fails if one of the `checks` does; its results stay.
+    `recipe` is a mapping, or the name of a recipe file such as `pretrain/demo`; a mapping may have such a
+    name as its `base`, and what differs from it. `inputs` fills the kind's roles, each with the name of
+    another stage, or a path inside its folder: `photographs/train.tar`. The graph fails if one of the
+    `checks` does; its results stay.
     """
 
     kind: str
@@ -193,6 +194,9 @@ def _expand_recipes(values: dict[str, Any]) -> None:
         recipe = section.get("recipe") if isinstance(section, dict) else None
         if isinstance(recipe, str):
             section["recipe"] = read_recipe(recipe, kind="pretrain")[0]
+        elif isinstance(recipe, dict) and isinstance(recipe.get("base"), str):
+            differs = {key: value for key, value in recipe.items() if key != "base"}
+            section["recipe"] = merge(read_recipe(recipe["base"], kind="pretrain")[0], differs)
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:

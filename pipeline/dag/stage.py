@@ -129,6 +129,7 @@ class Kind:
         resources: what it runs on, from the recipe and the GPUs of a node (None: as on this machine).
         inputs: roles that must be filled.
         optional: roles that may be filled.
+        watching: of these, the roles of what only looks at the work, and is no part of its key.
         alike: how many inputs it takes at least, where these are all of one sort and their roles are names of
             anybody's choice; 0 where only the roles above may be filled.
         version: raised whenever the same recipe and inputs come to give another output.
@@ -141,6 +142,7 @@ class Kind:
     resources: Callable[[Any, int | None], Resources] = _one_process
     inputs: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
+    watching: frozenset[str] = frozenset()
     alike: int = 0
     version: int = 1
     outside: Callable[[Any], str] = _nothing_outside
@@ -173,7 +175,7 @@ class Stage:
             kind=self.kind_name,
             version=self.kind.version,
             recipe=self.recipe,
-            inputs=self.input_keys,
+            inputs={role: key for role, key in self.input_keys.items() if role not in self.kind.watching},
             outside=self.kind.outside(self.recipe),
         )
 
@@ -194,14 +196,10 @@ class Stage:
 
 
 def stage_key(*, kind: str, version: int, recipe: Section, inputs: Mapping[str, str], outside: str) -> str:
-    """The digest that names a piece of work; where and how it runs (`run`) is no part of it."""
-    parts = [kind, version, _without_run(recipe), dict(inputs), outside]
+    """The digest that names a piece of work; what `steers` it, such as where it runs, is no part of it."""
+    parts = [kind, version, recipe.identity(), dict(inputs), outside]
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _without_run(recipe: Section) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", exclude={"run"})
 
 
 def job_folder(stage: Stage) -> RunFolder:

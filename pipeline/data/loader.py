@@ -7,19 +7,20 @@ from typing import Any, TypeVar
 import torch
 
 from cluster.errors import UserError
+from ingest.video.container import library_versions
 from pipeline.data.batch import Batch, Inputs
 from pipeline.data.clip.statistics import BinStatistics
 from pipeline.data.clip.views import ClipViews
 from pipeline.data.image.views import crops_by_name
 from pipeline.data.modality import modality_of
 from pipeline.data.node_cache import CachePlace
-from pipeline.data.order import plan_order, rank_rows
+from pipeline.data.order import Order, plan_order, rank_rows
 from pipeline.data.rank_batches import RankBatches
 from pipeline.data.read_ahead.client import Node, ReadAhead
 from pipeline.data.read_ahead.demand import Training
 from pipeline.data.resident import RankBoxes, ResidentImages
 from pipeline.data.targets import TargetReader
-from pipeline.data.training_set import open_training_set
+from pipeline.data.training_set import TrainingSet, open_training_set
 from pipeline.data.workers import Makes, Pinnable, numbered, start_fork_server
 from pipeline.recipe.data import Data
 
@@ -48,7 +49,7 @@ class Loader:
 
     Raises:
         UserError: if the dataset is not sealed or smaller than a batch, or the ranks do not divide the batch;
-            or, see `ResidentImages`, if the images cannot be resident.
+            or, see `ResidentImages`, if the images cannot be resident; or videos cannot be decoded here.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class Loader:
         positions: bool = False,
     ) -> None:
         self._workers, self._device = workers, device
+        if data.is_of_clips:
+            library_versions()  # or it says what to install
         if workers:
             start_fork_server()  # its imports take as long as all that follows
         self.training_set = open_training_set(data)
@@ -90,21 +93,7 @@ class Loader:
         self._cache, self._node, self._uses = cache, node or Node.alone(rank), 0
         of_node = (rank_rows(data.batch_size, rank=r, world_size=world_size) for r in self._node.ranks)
         self._demand = Training(order, self.training_set.counts, tuple(of_node), copies)
-        self._identity = {
-            "root": dataset.root,
-            "view": data.view,
-            "samples": order.samples,
-            "seed": order.seed,
-            "batch_size": order.batch_size,
-            "lanes": order.lanes,
-            "window": order.window,
-        }
-        if self.training_set.tags is not None:
-            self._identity["tags"] = self.training_set.tags.sha256
-        if copies is not None:
-            self._identity["images"] = len(dataset)
-        if targets:  # their codes are those of the tags, or of the root's vocabulary
-            self._identity["targets"] = "labels" if self.training_set.tags is None else "tags"
+        self._identity = order_identity(self.training_set, order, data, targets=targets)
         self._step = 0
         self.steps_per_epoch = order.steps_per_epoch
         self._images: ResidentImages | None = None
@@ -189,3 +178,23 @@ class Loader:
         if positions is not None:
             positions = positions.to(self._device, non_blocking=True)
         return replace(inputs, number=batch.number, targets=targets, positions=positions)
+
+
+def order_identity(training_set: TrainingSet, order: Order, data: Data, *, targets: bool) -> dict[str, Any]:
+    """What the batches of a run follow from: JSON values."""
+    identity: dict[str, Any] = {
+        "root": training_set.dataset.root,
+        "view": data.view,
+        "samples": order.samples,
+        "seed": order.seed,
+        "batch_size": order.batch_size,
+        "lanes": order.lanes,
+        "window": order.window,
+    }
+    if training_set.tags is not None:
+        identity["tags"] = training_set.tags.sha256
+    if training_set.copies is not None:
+        identity["images"] = len(training_set.dataset)
+    if targets:  # their codes are those of the tags, or of the root's vocabulary
+        identity["targets"] = "labels" if training_set.tags is None else "tags"
+    return identity

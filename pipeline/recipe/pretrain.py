@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -88,8 +88,18 @@ class Optim(Section):
         return self
 
 
-# Of `train`: these change no number beyond rounding, and may be others when a run goes on.
-LAYOUT = ("strategy", "shard_ranks", "cpu_offload", "activation_checkpointing", "compile")
+# Of `train`, what may be other when a run goes on: how it lies on its ranks, which changes no number beyond
+# rounding, and when its guard gives up.
+STEERING = (
+    "strategy",
+    "shard_ranks",
+    "cpu_offload",
+    "activation_checkpointing",
+    "compile",
+    "max_skipped_steps",
+    "spike_deviations",
+    "max_rollbacks",
+)
 
 
 class Train(Section):
@@ -222,6 +232,8 @@ class PretrainRecipe(Section):
     """Everything `submit pretrain` and `submit finetune` need. `audio_trunk` is AVID's second, for sound."""
 
     unwritten: ClassVar[frozenset[str]] = frozenset({"audio_trunk"})
+
+    steers: ClassVar[dict[str, Any]] = {"run": True, "probe": True, "train": set(STEERING)}
 
     seed: NonNegativeInt = 0
     data: Data

@@ -126,6 +126,15 @@ class SubsetRecipe(Section):
     run: Machine = Machine()
 
 
+class DedupRecipe(Section):
+    """The input `data` without duplicates, and without what equals or looks like an image of the input
+    `against`; `hamming` as `ingest dedup` has it, null for equal bytes only.
+    """
+
+    hamming: Annotated[int, Field(ge=0)] | None = 4
+    run: Machine = Machine()
+
+
 class CheckpointRecipe(Section):
     """A checkpoint of a run: the folder `RUN/checkpoints/step-…`."""
 

@@ -11,13 +11,14 @@ from typing import Any
 from markupsafe import Markup
 
 from cluster.errors import UserError
-from cluster.json_rows import read_rows
+from cluster.json_rows import Row, read_rows
 from cluster.typed_yaml import load_recipe
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.stages import CompareRecipe
 from pipeline.report.curve import Curve, thinning
 from pipeline.report.figures import TONES, Series, line_chart
 from pipeline.report.page import environment
+from pipeline.train.branch import Parent, read_parent
 from pipeline.train.metrics import COLLAPSED_BELOW, signs_of_collapse
 
 # Key in metrics.jsonl, title, unit, meaning.
@@ -48,7 +49,8 @@ class ComparedRun:
         differs: dotted key of the recipe → value, of the keys that are not the same in all runs.
         last: metric → its last value, and the step that the run has come to.
         collapse: what is a sign of collapse, if anything.
-        curves: metric → its values over the steps, of the metrics of PANELS.
+        curves: metric → its values over the steps, of the metrics of PANELS; of a branch from where it left.
+        branch: where that was, for people; "" of a run that began at the start.
     """
 
     name: str
@@ -57,6 +59,7 @@ class ComparedRun:
     last: dict[str, Any]
     collapse: list[Sign]
     curves: dict[str, Curve]
+    branch: str
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the curves."""
@@ -162,8 +165,11 @@ def _read_run(name: str, folder: Path, recipe: PretrainRecipe) -> ComparedRun:
     last: dict[str, Any] = {}
     collapse: dict[str, Sign] = {}
     curves = {key: Curve() for key, *_ in PANELS}
+    parent = read_parent(folder)
+    for key, point in _where_it_left(parent).items() if parent else ():
+        curves[key].add(*point)
     for row in read_rows(path) if path.is_file() else ():
-        values = {k: v for k, v in row.items() if isinstance(v, int | float) and abs(v) < _TOO_LARGE}
+        values = _numbers(row)
         step = values.get("step")
         if not isinstance(step, int):
             raise UserError(f"{path} is damaged: a row of it has no step; remove that line")
@@ -182,7 +188,28 @@ def _read_run(name: str, folder: Path, recipe: PretrainRecipe) -> ComparedRun:
         last=last,
         collapse=list(collapse.values()),
         curves=curves,
+        branch=f"{Path(parent.run).name}, step {parent.step}" if parent else "",
     )
+
+
+def _where_it_left(parent: Parent) -> dict[str, tuple[int, float]]:
+    """metric → the last step of a branch's parent, and the value there, before they part; nothing if the
+    parent is not there any more.
+    """
+    path = Path(parent.run) / "metrics.jsonl"
+    found: dict[str, tuple[int, float]] = {}
+    for row in read_rows(path) if path.is_file() else ():
+        values = _numbers(row)
+        step = int(values.get("step", 0))
+        if step > parent.step:
+            break
+        found |= {key: (step, values[key]) for key, *_ in PANELS if key in values}
+    return found
+
+
+def _numbers(row: Row) -> dict[str, int | float]:
+    """What of a row can be drawn."""
+    return {k: v for k, v in row.items() if isinstance(v, int | float) and abs(v) < _TOO_LARGE}
 
 
 def _recipe(folder: Path) -> PretrainRecipe:

@@ -25,6 +25,8 @@ from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, n
 from pipeline.report.page import environment
 from pipeline.report.prototypes import prototype_gallery
 from pipeline.report.scores import SCORED_TRUNKS, scores_given
+from pipeline.train.branch import read_parent
+from pipeline.train.steering import read_changes
 from pipeline.transfer.evaluations import EVALUATIONS
 from pipeline.transfer.features import Features, load_features
 
@@ -91,6 +93,8 @@ def build_report(
             provenance=provenance,
             feature_dim=trained[0].x.shape[1],
             hardware=hardware(run),
+            parent=read_parent(run),
+            changes=read_changes(run),
             machine=inputs["run"].receipt.machine,
             wall=inputs["run"].receipt.seconds,
             stages=stages_of(inputs),

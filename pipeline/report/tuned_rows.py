@@ -40,7 +40,7 @@ class Row:
         name: the role, without its seed. roles: of each training. scores: its accuracy, a fraction.
         top1, interval: over the seeds by Student's t, of one training over the test images by Wilson.
         method: of the pretraining, for people. images: what it had. images_seen: with repetitions.
-        tagged_share: of the images, those with hashtags, where it learned from these.
+        tagged_share: of the images, those with hashtags, where it was shown no others.
         gmac: multiply-adds in 10^9 of a test image.
         gpu_hours: of a pretraining and its fine-tuning; mean over the seeds.
         linear: accuracy of a linear probe of the same trunk; mean over the seeds.
@@ -204,7 +204,7 @@ def _pretraining(trunk: Input | None, gpu_hours: float) -> dict[str, Any]:
     except ValidationError:
         return unknown | {"method": str(found.get("method") or found.get("what", "not known"))}
     return {
-        "method": "Hashtags" if tags else recipe.method.title,
+        "method": "Hashtags" if tags and recipe.method.supervised else recipe.method.title,
         "images": found.get("images", found.get("samples")),
         "images_seen": found["steps"] * recipe.data.batch_size * recipe.train.accumulate,
         "tagged_share": tags.receipt.metrics.get("tagged_share") if tags else None,

@@ -16,6 +16,7 @@ from pipeline.recipe.stages import (
     CompareRecipe,
     CrossModalRecipe,
     DatasetRecipe,
+    DedupRecipe,
     EmbeddingsRecipe,
     ExportRecipe,
     FeaturesRecipe,
@@ -67,13 +68,22 @@ KINDS: dict[str, Kind] = {
         inputs=frozenset({"data"}),
         outside=Later("pipeline.stages.data:subset_identity"),
     ),
+    "dedup": Kind(
+        recipe=DedupRecipe,
+        run=Later("pipeline.stages.data:dedup"),
+        inputs=frozenset({"data"}),
+        optional=frozenset({"against"}),
+    ),
     "checkpoint": Kind(
         recipe=CheckpointRecipe,
         run=Later("pipeline.stages.data:checkpoint"),
         outside=Later("pipeline.stages.data:checkpoint_identity"),
     ),
     "hashtags": Kind(
-        recipe=HashtagsRecipe, run=Later("pipeline.stages.data:hashtags"), inputs=frozenset({"data"})
+        recipe=HashtagsRecipe,
+        run=Later("pipeline.stages.data:hashtags"),
+        inputs=frozenset({"data"}),
+        optional=frozenset({"classes"}),
     ),
     "pretrain": Kind(
         recipe=PretrainRecipe,
@@ -82,6 +92,7 @@ KINDS: dict[str, Kind] = {
         resources=lambda recipe, gpus: resources_for(recipe.run, gpus_per_node=gpus),
         inputs=frozenset({"data"}),
         optional=frozenset({"probe_train", "probe_test", "tags", "start"}),
+        watching=frozenset({"probe_train", "probe_test"}),
     ),
     "finetune": Kind(
         recipe=PretrainRecipe,

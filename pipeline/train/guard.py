@@ -43,11 +43,14 @@ class Suspect:
 
 
 class Diverged(UserError):  # noqa: N818
-    """So many steps in a row were skipped, up to `step`, that the weights themselves must be to blame."""
+    """So many steps in a row were skipped, up to `step`, that the weights themselves must be to blame.
 
-    def __init__(self, message: str, *, step: int) -> None:
+    `spiked`: their losses were finite, and leapt.
+    """
+
+    def __init__(self, message: str, *, step: int, spiked: bool) -> None:
         super().__init__(message)
-        self.step = step
+        self.step, self.spiked = step, spiked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +163,10 @@ class Guard:
         if self._world.is_first:
             logger.warning("step %d skipped: %s (%s)", step, why, named)
         if self.in_a_row >= self._max_skipped:
-            remedy = "raise train.spike_deviations" if self.spiked else "use train.precision=fp32"
             raise Diverged(
-                f"{why} in {self.in_a_row} steps in a row, up to step {step} "
-                f"({named}): lower optim.lr, set optim.clip_norm, or {remedy}",
+                f"{why} in {self.in_a_row} steps in a row, up to step {step} ({named})",
                 step=step,
+                spiked=self.spiked,
             )
         return everyone
 

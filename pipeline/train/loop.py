@@ -240,9 +240,10 @@ def roll_back(t: Training, failure: Diverged) -> Training:
     to = t.checkpoints.newest(lambda state: state["guard"]["in_a_row"] == 0)
     before = t.guard.rollbacks
     if to is None or len(before) >= t.recipe.train.max_rollbacks:
-        raise failure
+        raise UserError(f"{failure}: {remedies(t.recipe, t.run.path, to, failure)}") from failure
     if any(back.to_step == to for back in before):
-        raise UserError(f"other data after step {to} did not help: {failure}") from failure
+        remedy = remedies(t.recipe, t.run.path, to, failure)
+        raise UserError(f"other data after step {to} did not help: {failure}: {remedy}") from failure
     t.checkpoints.forget_after(to)
     state = t.checkpoints.load()
     if state is None:
@@ -260,6 +261,25 @@ def roll_back(t: Training, failure: Diverged) -> Training:
         # With the step that follows: a run killed before its next checkpoint goes back, and says so, again.
         t.metrics.log(state["step"] + 1, {"rollback": {"to": state["step"], "from": failure.step}})
     return replace(t, step=state["step"], stragglers=Stragglers(t.world, step=state["step"]))
+
+
+def remedies(recipe: PretrainRecipe, folder: Path, saved: int | None, failure: Diverged) -> str:
+    """What may help against a divergence, as commands that are accepted.
+
+    Args:
+        saved: the step of the checkpoint to branch from, if there is one.
+    """
+    changes = [f"optim.lr={recipe.optim.lr / 2:g}", f"optim.clip_norm={(recipe.optim.clip_norm or 2) / 2:g}"]
+    if recipe.train.precision in ("bf16", "fp16") and not failure.spiked:
+        changes.append("train.precision=fp32")
+    choice = f"{', '.join(changes[:-1])} or {changes[-1]}"
+    if saved is None:
+        begin = "it has saved no step before: begin again, under another --run"
+    else:
+        begin = f"branch off before it, by `submit pretrain --from {folder}/checkpoints/step-{saved:08d}`"
+    higher = f"train.spike_deviations={2 * recipe.train.spike_deviations:g}"
+    spike = f"; or go on with the same command and {higher}, if that is no divergence"
+    return f"{begin}, with {choice}{spike if failure.spiked else ''}"
 
 
 def save(t: Training, done: int, *, wait: bool) -> None:

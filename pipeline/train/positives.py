@@ -42,7 +42,8 @@ class Positives:
     Args:
         method: whose `positives` are filled in.
         run: the run folder.
-        steps_per_epoch: of the optimizer; they are sought before step 0, and after so many epochs each.
+        steps_per_epoch: of the optimizer; they are sought before the first step, and again every so many
+            epochs.
 
     Attributes:
         health: numbers of the bank and of the positives, as they were when these were sought.
@@ -66,7 +67,7 @@ class Positives:
         Raises:
             UserError: at the start, if the bank has no neighbourhoods to seek in; or if they cannot be kept.
         """
-        if step % self._every:
+        if step % self._every and self._method.positives is not None:
             return
         method, section, bank = self._method, self._section, self._method.bank
         tiles = 0

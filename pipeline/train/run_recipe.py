@@ -8,20 +8,20 @@ import platform
 import socket
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
-from pydantic import ValidationError
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.run.source import source_version
 from cluster.typed_yaml import read_yaml
 from ingest.dataset.open import open_dataset
+from ingest.video.container import library_versions
 from pipeline.data.training_set import TrainingSet, open_training_set
 from pipeline.recipe.method import Classification
-from pipeline.recipe.pretrain import LAYOUT, PretrainRecipe
+from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.train.steering import check_may_go_on, record_change
 from pipeline.transfer.predict import check_test_set
 
 
@@ -71,56 +71,15 @@ def count_classes(recipe: PretrainRecipe, training_set: TrainingSet) -> Pretrain
 
 
 def adopt(recipe: PretrainRecipe, folder: Path) -> None:
-    """Write recipe.yaml into a new run folder, or make sure that the one there means the same training.
+    """Write recipe.yaml into a new run folder; or go on in one, and record what is other than before.
 
     Raises:
-        UserError: naming every key that differs. The `run` section may differ, it changes no number; and how
-            the training lies on its ranks, which changes none beyond rounding.
+        UserError: naming every key that differs and may not: see `pipeline.train.steering`.
     """
-    check_same_recipe(recipe, folder)
+    if changed := check_may_go_on(recipe, folder):
+        record_change(folder, changed)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "recipe.yaml", to_yaml(recipe))
-
-
-def check_same_recipe(recipe: PretrainRecipe, folder: Path) -> None:
-    """Refuse to go on in a folder that holds another recipe; a folder without one is new."""
-    if not (folder / "recipe.yaml").is_file():
-        return
-    there, here = _with_defaults(read_yaml(folder / "recipe.yaml")), recipe.model_dump(mode="json")
-    different = differing_keys(_numbers(there), _numbers(here))
-    if different:
-        raise UserError(
-            f"{folder} holds a run with another recipe ({'; '.join(different)}): "
-            "give the same recipe to go on with it, or another --run"
-        )
-
-
-def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved recipe with the keys that have come since, at their defaults, which train as it was trained."""
-    try:
-        return PretrainRecipe.model_validate(saved).model_dump(mode="json")
-    except ValidationError:
-        return saved  # of keys that are gone: what differs is named
-
-
-def _numbers(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What of a recipe decides on the numbers."""
-    train = {key: value for key, value in recipe["train"].items() if key not in LAYOUT}
-    return recipe | {"run": None, "test": None, "train": train}
-
-
-def differing_keys(there: Any, here: Any, key: str = "") -> list[str]:
-    """What differs between two trees of plain values, as "optim.lr is 0.3 there, 0.6 here"."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        pairs = [(name, there.get(name), here.get(name)) for name in sorted(there.keys() | here.keys())]
-    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        pairs = [(str(index), *pair) for index, pair in enumerate(zip(there, here, strict=True))]
-    else:
-        return [] if there == here else [f"{key} is {there!r} there, {here!r} here"]
-    found = []
-    for name, one, other in pairs:
-        found += differing_keys(one, other, f"{key}.{name}" if key else name)
-    return found
 
 
 def to_yaml(recipe: PretrainRecipe) -> str:
@@ -128,8 +87,10 @@ def to_yaml(recipe: PretrainRecipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=110)
 
 
-def record_attempt(folder: Path, *, ranks: int, device: str) -> None:
-    """Add a line to attempts.jsonl: which code ran, where, on what."""
+def record_attempt(folder: Path, *, ranks: int, device: str, of_clips: bool = False) -> None:
+    """Add a line to attempts.jsonl: which code ran, where, on what; and if videos are read, what decodes
+    them, for releases of FFmpeg give other samples of the same sound.
+    """
     values = {
         "time": time.time(),
         "host": socket.gethostname(),
@@ -139,6 +100,8 @@ def record_attempt(folder: Path, *, ranks: int, device: str) -> None:
         "torch": torch.__version__,
         **source_version(),
     }
+    if of_clips:
+        values["decoder"] = library_versions()
     with (folder / "attempts.jsonl").open("a") as file:
         file.write(json.dumps(values) + "\n")
 

@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from cluster.atomic_file import write_atomically
+from cluster.errors import UserError
 from cluster.hang.watchdog import Watchdog
 from cluster.host import node_name
 from cluster.rank.torch_dist import World
@@ -27,6 +28,7 @@ from pipeline.methods.method import HasPositives, Method
 from pipeline.parallel.engine import Engine
 from pipeline.parallel.parallelize import parallelize
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.train.branch import read_parent
 from pipeline.train.guard import Guard
 from pipeline.train.length import optimizer_steps
 from pipeline.train.loss_scale import LossScale
@@ -99,7 +101,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         adopt(recipe, folder)
         if recipe.method.supervised:
             write_atomically(folder / CLASSES, json.dumps(loader.training_set.classes) + "\n")
-        record_attempt(folder, ranks=world.size, device=str(world.device))
+        record_attempt(folder, ranks=world.size, device=str(world.device), of_clips=recipe.data.is_of_clips)
     if recipe.data.audio is not None:
         loader.normalise_sound(sound_of_run(recipe, folder, world))
     submitted_to = folder / "site.yaml"
@@ -137,8 +139,18 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         scale.load(state["loss_scale"])
         guard.load(state["guard"])
         if positives is not None:
-            positives.load(state["positives"])
+            positives.load(state.get("positives"))
+        if state["step"] > total_steps:
+            raise UserError(
+                f"the run has saved step {state['step']}, and is to have {total_steps}: raise train.epochs, "
+                "or branch from an older checkpoint with `submit pretrain --from`"
+            )
         logger.info("going on from step %d of %d", state["step"], total_steps)
+    elif (parent := read_parent(folder)) is not None:
+        raise UserError(
+            f"{folder} is a branch of {parent.run} at step {parent.step}, and no checkpoint of it is whole: "
+            "remove it, and branch from another one"
+        )
     else:
         _begin(recipe, folder, method, loader, world)
     step = 0 if state is None else state["step"]

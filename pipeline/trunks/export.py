@@ -182,7 +182,7 @@ def _provenance(run: Path, checkpoint: Path, recipe: PretrainRecipe) -> dict[str
     learnt_from = f"labelled {things}" if recipe.method.supervised else f"{things} without labels"
     last = _last_row(run / "metrics.jsonl", up_to_step=state["step"])
     attempt = _last_row(run / "attempts.jsonl")
-    warm = run / "init_from.json"
+    warm, parent = run / "init_from.json", run / "parent.json"
     return {
         "what": f"trained on {learnt_from}",
         "method": recipe.method.name,
@@ -191,6 +191,7 @@ def _provenance(run: Path, checkpoint: Path, recipe: PretrainRecipe) -> dict[str
         "images": state["loader"].get("images", state["loader"]["samples"]),  # fewer, if some are repeated
         "steps": state["step"],
         "init_from": json.loads(warm.read_text())["sha256"] if warm.is_file() else None,
+        "parent": json.loads(parent.read_text()) if parent.is_file() else None,
         "version": attempt.get("version"),
         "commit": attempt.get("commit", "unknown"),
         "uncommitted_changes": attempt.get("dirty"),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cluster.typed_yaml import Section
 from ingest.dataset.open import Dataset
+from ingest.video.container import library_versions
 from pipeline.data.clip.media import Media, opened
 from pipeline.data.clip.pictures import pictures
 from pipeline.data.clip.sound import waveform
@@ -110,8 +111,10 @@ def clip_batches(
         cache: where the node's readers share what they know of the dataset, and what is read ahead.
 
     Raises:
-        UserError: a sample cannot be shown; unlike training, an evaluation takes no substitutes.
+        UserError: a sample cannot be shown, for unlike training, an evaluation takes no substitutes; or PyAV
+            is not installed.
     """
+    library_versions()  # or it says what to install
     each = 0 if clip is None else 3 * clip.frames * clip.pictures.image_size**2
     each += 0 if audio is None else 4 * audio.audio.samples
     shown = shown_batches(

@@ -42,23 +42,28 @@ def test_every_kind_names_functions_that_exist_and_fit(name: str) -> None:
 # A key that changes makes every result of a graph anew, weeks of training among them: whoever changes one on
 # purpose records the new one here, and says so in the CHANGELOG.
 KEYS = {
-    "avid": "f9f251081a965498",
-    "avid_demo": "4270444dd63a029e",
-    "cifar10": "78a459bf6a506f00",
-    "cifar10_cpu": "d0a4101f8d3b153d",
-    "collapse": "96b70fa621845474",
-    "demo": "2481dc5f3165b715",
+    "avid": "3f7f221e844b071c",
+    "avid_demo": "a0bf5b71862f24ba",
+    "cifar10": "2781ec92e8b6ed16",
+    "cifar10_cpu": "97a9ee88f8d361d1",
+    "collapse": "fcca985d6d2b6818",
+    "demo": "df4998ec2931ba55",
     "evals": "fefc1eca673437ec",
-    "seer": "4cc6bdbdd57353ae",
-    "transfer": "1daf49aacd30b299",
+    "evals_finetune": "4d18fbbbb5187823",
+    "seer": "0c26352f830803e3",
+    "transfer": "4b365db27f664e51",
+    "weak_supervision": "f6acf77fe5fa4b9e",
+    "weak_supervision_cifar10": "851b07c77ea83da0",
 }
 
 
+def kinds_without_files() -> dict[str, Kind]:
+    return {kind: replace(found, outside=lambda recipe: "") for kind, found in KINDS.items()}
+
+
 def keys_of(name: str, *overrides: str) -> dict[str, str]:
-    kinds: dict[str, Kind] = {
-        kind: replace(found, outside=lambda recipe: "") for kind, found in KINDS.items()
-    }
-    return {stage.name: stage.key for stage in build_graph(load_dag(name, list(overrides)), kinds)}
+    graph = build_graph(load_dag(name, list(overrides)), kinds_without_files())
+    return {stage.name: stage.key for stage in graph}
 
 
 def test_features_are_others_for_images_that_are_resized_otherwise() -> None:
@@ -73,3 +78,17 @@ def test_the_stages_of_a_shipped_graph_keep_their_keys(name: str) -> None:
     keys = keys_of(name)
     digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:16]
     assert digest == KEYS[name], keys
+
+
+@pytest.mark.parametrize("name", ["weak_supervision", "weak_supervision_cifar10"])
+def test_the_arms_of_weak_supervision_differ_in_what_is_compared_alone(name: str) -> None:
+    stages = {stage.name: stage for stage in build_graph(load_dag(name, []), kinds_without_files())}
+    arms = [stage for stage in stages.values() if stage.kind_name == "pretrain"]
+    assert len({str(arm.recipe.trunk) for arm in arms}) == 1
+    assert len({arm.recipe.train.steps * arm.recipe.data.batch_size for arm in arms}) == 1
+    assert {arm.inputs["data"].stage.name for arm in arms} == {"clean"}  # without the test set's images
+    tuned = [stage for stage in stages.values() if stage.kind_name == "finetune"]
+    assert len(tuned) == len(arms)
+    assert len({stage.recipe.model_copy(update={"seed": 0}).model_dump_json() for stage in tuned}) == 1
+    shown = {origin.stage.name for origin in stages["figures"].inputs.values()}
+    assert shown == {stage.name for stage in stages.values() if stage.kind_name in ("finetune", "linear")}

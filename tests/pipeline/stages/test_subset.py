@@ -14,7 +14,7 @@ from cluster.errors import UserError
 from cluster.job import Resources
 from pipeline.dag.ensure import ensure
 from pipeline.dag.stage import Input, Origin, Stage, Work
-from pipeline.recipe.stages import DatasetRecipe, SubsetRecipe
+from pipeline.recipe.stages import DatasetRecipe, DedupRecipe, SubsetRecipe
 from pipeline.stages.inputs import opened
 from pipeline.stages.kinds import KINDS
 from pipeline.stages.training import train_job
@@ -75,6 +75,30 @@ def test_a_training_sees_the_subset_and_no_view_of_its_recipe_with_it(tmp_path: 
     assert trained["data"]["view"] == few.receipt.metrics["view"]
     with pytest.raises(UserError, match=r"data.view is other and the input `data` is a subset already"):
         train_job(job(data__view="other"), Resources())
+
+
+def test_duplicates_and_images_of_a_test_set_are_left_out(tmp_path: Path, data: Path) -> None:
+    few = stages(tmp_path, data, per_label=3)
+    whole = few.inputs["data"]
+    half = make_dataset(tmp_path / "half", images=48)  # the first of them
+    test = replace(whole.stage, name="test", recipe=DatasetRecipe(path=str(half)))
+
+    def clean(**inputs: Origin) -> Stage:
+        recipe = DedupRecipe.model_validate({"hamming": None, "run": {"workers": 1}})
+        return Stage(
+            name="clean",
+            kind_name="dedup",
+            kind=KINDS["dedup"],
+            recipe=recipe,
+            inputs={"data": whole, **inputs},
+            root=tmp_path,
+        )
+
+    assert made(clean()).receipt.metrics["kept"] == 96  # each is another
+    without = made(clean(against=Origin(stage=test, path="data"))).receipt.metrics
+    assert (without["kept"], without["of_evaluation"]) == (48, 48)
+    part = made(replace(clean(), inputs={"data": Origin(stage=few, path="data")}))
+    assert set(opened(part).unit_keys(0)) == set(opened(made(few)).unit_keys(0))
 
 
 def test_a_subset_of_nothing_is_told(tmp_path: Path, data: Path) -> None:
