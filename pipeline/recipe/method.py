@@ -175,6 +175,7 @@ class AVID(Section):
 
     title: ClassVar[str] = "AVID"
     supervised: ClassVar[bool] = False
+    remembers: ClassVar[bool] = True
     name: Literal["avid"]
     head: Head
     temperature: PositiveFloat = 0.07

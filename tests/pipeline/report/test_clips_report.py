@@ -49,7 +49,8 @@ TINY = [
     "stages.cma.recipe.method.cma.least_agreement=0",
     *(f"stages.features_{name}.recipe.videos.windows=2" for name in ("video", "audio")),
     *(
-        f"stages.few_shot_{name}{trunk}.recipe.draws=2"
+        f"stages.{scored}_{name}{trunk}.recipe.{word}"
+        for scored, word in (("few_shot", "draws=2"), ("knn", "k=[5]"))
         for name in ("video", "audio")
         for trunk in ("", "_cma", "_random")
     ),
