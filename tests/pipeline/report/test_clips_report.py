@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 from in_this_process import InThisProcess
@@ -17,8 +18,15 @@ from ingest.dataset.open import open_dataset
 from pipeline.dag.graph import build_graph, run_graph
 from pipeline.dag.recipe import load_dag
 from pipeline.dag.stage import Receipt
+from pipeline.models.classifier import Classifier, LinearHead
+from pipeline.recipe.stages import Windows
+from pipeline.recipe.transfer import PredictRecipe
+from pipeline.report.clip_scores import score_rows
 from pipeline.stages.kinds import KINDS
+from pipeline.transfer.extract import at_layer, extract_features
 from pipeline.transfer.features import load_features
+from pipeline.transfer.predict import predict
+from pipeline.trunks.classifier import ClassifierSpec, ExportedClassifier
 from pipeline.trunks.files import load_trunk, read_spec
 
 TINY = [
@@ -100,9 +108,6 @@ def test_both_trunks_are_exported_and_take_the_bytes_of_a_video(
 def test_features_are_means_over_windows_whatever_is_asked_of_a_trunk_at_once(
     ended: tuple[Path, dict[str, Receipt]],
 ) -> None:
-    from pipeline.recipe.stages import Windows
-    from pipeline.transfer.extract import at_layer, extract_features
-
     latest, _ = ended
     trunk = load_trunk(latest / "trunk_audio")
     dataset = open_dataset(latest / "test")
@@ -126,8 +131,37 @@ def test_features_are_means_over_windows_whatever_is_asked_of_a_trunk_at_once(
     assert layer.x.shape == (48, trunk.feature_dim * 16)
 
 
-def test_a_report_without_scores_is_refused() -> None:
-    from pipeline.report.clip_scores import score_rows
+def test_what_a_classifier_says_of_a_video_is_the_mean_over_its_windows(
+    ended: tuple[Path, dict[str, Receipt]],
+) -> None:
+    latest, _ = ended
+    trunk, dataset = load_trunk(latest / "trunk_video"), open_dataset(latest / "test")
+    each = extract_features(
+        trunk,
+        dataset,
+        preprocessing=trunk.preprocessing,
+        workers=0,
+        device=torch.device("cpu"),
+        videos=Windows(windows=3, each=True),
+    )
+    head = LinearHead(trunk.feature_dim, len(each.classes), deviation=1.0)
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
+    spec = ClassifierSpec(
+        architecture=trunk.spec.architecture,  # type: ignore[arg-type]
+        preprocessing=trunk.preprocessing,
+        feature_dim=trunk.feature_dim,
+        classes=each.classes,
+    )
+    classifier = ExportedClassifier(Classifier(trunk.network, head), spec).eval()
+    rows = predict(
+        classifier, dataset, PredictRecipe(windows=3), workers=0, device=torch.device("cpu")
+    ).to_pydict()
+    with torch.no_grad():
+        expected = head(each.x).softmax(1).unflatten(0, (-1, 3)).mean(1)
+    np.testing.assert_allclose(rows["probability"], expected.amax(1), rtol=1e-5)
+    assert [top[0] for top in rows["top"]] == [each.classes[index] for index in expected.argmax(1)]
 
+
+def test_a_report_without_scores_is_refused() -> None:
     with pytest.raises(UserError, match="give it one input at least, such as knn_video"):
         score_rows({})
