@@ -153,6 +153,31 @@ def predict(  # noqa: PLR0917 -- typer passes by name
     _print_scores(summarise(predictions), as_json=as_json)
 
 
+def cross_modal(  # noqa: PLR0917 -- typer passes by name
+    run: Annotated[Path, typer.Argument(help="The folder of a run of AVID.")],
+    data: Annotated[str, typer.Option("--data", help="A sealed dataset of labelled videos.")],
+    view: Annotated[str | None, typer.Option("--view", help="A view of --data.")] = None,
+    windows: WindowCount = 10,
+    workers: Workers = 2,
+    device: Device = "auto",
+    as_json: Json = False,
+    trust: Trust = False,
+) -> None:
+    """Say how often the sound of a video is the nearest of all to its picture, and the other way round."""
+    from cluster.rank.torch_dist import choose_device
+    from ingest.dataset.open import open_dataset
+    from pipeline.transfer.cross_modal import cross_modal as score
+    from pipeline.transfer.embed import embed_videos
+    from pipeline.trunks.embedder import load_embedder
+
+    if run.is_dir() and not trust:
+        refuse_untrusted(run, CHECKPOINTS, groups=users_site().trusted_groups)
+    where = choose_device(device)
+    dataset = open_dataset(data, view=view)
+    video, audio = embed_videos(load_embedder(run), dataset, windows=windows, workers=workers, device=where)
+    _print_scores(score(video.x, audio.x, device=where).metrics(), as_json=as_json)
+
+
 def _print_scores(scores: dict[str, float], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(scores))

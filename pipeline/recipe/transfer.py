@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -92,7 +92,8 @@ class RetrieveRecipe(Section):
 
 
 class Predict(Section):
-    """A classifier on a labelled test set; every image is shown once, as `submit export` has written down.
+    """A classifier on a labelled test set; every image is shown once, as `submit export` has written down. Of
+    a video so many `windows` are shown, 10 by default, and what is said of them is averaged.
 
     `classes` is a CSV file with the columns label and class: which classes are right for a label of the test
     set, several in several rows, where they are not called the same. With `only_shared` the classifier may
@@ -100,8 +101,11 @@ class Predict(Section):
     of the 1,000.
     """
 
+    unwritten: ClassVar[frozenset[str]] = frozenset({"windows"})
+
     classes: str | None = None
     only_shared: bool = False
+    windows: PositiveInt | None = None
     batch_size: PositiveInt = 256
 
 

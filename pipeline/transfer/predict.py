@@ -22,13 +22,14 @@ from cluster.errors import UserError
 from cluster.rank.torch_dist import World
 from cluster.wording import visible
 from ingest.dataset.open import Dataset
-from pipeline.data.evaluation import image_batches, normalise
 from pipeline.data.node_cache import CachePlace
+from pipeline.data.shown import shown_inputs
 from pipeline.recipe.transfer import Predict
 from pipeline.transfer.scores import with_interval
 from pipeline.trunks.classifier import ExportedClassifier
 
 TOP = 5
+WINDOWS = 10  # of a video, if nothing is said
 # A row for each image: its labels; the likeliest classes and the first one's probability; and the place among
 # them of the first that is right, 0 if that is the likeliest, -1 if none is.
 SCHEMA = pa.schema(
@@ -139,12 +140,13 @@ def predict(
     right_for = [np.concatenate([answers.right[names[code]] for code in of_one]) for of_one in labels]
     allowed = answers.allowed.to(device)
     view = classifier.spec.preprocessing
-    batches = image_batches(
+    batches = shown_inputs(
         dataset,
         positions,
-        preprocessing=view,
+        view,
+        windows=recipe.windows or WINDOWS,
         workers=workers,
-        pin_memory=device.type == "cuda",
+        device=device,
         batch_size=recipe.batch_size,
         cache=cache,
     )
@@ -152,8 +154,9 @@ def predict(
     with torch.inference_mode():
         for number, batch in enumerate(batches, start=1):
             busy(f"predicting, batch {number}")
-            logits = classifier(normalise(batch.images, view, device)).float()
+            logits = classifier(batch.inputs).float()
             shares = logits.masked_fill(~allowed, -torch.inf).softmax(1)
+            shares = shares.unflatten(0, (len(batch.keys), -1)).mean(1)  # over the windows of a video
             best = shares.topk(min(TOP, int(allowed.sum())), dim=1)
             keys.append(batch.keys.numpy().copy())
             tops.append(best.indices.cpu().numpy())
