@@ -27,6 +27,8 @@ class Evaluation:
         title, column: what the report calls it, in full and in a table.
         explained: how it works, for the report; a metric of the trained trunk may stand in braces.
         several_labels: whether images may have several labels, and labels to ignore.
+        refusing: "package.module:function", of a recipe and the number of training images, which refuses
+            what can be seen to fail without looking at them.
         metric: what it finds out, and with `_low` and `_high` the ends of its interval.
     """
 
@@ -37,7 +39,13 @@ class Evaluation:
     column: str
     explained: str
     several_labels: bool = False
+    refusing: str | None = None
     metric: str = "top1"
+
+    def refuse(self, recipe: Section, train_samples: int) -> None:
+        """Raise UserError if the recipe cannot be followed with so many training images."""
+        if self.refusing is not None:
+            import_function(self.refusing)(recipe, train_samples)
 
     def score(self, train: Features, test: Features, recipe: Section, *, device: torch.device) -> Scores:
         """Score test features by training features.
@@ -57,6 +65,7 @@ EVALUATIONS: dict[str, Evaluation] = {
         title="Nearest neighbours",
         column="kNN",
         explained="the {k} most similar training images vote, by cosine similarity",
+        refusing="pipeline.transfer.knn:refuse_recipe",
     ),
     "linear": Evaluation(
         recipe=LinearRecipe,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from pipeline.data.node_cache import CachePlace
 from pipeline.recipe.stages import FeaturePrecision
 from pipeline.transfer.features import Features, FeatureWriter
 from pipeline.transfer.labels import classes_of
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 256
 
@@ -40,13 +43,18 @@ class _Sought:
             )
         positions = evenly_spaced(len(dataset), limit)
         classes, y = classes_of(dataset, positions, several_labels=several_labels)
-        keys = np.concatenate([dataset.unit_keys(unit) for unit in range(len(dataset.units))])
+        keys = _keys(dataset)
         return cls(
             positions=positions,
             y=torch.from_numpy(y),
-            keys=torch.from_numpy(keys[positions].astype(np.int64)),
+            keys=torch.from_numpy(keys[positions]),
             classes=classes,
         )
+
+
+def _keys(dataset: Dataset) -> NDArray[np.int64]:
+    keys = np.concatenate([dataset.unit_keys(unit) for unit in range(len(dataset.units))])
+    return keys.astype(np.int64)
 
 
 def extract_features(
@@ -182,6 +190,11 @@ def _embed(
         for batch in images:
             with torch.inference_mode():
                 part = trunk(normalise(batch.images, preprocessing, device)).float()
+            if not bool(torch.isfinite(part).all()):
+                raise UserError(
+                    f"the trunk's features of {dataset.path} are not finite: its weights are broken; "
+                    "export an older checkpoint, RUN/checkpoints/step-N"
+                )
             yield first, part
             first += len(part)
     finally:
@@ -200,6 +213,7 @@ def extract_from_files(
     """Features of a training and a test set with an exported trunk."""
     from pipeline.trunks.files import load_trunk
 
+    warn_of_shared(train, test)
     trunk = load_trunk(trunk_path).to(device)
     of_train, of_test = (
         extract_features(
@@ -213,3 +227,17 @@ def extract_from_files(
         for part in (train, test)
     )
     return of_train, of_test
+
+
+def warn_of_shared(train: Dataset, test: Dataset) -> None:
+    """Say how many test images are training images, too: on them a score says what was remembered."""
+    if train.root != test.root:
+        return
+    if shared := int(np.isin(_keys(test), _keys(train)).sum()):
+        logger.warning(
+            "%d of %d test images are training images, too (root %s): accuracies on them are no test; give "
+            "another --test, or two views that share none",
+            shared,
+            len(test),
+            test.root[:12],
+        )

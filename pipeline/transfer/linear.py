@@ -22,7 +22,7 @@ from cluster.errors import UserError
 from pipeline.recipe.transfer import LinearRecipe
 from pipeline.transfer.features import Features
 from pipeline.transfer.rows import Axes, Rows, Standardiser, all_finite, near
-from pipeline.transfer.scores import accuracy, shared_labels, with_interval
+from pipeline.transfer.scores import accuracy, shared_labels, standing, top5_among, with_interval
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +47,9 @@ class LinearScores:
     validation: dict[float, float]
     at_edge: bool
     gap: float
-    train_samples: int
     test_samples: int
     classes: int
+    standing: dict[str, float]
 
     @property
     def converged(self) -> bool:
@@ -60,15 +60,13 @@ class LinearScores:
         """Flat numbers for receipts and `--json`."""
         return {
             **with_interval(self.top1, self.test_samples),
-            "top5": self.top5,
+            **top5_among(self.classes, self.top5),
             "regularisation": self.regularisation,
             **{f"validation_{value:g}": accuracy for value, accuracy in self.validation.items()},
             "at_edge": float(self.at_edge),
             "converged": float(self.converged),
             "gap": min(self.gap, 1.0),  # JSON knows no infinity
-            "train_samples": self.train_samples,
-            "test_samples": self.test_samples,
-            "classes": self.classes,
+            **self.standing,
         }
 
 
@@ -109,7 +107,7 @@ def linear_probe(
         solutions[value] = start
     # Of equals the first, the strongest.
     best = max(grid, key=lambda value: validation[value])
-    at_edge = len(grid) > 1 and best in (grid[0], grid[-1])
+    at_edge = _is_edge(grid, validation, best)
     if at_edge:
         logger.warning(
             "linear probe: the best regularisation %g is at the edge of the grid %g to %g; widen the grid",
@@ -128,9 +126,9 @@ def linear_probe(
         validation=dict(sorted(validation.items())),
         at_edge=at_edge,
         gap=gap,
-        train_samples=len(train_y),
         test_samples=len(test_y),
         classes=len(names),
+        standing=standing(train_y, test_y, len(names)),
     )
     if not scores.converged:
         logger.warning(
@@ -140,6 +138,16 @@ def linear_probe(
             "raise `max_iterations`" if best else "nothing bounds it without regularisation",
         )
     return scores
+
+
+def _is_edge(grid: list[float], validation: dict[float, float], best: float) -> bool:
+    """Whether values beyond the grid, from strong to weak, might do better: not where the next value inside
+    does as well, and not below 0.
+    """
+    if len(grid) == 1 or best not in (grid[0], grid[-1]):
+        return False
+    inner = grid[1] if best == grid[0] else grid[-2]
+    return best > 0 and validation[best] > validation[inner]
 
 
 def split_validation(y: Tensor, recipe: LinearRecipe) -> tuple[Tensor, Tensor]:
