@@ -38,6 +38,16 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+RANK = """
+import gc, sys
+from cluster.job import import_function
+
+import_function("pipeline.train.loop:run_pretrain")
+print(*(name for name in ("scipy", "sklearn", "matplotlib", "tensorboard", "ray") if name in sys.modules))
+print(gc.isenabled(), gc.get_freeze_count() > 100_000)
+"""
+
+
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
     """A folder with pictures, and a run that has saved a checkpoint."""
@@ -77,3 +87,9 @@ def test_looking_imports_no_torch_pyarrow_matplotlib_or_ray(here: Path) -> None:
     words = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert {"photographs", "report"} < set(words) and words.count("missing") == len(told[6][3].splitlines())
     assert "there is no kind 'nothing'" in told[7][3]
+
+
+@pytest.mark.slow
+def test_a_rank_imports_what_every_training_needs_and_keeps_it_from_the_garbage_collector() -> None:
+    finished = subprocess.run([sys.executable, "-c", RANK], capture_output=True, text=True, check=True)
+    assert finished.stdout.splitlines() == ["", "True True"]
