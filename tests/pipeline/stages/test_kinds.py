@@ -47,7 +47,7 @@ KEYS = {
     "collapse": "96b70fa621845474",
     "demo": "2481dc5f3165b715",
     "evals": "3519753e1476129c",
-    "seer": "71bde2b198b77c06",
+    "seer": "45e5d133278d65a3",
     "svm_voc07": "a35a3735256e0d2c",
     "transfer": "454eb5e8b05c227d",
     "weak_supervision": "7be1a4473fa5d9bd",
@@ -104,7 +104,11 @@ def test_the_seer_graph_is_the_whole_path_from_images_to_pages() -> None:
     robust = {f"robust_{name}" for name in ("v2", "sketch", "a", "r")}
     assert scored | robust <= after("pretrain")
     assert robust <= after("tuned")
-    assert {"linear_hashtags", "tuned_hashtags", "figures"} <= after("pretrain_hashtags") <= after("tags")
+    assert (
+        {"linear_hashtags", "tuned_hashtags", "figures"}
+        <= after("pretrain_hashtags")
+        <= after("tags_hashtags")
+    )
     seer, hashtags = stages["pretrain"].recipe, stages["pretrain_hashtags"].recipe
     assert (seer.trunk, seer.train) == (hashtags.trunk, hashtags.train)
     assert seer.data.batch_size == hashtags.data.batch_size
