@@ -85,8 +85,8 @@ class DagRecipe(Section):
 
 def load_dag(name: str, overrides: list[str]) -> DagRecipe:
     """Read a graph, write out what it repeats, put in the recipes that its stages name, and override it:
-    `stages.pretrain.recipe.train.steps=50`; of all stages of a pattern: `stages.pretrain_*.recipe.seed=1`; and
-    what is repeated: `repeat.seed=[0]`.
+    `stages.pretrain.recipe.train.steps=50`; of all stages of a pattern: `stages.pretrain_*.recipe.seed=1`;
+    and what is repeated: `repeat.seed=[0]`.
 
     Raises:
         UserError: if a file, stage or key does not exist, or a value is wrong.
