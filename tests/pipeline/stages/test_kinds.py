@@ -107,7 +107,11 @@ def test_the_seer_graph_is_the_whole_path_from_images_to_pages() -> None:
     robust = {f"robust_{name}" for name in ("v2", "sketch", "a", "r")}
     assert scored | robust <= after("pretrain")
     assert robust <= after("tuned")
-    assert {"linear_hashtags", "tuned_hashtags", "figures"} <= after("pretrain_hashtags") <= after("tags")
+    assert (
+        {"linear_hashtags", "tuned_hashtags", "figures"}
+        <= after("pretrain_hashtags")
+        <= after("tags_hashtags")
+    )
     seer, hashtags = stages["pretrain"].recipe, stages["pretrain_hashtags"].recipe
     assert (seer.trunk, seer.train) == (hashtags.trunk, hashtags.train)
     assert seer.data.batch_size == hashtags.data.batch_size
