@@ -3,8 +3,9 @@
     python benchmarks/side_by_side.py FOLDER IMAGES [--rounds 3] [--jobs 2] [--steps 30]
 
 IMAGES has a folder for each class. A graph of one dataset and four small trainings on it, which differ in
-their seed, is run by `submit dag` with `--jobs 1`, where each has all cores, and with `--jobs N`, where each has its
-share, in turns. Prints seconds and CPU seconds of all processes of each round, and their ratios' medians.
+their seed, is run by `submit dag` with `--jobs 1`, where each has all cores, and with `--jobs N`, where each
+has its share, in turns. Prints seconds and CPU seconds of all processes of each round, and their ratios'
+medians.
 """
 
 from __future__ import annotations
