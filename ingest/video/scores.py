@@ -43,6 +43,7 @@ class PictureScores:
         self._middle = middle
         self.frames = 0
         self.orientation = 1
+        self._size = 0, 0
         self._start = 0.0
         self._compared_at = -math.inf
         self._compared: NDArray[np.int16] | None = None
@@ -54,14 +55,17 @@ class PictureScores:
         """Take account of a frame, in the order of presentation.
 
         Raises:
-            MediaError: it has damaged parts.
+            MediaError: it has damaged parts, or another size than the frames before.
         """
         if frame.is_corrupt:
             raise MediaError("damaged")
         time = frame.time if frame.time is not None else self._compared_at + _APART_SECONDS
         if not self.frames:
             self._start = time
+            self._size = frame.width, frame.height
             self.orientation = orientation_of(frame)
+        elif (frame.width, frame.height) != self._size:
+            raise MediaError("size_changes")
         self.frames += 1
         self._last = frame
         if self._hash is None and time >= self._start + self._middle:

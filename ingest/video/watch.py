@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _NO_MEMORY = 12
-# By so much a header may say that a file is longer than its pictures are: its sound may be.
+# By so much a header may say that a file is longer than its packets are.
 _ROUNDING = Fraction(1)
+# A day is what clocks of broadcasts count to.
+_LATEST = 2 * 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ class _Extent:
         """The longest time from a keyframe to the next one, or to the end, seconds."""
         times = sorted(self._keyframes)
         gaps = (late - early for early, late in zip(times, [*times[1:], self._end], strict=True))
-        return max(gaps, default=self._end) * self.unit
+        return max(gaps, default=0) * self.unit
 
 
 def watch(data: bytes, bounds: Bounds, *, decode: bool = True) -> Watched:
@@ -146,19 +148,26 @@ def watch(data: bytes, bounds: Bounds, *, decode: bool = True) -> Watched:
             raise MediaError("memory_limit") from None
         except av.FFmpegError as error:
             raise MediaError("memory_limit" if error.errno == _NO_MEMORY else "damaged") from error
-        if _is_cut_off(container, streams.video, picture):
+        if _is_cut_off(container, streams.video, picture, sound):
             raise MediaError("truncated")
         if picture.is_empty or (decode and not seen.frames):
+            raise MediaError("damaged")
+        if not picture.keyframes:
+            raise MediaError("no_keyframe")
+        if max(abs(picture.start), abs(sound.start)) > _LATEST:
             raise MediaError("damaged")
         return _noted(streams, picture, sound, seen if decode else None, heard if decode else None)
 
 
-def _is_cut_off(container: "InputContainer", video: "VideoStream", picture: _Extent) -> bool:
+def _is_cut_off(container: "InputContainer", video: "VideoStream", picture: _Extent, sound: _Extent) -> bool:
     """Whether there is less than the header says."""
     if container.format.name.startswith("mov"):
         return picture.packets < video.frames
     claimed = Fraction(container.duration or 0, 1_000_000)
-    return claimed > _ROUNDING + picture.end - picture.start
+    there = [each for each in (picture, sound) if not each.is_empty]
+    # Some headers count from zero, and some from the first packet.
+    first = min((each.start for each in there if each.start < 0), default=Fraction(0))
+    return claimed > _ROUNDING + max((each.end for each in there), default=first) - first
 
 
 def _noted(
@@ -196,7 +205,7 @@ def _noted(
         or video.guessed_rate
         or Fraction(picture.packets) / max(seconds, Fraction(1, 1000))
     )
-    rate = rate.limit_denominator(1_001_000)
+    rate = rate.limit_denominator(1_001)
     columns |= {"fps_num": rate.numerator, "fps_den": rate.denominator, "duration_ms": _ms(seconds)}
     turned = seen is not None and seen.orientation in (6, 8)
     size = context.width, context.height

@@ -13,7 +13,16 @@ from ingest.video.check import VideoTreatment, check
 from ingest.video.container import MediaError, open_media, streams_of
 from tests.clips import clip_bytes
 from tests.ingest.crawl.test_crawl import rows_of
-from tests.ingest.video.hostile import PLAYLISTS, claiming, larger_than_said, repeated, turned, uneven
+from tests.ingest.video.hostile import (
+    PLAYLISTS,
+    claiming,
+    larger_than_said,
+    of_two_sizes,
+    repeated,
+    shifted,
+    turned,
+    uneven,
+)
 
 LIMITS = ImageLimits(max_bytes=1 << 28, max_pixels=4_096 * 4_096)
 
@@ -142,3 +151,10 @@ def test_D2_every_hostile_file_of_a_crawl_is_a_row_and_good_ones_are_kept(tmp_pa
     assert {row["status"] for row in rows if row["url"] in ("films/larger.avi", "films/cut.mp4")} == {
         "failed"
     }
+
+
+def test_times_no_clock_shows_and_sizes_that_change_are_refused():
+    assert judged(shifted(clip_bytes(container="matroska"), 10**12)).reason == "damaged"
+    assert judged(of_two_sizes()).reason == "size_changes"
+    late = judged(shifted(clip_bytes(container="matroska"), 50_000_000))
+    assert late.status == "kept" and late.columns["duration_ms"] == pytest.approx(2_000, abs=60)
