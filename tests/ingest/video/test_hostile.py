@@ -86,6 +86,8 @@ def test_odd_clips_are_kept_and_described():
     assert (upright.width, upright.height) == (64, 48)
     assert (sideways.width, sideways.height) == (48, 64)
     assert upright.phash != sideways.phash
+    counted = check(turned(90), VideoTreatment(decode=False), LIMITS, None)
+    assert (counted.width, counted.height) == (48, 64)
     assert judged(clip_bytes(channels=8)).columns["audio_channels"] == 8
 
 
