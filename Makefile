@@ -9,9 +9,14 @@ PYTHON ?= python3
 export IMAGES
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
+# Hundreds of processes import the same files: whatever the environment says, they are compiled once.
+PYTEST := PYTHONDONTWRITEBYTECODE= GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
+# Files that use a marker: to collect the others, too, takes as long as some of the tests.
+marked = $$(grep -rl --include='*.py' 'mark\.$(1)\>' tests)
 # Many tests wait for a process or a timer: two files at a time fill two cores.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+LINT := { $(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; false; }; } \
+  && $(BIN)/ruff check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PILLOW := 12.1.1
 AVX2 := $(shell grep -q -w avx2 /proc/cpuinfo 2>/dev/null && echo -mavx2)
@@ -32,22 +37,22 @@ demo: $(VENV)/.demo
 	@images=; [ -z "$$IMAGES" ] || images=$$(realpath -e -- "$$IMAGES") || exit 1; \
 	  set -x; $(BIN)/submit dag demo $${images:+"stages.photographs.recipe.images='$$images'"}
 
-# The tests on SLURM and those on Ray mostly wait for timers: beside the others they cost little time.
-test: $(VENV)/.test lint
-	@$(PYTEST) -m slurm >$(VENV)/slurm-tests.log 2>&1 & slurm=$$!; \
-	  $(PYTEST) -m "ray and not slurm" >$(VENV)/ray-tests.log 2>&1 & ray=$$!; \
+# The tests on SLURM and those on Ray mostly wait for timers, and mypy has one core: beside the others they cost
+# little time.
+test: $(VENV)/.test
+	@{ $(LINT); } >$(VENV)/lint.log 2>&1 & lint=$$!; \
+	  $(PYTEST) -m slurm $(call marked,slurm) >$(VENV)/slurm-tests.log 2>&1 & slurm=$$!; \
+	  $(PYTEST) -m "ray and not slurm" $(call marked,ray) >$(VENV)/ray-tests.log 2>&1 & ray=$$!; \
 	  $(PYTEST) $(SIDE_BY_SIDE) -m "not slurm and not ray"; others=$$?; \
 	  wait $$slurm; slurm=$$?; cat $(VENV)/slurm-tests.log; \
-	  wait $$ray; ray=$$?; cat $(VENV)/ray-tests.log; exit $$((others || slurm || ray))
+	  wait $$ray; ray=$$?; cat $(VENV)/ray-tests.log; \
+	  wait $$lint; lint=$$?; cat $(VENV)/lint.log; exit $$((others || slurm || ray || lint))
 
 test-fast: $(VENV)/.test lint
 	@$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not slurm and not ray"
 
 lint: $(VENV)/.test
-	$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
-	$(BIN)/ruff check --quiet .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(LINT)
 
 install: $(VENV)/.demo
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -66,6 +68,7 @@ def make_app(name: str, *, resumable: Sequence[str] = (), **options: Any) -> typ
 
 def run(app: typer.Typer) -> None:
     """The console script. `--debug` may stand anywhere on the line."""
+    atexit.register(gc.freeze)  # what goes with the process is not looked through for garbage first
     arguments = sys.argv[1:]
     if "--debug" in arguments:
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]

@@ -8,6 +8,8 @@ goes to `FOLDER/errors/rank-N.json`, where the executor finds it.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import signal
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Run the job's function and end the process with its status."""
+    atexit.register(gc.freeze)  # what goes with the process is not looked through for garbage first
     _take_place_from_slurm()
     job = RunFolder(Path(sys.argv[1]).parent).read_job()
     rank = int(os.environ["RANK"])

@@ -84,6 +84,7 @@ def dedup(
     radius: int | None,
     against: Sequence[str] = (),
     within: str | None = None,
+    sealed: str | None = None,
     scratch: Path | None = None,
     map_tasks: MapTasks,
     progress: Callable[[str, int, int], None] = lambda doing, done, total: None,
@@ -96,6 +97,7 @@ def dedup(
         radius: bits in which perceptual hashes of near duplicates may differ; None for equal bytes only.
         against: datasets whose images, and all that equal or look like them, are dropped.
         within: a view; what it drops is not looked at, and is not in the new one.
+        sealed: a root to pin, hex; None takes the latest.
         scratch: where partitions lie meanwhile; by default where temporary files do.
         map_tasks: the executor; if it takes tasks to other machines, all must reach the datasets and
             `scratch` by the same names.
@@ -108,7 +110,7 @@ def dedup(
         raise UserError(f"hashes cannot be compared at a distance of {radius}: use 0 to {MAX_RADIUS} bits")
     if scratch is not None and not scratch.is_dir():
         raise UserError(f"--scratch {scratch} is not a folder: name one that exists")
-    own = open_dataset(dataset, view=within)
+    own = open_dataset(dataset, sealed=sealed, view=within)
     refuse_taken_name(dataset, name, root=own.root)
     others = _evaluations(own, against)
     scratch = None if scratch is None else scratch.resolve()

@@ -18,40 +18,63 @@ from pipeline.commands.options import Cluster, Json, Overrides, RunName, Runs, S
 Graph = Annotated[str, typer.Option("--dag", help="The graph; its stage `checkpoint` is filled in.")]
 
 
+Newest = Annotated[bool, typer.Option("--newest", help="Only the newest checkpoint.")]
+StepsApart = Annotated[
+    int | None, typer.Option("--steps-apart", min=1, help="Only checkpoints that lie so many steps apart.")
+]
+GpuHours = Annotated[
+    float | None,
+    typer.Option("--gpu-hours", min=0, help="The most that the evaluations of this run may take in all."),
+]
+
+
 def evaluate(  # noqa: PLR0917 -- typer passes by name
     run: RunName,
     overrides: Overrides = None,
     dag: Graph = "evals",
+    newest: Newest = False,
+    steps_apart: StepsApart = None,
+    gpu_hours: GpuHours = None,
     folder: Runs = Path("runs"),
     executor: StagesExecutor = "local",
     cluster: Cluster = "default",
     trust: Trust = False,
 ) -> None:
-    """Evaluate every checkpoint of a run that has not been evaluated: with receipts, nothing runs twice."""
+    """Evaluate the checkpoints of a run that have not been evaluated: with receipts, nothing runs twice."""
     from pipeline.checkpoint.files import newest_first, step_of
     from pipeline.commands.runs import find_run
     from pipeline.dag.graph import build_graph
     from pipeline.dag.recipe import load_dag
     from pipeline.dag.stage import StopRequested
+    from pipeline.stages.chosen import Choice
     from pipeline.stages.kinds import KINDS
 
+    if newest and steps_apart is not None:
+        raise UserError("--newest takes one checkpoint, and --steps-apart several: leave one out")
     found, site = find_run(run, folder), site_for_jobs(cluster)
     if not trust:
         refuse_untrusted(found.path, CHECKPOINTS, groups=site.trusted_groups)
-    checkpoints = newest_first(found.path / "checkpoints")[::-1]
+    # By a link such as latest/pretrain a checkpoint would have another key.
+    checkpoints = newest_first(found.path.resolve() / "checkpoints")[::-1]
     if not checkpoints:
         typer.echo(f"{found.path} has no checkpoint yet")
-    failures = []
+    choice = Choice(run=found.path.resolve(), newest=newest, steps_apart=steps_apart, gpu_hours=gpu_hours)
     for checkpoint in checkpoints:
-        path = json.dumps(str(checkpoint.absolute()))
+        path = json.dumps(str(checkpoint))
         recipe = load_dag(dag, [*(overrides or []), f"stages.checkpoint.recipe.path={path}"])
-        typer.echo(f"step {step_of(checkpoint)}")
+        choice.graphs[step_of(checkpoint)] = recipe, build_graph(recipe, KINDS)
+    failures = []
+    for step in choice.steps():
         try:  # one that fails, or was removed just now, must not stand in the way of the newer ones
-            run_on(executor, recipe, build_graph(recipe, KINDS), site)
+            if refusal := choice.refusal(step):
+                typer.echo(f"step {step} is left out: {refusal}")
+                continue
+            typer.echo(f"step {step}")
+            run_on(executor, *choice.graphs[step], site)
         except StopRequested:
             raise
         except UserError as error:
-            failures.append(f"{checkpoint.name}: {error}")
+            failures.append(f"step {step}: {error}")
     if failures:
         raise UserError("; ".join(failures))
 
@@ -69,6 +92,9 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
     run: Annotated[
         str | None, typer.Option("--run", help="Whose checkpoints: a run's name, or its folder.")
     ] = None,
+    newest: Newest = False,
+    steps_apart: StepsApart = None,
+    gpu_hours: GpuHours = None,
     name: Annotated[
         str | None, typer.Option("--name", help="The schedule's name; by default DAG-RUN.")
     ] = None,
@@ -108,6 +134,9 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
         )
     command = [sys.executable, "-m", "pipeline.cli", "evaluate", run, *(words or [])]
     command += ["--dag", what, "--folder", str(folder), "--executor", executor, "--cluster", cluster]
+    command += ["--newest"] if newest else []
+    command += [] if steps_apart is None else ["--steps-apart", str(steps_apart)]
+    command += [] if gpu_hours is None else ["--gpu-hours", str(gpu_hours)]
     command += ["--trust"] if trust else []
     made = timetable.install(
         schedules, name or f"{what}-{Path(run).name}", every, command, site_for_jobs(cluster)

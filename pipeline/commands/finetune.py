@@ -69,7 +69,7 @@ def finetune(  # noqa: PLR0917 -- typer passes by name
     if trunk.is_dir():
         start = start_of(trunk)
         values["trunk"] = start.trunk.model_dump(mode="json")
-        values |= {"data.mean": start.preprocessing.mean, "data.std": start.preprocessing.std}
+        values |= {f"data.{key}": colours for key, colours in start.colours.items()}
     else:
         values["trunk.init_from"] = str(trunk)
     words = [f"{key}={json.dumps(value)}" for key, value in values.items()]

@@ -134,6 +134,7 @@ def start_training(
     from pipeline.train.job import pretrain_job, resources_for
     from pipeline.train.run_recipe import pin_dataset, to_yaml
     from pipeline.train.steering import check_may_go_on
+    from pipeline.train.warm_start import checkpoint_to_begin_from
     from pipeline.trunks.interop import read_weights
 
     chosen = executor or site.default_executor()
@@ -149,6 +150,8 @@ def start_training(
         begin_branch(recipe, folder, checkpoint, dry_run=dry_run)
     if recipe.trunk.init_from is not None and not dry_run and not (folder / "recipe.yaml").is_file():
         read_weights(recipe.trunk)  # only to say now, not when the job starts, that they do not fit
+    if recipe.train.init_from is not None and not dry_run and not (folder / "recipe.yaml").is_file():
+        checkpoint_to_begin_from(recipe.train.init_from)
     changes = check_may_go_on(recipe, folder)
     job = pretrain_job(recipe, folder.absolute() if chosen != "local" else folder, resources)
     if dry_run and chosen == "slurm":

@@ -50,9 +50,10 @@ class Check(Section):
 class StageSection(Section):
     """One stage of a graph.
 
-    `recipe` is a mapping, or the name of a recipe file such as `pretrain/demo`. `inputs` fills the kind's
-    roles, each with the name of another stage, or a path inside its folder: `photographs/train.tar`. The
-    graph fails if one of the `checks` does; its results stay.
+    `recipe` is a mapping, or the name of a recipe file such as `pretrain/demo`; a mapping may have such a
+    name as its `base`, and what differs from it. `inputs` fills the kind's roles, each with the name of
+    another stage, or a path inside its folder: `photographs/train.tar`. The graph fails if one of the
+    `checks` does; its results stay.
     """
 
     kind: str
@@ -94,6 +95,11 @@ def load_dag(name: str, overrides: list[str]) -> DagRecipe:
     _expand_recipes(values)
     stages = list(values["stages"])
     for override in [each for word in overrides for each in _of_each_stage(word, stages, where=where)]:
+        if base := re.match(r"(stages\.\w+\.recipe)\.base=(.*)", override):
+            raise UserError(
+                f"{override!r}: what a recipe's base has was put in its place already: {base[1]}={base[2]} "
+                "takes that recipe instead, and words behind it change its keys"
+            )
         apply_override(values, override)
         unknown = values["stages"].keys() - stages
         if unknown:
@@ -193,6 +199,9 @@ def _expand_recipes(values: dict[str, Any]) -> None:
         recipe = section.get("recipe") if isinstance(section, dict) else None
         if isinstance(recipe, str):
             section["recipe"] = read_recipe(recipe, kind="pretrain")[0]
+        elif isinstance(recipe, dict) and isinstance(recipe.get("base"), str):
+            differs = {key: value for key, value in recipe.items() if key != "base"}
+            section["recipe"] = merge(read_recipe(recipe["base"], kind="pretrain")[0], differs)
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from cluster.errors import UserError
+from ingest.video.container import library_versions
 from pipeline.data.batch import Batch, Inputs
 from pipeline.data.clip.statistics import BinStatistics
 from pipeline.data.clip.views import ClipViews
@@ -48,7 +49,7 @@ class Loader:
 
     Raises:
         UserError: if the dataset is not sealed or smaller than a batch, or the ranks do not divide the batch;
-            or, see `ResidentImages`, if the images cannot be resident.
+            or, see `ResidentImages`, if the images cannot be resident; or videos cannot be decoded here.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class Loader:
         positions: bool = False,
     ) -> None:
         self._workers, self._device = workers, device
+        if data.is_of_clips:
+            library_versions()  # or it says what to install
         if workers:
             start_fork_server()  # its imports take as long as all that follows
         self.training_set = open_training_set(data)

@@ -49,3 +49,30 @@ def fetch_rows(chunk: Tensor, wanted: Tensor, *, rows: int, group: ProcessGroup 
     found = chunk.new_empty((len(wanted), *chunk.shape[1:]))
     dist.all_to_all_single(found, answers, inward, outward, group=group)
     return found
+
+
+@torch.no_grad()
+def deliver_rows(numbers: Tensor, values: Tensor, *, rows: int, group: ProcessGroup | None) -> Tensor:
+    """A table of rows that ranks have made, each row one of them, brought to where its chunk is.
+
+    Args:
+        numbers: int64 (n,), ascending; all ranks' together are all rows.
+        values: (n, ...).
+
+    Returns:
+        This rank's chunk, (len(own_rows), ...).
+    """
+    if group is None:
+        return values[numbers.argsort()]
+    here = own_rows(rows, group)
+    leaving = torch.bincount(numbers // rows_per_rank(rows, group), minlength=world_size(group))
+    coming = torch.empty_like(leaving)
+    dist.all_to_all_single(coming, leaving, group=group)
+    outward, inward = leaving.tolist(), coming.tolist()
+    places = numbers.new_empty(len(here))
+    dist.all_to_all_single(places, numbers.contiguous(), inward, outward, group=group)
+    found = values.new_empty((len(here), *values.shape[1:]))
+    dist.all_to_all_single(found, values.contiguous(), inward, outward, group=group)
+    chunk = torch.empty_like(found)
+    chunk[places - here.start] = found
+    return chunk

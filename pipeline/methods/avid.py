@@ -89,7 +89,7 @@ class AVIDMethod(Method):
         # Z of the first batch; 0 until its step is done.
         self.register_buffer("normaliser", torch.zeros(()))
         self.positives: Tensor | None = None
-        self.section, self.seed, self.group = section, seed, group
+        self.section, self.cma, self.seed, self.group = section, section.cma, seed, group
         self.rank_rows = batch_size // world_size(group)
         self._normalised = False  # so that a device is asked once
         self._first: Tensor | None = None
@@ -142,6 +142,21 @@ class AVIDMethod(Method):
         count = positives.shape[1]
         return Recalled(rows[:, 0], rows[:, 1 : 1 + count], rows[:, 1 + count :])
 
+    def forget_values(self) -> None:
+        """See `pipeline.methods.method.HasPositives`."""
+
+        def zeros(inputs: Inputs) -> Recalled:
+            b, dim = self.rank_rows, self.bank.dim
+            count = 0 if self.cma is None else self.cma.positives
+            like = next(self.head.parameters())
+            return Recalled(
+                like.new_zeros(b, 2, dim),
+                like.new_zeros(b, count, 2, dim),
+                like.new_zeros(b, self.section.negatives, 2, dim),
+            )
+
+        self.recall, self._normalised = zeros, True  # type: ignore[method-assign]
+
     def after_step(self, step: int) -> None:
         """Let the bank follow this step's embeddings, of all micro-batches. A step that the guard skipped is
         not followed by this call, so a broken batch never enters the bank.
@@ -167,7 +182,7 @@ class AVIDMethod(Method):
 
     def _positives_of(self, here: Tensor) -> Tensor:
         """Who agrees with each sample, (b, P) int64; P is 0 without CMA."""
-        if self.section.cma is None:
+        if self.cma is None:
             return here.new_empty((len(here), 0))
         if self.positives is None:
             raise ValueError("nobody has filled in the positives")
@@ -184,7 +199,7 @@ class AVIDMethod(Method):
         self._waiting.append((inputs.positions, torch.stack([v, a], dim=1).detach()))
 
     def _terms(self, v: Tensor, a: Tensor, recalled: Recalled) -> dict[str, Tensor]:
-        section, cma = self.section, self.section.cma
+        section, cma = self.section, self.cma
         own = recalled.own[:, None]
         weighted = [
             ("cross", section.cross_weight, own, recalled.negatives, True),

@@ -7,11 +7,13 @@ the table from the one to the other (`pipeline.methods.build`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from pipeline.data.batch import Inputs
+from pipeline.methods.bank import Bank
+from pipeline.recipe.method import CMA
 
 
 class Method(nn.Module, ABC):
@@ -61,3 +63,24 @@ class Method(nn.Module, ABC):
         "lr_fixed": bool, "head": bool}. A fixed rate does not follow the schedule; a classifier's head may
         have a rate of its own.
         """
+
+
+@runtime_checkable
+class HasPositives(Protocol):
+    """A method with a bank, which may compare a sample with others that agree with it. Whoever trains it
+    seeks them in the bank.
+
+    Attributes:
+        cma: how they are sought; None if it does not.
+        positives: of each row of the bank's chunk, (rows, P) int32 or int64; None until they are filled in.
+        seed: of what is drawn.
+    """
+
+    bank: Bank
+    cma: CMA | None
+    positives: Tensor | None
+    seed: int
+
+    def forget_values(self) -> None:
+        """Let `forward` be counted on tensors that have no values: what it would recall is zeros."""
+        ...

@@ -113,9 +113,12 @@ class Train(Section):
     A step whose loss or gradient is not finite, or whose loss is `spike_deviations` above the last ones, is
     skipped; after `max_skipped_steps` in a row the run goes back to a checkpoint and passes over the data
     since, `max_rollbacks` times at most and once from the same checkpoint.
+    `init_from` is a run, or a checkpoint of one, whose trunks, heads and bank this one begins with: CMA
+    begins where AVID has ended. A run that goes on does not read it again.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"checkpointing": "activation_checkpointing"}
+    unwritten: ClassVar[frozenset[str]] = frozenset({"init_from"})
 
     steps: PositiveInt | None = None
     epochs: PositiveInt | None = None
@@ -130,6 +133,7 @@ class Train(Section):
     max_skipped_steps: PositiveInt = 3
     spike_deviations: PositiveFloat = 20.0
     max_rollbacks: NonNegativeInt = 2
+    init_from: str | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -252,28 +256,6 @@ class PretrainRecipe(Section):
         return self.audio_trunk
 
     @model_validator(mode="after")
-    def _sound_has_a_trunk_of_its_own(self) -> Self:
-        if self.method.name != "avid":
-            if self.audio_trunk is not None or self.trunk.takes == "spectrograms":
-                raise ValueError("a trunk for sound is trained by method.name: avid, as audio_trunk")
-            return self
-        if (
-            self.audio_trunk is None
-            or self.audio_trunk.takes != "spectrograms"
-            or self.trunk.takes != "clips"
-        ):
-            raise ValueError(
-                "method avid compares clips with their sound: give a trunk for clips, such as "
-                "trunk.name: r2plus1d_18, and one for sound, audio_trunk.name: conv2d_10"
-            )
-        if self.train.strategy == "fairscale" or self.train.cpu_offload:
-            raise ValueError(
-                "method avid keeps a bank in pieces, of which train.strategy fairscale and "
-                "train.cpu_offload do not know: use ddp or fsdp2"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _only_a_classifier_is_tested(self) -> Self:
         if self.test is not None and not self.method.supervised:
             raise ValueError(f"test is for a classifier, and method {self.method.name} makes none: use probe")
@@ -291,5 +273,37 @@ class PretrainRecipe(Section):
         if self.run.resident:
             raise ValueError(
                 "run.resident keeps images in memory, and data.clip and data.audio are of videos"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sound_has_a_trunk_of_its_own(self) -> Self:
+        if self.method.name != "avid":
+            if self.train.init_from is not None:
+                raise ValueError("train.init_from is for method.name: avid; others have trunk.init_from")
+            if self.audio_trunk is not None:
+                raise ValueError("audio_trunk goes with method.name: avid")
+            shown = "clips" if self.data.clip else "spectrograms" if self.data.audio else "images"
+            if self.trunk.takes != shown:
+                raise ValueError(
+                    f"trunk.name {self.trunk.name} takes {self.trunk.takes}, and data gives {shown}: "
+                    "data.crops are images, data.clip gives clips and data.audio spectrograms"
+                )
+            return self
+        if (
+            self.audio_trunk is None
+            or self.audio_trunk.takes != "spectrograms"
+            or self.trunk.takes != "clips"
+        ):
+            raise ValueError(
+                "method avid compares clips with their sound: give a trunk for clips, such as "
+                "trunk.name: r2plus1d_18, and one for sound, audio_trunk.name: conv2d_10"
+            )
+        if self.data.clip is None or self.data.audio is None:
+            raise ValueError("method avid compares clips with their sound: give data.clip and data.audio")
+        if self.train.strategy == "fairscale" or self.train.cpu_offload:
+            raise ValueError(
+                "method avid keeps a bank in pieces, of which train.strategy fairscale and "
+                "train.cpu_offload do not know: use ddp or fsdp2"
             )
         return self

@@ -5,7 +5,7 @@ A graph's keys are known before anything runs: nothing here imports what the sta
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -87,20 +87,33 @@ class ClipsRecipe(Section):
     run: Machine = Machine()
 
 
+class Videos(Section):
+    """What is made of videos: clips of so many seconds at most; those without a sound only if they are asked
+    for.
+    """
+
+    segment_seconds: Annotated[float, Field(ge=1, le=120)] = 10.0
+    allow_silent: bool = False
+
+
 class ShardsRecipe(Section):
-    """A crawl: of the input `source`, or of a folder or tar at `source`."""
+    """A crawl: of the input `source`, or of a folder or tar at `source`. With `videos` these are such."""
+
+    unwritten: ClassVar[frozenset[str]] = frozenset({"videos"})
 
     source: str | None = None
+    videos: Videos | None = None
     resize: PositiveInt | None = None
     unit_rows: PositiveInt = 16_384
     run: Machine = Machine()
 
 
 class DatasetRecipe(Section):
-    """A sealed dataset that is there already: its folder, and the root to pin, if not the latest."""
+    """A sealed dataset that is there already: its folder, the root to pin, if not the latest, and a view."""
 
     path: str
     sealed: str | None = None
+    view: str | None = None
 
 
 class SubsetRecipe(Section):
@@ -111,6 +124,15 @@ class SubsetRecipe(Section):
     per_label: PositiveInt | None = None
     seed: NonNegativeInt = 0
     keep: str | None = None
+    run: Machine = Machine()
+
+
+class DedupRecipe(Section):
+    """The input `data` without duplicates, and without what equals or looks like an image of the input
+    `against`; `hamming` as `ingest dedup` has it, null for equal bytes only.
+    """
+
+    hamming: Annotated[int, Field(ge=0)] | None = 4
     run: Machine = Machine()
 
 
@@ -193,12 +215,13 @@ class HashtagsRecipe(Section):
 
 
 class ExportRecipe(Section):
-    """The newest checkpoint of a run is exported as it is: the trunk that learns, or its teacher.
+    """The newest checkpoint of a run is exported as it is: the trunk that learns, its teacher, or AVID's for
+    sound.
 
     `interpolation` resizes the images that it is shown from then on; by default as the run's recipe says.
     """
 
-    which: Literal["student", "teacher"] = "student"
+    which: Literal["student", "teacher", "audio"] = "student"
     interpolation: Interpolation | None = None
 
 
@@ -215,14 +238,71 @@ class PixelsRecipe(Section):
     size: PositiveInt = 16
 
 
+Layer = Literal["conv2x", "conv3x", "conv4x", "conv5x"]
+Pooling = Literal["max", "average"]
+
+
+class Windows(Section):
+    """How a trunk for videos, or for sound, is shown one: so many `windows`, evenly spaced. Their features
+    are averaged, or, with `each`, written one by one.
+
+    Features are those of the trunk; or, with a `layer`, that stage's map, its `pooling` over all of time and
+    to 12, 8, 6 or 4 parts along each side, from conv2x to conv5x.
+    """
+
+    windows: PositiveInt = 10
+    each: bool = False
+    layer: Layer | None = None
+    pooling: Pooling = "max"
+
+
 class FeaturesRecipe(Section):
     """Features of the inputs `train` and `test`, with the trunk's own preprocessing.
 
     `precision` is what they are written in: in fp16 and bf16 they take half the room, and lose digits.
+    `videos` is for trunks that take such.
     """
 
+    unwritten: ClassVar[frozenset[str]] = frozenset({"videos"})
+
     precision: FeaturePrecision = "fp32"
+    videos: Windows | None = None
     run: Machines = Machines()
+
+
+class EmbeddingsRecipe(Section):
+    """Embeddings of the input `data`, labelled videos, and of their sound, by both heads of the input `run`:
+    the mean of `windows` of each.
+    """
+
+    windows: PositiveInt = 10
+    run: Machine = Machine()
+
+
+class CrossModalRecipe(Section):
+    """Of the input `embeddings`: recall is told at these ranks."""
+
+    at: tuple[PositiveInt, ...] = Field((1, 5, 10), min_length=1)
+
+
+class MeanRecipe(Section):
+    """The mean of a `metric` of the inputs: scores of several splits or folds, or of several seeds."""
+
+    metric: str = "top1"
+
+
+class ClipsReportRecipe(Section):
+    """What is shown, and how much of it: `clips` of the test set, `queries` of each modality with
+    `neighbours`, and `positive_sets` of CMA with `positives` each.
+    """
+
+    title: str = "What belongs together is learnt from it"
+    clips: PositiveInt = 8
+    queries: PositiveInt = 3
+    neighbours: PositiveInt = 5
+    positive_sets: PositiveInt = 4
+    positives: PositiveInt = 5
+    seed: NonNegativeInt = 0
 
 
 class ReportRecipe(Section):

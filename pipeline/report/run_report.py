@@ -97,7 +97,7 @@ def build_report(
             changes=read_changes(run),
             machine=inputs["run"].receipt.machine,
             wall=inputs["run"].receipt.seconds,
-            stages=_stages(inputs),
+            stages=stages_of(inputs),
             curves=curves(run),
             crops=crops_seen(here, data_samples, data_labels, count=recipe.crop_rows),
             gallery=prototype_gallery(
@@ -226,7 +226,8 @@ def _photographs(source: Input) -> dict[str, Any]:
     return {**cut, "cut": source.receipt.recipe, "overview": overview}
 
 
-def _stages(inputs: Mapping[str, Input]) -> list[dict[str, Any]]:
+def stages_of(inputs: Mapping[str, Input]) -> list[dict[str, Any]]:
+    """The stages that a page was made of, as they ran."""
     receipts = {source.receipt.key: source.receipt for source in inputs.values()}
     return [
         {"name": receipt.stage, "seconds": receipt.seconds, "key": receipt.key[:12]}

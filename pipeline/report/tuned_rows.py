@@ -27,7 +27,7 @@ from pipeline.transfer.compare import compare_predictions
 from pipeline.transfer.predict import read_predictions
 from pipeline.transfer.statistics import Interval, compare_seeds, holm, mean_of_seeds
 from pipeline.trunks.classifier import ClassifierSpec, read_classifier_spec
-from pipeline.trunks.files import read_spec
+from pipeline.trunks.files import images_of, read_spec
 
 _SEED = re.compile(r"_seed\d+$")
 
@@ -40,7 +40,7 @@ class Row:
         name: the role, without its seed. roles: of each training. scores: its accuracy, a fraction.
         top1, interval: over the seeds by Student's t, of one training over the test images by Wilson.
         method: of the pretraining, for people. images: what it had. images_seen: with repetitions.
-        tagged_share: of the images, those with hashtags, where it learned from these.
+        tagged_share: of the images, those with hashtags, where it was shown no others.
         gmac: multiply-adds in 10^9 of a test image.
         gpu_hours: of a pretraining and its fine-tuning; mean over the seeds.
         linear: accuracy of a linear probe of the same trunk; mean over the seeds.
@@ -132,7 +132,7 @@ def _read_one(role: str, source: Input, linear: Mapping[str, float]) -> Row:
     tested, metrics = recipe.test, receipt.metrics
     plain = tested is None or (tested.predict.classes is None and not tested.predict.only_shared)
     parameters, gmac = _size(
-        spec.architecture, spec.feature_dim, len(spec.classes), spec.preprocessing.image_size
+        spec.architecture, spec.feature_dim, len(spec.classes), images_of(spec.preprocessing).image_size
     )
     trunk = origin(receipt, "trunk", source.path.parent)
     return Row(
@@ -143,7 +143,7 @@ def _read_one(role: str, source: Input, linear: Mapping[str, float]) -> Row:
         interval=Interval(low=metrics["top1_low"], high=metrics["top1_high"]),
         setup=Setup(
             trunk=_architecture(spec),
-            px=spec.preprocessing.image_size,
+            px=images_of(spec.preprocessing).image_size,
             epochs=_epochs(recipe, spec.provenance),
             test_set=(int(metrics["samples"]), len(spec.classes)),
             metric=TOP1 if plain else "top-1 by a map of classes",
@@ -204,7 +204,7 @@ def _pretraining(trunk: Input | None, gpu_hours: float) -> dict[str, Any]:
     except ValidationError:
         return unknown | {"method": str(found.get("method") or found.get("what", "not known"))}
     return {
-        "method": "Hashtags" if tags else recipe.method.title,
+        "method": "Hashtags" if tags and recipe.method.supervised else recipe.method.title,
         "images": found.get("images", found.get("samples")),
         "images_seen": found["steps"] * recipe.data.batch_size * recipe.train.accumulate,
         "tagged_share": tags.receipt.metrics.get("tagged_share") if tags else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,22 @@ from cluster.map.processes import processes
 from ingest.crawl.crawl import crawl_shards
 from ingest.dataset import layout
 from ingest.dataset.open import open_dataset
+from ingest.dataset.view import duplicates_name, view_name
+from ingest.dedup.dedup import dedup as find_duplicates
 from ingest.filter.filter import Filter, filter_view
 from ingest.filter.per_label import PerLabel
 from ingest.image.check import Treatment
-from ingest.plan.settings import CrawlSettings
+from ingest.plan.settings import VIDEOS, CrawlSettings
 from ingest.progress.counts import Counts, Progress
+from ingest.video.check import VideoTreatment
 from pipeline.checkpoint.files import step_of
 from pipeline.dag.digests import content_digest
 from pipeline.dag.stage import Result, Work
 from pipeline.hashtags.make_tags import make_tags
-from pipeline.recipe.stages import CheckpointRecipe, DatasetRecipe, SubsetRecipe
+from pipeline.recipe.stages import CheckpointRecipe, DatasetRecipe, ShardsRecipe, SubsetRecipe
 from pipeline.report.tags import PAGE, write_tags_page
 from pipeline.stages.clips import make_clips
+from pipeline.stages.inputs import opened
 from pipeline.stages.photographs import cut_tiles
 
 logger = logging.getLogger(__name__)
@@ -51,7 +56,7 @@ def shards(work: Work) -> Result:
     report = crawl_shards(
         [str(source.path) if source is not None else recipe.source],
         work.folder,
-        CrawlSettings(unit_rows=recipe.unit_rows, treatment=Treatment(resize=recipe.resize)),
+        _settings(recipe),
         workers=max(1, recipe.run.workers),
         progress=_now_and_then(work.folder.name),
     )
@@ -73,23 +78,33 @@ def shards(work: Work) -> Result:
     return Result(metrics, ["DATASET.json", f"sealed/{report.root}.json", f"sealed/{report.root}.parquet"])
 
 
+def _settings(recipe: ShardsRecipe) -> CrawlSettings:
+    if recipe.videos is None:
+        return CrawlSettings(unit_rows=recipe.unit_rows, treatment=Treatment(resize=recipe.resize))
+    if recipe.resize is not None:
+        raise UserError("a shards stage keeps videos as they are: leave recipe.resize out, or recipe.videos")
+    treatment = VideoTreatment(
+        segment_seconds=recipe.videos.segment_seconds, allow_silent=recipe.videos.allow_silent
+    )
+    # As many rows as of images, if nothing is said, would be a shard too large.
+    rows = recipe.unit_rows if "unit_rows" in recipe.model_fields_set else VIDEOS.unit_rows
+    return replace(VIDEOS, unit_rows=rows, video=treatment)
+
+
 def dataset(work: Work) -> Result:
-    """A link, `data`, to a dataset that others have made."""
-    opened = open_dataset(work.recipe.path, sealed=work.recipe.sealed)
-    _link(work.folder / "data", Path(work.recipe.path))
-    return Result({"root": opened.root, "kept": len(opened)}, [])
+    """A link, `data`, to a dataset that others have made, and perhaps a view of it."""
+    recipe = work.recipe
+    there = open_dataset(recipe.path, sealed=recipe.sealed, view=recipe.view)
+    _link(work.folder / "data", Path(recipe.path))
+    view = {} if recipe.view is None else {"view": recipe.view}
+    return Result({"root": there.root, "kept": len(there), **view}, [])
 
 
 def subset(work: Work) -> Result:
-    """`data`: the input's files, and a view of them. Whoever made the input finds nothing new in it."""
+    """`data`: the input's files, and a view of them."""
     source, recipe = work.inputs["data"], work.recipe
     root, within = source.receipt.metrics["root"], source.receipt.metrics.get("view")
-    folder, view = work.folder / "data", work.folder.name
-    (folder / layout.VIEWS).mkdir(parents=True, exist_ok=True)
-    for name in (layout.DATASET, layout.SEALED, layout.SHARDS, layout.META):
-        _link(folder / name, source.path / name)
-    if within is not None:
-        _link(folder / layout.VIEWS / f"{within}.parquet", source.path / layout.VIEWS / f"{within}.parquet")
+    folder, view = _linked(work), work.folder.name
     with processes(max(1, recipe.run.workers)) as map_tasks:
         report = filter_view(
             folder,
@@ -112,11 +127,54 @@ def subset(work: Work) -> Result:
     return Result(metrics, [f"data/{layout.VIEWS}/{view}.parquet"])
 
 
+def dedup(work: Work) -> Result:
+    """`data`: the input's files, and a view of them without duplicates, and without what equals or looks like
+    an image of the input `against`.
+    """
+    source, recipe = work.inputs["data"], work.recipe
+    root, within = source.receipt.metrics["root"], source.receipt.metrics.get("view")
+    folder, view = _linked(work), work.folder.name
+    with processes(max(1, recipe.run.workers)) as map_tasks:
+        report = find_duplicates(
+            folder,
+            view,
+            radius=recipe.hamming,
+            against=[str(work.inputs["against"].path)] if "against" in work.inputs else [],
+            within=within,
+            sealed=root,
+            scratch=work.folder,
+            map_tasks=map_tasks,
+        )
+    metrics = {"root": root, "view": view, "kept": report.kept}
+    metrics |= {"exact": report.exact, "near": report.near, "of_evaluation": report.evaluation}
+    return Result(metrics, [f"data/{name}" for name in (view_name(view), duplicates_name(view))])
+
+
+def _linked(work: Work) -> Path:
+    """`data`: links to the files of the input of that name, and a folder for views, in which whoever made the
+    input finds nothing new.
+    """
+    source, folder = work.inputs["data"], work.folder / "data"
+    (folder / layout.VIEWS).mkdir(parents=True, exist_ok=True)
+    for name in (layout.DATASET, layout.SEALED, layout.SHARDS, layout.META):
+        _link(folder / name, source.path / name)
+    if within := source.receipt.metrics.get("view"):
+        _link(folder / view_name(within), source.path / view_name(within))
+    return folder
+
+
 def hashtags(work: Work) -> Result:
-    """Tags of the input `data`, see `pipeline.data.tags`, and hashtags.html, a page of them."""
+    """Tags of the input `data`, see `pipeline.data.tags`, and hashtags.html, a page of them. Where there is
+    an input `classes`, what its labels name becomes a tag, and nothing else.
+    """
     source, recipe = work.inputs["data"], work.recipe
     view = recipe.view or source.receipt.metrics.get("view")
     dataset = open_dataset(source.path, sealed=source.receipt.metrics["root"], view=view)
+    if "classes" in work.inputs:
+        if recipe.only is not None:
+            raise UserError("recipe.only and the input `classes` both say what becomes a tag: leave one out")
+        labels = opened(work.inputs["classes"]).vocabulary.names
+        recipe = recipe.model_copy(update={"only": labels})
     with processes(max(1, recipe.run.workers)) as map_tasks:
         metrics = make_tags(dataset, recipe, work.folder, map_tasks=map_tasks)
     write_tags_page(dataset, work.folder)
@@ -136,8 +194,9 @@ def _link(link: Path, target: Path) -> None:
 
 
 def dataset_identity(recipe: DatasetRecipe) -> str:
-    """What a dataset is: its root."""
-    return open_dataset(recipe.path, sealed=recipe.sealed).root
+    """What a dataset is: its root, and what its view keeps."""
+    there = open_dataset(recipe.path, sealed=recipe.sealed, view=recipe.view)
+    return there.root if there.view is None else f"{there.root} {there.view.digest}"
 
 
 def subset_identity(recipe: SubsetRecipe) -> str:

@@ -12,12 +12,17 @@ from pipeline.recipe.stages import (
     CheckpointRecipe,
     Cifar10TableRecipe,
     ClipsRecipe,
+    ClipsReportRecipe,
     CompareRecipe,
+    CrossModalRecipe,
     DatasetRecipe,
+    DedupRecipe,
+    EmbeddingsRecipe,
     ExportRecipe,
     FeaturesRecipe,
     FiguresRecipe,
     HashtagsRecipe,
+    MeanRecipe,
     PhotographsRecipe,
     PixelsRecipe,
     RandomTrunkRecipe,
@@ -27,6 +32,7 @@ from pipeline.recipe.stages import (
     TrunkRecipe,
 )
 from pipeline.recipe.transfer import PredictRecipe
+from pipeline.report.clip_scores import CLIP_SCORES
 from pipeline.report.published import TABLE_ROLES
 from pipeline.report.scores import SCORES
 from pipeline.stages.machine import one_gpu, one_gpu_or_none
@@ -62,13 +68,22 @@ KINDS: dict[str, Kind] = {
         inputs=frozenset({"data"}),
         outside=Later("pipeline.stages.data:subset_identity"),
     ),
+    "dedup": Kind(
+        recipe=DedupRecipe,
+        run=Later("pipeline.stages.data:dedup"),
+        inputs=frozenset({"data"}),
+        optional=frozenset({"against"}),
+    ),
     "checkpoint": Kind(
         recipe=CheckpointRecipe,
         run=Later("pipeline.stages.data:checkpoint"),
         outside=Later("pipeline.stages.data:checkpoint_identity"),
     ),
     "hashtags": Kind(
-        recipe=HashtagsRecipe, run=Later("pipeline.stages.data:hashtags"), inputs=frozenset({"data"})
+        recipe=HashtagsRecipe,
+        run=Later("pipeline.stages.data:hashtags"),
+        inputs=frozenset({"data"}),
+        optional=frozenset({"classes"}),
     ),
     "pretrain": Kind(
         recipe=PretrainRecipe,
@@ -76,7 +91,7 @@ KINDS: dict[str, Kind] = {
         job=Later("pipeline.stages.training:train_job"),
         resources=lambda recipe, gpus: resources_for(recipe.run, gpus_per_node=gpus),
         inputs=frozenset({"data"}),
-        optional=frozenset({"probe_train", "probe_test", "tags"}),
+        optional=frozenset({"probe_train", "probe_test", "tags", "start"}),
         watching=frozenset({"probe_train", "probe_test"}),
     ),
     "finetune": Kind(
@@ -127,6 +142,24 @@ KINDS: dict[str, Kind] = {
         )
         for name, evaluation in EVALUATIONS.items()
     },
+    "embeddings": Kind(
+        recipe=EmbeddingsRecipe,
+        run=Later("pipeline.stages.transfer:embeddings"),
+        resources=one_gpu_or_none,
+        inputs=frozenset({"run", "data"}),
+    ),
+    "cross_modal": Kind(
+        recipe=CrossModalRecipe,
+        run=Later("pipeline.stages.transfer:retrieval"),
+        inputs=frozenset({"embeddings"}),
+    ),
+    "mean": Kind(recipe=MeanRecipe, run=Later("pipeline.stages.transfer:mean"), alike=2),
+    "clips_report": Kind(
+        recipe=ClipsReportRecipe,
+        run=Later("pipeline.stages.pages:clips_report"),
+        inputs=frozenset({"data", "test", "run", "embeddings"}),
+        optional=frozenset({"cma", "cross_modal", *CLIP_SCORES}),
+    ),
     "report": Kind(
         recipe=ReportRecipe,
         run=Later("pipeline.stages.pages:report"),

@@ -7,6 +7,7 @@ from cluster.rank.torch_dist import choose_device
 from pipeline.dag.stage import Result, Work
 from pipeline.report.cifar10 import write_table
 from pipeline.report.classifiers import classifiers_page
+from pipeline.report.clips_report import build_clips_report
 from pipeline.report.compare import compare_runs, comparison_page
 from pipeline.report.run_report import build_report
 from pipeline.report.transfer_figures import write_figures
@@ -20,6 +21,12 @@ def report(work: Work) -> Result:
     device = choose_device("auto")
     build_report(work.inputs, work.recipe, work.folder / "report.html", device=device)
     return Result({}, ["report.html"], gpus_held(device))
+
+
+def clips_report(work: Work) -> Result:
+    """report.html, with clips to play."""
+    build_clips_report(work.inputs, work.recipe, work.folder / "report.html")
+    return Result({}, ["report.html"])
 
 
 def compare(work: Work) -> Result:

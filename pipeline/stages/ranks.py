@@ -14,9 +14,9 @@ from cluster.rank.torch_dist import World, choose_device, distributed, own_place
 from cluster.run.folder import RunFolder
 from cluster.typed_yaml import check_recipe
 from ingest.dataset.open import open_dataset
-from pipeline.recipe.stages import FeaturesRecipe, Machines
+from pipeline.recipe.stages import FeaturesRecipe, Machines, Windows
 from pipeline.recipe.transfer import PredictRecipe
-from pipeline.transfer.extract import write_features
+from pipeline.transfer.extract import at_layer, warn_of_shared, write_features
 from pipeline.transfer.predict import predict_together
 from pipeline.trunks.classifier import load_classifier
 from pipeline.trunks.files import load_trunk
@@ -59,20 +59,27 @@ def extract(
         Preempted: if a signal asked to stop.
     """
     checked, run = check_recipe(FeaturesRecipe, recipe, where=folder), RunFolder(Path(folder))
+    videos = checked.videos or Windows()
     with _team(run, checked.run) as team:
         world = team.world
-        network = load_trunk(trunk).to(world.device)
-        for name, said in zip(SETS, (train, test), strict=True):
+        exported = load_trunk(trunk).to(world.device)
+        network = at_layer(exported, exported.network, videos)
+        opened = [
+            open_dataset(said["root"], sealed=said["sealed"], view=said.get("view")) for said in (train, test)
+        ]
+        if world.is_first:
+            warn_of_shared(*opened)
+        for name, dataset in zip(SETS, opened, strict=True):
             made = run.path / f"{name}.safetensors"
             if world.gather(made.exists())[0]:  # as the first rank sees it
                 continue
             part = made.with_name(f".{made.name}.part")
             whole = write_features(
                 network,
-                open_dataset(said["root"], sealed=said["sealed"], view=said.get("view")),
+                dataset,
                 part,
                 dim=network.feature_dim,
-                preprocessing=network.preprocessing,
+                preprocessing=exported.preprocessing,
                 workers=checked.run.workers,
                 device=world.device,
                 precision=checked.precision,
@@ -81,6 +88,7 @@ def extract(
                 busy=team.watchdog.busy,
                 stop=lambda: team.stop.requested,
                 several_labels=True,
+                videos=videos,
             )
             if world.any(not whole)[0]:
                 end_preempted(world, run, f"asked to stop while it extracted {made.name}")

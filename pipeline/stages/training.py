@@ -27,6 +27,9 @@ def train_job(work: Work, resources: Resources) -> Job:
     if "tags" in work.inputs:
         data = data.model_copy(update={"tags": str(work.inputs["tags"].path)})
     changes: dict[str, Any] = {"data": data}
+    if "start" in work.inputs:
+        path = str(work.inputs["start"].path)
+        changes["train"] = recipe.train.model_copy(update={"init_from": path})
     if recipe.probe is not None:
         if not {"probe_train", "probe_test"} <= work.inputs.keys():
             raise UserError("the recipe has a probe: give the stage the inputs probe_train and probe_test")
@@ -42,9 +45,8 @@ def finetune_job(work: Work, resources: Resources) -> Job:
     """The same, on labelled images, from an exported trunk: architecture and colours are that one's."""
     recipe: PretrainRecipe = work.recipe
     start = start_of(work.inputs["trunk"].path)
-    view = {"mean": start.preprocessing.mean, "std": start.preprocessing.std}
     changes: dict[str, Any] = {
-        "data": _data(work).model_copy(update=view),
+        "data": _data(work).model_copy(update=dict(start.colours)),
         "trunk": start.trunk,
     }
     if "test" in work.inputs:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster.errors import UserError
 from cluster.job import Job, Resources
 from cluster.rank.torch_dist import choose_device
 from cluster.run.folder import RunFolder
 from pipeline.dag.stage import Result, Work
-from pipeline.stages.inputs import pinned
+from pipeline.stages.inputs import opened, pinned
 from pipeline.stages.machine import gpus_held
+from pipeline.transfer.cross_modal import cross_modal
+from pipeline.transfer.embed import embed_videos
 from pipeline.transfer.evaluations import Evaluation
-from pipeline.transfer.features import load_features
+from pipeline.transfer.features import load_features, save_features
 from pipeline.transfer.predict import read_predictions, summarise
+from pipeline.transfer.statistics import mean_of_seeds
+from pipeline.trunks.embedder import load_embedder
 
 
 def features_job(work: Work, resources: Resources) -> Job:
@@ -51,6 +56,42 @@ def score(evaluation: Evaluation, work: Work) -> Result:
     train, test = (load_features(folder / f"{name}.safetensors") for name in ("train", "test"))
     scores = evaluation.score(train, test, work.recipe, device=device)
     return Result(scores.metrics(), [], gpus_held(device))
+
+
+def embeddings(work: Work) -> Result:
+    """video.safetensors and audio.safetensors, of the same videos in the same order."""
+    device = choose_device(work.recipe.run.device)
+    both = embed_videos(
+        load_embedder(work.inputs["run"].path),
+        opened(work.inputs["data"]),
+        windows=work.recipe.windows,
+        workers=work.recipe.run.workers,
+        device=device,
+    )
+    outputs = ["video.safetensors", "audio.safetensors"]
+    for features, name in zip(both, outputs, strict=True):
+        save_features(features, work.folder / name)
+    return Result({"samples": len(both[0].y), "dim": both[0].x.shape[1]}, outputs, gpus_held(device))
+
+
+def retrieval(work: Work) -> Result:
+    """Of a clip the right sound among all, and of a sound the right clip."""
+    folder = work.inputs["embeddings"].path
+    video, audio = (load_features(folder / f"{name}.safetensors").x for name in ("video", "audio"))
+    return Result(cross_modal(video, audio, at=work.recipe.at).metrics(), [])
+
+
+def mean(work: Work) -> Result:
+    """The mean over the inputs, and its interval by Student's t."""
+    metric = work.recipe.metric
+    missing = [name for name, each in work.inputs.items() if metric not in each.receipt.metrics]
+    if missing:
+        raise UserError(f"{', '.join(missing)} found out no {metric}: name another as recipe.metric")
+    values = [work.inputs[name].receipt.metrics[metric] for name in sorted(work.inputs)]
+    found, interval = mean_of_seeds(values)
+    return Result(
+        {metric: found, f"{metric}_low": interval.low, f"{metric}_high": interval.high, "of": len(values)}, []
+    )
 
 
 def _job(work: Work, resources: Resources, function: str, arguments: dict[str, Any]) -> Job:

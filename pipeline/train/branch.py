@@ -159,8 +159,11 @@ def branch(folder: Path, checkpoint: Path, parent: Parent, recipe: PretrainRecip
     for file in checkpoint.iterdir():
         if file.name not in ("state.json", "manifest.json"):
             _link(file, temporary / file.name)
-    _write_state(checkpoint, temporary, parent, recipe)
+    state = _write_state(checkpoint, temporary, parent, recipe)
     temporary.rename(target)
+    if positives := state.get("positives"):  # what its steps went by, which no tensor holds
+        there = checkpoint.parents[1] / "positives" / positives
+        shutil.copytree(there, folder / "positives" / positives, copy_function=_link, dirs_exist_ok=True)
     write_atomically(folder / "checkpoints" / "latest", f"{target.name}\n")
     for name in ("init_from.json", "classes.json"):
         with contextlib.suppress(FileNotFoundError):
@@ -169,7 +172,7 @@ def branch(folder: Path, checkpoint: Path, parent: Parent, recipe: PretrainRecip
     write_atomically(folder / "recipe.yaml", recipe_text)
 
 
-def _write_state(checkpoint: Path, folder: Path, parent: Parent, recipe: PretrainRecipe) -> None:
+def _write_state(checkpoint: Path, folder: Path, parent: Parent, recipe: PretrainRecipe) -> dict[str, Any]:
     """state.json as it fits the new settings, and the manifest with its sum."""
     from pipeline.checkpoint.writer import digest, vouched
     from pipeline.data.loader import order_identity
@@ -177,7 +180,7 @@ def _write_state(checkpoint: Path, folder: Path, parent: Parent, recipe: Pretrai
     from pipeline.data.training_set import open_training_set
     from pipeline.train.loss_scale import LossScale
 
-    state = json.loads((checkpoint / "state.json").read_text())
+    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
     if parent.new_order:
         data, opened = recipe.data, open_training_set(recipe.data)
         order = plan_order(
@@ -187,11 +190,14 @@ def _write_state(checkpoint: Path, folder: Path, parent: Parent, recipe: Pretrai
         state["loader"] = {**identity, "step": state["loader"]["step"]}
     if any(key.startswith(_NO_SPIKE_AFTER) for key in parent.settings):
         state["guard"]["losses"] = []
+    if any(key.startswith("method.cma") for key in parent.settings):
+        state.pop("positives", None)  # they are sought anew
     if "train.precision" in parent.settings:
         state["loss_scale"] = LossScale(enabled=recipe.train.precision == "fp16").state()
     write_atomically(folder / "state.json", json.dumps(state, indent=2) + "\n")
     files = vouched(checkpoint) | {"state.json": digest(folder / "state.json")}
     write_atomically(folder / "manifest.json", json.dumps({"files": files}, indent=2) + "\n")
+    return state
 
 
 def _refuse_what_cannot_be_carried(checkpoint: Path, recipe: PretrainRecipe, changes: Differences) -> None:
@@ -209,7 +215,15 @@ def _refuse_what_cannot_be_carried(checkpoint: Path, recipe: PretrainRecipe, cha
             "train.steps=N, or an older checkpoint"
         )
     double = "fp64" in changes.get("train.precision", ())
-    for key in ("method.name", "optim.name", "trunk.name", "trunk.stem", *(["train.precision"] * double)):
+    rows = ["data.sealed", "data.view"] * recipe.method.remembers  # of a bank
+    for key in (
+        "method.name",
+        "optim.name",
+        "trunk.name",
+        "trunk.stem",
+        *["train.precision"] * double,
+        *rows,
+    ):
         if key in changes:
             there, here = changes[key]
             raise UserError(
@@ -218,7 +232,8 @@ def _refuse_what_cannot_be_carried(checkpoint: Path, recipe: PretrainRecipe, cha
                 "OUT` and trunk.init_from=OUT"
             )
     with torch.device("meta"):
-        method = assemble_method(recipe, total_steps=1, group=None)
+        samples = json.loads((checkpoint / "state.json").read_text())["loader"]["samples"]
+        method = assemble_method(recipe, total_steps=1, group=None, samples=samples)
     saved = TensorReader(checkpoint).tensors
     there = {name.removeprefix(METHOD): list(t.size) for name, t in saved.items() if name.startswith(METHOD)}
     here = {name: list(tensor.shape) for name, tensor in named_tensors(method)}
@@ -230,7 +245,7 @@ def _refuse_what_cannot_be_carried(checkpoint: Path, recipe: PretrainRecipe, cha
         )
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: str | Path, target: str | Path) -> None:
     """The same bytes in both places, without room for two where that can be."""
     try:
         os.link(source, target)

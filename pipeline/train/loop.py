@@ -22,7 +22,7 @@ from cluster.typed_yaml import check_recipe
 from pipeline.data.batch import Batch
 from pipeline.distributed.collectives import all_gather_rows
 from pipeline.distributed.sharded import norms, own
-from pipeline.parallel.precision import DTYPES, arithmetic
+from pipeline.parallel.precision import DTYPES, arithmetic, sound_convolutions
 from pipeline.parallel.whole import whole_trunk
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.classifier import finish_classifier
@@ -68,18 +68,21 @@ def pretrain(recipe: PretrainRecipe, folder: Path, watchdog: Watchdog | None = N
 
 def train(t: Training, preemption: PreemptionFlag) -> None:
     """All steps that are left; where the guard gives up, again from a checkpoint and with other data."""
-    while True:
-        try:
-            loop(t, preemption)
-            return
-        except Diverged as failure:
-            t = roll_back(t, failure)
+    with sound_convolutions(t.recipe.train, t.world.device):
+        while True:
+            try:
+                loop(t, preemption)
+                return
+            except Diverged as failure:
+                t = roll_back(t, failure)
 
 
 def loop(t: Training, preemption: PreemptionFlag) -> None:
     """The steps themselves. `step` counts those that are done; the schedule and the method see it from 0."""
     watch = Stopwatch()
     for step, batches in steps(t, watch):
+        if t.positives is not None:
+            t.positives.before(step)
         lr = learning_rate(t.recipe.optim, step=step, total_steps=t.total_steps)
         set_learning_rate(t.optimizer, lr)
         t.guard.remember()
@@ -191,6 +194,7 @@ def log(
             "lr": lr,
         }
         if embeddings is not None:  # who is told the labels may see all images of a class alike
+            values |= {} if t.positives is None else t.positives.health
             values |= {"embedding_std": embedding_std(embeddings), "rankme": rankme(embeddings)}
         if t.probe is not None and trunk is not None:
             values["knn"] = t.probe.accuracy(trunk)
@@ -249,6 +253,8 @@ def roll_back(t: Training, failure: Diverged) -> Training:
     t.guard.load(state["guard"])
     t.guard.rollbacks.append(Rollback(to_step=state["step"], from_step=failure.step))
     t.method.forget_batches()
+    if t.positives is not None:
+        t.positives.load(state["positives"])
     if t.world.is_first:
         logger.warning("%s; going on from step %d with the data after it", failure, state["step"])
     if t.metrics is not None:
@@ -282,7 +288,9 @@ def save(t: Training, done: int, *, wait: bool) -> None:
     t.watchdog.busy("saving a checkpoint")
     if t.metrics is not None:
         t.run.refuse_if_superseded()
-    loose = {"guard": t.guard.state(), "loss_scale": t.scale.state()}
+    loose: dict[str, Any] = {"guard": t.guard.state(), "loss_scale": t.scale.state()}
+    if t.positives is not None:
+        loose["positives"] = t.positives.state()
     first = (lambda: None) if t.metrics is None else t.metrics.sync
     t.checkpoints.save(done, {"loader": t.loader.state(), **loose}, wait=wait, before=first)
 

@@ -17,6 +17,7 @@ from cluster.errors import UserError
 from cluster.run.source import source_version
 from cluster.typed_yaml import read_yaml
 from ingest.dataset.open import open_dataset
+from ingest.video.container import library_versions
 from pipeline.data.training_set import TrainingSet, open_training_set
 from pipeline.recipe.method import Classification
 from pipeline.recipe.pretrain import PretrainRecipe
@@ -86,8 +87,10 @@ def to_yaml(recipe: PretrainRecipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=110)
 
 
-def record_attempt(folder: Path, *, ranks: int, device: str) -> None:
-    """Add a line to attempts.jsonl: which code ran, where, on what."""
+def record_attempt(folder: Path, *, ranks: int, device: str, of_clips: bool = False) -> None:
+    """Add a line to attempts.jsonl: which code ran, where, on what; and if videos are read, what decodes
+    them, for releases of FFmpeg give other samples of the same sound.
+    """
     values = {
         "time": time.time(),
         "host": socket.gethostname(),
@@ -97,6 +100,8 @@ def record_attempt(folder: Path, *, ranks: int, device: str) -> None:
         "torch": torch.__version__,
         **source_version(),
     }
+    if of_clips:
+        values["decoder"] = library_versions()
     with (folder / "attempts.jsonl").open("a") as file:
         file.write(json.dumps(values) + "\n")
 

@@ -24,7 +24,7 @@ from pipeline.data.loader import Loader
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.read_ahead.client import Node
 from pipeline.methods.build import assemble_method
-from pipeline.methods.method import Method
+from pipeline.methods.method import HasPositives, Method
 from pipeline.parallel.engine import Engine
 from pipeline.parallel.parallelize import parallelize
 from pipeline.recipe.pretrain import PretrainRecipe
@@ -34,11 +34,13 @@ from pipeline.train.length import optimizer_steps
 from pipeline.train.loss_scale import LossScale
 from pipeline.train.metrics import Metrics
 from pipeline.train.optim import build_optimizer
+from pipeline.train.positives import Positives
 from pipeline.train.probe import KnnProbe
 from pipeline.train.profile import Profile
 from pipeline.train.run_recipe import adopt, count_classes, record_attempt, record_warm_start
 from pipeline.train.sound import sound_of_run
 from pipeline.train.stragglers import Stragglers
+from pipeline.train.warm_start import begin_from, checkpoint_to_begin_from
 from pipeline.trunks.export import CLASSES
 from pipeline.trunks.interop import init_file, read_weights, warm_start
 
@@ -62,6 +64,7 @@ class Training:
     scale: LossScale
     probe: KnnProbe | None  # on the first rank, if the recipe has one
     watchdog: Watchdog
+    positives: Positives | None  # with CMA
     stragglers: Stragglers
     profile: Profile
     step: int
@@ -98,7 +101,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         adopt(recipe, folder)
         if recipe.method.supervised:
             write_atomically(folder / CLASSES, json.dumps(loader.training_set.classes) + "\n")
-        record_attempt(folder, ranks=world.size, device=str(world.device))
+        record_attempt(folder, ranks=world.size, device=str(world.device), of_clips=recipe.data.is_of_clips)
     if recipe.data.audio is not None:
         loader.normalise_sound(sound_of_run(recipe, folder, world))
     submitted_to = folder / "site.yaml"
@@ -123,11 +126,20 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         max_skipped=recipe.train.max_skipped_steps,
         spike_deviations=recipe.train.spike_deviations,
     )
+    run = RunFolder(folder)
+    unwatched = Watchdog(run, rank=world.rank, local_rank=world.local_rank, seconds=recipe.run.hang_seconds)
+    watchdog = watchdog or unwatched
+    positives = None
+    if isinstance(method, HasPositives) and method.cma is not None:
+        per_epoch = loader.steps_per_epoch / recipe.train.accumulate
+        positives = Positives(method, run=folder, world=world, watchdog=watchdog, steps_per_epoch=per_epoch)
     state = checkpoints.load()
     if state is not None:
         loader.check_state(state["loader"])
         scale.load(state["loss_scale"])
         guard.load(state["guard"])
+        if positives is not None:
+            positives.load(state.get("positives"))
         if state["step"] > total_steps:
             raise UserError(
                 f"the run has saved step {state['step']}, and is to have {total_steps}: raise train.epochs, "
@@ -139,16 +151,9 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
             f"{folder} is a branch of {parent.run} at step {parent.step}, and no checkpoint of it is whole: "
             "remove it, and branch from another one"
         )
-    elif recipe.trunk.init_from is not None:
-        weights = read_weights(recipe.trunk)
-        for which, trunk in method.trunks().items():
-            if recipe.trunk_section(which) is recipe.trunk:
-                warm_start(trunk, weights)
-        if world.is_first:
-            record_warm_start(folder, init_file(recipe.trunk.init_from))
+    else:
+        _begin(recipe, folder, method, loader, world)
     step = 0 if state is None else state["step"]
-    run = RunFolder(folder)
-    unwatched = Watchdog(run, rank=world.rank, local_rank=world.local_rank, seconds=recipe.run.hang_seconds)
     return Training(
         recipe=recipe,
         run=run,
@@ -164,12 +169,29 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         else None,
         scale=scale,
         probe=KnnProbe(recipe, device=world.device) if recipe.probe and world.is_first else None,
-        watchdog=watchdog or unwatched,
+        watchdog=watchdog,
+        positives=positives,
         stragglers=Stragglers(world, step=step),
         profile=Profile(folder, steps=recipe.run.profile, world=world),
         step=step,
         total_steps=total_steps,
     )
+
+
+def _begin(recipe: PretrainRecipe, folder: Path, method: Method, loader: Loader, world: World) -> None:
+    """Fill in what the recipe begins with, if it is not drawn from the seed."""
+    begun_from = None
+    if recipe.train.init_from is not None:
+        checkpoint = checkpoint_to_begin_from(recipe.train.init_from)
+        begin_from(checkpoint, method, loader, world=world)
+        begun_from = checkpoint / "manifest.json"
+    for which, trunk in method.trunks().items():
+        section = recipe.trunk_section(which)
+        if section.init_from is not None:
+            warm_start(trunk, read_weights(section))
+            begun_from = begun_from or init_file(section.init_from)
+    if begun_from is not None and world.is_first:
+        record_warm_start(folder, begun_from)
 
 
 def place_on_node(world: World) -> Node:

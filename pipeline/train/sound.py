@@ -14,15 +14,13 @@ from torch import Tensor
 
 from cluster.atomic_file import write_atomically
 from cluster.rank.torch_dist import World
-from cluster.typed_json import read_record
 from pipeline.data.clip.spectrogram import spectrogram
-from pipeline.data.clip.statistics import BinStatistics, bin_statistics
+from pipeline.data.clip.statistics import AUDIO_STATISTICS, BinStatistics, bin_statistics, read_statistics
 from pipeline.data.loader import Loader
 from pipeline.data.node_cache import CachePlace
 from pipeline.recipe.pretrain import PretrainRecipe
 
 logger = logging.getLogger(__name__)
-AUDIO_STATISTICS = "audio_statistics.json"
 _MOST_CLIPS = 10_000
 _BATCH = 64
 
@@ -41,16 +39,6 @@ def sound_of_run(recipe: PretrainRecipe, folder: Path, world: World) -> BinStati
         found = read_statistics(folder)
     first: BinStatistics = world.gather(found)[0]
     return first
-
-
-def read_statistics(folder: Path) -> BinStatistics:
-    """Those of a run that was trained on sound.
-
-    Raises:
-        UserError: they are not there, or damaged.
-    """
-    remedy = "the run, given again, writes it anew if it is removed"
-    return read_record(BinStatistics, folder / AUDIO_STATISTICS, remedy=remedy)
 
 
 def measure_sound(recipe: PretrainRecipe, *, cache: CachePlace | None = None) -> BinStatistics:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cluster.job import import_function
 from cluster.typed_yaml import Section
+from pipeline.recipe.stages import Pooling
 from pipeline.recipe.transfer import (
     AudioSvmRecipe,
     FewShotRecipe,
@@ -35,6 +36,10 @@ class Evaluation:
         title, column: what the report calls it, in full and in a table.
         explained: how it works, for the report; a metric of the trained trunk may stand in braces.
         several_labels: whether images may have several labels, and labels to ignore.
+        of_windows: whether it is given every window of a video, by the command, or their mean.
+        pooling: how the command pools a stage's map for it.
+        refusing: "package.module:function", of a recipe and the number of training images, which refuses
+            what can be seen to fail without looking at them.
         metric: what it finds out, and with `_low` and `_high` the ends of its interval.
     """
 
@@ -45,7 +50,15 @@ class Evaluation:
     column: str
     explained: str
     several_labels: bool = False
+    of_windows: bool = False
+    pooling: Pooling = "max"
+    refusing: str | None = None
     metric: str = "top1"
+
+    def refuse(self, recipe: Section, train_samples: int) -> None:
+        """Raise UserError if the recipe cannot be followed with so many training images."""
+        if self.refusing is not None:
+            import_function(self.refusing)(recipe, train_samples)
 
     def score(self, train: Features, test: Features, recipe: Section, *, device: torch.device) -> Scores:
         """Score test features by training features.
@@ -65,6 +78,7 @@ EVALUATIONS: dict[str, Evaluation] = {
         title="Nearest neighbours",
         column="kNN",
         explained="the {k} most similar training images vote, by cosine similarity",
+        refusing="pipeline.transfer.knn:refuse_recipe",
     ),
     "linear": Evaluation(
         recipe=LinearRecipe,
@@ -97,6 +111,8 @@ EVALUATIONS: dict[str, Evaluation] = {
         title="Support vector machines for recordings",
         column="audio SVM",
         explained="one for each of {classes} labels, averaged over the windows of a recording",
+        of_windows=True,
+        pooling="average",
     ),
     "svm": Evaluation(
         recipe=SvmRecipe,

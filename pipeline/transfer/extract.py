@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,13 +15,19 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset
-from pipeline.data.evaluation import Preprocessing, evenly_spaced, image_batches, normalise
+from pipeline.data.evaluation import Preprocessing, evenly_spaced
 from pipeline.data.node_cache import CachePlace
-from pipeline.recipe.stages import FeaturePrecision
-from pipeline.transfer.features import Features, FeatureWriter
+from pipeline.data.shown import AnyPreprocessing, at_once, shown_inputs
+from pipeline.recipe.stages import FeaturePrecision, Windows
+from pipeline.transfer.features import Features, FeatureWriter, load_features
 from pipeline.transfer.labels import classes_of
+from pipeline.transfer.maps import MapTrunk
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 256
+_ONE = Windows(windows=1)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,41 +48,54 @@ class _Sought:
             )
         positions = evenly_spaced(len(dataset), limit)
         classes, y = classes_of(dataset, positions, several_labels=several_labels)
-        keys = np.concatenate([dataset.unit_keys(unit) for unit in range(len(dataset.units))])
+        keys = _keys(dataset)
         return cls(
             positions=positions,
             y=torch.from_numpy(y),
-            keys=torch.from_numpy(keys[positions].astype(np.int64)),
+            keys=torch.from_numpy(keys[positions]),
             classes=classes,
         )
+
+    def windows(self, count: int) -> _Sought:
+        """The same, with as many rows for each sample."""
+        y, keys = (each.repeat_interleave(count) for each in (self.y, self.keys))
+        return replace(self, y=y, keys=keys)
+
+
+def _keys(dataset: Dataset) -> NDArray[np.int64]:
+    keys = np.concatenate([dataset.unit_keys(unit) for unit in range(len(dataset.units))])
+    return keys.astype(np.int64)
 
 
 def extract_features(
     trunk: nn.Module,
     dataset: Dataset,
     *,
-    preprocessing: Preprocessing,
+    preprocessing: AnyPreprocessing,
     workers: int,
     device: torch.device,
     limit: int | None = None,
     batch_size: int = BATCH_SIZE,
     cache: CachePlace | None = None,
     several_labels: bool = False,
+    videos: Windows = _ONE,
 ) -> Features:
     """Run a trunk over a labelled dataset, into memory.
 
     The trunk is put into evaluation mode and given back in the mode it came in.
 
     Args:
-        trunk: (n, 3, image_size, image_size) normalised images → (n, D) features.
+        trunk: normalised images, clips or spectrograms, (n, …) → (n, D) features.
         limit: at most so many samples, evenly spaced over the dataset; None for all.
-        cache: see `image_batches`.
+        cache: see `shown_inputs`.
         several_labels: see `classes_of`.
+        videos: what is looked at of each, where `preprocessing` is of videos; its `layer` is the trunk's.
 
     Raises:
         UserError: if there is no sample, or one cannot be read, or has no label, or several and is not to.
     """
     sought = _Sought.of(dataset, limit, several_labels=several_labels)
+    sought = sought.windows(rows_of(preprocessing, videos))
     x = torch.empty(0)
     for first, part in _embed(
         trunk,
@@ -85,9 +106,10 @@ def extract_features(
         device=device,
         batch_size=batch_size,
         cache=cache,
+        videos=videos,
     ):
         if not first:
-            x = torch.empty(len(sought.positions), part.shape[1])
+            x = torch.empty(len(sought.y), part.shape[1])
         x[first : first + len(part)] = part.cpu()
     return Features(x=x, y=sought.y, keys=sought.keys, classes=sought.classes)
 
@@ -98,7 +120,7 @@ def write_features(
     path: Path,
     *,
     dim: int,
-    preprocessing: Preprocessing,
+    preprocessing: AnyPreprocessing,
     workers: int,
     device: torch.device,
     precision: FeaturePrecision = "fp32",
@@ -108,6 +130,7 @@ def write_features(
     busy: Callable[[str], None] = lambda what: None,
     stop: Callable[[], bool] = lambda: False,
     several_labels: bool = False,
+    videos: Windows = _ONE,
 ) -> bool:
     """The same into a file, of which every rank fills its own rows: it is whole when all have returned.
 
@@ -119,12 +142,14 @@ def write_features(
         rank, ranks: of equal parts, only this one.
         busy: told of every batch.
         stop: asked before every batch.
-        several_labels: see `classes_of`.
+        several_labels, videos: see `extract_features`.
 
     Returns:
         Whether this rank's rows are all there; they are not if it was to stop.
     """
     sought = _Sought.of(dataset, None, several_labels=several_labels)
+    each, batch_size = rows_of(preprocessing, videos), at_once(preprocessing, batch_size)
+    sought = sought.windows(each)
     batches = -(-len(sought.positions) // batch_size)
     begin, end = (batch_size * (batches * place // ranks) for place in (rank, rank + 1))
     with FeatureWriter(
@@ -144,11 +169,12 @@ def write_features(
             workers=workers,
             device=device,
             batch_size=batch_size,
+            videos=videos,
         ):
             if stop():
                 return False
-            busy(f"extracting features into {path.name}, row {begin + first}")
-            file.write(begin + first, part)
+            busy(f"extracting features into {path.name}, row {begin * each + first}")
+            file.write(begin * each + first, part)
     return True
 
 
@@ -157,21 +183,23 @@ def _embed(
     dataset: Dataset,
     positions: NDArray[np.int64],
     *,
-    preprocessing: Preprocessing,
+    preprocessing: AnyPreprocessing,
     workers: int,
     device: torch.device,
     batch_size: int,
     cache: CachePlace | None = None,
+    videos: Windows,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Batches of features, float32, each with the place of its first among the positions."""
+    """Batches of features, float32, each with the place of its first row among those of the positions."""
     if not len(positions):
         return
-    images = image_batches(
+    shown = shown_inputs(
         dataset,
         positions,
-        preprocessing=preprocessing,
+        preprocessing,
+        windows=videos.windows,
         workers=workers,
-        pin_memory=device.type == "cuda",
+        device=device,
         batch_size=batch_size,
         cache=cache,
     )
@@ -179,9 +207,16 @@ def _embed(
     trunk.eval()
     first = 0
     try:
-        for batch in images:
+        for batch in shown:
             with torch.inference_mode():
-                part = trunk(normalise(batch.images, preprocessing, device)).float()
+                part = trunk(batch.inputs).float()
+                if not videos.each:
+                    part = part.unflatten(0, (len(batch.keys), -1)).mean(1)
+            if not bool(torch.isfinite(part).all()):
+                raise UserError(
+                    f"the trunk's features of {dataset.path} are not finite: its weights are broken; "
+                    "export an older checkpoint, RUN/checkpoints/step-N"
+                )
             yield first, part
             first += len(part)
     finally:
@@ -192,24 +227,54 @@ def extract_from_files(
     trunk_path: Path,
     train: Dataset,
     test: Dataset,
+    folder: Path,
     *,
     workers: int,
     device: torch.device,
     several_labels: bool = False,
+    videos: Windows,
 ) -> tuple[Features, Features]:
-    """Features of a training and a test set with an exported trunk."""
+    """Features of a training and a test set with an exported trunk, mapped from files in a folder."""
     from pipeline.trunks.files import load_trunk
 
+    warn_of_shared(train, test)
     trunk = load_trunk(trunk_path).to(device)
-    of_train, of_test = (
-        extract_features(
-            trunk,
-            part,
+    network = at_layer(trunk, trunk.network, videos)
+    files = folder / "train.safetensors", folder / "test.safetensors"
+    for file, dataset in zip(files, (train, test), strict=True):
+        write_features(
+            network,
+            dataset,
+            file,
+            dim=network.feature_dim,
             preprocessing=trunk.preprocessing,
             workers=workers,
             device=device,
             several_labels=several_labels,
+            videos=videos,
         )
-        for part in (train, test)
-    )
-    return of_train, of_test
+    return load_features(files[0]), load_features(files[1])
+
+
+def warn_of_shared(train: Dataset, test: Dataset) -> None:
+    """Say how many test images are training images, too: on them a score says what was remembered."""
+    if train.root != test.root:
+        return
+    if shared := int(np.isin(_keys(test), _keys(train)).sum()):
+        logger.warning(
+            "%d of %d test images are training images, too (root %s): accuracies on them are no test; give "
+            "another --test, or two views that share none",
+            shared,
+            len(test),
+            test.root[:12],
+        )
+
+
+def rows_of(preprocessing: AnyPreprocessing, videos: Windows) -> int:
+    """How many rows of features a sample has."""
+    return 1 if isinstance(preprocessing, Preprocessing) or not videos.each else videos.windows
+
+
+def at_layer(trunk: T, network: nn.Module, videos: Windows) -> T | MapTrunk:
+    """A trunk, or what it gives at a layer, of its network."""
+    return trunk if videos.layer is None else MapTrunk(network, videos.layer, videos.pooling)

@@ -9,13 +9,14 @@ from torch import nn
 
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset
-from pipeline.data.evaluation import Preprocessing, evenly_spaced, image_batches, normalise
+from pipeline.data.evaluation import evenly_spaced
+from pipeline.data.shown import AnyPreprocessing, shown_inputs
 from pipeline.models.trunk import arrange_weights, build_trunk
 from pipeline.parallel.initialize import initialize
 from pipeline.recipe.trunk import Trunk
-from pipeline.trunks.files import Pixels, TrunkSpec, save_trunk
+from pipeline.trunks.files import Pixels, TrunkSpec, images_of, save_trunk
 
-_CALIBRATION_IMAGES = 10_000  # at most, evenly spaced
+_CALIBRATION_SAMPLES = 10_000  # at most, evenly spaced
 
 
 def random_trunk(
@@ -40,7 +41,12 @@ def random_trunk(
 
 
 def calibrate_batchnorm(
-    network: nn.Module, dataset: Dataset, *, preprocessing: Preprocessing, workers: int, device: torch.device
+    network: nn.Module,
+    dataset: Dataset,
+    *,
+    preprocessing: AnyPreprocessing,
+    workers: int,
+    device: torch.device,
 ) -> None:
     """Set every BatchNorm's running statistics to their average over batches of the dataset."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -48,11 +54,11 @@ def calibrate_batchnorm(
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # torch's way to ask for the cumulative average
-    positions = evenly_spaced(len(dataset), _CALIBRATION_IMAGES)
+    positions = evenly_spaced(len(dataset), _CALIBRATION_SAMPLES)
     network.train()
     with torch.no_grad():
-        for batch in image_batches(dataset, positions, preprocessing=preprocessing, workers=workers):
-            network(normalise(batch.images, preprocessing, device))
+        for batch in shown_inputs(dataset, positions, preprocessing, workers=workers, device=device):
+            network(batch.inputs)
     network.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -60,7 +66,7 @@ def calibrate_batchnorm(
 
 def pixels_trunk(spec: TrunkSpec, *, size: int, out: Path) -> TrunkSpec:
     """Raw pixels of `size` x `size` as a trunk, normalised like `spec`."""
-    preprocessing = spec.preprocessing.model_copy(update={"image_size": size, "resize": size})
+    preprocessing = images_of(spec.preprocessing).model_copy(update={"image_size": size, "resize": size})
     pixels = TrunkSpec(
         architecture=Pixels(name="pixels"),
         preprocessing=preprocessing,

@@ -17,14 +17,17 @@ from cluster.json_rows import last_row
 from cluster.small_file import read_small
 from cluster.typed_yaml import load_recipe
 from pipeline.checkpoint.files import latest, read_tensors
-from pipeline.data.evaluation import Preprocessing, evaluation_preprocessing
+from pipeline.data.clip.evaluation import AudioPreprocessing, ClipPreprocessing
+from pipeline.data.clip.statistics import read_statistics
+from pipeline.data.evaluation import evaluation_preprocessing
+from pipeline.data.shown import AnyPreprocessing
 from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.data import Interpolation
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.trunk import Trunk
-from pipeline.trunks.classifier import MOST_BYTES, ClassifierSpec, save_classifier
-from pipeline.trunks.files import TrunkSpec, save_trunk
+from pipeline.trunks.classifier import MOST_BYTES, SPEC, ClassifierSpec, save_classifier
+from pipeline.trunks.files import TrunkSpec, refuse_foreign, save_trunk
 
 CLASSES = "classes.json"  # of a run that learns from labels: their names, in the order of the logits
 
@@ -33,30 +36,34 @@ def export_trunk(
     run: Path,
     out: Path,
     *,
-    which: Literal["student", "teacher"] = "student",
+    which: Literal["student", "teacher", "audio"] = "student",
     interpolation: Interpolation | None = None,
+    force: bool = False,
 ) -> TrunkSpec:
     """Export the trunk of a run's newest checkpoint, or of the checkpoint given.
 
     Args:
         run: a run folder, or one of its `checkpoints/step-…`.
-        which: the trunk that learns, or the one that follows it.
+        which: the trunk that learns, the one that follows it, or the one for sound.
         interpolation: the filter that resizes the images which it is shown from now on; None: that of the
             run's recipe.
+        force: overwrite what another run has left in `out`, or somebody else.
 
     Raises:
-        UserError: if there is no whole checkpoint there, or no teacher in it.
+        UserError: if there is no whole checkpoint there, no such trunk in it, or its numbers are not finite.
     """
     opened = _open(run)
+    if not force:
+        refuse_foreign(out, "trunk.json", opened.provenance(which))
     name = opened.name_of(which)
     with torch.device("meta"):
-        network = build_trunk(opened.recipe.trunk)
+        network = build_trunk(opened.recipe.trunk_section(which))
     tensors = read_tensors(opened.checkpoint, prefix=f"{name}.")
     network.load_state_dict(tensors, strict=True, assign=True)
     network.float()
     spec = TrunkSpec(
-        architecture=opened.architecture,
-        preprocessing=opened.preprocessing(interpolation),
+        architecture=opened.architecture(which),
+        preprocessing=opened.preprocessing(which, interpolation),
         feature_dim=declared(network).feature_dim,
         provenance=opened.provenance(which),
     )
@@ -70,12 +77,13 @@ def export_classifier(
     *,
     which: Literal["student", "teacher"] | None = None,
     interpolation: Interpolation | None = None,
+    force: bool = False,
 ) -> ClassifierSpec:
     """Export the classifier of a run's newest checkpoint, or of the checkpoint given.
 
     Args:
         which: the one that learns, or its average; by default the average, if the run has one.
-        interpolation: as of `export_trunk`.
+        interpolation, force: as of `export_trunk`.
 
     Raises:
         UserError: if there is no whole checkpoint there, or it is of no classifier, or has no average.
@@ -87,6 +95,8 @@ def export_classifier(
             "classifier; `submit finetune` makes one"
         )
     which = which or ("teacher" if "teacher" in opened.trunks else "student")
+    if not force:
+        refuse_foreign(out, SPEC, opened.provenance(which))
     trunk = opened.name_of(which)
     head = f"{trunk.removesuffix('trunk')}head"  # beside it
     tensors = {
@@ -95,8 +105,8 @@ def export_classifier(
         for name, tensor in read_tensors(opened.checkpoint, prefix=f"{prefix}.").items()
     }
     spec = ClassifierSpec(
-        architecture=opened.architecture,
-        preprocessing=opened.preprocessing(interpolation),
+        architecture=opened.architecture(which),
+        preprocessing=opened.preprocessing(which, interpolation),
         feature_dim=tensors["head.weight"].shape[1],
         classes=_read_classes(opened.run / CLASSES, count=len(tensors["head.weight"])),
         provenance=opened.provenance(which),
@@ -128,13 +138,19 @@ class _Opened:
     recipe: PretrainRecipe
     trunks: Mapping[str, str]  # which → the name of that module in the method
 
-    @property
-    def architecture(self) -> Trunk:
-        return self.recipe.trunk.model_copy(update={"init_from": None})  # it is in the provenance
+    def architecture(self, which: str) -> Trunk:
+        # Where it started is in the provenance.
+        return self.recipe.trunk_section(which).model_copy(update={"init_from": None})
 
-    def preprocessing(self, interpolation: Interpolation | None) -> Preprocessing:
-        found = evaluation_preprocessing(self.recipe)
-        return found if interpolation is None else found.model_copy(update={"interpolation": interpolation})
+    def preprocessing(self, which: str, interpolation: Interpolation | None) -> AnyPreprocessing:
+        data = self.recipe.data
+        if which == "audio" and data.audio is not None:
+            return AudioPreprocessing.of(data.audio, read_statistics(self.run))
+        changes = {} if interpolation is None else {"interpolation": interpolation}
+        if data.clip is not None:
+            clip = ClipPreprocessing.of(data.clip, data)
+            return clip.model_copy(update={"pictures": clip.pictures.model_copy(update=changes)})
+        return evaluation_preprocessing(self.recipe).model_copy(update=changes)
 
     def name_of(self, which: str) -> str:
         if which not in self.trunks:
@@ -169,11 +185,13 @@ def _last_row(path: Path, *, up_to_step: float = math.inf) -> dict[str, Any]:
 
 def _provenance(run: Path, checkpoint: Path, recipe: PretrainRecipe) -> dict[str, Any]:
     state = json.loads((checkpoint / "state.json").read_text())
+    things = "videos" if recipe.data.is_of_clips else "images"
+    learnt_from = f"labelled {things}" if recipe.method.supervised else f"{things} without labels"
     last = _last_row(run / "metrics.jsonl", up_to_step=state["step"])
     attempt = _last_row(run / "attempts.jsonl")
     warm, parent = run / "init_from.json", run / "parent.json"
     return {
-        "what": f"trained on {'labelled images' if recipe.method.supervised else 'images without labels'}",
+        "what": f"trained on {learnt_from}",
         "method": recipe.method.name,
         "data": state["loader"]["root"],
         "samples": state["loader"]["samples"],

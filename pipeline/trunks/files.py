@@ -7,6 +7,7 @@ such folders too, so that one code path serves them all.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,17 +18,26 @@ import yaml
 from PIL import Image
 from pydantic import Field, PositiveInt, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.small_file import read_small
 from cluster.typed_yaml import Section
+from ingest.image.decode import decoded
+from pipeline.data.clip.evaluation import (
+    AudioPreprocessing,
+    ClipPreprocessing,
+    middle_clip,
+    middle_sound,
+)
 from pipeline.data.evaluation import Preprocessing, fit_image, normalise
+from pipeline.data.shown import AnyPreprocessing
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.trunk import Trunk
+from pipeline.trunks.tensor_file import read_tensors, write_tensors
 
+WEIGHTS = "trunk.safetensors"
 _MOST_BYTES = 1 << 20  # of a description; the largest here has some thousand
 
 
@@ -42,7 +52,7 @@ class TrunkSpec(Section):
 
     format: Literal[1] = 1
     architecture: Trunk | Pixels
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     feature_dim: PositiveInt
     provenance: dict[str, Any] = Field(default_factory=dict)
 
@@ -50,8 +60,9 @@ class TrunkSpec(Section):
 class ExportedTrunk(nn.Module):
     """A trunk as `load_trunk` returns it.
 
-    `forward` takes normalised images (N, 3, S, S) and returns features (N, feature_dim); `preprocess` makes
-    one image into such an input; `preprocessing` describes how.
+    `forward` takes normalised images (N, 3, S, S), clips (N, 3, T, S, S) or spectrograms (N, 1, frames, bins)
+    and returns features (N, feature_dim); `preprocess` makes one image, or the middle of one video, into such
+    an input; `preprocessing` describes how.
     """
 
     def __init__(self, network: nn.Module, spec: TrunkSpec) -> None:
@@ -65,19 +76,32 @@ class ExportedTrunk(nn.Module):
         return self.spec.feature_dim
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        """How an image becomes an input."""
+    def preprocessing(self) -> AnyPreprocessing:
+        """How an image or a video becomes an input."""
         return self.spec.preprocessing
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """An image of any size → float32 (3, S, S)."""
-        fitted = fit_image(image.convert("RGB"), self.preprocessing)
+    def preprocess(self, source: Image.Image | bytes) -> Tensor:
+        """One input, float32: of an image of any size and mode, upright, its colours and transparent parts as
+        wherever else this trunk is shown images; or of the bytes of a video's file.
+        """
+        view = self.preprocessing
+        if isinstance(source, bytes):
+            if isinstance(view, Preprocessing):
+                raise TypeError("this trunk is for images: give a PIL image")
+            return (
+                middle_clip(source, view)
+                if isinstance(view, ClipPreprocessing)
+                else middle_sound(source, view)
+            )
+        if not isinstance(view, Preprocessing):
+            raise TypeError("this trunk is for videos: give the bytes of a file")
+        fitted = fit_image(decoded(source), view)
         pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
-        return normalise(pixels[None], self.preprocessing, torch.device("cpu"))[0]
+        return normalise(pixels[None], view, torch.device("cpu"))[0]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, S, S) → features (N, feature_dim)."""
-        features: Tensor = self.network(images)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalised inputs → features (N, feature_dim)."""
+        features: Tensor = self.network(inputs)
         return features
 
 
@@ -96,14 +120,18 @@ def load_trunk(path: str | Path) -> ExportedTrunk:
     with torch.device("meta"):  # a description takes no memory, whatever it says: the tensors there do
         network = _build(spec.architecture)
     try:
-        network.load_state_dict(load_file(folder / "trunk.safetensors"), strict=True, assign=True)
+        tensors = read_tensors(folder / WEIGHTS)
+        network.load_state_dict(tensors, strict=True, assign=True)
     except (RuntimeError, OSError, SafetensorError) as error:
         name = spec.architecture.name
         raise UserError(
-            f"{folder}/trunk.safetensors does not hold the tensors of {name}: {' '.join(str(error).split())}"
+            f"{folder / WEIGHTS} does not hold the tensors of {name}: {' '.join(str(error).split())}"
         ) from error
-    size = spec.preprocessing.image_size
-    features = declared(network).feature_dim if isinstance(spec.architecture, Trunk) else 3 * size * size
+    features = (
+        declared(network).feature_dim
+        if isinstance(spec.architecture, Trunk)
+        else 3 * images_of(spec.preprocessing).image_size ** 2
+    )
     if spec.feature_dim != features:
         raise UserError(f"{folder}/trunk.json says {spec.feature_dim} features, and its trunk has {features}")
     return ExportedTrunk(network.float(), spec).eval()
@@ -112,7 +140,7 @@ def load_trunk(path: str | Path) -> ExportedTrunk:
 def save_trunk(network: nn.Module, spec: TrunkSpec, out: Path) -> None:
     """Write a trunk's folder; `network` has exactly the tensors of `spec.architecture`."""
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors = network.state_dict()
     with torch.device("meta"):
         expected = {
             name: tuple(tensor.shape) for name, tensor in _build(spec.architecture).state_dict().items()
@@ -123,11 +151,38 @@ def save_trunk(network: nn.Module, spec: TrunkSpec, out: Path) -> None:
             f"these are not the tensors of {spec.architecture.name}: "
             f"{sorted(found.items() ^ expected.items())[:4]}"
         )
-    temporary = out / ".trunk.safetensors.part"
-    save_file(tensors, temporary)
-    temporary.replace(out / "trunk.safetensors")
+    write_tensors(tensors, out / WEIGHTS, architecture=_trunk_of(spec))
     write_atomically(out / "trunk.json", spec.model_dump_json(indent=2) + "\n")
     write_atomically(out / "README.md", model_card(spec, sum(t.numel() for t in network.parameters())))
+
+
+def refuse_foreign(out: Path, spec_file: str, provenance: Mapping[str, Any]) -> None:
+    """Refuse to write into a folder that holds what is not to be lost: other files, or another run's export.
+
+    Raises:
+        UserError: naming it.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give a folder to write, which need not be there yet")
+    if not out.is_dir():
+        return
+    there = {path.name for path in out.iterdir()}
+    if spec_file not in there:
+        mine = {"README.md", WEIGHTS, "trunk.json", "classifier.safetensors", "classifier.json"}
+        if taken := sorted(there & mine):
+            raise UserError(
+                f"{out} holds a {taken[0]} already: give another folder, or --force to overwrite it"
+            )
+        return
+    try:
+        found = json.loads((out / spec_file).read_text())["provenance"]
+        same = found.get("recipe") == provenance.get("recipe") and found.get("data") == provenance.get("data")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        same = False
+    if not same:
+        raise UserError(
+            f"{out} holds what another run became: give another folder, or --force to overwrite it"
+        )
 
 
 def read_spec(folder: Path) -> TrunkSpec:
@@ -143,11 +198,24 @@ def read_spec(folder: Path) -> TrunkSpec:
         raise explain_invalid(path, error) from error
 
 
+def images_of(view: AnyPreprocessing) -> Preprocessing:
+    """How a trunk for images is shown them.
+
+    Raises:
+        UserError: if it is for videos.
+    """
+    if isinstance(view, Preprocessing):
+        return view
+    raise UserError("this trunk is for videos, and an image was to be shown to it: give one for images")
+
+
 class Start(NamedTuple):
-    """Where a training from an exported trunk starts: its section of the recipe, and how it sees images."""
+    """Where a training from an exported trunk starts: its section of the recipe, and the mean and deviation
+    of the colours that it is used to, as a recipe's `data` has them; none of a trunk for sound.
+    """
 
     trunk: Trunk
-    preprocessing: Preprocessing
+    colours: Mapping[str, tuple[float, float, float]]
 
 
 def start_of(folder: Path) -> Start:
@@ -160,7 +228,12 @@ def start_of(folder: Path) -> Start:
     if not isinstance(spec.architecture, Trunk):
         raise UserError(f"{folder} holds raw pixels and no network: there is nothing to train further")
     trunk = spec.architecture.model_copy(update={"init_from": str(folder.absolute())})
-    return Start(trunk, spec.preprocessing)
+    view = (
+        spec.preprocessing.pictures
+        if isinstance(spec.preprocessing, ClipPreprocessing)
+        else spec.preprocessing
+    )
+    return Start(trunk, {"mean": view.mean, "std": view.std} if isinstance(view, Preprocessing) else {})
 
 
 def explain_invalid(path: Path, error: ValidationError) -> UserError:
@@ -170,6 +243,10 @@ def explain_invalid(path: Path, error: ValidationError) -> UserError:
     return UserError(f"{path} cannot be used: {key}: {first['msg']}; was it edited?")
 
 
+def _trunk_of(spec: TrunkSpec) -> Trunk | None:
+    return spec.architecture if isinstance(spec.architecture, Trunk) else None
+
+
 def _build(architecture: Trunk | Pixels) -> nn.Module:
     return build_trunk(architecture) if isinstance(architecture, Trunk) else nn.Flatten()
 
@@ -177,12 +254,13 @@ def _build(architecture: Trunk | Pixels) -> nn.Module:
 def model_card(spec: TrunkSpec, parameters: int) -> str:
     """README.md of an exported trunk: Markdown with the front matter that model hubs read."""
     facts = facts_of(spec.architecture, spec.preprocessing, parameters, spec.provenance)
-    facts = {"features": f"{spec.feature_dim} per image"} | facts
-    return fill_card(CARD, spec.architecture, facts, spec.provenance)
+    things, tag, example = _SHOWN[type(spec.preprocessing)]
+    facts = {"features": f"{spec.feature_dim} per {things}"} | facts
+    return fill_card(CARD, spec.architecture, facts, spec.provenance, tag=tag, example=example, things=things)
 
 
 def facts_of(
-    architecture: Trunk | Pixels, view: Preprocessing, parameters: int, p: Mapping[str, Any]
+    architecture: Trunk | Pixels, view: AnyPreprocessing, parameters: int, p: Mapping[str, Any]
 ) -> dict[str, str]:
     """What a model card says first.
 
@@ -190,10 +268,9 @@ def facts_of(
         p: the provenance.
     """
     return {
-        "architecture": architecture.name,
+        "architecture": architecture.name + _stem_of(architecture),
         "parameters": f"{parameters:,}",
-        "input": f"{view.image_size} x {view.image_size}: short side to {view.resize}, "
-        f"{view.interpolation}, centre crop, mean {view.mean}, std {view.std}",
+        "input": _input_of(view),
         "training data": p.get("data", "none"),
         "method": p.get("method", "none"),
         "steps": str(p.get("steps", 0)),
@@ -201,6 +278,28 @@ def facts_of(
         **({"network": p["which"]} if "which" in p else {}),
         "last metrics": ", ".join(f"{k} {v:.4g}" for k, v in p.get("metrics", {}).items()) or "none",
     }
+
+
+def _input_of(view: AnyPreprocessing) -> str:
+    if isinstance(view, ClipPreprocessing):
+        return f"{view.frames} pictures, {view.fps:g} a second, each {_input_of(view.pictures)}"
+    if isinstance(view, AudioPreprocessing):
+        sound = view.audio
+        return (
+            f"{sound.seconds:g} s of sound, mono, {sound.rate} samples a second; decibels in {sound.bins} "
+            f"{sound.kind} bins, Fourier transforms of {sound.window} samples every {sound.hop}, down to "
+            f"{sound.top_db:g} below the loudest; each bin standardised as trunk.json says"
+        )
+    return (
+        f"{view.image_size} x {view.image_size}: short side to {view.resize}, "
+        f"{view.interpolation}, centre crop, mean {view.mean}, std {view.std}"
+    )
+
+
+def _stem_of(architecture: Trunk | Pixels) -> str:
+    if isinstance(architecture, Pixels) or architecture.stem == "imagenet":
+        return ""
+    return f", with the stem {architecture.stem} in place of timm's, whose model this is not"
 
 
 def fill_card(
@@ -215,16 +314,35 @@ def fill_card(
     recipe = yaml.safe_dump(p["recipe"], sort_keys=False) if "recipe" in p else ""
     return card.format(
         name=architecture.name,
-        what=p.get("what", "an image trunk"),
+        what=p.get("what", "a trunk"),
         table="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
         recipe=f"\n## Recipe\n\n```yaml\n{recipe}```\n" if recipe else "",
         **more,
     )
 
 
+_OF_IMAGES = """from PIL import Image
+
+from pipeline.export import load_trunk
+
+trunk = load_trunk("path/of/this/folder")
+features = trunk(trunk.preprocess(Image.open("image.jpg"))[None])   # (1, feature_dim)"""
+_OF_VIDEOS = """from pathlib import Path
+
+from pipeline.export import load_trunk
+
+trunk = load_trunk("path/of/this/folder")
+features = trunk(trunk.preprocess(Path("video.mp4").read_bytes())[None])   # (1, feature_dim)"""
+# What a trunk is shown, what hubs call its task, and how to begin.
+_SHOWN: Mapping[type[Section], tuple[str, str, str]] = {
+    Preprocessing: ("image", "image-feature-extraction", _OF_IMAGES),
+    ClipPreprocessing: ("video", "feature-extraction", _OF_VIDEOS),
+    AudioPreprocessing: ("recording", "feature-extraction", _OF_VIDEOS),
+}
+
 CARD = """---
 library_name: pytorch
-pipeline_tag: image-feature-extraction
+pipeline_tag: {tag}
 license: unknown
 ---
 # {name}: {what}
@@ -238,12 +356,7 @@ Training data is named by the Merkle root of a sealed dataset.
 ## Use
 
 ```python
-from PIL import Image
-
-from pipeline.export import load_trunk
-
-trunk = load_trunk("path/of/this/folder")
-features = trunk(trunk.preprocess(Image.open("image.jpg"))[None])   # (1, feature_dim)
+{example}
 ```
 
 The weights are in `trunk.safetensors`, under the names of the architecture's own modules.
@@ -251,10 +364,10 @@ The weights are in `trunk.safetensors`, under the names of the architecture's ow
 ## Intended use and limits
 
 Frozen features for retrieval, nearest neighbours and linear classifiers, and a start for fine-tuning.
-Whatever biases and unwanted content the images hold, the features may reflect. Do not use them to identify
+Whatever biases and unwanted content the {things}s hold, the features may reflect. Do not use them to identify
 people or to decide about them.
 
 ## Licence
 
-The licences of the training images are unknown to this tool; whoever publishes these weights has to find
+The licences of the training {things}s are unknown to this tool; whoever publishes these weights has to find
 out what they permit. {recipe}"""

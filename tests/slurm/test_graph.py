@@ -14,6 +14,7 @@ from training import Submitter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 from tiny_training import make_dataset, make_values
+from weakly_supervised import tuning_graph, weak_recipe
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -90,57 +91,50 @@ def test_C2_a_failed_stage_cancels_its_descendants_and_mended_only_what_is_missi
     assert (tmp_path / "out" / "plan.svg").read_text().count("finished") >= len(STAGES)
 
 
-def test_a_schedule_evaluates_what_is_new_once_however_often_it_fires(
+def test_a_schedule_tunes_the_chosen_checkpoints_of_a_weakly_supervised_run_once_each(
     slurm: SlurmLab, submit: Submitter, tmp_path: Path
 ) -> None:
-    recipe = make_values(tmp_path / "data", train__steps=10)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
-    submit("pretrain", "--recipe", "tiny.yaml", "--executor", "local", "--run", "one")
-    evals = {
-        "folder": str(tmp_path / "evals"),
-        "stages": {
-            "checkpoint": {"kind": "checkpoint", "recipe": {"path": "RUN"}},
-            "data": {"kind": "dataset", "recipe": {"path": str(tmp_path / "data")}},
-            "trunk": {"kind": "export", "inputs": {"run": "checkpoint/checkpoint"}},
-            "features": {
-                "kind": "features",
-                "recipe": {"run": {"workers": 0}},
-                "inputs": {"trunk": "trunk", "train": "data/data", "test": "data/data"},
-            },
-            "knn": TRANSFER["knn"],
-        },
-    }
+    weak = weak_recipe(tmp_path / "weak", train__steps=12, run__checkpoint_every_steps=4, run__keep_last=3)
+    (tmp_path / "weak.yaml").write_text(yaml.safe_dump(weak.model_dump(mode="json")))
+    submit("pretrain", "--recipe", "weak.yaml", "--executor", "local", "--run", "one")
+    evals = tuning_graph(weak.data.root, tmp_path / "evals")
     (tmp_path / "evals.yaml").write_text(yaml.safe_dump(evals, sort_keys=False))
-    made = submit(
-        "schedule", str(tmp_path / "evals.yaml"), "--name", "nightly", "--run", "one", "--every", "0 2 * * *"
-    )
+    schedule = ["schedule", str(tmp_path / "evals.yaml"), "--name", "nightly", "--run", "one"]
+    # Of steps 4, 8 and 12, the first and the last.
+    made = submit(*schedule, "--every", "0 2 * * *", "--steps-apart", "5", "--gpu-hours", "1")
     assert made.stdout.startswith("nightly: 0 2 * * *, by ")
     assert "nightly" in submit("schedule", "list").stdout
     waiting = slurm.run("squeue", "--noheader", "--states=PENDING", "--format=%i %j").stdout.splitlines()
     assert len(waiting) == 1
+    file = tmp_path / "runs" / "schedules" / "nightly.json"
+
+    def fire() -> None:
+        subprocess.run(
+            [sys.executable, "-m", "cluster.slurm.schedule", str(file)],
+            cwd=tmp_path,
+            env=submit.environment(),
+            check=True,
+            timeout=200,
+        )
+
     # Two o'clock comes now, and it comes twice.
     job = waiting[0].split()[0]
     slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-    file = tmp_path / "runs" / "schedules" / "nightly.json"
-    subprocess.run(
-        [sys.executable, "-m", "cluster.slurm.schedule", str(file)],
-        cwd=tmp_path,
-        env=submit.environment(),
-        check=True,
-        timeout=200,
-    )
+    fire()
 
     def receipts() -> list[Path]:
-        return sorted(tmp_path.glob("evals/knn-*/receipt.json"))
+        return sorted(tmp_path.glob("evals/finetune-*/receipt.json"))
 
-    wait_until(lambda: len(receipts()) == 2, "both checkpoints are evaluated", 200)
+    # What one takes was not known: one began.
+    wait_until(lambda: len(receipts()) == 1, "the first checkpoint is evaluated", 200)
     slurm.wait_for_job(job, "COMPLETED", 60)
-    counts = [
-        log.read_text().count(" slurm attempt ") for log in tmp_path.glob("evals/jobs/*/logs/slurm.log")
-    ]
-    assert counts
-    assert set(counts) == {1}
-    assert {json.loads(path.read_text())["stage"] for path in receipts()} == {"knn"}
+    fire()
+    wait_until(lambda: len(receipts()) == 2, "so is the last", 200)
+    steps = [json.loads(path.read_text()) for path in tmp_path.glob("evals/checkpoint-*/receipt.json")]
+    assert sorted(receipt["metrics"]["step"] for receipt in steps) == [4, 12]
+    logs = [*tmp_path.glob("evals/jobs/*/logs/slurm.log"), *tmp_path.glob("evals/*/logs/slurm.log")]
+    assert len(logs) == 7
+    assert {log.read_text().count(" slurm attempt ") for log in logs} == {1}
 
     waiting = slurm.run("squeue", "--noheader", "--states=PENDING", "--format=%i").stdout.split()
     assert len(waiting) == 1  # the next night

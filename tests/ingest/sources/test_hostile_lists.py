@@ -59,6 +59,10 @@ def empty_lines_without_end(path):
     path.write_bytes(pa.compress(b"\n" * (16 << 20), "zstd", asbytes=True) * 20)
 
 
+def blank_lines_without_end(path):
+    path.write_bytes(pa.compress((b" " * 1_023 + b"\n") * (16 << 10), "zstd", asbytes=True) * 20)
+
+
 def rows_without_end(path):
     pq.write_table(pa.table({"url": repeated("http://a/" + "a" * 1_000, 1_000_000)}), path)
 
@@ -92,7 +96,7 @@ def test_D4_a_list_that_attacks_is_a_sentence(tmp_path, name, make, sentence):
     [
         ("l.parquet", sixty_gigabytes, "asks for more than 1.1 GB of memory"),
         ("l.csv.gz", long_line, "is damaged, or not csv"),
-        ("l.txt.zst", empty_lines_without_end, "if you trust it, write it anew"),
+        ("l.txt.zst", blank_lines_without_end, "if you trust it, write it anew"),
     ],
 )
 def test_D4_so_is_one_of_labels(tmp_path, name, make, sentence):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from test_loader import CROPS, assert_same, damage, joined, make_loader, take
 
 from cluster.errors import UserError
 from pipeline.data import resident
+from pipeline.data.loader import Loader
+from pipeline.recipe.data import Data
 
 
 @pytest.fixture(scope="session")
@@ -72,3 +75,16 @@ def test_images_that_cannot_be_resident_are_named(
     monkeypatch.setattr(resident, "devices", lambda **_: SimpleNamespace(free_gib=1e-6))
     with pytest.raises(UserError, match=r"45 images of 13 x 11 .* cpu has 0\.0 GiB free: use run\.resident="):
         make_loader(one_size, resident=True)
+
+
+def test_resident_images_have_the_positions_of_the_streamed_ones(one_size: Path) -> None:
+    def positions(*, resident: bool) -> list[list[int]]:
+        data = Data.model_validate({"root": str(one_size), "batch_size": 12, "window": 8, "crops": CROPS})
+        place: dict[str, Any] = {"seed": 3, "rank": 1, "world_size": 2, "workers": 0}
+        loader = Loader(data, **place, device=torch.device("cpu"), resident=resident, positions=True)
+        batches = [loader.augment(batch).positions for _, batch in take(loader, 0, 7)]
+        return [batch.tolist() for batch in batches if batch is not None]
+
+    streamed = positions(resident=False)
+    assert positions(resident=True) == streamed
+    assert len(streamed) == 7

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from captioned import CLASSES, captioned
-from tiny_classification import recipe_of, run, world_of
+from tiny_classification import CROP, recipe_of, run, world_of
 from tiny_training import make_recipe
 
 from cluster.errors import UserError
@@ -133,6 +133,42 @@ def test_a_training_learns_its_tags_and_goes_on_with_no_others(
     made(open_dataset(dataset), tags.folder, read=("labels",))
     with pytest.raises(UserError, match=r"the checkpoint's batches have .*: go on with the same data"):
         set_up(pinned, tmp_path / "run", world_of(None))
+
+
+def test_hashtags_recover_the_class_and_the_less_the_more_captions_lie(tmp_path: Path, made: Made) -> None:
+    """By the true labels of other images."""
+    test = Loader(
+        Data.model_validate({"root": str(captioned(tmp_path, images=40)), "batch_size": 40, "crops": [CROP]}),
+        seed=0,
+        rank=0,
+        world_size=1,
+        workers=0,
+        device=torch.device("cpu"),
+        targets=True,
+    )
+    _, batch = next(test.from_step(0))
+    assert batch.targets is not None
+    (images,) = test.augment(batch).views.values()
+    true = [test.training_set.classes[code] for code in batch.targets.codes.tolist()]
+    right = []
+    for noise in (0.0, 0.4, 0.9):
+        folder = tmp_path / str(noise)
+        data = captioned(folder, noise=noise)
+        tags = made(open_dataset(data), folder / "tags")
+        recipe = recipe_of(data, {"classes": 4}, data__tags=str(tags.folder), train={"steps": 70})
+        t = set_up(recipe, folder / "run", world_of(None))
+        for step, batches in steps(t, Stopwatch()):
+            forward_backward(t, batches, step)
+            t.optimizer.step()
+            t.optimizer.zero_grad()
+        assert t.metrics is not None
+        t.metrics.close()
+        with torch.inference_mode():
+            said = t.method.eval().head(t.method.trunk(images)).argmax(1).tolist()  # type: ignore[operator]
+        right.append(sum(tags.names[code] == name for code, name in zip(said, true, strict=True)) / 40)
+    assert right[0] > 0.85
+    assert right[0] > right[1] + 0.1
+    assert right[1] > right[2] + 0.1
 
 
 def test_a_method_without_labels_is_shown_the_tagged_images_only(

@@ -52,7 +52,8 @@ def test_a_recipe_of_images_has_no_word_of_videos() -> None:
 def of_clips(**changes: Any) -> dict[str, Any]:
     values = make_values(Path("somewhere"), **changes)
     del values["data"]["crops"]
-    return values | {"data": values["data"] | {"clip": {}, "audio": {}}}
+    trunk = {"name": "r2plus1d_10"}
+    return values | {"data": values["data"] | {"clip": {}, "audio": {}}, "trunk": trunk}
 
 
 @pytest.mark.parametrize(
@@ -72,3 +73,36 @@ def test_videos_are_not_evaluated_as_images() -> None:
     recipe = PretrainRecipe.model_validate(of_clips())
     with pytest.raises(UserError, match="scored on videos"):
         evaluation_preprocessing(recipe)
+
+
+AVID: dict[str, Any] = {
+    "method": {"name": "avid", "head": {"hidden": [8], "output": 8}},
+    "audio_trunk": {"name": "conv2d_10"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"trunk": {"name": "resnet18"}}, "resnet18 takes images, and data gives clips"),
+        ({"trunk": {"name": "conv2d_10"}}, "conv2d_10 takes spectrograms, and data gives clips"),
+        ({"audio_trunk": {"name": "conv2d_10"}}, r"audio_trunk goes with method\.name: avid"),
+        ({"train": {"steps": 1, "init_from": "runs/other"}}, r"others have trunk\.init_from"),
+        (AVID | {"audio_trunk": None}, r"one for sound, audio_trunk\.name: conv2d_10"),
+        (AVID | {"trunk": {"name": "resnet18"}}, r"a trunk for clips, such as trunk\.name: r2plus1d_18"),
+        (AVID | {"train": {"steps": 1, "strategy": "fairscale"}}, "a bank in pieces.*: use ddp or fsdp2"),
+    ],
+)
+def test_trunks_fit_what_they_are_shown(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        PretrainRecipe.model_validate(of_clips() | changes)
+
+
+def test_a_recipe_without_sound_has_no_word_of_it() -> None:
+    assert "audio_trunk" not in PretrainRecipe.model_validate(of_clips()).model_dump(mode="json")
+    written = PretrainRecipe.model_validate(of_clips() | AVID).model_dump(mode="json", exclude={"run"})
+    assert written["audio_trunk"]["name"] == "conv2d_10" and "run" not in written
+    assert not {"width"} & written["audio_trunk"].keys() and "init_from" not in written["train"]
+    assert PretrainRecipe.model_validate(written) == PretrainRecipe.model_validate(
+        of_clips() | AVID
+    ).model_copy(update={"run": PretrainRecipe.model_fields["run"].default})

@@ -11,13 +11,17 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from tiny_training import make_dataset, make_recipe
+from typer.testing import CliRunner
+from weakly_supervised import tuning_graph, weak_recipe
 
 from cluster.job import Resources, State
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause, read_restarts
 from cluster.submit import submit
+from pipeline.cli import app
 from pipeline.dag.graph import build_graph
 from pipeline.dag.recipe import DagRecipe
 from pipeline.dag.stage import Receipt
@@ -102,19 +106,23 @@ def test_C1_T3_a_killed_worker_and_a_lost_node_change_no_number(ray_cluster: Any
     assert [restart.cause for restart in read_restarts(run)] == [Cause.CRASH, Cause.LOST]
 
 
-def test_C2_a_graph_runs_as_jobs_and_not_twice(ray_cluster: Any, tmp_path: Path) -> None:
+def test_C2_a_graph_and_evaluations_of_its_run_go_as_jobs_and_not_twice(
+    ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cluster.ray.executor import RayExecutor
 
-    data = make_dataset(tmp_path)
-    training = make_recipe(data, train__steps=4).model_dump(mode="json")
+    weak = weak_recipe(tmp_path / "weak", train__steps=6, run__checkpoint_every_steps=2, run__keep_last=3)
+    out = str(tmp_path / "out")
     graph = DagRecipe.model_validate(
         {
-            "folder": str(tmp_path / "out"),
+            "folder": out,
             "stages": {
-                "data": {"kind": "dataset", "recipe": {"path": str(data)}},
-                "pretrain": {"kind": "pretrain", "recipe": training, "inputs": {"data": "data/data"}},
-                "trunk": {"kind": "export", "inputs": {"run": "pretrain"}},
-                "pixels": {"kind": "pixels", "recipe": {"size": 4}, "inputs": {"like": "trunk"}},
+                "data": {"kind": "dataset", "recipe": {"path": weak.data.root}},
+                "pretrain": {
+                    "kind": "pretrain",
+                    "recipe": weak.model_dump(mode="json"),
+                    "inputs": {"data": "data/data"},
+                },
             },
         }
     )
@@ -124,5 +132,20 @@ def test_C2_a_graph_runs_as_jobs_and_not_twice(ray_cluster: Any, tmp_path: Path)
         results = run_side_by_side(graph, stages, room, gpus_per_node=0, say=said.append)
         assert all(isinstance(result, Receipt) for result in results.values()), results
     ways = [line.split()[1] for line in said]
-    assert ways == ["started", "done"] * 4 + ["finished"] * 4
-    assert (tmp_path / "out" / "latest" / "trunk" / "trunk.safetensors").is_file()
+    assert ways == ["started", "done"] * 2 + ["finished"] * 2
+
+    (tmp_path / "evals.yaml").write_text(yaml.safe_dump(tuning_graph(weak.data.root, tmp_path / "out")))
+    (tmp_path / "site.yaml").write_text(
+        yaml.safe_dump({"ray_address": ray_cluster.address, "gpus_per_node": 0})
+    )
+    monkeypatch.setenv("SUBMIT_CLUSTER", str(tmp_path / "site.yaml"))
+    words = ["evaluate", f"{out}/latest/pretrain", "--dag", str(tmp_path / "evals.yaml"), "--newest"]
+    ways = []
+    for _ in range(2):
+        answer = CliRunner().invoke(app, [*words, "--gpu-hours", "1", "--executor", "ray"])
+        assert answer.exit_code == 0, answer.output
+        assert answer.output.startswith("step 6\n")
+        ways += [line.split()[1] for line in answer.output.splitlines()[1:]]
+    # The dataset is the graph's; what it takes to tune the newest checkpoint runs once.
+    assert sorted(ways) == ["done"] * 3 + ["finished"] * 5 + ["started"] * 3
+    assert (tmp_path / "out" / "latest" / "tuned" / "classifier" / "classifier.safetensors").is_file()

@@ -24,7 +24,8 @@ ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=No
 def recipe_of(root: Path, **changes: Any) -> PretrainRecipe:
     values = make_values(root, **changes)
     del values["data"]["crops"]
-    return PretrainRecipe.model_validate(values | {"data": values["data"] | SMALL | {"batch_size": 6}})
+    values |= {"data": values["data"] | SMALL | {"batch_size": 6}, "trunk": {"name": "r2plus1d_10"}}
+    return PretrainRecipe.model_validate(values)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 import io
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import av
@@ -11,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data.clip import media as media_module
 from pipeline.data.clip import pictures as pictures_module
 from pipeline.data.clip.media import opened
 from pipeline.data.clip.pictures import pictures
@@ -18,6 +21,7 @@ from pipeline.data.clip.sound import waveform
 from pipeline.data.clip.windows import frame_times
 from pipeline.data.reader import BadSampleError
 from tests.clips import clip_bytes
+from tests.ingest.video.hostile import PLAYLISTS, larger_than_said, turned, uneven
 
 # Pictures of one grey each, which tells their number.
 GREYS = 12
@@ -108,23 +112,45 @@ def test_a_rotated_video_is_shown_upright() -> None:
     assert turned.tobytes() == plain.transpose(Image.Transpose.ROTATE_270).tobytes()
 
 
-def noisy_sound(rate: int, codec: str, container: str, layout: str, **options: str) -> bytes:
-    """Two seconds of noise in each channel."""
+def test_half_a_turn_and_times_before_zero() -> None:
+    def first(data: bytes) -> Image.Image:
+        with opened(data, video=True, audio=True) as media:
+            assert media.video is not None
+            return next(pictures(media.video, np.array([media.span.begin])))
+
+    assert (
+        first(turned(180)).tobytes() == first(clip_bytes(2)).transpose(Image.Transpose.ROTATE_180).tobytes()
+    )
+    assert first(uneven()).size == (64, 48)
+
+
+def with_sound(
+    wave: NDArray[Any], codec: str, container: str, layout: str, rate: int, **options: str
+) -> bytes:
+    """One small picture, and a wave of float32 (samples, channels)."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as out:
+        picture = out.add_stream("mpeg4", rate=1)
+        picture.width, picture.height, picture.pix_fmt = 16, 16, "yuv420p"
         stream = out.add_stream(codec, rate=rate, layout=layout)
         stream.options = options
-        channels = stream.codec_context.layout.nb_channels
-        noise = np.random.default_rng(1).normal(0, 0.1, (2 * rate, channels)).astype(np.float32)
+        out.mux(picture.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), "rgb24")))
+        out.mux(picture.encode(None))
         resampler = av.AudioResampler(format=stream.codec_context.format.name)
-        for start in range(0, len(noise), 1024):
-            part = np.ascontiguousarray(noise[start : start + 1024].reshape(1, -1))
+        for start in range(0, len(wave), 1024):
+            part = np.ascontiguousarray(wave[start : start + 1024].reshape(1, -1), np.float32)
             frame = av.AudioFrame.from_ndarray(part, format="flt", layout=layout)
             frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
             for converted in resampler.resample(frame):
                 out.mux(stream.encode(converted))
         out.mux(stream.encode(None))
     return buffer.getvalue()
+
+
+def noisy_sound(rate: int, codec: str, container: str, layout: str, **options: str) -> bytes:
+    """Two seconds of noise in each channel."""
+    noise = np.random.default_rng(1).normal(0, 0.1, (2 * rate, av.AudioLayout(layout).nb_channels))
+    return with_sound(noise, codec, container, layout, rate, **options)
 
 
 def heard(data: bytes, begin: float, samples: int, rate: int) -> NDArray[np.float32]:
@@ -162,6 +188,28 @@ def test_a_container_that_rounds_times_moves_the_sound_by_a_millisecond_at_most(
     assert any(np.array_equal(cut, whole[22_050 + by : 27_050 + by]) for by in range(-44, 45))
 
 
+def test_the_sound_is_where_it_was() -> None:
+    """A tone keeps its phase, whatever its rate was; samples of the same rate are the same."""
+    time = np.arange(2 * 44_100) / 44_100
+    data = with_sound(0.5 * np.sin(2 * np.pi * 440 * time)[:, None], "flac", "mp4", "mono", 44_100)
+    moments = 12_345 / 24_000 + np.arange(4_000) / 24_000
+    found = heard(data, moments[0] + 1e-6, 4_000, 24_000)
+    assert np.abs(found - 0.5 * np.sin(2 * np.pi * 440 * moments)).max() < 2e-3
+    noise = np.random.default_rng(2).normal(0, 0.1, (24_000, 1)).astype(np.float32)
+    same = heard(with_sound(noise, "flac", "mp4", "mono", 24_000), 0.25 + 1e-6, 6_000, 24_000)
+    assert np.abs(same - noise[6_000:12_000, 0]).max() < 1e-4
+
+
+def test_a_video_may_be_looked_at_again_after_its_end() -> None:
+    with opened(grey_clip("libx264", "mp4", g="12"), video=True, audio=False) as media:
+        assert media.video is not None
+        looks = [
+            [image.tobytes() for image in pictures(media.video, np.array([0.2, at]))]
+            for at in (0.3, 1.19, 0.3)
+        ]
+    assert looks[0] == looks[2] != looks[1]
+
+
 def test_channels_are_averaged_and_full_scale_is_one() -> None:
     data = clip_bytes(0, seconds=1.0, rate=24_000, channels=2, volume=0.5, audio="flac", container="matroska")
     found = heard(data, 0.2, 12_000, 24_000)
@@ -170,21 +218,9 @@ def test_channels_are_averaged_and_full_scale_is_one() -> None:
 
 def test_what_is_above_half_the_new_rate_is_not_heard() -> None:
     """A tone of 13.5 kHz, which 24 kHz would turn to 10.5."""
-    time = np.arange(48_000) / 48_000
-    tone = np.sin(2 * np.pi * 13_500 * time)
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="matroska") as out:
-        stream = out.add_stream("flac", rate=48_000, layout="mono")
-        part = (tone * 30_000).astype(np.int16)[None]
-        for start in range(0, 48_000, 4096):
-            frame = av.AudioFrame.from_ndarray(
-                np.ascontiguousarray(part[:, start : start + 4096]), format="s16", layout="mono"
-            )
-            frame.sample_rate, frame.pts, frame.time_base = 48_000, start, Fraction(1, 48_000)
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    found = heard(buffer.getvalue(), 0.2, 12_000, 24_000)
-    assert 20 * np.log10(float(found.std()) / (tone.std() * 30_000 / 32_768)) < -80
+    tone = 0.9 * np.sin(2 * np.pi * 13_500 * np.arange(48_000) / 48_000)
+    found = heard(with_sound(tone[:, None], "flac", "mp4", "mono", 48_000), 0.2, 12_000, 24_000)
+    assert 20 * np.log10(float(found.std()) / (tone.std())) < -80
 
 
 def test_a_short_clip_is_repeated() -> None:
@@ -202,9 +238,9 @@ def hostile() -> Iterator[tuple[str, Callable[[], bytes]]]:
     whole = clip_bytes(0, seconds=1.0)
     yield "nothing", lambda: b""
     yield "a text", lambda: b"hello " * 100
-    yield "a list of files", lambda: b"ffconcat version 1.0\nfile /etc/hostname\n"
-    yield "an SDP", lambda: b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n"
-    yield "a playlist", lambda: b"#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1/a.ts\n"
+    for kind, playlist in PLAYLISTS.items():
+        yield kind, partial(bytes, playlist)
+    yield "pictures that are larger than is said", larger_than_said
     yield "half a file", lambda: whole[: len(whole) // 2]
     yield "only its head", lambda: whole[:64]
     yield (
@@ -240,3 +276,18 @@ def test_what_is_no_clip_is_a_bad_sample(name: str, make: Callable[[], bytes]) -
 
     with pytest.raises(BadSampleError):
         all_of_it(make())
+
+
+@pytest.mark.parametrize(
+    ("module", "limit"), [(media_module, "_MOST_PACKETS"), (pictures_module, "_MOST_DECODED")]
+)
+def test_there_is_an_end_to_what_is_read_and_decoded(
+    module: ModuleType, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, limit, 20)
+    with (
+        pytest.raises(BadSampleError, match="more than 20"),
+        opened(clip_bytes(0, seconds=2.0, keyframe_every=250), video=True, audio=False) as media,
+    ):
+        assert media.video is not None
+        list(pictures(media.video, np.array([1.9])))

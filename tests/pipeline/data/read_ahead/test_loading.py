@@ -47,11 +47,13 @@ AsObjects = Callable[..., str]
 def make_loader(root: str | Path, **changes: Any) -> Loader:
     sizes = {"rank": 0, "world_size": 1, "workers": 0} | changes
     data = Data.model_validate({"root": str(root), "batch_size": 12, "window": 8, "crops": CROPS})
-    return Loader(data, seed=3, device=torch.device("cpu"), **sizes)
+    return Loader(data, seed=3, device=torch.device("cpu"), positions=True, **sizes)
 
 
 def assert_same(ours: Batch, theirs: Batch) -> None:
     assert torch.equal(ours.keys, theirs.keys)
+    assert ours.positions is not None and theirs.positions is not None
+    assert torch.equal(ours.positions, theirs.positions)
     for name in theirs.views:
         assert torch.equal(ours.views[name], theirs.views[name])
         assert torch.equal(ours.parameters[name], theirs.parameters[name])

@@ -1,0 +1,155 @@
+"""The report on a training on videos: one HTML page that needs nothing else, with clips that play."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from cluster.atomic_file import write_atomically
+from cluster.typed_yaml import load_recipe
+from ingest.dataset.open import Dataset, open_dataset
+from pipeline.dag.stage import Input
+from pipeline.data.clip.evaluation import AudioPreprocessing
+from pipeline.data.clip.statistics import read_statistics
+from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.recipe.stages import ClipsReportRecipe
+from pipeline.report.clip_gallery import across, labels_of, near_rows, players, positive_sets
+from pipeline.report.clip_scores import TRUNKS, ScoreRow, score_rows
+from pipeline.report.curve import read_curves, thinning
+from pipeline.report.figures import Bar, Series, bar_chart, line_chart
+from pipeline.report.page import environment
+from pipeline.report.run_report import hardware, stages_of
+from pipeline.transfer.features import Features, load_features
+
+_TONES = {"": "t1", "_cma": "t5", "_random": "t2"}
+# Key of a run's metrics → title, meaning.
+_CURVES = {
+    "loss": ("Loss", "of the whole batch"),
+    "pair_cosine": ("Cosine of a picture and its sound", "in the bank; what is to rise"),
+    "random_cosine_across": ("Cosine of a picture and another's sound", "in the bank"),
+    "random_cosine_video": ("Cosine of any two pictures", "in the bank; 1 would be a collapse"),
+    "random_cosine_audio": ("Cosine of any two sounds", "in the bank; 1 would be a collapse"),
+    "bank_agreement": (
+        "Shared neighbourhoods",
+        "how much more alike in one modality those are that are near in the other, in standard deviations",
+    ),
+    "positives_mutual": ("Mutual positives", "share of the positives of which each is the other's"),
+    "positives_kept": ("Positives kept", "share that the last search had found, too"),
+    "rankme": ("RankMe", "effective number of dimensions that the pictures' embedding uses"),
+}
+
+
+def build_clips_report(inputs: Mapping[str, Input], recipe: ClipsReportRecipe, out: Path) -> None:
+    """Write the page.
+
+    Args:
+        inputs: `data`, the videos of the training, `test`, labelled ones, `run`, AVID's, and `embeddings` of
+            `test`; `cma`, a run of CMA, `cross_modal`, and any of the roles in `CLIP_SCORES`.
+    """
+    run = inputs["run"].path
+    pretrain = load_recipe(PretrainRecipe, str(run / "recipe.yaml"), kind="pretrain")
+    assert pretrain.data.audio is not None
+    sound = AudioPreprocessing.of(pretrain.data.audio, read_statistics(run))
+    video, audio = (
+        load_features(inputs["embeddings"].path / f"{name}.safetensors") for name in ("video", "audio")
+    )
+    test, rows = _opened(inputs["test"]), score_rows(inputs)
+    order = _of_different_labels(video, recipe.seed)
+    chosen = order[: recipe.queries]
+    seen, heard = (
+        across(video, audio, chosen, recipe.neighbours),
+        across(audio, video, chosen, recipe.neighbours),
+    )
+    wanted = [*order[: recipe.clips], *chosen, *(other for _, near in seen + heard for other, _ in near)]
+    played = players(test, wanted, sound, labels_of(test))
+    runs = {"AVID": run} | ({"AVID, then CMA": inputs["cma"].path} if "cma" in inputs else {})
+    page = (
+        environment()
+        .get_template("clips.html")
+        .render(
+            plays=True,
+            title=recipe.title,
+            rows=rows,
+            trunks=TRUNKS,
+            chart=_chart(rows),
+            chance=1 / len(video.classes),
+            retrieval=inputs["cross_modal"].receipt.metrics if "cross_modal" in inputs else None,
+            clips=[played[row] for row in order[: recipe.clips]],
+            seen=near_rows(seen, played),
+            heard=near_rows(heard, played),
+            positives=positive_sets(
+                inputs["cma"].path,
+                _opened(inputs["data"]),
+                sound,
+                sets=recipe.positive_sets,
+                shown=recipe.positives,
+                seed=recipe.seed,
+            )
+            if "cma" in inputs
+            else None,
+            data={name: inputs[name].receipt.metrics for name in ("data", "test")},
+            pretrain=pretrain,
+            curves=_curves(runs),
+            hardware=hardware(run),
+            machine=inputs["run"].receipt.machine,
+            stages=stages_of(inputs),
+            recipe_text=yaml.safe_dump(
+                pretrain.model_dump(mode="json", exclude={"run"}), sort_keys=False, width=80
+            ),
+        )
+    )
+    write_atomically(out, page)
+
+
+def _opened(source: Input) -> Dataset:
+    metrics = source.receipt.metrics
+    return open_dataset(source.path, sealed=metrics.get("root"), view=metrics.get("view"))
+
+
+def _of_different_labels(features: Features, seed: int) -> list[int]:
+    """All rows in an order drawn by the seed, the first of each label first."""
+    order = np.random.default_rng(seed).permutation(len(features.y))
+    _, first = np.unique(features.y.numpy()[order], return_index=True)
+    rest = np.setdiff1d(np.arange(len(order)), first)
+    return [int(row) for row in order[np.concatenate([np.sort(first), rest])]]
+
+
+def _chart(rows: list[ScoreRow]) -> str:
+    groups = [
+        (
+            row.title,
+            [
+                Bar(
+                    name=TRUNKS[trunk],
+                    value=metrics["top1"],
+                    low=metrics["top1_low"],
+                    high=metrics["top1_high"],
+                    tone=_TONES[trunk],
+                )
+                for trunk, metrics in row.metrics.items()
+            ],
+        )
+        for row in rows
+    ]
+    return bar_chart(groups, title="Accuracy on the test videos")
+
+
+def _curves(runs: Mapping[str, Path]) -> list[dict[str, Any]]:
+    read = {name: read_curves(run / "metrics.jsonl", _CURVES) for name, run in runs.items()}
+    charts = []
+    for key, (title, meaning) in _CURVES.items():
+        found = {name: curves[key] for name, curves in read.items() if curves[key].points}
+        if found:
+            lines = [
+                Series(name=name, x=curve.drawn[0], y=curve.drawn[1], tone="t1" if name == "AVID" else "t5")
+                for name, curve in found.items()
+            ]
+            chart = line_chart(lines, title=title, x_label="step")
+            charts.append(
+                {"title": title, "meaning": meaning + thinning(list(found.values())), "chart": chart}
+            )
+    return charts
