@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ingest.video.scores import readable
 from pipeline.data.clip.media import Track
 from pipeline.data.clip.windows import Span
 from pipeline.data.reader import BadSampleError
@@ -122,6 +123,7 @@ def _packet_before(track: Track, seconds: float) -> int:
 
 def _mixed(frame: Any) -> NDArray[np.float32]:
     """The mean of a frame's channels, (samples,), full scale at 1."""
+    frame = readable(frame)
     values = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(frame.samples, -1).T
