@@ -174,8 +174,8 @@ class AVID(Section):
     """
 
     title: ClassVar[str] = "AVID"
-    remembers: ClassVar[bool] = True
     supervised: ClassVar[bool] = False
+    remembers: ClassVar[bool] = True
     name: Literal["avid"]
     head: Head
     temperature: PositiveFloat = 0.07

@@ -79,7 +79,7 @@ class Positives:
 
         progress()
         shared = shared_neighbourhoods(bank, count=section.positives, seed=method.seed)
-        if self._name is None and shared < section.least_agreement:
+        if self._name is None and max(shared, 0.0) < section.least_agreement:
             raise UserError(
                 f"CMA cannot start: what is near in one modality is alike in the other by {shared:.2f} "
                 f"standard deviations, below method.cma.least_agreement {section.least_agreement:g}, so the "

@@ -18,7 +18,7 @@ from pipeline.data.evaluation import Preprocessing, evenly_spaced
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.shown import AnyPreprocessing, at_once, shown_inputs
 from pipeline.recipe.stages import FeaturePrecision, Windows
-from pipeline.transfer.features import Features, FeatureWriter
+from pipeline.transfer.features import Features, FeatureWriter, load_features
 from pipeline.transfer.labels import classes_of
 from pipeline.transfer.maps import MapTrunk
 
@@ -214,29 +214,32 @@ def extract_from_files(
     trunk_path: Path,
     train: Dataset,
     test: Dataset,
+    folder: Path,
     *,
     workers: int,
     device: torch.device,
     several_labels: bool = False,
     videos: Windows,
 ) -> tuple[Features, Features]:
-    """Features of a training and a test set with an exported trunk."""
+    """Features of a training and a test set with an exported trunk, mapped from files in a folder."""
     from pipeline.trunks.files import load_trunk
 
     trunk = load_trunk(trunk_path).to(device)
-    of_train, of_test = (
-        extract_features(
-            at_layer(trunk, trunk.network, videos),
-            part,
+    network = at_layer(trunk, trunk.network, videos)
+    files = folder / "train.safetensors", folder / "test.safetensors"
+    for file, dataset in zip(files, (train, test), strict=True):
+        write_features(
+            network,
+            dataset,
+            file,
+            dim=network.feature_dim,
             preprocessing=trunk.preprocessing,
             workers=workers,
             device=device,
             several_labels=several_labels,
             videos=videos,
         )
-        for part in (train, test)
-    )
-    return of_train, of_test
+    return load_features(files[0]), load_features(files[1])
 
 
 def rows_of(preprocessing: AnyPreprocessing, videos: Windows) -> int:
