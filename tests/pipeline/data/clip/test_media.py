@@ -60,6 +60,8 @@ CODECS = [
     ("libx264", "mpegts", {"g": "6"}),
     ("libx265", "mp4", {"x265-params": "log-level=none:keyint=8:pools=1:frame-threads=1"}),
     ("mpeg4", "avi", {"g": "12", "bf": "2"}),
+    ("libx264", "avi", {"g": "12", "bf": "2"}),
+    ("libvpx", "ogg", {"g": "8", "deadline": "realtime", "cpu-used": "8"}),
     ("libvpx-vp9", "webm", {"g": "8", "deadline": "realtime", "cpu-used": "8"}),
 ]
 
