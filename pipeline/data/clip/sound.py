@@ -49,7 +49,11 @@ def waveform(track: Track, span: Span, begin: float, *, samples: int, rate: int)
     first = math.floor((begin - track.span.begin) * rate)
     count = min(samples, max(1, math.floor((span.end - begin) * rate)))
     grid = _Grid.of(track.stream.codec_context.sample_rate, rate)
-    heard = _decode(track, first=first, count=count, grid=grid)
+    try:
+        heard = _decode(track, first=first, count=count, grid=grid)
+    except _OtherRateError as error:  # headers of AAC may say half of what is decoded
+        grid = _Grid.of(error.rate, rate)
+        heard = _decode(track, first=first, count=count, grid=grid)
     resampled = heard if grid.old == grid.new else _resample(heard, grid)
     start = first - grid.start(first) * grid.new
     found = np.zeros(count, np.float32)
@@ -58,6 +62,14 @@ def waveform(track: Track, span: Span, begin: float, *, samples: int, rate: int)
     if not np.isfinite(found).all():
         raise BadSampleError("its sound is no number")
     return found if count == samples else np.resize(found, samples)
+
+
+class _OtherRateError(BadSampleError):
+    """Samples that are decoded have another rate than was thought."""
+
+    def __init__(self, rate: int) -> None:
+        super().__init__("its sound is not of one rate")
+        self.rate = rate
 
 
 class _Grid:
@@ -103,7 +115,7 @@ def _decode(track: Track, *, first: int, count: int, grid: _Grid) -> NDArray[np.
     for packet in [*track.packets[start:], None]:
         for frame in decoder.decode(packet):
             if frame.sample_rate != grid.rate:
-                raise BadSampleError("its sound is not of one rate")
+                raise _OtherRateError(frame.sample_rate)
             if frame.pts is not None:
                 said = round((frame.pts * track.unit - track.span.begin) * grid.rate) - begin
                 end = said if not any_heard or abs(said - end) > _JUMP_SECONDS * grid.rate else end
