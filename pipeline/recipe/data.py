@@ -13,6 +13,7 @@ from cluster.typed_yaml import Section
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Interpolation = Literal["bilinear", "bicubic"]
+_MOST_OF_SOUND = 1 << 24  # numbers of a spectrogram; what an exported trunk asks for may come from anybody
 
 
 class Photometric(Section):
@@ -81,9 +82,9 @@ class Audio(Section):
     """
 
     rate: Annotated[int, Field(ge=1000, le=192_000)] = 24_000
-    seconds: PositiveFloat = 2.0
+    seconds: Annotated[float, Field(gt=0, le=600)] = 2.0
     kind: Literal["linear", "mel"] = "linear"
-    window: Annotated[int, Field(ge=8)] = 1024
+    window: Annotated[int, Field(ge=8, le=65_536)] = 1024
     hop: PositiveInt = 240
     bins: Annotated[int, Field(ge=2)] = 257
     top_db: PositiveFloat = 100.0
@@ -103,6 +104,10 @@ class Audio(Section):
     def _a_spectrogram_has_frames(self) -> Self:
         if self.samples <= self.window // 2 or not self.frames:
             raise ValueError("data.audio.seconds must be longer than half a window, and than a hop")
+        if self.frames * self.bins > _MOST_OF_SOUND:
+            raise ValueError(
+                f"data.audio makes {self.frames} times {self.bins} numbers of a sound: use a longer hop"
+            )
         return self
 
     @model_validator(mode="after")
