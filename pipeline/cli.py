@@ -40,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "schedule": evaluate.schedule,
     "export": transfer.export,
     **{name: transfer.evaluation_command(name) for name in EVALUATIONS},
+    "cross_modal": transfer.cross_modal,
     "predict": transfer.predict,
     "compare": compare.compare,
     "status": runs.status,

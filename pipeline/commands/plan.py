@@ -70,10 +70,10 @@ def plan(  # noqa: PLR0917 -- typer passes by name
             f"data.batch_size {recipe.data.batch_size} does not divide over {wanted} GPUs: use a multiple of "
             "them, or another --nodes"
         )
-    counts = sorted({wanted, *(2**power for power in range(10))})
+    others = [gpus for gpus in (2**power for power in range(10)) if gpus != wanted]
     count = step_counter(recipe, near=recipe.data.batch_size // wanted)
     plans = {}
-    for gpus in counts:
+    for gpus in [wanted, *others]:  # what cannot be is refused before anything is counted
         if recipe.data.batch_size % gpus:
             continue
         try:
@@ -91,6 +91,7 @@ def plan(  # noqa: PLR0917 -- typer passes by name
         except UserError:
             if gpus == wanted:
                 raise
+    plans = dict(sorted(plans.items()))
     if plot is not None:
         from pipeline.plan.figure import plan_figure
 

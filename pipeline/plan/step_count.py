@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -107,13 +108,16 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
 def step_counter(recipe: PretrainRecipe, *, near: int) -> Callable[[int], StepCount]:
     """Counts for any number of rows: exact for `near`, else on the line through it and twice as many.
 
-    Raises:
-        UserError: as `count_step` does.
+    Both are counted when the first is asked for, which raises what `count_step` does.
     """
-    here = count_step(recipe, rank_rows=near)
-    per_row = (count_step(recipe, rank_rows=2 * near).activations - here.activations) / near
+
+    @cache
+    def counted(rows: int) -> StepCount:
+        return count_step(recipe, rank_rows=rows)
 
     def count(rows: int) -> StepCount:
+        here = counted(near)
+        per_row = (counted(2 * near).activations - here.activations) / near
         return replace(here, activations=round(here.activations + (rows - near) * per_row))
 
     return count

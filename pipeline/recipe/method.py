@@ -150,7 +150,7 @@ class CMA(Section):
     of neighbouring cells.
 
     A bank must have neighbourhoods that both modalities share: the nearest by one must be alike in the other,
-    by `least_agreement` standard deviations more than any two; null starts from any bank.
+    by `least_agreement` standard deviations more than any two; at 0 any bank will do.
     """
 
     positives: PositiveInt = 32
@@ -159,7 +159,7 @@ class CMA(Section):
     within_negatives: PositiveInt = 64
     weight: PositiveFloat = 1.0
     exact_below: NonNegativeInt = 20_000_000
-    least_agreement: PositiveFloat | None = 0.5
+    least_agreement: NonNegativeFloat = 1.0
 
 
 class AVID(Section):
@@ -174,8 +174,8 @@ class AVID(Section):
     """
 
     title: ClassVar[str] = "AVID"
-    remembers: ClassVar[bool] = True
     supervised: ClassVar[bool] = False
+    remembers: ClassVar[bool] = True
     name: Literal["avid"]
     head: Head
     temperature: PositiveFloat = 0.07

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -91,8 +91,9 @@ class RetrieveRecipe(Section):
     seed: NonNegativeInt = 0
 
 
-class PredictRecipe(Section):
-    """A classifier on a labelled test set; every image is shown once, as `submit export` has written down.
+class Predict(Section):
+    """A classifier on a labelled test set; every image is shown once, as `submit export` has written down. Of
+    a video so many `windows` are shown, 10 by default, and what is said of them is averaged.
 
     `classes` is a CSV file with the columns label and class: which classes are right for a label of the test
     set, several in several rows, where they are not called the same. With `only_shared` the classifier may
@@ -100,9 +101,17 @@ class PredictRecipe(Section):
     of the 1,000.
     """
 
+    unwritten: ClassVar[frozenset[str]] = frozenset({"windows"})
+
     classes: str | None = None
     only_shared: bool = False
+    windows: PositiveInt | None = None
     batch_size: PositiveInt = 256
+
+
+class PredictRecipe(Predict):
+    """The same as a stage of a graph, whose ranks share out the images."""
+
     run: Machines = Machines()
 
 
@@ -112,4 +121,4 @@ class Test(Section):
     root: str
     sealed: str | None = None
     view: str | None = None
-    predict: PredictRecipe = PredictRecipe()
+    predict: Predict = Predict()

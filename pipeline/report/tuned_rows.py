@@ -27,7 +27,7 @@ from pipeline.transfer.compare import compare_predictions
 from pipeline.transfer.predict import read_predictions
 from pipeline.transfer.statistics import Interval, compare_seeds, holm, mean_of_seeds
 from pipeline.trunks.classifier import ClassifierSpec, read_classifier_spec
-from pipeline.trunks.files import read_spec
+from pipeline.trunks.files import images_of, read_spec
 
 _SEED = re.compile(r"_seed\d+$")
 
@@ -132,7 +132,7 @@ def _read_one(role: str, source: Input, linear: Mapping[str, float]) -> Row:
     tested, metrics = recipe.test, receipt.metrics
     plain = tested is None or (tested.predict.classes is None and not tested.predict.only_shared)
     parameters, gmac = _size(
-        spec.architecture, spec.feature_dim, len(spec.classes), spec.preprocessing.image_size
+        spec.architecture, spec.feature_dim, len(spec.classes), images_of(spec.preprocessing).image_size
     )
     trunk = origin(receipt, "trunk", source.path.parent)
     return Row(
@@ -143,7 +143,7 @@ def _read_one(role: str, source: Input, linear: Mapping[str, float]) -> Row:
         interval=Interval(low=metrics["top1_low"], high=metrics["top1_high"]),
         setup=Setup(
             trunk=_architecture(spec),
-            px=spec.preprocessing.image_size,
+            px=images_of(spec.preprocessing).image_size,
             epochs=_epochs(recipe, spec.provenance),
             test_set=(int(metrics["samples"]), len(spec.classes)),
             metric=TOP1 if plain else "top-1 by a map of classes",

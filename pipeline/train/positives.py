@@ -80,12 +80,12 @@ class Positives:
         progress()
         shared = shared_neighbourhoods(bank, count=section.positives, seed=method.seed)
         least = section.least_agreement
-        if self._name is None and least is not None and shared < least:
+        if self._name is None and max(shared, 0.0) < least:
             raise UserError(
                 f"CMA cannot start: what is near in one modality is alike in the other by {shared:.2f} "
                 f"standard deviations, below method.cma.least_agreement {least:g}, so the bank has no "
                 "neighbourhoods to find positives in: start from a run of AVID (train.init_from), trained "
-                "longer or with a lower optim.lr; another --run with method.cma.least_agreement=null starts "
+                "longer or with a lower optim.lr; another --run with method.cma.least_agreement=0 starts "
                 "all the same"
             )
         progress()

@@ -22,13 +22,14 @@ from cluster.errors import UserError
 from cluster.rank.torch_dist import World
 from cluster.wording import visible
 from ingest.dataset.open import Dataset
-from pipeline.data.evaluation import image_batches, normalise
 from pipeline.data.node_cache import CachePlace
-from pipeline.recipe.transfer import PredictRecipe
+from pipeline.data.shown import shown_inputs
+from pipeline.recipe.transfer import Predict
 from pipeline.transfer.scores import with_interval
 from pipeline.trunks.classifier import ExportedClassifier
 
 TOP = 5
+WINDOWS = 10  # of a video, if nothing is said
 # A row for each image: its labels; the likeliest classes and the first one's probability; and the place among
 # them of the first that is right, 0 if that is the likeliest, -1 if none is.
 SCHEMA = pa.schema(
@@ -55,7 +56,7 @@ class Answers:
     allowed: Tensor
 
 
-def read_answers(classes: Sequence[str], labels: Sequence[str], recipe: PredictRecipe) -> Answers:
+def read_answers(classes: Sequence[str], labels: Sequence[str], recipe: Predict) -> Answers:
     """How the labels of a test set and the classes of a classifier go together: by name, or by the file that
     the recipe names.
 
@@ -106,7 +107,7 @@ def _read_map(path: Path) -> list[tuple[str, str]]:
 def predict(
     classifier: ExportedClassifier,
     dataset: Dataset,
-    recipe: PredictRecipe,
+    recipe: Predict,
     *,
     rank: int = 0,
     ranks: int = 1,
@@ -139,12 +140,13 @@ def predict(
     right_for = [np.concatenate([answers.right[names[code]] for code in of_one]) for of_one in labels]
     allowed = answers.allowed.to(device)
     view = classifier.spec.preprocessing
-    batches = image_batches(
+    batches = shown_inputs(
         dataset,
         positions,
-        preprocessing=view,
+        view,
+        windows=recipe.windows or WINDOWS,
         workers=workers,
-        pin_memory=device.type == "cuda",
+        device=device,
         batch_size=recipe.batch_size,
         cache=cache,
     )
@@ -152,8 +154,9 @@ def predict(
     with torch.inference_mode():
         for number, batch in enumerate(batches, start=1):
             busy(f"predicting, batch {number}")
-            logits = classifier(normalise(batch.images, view, device)).float()
+            logits = classifier(batch.inputs).float()
             shares = logits.masked_fill(~allowed, -torch.inf).softmax(1)
+            shares = shares.unflatten(0, (len(batch.keys), -1)).mean(1)  # over the windows of a video
             best = shares.topk(min(TOP, int(allowed.sum())), dim=1)
             keys.append(batch.keys.numpy().copy())
             tops.append(best.indices.cpu().numpy())
@@ -182,7 +185,7 @@ def predict(
 def predict_together(
     classifier: ExportedClassifier,
     dataset: Dataset,
-    recipe: PredictRecipe,
+    recipe: Predict,
     path: Path,
     *,
     world: World,
@@ -213,7 +216,7 @@ def predict_together(
     world.barrier()
 
 
-def check_test_set(dataset: Dataset, classes: Sequence[str], recipe: PredictRecipe) -> None:
+def check_test_set(dataset: Dataset, classes: Sequence[str], recipe: Predict) -> None:
     """Refuse a test set that a classifier of these classes cannot be shown, before it is trained.
 
     Raises:

@@ -1,6 +1,6 @@
 """A trained classifier as files for other people, and reading them again. Nothing is pickled (S1).
 
-A folder holds `classifier.safetensors`, a checkpoint of timm's model of that name with as many classes;
+A folder holds `classifier.safetensors`, of images a checkpoint of timm's model of that name;
 `classifier.json` (architecture, preprocessing, the classes in order, provenance); and `README.md`.
 """
 
@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, PositiveInt, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cluster.atomic_file import write_atomically
@@ -22,10 +21,12 @@ from cluster.errors import UserError
 from cluster.small_file import read_small
 from cluster.typed_yaml import Section
 from pipeline.data.evaluation import Preprocessing
+from pipeline.data.shown import AnyPreprocessing
 from pipeline.models.classifier import Classifier, LinearHead
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.trunk import Trunk
 from pipeline.trunks.files import explain_invalid, facts_of, fill_card
+from pipeline.trunks.tensor_file import read_tensors, write_tensors
 
 TENSORS, SPEC = "classifier.safetensors", "classifier.json"
 MOST_BYTES = 64 << 20  # of a description: of a million classes, some 20 MB
@@ -36,17 +37,18 @@ class ClassifierSpec(Section):
 
     format: Literal[1] = 1
     architecture: Trunk
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     feature_dim: PositiveInt
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     provenance: dict[str, Any] = Field(default_factory=dict)
 
 
 class ExportedClassifier(nn.Module):
-    """A classifier as `load_classifier` returns it: normalised images (N, 3, S, S) to logits (N, classes).
+    """A classifier as `load_classifier` returns it: normalised images (N, 3, S, S), or clips or spectrograms
+    (N, …), to logits (N, classes).
 
     Attributes:
-        spec: what it is, how an image becomes an input, and what the classes are called.
+        spec: what it is, how an image or a video becomes an input, and what the classes are called.
     """
 
     def __init__(self, network: Classifier, spec: ClassifierSpec) -> None:
@@ -54,9 +56,9 @@ class ExportedClassifier(nn.Module):
         self.network = network
         self.spec = spec
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, S, S) → logits (N, classes)."""
-        logits: Tensor = self.network(images)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalised inputs → logits (N, classes)."""
+        logits: Tensor = self.network(inputs)
         return logits
 
 
@@ -76,7 +78,7 @@ def load_classifier(path: str | Path) -> ExportedClassifier:
     with torch.device("meta"):  # a description takes no memory, whatever it says: the tensors there do
         network = _build(spec)
     try:
-        tensors = load_file(folder / TENSORS)
+        tensors = read_tensors(folder / TENSORS)
         network.load_state_dict(_from_timm(tensors, spec.architecture), strict=True, assign=True)
     except (RuntimeError, OSError, SafetensorError) as error:
         raise UserError(
@@ -99,9 +101,8 @@ def save_classifier(tensors: Mapping[str, Tensor], spec: ClassifierSpec, out: Pa
         network = _build(spec)
     network.load_state_dict(dict(tensors), strict=True, assign=True)
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{TENSORS}.part"
-    save_file(_to_timm(network.state_dict(), spec.architecture), temporary)
-    temporary.replace(out / TENSORS)
+    tensors = _to_timm(network.state_dict(), spec.architecture)
+    write_tensors(tensors, out / TENSORS, architecture=spec.architecture)
     write_atomically(out / SPEC, spec.model_dump_json(indent=2) + "\n")
     write_atomically(out / "README.md", _card(spec, sum(each.numel() for each in network.parameters())))
 
@@ -144,7 +145,7 @@ def _to_timm(tensors: Mapping[str, Tensor], architecture: Trunk) -> dict[str, Te
             name.removeprefix("trunk.")
             if name.startswith("trunk.")
             else f"{head}.{name.removeprefix('head.')}"
-        ): (tensor.detach().cpu().contiguous())
+        ): tensor
         for name, tensor in tensors.items()
     }
 
@@ -161,12 +162,31 @@ def _card(spec: ClassifierSpec, parameters: int) -> str:
     provenance = spec.provenance
     facts = facts_of(spec.architecture, spec.preprocessing, parameters, provenance)
     facts = {"classes": f"{len(spec.classes):,}, named in {SPEC}"} | facts
-    return fill_card(_CARD, spec.architecture, facts, provenance, classes=json.dumps(len(spec.classes)))
+    classes = json.dumps(len(spec.classes))
+    of_images = isinstance(spec.preprocessing, Preprocessing)
+    return fill_card(
+        _CARD,
+        spec.architecture,
+        facts,
+        provenance,
+        classes=classes,
+        library="timm" if of_images else "pytorch",
+        tag="image-classification" if of_images else "video-classification",
+        things="images" if of_images else "videos",
+        weights=_TIMM.format(classes=classes) if of_images else _OWN,
+    )
 
+
+_TIMM = """\
+`classifier.safetensors` is a checkpoint of timm's model of this architecture with `num_classes={classes}`,
+where its stem is timm's."""
+_OWN = """\
+`classifier.safetensors` has the names of the architecture's own modules, and `head.fc`. A video is shown in
+several windows, whose probabilities are averaged."""
 
 _CARD = """---
-library_name: timm
-pipeline_tag: image-classification
+library_name: {library}
+pipeline_tag: {tag}
 license: unknown
 ---
 # {name}: {what}
@@ -183,19 +203,18 @@ Training data is named by the Merkle root of a sealed dataset.
 from pipeline.export import load_classifier
 
 classifier = load_classifier("path/of/this/folder")
-logits = classifier(images)   # (N, {classes}); the classes are classifier.spec.classes
+logits = classifier({things})   # (N, {classes}); the classes are classifier.spec.classes
 ```
 
-`classifier.safetensors` is a checkpoint of timm's model of this architecture with `num_classes={classes}`,
-where its stem is timm's.
+{weights}
 
 ## Intended use and limits
 
-Telling apart the classes named above on images like those it was trained on. How accurate it is on a test
+Telling apart the classes named above on {things} like those it was trained on. How accurate it is on a test
 set, with an interval, is what `submit predict` says. Do not use it to identify people or to decide about
 them.
 
 ## Licence
 
-The licences of the training images are unknown to this tool; whoever publishes these weights has to find
+The licences of the training {things} are unknown to this tool; whoever publishes these weights has to find
 out what they permit. {recipe}"""

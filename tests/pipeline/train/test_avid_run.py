@@ -32,7 +32,7 @@ Ranks = Callable[..., list[Any]]
 Tensors = dict[str, NDArray[Any]]
 
 SAMPLES, STEPS = 26, 8
-CMA = {"positives": 2, "within_negatives": 4, "refresh_epochs": 1, "least_agreement": None}
+CMA = {"positives": 2, "within_negatives": 4, "refresh_epochs": 1, "least_agreement": 0.0}
 
 
 class Never:

@@ -151,6 +151,8 @@ def test_maps_are_pooled_over_all_of_time_and_in_even_parts_of_the_picture(pooli
 
 def test_a_trunk_s_map_is_a_trunk() -> None:
     class Trunk(nn.Module):
+        feature_dim, memory_format, blocks_by_stage, zero_init_norms = 40, None, None, None
+
         def maps(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"conv4x": x, "conv5x": -x}
 
