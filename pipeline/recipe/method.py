@@ -150,7 +150,7 @@ class CMA(Section):
     of neighbouring cells.
 
     A bank must have neighbourhoods that both modalities share: the nearest by one must be alike in the other,
-    by `least_agreement` standard deviations more than any two.
+    by `least_agreement` standard deviations more than any two; at 0 any bank will do.
     """
 
     positives: PositiveInt = 32
