@@ -19,6 +19,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,9 @@ def minutes_until(checkpoint: Path, run: Path) -> float:
 
 def score(trunk: Path, train: Dataset, test: Dataset) -> float:
     """kNN top-1 in percent."""
-    bank, queries = extract_from_files(trunk, train, test, workers=WORKERS, device=CPU)
-    return 100 * knn(bank, queries, KNN).top1[200]
+    with tempfile.TemporaryDirectory() as folder:
+        bank, queries = extract_from_files(trunk, train, test, Path(folder), workers=WORKERS, device=CPU)
+        return 100 * knn(bank, queries, KNN).top1[200]
 
 
 def draw(

@@ -4,18 +4,21 @@ import logging
 import warnings
 
 from cluster.command_line import Debug, make_app, run
-from ingest.commands.card import card
-from ingest.commands.crawl import crawl
-from ingest.commands.dedup import dedup
-from ingest.commands.doctor import doctor
-from ingest.commands.gc import gc
-from ingest.commands.index import index
-from ingest.commands.retry import retry
-from ingest.commands.show import show
-from ingest.commands.stats import stats
-from ingest.commands.urls import urls
-from ingest.commands.verify import verify
-from ingest.commands.view import view
+from cluster.job import stays
+
+with stays():
+    from ingest.commands.card import card
+    from ingest.commands.crawl import crawl
+    from ingest.commands.dedup import dedup
+    from ingest.commands.doctor import doctor
+    from ingest.commands.gc import gc
+    from ingest.commands.index import index
+    from ingest.commands.retry import retry
+    from ingest.commands.show import show
+    from ingest.commands.stats import stats
+    from ingest.commands.urls import urls
+    from ingest.commands.verify import verify
+    from ingest.commands.view import view
 
 app = make_app("ingest", resumable=["crawl-shards", "index"], rich_markup_mode=None)
 

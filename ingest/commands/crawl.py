@@ -223,7 +223,7 @@ def crawl(
         report = run_plan(plan, spread, fetch=fetch, progress=progress, counts=counts)
         progress.end(counts)
     if report is not None:
-        tell_crawl(report, progress.seconds, as_json=as_json)
+        tell_crawl(report, progress.seconds, as_json=as_json, noun="clip" if video else "image")
 
 
 def _refuse_misplaced(video: bool, *, of_images: dict[str, bool], of_videos: dict[str, bool]) -> None:
@@ -250,23 +250,26 @@ def crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
     return made | counts_json(report.counts)
 
 
-def tell_crawl(report: CrawlReport, seconds: float, *, as_json: bool) -> None:
-    """Say what a crawl made; ends the command with status 1 if that is nothing."""
+def tell_crawl(report: CrawlReport, seconds: float, *, as_json: bool, noun: str = "image") -> None:
+    """Say what a crawl made, of images or clips; ends the command with status 1 if that is nothing."""
     if as_json:
         typer.echo(json.dumps(crawl_json(report, seconds), indent=2))
     else:
-        _print(report, seconds)
+        _print(report, seconds, noun)
     end_if_nothing(report.counts.kept)
 
 
-def _print(report: CrawlReport, seconds: float) -> None:
+def _print(report: CrawlReport, seconds: float, noun: str) -> None:
     counts = report.counts
     again = f", {counts.resumed:,} of them by an earlier run" if counts.resumed else ""
     rows = [
         ("dataset", visible(str(report.output))),
         ("root", report.root),
-        ("planned", f"{several(counts.planned, 'file')}{again}{_left_out(counts)}"),
-        ("kept", f"{several(counts.kept, 'image')}, {in_bytes(counts.bytes_stored)}"),
+        (
+            "planned",
+            f"{several(counts.planned, 'file' if noun == 'image' else 'part')}{again}{_left_out(counts)}",
+        ),
+        ("kept", f"{several(counts.kept, noun)}, {in_bytes(counts.bytes_stored)}"),
         ("rejected", _reasons(counts.rejected)),
         ("failed", _reasons(counts.failed)),
     ]
@@ -280,8 +283,10 @@ def _print(report: CrawlReport, seconds: float) -> None:
         )
     if not counts.kept:
         typer.echo("Nothing was kept: see the reasons above, and with `ingest show`.")
+        if counts.rejected["not_an_image"]:
+            typer.echo("If these are videos, crawl them with --video, to another --output.")
     decided = counts.done - counts.resumed
-    speed = f"{decided / seconds:,.0f} images/s, {counts.bytes_read / 1e6 / seconds:,.1f} MB/s"
+    speed = f"{decided / seconds:,.0f} {noun}s/s, {counts.bytes_read / 1e6 / seconds:,.1f} MB/s"
     typer.echo(f"took      {duration(seconds)}: {speed}")
     typer.echo(f"Look at it:  ingest show {shlex.quote(str(report.output))}")
 

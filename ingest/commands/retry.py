@@ -75,7 +75,8 @@ def retry(
     if plan is None:
         _tell_of_nothing(dataset, as_json=as_json)
     elif report is not None:
-        tell_crawl(report, progress.seconds, as_json=as_json)
+        noun = "image" if plan is None or plan.settings.video is None else "clip"
+        tell_crawl(report, progress.seconds, as_json=as_json, noun=noun)
 
 
 def _tell_of_nothing(dataset: str, *, as_json: bool) -> None:

@@ -139,6 +139,27 @@ def decode(
         raise as_image_error(error) from error
 
 
+def decoded(image: Image.Image) -> Image.Image:
+    """What `decode` gives of the file that Pillow has opened an image from; of pixels that come from no file,
+    what they are by the same rules.
+
+    Raises:
+        ImageError: as of `decode`.
+    """
+    file = image.fp if isinstance(image, ImageFile.ImageFile) else None
+    if file is not None and file.seekable():
+        place = file.tell()
+        file.seek(0)
+        data = file.read()
+        file.seek(place)
+        if sniff(data) in _DECODERS:
+            return decode(data)
+    profile = image.info.get("icc_profile")
+    image.load()
+    picture = flattened(image, conversion(profile) if profile else None, negative=False)
+    return upright(as_rgb(picture), orientation_of(image))
+
+
 def open_image(data: bytes, limits: ImageLimits) -> Opened:
     """The image with only its header read; nothing of the claimed size is allocated."""
     if not data:

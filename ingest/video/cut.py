@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # In these, a keyframe is found without reading all that is before it.
 _SEEKABLE = ("mov", "matroska")
 # Reading begins so long before the part: sounds lie a little behind their pictures.
-_LEAD = Fraction(1, 2)
+_LEAD = 0.5
 
 
 def cut(data: bytes, span: Span, *, longest: float, max_pixels: int) -> tuple[bytes, str]:
@@ -58,14 +58,14 @@ class _Packets:
         longest: that it may be, seconds.
     """
 
-    def __init__(self, start: Fraction, end: Fraction, longest: Fraction) -> None:
+    def __init__(self, start: float, end: float, longest: float) -> None:
         self._start, self._end, self._longest = start, end, longest
         self.pictures: list[Packet[Any]] = []
         self._sounds: list[Packet[Any]] = []
-        self._first: Fraction | None = None
-        self.stop: Fraction | None = None
+        self._first: float | None = None
+        self.stop: float | None = None
 
-    def add_picture(self, packet: "Packet[Any]", time: Fraction) -> None:
+    def add_picture(self, packet: "Packet[Any]", time: float) -> None:
         """Take it if it belongs to the part; `stop` says when the part is over."""
         if self.stop is not None:
             return
@@ -79,7 +79,7 @@ class _Packets:
         elif time >= self._first:  # those shown before it need frames that are not here
             self.pictures.append(packet)
 
-    def add_sound(self, packet: "Packet[Any]", time: Fraction) -> None:
+    def add_sound(self, packet: "Packet[Any]", time: float) -> None:
         """Take it if it may belong to the part."""
         if self._start - _LEAD <= time < self._end + self._longest:
             self._sounds.append(packet)
@@ -93,16 +93,15 @@ class _Packets:
 
 def _packets(container: "InputContainer", streams: Streams, span: Span, longest: float) -> _Packets:
     video = streams.video
-    zero = Fraction(0)
-    if video.start_time is not None and video.time_base is not None:
-        zero = video.start_time * video.time_base
-    start = zero + Fraction(span.start)
-    if span.start > 0 and video.time_base and container.format.name.startswith(_SEEKABLE):
-        container.seek(int((start - _LEAD) / video.time_base), stream=video, backward=True)
-    packets = _Packets(start, zero + Fraction(span.end), Fraction(longest))
+    unit = video.time_base or Fraction(1)
+    zero = float((video.start_time or 0) * unit)
+    start = zero + span.start
+    if span.start > 0 and container.format.name.startswith(_SEEKABLE):
+        container.seek(int((start - _LEAD) / unit), stream=video, backward=True)
+    packets = _Packets(start, zero + span.end, longest)
     for packet in container.demux(streams.both):
-        if (packet.pts is None and packet.dts is None) or packet.time_base is None:
-            continue
+        if packet.pts is None and packet.dts is None:
+            continue  # the last one, without data
         time = _time(packet)
         if packet.stream is video:
             packets.add_picture(packet, time)
@@ -120,12 +119,13 @@ def _written(container: "InputContainer", streams: Streams, packets: _Packets) -
     kind = "mp4" if container.format.name.startswith("mov") else "matroska"
     _fill_in(packets.pictures)
     both = sorted([*packets.pictures, *packets.sounds()], key=_decoded_at)
-    zero = min(map(_time, both))
+    zero = Fraction(min(map(_time, both)))
+    shifts = {stream.index: round(zero / (stream.time_base or 1)) for stream in streams.both}
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=kind, options={"fflags": "+bitexact"}) as out:
         copies = {stream.index: out.add_stream_from_template(stream) for stream in streams.both}
         for packet in both:
-            shift = round(zero / packet.time_base)
+            shift = shifts[packet.stream_index]
             packet.pts = None if packet.pts is None else packet.pts - shift
             packet.dts = None if packet.dts is None else packet.dts - shift
             packet.stream = copies[packet.stream_index]
@@ -140,16 +140,20 @@ def _fill_in(pictures: "list[Packet[Any]]") -> None:
             before.dts = packet.dts - max(1, before.duration or 0)
 
 
-def _time(packet: "Packet[Any]") -> Fraction:
-    """When it is shown or heard."""
-    ticks = packet.pts if packet.pts is not None else packet.dts
-    return Fraction(ticks or 0) * packet.time_base
+def _time(packet: "Packet[Any]") -> float:
+    """When it is shown or heard, seconds: the nearest number, so that equal times are equal."""
+    return _seconds(packet, packet.pts if packet.pts is not None else packet.dts)
 
 
-def _decoded_at(packet: "Packet[Any]") -> Fraction:
-    ticks = packet.dts if packet.dts is not None else packet.pts
-    return Fraction(ticks or 0) * packet.time_base
+def _decoded_at(packet: "Packet[Any]") -> float:
+    return _seconds(packet, packet.dts if packet.dts is not None else packet.pts)
 
 
-def _end(packet: "Packet[Any]") -> Fraction:
-    return _time(packet) + (packet.duration or 0) * packet.time_base
+def _end(packet: "Packet[Any]") -> float:
+    begins = packet.pts if packet.pts is not None else packet.dts
+    return _seconds(packet, (begins or 0) + (packet.duration or 0))
+
+
+def _seconds(packet: "Packet[Any]", ticks: int | None) -> float:
+    unit = packet.time_base
+    return (ticks or 0) * unit.numerator / unit.denominator

@@ -146,9 +146,14 @@ class SoundScores:
 
     def add(self, frame: "AudioFrame") -> None:
         """Take account of a frame."""
-        flat = wave_of(frame).ravel()
-        self._energy += float(np.dot(flat, flat))
-        self._samples += flat.size
+        if frame.format.name == "fltp" and frame.layout.nb_channels < _PLANES:
+            # Nearly all are: without a copy.
+            waves = [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]  # type: ignore[call-overload]
+        else:
+            waves = [wave_of(frame).ravel()]
+        for wave in waves:
+            self._energy += float(np.dot(wave, wave))
+            self._samples += wave.size
 
     def loudness_db(self) -> float:
         """The root of the mean square, in dB below a full-scale square wave; to a tenth, as decoders differ

@@ -1,5 +1,6 @@
 """A clip from its first frame to its last: all of it is decoded once, and what its row says is noted."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -52,40 +53,65 @@ class Watched:
 
 
 class _Extent:
-    """Of a stream's packets: when they begin and end, and when there are keyframes, in seconds."""
+    """Of a stream's packets: when they begin and end, and when there are keyframes, in the stream's units.
 
-    def __init__(self, bounds: Bounds) -> None:
-        self._bounds = bounds
+    Args:
+        stream: whose packets these are.
+        bounds: how long it may be.
+    """
+
+    def __init__(self, stream: "Stream | None", bounds: Bounds) -> None:
+        self.unit = (stream.time_base if stream is not None else None) or Fraction(1)
+        self._first_said = None if stream is None else stream.start_time
+        self._longest = math.inf if bounds.seconds == math.inf else int(Fraction(bounds.seconds) / self.unit)
         self.packets = 0
-        self.start: Fraction | None = None
-        self.end = Fraction(0)
-        self.keyframes: list[Fraction] = []
+        self._first: int | None = None
+        self._end = 0
+        self._keyframes: list[int] = []
 
     def add(self, packet: "Packet[Any]") -> None:
         """Take account of a packet.
 
         Raises:
-            MediaError: it is one too many, or too late.
+            MediaError: it is too late.
         """
         time = packet.pts if packet.pts is not None else packet.dts
-        if time is None or packet.time_base is None:
+        if time is None:
             return  # the last one, without data
+        end = time + (packet.duration or 0)
+        if self._first is None:
+            self._first = time
+        self._first, self._end = min(self._first, time), max(self._end, end)
         self.packets += 1
-        begins = time * packet.time_base
-        self.start = begins if self.start is None else min(self.start, begins)
-        self.end = max(self.end, begins + (packet.duration or 0) * packet.time_base)
         if packet.is_keyframe:
-            self.keyframes.append(begins)
-        if self.end - self.start > self._bounds.seconds:
+            self._keyframes.append(time)
+        if self._end - self._first > self._longest:
             raise MediaError("too_long")
 
+    @property
+    def is_empty(self) -> bool:
+        return self._first is None
+
+    @property
+    def start(self) -> Fraction:
+        """Seconds. The first packets of some sounds are there only to be left out."""
+        first = self._first or 0
+        return min(max(first, first if self._first_said is None else self._first_said), self._end) * self.unit
+
+    @property
+    def end(self) -> Fraction:
+        """Seconds."""
+        return self._end * self.unit
+
+    @property
+    def keyframes(self) -> int:
+        return len(self._keyframes)
+
     def largest_gap(self) -> Fraction:
-        """The longest time from a keyframe to the next one, or to the end."""
-        times = sorted(self.keyframes)
-        return max(
-            (late - early for early, late in zip(times, [*times[1:], self.end], strict=True)),
-            default=self.end,
-        )
+        """The longest time from a keyframe to the next one, or to the end, seconds."""
+        times = sorted(self._keyframes)
+        gaps = (late - early for early, late in zip(times, [*times[1:], self._end], strict=True))
+        return max(gaps, default=self._end) * self.unit
 
 
 def watch(data: bytes, bounds: Bounds, *, decode: bool = True) -> Watched:
@@ -104,7 +130,7 @@ def watch(data: bytes, bounds: Bounds, *, decode: bool = True) -> Watched:
 
     with open_media(data, max_pixels=bounds.pixels) as container:
         streams = streams_of(container, max_pixels=bounds.pixels)
-        picture, sound = _Extent(bounds), _Extent(bounds)
+        picture, sound = _Extent(streams.video, bounds), _Extent(streams.audio, bounds)
         seen, heard = PictureScores(_claimed_seconds(container, streams.video) / 2), SoundScores()
         try:
             for packet in container.demux(streams.both):
@@ -122,7 +148,7 @@ def watch(data: bytes, bounds: Bounds, *, decode: bool = True) -> Watched:
             raise MediaError("memory_limit" if error.errno == _NO_MEMORY else "damaged") from error
         if _is_cut_off(container, streams.video, picture):
             raise MediaError("truncated")
-        if picture.start is None or (decode and not seen.frames):
+        if picture.is_empty or (decode and not seen.frames):
             raise MediaError("damaged")
         return _noted(streams, picture, sound, seen if decode else None, heard if decode else None)
 
@@ -132,7 +158,7 @@ def _is_cut_off(container: "InputContainer", video: "VideoStream", picture: _Ext
     if container.format.name.startswith("mov"):
         return picture.packets < video.frames
     claimed = Fraction(container.duration or 0, 1_000_000)
-    return claimed > _ROUNDING + max(Fraction(0), picture.end - (picture.start or 0))
+    return claimed > _ROUNDING + picture.end - picture.start
 
 
 def _noted(
@@ -144,26 +170,26 @@ def _noted(
 ) -> Watched:
     video, audio = streams
     context = video.codec_context
-    has_sound = audio is not None and sound.start is not None
-    start, end = _start(video, picture), picture.end
+    has_sound = audio is not None and not sound.is_empty
+    start, end = picture.start, picture.end
     columns: dict[str, Any] = {
         "media": "video",
         "video_codec": context.codec.canonical_name,
         "frames": picture.packets if seen is None else seen.frames,
         "video_start_ms": _ms(start),
-        "keyframes": len(picture.keyframes),
+        "keyframes": picture.keyframes,
         "max_keyframe_gap_ms": _ms(picture.largest_gap()),
         "still": None if seen is None else seen.still(),
     }
-    if audio is not None and sound.start is not None:
+    if audio is not None and has_sound:
         columns |= {
             "audio_codec": audio.codec_context.codec.canonical_name,
             "audio_rate": audio.codec_context.sample_rate,
             "audio_channels": audio.codec_context.channels,
-            "audio_start_ms": _ms(_start(audio, sound)),
+            "audio_start_ms": _ms(sound.start),
             "loudness_db": None if heard is None else heard.loudness_db(),
         }
-        start, end = max(start, _start(audio, sound)), min(end, sound.end)
+        start, end = max(start, sound.start), min(end, sound.end)
     seconds = max(Fraction(0), end - start)
     rate = (
         video.average_rate
@@ -184,14 +210,6 @@ def _noted(
         phash=None if seen is None else seen.phash,
         columns=columns,
     )
-
-
-def _start(stream: "Stream", extent: _Extent) -> Fraction:
-    """When the stream begins: the first packets of some sounds are there only to be left out."""
-    first = extent.start or Fraction(0)
-    if stream.start_time is None or stream.time_base is None:
-        return first
-    return min(max(first, stream.start_time * stream.time_base), extent.end)
 
 
 def _claimed_seconds(container: "InputContainer", video: "VideoStream") -> float:

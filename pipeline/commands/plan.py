@@ -40,7 +40,12 @@ def plan(  # noqa: PLR0917 -- typer passes by name
         float, typer.Option("--mfu", min=0.01, max=1, help="The share of its peak that a GPU reaches.")
     ] = 0.4,
     samples: Annotated[
-        int | None, typer.Option("--samples", min=1, help="Of the dataset; needed where train.epochs is set.")
+        int | None,
+        typer.Option(
+            "--samples",
+            min=1,
+            help="Of the dataset; needed where train.epochs is set, or the method has a bank.",
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="An SVG of time and memory from 1 to 512 GPUs.")
@@ -57,6 +62,7 @@ def plan(  # noqa: PLR0917 -- typer passes by name
         PretrainRecipe, recipe_name or site.recipe or DEFAULT_RECIPE, overrides, kind="pretrain"
     )
     per_node = site.gpus_per_node or _GPUS_PER_NODE
+    samples = _samples(recipe, samples)
     steps = _steps(recipe, samples)
     wanted = nodes * per_node
     if recipe.data.batch_size % wanted:
@@ -64,10 +70,10 @@ def plan(  # noqa: PLR0917 -- typer passes by name
             f"data.batch_size {recipe.data.batch_size} does not divide over {wanted} GPUs: use a multiple of "
             "them, or another --nodes"
         )
-    counts = sorted({wanted, *(2**power for power in range(10))})
+    others = [gpus for gpus in (2**power for power in range(10)) if gpus != wanted]
     count = step_counter(recipe, near=recipe.data.batch_size // wanted)
     plans = {}
-    for gpus in counts:
+    for gpus in [wanted, *others]:  # what cannot be is refused before anything is counted
         if recipe.data.batch_size % gpus:
             continue
         try:
@@ -80,10 +86,12 @@ def plan(  # noqa: PLR0917 -- typer passes by name
                 steps=steps,
                 failures_per_node_day=site.failures_per_node_day,
                 count=count,
+                samples=samples,
             )
         except UserError:
             if gpus == wanted:
                 raise
+    plans = dict(sorted(plans.items()))
     if plot is not None:
         from pipeline.plan.figure import plan_figure
 
@@ -97,6 +105,8 @@ def plan(  # noqa: PLR0917 -- typer passes by name
         return
     assumed = f"{gpu}, {mfu:.0%} of its peak; rings over all links; BatchNorm's sums 30 us each"
     _tell(plans, wanted, recipe, count(plans[wanted].rank_rows), assumed=assumed, memory=GPUS[gpu].memory)
+    if recipe.method.remembers and samples is not None:
+        typer.echo(_of_bank(recipe, samples, plans[wanted]))
     typer.echo(asked if isinstance(asked, str) else _of_reading(asked, nodes))
     if plot is not None:
         typer.echo(f"plot       {plot}")
@@ -130,18 +140,38 @@ def _of_reading(asked: Reading, nodes: int) -> str:
     )
 
 
+def _of_bank(recipe: PretrainRecipe, samples: int, here: Estimate) -> str:
+    from pipeline.plan.bank_cost import bank_cost
+
+    bank = bank_cost(recipe, samples=samples, rank_rows=here.rank_rows)
+    positives = f" and {in_bytes(bank.positives / here.gpus)} of positives" if bank.positives else ""
+    whole, each = in_bytes(bank.whole), in_bytes(bank.whole / here.gpus)
+    return (
+        f"The bank has {samples:,} rows of {in_bytes(bank.whole / samples)}: {whole}, of which a GPU holds "
+        f"{each}{positives}. In a step it fetches {in_bytes(bank.fetched)} of rows, and is told "
+        f"{in_bytes(bank.gathered)} of what was seen. While a checkpoint is written, a node keeps "
+        f"{in_bytes(bank.whole / here.nodes)} more in host memory."
+    )
+
+
+def _samples(recipe: PretrainRecipe, said: int | None) -> int | None:
+    """Of the dataset; None where nothing depends on them."""
+    if said is not None or not (recipe.train.epochs or recipe.method.remembers):
+        return said
+    from pipeline.data.training_set import open_training_set
+
+    try:
+        return open_training_set(recipe.data).samples
+    except UserError as error:
+        raise UserError(f"{error}; or give the number of its samples with --samples") from None
+
+
 def _steps(recipe: PretrainRecipe, samples: int | None) -> int:
     if recipe.train.steps is not None:
         return recipe.train.steps
     from pipeline.train.length import optimizer_steps
 
-    if samples is None:
-        from pipeline.data.training_set import open_training_set
-
-        try:
-            samples = open_training_set(recipe.data).samples
-        except UserError as error:
-            raise UserError(f"{error}; or give the number of its images with --samples") from None
+    assert samples is not None
     return optimizer_steps(recipe, samples=samples)
 
 

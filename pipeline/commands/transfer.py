@@ -5,6 +5,7 @@ classifier, and test it.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +16,7 @@ from cluster.errors import UserError
 from cluster.run.trust import CHECKPOINTS, refuse_untrusted
 from cluster.site import users_site
 from cluster.typed_yaml import load_recipe
-from pipeline.commands.options import Device, Json, Overrides, Trust
+from pipeline.commands.options import Device, Json, Overrides, Runs, Trust
 from pipeline.recipe.data import Interpolation
 from pipeline.recipe.stages import Layer, Windows
 from pipeline.transfer.evaluations import EVALUATIONS
@@ -36,7 +37,7 @@ Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that r
 
 
 def export(  # noqa: PLR0917 -- typer passes by name
-    run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints/step-….")],
+    run: Annotated[Path, typer.Argument(help="A run's name or folder, or one of its checkpoints/step-….")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     which: Annotated[
         Literal["student", "teacher", "audio"] | None,
@@ -55,21 +56,26 @@ def export(  # noqa: PLR0917 -- typer passes by name
     classifier: Annotated[
         bool, typer.Option("--classifier", help="Of a run with labels: the trunk and its head.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite what another run or somebody else has put there.")
+    ] = False,
+    folder: Runs = Path("runs"),
     trust: Trust = False,
 ) -> None:
     """Write a run's trunk as safetensors with a model card; or its classifier, as one of timm's."""
     from pipeline.trunks.export import export_classifier, export_trunk
 
+    run = run if run.is_dir() else folder / run
     if run.is_dir() and not trust:
         a_checkpoint = (run / "manifest.json").is_file()
         refuse_untrusted(run, (".",) if a_checkpoint else CHECKPOINTS, groups=users_site().trusted_groups)
     if classifier:
         if which == "audio":
             raise UserError("a classifier has no trunk for sound: leave --which audio out")
-        made = export_classifier(run, out, which=which, interpolation=interpolation)
+        made = export_classifier(run, out, which=which, interpolation=interpolation, force=force)
         typer.echo(f"{out}: a {made.architecture.name} that tells {len(made.classes)} classes apart")
         return
-    spec = export_trunk(run, out, which=which or "student", interpolation=interpolation)
+    spec = export_trunk(run, out, which=which or "student", interpolation=interpolation, force=force)
     whose = f"the {spec.provenance['which']}'s " if "which" in spec.provenance else ""
     typer.echo(f"{out}: {whose}{spec.architecture.name}, {spec.feature_dim} features")
 
@@ -99,16 +105,21 @@ def evaluation_command(name: str) -> Callable[..., None]:
 
         recipe = load_recipe(evaluation.recipe, recipe_name, overrides, kind="transfer")
         where = choose_device(device)
-        features = extract_from_files(
-            trunk,
-            open_dataset(train, view=train_view),
-            open_dataset(test, view=test_view),
-            workers=workers,
-            device=where,
-            several_labels=evaluation.several_labels,
-            videos=Windows(windows=windows, each=each, layer=layer, pooling=evaluation.pooling),
-        )
-        _print_scores(evaluation.score(*features, recipe, device=where).metrics(), as_json=as_json)
+        learnt, asked = open_dataset(train, view=train_view), open_dataset(test, view=test_view)
+        evaluation.refuse(recipe, len(learnt))
+        with tempfile.TemporaryDirectory(prefix="submit-features-") as folder:  # in TMPDIR
+            features = extract_from_files(
+                trunk,
+                learnt,
+                asked,
+                Path(folder),
+                workers=workers,
+                device=where,
+                several_labels=evaluation.several_labels,
+                videos=Windows(windows=windows, each=each, layer=layer, pooling=evaluation.pooling),
+            )
+            scores = evaluation.score(*features, recipe, device=where)
+        _print_scores(scores.metrics(), as_json=as_json)
 
     command.__doc__ = evaluation.about
     return command
@@ -130,11 +141,11 @@ def predict(  # noqa: PLR0917 -- typer passes by name
     """Show a classifier a labelled test set, and say how often it is right."""
     from cluster.rank.torch_dist import choose_device
     from ingest.dataset.open import open_dataset
-    from pipeline.recipe.transfer import PredictRecipe
+    from pipeline.recipe.transfer import Predict
     from pipeline.transfer.predict import predict, summarise, write_predictions
     from pipeline.trunks.classifier import load_classifier
 
-    recipe = load_recipe(PredictRecipe, recipe_name, overrides, kind="transfer")
+    recipe = load_recipe(Predict, recipe_name, overrides, kind="transfer")
     where = choose_device(device)
     predictions = predict(
         load_classifier(classifier).to(where),

@@ -95,6 +95,11 @@ def load_dag(name: str, overrides: list[str]) -> DagRecipe:
     _expand_recipes(values)
     stages = list(values["stages"])
     for override in [each for word in overrides for each in _of_each_stage(word, stages, where=where)]:
+        if base := re.match(r"(stages\.\w+\.recipe)\.base=(.*)", override):
+            raise UserError(
+                f"{override!r}: what a recipe's base has was put in its place already: {base[1]}={base[2]} "
+                "takes that recipe instead, and words behind it change its keys"
+            )
         apply_override(values, override)
         unknown = values["stages"].keys() - stages
         if unknown:

@@ -108,7 +108,7 @@ def normalise(images: Tensor, preprocessing: Preprocessing, device: torch.device
     moved = images.to(device=device, memory_format=torch.channels_last, non_blocking=True).float()
     mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255
     std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255
-    return (moved - mean) / std
+    return moved.sub_(mean).div_(std)  # in place: a batch of crops of 224 is 154 MB
 
 
 def evenly_spaced(total: int, limit: int | None) -> NDArray[np.int64]:

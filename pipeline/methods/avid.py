@@ -142,6 +142,21 @@ class AVIDMethod(Method):
         count = positives.shape[1]
         return Recalled(rows[:, 0], rows[:, 1 : 1 + count], rows[:, 1 + count :])
 
+    def forget_values(self) -> None:
+        """See `pipeline.methods.method.HasPositives`."""
+
+        def zeros(inputs: Inputs) -> Recalled:
+            b, dim = self.rank_rows, self.bank.dim
+            count = 0 if self.cma is None else self.cma.positives
+            like = next(self.head.parameters())
+            return Recalled(
+                like.new_zeros(b, 2, dim),
+                like.new_zeros(b, count, 2, dim),
+                like.new_zeros(b, self.section.negatives, 2, dim),
+            )
+
+        self.recall, self._normalised = zeros, True  # type: ignore[method-assign]
+
     def after_step(self, step: int) -> None:
         """Let the bank follow this step's embeddings, of all micro-batches. A step that the guard skipped is
         not followed by this call, so a broken batch never enters the bank.

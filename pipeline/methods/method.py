@@ -80,3 +80,7 @@ class HasPositives(Protocol):
     cma: CMA | None
     positives: Tensor | None
     seed: int
+
+    def forget_values(self) -> None:
+        """Let `forward` be counted on tensors that have no values: what it would recall is zeros."""
+        ...

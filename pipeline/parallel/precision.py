@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -18,3 +19,20 @@ def arithmetic(train: Train, device: torch.device) -> AbstractContextManager[Non
     # Weights that come and go must not leave copies behind.
     cached = train.strategy == "ddp"
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=cached)
+
+
+@contextmanager
+def sound_convolutions(train: Train, device: torch.device) -> Iterator[None]:
+    """torch's own convolutions in place of oneDNN's, where these are wrong: of bfloat16 on a CPU. Where a map
+    of one pixel comes out, they read memory that nobody has written, and the gradient of the weights holds it
+    (https://github.com/pytorch/pytorch/issues/163347).
+    """
+    if train.precision != "bf16" or device.type != "cpu":
+        yield
+        return
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)

@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from pipeline.checkpoint.period import young_daly
+from pipeline.plan.bank_cost import bank_cost
 from pipeline.plan.step_count import StepCount
 from pipeline.recipe.pretrain import PretrainRecipe
 
@@ -101,6 +102,7 @@ def estimate(
     steps: int,
     failures_per_node_day: float,
     count: Callable[[int], StepCount],
+    samples: int | None = None,
 ) -> Estimate:
     """What a recipe takes on `gpus` ranks.
 
@@ -109,6 +111,7 @@ def estimate(
         mfu: the share of the GPU's peak that it reaches, in forward and backward FLOPs counted.
         steps: optimizer steps of the run.
         count: a step of so many rows per rank (`step_count.step_counter`).
+        samples: of the dataset, for a method that remembers each.
 
     Raises:
         UserError: if the ranks do not divide the batch, or the strategy or precision does not fit them.
@@ -119,8 +122,17 @@ def estimate(
         raise UserError(f"data.batch_size {recipe.data.batch_size} does not divide over {gpus} GPUs")
     rows, nodes = recipe.data.batch_size // gpus, -(-gpus // gpus_per_node)
     counted = count(rows)
-    moved = _moved(recipe, counted, gpus=gpus, per_node=min(gpus, gpus_per_node))
+    per_node = min(gpus, gpus_per_node)
+    moved = _moved(recipe, counted, gpus=gpus, per_node=per_node)
     memory = _memory(recipe, counted, gpus=gpus)
+    bank = bank_cost(recipe, samples=samples, rank_rows=rows)
+    if bank.whole:
+        memory |= {"bank": bank.whole / gpus, "positives": bank.positives / gpus}
+        travel = bank.fetched + bank.gathered
+        moved |= {
+            "NVLink: bank": travel * (per_node - 1) / gpus,
+            "network: bank": travel * (gpus - per_node) / gpus,
+        }
     accumulate = recipe.train.accumulate
     peak = gpu.flops if recipe.train.precision in {"bf16", "fp16"} else gpu.flops_fp32
     seconds = {
@@ -135,6 +147,7 @@ def estimate(
     state = 2 if recipe.optim.name in {"adam", "adamw"} else 1
     frozen = counted.frozen_matrices + counted.frozen_vectors  # a teacher, of which no optimizer knows
     checkpoint = 4.0 * ((1 + state) * (counted.matrices + counted.vectors) - state * frozen)
+    checkpoint += bank.whole
     checkpoint_seconds = checkpoint / (_CHECKPOINT_BYTES_PER_S * nodes)
     days = steps * step_seconds / 86_400
     return Estimate(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from cluster.rank.torch_dist import World
 from pipeline.data.modality import modality_of
 from pipeline.methods.build import assemble_method
-from pipeline.methods.method import Method
+from pipeline.methods.method import HasPositives, Method
 from pipeline.models.trunk import declared
 from pipeline.parallel.activation_checkpointing import checkpoint_activations
 from pipeline.parallel.batchnorm import CoupledBatchNorm, convert_batchnorm
@@ -107,13 +108,16 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
 def step_counter(recipe: PretrainRecipe, *, near: int) -> Callable[[int], StepCount]:
     """Counts for any number of rows: exact for `near`, else on the line through it and twice as many.
 
-    Raises:
-        UserError: as `count_step` does.
+    Both are counted when the first is asked for, which raises what `count_step` does.
     """
-    here = count_step(recipe, rank_rows=near)
-    per_row = (count_step(recipe, rank_rows=2 * near).activations - here.activations) / near
+
+    @cache
+    def counted(rows: int) -> StepCount:
+        return count_step(recipe, rank_rows=rows)
 
     def count(rows: int) -> StepCount:
+        here = counted(near)
+        per_row = (counted(2 * near).activations - here.activations) / near
         return replace(here, activations=round(here.activations + (rows - near) * per_row))
 
     return count
@@ -136,7 +140,11 @@ def prepare(recipe: PretrainRecipe, *, rank_rows: int) -> Method:
                     narrow = nn.Parameter(weight.to(compute), requires_grad=weight.requires_grad)
                     setattr(module, name, narrow)
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=None, group=None)
-    checkpoint_activations(method.trunk, recipe.train.activation_checkpointing)
+    for trunk in method.trunks().values():
+        if any(parameter.requires_grad for parameter in trunk.parameters()):
+            checkpoint_activations(trunk, recipe.train.activation_checkpointing)
+    if isinstance(method, HasPositives):
+        method.forget_values()
     return method
 
 

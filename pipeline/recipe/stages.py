@@ -109,10 +109,11 @@ class ShardsRecipe(Section):
 
 
 class DatasetRecipe(Section):
-    """A sealed dataset that is there already: its folder, and the root to pin, if not the latest."""
+    """A sealed dataset that is there already: its folder, the root to pin, if not the latest, and a view."""
 
     path: str
     sealed: str | None = None
+    view: str | None = None
 
 
 class SubsetRecipe(Section):

@@ -91,7 +91,7 @@ class RetrieveRecipe(Section):
     seed: NonNegativeInt = 0
 
 
-class PredictRecipe(Section):
+class Predict(Section):
     """A classifier on a labelled test set; every image is shown once, as `submit export` has written down. Of
     a video so many `windows` are shown, 10 by default, and what is said of them is averaged.
 
@@ -107,6 +107,11 @@ class PredictRecipe(Section):
     only_shared: bool = False
     windows: PositiveInt | None = None
     batch_size: PositiveInt = 256
+
+
+class PredictRecipe(Predict):
+    """The same as a stage of a graph, whose ranks share out the images."""
+
     run: Machines = Machines()
 
 
@@ -116,4 +121,4 @@ class Test(Section):
     root: str
     sealed: str | None = None
     view: str | None = None
-    predict: PredictRecipe = PredictRecipe()
+    predict: Predict = Predict()

@@ -92,10 +92,12 @@ def _settings(recipe: ShardsRecipe) -> CrawlSettings:
 
 
 def dataset(work: Work) -> Result:
-    """A link, `data`, to a dataset that others have made."""
-    opened = open_dataset(work.recipe.path, sealed=work.recipe.sealed)
-    _link(work.folder / "data", Path(work.recipe.path))
-    return Result({"root": opened.root, "kept": len(opened)}, [])
+    """A link, `data`, to a dataset that others have made, and perhaps a view of it."""
+    recipe = work.recipe
+    there = open_dataset(recipe.path, sealed=recipe.sealed, view=recipe.view)
+    _link(work.folder / "data", Path(recipe.path))
+    view = {} if recipe.view is None else {"view": recipe.view}
+    return Result({"root": there.root, "kept": len(there), **view}, [])
 
 
 def subset(work: Work) -> Result:
@@ -192,8 +194,9 @@ def _link(link: Path, target: Path) -> None:
 
 
 def dataset_identity(recipe: DatasetRecipe) -> str:
-    """What a dataset is: its root."""
-    return open_dataset(recipe.path, sealed=recipe.sealed).root
+    """What a dataset is: its root, and what its view keeps."""
+    there = open_dataset(recipe.path, sealed=recipe.sealed, view=recipe.view)
+    return there.root if there.view is None else f"{there.root} {there.view.digest}"
 
 
 def subset_identity(recipe: SubsetRecipe) -> str:

@@ -16,7 +16,7 @@ from cluster.typed_yaml import check_recipe
 from ingest.dataset.open import open_dataset
 from pipeline.recipe.stages import FeaturesRecipe, Machines, Windows
 from pipeline.recipe.transfer import PredictRecipe
-from pipeline.transfer.extract import at_layer, write_features
+from pipeline.transfer.extract import at_layer, warn_of_shared, write_features
 from pipeline.transfer.predict import predict_together
 from pipeline.trunks.classifier import load_classifier
 from pipeline.trunks.files import load_trunk
@@ -64,14 +64,19 @@ def extract(
         world = team.world
         exported = load_trunk(trunk).to(world.device)
         network = at_layer(exported, exported.network, videos)
-        for name, said in zip(SETS, (train, test), strict=True):
+        opened = [
+            open_dataset(said["root"], sealed=said["sealed"], view=said.get("view")) for said in (train, test)
+        ]
+        if world.is_first:
+            warn_of_shared(*opened)
+        for name, dataset in zip(SETS, opened, strict=True):
             made = run.path / f"{name}.safetensors"
             if world.gather(made.exists())[0]:  # as the first rank sees it
                 continue
             part = made.with_name(f".{made.name}.part")
             whole = write_features(
                 network,
-                open_dataset(said["root"], sealed=said["sealed"], view=said.get("view")),
+                dataset,
                 part,
                 dim=network.feature_dim,
                 preprocessing=exported.preprocessing,

@@ -83,7 +83,11 @@ def export(work: Work) -> Result:
     """An exported trunk, from the run's newest checkpoint."""
     recipe: ExportRecipe = work.recipe
     spec = export_trunk(
-        work.inputs["run"].path, work.folder, which=recipe.which, interpolation=recipe.interpolation
+        work.inputs["run"].path,
+        work.folder,
+        which=recipe.which,
+        interpolation=recipe.interpolation,
+        force=True,  # the folder is the stage's own
     )
     return Result({"feature_dim": spec.feature_dim, "steps": spec.provenance["steps"]}, TRUNK_FILES)
 

@@ -22,7 +22,7 @@ from cluster.typed_yaml import check_recipe
 from pipeline.data.batch import Batch
 from pipeline.distributed.collectives import all_gather_rows
 from pipeline.distributed.sharded import norms, own
-from pipeline.parallel.precision import DTYPES, arithmetic
+from pipeline.parallel.precision import DTYPES, arithmetic, sound_convolutions
 from pipeline.parallel.whole import whole_trunk
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.classifier import finish_classifier
@@ -68,12 +68,13 @@ def pretrain(recipe: PretrainRecipe, folder: Path, watchdog: Watchdog | None = N
 
 def train(t: Training, preemption: PreemptionFlag) -> None:
     """All steps that are left; where the guard gives up, again from a checkpoint and with other data."""
-    while True:
-        try:
-            loop(t, preemption)
-            return
-        except Diverged as failure:
-            t = roll_back(t, failure)
+    with sound_convolutions(t.recipe.train, t.world.device):
+        while True:
+            try:
+                loop(t, preemption)
+                return
+            except Diverged as failure:
+                t = roll_back(t, failure)
 
 
 def loop(t: Training, preemption: PreemptionFlag) -> None:

@@ -38,6 +38,8 @@ class Evaluation:
         several_labels: whether images may have several labels, and labels to ignore.
         of_windows: whether it is given every window of a video, by the command, or their mean.
         pooling: how the command pools a stage's map for it.
+        refusing: "package.module:function", of a recipe and the number of training images, which refuses
+            what can be seen to fail without looking at them.
         metric: what it finds out, and with `_low` and `_high` the ends of its interval.
     """
 
@@ -50,7 +52,13 @@ class Evaluation:
     several_labels: bool = False
     of_windows: bool = False
     pooling: Pooling = "max"
+    refusing: str | None = None
     metric: str = "top1"
+
+    def refuse(self, recipe: Section, train_samples: int) -> None:
+        """Raise UserError if the recipe cannot be followed with so many training images."""
+        if self.refusing is not None:
+            import_function(self.refusing)(recipe, train_samples)
 
     def score(self, train: Features, test: Features, recipe: Section, *, device: torch.device) -> Scores:
         """Score test features by training features.
@@ -70,6 +78,7 @@ EVALUATIONS: dict[str, Evaluation] = {
         title="Nearest neighbours",
         column="kNN",
         explained="the {k} most similar training images vote, by cosine similarity",
+        refusing="pipeline.transfer.knn:refuse_recipe",
     ),
     "linear": Evaluation(
         recipe=LinearRecipe,

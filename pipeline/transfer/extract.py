@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,11 @@ from pipeline.data.evaluation import Preprocessing, evenly_spaced
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.shown import AnyPreprocessing, at_once, shown_inputs
 from pipeline.recipe.stages import FeaturePrecision, Windows
-from pipeline.transfer.features import Features, FeatureWriter
+from pipeline.transfer.features import Features, FeatureWriter, load_features
 from pipeline.transfer.labels import classes_of
 from pipeline.transfer.maps import MapTrunk
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 256
 _ONE = Windows(windows=1)
@@ -45,11 +48,11 @@ class _Sought:
             )
         positions = evenly_spaced(len(dataset), limit)
         classes, y = classes_of(dataset, positions, several_labels=several_labels)
-        keys = np.concatenate([dataset.unit_keys(unit) for unit in range(len(dataset.units))])
+        keys = _keys(dataset)
         return cls(
             positions=positions,
             y=torch.from_numpy(y),
-            keys=torch.from_numpy(keys[positions].astype(np.int64)),
+            keys=torch.from_numpy(keys[positions]),
             classes=classes,
         )
 
@@ -57,6 +60,11 @@ class _Sought:
         """The same, with as many rows for each sample."""
         y, keys = (each.repeat_interleave(count) for each in (self.y, self.keys))
         return replace(self, y=y, keys=keys)
+
+
+def _keys(dataset: Dataset) -> NDArray[np.int64]:
+    keys = np.concatenate([dataset.unit_keys(unit) for unit in range(len(dataset.units))])
+    return keys.astype(np.int64)
 
 
 def extract_features(
@@ -204,6 +212,11 @@ def _embed(
                 part = trunk(batch.inputs).float()
                 if not videos.each:
                     part = part.unflatten(0, (len(batch.keys), -1)).mean(1)
+            if not bool(torch.isfinite(part).all()):
+                raise UserError(
+                    f"the trunk's features of {dataset.path} are not finite: its weights are broken; "
+                    "export an older checkpoint, RUN/checkpoints/step-N"
+                )
             yield first, part
             first += len(part)
     finally:
@@ -214,29 +227,47 @@ def extract_from_files(
     trunk_path: Path,
     train: Dataset,
     test: Dataset,
+    folder: Path,
     *,
     workers: int,
     device: torch.device,
     several_labels: bool = False,
     videos: Windows,
 ) -> tuple[Features, Features]:
-    """Features of a training and a test set with an exported trunk."""
+    """Features of a training and a test set with an exported trunk, mapped from files in a folder."""
     from pipeline.trunks.files import load_trunk
 
+    warn_of_shared(train, test)
     trunk = load_trunk(trunk_path).to(device)
-    of_train, of_test = (
-        extract_features(
-            at_layer(trunk, trunk.network, videos),
-            part,
+    network = at_layer(trunk, trunk.network, videos)
+    files = folder / "train.safetensors", folder / "test.safetensors"
+    for file, dataset in zip(files, (train, test), strict=True):
+        write_features(
+            network,
+            dataset,
+            file,
+            dim=network.feature_dim,
             preprocessing=trunk.preprocessing,
             workers=workers,
             device=device,
             several_labels=several_labels,
             videos=videos,
         )
-        for part in (train, test)
-    )
-    return of_train, of_test
+    return load_features(files[0]), load_features(files[1])
+
+
+def warn_of_shared(train: Dataset, test: Dataset) -> None:
+    """Say how many test images are training images, too: on them a score says what was remembered."""
+    if train.root != test.root:
+        return
+    if shared := int(np.isin(_keys(test), _keys(train)).sum()):
+        logger.warning(
+            "%d of %d test images are training images, too (root %s): accuracies on them are no test; give "
+            "another --test, or two views that share none",
+            shared,
+            len(test),
+            test.root[:12],
+        )
 
 
 def rows_of(preprocessing: AnyPreprocessing, videos: Windows) -> int:

@@ -12,31 +12,40 @@ from cluster.errors import UserError
 from pipeline.recipe.transfer import KnnRecipe
 from pipeline.transfer.features import Features
 from pipeline.transfer.rows import chunk_rows, floats, near
-from pipeline.transfer.scores import accuracy, shared_labels, with_interval
+from pipeline.transfer.scores import accuracy, shared_labels, standing, top5_among, with_interval
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnnScores:
-    """Accuracies as fractions, by k, in the order the recipe gives; the first k is the headline."""
+    """Accuracies as fractions, by k, in the order the recipe gives; the first k is the headline.
+
+    Attributes:
+        tied: the share of test samples of which, at the first k, two classes have equally many votes.
+        standing: see `pipeline.transfer.scores.standing`.
+    """
 
     top1: dict[int, float]
     top5: dict[int, float]
-    train_samples: int
+    tied: float
     test_samples: int
     classes: int
+    standing: dict[str, float]
 
     def metrics(self) -> dict[str, float]:
         """Flat numbers for receipts and `--json`: `top1`, its interval and `top5` belong to the first k."""
         headline = next(iter(self.top1))
         return {
             **with_interval(self.top1[headline], self.test_samples),
-            "top5": self.top5[headline],
+            **top5_among(self.classes, self.top5[headline]),
             "k": headline,
             **{f"top1_k{k}": value for k, value in self.top1.items()},
-            **{f"top5_k{k}": value for k, value in self.top5.items()},
-            "train_samples": self.train_samples,
-            "test_samples": self.test_samples,
-            "classes": self.classes,
+            **{
+                name: value
+                for k, top5 in self.top5.items()
+                for name, value in top5_among(self.classes, top5, f"top5_k{k}").items()
+            },
+            "tied": self.tied,
+            **self.standing,
         }
 
 
@@ -49,10 +58,7 @@ def knn(
         UserError: if a k exceeds the number of training samples, or the two sets share no labels.
     """
     names, train_y, test_y = shared_labels(train, test)
-    if max(recipe.k) > len(train_y):
-        raise UserError(
-            f"kNN with k={max(recipe.k)} needs as many training samples, there are {len(train_y)}; lower k"
-        )
+    refuse_recipe(recipe, len(train_y))
     device = device or torch.device("cpu")
     votes = knn_votes(
         near(train.x, device),
@@ -67,10 +73,29 @@ def knn(
     return KnnScores(
         top1={k: accuracy(scores, target, 1) for k, scores in votes.items()},
         top5={k: accuracy(scores, target, 5) for k, scores in votes.items()},
-        train_samples=len(train_y),
+        tied=_tied(votes[recipe.k[0]]),
         test_samples=len(test_y),
         classes=len(names),
+        standing=standing(train_y, test_y, len(names)),
     )
+
+
+def refuse_recipe(recipe: KnnRecipe, samples: int) -> None:
+    """Refuse to ask for more neighbours than there are training samples.
+
+    Raises:
+        UserError: saying how many there are.
+    """
+    if (k := max(recipe.k)) > samples:
+        raise UserError(
+            f"kNN with k={k} needs as many training samples, and there are {samples}: lower k, such as k=[1]"
+        )
+
+
+def _tied(votes: Tensor) -> float:
+    """The share of (m, classes) votes whose largest two are equal."""
+    first, second = votes.topk(2, dim=1).values.T
+    return float((first == second).double().mean())
 
 
 def knn_votes(

@@ -25,7 +25,15 @@ from cluster.errors import UserError
 from pipeline.recipe.transfer import LinearRecipe
 from pipeline.transfer.features import Features
 from pipeline.transfer.rows import Axes, Rows, Standardiser, near, refuse_not_finite
-from pipeline.transfer.scores import accuracy, mean_of_samples, shared_labels, windows_of, with_interval
+from pipeline.transfer.scores import (
+    accuracy,
+    mean_of_samples,
+    shared_labels,
+    standing,
+    top5_among,
+    windows_of,
+    with_interval,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +58,9 @@ class LinearScores:
     validation: dict[float, float]
     at_edge: bool
     gap: float
-    train_samples: int
     test_samples: int
     classes: int
+    standing: dict[str, float]
 
     @property
     def converged(self) -> bool:
@@ -63,15 +71,13 @@ class LinearScores:
         """Flat numbers for receipts and `--json`."""
         return {
             **with_interval(self.top1, self.test_samples),
-            "top5": self.top5,
+            **top5_among(self.classes, self.top5),
             "regularisation": self.regularisation,
             **{f"validation_{value:g}": accuracy for value, accuracy in self.validation.items()},
             "at_edge": float(self.at_edge),
             "converged": float(self.converged),
             "gap": min(self.gap, 1.0),  # JSON knows no infinity
-            "train_samples": self.train_samples,
-            "test_samples": self.test_samples,
-            "classes": self.classes,
+            **self.standing,
         }
 
 
@@ -110,7 +116,7 @@ def linear_probe(
         solutions[value] = start
     # Of equals the first, the strongest.
     best = max(grid, key=lambda value: validation[value])
-    at_edge = len(grid) > 1 and best in (grid[0], grid[-1])
+    at_edge = _is_edge(grid, validation, best)
     if at_edge:
         logger.warning(
             "linear probe: the best regularisation %g is at the edge of the grid %g to %g; widen the grid",
@@ -129,9 +135,9 @@ def linear_probe(
         validation=dict(sorted(validation.items())),
         at_edge=at_edge,
         gap=gap,
-        train_samples=len(first),
         test_samples=len(windows_of(test.keys)[1]),
         classes=len(names),
+        standing=standing(train_y[first], test_y[windows_of(test.keys)[1]], len(names)),
     )
     if not scores.converged:
         logger.warning(
@@ -141,6 +147,16 @@ def linear_probe(
             "raise `max_iterations`" if best else "nothing bounds it without regularisation",
         )
     return scores
+
+
+def _is_edge(grid: list[float], validation: dict[float, float], best: float) -> bool:
+    """Whether values beyond the grid, from strong to weak, might do better: not where the next value inside
+    does as well, and not below 0.
+    """
+    if len(grid) == 1 or best not in (grid[0], grid[-1]):
+        return False
+    inner = grid[1] if best == grid[0] else grid[-2]
+    return best > 0 and validation[best] > validation[inner]
 
 
 def split_validation(y: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

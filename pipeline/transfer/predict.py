@@ -24,7 +24,7 @@ from cluster.wording import visible
 from ingest.dataset.open import Dataset
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.shown import shown_inputs
-from pipeline.recipe.transfer import PredictRecipe
+from pipeline.recipe.transfer import Predict
 from pipeline.transfer.scores import with_interval
 from pipeline.trunks.classifier import ExportedClassifier
 
@@ -56,7 +56,7 @@ class Answers:
     allowed: Tensor
 
 
-def read_answers(classes: Sequence[str], labels: Sequence[str], recipe: PredictRecipe) -> Answers:
+def read_answers(classes: Sequence[str], labels: Sequence[str], recipe: Predict) -> Answers:
     """How the labels of a test set and the classes of a classifier go together: by name, or by the file that
     the recipe names.
 
@@ -107,7 +107,7 @@ def _read_map(path: Path) -> list[tuple[str, str]]:
 def predict(
     classifier: ExportedClassifier,
     dataset: Dataset,
-    recipe: PredictRecipe,
+    recipe: Predict,
     *,
     rank: int = 0,
     ranks: int = 1,
@@ -185,7 +185,7 @@ def predict(
 def predict_together(
     classifier: ExportedClassifier,
     dataset: Dataset,
-    recipe: PredictRecipe,
+    recipe: Predict,
     path: Path,
     *,
     world: World,
@@ -216,7 +216,7 @@ def predict_together(
     world.barrier()
 
 
-def check_test_set(dataset: Dataset, classes: Sequence[str], recipe: PredictRecipe) -> None:
+def check_test_set(dataset: Dataset, classes: Sequence[str], recipe: Predict) -> None:
     """Refuse a test set that a classifier of these classes cannot be shown, before it is trained.
 
     Raises:

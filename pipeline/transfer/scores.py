@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -9,11 +10,17 @@ import torch
 from torch import Tensor
 
 from cluster.errors import UserError
+from cluster.wording import visible
 from pipeline.transfer.labels import is_set
 from pipeline.transfer.statistics import wilson
 
 if TYPE_CHECKING:
     from pipeline.transfer.features import Features
+
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 5
 
 
 class Scores(Protocol):
@@ -51,6 +58,7 @@ def shared_labels(train: Features, test: Features) -> tuple[tuple[str, ...], Ten
             "some images have several labels, or labels to ignore, and this evaluation knows one per image: "
             "score these features by svm, or extract others of a view made with --where 'label_count = 1'"
         )
+    _warn_of_unknown(train, test)
     names = tuple(sorted({*train.classes, *test.classes}))
     number = {name: index for index, name in enumerate(names)}
     to_shared = [torch.tensor([number[name] for name in part.classes]) for part in (train, test)]
@@ -81,6 +89,46 @@ def mean_of_samples(rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     sample, first = windows_of(keys)
     total = rows.new_zeros(len(first), rows.shape[1]).index_add_(0, sample, rows)
     return total / sample.bincount()[:, None], first
+
+
+def _warn_of_unknown(train: Features, test: Features) -> None:
+    unknown = [index for index, name in enumerate(test.classes) if name not in train.classes]
+    if unknown:
+        samples = int(torch.isin(test.y, torch.tensor(unknown)).sum())
+        names = ", ".join(visible(test.classes[index]) for index in unknown[:_NAMED])
+        logger.warning(
+            "%d of %d test images have one of %d labels that no training image has (%s%s): each counts as an "
+            "error; leave them out with a view of the test set",
+            samples,
+            len(test.y),
+            len(unknown),
+            names,
+            ", …" if len(unknown) > _NAMED else "",
+        )
+
+
+def standing(train_y: Tensor, test_y: Tensor, classes: int) -> dict[str, float]:
+    """What an accuracy stands on: images on either side, and classes that only one side has, whose test
+    images count as errors.
+
+    Args:
+        train_y, test_y: int64 classes, numbered alike.
+        classes: of both sides together.
+    """
+    learnt, asked = (torch.bincount(y, minlength=classes) for y in (train_y, test_y))
+    return {
+        "train_samples": len(train_y),
+        "test_samples": len(test_y),
+        "classes": classes,
+        "classes_without_training": int((learnt == 0).sum()),
+        "classes_without_test": int((asked == 0).sum()),
+        "test_samples_without_training": int(asked[learnt == 0].sum()),
+    }
+
+
+def top5_among(classes: int, top5: float, name: str = "top5") -> dict[str, float]:
+    """The share of samples whose class is among five guesses; nothing where five are all that there are."""
+    return {name: top5} if classes > 5 else {}
 
 
 def with_interval(top1: float, samples: int) -> dict[str, float]:

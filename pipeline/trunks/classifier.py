@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, PositiveInt, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cluster.atomic_file import write_atomically
@@ -27,6 +26,7 @@ from pipeline.models.classifier import Classifier, LinearHead
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.trunk import Trunk
 from pipeline.trunks.files import explain_invalid, facts_of, fill_card
+from pipeline.trunks.tensor_file import read_tensors, write_tensors
 
 TENSORS, SPEC = "classifier.safetensors", "classifier.json"
 MOST_BYTES = 64 << 20  # of a description: of a million classes, some 20 MB
@@ -78,7 +78,7 @@ def load_classifier(path: str | Path) -> ExportedClassifier:
     with torch.device("meta"):  # a description takes no memory, whatever it says: the tensors there do
         network = _build(spec)
     try:
-        tensors = load_file(folder / TENSORS)
+        tensors = read_tensors(folder / TENSORS)
         network.load_state_dict(_from_timm(tensors, spec.architecture), strict=True, assign=True)
     except (RuntimeError, OSError, SafetensorError) as error:
         raise UserError(
@@ -101,9 +101,8 @@ def save_classifier(tensors: Mapping[str, Tensor], spec: ClassifierSpec, out: Pa
         network = _build(spec)
     network.load_state_dict(dict(tensors), strict=True, assign=True)
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{TENSORS}.part"
-    save_file(_to_timm(network.state_dict(), spec.architecture), temporary)
-    temporary.replace(out / TENSORS)
+    tensors = _to_timm(network.state_dict(), spec.architecture)
+    write_tensors(tensors, out / TENSORS, architecture=spec.architecture)
     write_atomically(out / SPEC, spec.model_dump_json(indent=2) + "\n")
     write_atomically(out / "README.md", _card(spec, sum(each.numel() for each in network.parameters())))
 
@@ -146,7 +145,7 @@ def _to_timm(tensors: Mapping[str, Tensor], architecture: Trunk) -> dict[str, Te
             name.removeprefix("trunk.")
             if name.startswith("trunk.")
             else f"{head}.{name.removeprefix('head.')}"
-        ): (tensor.detach().cpu().contiguous())
+        ): tensor
         for name, tensor in tensors.items()
     }
 

@@ -26,8 +26,8 @@ from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.data import Interpolation
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.trunk import Trunk
-from pipeline.trunks.classifier import MOST_BYTES, ClassifierSpec, save_classifier
-from pipeline.trunks.files import TrunkSpec, save_trunk
+from pipeline.trunks.classifier import MOST_BYTES, SPEC, ClassifierSpec, save_classifier
+from pipeline.trunks.files import TrunkSpec, refuse_foreign, save_trunk
 
 CLASSES = "classes.json"  # of a run that learns from labels: their names, in the order of the logits
 
@@ -38,6 +38,7 @@ def export_trunk(
     *,
     which: Literal["student", "teacher", "audio"] = "student",
     interpolation: Interpolation | None = None,
+    force: bool = False,
 ) -> TrunkSpec:
     """Export the trunk of a run's newest checkpoint, or of the checkpoint given.
 
@@ -46,11 +47,14 @@ def export_trunk(
         which: the trunk that learns, the one that follows it, or the one for sound.
         interpolation: the filter that resizes the images which it is shown from now on; None: that of the
             run's recipe.
+        force: overwrite what another run has left in `out`, or somebody else.
 
     Raises:
-        UserError: if there is no whole checkpoint there, or no such trunk in it.
+        UserError: if there is no whole checkpoint there, no such trunk in it, or its numbers are not finite.
     """
     opened = _open(run)
+    if not force:
+        refuse_foreign(out, "trunk.json", opened.provenance(which))
     name = opened.name_of(which)
     with torch.device("meta"):
         network = build_trunk(opened.recipe.trunk_section(which))
@@ -73,12 +77,13 @@ def export_classifier(
     *,
     which: Literal["student", "teacher"] | None = None,
     interpolation: Interpolation | None = None,
+    force: bool = False,
 ) -> ClassifierSpec:
     """Export the classifier of a run's newest checkpoint, or of the checkpoint given.
 
     Args:
         which: the one that learns, or its average; by default the average, if the run has one.
-        interpolation: as of `export_trunk`.
+        interpolation, force: as of `export_trunk`.
 
     Raises:
         UserError: if there is no whole checkpoint there, or it is of no classifier, or has no average.
@@ -90,6 +95,8 @@ def export_classifier(
             "classifier; `submit finetune` makes one"
         )
     which = which or ("teacher" if "teacher" in opened.trunks else "student")
+    if not force:
+        refuse_foreign(out, SPEC, opened.provenance(which))
     trunk = opened.name_of(which)
     head = f"{trunk.removesuffix('trunk')}head"  # beside it
     tensors = {

@@ -7,6 +7,7 @@ such folders too, so that one code path serves them all.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,13 +18,13 @@ import yaml
 from PIL import Image
 from pydantic import Field, PositiveInt, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.small_file import read_small
 from cluster.typed_yaml import Section
+from ingest.image.decode import decoded
 from pipeline.data.clip.evaluation import (
     AudioPreprocessing,
     ClipPreprocessing,
@@ -34,7 +35,9 @@ from pipeline.data.evaluation import Preprocessing, fit_image, normalise
 from pipeline.data.shown import AnyPreprocessing
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.trunk import Trunk
+from pipeline.trunks.tensor_file import read_tensors, write_tensors
 
+WEIGHTS = "trunk.safetensors"
 _MOST_BYTES = 1 << 20  # of a description; the largest here has some thousand
 
 
@@ -78,7 +81,9 @@ class ExportedTrunk(nn.Module):
         return self.spec.preprocessing
 
     def preprocess(self, source: Image.Image | bytes) -> Tensor:
-        """One input, float32: of an image of any size, or of the bytes of a video's file."""
+        """One input, float32: of an image of any size and mode, upright, its colours and transparent parts as
+        wherever else this trunk is shown images; or of the bytes of a video's file.
+        """
         view = self.preprocessing
         if isinstance(source, bytes):
             if isinstance(view, Preprocessing):
@@ -90,7 +95,7 @@ class ExportedTrunk(nn.Module):
             )
         if not isinstance(view, Preprocessing):
             raise TypeError("this trunk is for videos: give the bytes of a file")
-        fitted = fit_image(source.convert("RGB"), view)
+        fitted = fit_image(decoded(source), view)
         pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
         return normalise(pixels[None], view, torch.device("cpu"))[0]
 
@@ -115,11 +120,12 @@ def load_trunk(path: str | Path) -> ExportedTrunk:
     with torch.device("meta"):  # a description takes no memory, whatever it says: the tensors there do
         network = _build(spec.architecture)
     try:
-        network.load_state_dict(load_file(folder / "trunk.safetensors"), strict=True, assign=True)
+        tensors = read_tensors(folder / WEIGHTS)
+        network.load_state_dict(tensors, strict=True, assign=True)
     except (RuntimeError, OSError, SafetensorError) as error:
         name = spec.architecture.name
         raise UserError(
-            f"{folder}/trunk.safetensors does not hold the tensors of {name}: {' '.join(str(error).split())}"
+            f"{folder / WEIGHTS} does not hold the tensors of {name}: {' '.join(str(error).split())}"
         ) from error
     features = (
         declared(network).feature_dim
@@ -134,7 +140,7 @@ def load_trunk(path: str | Path) -> ExportedTrunk:
 def save_trunk(network: nn.Module, spec: TrunkSpec, out: Path) -> None:
     """Write a trunk's folder; `network` has exactly the tensors of `spec.architecture`."""
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors = network.state_dict()
     with torch.device("meta"):
         expected = {
             name: tuple(tensor.shape) for name, tensor in _build(spec.architecture).state_dict().items()
@@ -145,11 +151,38 @@ def save_trunk(network: nn.Module, spec: TrunkSpec, out: Path) -> None:
             f"these are not the tensors of {spec.architecture.name}: "
             f"{sorted(found.items() ^ expected.items())[:4]}"
         )
-    temporary = out / ".trunk.safetensors.part"
-    save_file(tensors, temporary)
-    temporary.replace(out / "trunk.safetensors")
+    write_tensors(tensors, out / WEIGHTS, architecture=_trunk_of(spec))
     write_atomically(out / "trunk.json", spec.model_dump_json(indent=2) + "\n")
     write_atomically(out / "README.md", model_card(spec, sum(t.numel() for t in network.parameters())))
+
+
+def refuse_foreign(out: Path, spec_file: str, provenance: Mapping[str, Any]) -> None:
+    """Refuse to write into a folder that holds what is not to be lost: other files, or another run's export.
+
+    Raises:
+        UserError: naming it.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give a folder to write, which need not be there yet")
+    if not out.is_dir():
+        return
+    there = {path.name for path in out.iterdir()}
+    if spec_file not in there:
+        mine = {"README.md", WEIGHTS, "trunk.json", "classifier.safetensors", "classifier.json"}
+        if taken := sorted(there & mine):
+            raise UserError(
+                f"{out} holds a {taken[0]} already: give another folder, or --force to overwrite it"
+            )
+        return
+    try:
+        found = json.loads((out / spec_file).read_text())["provenance"]
+        same = found.get("recipe") == provenance.get("recipe") and found.get("data") == provenance.get("data")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        same = False
+    if not same:
+        raise UserError(
+            f"{out} holds what another run became: give another folder, or --force to overwrite it"
+        )
 
 
 def read_spec(folder: Path) -> TrunkSpec:
@@ -210,6 +243,10 @@ def explain_invalid(path: Path, error: ValidationError) -> UserError:
     return UserError(f"{path} cannot be used: {key}: {first['msg']}; was it edited?")
 
 
+def _trunk_of(spec: TrunkSpec) -> Trunk | None:
+    return spec.architecture if isinstance(spec.architecture, Trunk) else None
+
+
 def _build(architecture: Trunk | Pixels) -> nn.Module:
     return build_trunk(architecture) if isinstance(architecture, Trunk) else nn.Flatten()
 
@@ -231,7 +268,7 @@ def facts_of(
         p: the provenance.
     """
     return {
-        "architecture": architecture.name,
+        "architecture": architecture.name + _stem_of(architecture),
         "parameters": f"{parameters:,}",
         "input": _input_of(view),
         "training data": p.get("data", "none"),
@@ -257,6 +294,12 @@ def _input_of(view: AnyPreprocessing) -> str:
         f"{view.image_size} x {view.image_size}: short side to {view.resize}, "
         f"{view.interpolation}, centre crop, mean {view.mean}, std {view.std}"
     )
+
+
+def _stem_of(architecture: Trunk | Pixels) -> str:
+    if isinstance(architecture, Pixels) or architecture.stem == "imagenet":
+        return ""
+    return f", with the stem {architecture.stem} in place of timm's, whose model this is not"
 
 
 def fill_card(

@@ -26,6 +26,7 @@ from cluster.errors import UserError
 from pipeline.distributed.sharded import copy_own_piece, named_tensors
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe.trunk import Trunk
+from pipeline.trunks.tensor_file import not_finite, stem_in
 
 _IN_VISSL_BLOCK = {
     "f.a.0": "conv1.conv",
@@ -45,6 +46,10 @@ _VISSL_BLOCK = re.compile(r"_feature_blocks\.res\d+\.(?:block\d+-part\d+\.)?bloc
 _VISSL_STEM = re.compile(r"_feature_blocks\.conv1\.stem\.([01])\.(\w+)")
 
 _CLASSIFIERS = ("head.fc.", "fc.")
+_COUNTS = ".num_batches_tracked"
+# What follows the trunk that learns, in methods that have two.
+_FOLLOWER = re.compile(r"momentum|teacher|target|ema|encoder_k|key")
+_IN_TRUNK = re.compile(r"(stem|s\d+|conv\d+|bn\d+|layer\d+)\.")
 
 
 def from_vissl(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,9 +76,15 @@ def read_weights(section: Trunk) -> dict[str, Tensor]:
         raise ValueError("this trunk starts from no file")
     path = init_file(section.init_from)
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    with torch.device("meta"):
+        expected = {name: list(tensor.shape) for name, tensor in build_trunk(section).state_dict().items()}
     theirs = any(name.startswith("_feature_blocks.") for name in tensors)
-    weights = from_vissl(tensors) if theirs else from_timm(tensors)
-    _check(weights, section, path)
+    weights = from_vissl(tensors) if theirs else from_timm(_inside(tensors, list(expected), path))
+    _check(weights, expected, section, path)
+    if (broken := not_finite(weights)) is not None:
+        raise UserError(
+            f"trunk.init_from: {broken} of {path} holds numbers that are not finite: give another file"
+        )
     return weights
 
 
@@ -157,21 +168,54 @@ def _trunk_in(saved: Any) -> dict[str, Tensor] | None:
     return None
 
 
-def _check(weights: Mapping[str, Tensor], section: Trunk, path: Path) -> None:
-    with torch.device("meta"):
-        expected = {name: list(tensor.shape) for name, tensor in build_trunk(section).state_dict().items()}
+def _inside(tensors: Mapping[str, Tensor], expected: list[str], path: Path) -> Mapping[str, Tensor]:
+    """The trunk where its names stand behind a prefix, such as a wrapper's `module.` or a method's
+    `backbone.`, without the heads that stand beside it; else all tensors as they are.
+
+    Raises:
+        UserError: if there are several of which none is the one that learns.
+    """
+    first = expected[0]
+    found = [
+        name.removesuffix(first)
+        for name in tensors
+        if name.endswith(f".{first}") and _has_all(tensors, expected, name.removesuffix(first))
+    ]
+    if first in tensors or not found:
+        return tensors
+    learning = [prefix for prefix in found if not _FOLLOWER.search(prefix)] if len(found) > 1 else found
+    if len(learning) != 1:
+        raise UserError(
+            f"trunk.init_from: {path} holds {len(found)} trunks, {', '.join(found)}: save one of them alone"
+        )
+    weights = {
+        name.removeprefix(learning[0]): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(learning[0])
+    }
+    return {name: tensor for name, tensor in weights.items() if name in expected or _IN_TRUNK.match(name)}
+
+
+def _has_all(tensors: Mapping[str, Tensor], expected: list[str], prefix: str) -> bool:
+    return all(prefix + name in tensors for name in expected if not name.endswith(_COUNTS))
+
+
+def _check(weights: dict[str, Tensor], expected: Mapping[str, list[int]], section: Trunk, path: Path) -> None:
+    if (stem := stem_in(weights)) not in (None, section.stem):
+        raise UserError(f"trunk.init_from: {path} has another stem than this trunk: set trunk.stem={stem}")
     found = {name: list(tensor.shape) for name, tensor in weights.items()}
     wrong = [
         f"{name} is {found[name]} there and {shape} here"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
-    wrong += [
-        f"it lacks {name}"
-        for name in expected
-        if name not in found and not name.endswith(".num_batches_tracked")
-    ]
+    wrong += [f"it lacks {name}" for name in expected if name not in found and not name.endswith(_COUNTS)]
     wrong += [f"it has {name}, which is not known here" for name in found if name not in expected]
+    if wrong and not found.keys() & expected.keys():
+        raise UserError(
+            f"trunk.init_from: {path} has other names than a {section.name}: {next(iter(found))} comes first "
+            f"there, and here {next(iter(expected))}; save its tensors under our names"
+        )
     if wrong:
         more = f", and {len(wrong) - 1} more differences" if len(wrong) > 1 else ""
         raise UserError(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from cluster.job import State
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import read_restarts
 from ingest.crawl.crawl import crawl_shards
-from ingest.plan.settings import CrawlSettings
+from ingest.plan.settings import VIDEOS, CrawlSettings
 from ingest.web.settings import FetchSettings
+from tests.clips import clip_bytes, write_clips
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ingest"))
 from picture_server import PictureServer
@@ -27,14 +29,16 @@ NETWORKS = tuple(SITES)
 COMMAND = [sys.executable, "-c", "from ingest.cli import main; main()", "crawl-shards"]
 
 
-def crawl(lab: SlurmLab, folder: Path, *words: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
+def crawl(
+    lab: SlurmLab, folder: Path, *words: Any, source: str = "list.txt", check: bool = True
+) -> subprocess.CompletedProcess[str]:
     """The command on the login machine, in three parts."""
     site = folder / "site.yaml"
     site.write_text(yaml.safe_dump({"cpus_per_rank": 1, "signal_seconds": 30}))
     options = ["--executor", "slurm", "--parts", "3", "--cluster", site, "--runs", folder / "runs"]
     options += ["--unit-rows", "5", "--contact", "test@example.org"]
     options += [word for network in NETWORKS for word in ("--allow-private", network)]
-    command = [*COMMAND, folder / "list.txt", "--output", folder / "out", *options, *words]
+    command = [*COMMAND, folder / source, "--output", folder / "out", *options, *words]
     done = subprocess.run(
         [str(word) for word in command],
         env=os.environ | lab.environment | {"PYTHONPATH": os.pathsep.join(sys.path[1:])},
@@ -106,3 +110,16 @@ def test_waiting_for_the_jobs_ends_with_the_report(slurm: SlurmLab, tmp_path: Pa
         done = crawl(slurm, tmp_path, "--wait")
     assert f"root      {root}" in done.stdout
     assert "planned   30 files" in done.stdout
+
+
+def test_D1_C1_parts_of_videos_make_the_dataset_that_is_made_here(slurm: SlurmLab, tmp_path: Path) -> None:
+    paths = write_clips(tmp_path / "films", 7, seconds=1.0)
+    paths[0].write_bytes(clip_bytes(0, seconds=13))
+    done = crawl(slurm, tmp_path, "--video", "--wait", source="films")
+    fetch = FetchSettings(contact="test@example.org", allow_private=NETWORKS)
+    settings = replace(VIDEOS, unit_rows=5, fetch=fetch)
+    report = crawl_shards(
+        [str(tmp_path / "films")], tmp_path / "whole", settings, workers=1, progress=lambda counts: None
+    )
+    assert (report.counts.kept, report.counts.units) == (8, 2)
+    assert f"root      {report.root}" in done.stdout

@@ -43,7 +43,7 @@ def spectrogram(waveforms: Tensor, audio: Audio) -> Tensor:
     )
     power = torch.view_as_real(waves[:, :, : audio.frames]).square().sum(-1).transpose(1, 2)
     if audio.kind == "mel":
-        power = power @ mel_weights(audio).to(power.device)
+        power = power @ mel_weights(audio, power.device)
     else:
         others = power[..., 1:].reshape(*power.shape[:2], audio.bins - 1, -1).mean(-1)
         power = torch.cat([power[..., :1], others], -1)
@@ -52,8 +52,8 @@ def spectrogram(waveforms: Tensor, audio: Audio) -> Tensor:
     return torch.maximum(decibels, loudest - audio.top_db).unsqueeze(1)
 
 
-@lru_cache(maxsize=4)
-def mel_weights(audio: Audio) -> Tensor:
+@lru_cache(maxsize=4)  # a copy to a GPU would wait for it at every step
+def mel_weights(audio: Audio, device: torch.device) -> Tensor:
     """Triangles on Slaney's scale, each of area 1, (window // 2 + 1, bins) float32."""
     highest = audio.rate / 2
     edges = _hertz(
@@ -62,7 +62,7 @@ def mel_weights(audio: Audio) -> Tensor:
     low, middle, high = edges[:-2], edges[1:-1], edges[2:]
     frequencies = torch.linspace(0, highest, audio.window // 2 + 1, dtype=torch.float64).unsqueeze(1)
     rising, falling = (frequencies - low) / (middle - low), (high - frequencies) / (high - middle)
-    return (torch.minimum(rising, falling).clamp_min(0) * 2 / (high - low)).float()
+    return (torch.minimum(rising, falling).clamp_min(0) * 2 / (high - low)).float().to(device)
 
 
 def _mel(hertz: Tensor) -> Tensor:

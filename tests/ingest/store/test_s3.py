@@ -24,7 +24,7 @@ from ingest.dataset.open import open_dataset
 from ingest.dataset.verify import Level, read_seal, verify_root, verify_units
 from ingest.dataset.view import read_view, write_view
 from ingest.plan.freeze import freeze
-from ingest.plan.settings import CrawlSettings
+from ingest.plan.settings import VIDEOS, CrawlSettings
 from ingest.sources.expand import expand
 from ingest.sources.opening import open_listing
 from ingest.sources.url_list import Columns
@@ -32,6 +32,7 @@ from ingest.sources.url_listing import UrlListing
 from ingest.store import clients, object_requests, object_store
 from ingest.store.open import open_store
 from ingest.store.posix import PosixStore
+from tests.clips import write_clips
 
 UNIT_ROWS = 4
 CRAWL = (
@@ -226,6 +227,16 @@ def test_the_commands_take_s3_urls(folder, bucket, tmp_path, monkeypatch):
     assert run("gc", url) == f"0 files, 0 B, deleted from {url}\n"
     result = CliRunner().invoke(cli.app, ["stats", f"{bucket}/nothing"])
     assert f"{bucket}/nothing is not a dataset" in result.output
+
+
+def test_D1_clips_in_a_bucket_are_those_of_a_folder(tmp_path, crawl, bucket):
+    write_clips(tmp_path / "films", 3, seconds=1.0)
+    roots = {
+        crawl([tmp_path / "films"], output, **vars(VIDEOS)).root
+        for output in (tmp_path / "out", f"{bucket}/set")
+    }
+    assert len(roots) == 1
+    assert files(f"{bucket}/set") == files(tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -256,6 +256,18 @@ def test_a_recipes_name_is_replaced_by_its_content_and_can_be_overridden(tmp_pat
     assert load_dag(str(path), override).stages["one"].recipe == {"number": 6}
 
 
+def test_a_recipe_may_have_a_base_that_words_do_not_change_in_vain(tmp_path):
+    (tmp_path / "own.yaml").write_text("number: 5\nfirst: 1\n")
+    path = tmp_path / "g.yaml"
+    recipe = f"{{base: {tmp_path}/own.yaml, first: 2}}"
+    path.write_text(f"folder: {tmp_path}\nstages:\n  one: {{kind: toy, recipe: {recipe}}}\n")
+    assert load_dag(str(path), []).stages["one"].recipe == {"number": 5, "first": 2}
+    word = "stages.one.recipe.number=6"
+    assert load_dag(str(path), [word]).stages["one"].recipe == {"number": 6, "first": 2}
+    with pytest.raises(UserError, match=r"stages\.one\.recipe=pretrain/demo takes that recipe instead"):
+        load_dag(str(path), ["stages.one.recipe.base=pretrain/demo"])
+
+
 def test_a_pattern_overrides_every_stage_that_it_fits(tmp_path):
     path = tmp_path / "g.yaml"
     stages = "  toy_a: {kind: toy}\n  toy_b: {kind: toy, recipe: {number: 2}}\n  other: {kind: toy}\n"

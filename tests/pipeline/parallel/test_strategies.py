@@ -50,7 +50,7 @@ def prepare(
     group: dist.ProcessGroup | None, data: Path, folder: Path, train: dict[str, Any], **changes: Any
 ) -> Training:
     trunk = {"name": "regnet_y", "regnet": TRUNK, "stem": "low_resolution"}
-    section = {"steps": 20} | train
+    section = {"steps": 10} | train
     recipe = make_recipe(data, trunk=trunk, train=section, run__checkpoint_every_steps=100, **changes)
     return set_up(recipe, folder, world_of(group))
 
@@ -96,9 +96,10 @@ def test_T1_T2_T4_gradients_do_not_depend_on_ranks_strategy_or_checkpointing(
             ("fsdp2", "fp32"),
             ("fairscale", "fp32"),
         )
-        for name in (CHECKPOINTING if ranks < 4 else ["none", "runs"])
+        for name in CHECKPOINTING
     }
-    if ranks == 4:
+    if ranks == 4:  # what goes with what is seen on fewer; here with more
+        trains = {name: trains[name] for name in trains if name.endswith("runs") or name == "fsdp2-fp32-none"}
         trains["hybrid-fp64"] = {"strategy": "fsdp2", "precision": "fp64", "shard_ranks": 2}
     for found in run_on_ranks(ranks, _gradients, data, tmp_path / "ranks", trains):
         assert found.keys() == trains.keys()
@@ -195,7 +196,7 @@ def test_T2_every_strategy_trains_the_same(data: Path, tmp_path: Path, run_on_ra
         ("fsdp2-fp64", "alone-fp64", 1e-9),
         ("fairscale-fp32", "fsdp2-fp32", 1e-6),
     ):
-        assert len(losses(tmp_path / name)) == 20
+        assert len(losses(tmp_path / name)) == 10
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / reference), rel=tolerance), name
         tensors, wanted = final(tmp_path / name), final(tmp_path / reference)
         assert tensors.keys() == wanted.keys()
@@ -276,7 +277,7 @@ def test_float16_finds_its_loss_scale_and_keeps_it(data: Path, tmp_path: Path, r
 
 @pytest.mark.slow
 def test_T4_compiled_blocks_compute_the_same() -> None:
-    parameters = RegNetParameters(depth=2, w_0=16, w_a=12.0, w_m=2.0, group_width=8)
+    parameters = RegNetParameters(depth=1, w_0=16, w_a=12.0, w_m=2.0, group_width=8)
     trunk = RegNet(parameters, stem="low_resolution").double()
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.cli import app
 from pipeline.parallel.initialize import initialize
 from pipeline.plan.cost import GPUS, Estimate, estimate
 from pipeline.plan.step_count import StepCount, count_step, measure_steps, prepare, step_counter
+from pipeline.recipe.pretrain import PretrainRecipe
 
 TRUNK = {"name": "regnety_400mf"}
 CROPS = [{"count": 2, "size": 96, "scale": [0.3, 1.0]}, {"count": 2, "size": 64, "scale": [0.1, 0.3]}]
@@ -48,7 +49,8 @@ def test_flops_are_three_times_forward_and_four_with_recomputation() -> None:
     plain = count_step(recipe, rank_rows=2)
     assert plain.forward_flops / 2 == pytest.approx(2 * 0.404e9, rel=0.02)
     assert plain.flops / plain.forward_flops == pytest.approx(3, abs=0.05)
-    again = make_recipe(Path("nowhere"), trunk=TRUNK, train={"steps": 1, "activation_checkpointing": "full"})
+    checkpointed = {"steps": 1, "activation_checkpointing": "full"}
+    again = make_recipe(Path("nowhere"), trunk=TRUNK, data__crops=crops, train=checkpointed)
     again = count_step(again, rank_rows=2)
     assert again.flops / again.forward_flops == pytest.approx(4, abs=0.1)
 
@@ -142,7 +144,9 @@ def test_a_teacher_is_gathered_for_its_forward_pass_and_has_no_gradient_or_momen
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_table_json_and_a_picture(tmp_path: Path) -> None:
+def test_the_command_prints_a_table_json_and_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plot = tmp_path / "plan.svg"
     words = [
         "plan",
@@ -156,15 +160,66 @@ def test_the_command_prints_a_table_json_and_a_picture(tmp_path: Path) -> None:
         str(plot),
         "train.steps=10",
     ]
-    words += ["data.batch_size=64", "train.epochs=null"]
+    words += ["data.batch_size=64", "train.epochs=null", "trunk.regnet.depth=2"]
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 0, shown.output
     assert "parameters" in shown.output and "bound by" in shown.output
     assert "</svg>" in plot.read_text()
     values = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert [each["gpus"] for each in values] == [1, 2, 4, 8, 16, 32, 64]
+    monkeypatch.setattr("pipeline.plan.step_count.count_step", None)  # who is refused need not wait for it
     refused = CliRunner().invoke(app, [*words, "data.batch_size=60"])
     assert refused.exit_code == 2 and "does not divide over 8 GPUs" in refused.output
     words[words.index("h200")] = "v100-32"
     refused = CliRunner().invoke(app, [*words, "train.precision=bf16"])
     assert refused.exit_code == 2 and "a V100 has no bf16: give train.precision=fp16" in refused.output
+
+
+AVID = {
+    "data": {"root": "nowhere", "batch_size": 2048, "clip": {"size": 32}, "audio": {}},
+    "trunk": {"name": "r2plus1d_10", "width": 4},
+    "audio_trunk": {"name": "conv2d_10", "width": 4},
+    "method": {"name": "avid", "head": {"hidden": [8]}, "bank_dtype": "fp16", "cma": {"positives": 32}},
+    "optim": {"name": "adam", "lr": 1e-3},
+    "train": {"steps": 10, "precision": "bf16", "activation_checkpointing": "full"},
+}
+
+
+def test_a_bank_of_a_billion_on_64_nodes_is_what_can_be_computed_by_hand() -> None:
+    recipe = PretrainRecipe.model_validate(AVID)
+    numbers = {field.name: 1 for field in fields(StepCount)} | {"largest_blocks": (1, 1)}
+    counted = StepCount(**numbers)  # type: ignore[arg-type]
+
+    def on(gpus: int) -> Estimate:
+        return estimate(
+            recipe,
+            gpus=gpus,
+            gpus_per_node=1,
+            gpu=GPUS["h200"],
+            mfu=0.4,
+            steps=10,
+            failures_per_node_day=0.0,
+            count=lambda rows: counted,
+            samples=1_000_000_000,
+        )
+
+    here = on(64)
+    assert here.memory["bank"] == 512e9 / 64
+    assert here.memory["positives"] == 1e9 * 32 * 4 / 64
+    row = 2 * 128 * 2 + 8
+    seen = 2048 * (2 * 128 * 4 + 8)
+    assert here.moved["network: bank"] == (32 * (1 + 32 + 1024) * row + seen) * 63 / 64
+    assert here.checkpoint_bytes == pytest.approx(512e9, rel=1e-3)
+    assert on(1).moved.get("network: bank", 0) == 0
+
+
+@pytest.mark.slow
+def test_a_bank_asks_for_the_number_of_samples(tmp_path: Path) -> None:
+    file = tmp_path / "avid.yaml"
+    file.write_text(json.dumps(AVID))
+    asked = CliRunner().invoke(app, ["plan", "--recipe", str(file)])
+    assert asked.exit_code == 2 and "with --samples" in asked.output
+    told = CliRunner().invoke(app, ["plan", "--recipe", str(file), "--samples", "1000000", "--nodes", "8"])
+    assert (
+        "The bank has 1,000,000 rows of 512 B: 512 MB, of which a GPU holds 8.0 MB and 2.0 MB" in told.output
+    )

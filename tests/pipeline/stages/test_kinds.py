@@ -48,12 +48,13 @@ KEYS = {
     "cifar10_cpu": "97a9ee88f8d361d1",
     "collapse": "fcca985d6d2b6818",
     "demo": "df4998ec2931ba55",
-    "evals": "fefc1eca673437ec",
-    "evals_finetune": "4d18fbbbb5187823",
-    "seer": "0c26352f830803e3",
-    "transfer": "4b365db27f664e51",
-    "weak_supervision": "f6acf77fe5fa4b9e",
-    "weak_supervision_cifar10": "851b07c77ea83da0",
+    "evals": "3519753e1476129c",
+    "evals_finetune": "5d6f4d6b06974645",
+    "seer": "9fe30e94457aebe4",
+    "svm_voc07": "a35a3735256e0d2c",
+    "transfer": "217461fa10d8980c",
+    "weak_supervision": "2e93e7010998700d",
+    "weak_supervision_cifar10": "d8b3ac1f13dfddb5",
 }
 
 
@@ -92,3 +93,23 @@ def test_the_arms_of_weak_supervision_differ_in_what_is_compared_alone(name: str
     assert len({stage.recipe.model_copy(update={"seed": 0}).model_dump_json() for stage in tuned}) == 1
     shown = {origin.stage.name for origin in stages["figures"].inputs.values()}
     assert shown == {stage.name for stage in stages.values() if stage.kind_name in ("finetune", "linear")}
+
+
+def test_the_seer_graph_is_the_whole_path_from_images_to_pages() -> None:
+    stages = {stage.name: stage for stage in build_graph(load_dag("seer", []), kinds_without_files())}
+
+    def after(name: str) -> set[str]:
+        return {
+            found for each, stage in stages.items() if name in stage.sources for found in {each, *after(each)}
+        }
+
+    scored = {"knn", "linear", "linear_sgd", "lowshot_1", "lowshot_10", "tuned", "figures", "report"}
+    robust = {f"robust_{name}" for name in ("v2", "sketch", "a", "r")}
+    assert scored | robust <= after("pretrain")
+    assert robust <= after("tuned")
+    assert {"linear_hashtags", "tuned_hashtags", "figures"} <= after("pretrain_hashtags") <= after("tags")
+    seer, hashtags = stages["pretrain"].recipe, stages["pretrain_hashtags"].recipe
+    assert (seer.trunk, seer.train) == (hashtags.trunk, hashtags.train)
+    assert seer.data.batch_size == hashtags.data.batch_size
+    learned = {name for name, stage in stages.items() if stage.kind_name == "finetune"}
+    assert all(stages[name].inputs["test"].stage.name == "test" for name in learned)

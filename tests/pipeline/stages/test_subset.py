@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_classification import recipe_of
 from tiny_training import make_dataset
 
 from cluster.errors import UserError
 from cluster.job import Resources
+from ingest.dataset.open import open_dataset
+from ingest.dataset.view import write_view
 from pipeline.dag.ensure import ensure
 from pipeline.dag.stage import Input, Origin, Stage, Work
 from pipeline.recipe.stages import DatasetRecipe, DedupRecipe, SubsetRecipe
@@ -63,6 +66,20 @@ def test_a_subset_of_a_subset(tmp_path: Path, data: Path) -> None:
     few = replace(stages(tmp_path, data, per_label=2), inputs={"data": Origin(stage=listed, path="data")})
     assert set(opened(made(few)).unit_keys(0)) < set(opened(made(listed)).unit_keys(0))
     assert len(opened(made(few))) == 8
+
+
+def test_a_view_that_is_there_is_a_part_of_its_own_and_may_have_parts(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data")
+    whole = stages(tmp_path, data, per_label=2).inputs["data"].stage
+    opened_whole = open_dataset(data)
+    counts = zip(opened_whole.units.tolist(), opened_whole.counts.tolist(), strict=True)
+    keeps = {unit: np.arange(count) < 8 for unit, count in counts}
+    write_view(data, "first", root=opened_whole.root, keeps=keeps)
+    first = replace(whole, recipe=DatasetRecipe(path=str(data), view="first"))
+    assert first.key != whole.key
+    assert len(opened(made(first))) == 24
+    few = replace(stages(tmp_path, data, per_label=2), inputs={"data": Origin(stage=first, path="data")})
+    assert set(opened(made(few)).unit_keys(0)) < set(opened(made(first)).unit_keys(0))
 
 
 def test_a_training_sees_the_subset_and_no_view_of_its_recipe_with_it(tmp_path: Path, data: Path) -> None:

@@ -97,23 +97,24 @@ def final_tensors(folder: Path) -> dict[str, Tensor]:
 def test_T3_the_run_goes_back_passes_over_the_data_and_does_so_again_after_a_kill(
     data: Path, tmp_path: Path, run_on_ranks: Ranks, ranks: int, strategy: str
 ) -> None:
-    section = {"steps": 14, "strategy": strategy}
-    values, bad = make_values(data, train=section, run__keep_last=10), [6, 7, 8]
+    section = {"steps": 8, "strategy": strategy}
+    values = make_values(data, train=section, run__keep_last=10, run__checkpoint_every_steps=3)
+    bad = [4, 5, 6]
     folder, again = tmp_path / "run", tmp_path / "again"
     answers = run_on_ranks(ranks, _train, values, folder, bad)
-    assert [tuple(answer) for answer in answers] == [("", [*range(9), *range(9, 18)])] * ranks
+    assert [tuple(answer) for answer in answers] == [("", [*range(7), *range(7, 12)])] * ranks
     found = rows(folder)
-    assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6, *range(6, 15)]
-    assert found[5] == {"step": 6, "rollback": {"to": 5, "from": 9}}
+    assert [row["step"] for row in found] == [1, 2, 3, 4, *range(4, 9)]
+    assert found[3] == {"step": 4, "rollback": {"to": 3, "from": 7}}
     assert not any("skipped" in row for row in found)
 
-    for start in (5, 10):  # before the run went back, and after
+    for start in (3, 6):  # before the run went back, and after
         shutil.copytree(folder, again)
         for checkpoint in newest_first(again / "checkpoints"):
             if step_of(checkpoint) > start:
                 shutil.rmtree(checkpoint)
         for _, numbers in run_on_ranks(ranks, _train, values, again, bad):
-            assert numbers == ([5, 6, 7, 8, *range(9, 18)] if start == 5 else [14, 15, 16, 17])
+            assert numbers == ([3, 4, 5, 6, *range(7, 12)] if start == 3 else [10, 11])
         assert (again / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
         one, other = final_tensors(folder), final_tensors(again)
         assert all(torch.equal(one[name], other[name]) for name in one)

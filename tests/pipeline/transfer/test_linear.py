@@ -197,7 +197,7 @@ def test_regularisation_is_chosen_on_the_validation_split_not_on_the_test_set():
 def test_a_best_value_at_the_edge_is_warned_about(caplog):
     train = blobs(200, dim=60, spread=3.0)
     with caplog.at_level(logging.WARNING):
-        scores = linear_probe(train, train, LinearRecipe(regularisation=(1e-9, 1e-8), max_iterations=50))
+        scores = linear_probe(train, train, LinearRecipe(regularisation=(1e-3, 1e3), max_iterations=50))
     assert scores.at_edge
     assert "at the edge of the grid" in caplog.text
 

@@ -400,3 +400,39 @@ def test_every_strategy_starts_from_the_same_weights(
         assert found.keys() == expected.keys()
         for name, tensor in found.items():
             assert torch.equal(torch.from_numpy(tensor), expected[name]), name
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "module.backbone.", "module.encoder.", "_orig_mod.", "backbone.", "encoder_q."]
+)
+def test_a_trunk_behind_a_prefix_is_found_and_heads_are_left_out(prefix: str, tmp_path: Path) -> None:
+    section = Trunk.model_validate({"name": "resnet18", "init_from": str(tmp_path / "c.pth")})
+    tensors = build_trunk(section).state_dict()
+    beside = {f"{prefix}fc.0.weight": torch.ones(2, 2), "module.projection_head.0.weight": torch.ones(2)}
+    follower = {f"momentum_{prefix}{name}": -tensor for name, tensor in tensors.items()}
+    saved = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    torch.save({"state_dict": saved | beside | follower, "epoch": 1}, tmp_path / "c.pth")
+    found = read_weights(section)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_a_larger_trunk_behind_a_prefix_is_another(tmp_path: Path) -> None:
+    section = Trunk.model_validate({"name": "resnet18", "init_from": str(tmp_path / "c.pth")})
+    tensors = {f"module.{name}": tensor for name, tensor in build_trunk(section).state_dict().items()}
+    torch.save(tensors | {"module.layer1.2.conv1.weight": torch.ones(1)}, tmp_path / "c.pth")
+    with pytest.raises(UserError, match=r"it has layer1\.2\.conv1\.weight, which is not known here"):
+        read_weights(section)
+
+
+def test_weights_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    section = Trunk.model_validate({"name": "resnet18", "init_from": str(tmp_path / "c.pth")})
+    tensors = build_trunk(section).state_dict()
+    for changed, told in [
+        (tensors | {"bn1.weight": tensors["bn1.weight"] * torch.nan}, r"bn1\.weight of .* not finite"),
+        ({f"x_{name}": tensor for name, tensor in tensors.items()}, "save its tensors under our names"),
+        (tensors | {"stem.is_low_resolution": torch.ones(1)}, r"set trunk\.stem=low_resolution"),
+    ]:
+        torch.save(changed, tmp_path / "c.pth")
+        with pytest.raises(UserError, match=told):
+            read_weights(section)

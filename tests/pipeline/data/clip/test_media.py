@@ -3,6 +3,8 @@
 import io
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import av
@@ -11,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data.clip import media as media_module
 from pipeline.data.clip import pictures as pictures_module
 from pipeline.data.clip.media import opened
 from pipeline.data.clip.pictures import pictures
@@ -18,6 +21,7 @@ from pipeline.data.clip.sound import waveform
 from pipeline.data.clip.windows import frame_times
 from pipeline.data.reader import BadSampleError
 from tests.clips import clip_bytes
+from tests.ingest.video.hostile import PLAYLISTS, larger_than_said, turned, uneven
 
 # Pictures of one grey each, which tells their number.
 GREYS = 12
@@ -108,6 +112,18 @@ def test_a_rotated_video_is_shown_upright() -> None:
     assert turned.tobytes() == plain.transpose(Image.Transpose.ROTATE_270).tobytes()
 
 
+def test_half_a_turn_and_times_before_zero() -> None:
+    def first(data: bytes) -> Image.Image:
+        with opened(data, video=True, audio=True) as media:
+            assert media.video is not None
+            return next(pictures(media.video, np.array([media.span.begin])))
+
+    assert (
+        first(turned(180)).tobytes() == first(clip_bytes(2)).transpose(Image.Transpose.ROTATE_180).tobytes()
+    )
+    assert first(uneven()).size == (64, 48)
+
+
 def with_sound(
     wave: NDArray[Any], codec: str, container: str, layout: str, rate: int, **options: str
 ) -> bytes:
@@ -172,6 +188,28 @@ def test_a_container_that_rounds_times_moves_the_sound_by_a_millisecond_at_most(
     assert any(np.array_equal(cut, whole[22_050 + by : 27_050 + by]) for by in range(-44, 45))
 
 
+def test_the_sound_is_where_it_was() -> None:
+    """A tone keeps its phase, whatever its rate was; samples of the same rate are the same."""
+    time = np.arange(2 * 44_100) / 44_100
+    data = with_sound(0.5 * np.sin(2 * np.pi * 440 * time)[:, None], "flac", "mp4", "mono", 44_100)
+    moments = 12_345 / 24_000 + np.arange(4_000) / 24_000
+    found = heard(data, moments[0] + 1e-6, 4_000, 24_000)
+    assert np.abs(found - 0.5 * np.sin(2 * np.pi * 440 * moments)).max() < 2e-3
+    noise = np.random.default_rng(2).normal(0, 0.1, (24_000, 1)).astype(np.float32)
+    same = heard(with_sound(noise, "flac", "mp4", "mono", 24_000), 0.25 + 1e-6, 6_000, 24_000)
+    assert np.abs(same - noise[6_000:12_000, 0]).max() < 1e-4
+
+
+def test_a_video_may_be_looked_at_again_after_its_end() -> None:
+    with opened(grey_clip("libx264", "mp4", g="12"), video=True, audio=False) as media:
+        assert media.video is not None
+        looks = [
+            [image.tobytes() for image in pictures(media.video, np.array([0.2, at]))]
+            for at in (0.3, 1.19, 0.3)
+        ]
+    assert looks[0] == looks[2] != looks[1]
+
+
 def test_channels_are_averaged_and_full_scale_is_one() -> None:
     data = clip_bytes(0, seconds=1.0, rate=24_000, channels=2, volume=0.5, audio="flac", container="matroska")
     found = heard(data, 0.2, 12_000, 24_000)
@@ -200,9 +238,9 @@ def hostile() -> Iterator[tuple[str, Callable[[], bytes]]]:
     whole = clip_bytes(0, seconds=1.0)
     yield "nothing", lambda: b""
     yield "a text", lambda: b"hello " * 100
-    yield "a list of files", lambda: b"ffconcat version 1.0\nfile /etc/hostname\n"
-    yield "an SDP", lambda: b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n"
-    yield "a playlist", lambda: b"#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1/a.ts\n"
+    for kind, playlist in PLAYLISTS.items():
+        yield kind, partial(bytes, playlist)
+    yield "pictures that are larger than is said", larger_than_said
     yield "half a file", lambda: whole[: len(whole) // 2]
     yield "only its head", lambda: whole[:64]
     yield (
@@ -238,3 +276,18 @@ def test_what_is_no_clip_is_a_bad_sample(name: str, make: Callable[[], bytes]) -
 
     with pytest.raises(BadSampleError):
         all_of_it(make())
+
+
+@pytest.mark.parametrize(
+    ("module", "limit"), [(media_module, "_MOST_PACKETS"), (pictures_module, "_MOST_DECODED")]
+)
+def test_there_is_an_end_to_what_is_read_and_decoded(
+    module: ModuleType, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, limit, 20)
+    with (
+        pytest.raises(BadSampleError, match="more than 20"),
+        opened(clip_bytes(0, seconds=2.0, keyframe_every=250), video=True, audio=False) as media,
+    ):
+        assert media.video is not None
+        list(pictures(media.video, np.array([1.9])))
