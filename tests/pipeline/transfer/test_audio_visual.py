@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +13,13 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from cluster.errors import UserError
-from pipeline.recipe.transfer import AudioSvmRecipe, FewShotRecipe, LinearRecipe
+from pipeline.dag.stage import Input, Work
+from pipeline.recipe.stages import MeanRecipe
+from pipeline.recipe.transfer import AudioSvmRecipe, FewShotRecipe, KnnRecipe, LinearRecipe
+from pipeline.stages.transfer import mean
 from pipeline.transfer.audio_svm import audio_svm
 from pipeline.transfer.cross_modal import cross_modal, partner_ranks
+from pipeline.transfer.evaluations import EVALUATIONS
 from pipeline.transfer.features import Features
 from pipeline.transfer.few_shot import few_shot
 from pipeline.transfer.linear import linear_probe
@@ -87,6 +94,26 @@ def test_recordings_are_told_apart_by_the_machines_of_a_quadratic_program() -> N
     assert found.recordings == 6
     assert found.top1 == np.mean(of_recordings == [0, 1, 2, 0, 1, 2])
     assert np.mean(said.argmax(1) == outside_y) != found.top1  # windows alone would say something else
+
+
+def test_windows_are_refused_where_nobody_averages_them() -> None:
+    y, keys = np.tile([0, 1], 20), np.arange(40) // 2 * 2 + np.tile([0, 1], 20)
+    train = features(np.eye(2)[y], y, keys // 4)
+    with pytest.raises(UserError, match=r"a row for each window .* without --each"):
+        EVALUATIONS["knn"].score(train, train, KnnRecipe(k=(1,)), device=torch.device("cpu"))
+
+
+def test_the_mean_of_splits_has_student_s_interval(tmp_path: Path) -> None:
+    def found(top1: float) -> Input:
+        return Input(path=tmp_path, receipt=SimpleNamespace(metrics={"top1": top1}))  # type: ignore[arg-type]
+
+    inputs = {f"split_{number}": found(value) for number, value in enumerate((0.5, 0.6, 0.7))}
+    metrics = mean(Work(recipe=MeanRecipe(), inputs=inputs, folder=tmp_path)).metrics
+    assert metrics["top1"] == pytest.approx(0.6)
+    # 4.303 is Student's quantile for three values; their standard error is 0.1 / sqrt(3).
+    assert metrics["top1_high"] == pytest.approx(0.6 + 4.303 * 0.1 / 3**0.5, abs=1e-4)
+    with pytest.raises(UserError, match="split_0, split_1, split_2 found out no map"):
+        mean(Work(recipe=MeanRecipe(metric="map"), inputs=inputs, folder=tmp_path))
 
 
 def test_two_classes_have_one_machine_and_are_scored_alike() -> None:
