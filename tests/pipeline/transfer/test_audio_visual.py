@@ -14,7 +14,9 @@ from torch import nn
 
 from cluster.errors import UserError
 from pipeline.dag.stage import Input, Work
-from pipeline.recipe.stages import MeanRecipe
+from pipeline.models.audio_convnet import AudioConvNet
+from pipeline.models.r2plus1d import R2Plus1D
+from pipeline.recipe.stages import Layer, MeanRecipe
 from pipeline.recipe.transfer import AudioSvmRecipe, FewShotRecipe, KnnRecipe, LinearRecipe
 from pipeline.stages.transfer import mean
 from pipeline.transfer.audio_svm import audio_svm
@@ -97,7 +99,7 @@ def test_recordings_are_told_apart_by_the_machines_of_a_quadratic_program() -> N
 
 
 def test_windows_are_refused_where_nobody_averages_them() -> None:
-    y, keys = np.tile([0, 1], 20), np.arange(40) // 2 * 2 + np.tile([0, 1], 20)
+    y, keys = np.tile([0, 1], 20), np.arange(40)
     train = features(np.eye(2)[y], y, keys // 4)
     with pytest.raises(UserError, match=r"a row for each window .* without --each"):
         EVALUATIONS["knn"].score(train, train, KnnRecipe(k=(1,)), device=torch.device("cpu"))
@@ -176,12 +178,14 @@ def test_maps_are_pooled_over_all_of_time_and_in_even_parts_of_the_picture(pooli
     np.testing.assert_allclose(pooled_map(maps, 4, pooling), expected, atol=1e-6)  # type: ignore[arg-type]
 
 
-def test_a_trunk_s_map_is_a_trunk() -> None:
-    class Trunk(nn.Module):
-        def maps(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"conv4x": x, "conv5x": -x}
-
-    spectrograms = torch.rand(2, 5, 50, 33)
-    made = MapTrunk(Trunk(), "conv5x", "average")(spectrograms)
-    assert made.shape == (2, 5 * SIDES["conv5x"] ** 2)
-    assert made.max() < 0
+@pytest.mark.parametrize("layer", SIDES)
+def test_a_trunk_s_map_is_a_trunk_of_as_many_features_as_it_says(layer: Layer) -> None:
+    shown = {
+        R2Plus1D(10, width=2): torch.rand(2, 3, 4, 32, 24),
+        AudioConvNet(width=2): torch.rand(2, 1, 50, 40),
+    }
+    for trunk, inputs in shown.items():
+        made = MapTrunk(trunk.eval(), layer, "average")
+        assert made(inputs).shape == (2, made.feature_dim)
+    with pytest.raises(UserError, match="Linear tells nothing of its stages"):
+        MapTrunk(nn.Linear(1, 1), layer, "max")
