@@ -4,8 +4,8 @@ five labelled clips of each kind, whatever the seed.
     python benchmarks/avid_demo.py FOLDER [--seeds 0 1 2] [KEY=VALUE ...]
 
 Runs the graph `avid_demo` for each seed of the trainings, on the same clips, and prints a table in Markdown:
-accuracy on the test clips with its 95 % interval, and whether AVID's interval and the random trunk's are apart.
-What is there already is not made again. Ends with 1 if some are not apart.
+accuracy on the test clips with its 95 % interval, and whether the intervals of AVID and of random trunks are
+apart. What is there already is not made again. Ends with 1 if some are not apart.
 """
 
 from __future__ import annotations
