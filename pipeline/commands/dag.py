@@ -27,6 +27,9 @@ def dag(  # noqa: PLR0917 -- typer passes by name
     executor: StagesExecutor = "local",
     cluster: Cluster = "default",
     plan: Annotated[bool, typer.Option("--plan", help="Show how far the stages are, and stop.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", dir_okay=False, help="An SVG file to draw --plan into.")
+    ] = None,
     wait: Wait = False,
 ) -> None:
     """Run the stages of a graph that have not run yet. SLURM gets them all at once, and goes on by itself."""
@@ -37,7 +40,7 @@ def dag(  # noqa: PLR0917 -- typer passes by name
     recipe = load_dag(name, overrides or [])
     stages = build_graph(recipe, KINDS)
     if plan:
-        _show_progress(stages, Path(recipe.folder) / "plan.svg")
+        _show_progress(stages, picture)
     elif not run_on(executor, recipe, stages, load_site(cluster), wait=wait):
         typer.echo(f"`submit dag {name} --plan`, with the same overrides, shows how far they are")
 
@@ -83,10 +86,12 @@ def run_on(
     return True
 
 
-def _show_progress(stages: Sequence[Stage], picture: Path) -> None:
+def _show_progress(stages: Sequence[Stage], picture: Path | None) -> None:
     from pipeline.dag.drawing import draw_progress
     from pipeline.dag.progress import look_at_stages, progress_text
 
     rows = look_at_stages(stages)
-    draw_progress(rows, picture)
-    typer.echo(f"{progress_text(rows)}\nas a picture: {picture}")
+    typer.echo(progress_text(rows))
+    if picture is not None:
+        draw_progress(rows, picture)
+        typer.echo(f"as a picture: {picture}")

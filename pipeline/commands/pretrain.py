@@ -131,6 +131,7 @@ def start_training(
         checkpoint: of another run, which the training branches off from.
         trust: go on in a folder that others could have written to.
     """
+    from pipeline.train.fit import refuse_misfit
     from pipeline.train.job import pretrain_job, resources_for
     from pipeline.train.run_recipe import pin_dataset, to_yaml
     from pipeline.train.steering import check_may_go_on
@@ -145,6 +146,7 @@ def start_training(
     resources = resources_for(recipe.run, gpus_per_node=None if chosen == "local" else site.gpus_per_node)
     if not dry_run or (folder / "recipe.yaml").is_file():  # a dry run needs no data
         recipe = pin_dataset(recipe, folder)
+        refuse_misfit(recipe, ranks=resources.ranks)
     if checkpoint is not None:
         begin_branch(recipe, folder, checkpoint, dry_run=dry_run)
     if recipe.trunk.init_from is not None and not dry_run and not (folder / "recipe.yaml").is_file():

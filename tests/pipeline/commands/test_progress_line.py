@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 
 import pytest
 from hypothesis import given
@@ -60,3 +61,15 @@ def test_a_last_line_without_its_end_is_shown() -> None:
     progress.write("half a li")
     progress.close()
     assert terminal.getvalue() == "half a li\n"
+
+
+def test_a_run_goes_on_when_nobody_reads_its_log_any_more() -> None:
+    """As behind `| head`."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as pipe:
+        os.close(reading)
+        line = ProgressLine(pipe)
+        for _ in range(3):
+            line.write(LOG * 1000)
+            line.flush()
+        line.close()
