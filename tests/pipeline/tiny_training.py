@@ -63,8 +63,6 @@ def make_values(data: Path, **changes: Any) -> dict[str, Any]:
             values[section][name] = value
         else:
             values[section] = value
-    if "optim" not in changes and "optim__warmup_steps" not in changes:
-        values["optim"]["warmup_steps"] = min(4, values["train"].get("steps") or 4)
     return values
 
 
