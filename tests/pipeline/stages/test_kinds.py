@@ -50,7 +50,7 @@ KEYS = {
     "demo": "df4998ec2931ba55",
     "evals": "3519753e1476129c",
     "evals_finetune": "5d6f4d6b06974645",
-    "seer": "9fe30e94457aebe4",
+    "seer": "6865272da2ecb951",
     "svm_voc07": "a35a3735256e0d2c",
     "transfer": "217461fa10d8980c",
     "weak_supervision": "2e93e7010998700d",
