@@ -34,7 +34,7 @@ class SwAV(Section):
     remembers: ClassVar[bool] = False
     name: Literal["swav"]
     head: Head
-    prototypes: PositiveInt
+    prototypes: Annotated[int, Field(ge=2)]
     temperature: PositiveFloat = 0.1
     epsilon: PositiveFloat = 0.05
     sinkhorn_iterations: PositiveInt = 3
@@ -150,7 +150,7 @@ class CMA(Section):
     of neighbouring cells.
 
     A bank must have neighbourhoods that both modalities share: the nearest by one must be alike in the other,
-    by `least_agreement` standard deviations more than any two.
+    by `least_agreement` standard deviations more than any two; at 0 any bank will do.
     """
 
     positives: PositiveInt = 32

@@ -79,13 +79,14 @@ class Positives:
 
         progress()
         shared = shared_neighbourhoods(bank, count=section.positives, seed=method.seed)
-        if self._name is None and max(shared, 0.0) < section.least_agreement:
+        least = section.least_agreement
+        if self._name is None and max(shared, 0.0) < least:
             raise UserError(
                 f"CMA cannot start: what is near in one modality is alike in the other by {shared:.2f} "
-                f"standard deviations, below method.cma.least_agreement {section.least_agreement:g}, so the "
-                "bank has no neighbourhoods to find positives in: start from a run of AVID "
-                "(train.init_from), trained longer or with a lower optim.lr; method.cma.least_agreement=0 "
-                "starts all the same"
+                f"standard deviations, below method.cma.least_agreement {least:g}, so the bank has no "
+                "neighbourhoods to find positives in: start from a run of AVID (train.init_from), trained "
+                "longer or with a lower optim.lr; another --run with method.cma.least_agreement=0 starts "
+                "all the same"
             )
         progress()
         if bank.samples <= section.exact_below:
