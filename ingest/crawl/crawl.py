@@ -29,6 +29,7 @@ from ingest.sources.source import Listing
 from ingest.sources.url_list import Columns
 from ingest.store.open import open_store
 from ingest.store.store import Store
+from ingest.video.container import library_versions
 from ingest.web.settings import FetchSettings
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,9 @@ def plan_shards(
     store = open_store(output)
     if not sources:
         raise UserError("a crawl needs at least one source: a folder, a tar, or a list of URLs")
+    if settings.video is not None:
+        # Before an hour of planning: is there what decodes them?
+        library_versions()
     named = [(text, place) for text in sources for place in expand(text)]
     places = [place for _, place in named]
     refuse_repeated([place if "://" in place else written_down(place) for place in places])

@@ -24,6 +24,7 @@ from ingest.sources.url_listing import UrlListing
 from ingest.sources.warc import WarcSource, is_warc
 from ingest.store.clients import is_bucket
 from ingest.store.files import open_file
+from ingest.video.container import sniff_container
 from ingest.web.opt_outs import ALL, OptOut
 
 # Enough to tell an image by.
@@ -154,6 +155,10 @@ def open_images(text: str, *, heeded: frozenset[OptOut] = ALL, follow_links: boo
         )
     if path.is_file() and os.access(path, os.R_OK) and _is_image(path):
         raise UserError(f"source {text} is an image: give its folder, or a list of files, such as a .txt")
+    if path.is_file() and os.access(path, os.R_OK) and _is_video(path):
+        raise UserError(
+            f"source {text} is a video: give its folder, or a list of files, such as a .txt, and --video"
+        )
     raise UserError(
         f"source {text} is neither a folder, nor a readable tar (plain, gzip, bzip2, xz or zstd), nor a WARC "
         "file, nor named like a list of URLs (.parquet, .csv, .tsv, .json, .jsonl or .txt, also with .gz or "
@@ -164,6 +169,11 @@ def open_images(text: str, *, heeded: frozenset[OptOut] = ALL, follow_links: boo
 def _is_image(path: Path) -> bool:
     with path.open("rb") as file:
         return sniff(file.read(_BEGINNING)) is not None
+
+
+def _is_video(path: Path) -> bool:
+    with path.open("rb") as file:
+        return sniff_container(file.read(_BEGINNING)) is not None
 
 
 def _is_arc(path: Path) -> bool:

@@ -5,6 +5,7 @@ import json
 import random
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -161,6 +162,19 @@ def test_planted_duplicates_leave_the_first_and_chains_do_not_form(planted):
     assert (report.samples, report.kept, report.exact, report.near, report.groups) == (9, 7, 1, 1, 1)
     assert (report.unhashed, report.flat, report.evaluation, report.evaluation_unhashed) == (1, 2, 0, 0)
     assert report.hot.buckets == 0
+
+
+def test_clips_are_alike_if_they_also_are_as_long(tmp_path):
+    hashes = [0x0123456789ABCDEF, 0x0123456789ABCDEE]
+    lengths = [10_000, 10_400, 8_000, 8_300, 3_000]
+    rows = [
+        {"data": b"%d" % number, "phash": hashes[number % 2], "media": "video", "duration_ms": length}
+        for number, length in enumerate(lengths)
+    ]
+    columns = pa.schema([pa.field("media", pa.string()), pa.field("duration_ms", pa.uint32())])
+    seal_rows(tmp_path / "clips", [rows], extra=columns)
+    assert run(tmp_path / "clips", "once", radius=3).near == 2
+    assert kept_keys(tmp_path / "clips", "once") == [0, 2, 4]
 
 
 def test_list_of_duplicates_stands_beside_the_view(planted):

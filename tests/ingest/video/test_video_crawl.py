@@ -261,3 +261,11 @@ def test_a_crawl_of_images_says_of_videos_that_they_are_none(films, tmp_path):
     (plan,) = read_plans(open_store(tmp_path / "out"))
     assert "av" not in plan.record.builds
     assert os.path.exists(tmp_path / "out" / "DATASET.json")  # noqa: PTH110
+
+
+def test_one_film_is_no_source_and_without_PyAV_one_sentence_says_so(films, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"long\.mkv is a video: give its folder"):
+        crawl_videos(films / "red" / "long.mkv", tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match="video needs PyAV: pip install"):
+        crawl_videos(films, tmp_path / "out")
