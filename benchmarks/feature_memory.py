@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from pipeline.recipe.transfer import KnnRecipe, LinearRecipe
+from pipeline.recipe.transfer import KnnRecipe, LinearRecipe, LinearSgdRecipe
 from pipeline.transfer.features import FeatureWriter, load_features
 from pipeline.transfer.knn import knn
 from pipeline.transfer.linear import linear_probe
+from pipeline.transfer.linear_sgd import linear_sgd
 
 TESTS = 1_000
 
@@ -63,6 +64,10 @@ def one(what: str, folder: Path, *, rows: int, width: int, classes: int, iterati
             write(test, TESTS, width, classes)
         elif what == "knn":
             knn(load_features(train), load_features(test), KnnRecipe())
+        elif what == "linear_sgd":
+            linear_sgd(
+                load_features(train), load_features(test), LinearSgdRecipe(rates=(0.01, 0.1), epochs=1)
+            )
         else:
             recipe = LinearRecipe(regularisation=(1e-2,), max_iterations=iterations)
             linear_probe(load_features(train), load_features(test), recipe)
@@ -76,7 +81,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2_048)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--iterations", type=int, default=10)
-    parser.add_argument("--only", nargs="+", default=["write", "knn", "linear"])
+    parser.add_argument("--only", nargs="+", default=["write", "knn", "linear", "linear_sgd"])
     parser.add_argument("--here", help="measure one thing in this process")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)

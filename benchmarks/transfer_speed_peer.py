@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 
 import psutil
 import torch
@@ -41,7 +42,8 @@ class Clock:
         )
 
 
-def finetune(options: argparse.Namespace) -> None:
+def finetune(options: argparse.Namespace, step: Callable[[int], None]) -> None:
+    """timm's loop for ever; `step` is told of each that is done."""
     from timm.data import FastCollateMixup, create_dataset, create_loader
     from timm.loss import SoftTargetCrossEntropy
     from timm.models import create_model
@@ -65,7 +67,7 @@ def finetune(options: argparse.Namespace) -> None:
     model = create_model(options.trunk, num_classes=classes)
     optimizer = create_optimizer_v2(model, opt="sgd", lr=0.01, weight_decay=2e-5, momentum=0.9)
     criterion, average, losses = SoftTargetCrossEntropy(), ModelEmaV3(model, decay=0.9998), AverageMeter()
-    clock, done = Clock(), 0
+    done = 0
     model.train()
     while True:
         for images, target in loader:
@@ -76,11 +78,7 @@ def finetune(options: argparse.Namespace) -> None:
             optimizer.zero_grad()
             losses.update(loss.item(), len(images))
             done += 1
-            if done == options.warmup:
-                clock.start()
-            if done == options.warmup + options.steps:
-                clock.tell(options.steps * options.batch)
-                return
+            step(done)
 
 
 def features(options: argparse.Namespace) -> None:
@@ -113,22 +111,25 @@ def features(options: argparse.Namespace) -> None:
     clock.tell(sum(map(len, rows[1:])))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["finetune", "features"])
-    parser.add_argument("folder")
-    parser.add_argument("--target", help="where pip has put the peers: --target")
-    for name, value in (("size", 128), ("batch", 32), ("workers", 1), ("steps", 6), ("warmup", 2)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--trunk", default="resnet18")
-    options = parser.parse_args()
-    if options.target:
-        sys.path.append(options.target)
+def open_target(target: str) -> None:
+    """Let what pip has put there be imported."""
+    sys.path.append(target)
     whole = torch.library.register_fake
     torch.library.register_fake = lambda name, *words, **named: (
         (lambda function: function) if name.startswith("torchvision::") else whole(name, *words, **named)
     )
-    {"finetune": finetune, "features": features}[options.what](options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("--target", required=True, help="where pip has put the peers: --target")
+    for name, value in (("size", 224), ("batch", 32), ("workers", 1)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--trunk", default="resnet18")
+    options = parser.parse_args()
+    open_target(options.target)
+    features(options)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,8 @@ class _Opened:
 def _written_out(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _written_out(value) for key, value in node.items()}
+    if isinstance(node, str) and node.startswith("~/"):  # a shell does not, behind `key=`
+        return str(Path(node).expanduser())
     return [_written_out(value) for value in node] if isinstance(node, list) else node
 
 
@@ -233,6 +235,10 @@ _PlainYaml.add_implicit_resolver(
 for _digit in "0123456789":
     _base_60 = ("tag:yaml.org,2002:str", re.compile(r"^[0-9]+(:[0-9]+)+$"))
     _PlainYaml.yaml_implicit_resolvers[_digit].insert(0, _base_60)
+
+
+_NOTHINGS = ("none", "None", "off", "no", "", False)
+_YAML_BEGINS = ("[", "{", '"', "'", "|", ">", "&", "*", "!")
 
 
 def _in_folder(name: str, kind: str) -> tuple[str, str]:
@@ -264,7 +270,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise UserError(
             f"{override!r} is not an override; write key=value with a dotted key, such as optim.lr=0.3"
         )
-    value = _load(text, where=f"the value of {override!r}")
+    value = text if _is_text(text) else _load(text, where=f"the value of {override!r}")
     *parents, last = key.split(".")
     node: Any = values
     for position, part in enumerate(parents):
@@ -273,6 +279,13 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         node[_list_index(node, last, key)] = value
     else:
         node[last] = value
+
+
+def _is_text(word: str) -> bool:
+    """Whether a value is a plain text, such as a path, in which YAML would see a comment or a mapping."""
+    if word.lstrip().startswith(_YAML_BEGINS) or "\n" in word:
+        return False
+    return word.startswith("#") or " #" in word or ": " in word or word.endswith(":")
 
 
 def _step_into(node: Any, part: str, *, here: str) -> Any:
@@ -297,7 +310,8 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
         message = first["msg"].removeprefix("Value error, ")
         given = first.get("input")
         got = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
-        return f"{key or 'the recipe'}: {message}{got}"
+        none = given in _NOTHINGS and first["type"] in ("model_type", "model_attributes_type", "dict_type")
+        return f"{key or 'the recipe'}: {message}{got}{f'; for none, give {key}=null' if none else ''}"
     parent = ".".join(location[:-1])
     if issubclass(section, Section) and location[-1] in section.renamed:
         return f"{key!r} is now {'.'.join(filter(None, [parent, section.renamed[location[-1]]]))}"

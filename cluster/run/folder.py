@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -306,7 +307,13 @@ def start_token() -> str:
 
 
 def list_runs(folder: Path) -> list[RunFolder]:
-    """The runs directly inside a folder, by name."""
+    """The runs in a folder, and those of graphs whose folders are there: run-2 before run-10."""
     if not folder.is_dir():
         return []
-    return [RunFolder(path.parent) for path in sorted(folder.glob("*/status.json"))]
+    found = {path.parent for pattern in ("*/status.json", "*/*/status.json") for path in folder.glob(pattern)}
+    return [RunFolder(path) for path in sorted(found, key=lambda path: _natural(path.relative_to(folder)))]
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Numbers in a name by their value; other text by its letters."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", str(path))]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cluster.doctor import Finding, doctor_report, doctor_table
+from cluster.doctor import Finding, doctor_report, doctor_table, package_check
 from ingest.commands.options import Json
 from ingest.fence.doctor import fence_check
 from ingest.image.doctor import image_checks
@@ -19,7 +19,8 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what is installed and active, and how to mend what is not."""
-    checks: list[Finding] = [*image_checks(), fence_check(), *doctor_report(folder)]
+    pyav = package_check("av", remedy="pip install 'av>=18,<20'", purpose="videos: crawl-shards --video")
+    checks: list[Finding] = [*image_checks(), pyav, fence_check(), *doctor_report(folder)]
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:

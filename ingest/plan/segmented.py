@@ -6,6 +6,7 @@ parts, they are those. A URL that names none is one row: nobody has seen its hea
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,8 @@ import pyarrow as pa
 from ingest.dataset.plan_record import SourceRecord
 from ingest.dataset.schema import SPAN_COLUMNS, VIDEO_SCHEMA
 from ingest.plan.settings import CrawlSettings
+from ingest.sources.file_list import ListedFiles
+from ingest.sources.folder import FolderSource
 from ingest.sources.source import Images, Item, Listing
 from ingest.video.check import VideoTreatment
 from ingest.video.probe import seconds_of
@@ -104,13 +107,18 @@ class Segmented:
         return "", [Span(start, end)] if parts is None and named else parts
 
     def _seconds(self, row: Mapping[str, Any]) -> float | None:
+        place = f"{self.name}/{row['path'].decode('utf-8', 'backslashreplace')}"
+        with self._opened(row) or nullcontext() as file:
+            return None if file is None else seconds_of(file, place=place, max_pixels=self._limits.max_pixels)
+
+    def _opened(self, row: Mapping[str, Any]) -> io.BufferedIOBase | None:
+        """A film on disk is not read as a whole for its headers."""
+        if isinstance(self._files, FolderSource | ListedFiles):
+            return self._files.opened(row["path"])
         assert self._files is not None
         item = Item(row["path"], offset=row["offset"], size=row["size"])
         (data,) = self._files.read([item], max_bytes=self._limits.max_bytes)
-        if not isinstance(data, bytes):
-            return None
-        place = f"{self.name}/{row['path'].decode('utf-8', 'backslashreplace')}"
-        return seconds_of(io.BytesIO(data), place=place, max_pixels=self._limits.max_pixels)
+        return io.BytesIO(data) if isinstance(data, bytes) else None
 
 
 def seconds_in(value: object) -> float:

@@ -3,6 +3,7 @@
 A path is relative to the list's folder, or absolute, or a file:// URL. What is named twice is there twice.
 """
 
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.problem import PROBLEMS, Problem
-from ingest.sources.folder import bytes_of
+from ingest.sources.folder import bytes_of, file_of
 from ingest.sources.source import Item
 from ingest.sources.url_list import PATH_NAMES
 from ingest.sources.url_listing import UrlListing
@@ -58,11 +59,21 @@ class ListedFiles:
         for item in items:
             yield PROBLEMS[item.problem] if item.problem else self._bytes(item.path, max_bytes)
 
+    def opened(self, path: bytes) -> io.BufferedIOBase | None:
+        """A file, to look at parts of it; None if it cannot be opened."""
+        try:
+            return file_of(self._open(path))
+        except (OSError, ValueError):
+            return None
+
+    def _open(self, path: bytes) -> int:
+        # Without NONBLOCK, opening a pipe would wait for ever.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(_local(self._folder, path.decode()), flags)
+
     def _bytes(self, path: bytes, max_bytes: int) -> bytes | Problem:
         try:
-            # Without NONBLOCK, opening a pipe would wait for ever.
-            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-            return bytes_of(os.open(_local(self._folder, path.decode()), flags), max_bytes)
+            return bytes_of(self._open(path), max_bytes)
         except FileNotFoundError:
             return PROBLEMS["file_missing"]
         except (OSError, ValueError):  # the latter, of a name with a zero byte

@@ -7,6 +7,7 @@ folder at a file; one that leads out, or to a folder, gets a row that says so, u
 """
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -140,6 +141,13 @@ class FolderSource:
             else:
                 yield self._bytes(item.path, max_bytes)
 
+    def opened(self, path: bytes) -> io.BufferedIOBase | None:
+        """A file, to look at parts of it; None if it cannot be opened."""
+        try:
+            return file_of(self._open(path))
+        except (OSError, _LinkOutsideError):
+            return None
+
     def _bytes(self, path: bytes, max_bytes: int) -> bytes | Problem:
         try:
             return bytes_of(self._open(path), max_bytes)
@@ -176,6 +184,14 @@ def bytes_of(descriptor: int, max_bytes: int) -> bytes | Problem:
             return PROBLEMS["too_many_bytes"]
         # A file that grows while it is read ends where it ended when it was opened.
         return file.read(status.st_size)
+
+
+def file_of(descriptor: int) -> io.BufferedIOBase | None:
+    """A file that was opened; None if it is none, such as a pipe: then it is closed."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return None
+    return os.fdopen(descriptor, "rb")
 
 
 class _LinkOutsideError(Exception):

@@ -58,6 +58,9 @@ def check(data: bytes, treatment: VideoTreatment, limits: ImageLimits, span: Spa
         return Checked(status=error.status, reason=error.reason, format=kind)
     except MemoryError:
         return Checked(status="failed", reason="memory_limit", format=kind)
+    except Exception:
+        # Whatever FFmpeg makes of strangers' bytes, and we of that: it is one row.
+        return Checked(status="failed", reason="damaged", format=kind)
 
 
 def _judged(

@@ -43,6 +43,7 @@ class PictureScores:
         self._middle = middle
         self.frames = 0
         self.orientation = 1
+        self._size = 0, 0
         self._start = 0.0
         self._compared_at = -math.inf
         self._compared: NDArray[np.int16] | None = None
@@ -54,14 +55,17 @@ class PictureScores:
         """Take account of a frame, in the order of presentation.
 
         Raises:
-            MediaError: it has damaged parts.
+            MediaError: it has damaged parts, or another size than the frames before.
         """
         if frame.is_corrupt:
             raise MediaError("damaged")
         time = frame.time if frame.time is not None else self._compared_at + _APART_SECONDS
         if not self.frames:
             self._start = time
+            self._size = frame.width, frame.height
             self.orientation = orientation_of(frame)
+        elif (frame.width, frame.height) != self._size:
+            raise MediaError("size_changes")
         self.frames += 1
         self._last = frame
         if self._hash is None and time >= self._start + self._middle:
@@ -120,14 +124,19 @@ def orientation_of(frame: "VideoFrame") -> int:
     return _ORIENTATIONS.get(frame.rotation % 360, 1)
 
 
+def readable(frame: "AudioFrame") -> "AudioFrame":
+    """The frame with planes that can be read: of eight and more, PyAV reads one too many, beyond them all."""
+    if not frame.format.is_planar or frame.layout.nb_channels < _PLANES:
+        return frame
+    import av
+
+    (packed,) = av.AudioResampler(format=frame.format.packed).resample(frame)
+    return packed
+
+
 def wave_of(frame: "AudioFrame") -> NDArray[np.float32]:
     """Its samples from -1 to 1, of all channels."""
-    if frame.format.is_planar and frame.layout.nb_channels >= _PLANES:
-        import av
-
-        # Of so many planes PyAV reads one too many, somewhere in memory.
-        (frame,) = av.AudioResampler(format=frame.format.packed).resample(frame)
-    wave: Any = frame.to_ndarray()
+    wave: Any = readable(frame).to_ndarray()
     if wave.dtype == np.uint8:
         unsigned: NDArray[np.float32] = (wave.astype(np.float32) - 128) / 128
         return unsigned
@@ -143,9 +152,17 @@ class SoundScores:
     def __init__(self) -> None:
         self._energy = 0.0
         self._samples = 0
+        self._rate: int | None = None
 
     def add(self, frame: "AudioFrame") -> None:
-        """Take account of a frame."""
+        """Take account of a frame.
+
+        Raises:
+            MediaError: it has another rate than the frames before.
+        """
+        self._rate = self._rate or frame.sample_rate
+        if frame.sample_rate != self._rate:
+            raise MediaError("rate_changes")
         if frame.format.name == "fltp" and frame.layout.nb_channels < _PLANES:
             # Nearly all are: without a copy.
             waves = [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]  # type: ignore[call-overload]

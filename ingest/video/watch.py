@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _NO_MEMORY = 12
-# By so much a header may say that a file is longer than its pictures are: its sound may be.
+# By so much a header may say that a file is longer than its packets are.
 _ROUNDING = Fraction(1)
+# A day is what clocks of broadcasts count to.
+_LATEST = 2 * 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ class _Extent:
         """The longest time from a keyframe to the next one, or to the end, seconds."""
         times = sorted(self._keyframes)
         gaps = (late - early for early, late in zip(times, [*times[1:], self._end], strict=True))
-        return max(gaps, default=self._end) * self.unit
+        return max(gaps, default=0) * self.unit
 
 
 def watch(data: bytes, bounds: Bounds, *, decode: bool = True) -> Watched:
@@ -120,8 +122,8 @@ def watch(data: bytes, bounds: Bounds, *, decode: bool = True) -> Watched:
     Args:
         data: the whole file.
         bounds: what is refused.
-        decode: without, packets are only counted: there are no hash and no scores, and damage within packets
-            shows to whoever decodes them.
+        decode: without, packets behind the first picture's are only counted: there are no hash and no scores,
+            and damage within them shows to whoever decodes them.
 
     Raises:
         MediaError: something is refused or damaged, or there is no picture.
@@ -138,7 +140,8 @@ def watch(data: bytes, bounds: Bounds, *, decode: bool = True) -> Watched:
                 (picture if is_picture else sound).add(packet)
                 if picture.packets > bounds.frames:
                     raise MediaError("too_many_frames")
-                if decode:
+                # How the picture is turned, its first frame tells.
+                if decode or (is_picture and not seen.frames):
                     scores = seen if is_picture else heard
                     for frame in packet.decode():
                         scores.add(frame)  # type: ignore[arg-type]
@@ -146,27 +149,36 @@ def watch(data: bytes, bounds: Bounds, *, decode: bool = True) -> Watched:
             raise MediaError("memory_limit") from None
         except av.FFmpegError as error:
             raise MediaError("memory_limit" if error.errno == _NO_MEMORY else "damaged") from error
-        if _is_cut_off(container, streams.video, picture):
+        if _is_cut_off(container, streams.video, picture, sound):
             raise MediaError("truncated")
-        if picture.is_empty or (decode and not seen.frames):
+        if picture.is_empty or not seen.frames:
             raise MediaError("damaged")
-        return _noted(streams, picture, sound, seen if decode else None, heard if decode else None)
+        if not picture.keyframes:
+            raise MediaError("no_keyframe")
+        if max(abs(picture.start), abs(sound.start)) > _LATEST:
+            raise MediaError("damaged")
+        return _noted(streams, picture, sound, seen, heard, decoded=decode)
 
 
-def _is_cut_off(container: "InputContainer", video: "VideoStream", picture: _Extent) -> bool:
+def _is_cut_off(container: "InputContainer", video: "VideoStream", picture: _Extent, sound: _Extent) -> bool:
     """Whether there is less than the header says."""
     if container.format.name.startswith("mov"):
         return picture.packets < video.frames
     claimed = Fraction(container.duration or 0, 1_000_000)
-    return claimed > _ROUNDING + picture.end - picture.start
+    there = [each for each in (picture, sound) if not each.is_empty]
+    # Some headers count from zero, and some from the first packet.
+    first = min((each.start for each in there if each.start < 0), default=Fraction(0))
+    return claimed > _ROUNDING + max((each.end for each in there), default=first) - first
 
 
 def _noted(
     streams: Streams,
     picture: _Extent,
     sound: _Extent,
-    seen: PictureScores | None,
-    heard: SoundScores | None,
+    seen: PictureScores,
+    heard: SoundScores,
+    *,
+    decoded: bool,
 ) -> Watched:
     video, audio = streams
     context = video.codec_context
@@ -175,11 +187,11 @@ def _noted(
     columns: dict[str, Any] = {
         "media": "video",
         "video_codec": context.codec.canonical_name,
-        "frames": picture.packets if seen is None else seen.frames,
+        "frames": seen.frames if decoded else picture.packets,
         "video_start_ms": _ms(start),
         "keyframes": picture.keyframes,
         "max_keyframe_gap_ms": _ms(picture.largest_gap()),
-        "still": None if seen is None else seen.still(),
+        "still": seen.still() if decoded else None,
     }
     if audio is not None and has_sound:
         columns |= {
@@ -187,7 +199,7 @@ def _noted(
             "audio_rate": audio.codec_context.sample_rate,
             "audio_channels": audio.codec_context.channels,
             "audio_start_ms": _ms(sound.start),
-            "loudness_db": None if heard is None else heard.loudness_db(),
+            "loudness_db": heard.loudness_db() if decoded else None,
         }
         start, end = max(start, sound.start), min(end, sound.end)
     seconds = max(Fraction(0), end - start)
@@ -196,9 +208,9 @@ def _noted(
         or video.guessed_rate
         or Fraction(picture.packets) / max(seconds, Fraction(1, 1000))
     )
-    rate = rate.limit_denominator(1_001_000)
+    rate = rate.limit_denominator(1_001)
     columns |= {"fps_num": rate.numerator, "fps_den": rate.denominator, "duration_ms": _ms(seconds)}
-    turned = seen is not None and seen.orientation in (6, 8)
+    turned = seen.orientation in (6, 8)
     size = context.width, context.height
     return Watched(
         width=size[turned],
@@ -207,7 +219,7 @@ def _noted(
         original_height=context.height,
         has_sound=has_sound,
         seconds=float(seconds),
-        phash=None if seen is None else seen.phash,
+        phash=seen.phash if decoded else None,
         columns=columns,
     )
 

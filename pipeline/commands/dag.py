@@ -29,6 +29,9 @@ def dag(  # noqa: PLR0917 -- typer passes by name
     executor: StagesExecutor = "local",
     cluster: Cluster = "default",
     plan: Annotated[bool, typer.Option("--plan", help="Show how far the stages are, and stop.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", dir_okay=False, help="An SVG file to draw --plan into.")
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -53,7 +56,7 @@ def dag(  # noqa: PLR0917 -- typer passes by name
     recipe = load_dag(name, overrides or [])
     stages = build_graph(recipe, KINDS)
     if plan:
-        _show_progress(stages, Path(recipe.folder) / "plan.svg")
+        _show_progress(stages, picture)
     elif not run_on(executor, recipe, stages, site_for_jobs(cluster), jobs=jobs, wait=wait):
         typer.echo(f"`submit dag {name} --plan`, with the same overrides, shows how far they are")
 
@@ -130,10 +133,12 @@ def _run_here(
     return run_graph(stages, LocalExecutor(stream=progress), say=say)
 
 
-def _show_progress(stages: Sequence[Stage], picture: Path) -> None:
+def _show_progress(stages: Sequence[Stage], picture: Path | None) -> None:
     from pipeline.dag.drawing import draw_progress
     from pipeline.dag.progress import look_at_stages, progress_text
 
     rows = look_at_stages(stages)
-    draw_progress(rows, picture)
-    typer.echo(f"{progress_text(rows)}\nas a picture: {picture}")
+    typer.echo(progress_text(rows))
+    if picture is not None:
+        draw_progress(rows, picture)
+        typer.echo(f"as a picture: {picture}")

@@ -39,7 +39,7 @@ from pipeline.commands.options import (
 from pipeline.commands.progress_line import ProgressLine
 from pipeline.commands.runs import find_run
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.train.branch import branch, branch_recipe, find_checkpoint, parent_of, read_parent
+from pipeline.train.branch import Parent, branch, branch_recipe, find_checkpoint, parent_of, read_parent
 
 DEFAULT_RECIPE = "seer_regnety_256gf"
 # Jobs that go on where they were stopped. What else job.json may name, such as `os:system`, nobody submitted.
@@ -131,6 +131,7 @@ def start_training(
         checkpoint: of another run, which the training branches off from.
         trust: go on in a folder that others could have written to.
     """
+    from pipeline.train.fit import refuse_misfit
     from pipeline.train.job import pretrain_job, resources_for
     from pipeline.train.run_recipe import pin_dataset, to_yaml
     from pipeline.train.steering import check_may_go_on
@@ -146,8 +147,11 @@ def start_training(
     resources = resources_for(recipe.run, gpus_per_node=None if chosen == "local" else site.gpus_per_node)
     if not dry_run or (folder / "recipe.yaml").is_file():  # a dry run needs no data
         recipe = pin_dataset(recipe, folder)
-    if checkpoint is not None:
-        begin_branch(recipe, folder, checkpoint, dry_run=dry_run)
+    parent = None if checkpoint is None else parent_of(checkpoint, recipe)
+    if not dry_run or (folder / "recipe.yaml").is_file():
+        refuse_misfit(recipe, ranks=resources.ranks)
+    if checkpoint is not None and parent is not None:
+        begin_branch(recipe, folder, checkpoint, parent, dry_run=dry_run)
     if recipe.trunk.init_from is not None and not dry_run and not (folder / "recipe.yaml").is_file():
         read_weights(recipe.trunk)  # only to say now, not when the job starts, that they do not fit
     if recipe.train.init_from is not None and not dry_run and not (folder / "recipe.yaml").is_file():
@@ -169,11 +173,12 @@ def start_training(
         launch(job, chosen, site, wait=wait, follow=follow, trust=trust)
 
 
-def begin_branch(recipe: PretrainRecipe, folder: Path, checkpoint: Path, *, dry_run: bool) -> None:
+def begin_branch(
+    recipe: PretrainRecipe, folder: Path, checkpoint: Path, parent: Parent, *, dry_run: bool
+) -> None:
     """Make the run folder of a branch, unless it is there already; say what is other than in its parent."""
     from pipeline.train.run_recipe import to_yaml
 
-    parent = parent_of(checkpoint, recipe)
     if (folder / "recipe.yaml").is_file():
         found = read_parent(folder)
         if found is None or (found.run, found.step) != (parent.run, parent.step):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from typing import TextIO
@@ -21,7 +22,7 @@ class ProgressLine:
     def write(self, text: str) -> None:
         """Some text of the log, cut anywhere."""
         if not self._terminal:
-            self._stream.write(text)
+            self._put(text)
             return
         *lines, self._cut = (self._cut + text).split("\n")
         for line in lines:
@@ -29,30 +30,41 @@ class ProgressLine:
 
     def flush(self) -> None:
         """Show it now."""
-        self._stream.flush()
+        self._put("", flush=True)
 
     def close(self) -> None:
         """Leave the last progress where it is and go on below."""
         if self._cut:
             self._line(self._cut)
         if self._drawn:
-            self._stream.write("\n")
+            self._put("\n")
         self._cut, self._drawn = "", False
-        self._stream.flush()
+        self.flush()
 
     def _line(self, line: str) -> None:
         found = _STEP.search(line)
         clear = "\r\x1b[K" if self._drawn else ""
         if found is None:
-            self._stream.write(f"{clear}{line}\n")
+            self._put(f"{clear}{line}\n")
         else:
             done, total = int(found["done"]), int(found["total"])
             filled = _BAR * done // total
             stage = found["stage"] or ""
             drawn = f"{stage}{'━' * filled}{'·' * (_BAR - filled)} {done}/{total}  {found['rest']}"
             # A line that wraps cannot be drawn over.
-            self._stream.write(clear + drawn[: shutil.get_terminal_size().columns - 1])
+            self._put(clear + drawn[: shutil.get_terminal_size().columns - 1])
         self._drawn = found is not None
+
+    def _put(self, text: str, *, flush: bool = False) -> None:
+        try:
+            self._stream.write(text)
+            if flush:
+                self._stream.flush()
+        except BrokenPipeError:
+            # Who looked on has gone (`| head`); the run has not. What is in the buffer goes nowhere, too.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
 
 class StageLines:

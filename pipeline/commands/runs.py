@@ -57,14 +57,22 @@ class LatestStep:
 def status(
     run: Annotated[str | None, typer.Argument(help="A run's name or folder; all runs without it.")] = None,
     folder: Runs = Path("runs"),
+    state: Annotated[
+        str | None, typer.Option("--state", help=f"Only runs that are {', '.join(State)} or {UNREADABLE}.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say where runs are and why."""
-    found = [look_at(each) for each in (list_runs(folder) if run is None else [find_run(run, folder)])]
+    if state is not None and state not in (*State, UNREADABLE):
+        raise UserError(f"--state {state}: a run is {', '.join(State)} or {UNREADABLE}")
+    looked_at = list_runs(folder) if run is None else [find_run(run, folder)]
+    found = [look_at(each, name_in(folder, each)) for each in looked_at]
+    found = [each for each in found if state in (None, each["state"])]
     if as_json:
         typer.echo(json.dumps(found if run is None else found[0], indent=2))
     elif not found:
-        typer.echo(f"no runs in {folder}; `submit pretrain` starts one")
+        none = "no runs" if state is None else f"no run that is {state}"
+        typer.echo(f"{none} in {folder}; `submit pretrain` starts one")
     else:
         # In a pipe or a file there is no width to fit into.
         Console(width=None if sys.stdout.isatty() else WIDE).print(_table(found))
@@ -75,9 +83,14 @@ def status(
         _tell_more(found[0])
 
 
-def look_at(run: RunFolder) -> dict[str, Any]:
+def name_in(folder: Path, run: RunFolder) -> str:
+    """What a run is called below a folder: by its name, of a graph's with the graph's."""
+    return str(run.path.relative_to(folder)) if run.path.is_relative_to(folder) else run.path.name
+
+
+def look_at(run: RunFolder, name: str | None = None) -> dict[str, Any]:
     """Everything that is known of a run, as plain values. One that cannot be read hides no other."""
-    place = {"run": run.path.name, "folder": str(run.path)}
+    place = {"run": name or run.path.name, "folder": str(run.path)}
     try:
         return place | _known(run)
     except UserError as error:
@@ -114,6 +127,7 @@ def _table(found: list[dict[str, Any]]) -> Table:
         "run",
         "state",
         "where",
+        "submitted",
         "step",
         "loss",
         "images/s",
@@ -123,7 +137,7 @@ def _table(found: list[dict[str, Any]]) -> Table:
         "GPU-hours",
     )
     for column in columns:
-        left = column in ("run", "state", "where", "checkpoint", "restarts")
+        left = column in ("run", "state", "where", "submitted", "checkpoint", "restarts")
         table.add_column(column, justify="left" if left else "right")
     for run in found:
         cells = [run["run"], run["state"]] if run["state"] == UNREADABLE else _cells(run)
@@ -135,11 +149,13 @@ def _table(found: list[dict[str, Any]]) -> Table:
 def _cells(run: dict[str, Any]) -> list[str]:
     progress, running = run["progress"], run["state"] == State.RUNNING
     loss, rate = progress.get("loss"), progress.get("images_per_second")
+    collapse = ", collapse" if progress.get("warnings") else ""
     causes = Counter(str(restart["cause"]) for restart in run["restarts"])
     return [
         run["run"],
-        run["state"] + (f" ({run['reason']})" if run["reason"] and not running else ""),
+        run["state"] + (f" ({run['reason']})" if run["reason"] and not running else "") + collapse,
         f"{run['executor']} {run['id']}" if run["executor"] != "local" else "local",
+        _date(run["submitted"])[:-3],
         f"{progress['step']}/{progress['total_steps']}" if progress else "",
         "" if loss is None else f"{loss:.4f}",
         f"{rate:.0f}" if running and rate is not None else "",
@@ -188,7 +204,7 @@ def _date(seconds: float) -> str:
 
 def list_names(folder: Runs = Path("runs"), as_json: Json = False) -> None:
     """Name the runs, one to a line."""
-    names = [run.path.name for run in list_runs(folder)]
+    names = [name_in(folder, run) for run in list_runs(folder)]
     typer.echo(json.dumps(names) if as_json else "\n".join(map(visible, names)))
 
 

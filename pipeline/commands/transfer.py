@@ -93,7 +93,7 @@ def evaluation_command(name: str) -> Callable[..., None]:
         test_view: TestView = None,
         recipe_name: Annotated[str, typer.Option("--recipe")] = name,
         windows: WindowCount = 10,
-        each: Each = evaluation.of_windows,
+        each: Each = evaluation.windows == "always",
         layer: LayerName = None,
         workers: Workers = 2,
         device: Device = "auto",

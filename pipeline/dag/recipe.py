@@ -9,8 +9,9 @@ A graph may write stages once for a list of names:
       compare: {kind: compare, inputs: {"{method}": "pretrain_{method}"}}
 
 Every stage, and every input of a stage, whose name holds `{method}` is there once for each name of the list,
-which takes the place of `{method}` in all of it. What is written out for one of them, as here for
-`pretrain_byol`, comes on top of that, key by key.
+which takes the place of `{method}` in all of it; so is every line of `show` whose stage's name does. What is
+written out for one of them, as here for `pretrain_byol`, comes on top of that, key by key. A word such as
+`repeat.method=[swav]` is another list.
 """
 
 from __future__ import annotations
@@ -84,17 +85,26 @@ class DagRecipe(Section):
 
 def load_dag(name: str, overrides: list[str]) -> DagRecipe:
     """Read a graph, write out what it repeats, put in the recipes that its stages name, and override it:
-    `stages.pretrain.recipe.train.steps=50`; of all stages of a pattern: `stages.pretrain_*.recipe.seed=1`.
+    `stages.pretrain.recipe.train.steps=50`; of all stages of a pattern: `stages.pretrain_*.recipe.seed=1`;
+    and what is repeated: `repeat.seed=[0]`.
 
     Raises:
         UserError: if a file, stage or key does not exist, or a value is wrong.
     """
     values, where = read_recipe(name, kind="dag")
+    lists = [word for word in overrides if word.startswith("repeat.")]
+    for word in lists:
+        listed = word.removeprefix("repeat.").partition("=")[0]
+        if listed not in (there := values.get("repeat") or {}):
+            hint = suggest(listed, there) if there else "; it repeats nothing"
+            raise UserError(f"{word!r}: {where} has no list {listed!r} to repeat{hint}")
+        apply_override(values, word)
     write_out_repeats(values, where=where)
     check_recipe(DagRecipe, values, where=where)
     _expand_recipes(values)
     stages = list(values["stages"])
-    for override in [each for word in overrides for each in _of_each_stage(word, stages, where=where)]:
+    words = [word for word in overrides if word not in lists]
+    for override in [each for word in words for each in _of_each_stage(word, stages, where=where)]:
         if base := re.match(r"(stages\.\w+\.recipe)\.base=(.*)", override):
             raise UserError(
                 f"{override!r}: what a recipe's base has was put in its place already: {base[1]}={base[2]} "
@@ -125,6 +135,16 @@ def write_out_repeats(values: dict[str, Any], *, where: str) -> None:
         inputs = section.get("inputs") if isinstance(section, dict) else None
         if isinstance(inputs, dict):
             section["inputs"] = _repeated(inputs, lists, where=f"{where}: stage {name}: input")
+    if isinstance(values.get("show"), list):
+        values["show"] = [
+            filled
+            for line in values["show"]
+            for _, filled in (
+                _each(line["stage"], line, lists, where=f"{where}: show")
+                if isinstance(line, dict) and isinstance(line.get("stage"), str)
+                else [("", line)]
+            )
+        ]
 
 
 def _lists(repeat: Any, *, where: str) -> dict[str, list[str]]:
@@ -135,7 +155,7 @@ def _lists(repeat: Any, *, where: str) -> dict[str, list[str]]:
         )
     for name, words in repeat.items():
         fine = isinstance(words, list) and all(re.fullmatch(r"[a-z0-9_]+", str(word)) for word in words)
-        if not fine or not words or len(set(map(str, words))) < len(words):
+        if not fine or len(set(map(str, words))) < len(words):
             raise UserError(
                 f"{where}: repeat.{name} is a list of different names, each of a-z, 0-9 and _, not {words!r}"
             )

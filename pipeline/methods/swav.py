@@ -5,6 +5,7 @@ Caron et al., 2020 (https://arxiv.org/abs/2006.09882); Goyal et al., 2021 (https
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,6 +92,8 @@ class SwAVMethod(Method):
             prototype_entropy: nats; of the mean prediction over the coupled batch. At most ln(prototypes); a
                 collapse onto few prototypes shows as a fall.
             assignment_entropy: nats; mean over samples. At ln(prototypes) the embeddings are all alike.
+            assignment_information: nats; what that is below ln(prototypes). At 0 the assignments say nothing,
+                the loss stays at ln(prototypes), and nothing is learned.
             embedding: (rank_rows, dim), unit length, detached: the first view's.
         """
         features = _features_by_size(self.trunk, list(inputs.views.values()))
@@ -263,4 +266,8 @@ def _entropies(
     mean_prediction = (scores / temperature).softmax(-1).mean((0, 1))
     assignment_entropy = torch.special.entr(assignments).sum(-1).mean()
     shared = all_reduce_sum(torch.cat([mean_prediction, assignment_entropy[None]]), group) / world_size(group)
-    return {"prototype_entropy": torch.special.entr(shared[:-1]).sum(), "assignment_entropy": shared[-1]}
+    return {
+        "prototype_entropy": torch.special.entr(shared[:-1]).sum(),
+        "assignment_entropy": shared[-1],
+        "assignment_information": math.log(scores.shape[-1]) - shared[-1],
+    }

@@ -43,12 +43,7 @@ def convert_batchnorm(
             of a batch in a way that cannot be coupled.
     """
     ranks = world_size(group)
-    samples = rank_rows * ranks if sync_samples is None else sync_samples
-    if (rank_rows * ranks) % samples or (samples % rank_rows and rank_rows % samples):
-        raise UserError(
-            f"train.sync_bn_samples {samples} does not fit {ranks} ranks of {rank_rows} samples: use a "
-            f"divisor of the batch of {rank_rows * ranks} that divides {rank_rows} or is a multiple of it"
-        )
+    samples = synchronised_samples(sync_samples, ranks=ranks, rank_rows=rank_rows)
     sharing = _sharing_ranks(group, max(1, samples // rank_rows))
     groups_per_rank = max(1, rank_rows // samples)
     partial = samples < rank_rows * ranks
@@ -82,6 +77,21 @@ def _refuse_uncoupled(layer: nn.Module, name: str) -> None:
     else:
         return
     raise UserError(f"{name}, a {kind.__name__}, cannot be synchronised over the ranks, for it {wrong}")
+
+
+def synchronised_samples(sync_samples: int | None, *, ranks: int, rank_rows: int) -> int:
+    """How many samples share statistics; the arguments are those of `convert_batchnorm`.
+
+    Raises:
+        UserError: if groups of so many do not fit the batch and the ranks.
+    """
+    samples = rank_rows * ranks if sync_samples is None else sync_samples
+    if (rank_rows * ranks) % samples or (samples % rank_rows and rank_rows % samples):
+        raise UserError(
+            f"train.sync_bn_samples {samples} does not fit {ranks} ranks of {rank_rows} samples: use a "
+            f"divisor of the batch of {rank_rows * ranks} that divides {rank_rows} or is a multiple of it"
+        )
+    return samples
 
 
 class CoupledBatchNorm(nn.Module):

@@ -6,13 +6,36 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from cluster.typed_yaml import Section
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Colour = tuple[float, float, float]
+Deviation = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Interpolation = Literal["bilinear", "bicubic"]
+_MOST_OF_SOUND = 1 << 24  # numbers of a spectrogram; what an exported trunk asks for may come from anybody
+
+
+def ascending(values: tuple[float, float]) -> tuple[float, float]:
+    """The range itself; ValueError if it is reversed."""
+    if values[0] > values[1]:
+        raise ValueError(f"a range goes from the smaller to the larger: give [{values[1]:g}, {values[0]:g}]")
+    return values
+
+
+def of_unit_pixels(values: Colour) -> Colour:
+    """The numbers themselves; ValueError if they are of pixels from 0 to 255."""
+    if not all(0 <= value <= 1 for value in values):
+        raise ValueError(
+            f"pixels are numbers from 0 to 1, and so are their mean and deviation, not {list(values)}: "
+            "divide those of pixels from 0 to 255 by 255"
+        )
+    return values
+
+
+PositiveRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(ascending)]
 
 
 class Photometric(Section):
@@ -25,7 +48,7 @@ class Photometric(Section):
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.2
     grey_probability: Probability = 0.2
     blur_probability: Probability = 0.5
-    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    blur_sigma: PositiveRange = (0.1, 2.0)
     solarize_probability: Probability = 0.0
 
 
@@ -36,9 +59,9 @@ class CropGroup(Section):
     """
 
     count: PositiveInt
-    size: PositiveInt
-    scale: tuple[Fraction, Fraction]
-    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    size: Annotated[int, Field(ge=2)]
+    scale: Annotated[tuple[Fraction, Fraction], AfterValidator(ascending)]
+    ratio: PositiveRange = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bilinear"
     flip_probability: Probability = 0.5
     photometric: Photometric = Photometric()
@@ -81,9 +104,9 @@ class Audio(Section):
     """
 
     rate: Annotated[int, Field(ge=1000, le=192_000)] = 24_000
-    seconds: PositiveFloat = 2.0
+    seconds: Annotated[float, Field(gt=0, le=600)] = 2.0
     kind: Literal["linear", "mel"] = "linear"
-    window: Annotated[int, Field(ge=8)] = 1024
+    window: Annotated[int, Field(ge=8, le=65_536)] = 1024
     hop: PositiveInt = 240
     bins: Annotated[int, Field(ge=2)] = 257
     top_db: PositiveFloat = 100.0
@@ -103,6 +126,10 @@ class Audio(Section):
     def _a_spectrogram_has_frames(self) -> Self:
         if self.samples <= self.window // 2 or not self.frames:
             raise ValueError("data.audio.seconds must be longer than half a window, and than a hop")
+        if self.frames * self.bins > _MOST_OF_SOUND:
+            raise ValueError(
+                f"data.audio makes {self.frames} times {self.bins} numbers of a sound: use a longer hop"
+            )
         return self
 
     @model_validator(mode="after")
@@ -141,8 +168,8 @@ class Data(Section):
     crops: tuple[CropGroup, ...] = ()
     clip: Clip | None = None
     audio: Audio | None = None
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    mean: Annotated[Colour, AfterValidator(of_unit_pixels)] = (0.485, 0.456, 0.406)
+    std: Annotated[Deviation, AfterValidator(of_unit_pixels)] = (0.229, 0.224, 0.225)
 
     @property
     def is_of_clips(self) -> bool:

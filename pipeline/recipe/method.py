@@ -34,7 +34,7 @@ class SwAV(Section):
     remembers: ClassVar[bool] = False
     name: Literal["swav"]
     head: Head
-    prototypes: PositiveInt
+    prototypes: Annotated[int, Field(ge=2)]
     temperature: PositiveFloat = 0.1
     epsilon: PositiveFloat = 0.05
     sinkhorn_iterations: PositiveInt = 3

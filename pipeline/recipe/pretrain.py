@@ -138,7 +138,10 @@ class Train(Section):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of train.steps and train.epochs")
+            raise ValueError(
+                "give exactly one of train.steps and train.epochs, and null for the other: "
+                f"{'train.steps=null' if self.epochs else 'train.steps=N'}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -246,6 +249,13 @@ class PretrainRecipe(Section):
     evaluation: Evaluation = Evaluation()
     test: Test | None = None
     run: Run = Run()
+
+    def identity(self) -> dict[str, Any]:
+        """As of any section; a probe whose size decides on how the trunk is evaluated says so there."""
+        found, largest = super().identity(), max((group.size for group in self.data.crops), default=None)
+        if self.probe is not None and self.evaluation.image_size is None and self.probe.image_size != largest:
+            found["evaluation"]["image_size"] = self.probe.image_size
+        return found
 
     def trunk_section(self, which: str) -> Trunk:
         """What the trunk was built from that a method calls `which` among its `trunks`."""

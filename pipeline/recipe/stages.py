@@ -88,10 +88,11 @@ class ClipsRecipe(Section):
 
 
 class Videos(Section):
-    """What is made of videos: clips of so many seconds at most; those without a sound only if they are asked
-    for.
+    """What is made of videos: clips of so many seconds at most, so many in a shard; without a sound only if
+    such are asked for.
     """
 
+    unit_rows: PositiveInt = 1_024
     segment_seconds: Annotated[float, Field(ge=1, le=120)] = 10.0
     allow_silent: bool = False
 

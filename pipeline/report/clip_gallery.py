@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipeline.transfer.features import Features
 from pipeline.transfer.labels import classes_of
 
 _SIDE, _FPS = 96, 12  # of what is played
+_SAMPLED = 2_000  # videos whose positives are looked at
 # From silence to the loudest: red, green and blue.
 _COLOURS = ((13, 17, 43), (62, 40, 112), (158, 56, 104), (231, 125, 67), (252, 233, 164))
 
@@ -114,13 +116,13 @@ def spectrogram_picture(inputs: Tensor, sound: AudioPreprocessing) -> Image.Imag
     return Image.fromarray(pixels.round().astype(np.uint8)).resize((240, 96), Image.Resampling.NEAREST)
 
 
-def labels_of(dataset: Dataset) -> dict[int, str]:
-    """Position → label of all videos; empty if some have none, or several."""
+def labels_of(dataset: Dataset, positions: NDArray[np.int64]) -> dict[int, str]:
+    """Position → label of videos at ascending positions; empty if some have none, or several."""
     try:
-        classes, y = classes_of(dataset, np.arange(len(dataset)))
+        classes, y = classes_of(dataset, positions)
     except UserError:
         return {}
-    return {position: classes[label] for position, label in enumerate(y.tolist())}
+    return {position: classes[label] for position, label in zip(positions.tolist(), y.tolist(), strict=True)}
 
 
 def across(
@@ -164,9 +166,14 @@ def same_label(one: Player, other: Player) -> bool | None:
     return None if one.label is None or other.label is None else one.label == other.label
 
 
-def read_positives(run: Path) -> tuple[NDArray[np.int64], dict[str, float], int] | None:
-    """The positives that a run's newest checkpoint went by, (N, P), the bank's health, and the step at which
-    they were sought; None if it had none.
+def positive_sets(
+    run: Path, dataset: Dataset, sound: AudioPreprocessing, *, sets: int, shown: int, seed: int
+) -> PositiveSets | None:
+    """What CMA takes for the same as some videos, drawn by the seed; None if the run sought no positives.
+
+    Args:
+        run: the positives that its newest checkpoint went by are read.
+        dataset: the run's, seen through its view.
     """
     checkpoint = latest(run)
     name = checkpoint and json.loads((checkpoint / "state.json").read_text()).get("positives")
@@ -174,45 +181,49 @@ def read_positives(run: Path) -> tuple[NDArray[np.int64], dict[str, float], int]
         return None
     folder = run / "positives" / Path(name).name
     manifest = json.loads((folder / "manifest.json").read_text())
-    parts = [np.load(folder / Path(file).name, allow_pickle=False) for file in sorted(manifest["files"])]
-    return np.concatenate(parts).astype(np.int64), manifest["health"], int(manifest["step"])
-
-
-def positive_sets(
-    run: Path, dataset: Dataset, sound: AudioPreprocessing, *, sets: int, shown: int, seed: int
-) -> PositiveSets | None:
-    """What CMA takes for the same as some videos, drawn by the seed; None if the run sought no positives."""
-    read = read_positives(run)
-    if read is None:
-        return None
-    positives, health, step = read
-    labels = labels_of(dataset)
-    right = chance = None
-    if labels:
-        y = np.unique([labels[row] for row in range(len(labels))], return_inverse=True)[1]
-        right = float((y[positives] == y[:, None]).mean())
-        share = np.bincount(y) / len(y)
-        chance = float((share**2).sum())
-    chosen = np.random.default_rng(seed).choice(len(positives), min(sets, len(positives)), replace=False)
-    rows = [(int(row), [(int(other), 0.0) for other in positives[row, :shown]]) for row in chosen]
-    played = players(
-        dataset, [row for row, _ in rows] + [o for _, near in rows for o, _ in near], sound, labels
-    )
+    count = int(manifest["samples"])
+    order = np.random.default_rng(seed).choice(count, min(_SAMPLED, count), replace=False)
+    rows, drawn = np.sort(order), order[:sets]
+    positives = _read_rows(folder, manifest["files"], rows)
+    labels = labels_of(dataset, np.union1d(rows, positives))
+    right, chance = _share_right(rows, positives, labels) if labels else (None, None)
+    some = {int(row): positives[np.searchsorted(rows, row), :shown].tolist() for row in drawn}
+    played = players(dataset, [*some, *(other for near in some.values() for other in near)], sound, labels)
     return PositiveSets(
-        step=step,
+        step=int(manifest["step"]),
         positives=positives.shape[1],
-        samples=len(positives),
+        samples=count,
         right=right,
         chance=chance,
-        health=health,
+        health=manifest["health"],
         rows=[
             NearRow(
                 player=played[row],
                 near=[
                     Near(player=played[other], right=same_label(played[row], played[other]), said="")
-                    for other, _ in near
+                    for other in near
                 ],
             )
-            for row, near in rows
+            for row, near in some.items()
         ],
     )
+
+
+def _read_rows(
+    folder: Path, files: Mapping[str, Mapping[str, int]], rows: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Some rows, ascending, of positives that lie in several files."""
+    parts = []
+    for name, entry in sorted(files.items()):
+        here = rows[(rows >= entry["first"]) & (rows < entry["first"] + entry["rows"])] - entry["first"]
+        parts.append(np.load(folder / Path(name).name, mmap_mode="r", allow_pickle=False)[here])
+    return np.concatenate(parts).astype(np.int64)
+
+
+def _share_right(
+    rows: NDArray[np.int64], positives: NDArray[np.int64], labels: Mapping[int, str]
+) -> tuple[float, float]:
+    """The share of positives that have their video's label, and that of any two videos that have the same."""
+    same = [labels[row] == labels[other] for row, near in zip(rows, positives, strict=True) for other in near]
+    share = np.array([*Counter(labels[row] for row in rows).values()]) / len(rows)
+    return float(np.mean(same)), float((share**2).sum())

@@ -17,7 +17,7 @@ from pipeline.data.clip.evaluation import AudioPreprocessing
 from pipeline.data.clip.statistics import read_statistics
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.stages import ClipsReportRecipe
-from pipeline.report.clip_gallery import across, labels_of, near_rows, players, positive_sets
+from pipeline.report.clip_gallery import PositiveSets, across, labels_of, near_rows, players, positive_sets
 from pipeline.report.clip_scores import TRUNKS, ScoreRow, score_rows
 from pipeline.report.curve import read_curves, thinning
 from pipeline.report.figures import Bar, Series, bar_chart, line_chart
@@ -65,7 +65,7 @@ def build_clips_report(inputs: Mapping[str, Input], recipe: ClipsReportRecipe, o
         across(audio, video, chosen, recipe.neighbours),
     )
     wanted = [*order[: recipe.clips], *chosen, *(other for _, near in seen + heard for other, _ in near)]
-    played = players(test, wanted, sound, labels_of(test))
+    played = players(test, wanted, sound, labels_of(test, np.arange(len(test))))
     runs = {"AVID": run} | ({"AVID, then CMA": inputs["cma"].path} if "cma" in inputs else {})
     page = (
         environment()
@@ -81,16 +81,7 @@ def build_clips_report(inputs: Mapping[str, Input], recipe: ClipsReportRecipe, o
             clips=[played[row] for row in order[: recipe.clips]],
             seen=near_rows(seen, played),
             heard=near_rows(heard, played),
-            positives=positive_sets(
-                inputs["cma"].path,
-                _opened(inputs["data"]),
-                sound,
-                sets=recipe.positive_sets,
-                shown=recipe.positives,
-                seed=recipe.seed,
-            )
-            if "cma" in inputs
-            else None,
+            positives=_positive_sets(inputs, sound, recipe) if "cma" in inputs else None,
             data={name: inputs[name].receipt.metrics for name in ("data", "test")},
             pretrain=pretrain,
             curves=_curves(runs),
@@ -103,6 +94,18 @@ def build_clips_report(inputs: Mapping[str, Input], recipe: ClipsReportRecipe, o
         )
     )
     write_atomically(out, page)
+
+
+def _positive_sets(
+    inputs: Mapping[str, Input], sound: AudioPreprocessing, recipe: ClipsReportRecipe
+) -> PositiveSets | None:
+    """Rows of a bank are those of the run's own view of the data, wherever these lie now."""
+    run = inputs["cma"].path
+    data = load_recipe(PretrainRecipe, str(run / "recipe.yaml"), kind="pretrain").data
+    dataset = open_dataset(inputs["data"].path, sealed=data.sealed, view=data.view)
+    return positive_sets(
+        run, dataset, sound, sets=recipe.positive_sets, shown=recipe.positives, seed=recipe.seed
+    )
 
 
 def _opened(source: Input) -> Dataset:

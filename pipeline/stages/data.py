@@ -86,9 +86,7 @@ def _settings(recipe: ShardsRecipe) -> CrawlSettings:
     treatment = VideoTreatment(
         segment_seconds=recipe.videos.segment_seconds, allow_silent=recipe.videos.allow_silent
     )
-    # As many rows as of images, if nothing is said, would be a shard too large.
-    rows = recipe.unit_rows if "unit_rows" in recipe.model_fields_set else VIDEOS.unit_rows
-    return replace(VIDEOS, unit_rows=rows, video=treatment)
+    return replace(VIDEOS, unit_rows=recipe.videos.unit_rows, video=treatment)
 
 
 def dataset(work: Work) -> Result:

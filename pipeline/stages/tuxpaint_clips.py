@@ -130,11 +130,11 @@ def _voice(path: Path) -> NDArray[np.float32]:
 def _say(voice: NDArray[np.float32], rng: np.random.Generator, total: int) -> NDArray[np.float32]:
     """The voice again and again, with pauses, from a drawn moment on."""
     loud = np.flatnonzero(abs(voice) > 0.05 * abs(voice).max())
-    spoken = voice[loud[0] : loud[-1] + 1]
+    spoken = voice[loud[0] : loud[-1] + 1] if len(loud) else voice
     once = np.concatenate([spoken, np.zeros(round(_PAUSE * RATE), np.float32)])
     start = int(rng.integers(len(once)))
     said = np.tile(once, -(-(total + len(once)) // len(once)))[start : start + total]
     noise = rng.normal(0, 10 ** rng.uniform(-3.3, -2.3), total)
-    loud_enough = said / abs(spoken).max() * rng.uniform(0.4, 0.9)
+    loud_enough = said / max(1e-6, abs(spoken).max()) * rng.uniform(0.4, 0.9)
     heard: NDArray[np.float32] = (loud_enough + noise).clip(-1, 1).astype(np.float32)
     return heard

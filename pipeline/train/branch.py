@@ -107,8 +107,9 @@ def find_checkpoint(path: Path) -> Path:
     for checkpoint in there:
         if number and step_of(checkpoint) == int(number[1]):
             return checkpoint
-    names = ", ".join(str(checkpoint) for checkpoint in there) or f"{run} has saved none"
-    raise UserError(f"--from {path}: there is no such checkpoint; there are: {names}")
+    names = ", ".join(str(checkpoint) for checkpoint in there)
+    remedy = f"there are: {names}" if names else "give RUN/checkpoints/step-N, or RUN for its newest"
+    raise UserError(f"--from {path}: there is no such checkpoint; {remedy}")
 
 
 def branch_recipe(checkpoint: Path, overrides: list[str]) -> PretrainRecipe:

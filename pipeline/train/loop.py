@@ -197,7 +197,8 @@ def log(
             values |= {} if t.positives is None else t.positives.health
             values |= {"embedding_std": embedding_std(embeddings), "rankme": rankme(embeddings)}
         if t.probe is not None and trunk is not None:
-            values["knn"] = t.probe.accuracy(trunk)
+            knn = t.probe.accuracy_or_none(trunk, step=done)
+            values |= {} if knn is None else {"knn": knn}
         t.metrics.log(done, values)
         if done > t.recipe.optim.warmup_steps:  # a trunk that has just been drawn sees all images alike
             t.metrics.warn_of_collapse(done, values)

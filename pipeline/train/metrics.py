@@ -30,8 +30,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RANKME_EPSILON = 1e-7
-# Below these the embeddings are one point, lie on one line, or use one prototype.
-COLLAPSED_BELOW = {"embedding_std": 0.1, "rankme": 2.0, "prototype_entropy": math.log(2)}
+# Below these the embeddings are one point, lie on one line, use one prototype, or all prototypes alike.
+COLLAPSED_BELOW = {
+    "embedding_std": 0.1,
+    "rankme": 2.0,
+    "prototype_entropy": math.log(2),
+    "assignment_information": 0.01,
+}
 
 
 def embedding_std(embeddings: Tensor) -> float:

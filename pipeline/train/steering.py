@@ -151,12 +151,13 @@ def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
 def _identity(values: dict[str, Any]) -> dict[str, Any]:
     """What may not change. A dataset is its sealed root, wherever that lies; a test comes after training."""
     try:
-        found = PretrainRecipe.model_validate(values).identity()
+        recipe = PretrainRecipe.model_validate(values)
     except ValidationError:
         return values
+    found = recipe.identity() | {"evaluation": recipe.evaluation.model_dump(mode="json"), "test": None}
     if found["data"]["sealed"] is not None:
         del found["data"]["root"]
-    return found | {"test": None}
+    return found
 
 
 def _can_branch(checkpoint: Path, recipe: PretrainRecipe, changes: Differences) -> bool:

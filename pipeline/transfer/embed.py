@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +24,6 @@ def embed_videos(
     windows: int,
     workers: int,
     device: torch.device,
-    busy: Callable[[str], None] = lambda what: None,
 ) -> tuple[Features, Features]:
     """Embeddings of all videos of a labelled dataset, and of their sound: means over windows, of unit length.
 
@@ -50,7 +48,6 @@ def embed_videos(
     ):
         assert batch.clips is not None
         assert batch.waveforms is not None
-        busy(f"embedding video {sum(map(len, keys)):,}")
         with torch.inference_mode():
             both = embedder(
                 clip_inputs(batch.clips, embedder.clip, device),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from cluster.errors import UserError
 from cluster.job import import_function
 from cluster.typed_yaml import Section
 from pipeline.recipe.stages import Pooling
@@ -36,7 +37,8 @@ class Evaluation:
         title, column: what the report calls it, in full and in a table.
         explained: how it works, for the report; a metric of the trained trunk may stand in braces.
         several_labels: whether images may have several labels, and labels to ignore.
-        of_windows: whether it is given every window of a video, by the command, or their mean.
+        windows: whether it takes a row for each window of a video: never, also, or always, where the command
+            extracts them.
         pooling: how the command pools a stage's map for it.
         refusing: "package.module:function", of a recipe and the number of training images, which refuses
             what can be seen to fail without looking at them.
@@ -50,7 +52,7 @@ class Evaluation:
     column: str
     explained: str
     several_labels: bool = False
-    of_windows: bool = False
+    windows: Literal["never", "also", "always"] = "never"
     pooling: Pooling = "max"
     refusing: str | None = None
     metric: str = "top1"
@@ -64,8 +66,18 @@ class Evaluation:
         """Score test features by training features.
 
         Raises:
-            UserError: if the recipe does not fit the features, or these have too few labels in common.
+            UserError: if the recipe does not fit the features, or these have too few labels in common, or
+                several rows of a sample.
         """
+        from pipeline.transfer.scores import windows_of
+
+        if self.windows == "never" and any(
+            len(windows_of(part.keys)[1]) < len(part.keys) for part in (train, test)
+        ):
+            raise UserError(
+                "these features have a row for each window of a video, and this evaluation takes one of each "
+                "video: extract their mean, without --each, or videos.each in a graph"
+            )
         scores: Scores = import_function(self.function)(train, test, recipe, device=device)
         return scores
 
@@ -87,6 +99,7 @@ EVALUATIONS: dict[str, Evaluation] = {
         title="Linear probe",
         column="linear",
         explained="logistic regression, its regularisation chosen on a part of the training set",
+        windows="also",
     ),
     "linear_sgd": Evaluation(
         recipe=LinearSgdRecipe,
@@ -111,7 +124,7 @@ EVALUATIONS: dict[str, Evaluation] = {
         title="Support vector machines for recordings",
         column="audio SVM",
         explained="one for each of {classes} labels, averaged over the windows of a recording",
-        of_windows=True,
+        windows="always",
         pooling="average",
     ),
     "svm": Evaluation(

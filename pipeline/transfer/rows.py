@@ -165,12 +165,14 @@ def in_batches(rows: Rows, size: int, generator: torch.Generator) -> Iterator[tu
     for group in range(0, len(starts), at_once):
         blocks = [_block(rows, start) for start in starts[group : group + at_once].tolist()]
         x, y = (torch.cat(parts) for parts in zip(*left, *blocks, strict=True))
+        del blocks
         order = torch.randperm(len(x), generator=generator)
         for first in range(0, len(x) - size + 1, size):
             chosen = order[first : first + size]
             yield floats(x[chosen.to(x.device)], rows.device), y[chosen].to(rows.device)
         rest = order[len(x) // size * size :]
         left = [(x[rest.to(x.device)], y[rest])]
+        del x, y  # before the next ones are there
     if all_that_is:
         yield floats(left[0][0], rows.device), left[0][1].to(rows.device)
 

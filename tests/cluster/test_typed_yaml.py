@@ -98,3 +98,25 @@ def test_what_a_recipe_may_need_is_read(tmp_path: Path) -> None:
     values = read_yaml(tmp_path / "x.yaml")
     assert (values["deep"], values["merged"]) == (deep, {"k": "v", "more": 1})
     assert values["l3"][8][8][8] == {"k": "v"}
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("a=out/train #3", "out/train #3"),
+        ("a=out/a: b", "out/a: b"),
+        ("a=#3", "#3"),
+        ("a=it's: here", "it's: here"),
+        ("a=~/x", str(Path("~/x").expanduser())),
+        ("a={b: 1}", {"b": 1}),
+        ("a='x # y'", "x # y"),
+        ("a=[1, 2] # two", [1, 2]),
+        ("a=3", 3),
+        ("a=", None),
+        ("a=~", None),
+    ],
+)
+def test_a_value_is_yaml_or_the_text_that_stands_there(word: str, value: object) -> None:
+    values: dict[str, object] = {}
+    apply_override(values, word)
+    assert values == {"a": value}

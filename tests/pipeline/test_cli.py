@@ -88,7 +88,7 @@ def test_a_run_from_the_first_step_to_the_last_and_back_again(recipe: Path) -> N
     assert [run["state"] for run in listed] == ["completed"]
     assert listed[0]["progress"]["step"] == 6
     table = submit("status").output
-    assert re.search(r"first\s+completed\s+local\s+6/6", table), table
+    assert re.search(r"first\s+completed\s+local\s+20\d\d-\d\d-\d\d \d\d:\d\d\s+6/6", table), table
     assert "first is completed" in submit("status", "first").output
     assert "step 1/6" in submit("logs", "first").output
     assert submit("logs", "runs/first", "--follow").output == submit("logs", "first").output
@@ -125,11 +125,12 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(recipe: Path) -> None:
 
 @pytest.mark.slow
 def test_a_mistake_that_only_the_ranks_can_see_is_one_line_too(recipe: Path) -> None:
-    words = ["pretrain", "--recipe", str(recipe), "--run", "wrong", "data.batch_size=4096"]
+    words = ["pretrain", "--recipe", str(recipe), "--run", "wrong"]
+    words += ["--ranks", "2", "train.strategy=fsdp2", "train.shard_ranks=3"]
     finished = subprocess.run([*SUBMIT, *words], capture_output=True, text=True, check=False)
     assert finished.returncode == 2
     assert finished.stderr.startswith("submit: ") and len(finished.stderr.splitlines()) == 1
-    assert "data.batch_size is 4096 but the dataset has" in finished.stderr
+    assert "train.shard_ranks 3 does not divide 2 ranks" in finished.stderr
     assert "Traceback" not in finished.stdout
     status = RunFolder.open(Path("runs/wrong")).status()
     assert status.state is State.FAILED and status.failure is not None and status.failure.user_error
@@ -185,7 +186,8 @@ def test_doctor_tells_about_images_and_torch() -> None:
 @pytest.mark.slow
 def test_a_trunk_is_exported_and_scored(recipe: Path) -> None:
     data = yaml.safe_load(recipe.read_text())["data"]["root"]
-    assert submit("pretrain", "--recipe", recipe, "--run", "short", "train.steps=2").exit_code == 0
+    short = ["train.steps=2", "optim.warmup_steps=1"]
+    assert submit("pretrain", "--recipe", recipe, "--run", "short", *short).exit_code == 0
     assert submit("export", "runs/short", "trunk").exit_code == 0
     assert Path("trunk/trunk.safetensors").is_file()
     assert "swav without a teacher: export --which student" in line(

@@ -15,6 +15,13 @@ from pipeline.methods.build import Method, assemble_method
 from pipeline.parallel.initialize import initialize
 from pipeline.recipe.pretrain import PretrainRecipe
 
+# Two blocks: where ranks talk in every layer, and the depth changes nothing that is tested.
+SHALLOW = {
+    "name": "regnet_y",
+    "regnet": {"depth": 2, "w_0": 16, "w_a": 12.0, "w_m": 2.0, "group_width": 8},
+    "stem": "low_resolution",
+}
+
 
 def make_dataset(folder: Path, *, images: int = 96, classes: int = 4, seed: int = 0) -> Path:
     """A sealed dataset of 32-px images with `classes` labels, in three shards."""

@@ -88,7 +88,8 @@ def test_C2_a_failed_stage_cancels_its_descendants_and_mended_only_what_is_missi
     assert submit("dag", "graph.yaml", "--executor", "slurm").stdout.count("finished") == len(STAGES)
     next_one = slurm.run("sbatch", "--parsable", "--output=/dev/null", "--wrap", "true").stdout
     assert int(next_one) == int(last) + 1  # nothing was submitted
-    assert (tmp_path / "out" / "plan.svg").read_text().count("finished") >= len(STAGES)
+    submit("dag", "graph.yaml", "--plan", "--picture", "plan.svg")
+    assert (tmp_path / "plan.svg").read_text().count("finished") >= len(STAGES)
 
 
 def test_a_schedule_tunes_the_chosen_checkpoints_of_a_weakly_supervised_run_once_each(

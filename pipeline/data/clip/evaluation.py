@@ -28,6 +28,8 @@ from pipeline.data.listed import shown_batches
 from pipeline.data.node_cache import CachePlace
 from pipeline.recipe.data import Audio, Clip, Data
 
+_MOST_PIXELS = 1 << 28  # of a clip; what an exported trunk asks for may come from anybody
+
 
 class ClipPreprocessing(Section):
     """How a clip becomes a trunk's input: `frames` pictures, `fps` a second, each as `pictures` has it."""
@@ -40,6 +42,14 @@ class ClipPreprocessing(Section):
     def seconds(self) -> float:
         """Of a clip."""
         return self.frames / self.fps
+
+    @model_validator(mode="after")
+    def _a_clip_fits_into_memory(self) -> Self:
+        if self.frames * self.pictures.image_size**2 > _MOST_PIXELS:
+            raise ValueError(
+                f"a clip has {self.frames} pictures of {self.pictures.image_size} pixels: too many"
+            )
+        return self
 
     @classmethod
     def of(cls, clip: Clip, data: Data) -> ClipPreprocessing:

@@ -34,8 +34,8 @@ class Track:
 
     Attributes:
         stream: PyAV's.
-        packets: that have a presentation time, in the order in which they are decoded.
-        times: (n,) int64 of each packet, in the stream's units.
+        packets: in the order in which they are decoded.
+        times: (n,) int64, when what is in each packet is presented, in the stream's units.
         unit: seconds.
         span: in which it has something to show.
     """
@@ -84,7 +84,7 @@ def _read(container: InputContainer, *, video: bool, audio: bool) -> Media:
     for number, packet in enumerate(container.demux(streams)):
         if number == _MOST_PACKETS:
             raise BadSampleError(f"it has more than {_MOST_PACKETS} packets")
-        if packet.size and packet.pts is not None:
+        if packet.size:
             packets[packet.stream.index].append(packet)
     tracks = [_track(stream, packets[stream.index]) for stream in streams]
     span = tracks[0].span
@@ -97,9 +97,9 @@ def _read(container: InputContainer, *, video: bool, audio: bool) -> Media:
 
 def _track(stream: Stream, packets: list[Any]) -> Track:
     if not packets or not stream.time_base:
-        raise BadSampleError(f"its {stream.type} has no packet with a time")
+        raise BadSampleError(f"its {stream.type} has no packets")
     unit = float(stream.time_base)
-    times = np.array([packet.pts for packet in packets], np.int64)
+    times = _times(packets)
     shown = np.array([not packet.is_discard for packet in packets])
     if not shown.any():
         raise BadSampleError(f"its {stream.type} shows nothing")
@@ -114,3 +114,13 @@ def _track(stream: Stream, packets: list[Any]) -> Track:
         unit=unit,
         span=Span(begin * unit, float((times + lasting)[shown].max()) * unit),
     )
+
+
+def _times(packets: list[Any]) -> NDArray[np.int64]:
+    """When each is presented; if it does not say, when it is decoded, or when the one before it is."""
+    times = np.zeros(len(packets), np.int64)
+    last = 0
+    for number, packet in enumerate(packets):
+        said = packet.dts if packet.pts is None else packet.pts
+        times[number] = last = last if said is None else said
+    return times

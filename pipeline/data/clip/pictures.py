@@ -68,10 +68,11 @@ def _decoded(track: Track, wanted: list[int], *, skip: bool) -> dict[int, Any]:
     decoder, found, missing = track.stream.codec_context, dict[int, Any](), set(wanted)
     decoder.flush_buffers()  # of what was looked at before
     start = _keyframe_before(track, min(missing))
-    for number, packet in enumerate([*track.packets[start:], None]):
-        if number == _MOST_DECODED:
+    times = track.times.tolist()
+    for number, packet in enumerate([*track.packets[start:], None], start):
+        if number == start + _MOST_DECODED:
             raise BadSampleError(f"it has more than {_MOST_DECODED} pictures after a keyframe")
-        needed = packet is None or not skip or packet.pts in missing
+        needed = packet is None or not skip or times[number] in missing
         decoder.skip_frame = "DEFAULT" if needed else "NONREF"
         for frame in decoder.decode(packet):
             if frame.pts is None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ingest.video.scores import readable
 from pipeline.data.clip.media import Track
 from pipeline.data.clip.windows import Span
 from pipeline.data.reader import BadSampleError
@@ -22,8 +23,14 @@ _TAPS, _CUTOFF = 64, 0.95
 # Containers round times to a millisecond; a jump that is longer is one.
 _JUMP_SECONDS = 0.02
 _LEAST_RATE, _MOST_RATE = 4_000, 384_000
-# Of whole numbers, by FFmpeg's name of the format: silence, and the loudest.
-_FORMATS = {"u8": (128, 2.0**7), "s16": (0, 2.0**15), "s32": (0, 2.0**31), "s64": (0, 2.0**63)}
+# Of samples, by FFmpeg's name of their format: the type, silence, and the loudest.
+_FORMATS = {
+    "u8": (np.uint8, 128, 2.0**7),
+    "s16": (np.int16, 0, 2.0**15),
+    "s32": (np.int32, 0, 2.0**31),
+    "flt": (np.float32, 0, 1.0),
+    "dbl": (np.float64, 0, 1.0),
+}
 
 
 def waveform(track: Track, span: Span, begin: float, *, samples: int, rate: int) -> NDArray[np.float32]:
@@ -43,7 +50,11 @@ def waveform(track: Track, span: Span, begin: float, *, samples: int, rate: int)
     first = math.floor((begin - track.span.begin) * rate)
     count = min(samples, max(1, math.floor((span.end - begin) * rate)))
     grid = _Grid.of(track.stream.codec_context.sample_rate, rate)
-    heard = _decode(track, first=first, count=count, grid=grid)
+    try:
+        heard = _decode(track, first=first, count=count, grid=grid)
+    except _OtherRateError as error:  # headers of AAC may say half of what is decoded
+        grid = _Grid.of(error.rate, rate)
+        heard = _decode(track, first=first, count=count, grid=grid)
     resampled = heard if grid.old == grid.new else _resample(heard, grid)
     start = first - grid.start(first) * grid.new
     found = np.zeros(count, np.float32)
@@ -52,6 +63,14 @@ def waveform(track: Track, span: Span, begin: float, *, samples: int, rate: int)
     if not np.isfinite(found).all():
         raise BadSampleError("its sound is no number")
     return found if count == samples else np.resize(found, samples)
+
+
+class _OtherRateError(BadSampleError):
+    """Samples that are decoded have another rate than was thought."""
+
+    def __init__(self, rate: int) -> None:
+        super().__init__("its sound is not of one rate")
+        self.rate = rate
 
 
 class _Grid:
@@ -97,7 +116,7 @@ def _decode(track: Track, *, first: int, count: int, grid: _Grid) -> NDArray[np.
     for packet in [*track.packets[start:], None]:
         for frame in decoder.decode(packet):
             if frame.sample_rate != grid.rate:
-                raise BadSampleError("its sound is not of one rate")
+                raise _OtherRateError(frame.sample_rate)
             if frame.pts is not None:
                 said = round((frame.pts * track.unit - track.span.begin) * grid.rate) - begin
                 end = said if not any_heard or abs(said - end) > _JUMP_SECONDS * grid.rate else end
@@ -122,15 +141,22 @@ def _packet_before(track: Track, seconds: float) -> int:
 
 def _mixed(frame: Any) -> NDArray[np.float32]:
     """The mean of a frame's channels, (samples,), full scale at 1."""
-    values = frame.to_ndarray()
-    if not frame.format.is_planar:
-        values = values.reshape(frame.samples, -1).T
-    silence, loudest = _FORMATS.get(frame.format.name.removesuffix("p"), (0, 1.0))
-    mixed: NDArray[np.float32] = values[0].astype(np.float32)
-    for channel in values[1:]:  # a mean over so few takes NumPy five times as long
-        mixed += channel
-    mixed -= silence * len(values)
-    mixed /= np.float32(loudest * len(values))
+    frame = readable(frame)
+    samples, channels = frame.samples, frame.layout.nb_channels
+    if (name := frame.format.name.removesuffix("p")) not in _FORMATS:
+        raise BadSampleError(f"its sound is in samples of {name}")
+    kind, silence, loudest = _FORMATS[name]
+    # By hand: PyAV's array of all channels, and NumPy's mean over so few, take three times as long.
+    if frame.format.is_planar:
+        waves = [np.frombuffer(plane, kind, samples) for plane in frame.planes]
+    else:
+        packed = np.frombuffer(frame.planes[0], kind, samples * channels)
+        waves = list(packed.reshape(samples, channels).T)
+    mixed: NDArray[np.float32] = waves[0].astype(np.float32)
+    for wave in waves[1:]:
+        mixed += wave
+    mixed -= silence * channels
+    mixed /= np.float32(loudest * channels)
     return mixed
 
 

@@ -155,3 +155,11 @@ def test_an_atomic_write_leaves_nothing_beside_it(tmp_path: Path) -> None:
     write_atomically(tmp_path / "x.json", "2")
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
     assert (tmp_path / "x.json").read_text() == "2"
+
+
+def test_runs_are_listed_by_number_and_those_of_a_graph_with_them(tmp_path: Path) -> None:
+    for name in ("run-10", "run-2", "demo/pretrain-1", "B"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "status.json").touch()
+    found = [str(run.path.relative_to(tmp_path)) for run in list_runs(tmp_path)]
+    assert found == ["B", "demo/pretrain-1", "run-2", "run-10"]

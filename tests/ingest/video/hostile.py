@@ -91,3 +91,37 @@ def turned(degrees: int) -> bytes:
                 packet.stream = copies[packet.stream_index]
                 out.mux(packet)
     return buffer.getvalue()
+
+
+def shifted(data: bytes, milliseconds: int) -> bytes:
+    """The same file, so much later."""
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format="matroska") as out:
+        copies = [out.add_stream_from_template(stream) for stream in source.streams]
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.pts, packet.dts = packet.pts + milliseconds, packet.dts + milliseconds
+                packet.stream = copies[packet.stream_index]
+                out.mux(packet)
+    return buffer.getvalue()
+
+
+def of_two_sizes() -> bytes:
+    """A file whose pictures are of 64 x 48 pixels, and then of 32 x 24."""
+    buffer = io.BytesIO()
+    kind = {"container": "avi", "video": "mjpeg", "audio": "libmp3lame"}
+    large, small = clip_bytes(1, **kind), clip_bytes(2, **kind, size=(32, 24))
+    with (
+        av.open(io.BytesIO(large)) as source,
+        av.open(io.BytesIO(small)) as other,
+        av.open(buffer, "w", format="matroska") as out,
+    ):
+        copies = [out.add_stream_from_template(stream) for stream in source.streams]
+        later = [packet for packet in other.demux(video=0) if packet.dts is not None]
+        packets = [packet for packet in source.demux() if packet.dts is not None]
+        for packet in packets:
+            use = later.pop(0) if packet.stream_index == 0 and packet.pts > 16 and later else packet
+            use.pts, use.dts = packet.pts, packet.dts
+            use.stream = copies[packet.stream_index]
+            out.mux(use)
+    return buffer.getvalue()

@@ -8,6 +8,8 @@ from itertools import pairwise
 import av
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ingest.image.decode import ImageLimits
 from ingest.video.check import VideoTreatment, check
@@ -210,3 +212,26 @@ def test_titles_places_and_dates_are_left_out_and_packets_stay(options):
     assert b"SECRET" not in verdict.data and len(verdict.data) == len(data)
     # Once more there is nothing left to take away.
     assert judged(verdict.data).data is None
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    number=st.integers(0, 99),
+    keyframe_every=st.integers(2, 20),
+    container=st.sampled_from(["mp4", "matroska", "mpegts"]),
+    longest=st.sampled_from([2.0, 2.5, 3.0]),
+    seconds=st.floats(6, 9),
+)
+def test_D1_parts_of_any_film_hold_every_frame_once_and_are_the_same_bytes_again(
+    number, keyframe_every, container, longest, seconds
+):
+    film = clip_bytes(number, seconds=seconds, keyframe_every=keyframe_every, container=container)
+    with av.open(io.BytesIO(film)) as opened:
+        frames = sum(1 for _ in opened.decode(video=0))
+        length = float(opened.duration / 1e6)
+    verdicts = [
+        [judged(film, span, segment_seconds=longest) for span in segments(length, longest)] for _ in range(2)
+    ]
+    assert [verdict.status for verdict in verdicts[0]] == ["kept"] * len(verdicts[0])
+    assert [verdict.data for verdict in verdicts[0]] == [verdict.data for verdict in verdicts[1]]
+    assert sum(verdict.columns["frames"] for verdict in verdicts[0]) == frames

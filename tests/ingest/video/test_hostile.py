@@ -13,7 +13,16 @@ from ingest.video.check import VideoTreatment, check
 from ingest.video.container import MediaError, open_media, streams_of
 from tests.clips import clip_bytes
 from tests.ingest.crawl.test_crawl import rows_of
-from tests.ingest.video.hostile import PLAYLISTS, claiming, larger_than_said, repeated, turned, uneven
+from tests.ingest.video.hostile import (
+    PLAYLISTS,
+    claiming,
+    larger_than_said,
+    of_two_sizes,
+    repeated,
+    shifted,
+    turned,
+    uneven,
+)
 
 LIMITS = ImageLimits(max_bytes=1 << 28, max_pixels=4_096 * 4_096)
 
@@ -77,6 +86,8 @@ def test_odd_clips_are_kept_and_described():
     assert (upright.width, upright.height) == (64, 48)
     assert (sideways.width, sideways.height) == (48, 64)
     assert upright.phash != sideways.phash
+    counted = check(turned(90), VideoTreatment(decode=False), LIMITS, None)
+    assert (counted.width, counted.height) == (48, 64)
     assert judged(clip_bytes(channels=8)).columns["audio_channels"] == 8
 
 
@@ -142,3 +153,10 @@ def test_D2_every_hostile_file_of_a_crawl_is_a_row_and_good_ones_are_kept(tmp_pa
     assert {row["status"] for row in rows if row["url"] in ("films/larger.avi", "films/cut.mp4")} == {
         "failed"
     }
+
+
+def test_times_no_clock_shows_and_sizes_that_change_are_refused():
+    assert judged(shifted(clip_bytes(container="matroska"), 10**12)).reason == "damaged"
+    assert judged(of_two_sizes()).reason == "size_changes"
+    late = judged(shifted(clip_bytes(container="matroska"), 50_000_000))
+    assert late.status == "kept" and late.columns["duration_ms"] == pytest.approx(2_000, abs=60)

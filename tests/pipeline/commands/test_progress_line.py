@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 
 import pytest
 from hypothesis import given
@@ -74,3 +75,15 @@ def test_lines_of_stages_side_by_side_are_whole_and_named() -> None:
     assert file.getvalue() == "two | 12:00 u [0] step 6/10  loss 1.5\none | 12:00 t [0] half a line\n"
     bar = "two | " + "━" * 14 + "·" * 10 + " 6/10  loss 1.5"
     assert terminal.getvalue() == f"{bar}\r\x1b[Kone | 12:00 t [0] half a line\n"
+
+
+def test_a_run_goes_on_when_nobody_reads_its_log_any_more() -> None:
+    """As behind `| head`."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as pipe:
+        os.close(reading)
+        line = ProgressLine(pipe)
+        for _ in range(3):
+            line.write(LOG * 1000)
+            line.flush()
+        line.close()

@@ -23,7 +23,7 @@ LOOKING = [
     ["list"],
     ["schedule", "list"],
     ["evaluate", "one", "stages.knn.recipe.kk=1"],  # refused where its graph is read
-    ["dag", "demo", "--plan", "stages.photographs.recipe.images=pictures"],
+    ["dag", "demo", "--plan", "--picture", "plan.svg", "stages.photographs.recipe.images=pictures"],
     ["dag", "evals", "stages.train.kind=nothing"],
 ]
 SCRIPT = """
@@ -35,6 +35,16 @@ for words in json.loads(sys.argv[1]):
     result = CliRunner().invoke(app, words)
     slow = [name for name in ("torch", "pyarrow", "matplotlib", "ray") if name in sys.modules]
     print(json.dumps([words, result.exit_code, slow, result.output]))
+"""
+
+
+RANK = """
+import gc, sys
+from cluster.job import import_function
+
+import_function("pipeline.train.loop:run_pretrain")
+print(*(name for name in ("scipy", "sklearn", "matplotlib", "tensorboard", "ray") if name in sys.modules))
+print(gc.isenabled(), gc.get_freeze_count() > 100_000)
 """
 
 
@@ -73,7 +83,15 @@ def test_looking_imports_no_torch_pyarrow_matplotlib_or_ray(here: Path) -> None:
     assert [code for _, code, _, _ in told] == [0, 0, 0, 0, 0, 2, 0, 2]
     assert told[5][3].startswith("submit: recipe of stage knn: 'kk' is not a key of the recipe; ")
     assert "report" in told[6][3] and "missing" in told[6][3]
-    picture = ElementTree.parse(here / "runs" / "demo" / "plan.svg")
+    picture = ElementTree.parse(here / "plan.svg")
     words = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"photographs", "report"} < set(words) and words.count("missing") == len(told[6][3].splitlines())
+    assert {"photographs", "report"} < set(words) and words.count("missing") == len(
+        told[6][3].splitlines()
+    ) - 1
     assert "there is no kind 'nothing'" in told[7][3]
+
+
+@pytest.mark.slow
+def test_a_rank_imports_what_every_training_needs_and_keeps_it_from_the_garbage_collector() -> None:
+    finished = subprocess.run([sys.executable, "-c", RANK], capture_output=True, text=True, check=True)
+    assert finished.stdout.splitlines() == ["", "True True"]

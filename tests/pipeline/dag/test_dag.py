@@ -322,6 +322,31 @@ def test_stages_are_repeated_over_lists_as_if_they_were_written_out(tmp_path):
     build_graph(load_dag(short, []), KINDS)
 
 
+def test_what_is_repeated_can_be_said_anew_and_is_shown_line_by_line(tmp_path):
+    graph = graph_file(
+        tmp_path,
+        """
+        repeat: {seed: [0, 1]}
+        stages:
+          first: {kind: toy}
+          toy_{seed}: {kind: toy, recipe: {number: "{seed}"}, inputs: {r0: first}}
+          last: {kind: toy, inputs: {r0: first, "r{seed}": "toy_{seed}"}}
+        show:
+          - {text: "seed {seed}", stage: "toy_{seed}", metric: number}
+          - {text: last, stage: last, metric: number}
+        """,
+    )
+    assert [line.text for line in load_dag(graph, []).show] == ["seed 0", "seed 1", "last"]
+    other = load_dag(graph, ["stages.toy_*.recipe.number=9", "repeat.seed=[3]"])
+    assert other.stages.keys() == {"first", "toy_3", "last"}
+    assert other.stages["toy_3"].recipe == {"number": 9}
+    none = load_dag(graph, ["repeat.seed=[]"])
+    assert none.stages["last"].inputs == {"r0": "first"}
+    assert [(line.text, line.stage) for line in none.show] == [("last", "last")]
+    with pytest.raises(UserError, match=r"has no list 'sed' to repeat; did you mean 'seed'\?"):
+        load_dag(graph, ["repeat.sed=[1]"])
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -342,7 +367,6 @@ def test_stages_are_repeated_over_lists_as_if_they_were_written_out(tmp_path):
             r"repeat is a mapping of names to lists, such as {method: .*}, not \['a'\]",
         ),
         ("repeat: {x: a}\nstages: {a: {kind: toy}}", r"repeat.x is a list of different names, .* not 'a'"),
-        ("repeat: {x: []}\nstages: {a: {kind: toy}}", r"repeat.x is a list .* not \[\]"),
         ("repeat: {x: [a, a]}\nstages: {a: {kind: toy}}", r"repeat.x is a list of different names"),
         ("repeat: {x: [A b]}\nstages: {a: {kind: toy}}", r"repeat.x is a list of different names"),
         ("repeat: {x: [a]}\nstages: [a]", r"stages: Input should be a valid dictionary"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_training import make_dataset, make_recipe
+from tiny_training import SHALLOW, make_dataset, make_recipe
 from torch import Tensor
 
 from cluster.errors import UserError
@@ -49,9 +49,8 @@ class Never:
 def prepare(
     group: dist.ProcessGroup | None, data: Path, folder: Path, train: dict[str, Any], **changes: Any
 ) -> Training:
-    trunk = {"name": "regnet_y", "regnet": TRUNK, "stem": "low_resolution"}
-    section = {"steps": 10} | train
-    recipe = make_recipe(data, trunk=trunk, train=section, run__checkpoint_every_steps=100, **changes)
+    changes = {"trunk": SHALLOW | {"regnet": TRUNK}} | changes
+    recipe = make_recipe(data, train={"steps": 10} | train, run__checkpoint_every_steps=100, **changes)
     return set_up(recipe, folder, world_of(group))
 
 
@@ -212,7 +211,7 @@ def _step(
     group: dist.ProcessGroup | None, data: Path, folder: Path, strategy: str, optimizer: str
 ) -> tuple[Tensors, Tensors]:
     """Load the newest checkpoint, do one step more, and save; every tensor, whole, before and after it."""
-    t = prepare(group, data, folder, {"strategy": strategy}, optim__name=optimizer)
+    t = prepare(group, data, folder, {"strategy": strategy}, optim__name=optimizer, trunk=SHALLOW)
     before = _show(t)
     train(replace(t, total_steps=t.step + 1), Never())  # type: ignore[arg-type]
     if t.metrics is not None:

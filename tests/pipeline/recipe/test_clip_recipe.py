@@ -35,6 +35,7 @@ def test_the_defaults_are_the_published_sizes() -> None:
         ({"audio": {"bins": 100}}, "such as 513, 257, 129"),
         ({"audio": {"kind": "mel", "bins": 600}}, "512 frequencies"),
         ({"audio": {"seconds": 0.01}}, "longer than half a window"),
+        ({"audio": {"seconds": 600, "hop": 1}}, "use a longer hop"),
     ],
 )
 def test_what_does_not_fit_is_refused(sections: dict[str, Any], said: str) -> None:

@@ -206,7 +206,7 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
             r"data\.crops\.0\.interpolation: Input should be 'bilinear' or 'bicubic' \(got 'lanczos'\)",
         ),
         ("data=null", r"data: "),
-        ("method.prototypes=-1", r"method\.prototypes: Input should be greater than 0"),
+        ("method.prototypes=-1", r"method\.prototypes: Input should be greater than or equal to 2"),
         ("method.name=moco", r"method: Input tag 'moco' .* 'swav', 'barlow_twins', 'byol', 'simsiam'"),
         (
             "train.checkpointing=full",

@@ -238,6 +238,8 @@ def test_the_seer_graph_ends_in_a_report_on_datasets_of_its_own(demo, pictures, 
         "stages.shards.recipe.unit_rows=3",
         f"stages.train.recipe.path={(folder / 'latest' / 'train').resolve()}",
         f"stages.test.recipe.path={(folder / 'latest' / 'test').resolve()}",
+        "repeat.elsewhere=[]",
+        "repeat.weak=[]",
         "stages.pretrain.recipe=pretrain/demo",
         *(word for word in SMALL if word.startswith("stages.pretrain.") and "probe" not in word),
         "stages.pretrain.recipe.data.batch_size=4",
@@ -245,7 +247,7 @@ def test_the_seer_graph_ends_in_a_report_on_datasets_of_its_own(demo, pictures, 
     ]
     recipe = load_dag("seer", words)
     graph = build_graph(recipe, KINDS)
-    wanted = before(graph, "report")  # fine-tunings and hashtags are beside it
+    wanted = before(graph, "report")  # fine-tunings are beside it
     results = run_graph([stage for stage in graph if stage.name in wanted], InThisProcess(), say=print)
     assert all(isinstance(result, Receipt) for result in results.values()), results
     shown = recipe.model_copy(update={"show": recipe.show[-1:]})

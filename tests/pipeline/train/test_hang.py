@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_training import make_dataset, make_values
+from tiny_training import SHALLOW, make_dataset, make_values
 
 from cluster.job import Job, Resources, State
 from cluster.local import LocalExecutor
@@ -34,7 +34,7 @@ def stop_a_rank_at(folder: Path, step: int) -> None:
 
 
 def make_job(data: Path, folder: Path, *, hang_seconds: float) -> Job:
-    values = make_values(data, train__steps=15, run__hang_seconds=hang_seconds)
+    values = make_values(data, trunk=SHALLOW, train__steps=15, run__hang_seconds=hang_seconds)
     return Job(
         name="tiny",
         function="pipeline.train.loop:run_pretrain",

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_training import make_dataset, make_recipe, make_values
+from tiny_training import SHALLOW, make_dataset, make_recipe, make_values
 from torch import Tensor
 
 from cluster.errors import UserError
@@ -108,7 +108,7 @@ def whole_batches(parts: list[list[list[int]]]) -> list[list[int]]:
 def test_T2_T3_ranks_and_a_change_of_their_number_change_nothing(
     data: Path, tmp_path: Path, run_on_ranks: Ranks
 ) -> None:
-    values = make_values(data, train__precision="fp64", run__keep_last=10)
+    values = make_values(data, trunk=SHALLOW, train__precision="fp64", run__keep_last=10)
     values["train"]["steps"] = 10
     alone, two, changed = (tmp_path / name for name in ("alone", "two", "changed"))
     keys = whole_batches(run_on_ranks(1, _train, values, alone))
@@ -184,7 +184,8 @@ def ask_to_stop(number: signal.Signals) -> Callable[[subprocess.Popen[bytes]], N
 
 @pytest.mark.slow
 def test_T3_a_run_stopped_in_every_way_equals_one_that_was_not(data: Path, tmp_path: Path) -> None:
-    values = make_values(data, train__steps=40, optim__clip_norm=5.0, run__checkpoint_every_steps=4)
+    changes = {"trunk": SHALLOW, "optim__clip_norm": 5.0, "run__checkpoint_every_steps": 4}
+    values = make_values(data, train__steps=40, **changes)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert launch(values, whole, ranks=2).communicate()[0].decode().split()[-1] == State.COMPLETED
     assert len(rows(whole)) == 40

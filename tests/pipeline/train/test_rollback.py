@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_training import make_dataset, make_recipe, make_values
+from tiny_training import SHALLOW, make_dataset, make_recipe, make_values
 from torch import Tensor
 
 from cluster.errors import UserError
@@ -98,7 +98,8 @@ def test_T3_the_run_goes_back_passes_over_the_data_and_does_so_again_after_a_kil
     data: Path, tmp_path: Path, run_on_ranks: Ranks, ranks: int, strategy: str
 ) -> None:
     section = {"steps": 8, "strategy": strategy}
-    values = make_values(data, train=section, run__keep_last=10, run__checkpoint_every_steps=3)
+    changes = {"trunk": SHALLOW, "run__keep_last": 10, "run__checkpoint_every_steps": 3}
+    values = make_values(data, train=section, **changes)
     bad = [4, 5, 6]
     folder, again = tmp_path / "run", tmp_path / "again"
     answers = run_on_ranks(ranks, _train, values, folder, bad)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +13,15 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from cluster.errors import UserError
-from pipeline.recipe.transfer import AudioSvmRecipe, FewShotRecipe, LinearRecipe
+from pipeline.dag.stage import Input, Work
+from pipeline.models.audio_convnet import AudioConvNet
+from pipeline.models.r2plus1d import R2Plus1D
+from pipeline.recipe.stages import Layer, MeanRecipe
+from pipeline.recipe.transfer import AudioSvmRecipe, FewShotRecipe, KnnRecipe, LinearRecipe
+from pipeline.stages.transfer import mean
 from pipeline.transfer.audio_svm import audio_svm
 from pipeline.transfer.cross_modal import cross_modal, partner_ranks
+from pipeline.transfer.evaluations import EVALUATIONS
 from pipeline.transfer.features import Features
 from pipeline.transfer.few_shot import few_shot
 from pipeline.transfer.linear import linear_probe
@@ -89,6 +98,26 @@ def test_recordings_are_told_apart_by_the_machines_of_a_quadratic_program() -> N
     assert np.mean(said.argmax(1) == outside_y) != found.top1  # windows alone would say something else
 
 
+def test_windows_are_refused_where_nobody_averages_them() -> None:
+    y, keys = np.tile([0, 1], 20), np.arange(40)
+    train = features(np.eye(2)[y], y, keys // 4)
+    with pytest.raises(UserError, match=r"a row for each window .* without --each"):
+        EVALUATIONS["knn"].score(train, train, KnnRecipe(k=(1,)), device=torch.device("cpu"))
+
+
+def test_the_mean_of_splits_has_student_s_interval(tmp_path: Path) -> None:
+    def found(top1: float) -> Input:
+        return Input(path=tmp_path, receipt=SimpleNamespace(metrics={"top1": top1}))  # type: ignore[arg-type]
+
+    inputs = {f"split_{number}": found(value) for number, value in enumerate((0.5, 0.6, 0.7))}
+    metrics = mean(Work(recipe=MeanRecipe(), inputs=inputs, folder=tmp_path)).metrics
+    assert metrics["top1"] == pytest.approx(0.6)
+    # 4.303 is Student's quantile for three values; their standard error is 0.1 / sqrt(3).
+    assert metrics["top1_high"] == pytest.approx(0.6 + 4.303 * 0.1 / 3**0.5, abs=1e-4)
+    with pytest.raises(UserError, match="split_0, split_1, split_2 found out no map"):
+        mean(Work(recipe=MeanRecipe(metric="map"), inputs=inputs, folder=tmp_path))
+
+
 def test_two_classes_have_one_machine_and_are_scored_alike() -> None:
     y = np.tile([0, 1], 20)
     x = np.stack([y * 2.0, np.zeros(40)], axis=1) + np.random.default_rng(0).normal(size=(40, 2)) * 0.1
@@ -149,14 +178,14 @@ def test_maps_are_pooled_over_all_of_time_and_in_even_parts_of_the_picture(pooli
     np.testing.assert_allclose(pooled_map(maps, 4, pooling), expected, atol=1e-6)  # type: ignore[arg-type]
 
 
-def test_a_trunk_s_map_is_a_trunk() -> None:
-    class Trunk(nn.Module):
-        feature_dim, memory_format, blocks_by_stage, zero_init_norms = 40, None, None, None
-
-        def maps(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"conv4x": x, "conv5x": -x}
-
-    spectrograms = torch.rand(2, 5, 50, 33)
-    made = MapTrunk(Trunk(), "conv5x", "average")(spectrograms)
-    assert made.shape == (2, 5 * SIDES["conv5x"] ** 2)
-    assert made.max() < 0
+@pytest.mark.parametrize("layer", SIDES)
+def test_a_trunk_s_map_is_a_trunk_of_as_many_features_as_it_says(layer: Layer) -> None:
+    shown = {
+        R2Plus1D(10, width=2): torch.rand(2, 3, 4, 32, 24),
+        AudioConvNet(width=2): torch.rand(2, 1, 50, 40),
+    }
+    for trunk, inputs in shown.items():
+        made = MapTrunk(trunk.eval(), layer, "average")
+        assert made(inputs).shape == (2, made.feature_dim)
+    with pytest.raises(UserError, match="Linear tells nothing of its stages"):
+        MapTrunk(nn.Linear(1, 1), layer, "max")

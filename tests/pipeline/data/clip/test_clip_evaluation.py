@@ -63,3 +63,10 @@ def test_what_cannot_be_shown_is_named(tmp_path: Path) -> None:
 def test_statistics_have_a_number_for_each_bin() -> None:
     with pytest.raises(ValueError, match="for each bin"):
         AudioPreprocessing(audio=AUDIO, mean=(0.0,), std=(1.0,))
+
+
+def test_a_clip_is_not_larger_than_memory() -> None:
+    with pytest.raises(ValueError, match="too many"):
+        ClipPreprocessing(
+            frames=1000, fps=16, pictures=PICTURES.pictures.model_copy(update={"image_size": 4096})
+        )

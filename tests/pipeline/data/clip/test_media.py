@@ -2,9 +2,10 @@
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import av
@@ -60,6 +61,8 @@ CODECS = [
     ("libx264", "mpegts", {"g": "6"}),
     ("libx265", "mp4", {"x265-params": "log-level=none:keyint=8:pools=1:frame-threads=1"}),
     ("mpeg4", "avi", {"g": "12", "bf": "2"}),
+    ("libx264", "avi", {"g": "12", "bf": "2"}),
+    ("libvpx", "ogg", {"g": "8", "deadline": "realtime", "cpu-used": "8"}),
     ("libvpx-vp9", "webm", {"g": "8", "deadline": "realtime", "cpu-used": "8"}),
 ]
 
@@ -198,6 +201,17 @@ def test_the_sound_is_where_it_was() -> None:
     noise = np.random.default_rng(2).normal(0, 0.1, (24_000, 1)).astype(np.float32)
     same = heard(with_sound(noise, "flac", "mp4", "mono", 24_000), 0.25 + 1e-6, 6_000, 24_000)
     assert np.abs(same - noise[6_000:12_000, 0]).max() < 1e-4
+
+
+def test_a_header_that_says_half_the_rate_is_not_believed() -> None:
+    data = noisy_sound(44_100, "aac", "mp4", "stereo", aac_pns="0")
+    with opened(data, video=False, audio=True) as media:
+        assert media.audio is not None
+        context = media.audio.stream.codec_context
+        half = SimpleNamespace(sample_rate=22_050, decode=context.decode, flush_buffers=context.flush_buffers)
+        lying = replace(media.audio, stream=SimpleNamespace(codec_context=half))
+        found = waveform(lying, media.span, 0.7, samples=5_000, rate=24_000)
+    assert np.array_equal(found, heard(data, 0.7, 5_000, 24_000))
 
 
 def test_a_video_may_be_looked_at_again_after_its_end() -> None:
