@@ -11,6 +11,7 @@ that its steps went by, and those that no checkpoint names are removed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -59,6 +60,7 @@ class Positives:
         self._run, self._folder = run, run / "positives"
         self._world, self._watchdog = world, watchdog
         self._name: str | None = None
+        self._given: str | None = None  # to a checkpoint that may be being written
         self.health: dict[str, float] = {}
 
     def before(self, step: int) -> None:
@@ -109,6 +111,7 @@ class Positives:
 
     def state(self) -> str | None:
         """For a checkpoint: the name of the folder."""
+        self._given = self._name
         return self._name
 
     def load(self, name: str | None) -> None:
@@ -117,7 +120,7 @@ class Positives:
         Raises:
             UserError: if they are not there, or not as they were written.
         """
-        self._name, self._method.positives, self.health = name, None, {}
+        self._name, self._given, self._method.positives, self.health = name, name, None, {}
         if name is None:
             return
         folder, here = self._folder / Path(name).name, self._method.bank.range
@@ -167,19 +170,19 @@ class Positives:
         files = {name: entry for name, entry in everyone if entry["rows"]}
         manifest = {"step": step, "samples": self._method.bank.samples, "health": self.health, "files": files}
         text = json.dumps(manifest, indent=2) + "\n"
-        before, self._name = self._name, f"step-{step:08d}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        self._name = f"step-{step:08d}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         if self._world.is_first:
             write_atomically(temporary / MANIFEST, text)
             shutil.rmtree(self._folder / self._name, ignore_errors=True)
             temporary.rename(self._folder / self._name)
             sync_folder(self._folder)
-            self._remove_unnamed({self._name, before})
+            self._remove_unnamed({self._name, self._given})
         self._world.barrier()
 
     def _remove_unnamed(self, needed: set[str | None]) -> None:
-        """`needed` has that of a checkpoint which may be being written."""
         for checkpoint in newest_first(self._run / "checkpoints"):
-            needed.add(json.loads((checkpoint / "state.json").read_text()).get("positives"))
+            with contextlib.suppress(OSError, ValueError):  # who reads it next will tell
+                needed.add(json.loads((checkpoint / "state.json").read_text()).get("positives"))
         for old in self._folder.glob("step-*"):
             if old.name not in needed:
                 shutil.rmtree(old, ignore_errors=True)
