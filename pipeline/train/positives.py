@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,10 @@ class Positives:
         try:
             temporary.mkdir(parents=True, exist_ok=True)
             path = temporary / f"rows-{here.start:012d}.npy"
-            np.save(path, found.cpu().numpy(), allow_pickle=False)
+            with path.open("wb") as file:
+                np.save(file, found.cpu().numpy(), allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())  # checkpoints that are on the disk name it
             entry = path.name, {"first": here.start, "rows": len(here), **digest(path)}
         except OSError as error:
             entry = f"{error.strerror}"
@@ -173,6 +177,7 @@ class Positives:
         if self._world.is_first:
             try:
                 write_atomically(temporary / MANIFEST, text)
+                sync_folder(temporary)
                 shutil.rmtree(self._folder / self._name, ignore_errors=True)
                 temporary.rename(self._folder / self._name)
                 sync_folder(self._folder)
