@@ -155,7 +155,9 @@ def start_training(
     if recipe.trunk.init_from is not None and not dry_run and not (folder / "recipe.yaml").is_file():
         read_weights(recipe.trunk)  # only to say now, not when the job starts, that they do not fit
     if recipe.train.init_from is not None and not dry_run and not (folder / "recipe.yaml").is_file():
-        checkpoint_to_begin_from(recipe.train.init_from)
+        begun_from = checkpoint_to_begin_from(recipe.train.init_from)
+        if not trust:
+            refuse_untrusted(begun_from, (".",), groups=site.trusted_groups)
     changes = check_may_go_on(recipe, folder)
     job = pretrain_job(recipe, folder.absolute() if chosen != "local" else folder, resources)
     if dry_run and chosen == "slurm":

@@ -162,7 +162,7 @@ class AVIDMethod(Method):
         not followed by this call, so a broken batch never enters the bank.
         """
         waiting, first = (self._waiting, self._first) if self._waiting_step == step else ([], None)
-        self.forget_batches()
+        self._waiting, self._waiting_step, self._first = [], -1, None
         if first is not None:
             self.normaliser.copy_(first)
         if waiting:
@@ -170,7 +170,8 @@ class AVIDMethod(Method):
 
     def forget_batches(self) -> None:
         """Drop what the next `after_step` would put into the bank: the training goes back."""
-        self._waiting, self._waiting_step, self._first, self._normalised = [], -1, None, False
+        self._waiting, self._waiting_step, self._first = [], -1, None
+        self._normalised = False  # a checkpoint of before the first step has none
 
     def trunks(self) -> dict[str, nn.Module]:
         """Two, which both learn."""

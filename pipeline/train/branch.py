@@ -43,6 +43,7 @@ _ORDER = (
 )
 _NO_SPIKE_AFTER = ("data.", "method.", "seed", "train.accumulate")  # losses may be other ones
 _MOST_BYTES = 1 << 20
+_POSITIVES = re.compile(r"step-\d{8,}-[0-9a-f]{12}")  # the name may be forged: it is to lead nowhere else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,8 @@ def branch(folder: Path, checkpoint: Path, parent: Parent, recipe: PretrainRecip
     if (folder / "status.json").exists():
         raise UserError(f"{folder} holds a run that is no branch of {checkpoint}: give another --run")
     target = folder / "checkpoints" / checkpoint.name
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of a branch that was interrupted
+    for name in ("checkpoints", "positives"):  # of a branch that was interrupted
+        shutil.rmtree(folder / name, ignore_errors=True)
     temporary = target.with_name(f".saving-{target.name}")
     temporary.mkdir(parents=True)
     for file in checkpoint.iterdir():
@@ -162,9 +164,8 @@ def branch(folder: Path, checkpoint: Path, parent: Parent, recipe: PretrainRecip
             _link(file, temporary / file.name)
     state = _write_state(checkpoint, temporary, parent, recipe)
     temporary.rename(target)
-    if positives := state.get("positives"):  # what its steps went by, which no tensor holds
-        there = checkpoint.parents[1] / "positives" / positives
-        shutil.copytree(there, folder / "positives" / positives, copy_function=_link, dirs_exist_ok=True)
+    if (positives := _positives_of(checkpoint, state)) is not None:  # which no tensor holds
+        shutil.copytree(positives, folder / "positives" / positives.name, copy_function=_link)
     write_atomically(folder / "checkpoints" / "latest", f"{target.name}\n")
     for name in ("init_from.json", "classes.json"):
         with contextlib.suppress(FileNotFoundError):
@@ -191,8 +192,8 @@ def _write_state(checkpoint: Path, folder: Path, parent: Parent, recipe: Pretrai
         state["loader"] = {**identity, "step": state["loader"]["step"]}
     if any(key.startswith(_NO_SPIKE_AFTER) for key in parent.settings):
         state["guard"]["losses"] = []
-    if any(key.startswith("method.cma") for key in parent.settings):
-        state.pop("positives", None)  # they are sought anew
+    if _seeks_anew(parent.settings):
+        state.pop("positives", None)
     if "train.precision" in parent.settings:
         state["loss_scale"] = LossScale(enabled=recipe.train.precision == "fp16").state()
     write_atomically(folder / "state.json", json.dumps(state, indent=2) + "\n")
@@ -232,9 +233,11 @@ def _refuse_what_cannot_be_carried(checkpoint: Path, recipe: PretrainRecipe, cha
                 f"a new run may start from its trunk alone, by `submit export {shlex.quote(str(checkpoint))} "
                 "OUT` and trunk.init_from=OUT"
             )
+    state = json.loads((checkpoint / "state.json").read_text())
+    if not _seeks_anew(changes):
+        _positives_of(checkpoint, state)
     with torch.device("meta"):
-        samples = json.loads((checkpoint / "state.json").read_text())["loader"]["samples"]
-        method = assemble_method(recipe, total_steps=1, group=None, samples=samples)
+        method = assemble_method(recipe, total_steps=1, group=None, samples=state["loader"]["samples"])
     saved = TensorReader(checkpoint).tensors
     there = {name.removeprefix(METHOD): list(t.size) for name, t in saved.items() if name.startswith(METHOD)}
     here = {name: list(tensor.shape) for name, tensor in named_tensors(method)}
@@ -244,6 +247,29 @@ def _refuse_what_cannot_be_carried(checkpoint: Path, recipe: PretrainRecipe, cha
             f"{checkpoint} does not fit these settings: {name} has the shape {there.get(name, 'of nothing')} "
             f"there, and {here.get(name, 'of nothing')} here; leave out what changes it"
         )
+
+
+def _seeks_anew(changes: Mapping[str, Any]) -> bool:
+    """Whether a branch with these changes has other positives than a checkpoint's steps went by."""
+    return any(key.startswith("method.cma") for key in changes)
+
+
+def _positives_of(checkpoint: Path, state: Mapping[str, Any]) -> Path | None:
+    """The folder of the positives that a checkpoint's steps went by, if there are any.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    name = state.get("positives")
+    if name is None:
+        return None
+    folder = checkpoint.parents[1] / "positives" / str(name)
+    if not _POSITIVES.fullmatch(str(name)) or not folder.is_dir():
+        raise UserError(
+            f"{checkpoint} went by positives which are not at {folder}: a new run may start from its "
+            f"tensors, with train.init_from={shlex.quote(str(checkpoint))}"
+        )
+    return folder
 
 
 def _link(source: str | Path, target: str | Path) -> None:

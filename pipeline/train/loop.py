@@ -255,7 +255,7 @@ def roll_back(t: Training, failure: Diverged) -> Training:
     t.guard.rollbacks.append(Rollback(to_step=state["step"], from_step=failure.step))
     t.method.forget_batches()
     if t.positives is not None:
-        t.positives.load(state.get("positives"))
+        t.positives.load(state.get("positives"))  # a branch's first checkpoint may have none
     if t.world.is_first:
         logger.warning("%s; going on from step %d with the data after it", failure, state["step"])
     if t.metrics is not None:

@@ -11,10 +11,10 @@ that its steps went by, and those that no checkpoint names are removed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from pipeline.checkpoint.files import newest_first
 from pipeline.checkpoint.writer import digest, sync_folder
 from pipeline.methods.bank_health import kept_share, mutual_share, shared_neighbourhoods
 from pipeline.methods.method import HasPositives
-from pipeline.methods.nearest import nearest_in_cells, nearest_of_all
+from pipeline.methods.nearest import nearest_in_cells, nearest_of_all, row_type
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Positives:
         self._run, self._folder = run, run / "positives"
         self._world, self._watchdog = world, watchdog
         self._name: str | None = None
-        self._given: str | None = None  # to a checkpoint that may be being written
+        self._saved: str | None = None  # that of the last checkpoint
         self.health: dict[str, float] = {}
 
     def before(self, step: int) -> None:
@@ -111,7 +111,7 @@ class Positives:
 
     def state(self) -> str | None:
         """For a checkpoint: the name of the folder."""
-        self._given = self._name
+        self._saved = self._name
         return self._name
 
     def load(self, name: str | None) -> None:
@@ -135,7 +135,9 @@ class Positives:
             found = np.concatenate([part for part in parts if len(part)] or [none])
             if found.shape != (len(here), self._section.positives):
                 raise ValueError(f"they are {found.shape}, not {(len(here), self._section.positives)}")
-            self._method.positives = torch.from_numpy(found).to(self._method.bank.chunk.device)
+            # Of one type on all ranks, for they pass rows on: one whose chunk is empty has read no file.
+            kept_in = row_type(self._method.bank.samples)
+            self._method.positives = torch.from_numpy(found).to(self._method.bank.chunk.device, kept_in)
             self.health = {key: float(value) for key, value in manifest["health"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             wrong = f"{type(error).__name__}: {error}"
@@ -157,32 +159,48 @@ class Positives:
         try:
             temporary.mkdir(parents=True, exist_ok=True)
             path = temporary / f"rows-{here.start:012d}.npy"
-            np.save(path, found.cpu().numpy(), allow_pickle=False)
+            with path.open("wb") as file:
+                np.save(file, found.cpu().numpy(), allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())  # checkpoints that are on the disk name it
             entry = path.name, {"first": here.start, "rows": len(here), **digest(path)}
         except OSError as error:
             entry = f"{error.strerror}"
         everyone = self._world.gather(entry)
-        if failed := [each for each in everyone if isinstance(each, str)]:
-            raise UserError(
-                f"the positives of step {step} cannot be kept in {self._folder} ({failed[0]}): free some "
-                "space there and give the same command again"
-            )
+        self._refuse_unkept(step, next((each for each in everyone if isinstance(each, str)), None))
         files = {name: entry for name, entry in everyone if entry["rows"]}
         manifest = {"step": step, "samples": self._method.bank.samples, "health": self.health, "files": files}
         text = json.dumps(manifest, indent=2) + "\n"
         self._name = f"step-{step:08d}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        wrong = None
         if self._world.is_first:
-            write_atomically(temporary / MANIFEST, text)
-            shutil.rmtree(self._folder / self._name, ignore_errors=True)
-            temporary.rename(self._folder / self._name)
-            sync_folder(self._folder)
-            self._remove_unnamed({self._name, self._given})
-        self._world.barrier()
+            try:
+                write_atomically(temporary / MANIFEST, text)
+                sync_folder(temporary)
+                shutil.rmtree(self._folder / self._name, ignore_errors=True)
+                temporary.rename(self._folder / self._name)
+                sync_folder(self._folder)
+            except OSError as error:
+                wrong = f"{error.strerror}"
+            self._remove_unnamed({self._name, self._saved})
+        self._refuse_unkept(step, self._world.gather(wrong)[0])
+
+    def _refuse_unkept(self, step: int, wrong: str | None) -> None:
+        if wrong is not None:
+            raise UserError(
+                f"the positives of step {step} cannot be kept in {self._folder} ({wrong}): free some "
+                "space there and give the same command again"
+            )
 
     def _remove_unnamed(self, needed: set[str | None]) -> None:
+        """`needed` has that of the checkpoint which may still be being written: there is one at most."""
         for checkpoint in newest_first(self._run / "checkpoints"):
-            with contextlib.suppress(OSError, ValueError):  # who reads it next will tell
+            try:
                 needed.add(json.loads((checkpoint / "state.json").read_text()).get("positives"))
+            except FileNotFoundError:
+                continue  # the writer removes old ones at any time
+            except (OSError, ValueError):
+                return  # who knows what it names
         for old in self._folder.glob("step-*"):
             if old.name not in needed:
                 shutil.rmtree(old, ignore_errors=True)

@@ -183,7 +183,8 @@ def _begin(recipe: PretrainRecipe, folder: Path, method: Method, loader: Loader,
     """Fill in what the recipe begins with, if it is not drawn from the seed."""
     begun_from = None
     if recipe.train.init_from is not None:
-        checkpoint = checkpoint_to_begin_from(recipe.train.init_from)
+        # The first rank's, for all: a run that still trains may save another one in between.
+        checkpoint = world.gather(checkpoint_to_begin_from(recipe.train.init_from))[0]
         begin_from(checkpoint, method, loader, world=world)
         begun_from = checkpoint / "manifest.json"
     for which, trunk in method.trunks().items():

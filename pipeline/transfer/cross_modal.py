@@ -71,5 +71,5 @@ def partner_ranks(
         similarity = asked @ bank.T
         rows = torch.arange(len(asked), device=similarity.device)
         own = similarity[rows, rows + start, None]
-        found.append(((similarity >= own).sum(1) - 1).cpu())
+        found.append(((~(similarity < own)).sum(1) - 1).cpu())  # NaN counts against it, too
     return torch.cat(found).numpy()

@@ -28,7 +28,8 @@ def embed_videos(
     """Embeddings of all videos of a labelled dataset, and of their sound: means over windows, of unit length.
 
     Raises:
-        UserError: if there is no sample, or one cannot be read, or has not one label.
+        UserError: if there is no sample, or one cannot be read, or has not one label, or an embedding is not
+            finite.
     """
     if len(dataset) == 0:
         raise UserError(f"{dataset.path} has no video to embed: see `ingest stats {dataset.path}`")
@@ -54,6 +55,11 @@ def embed_videos(
                 audio_inputs(batch.waveforms, embedder.sound, device),
             )
         video, audio = (F.normalize(each.float().unflatten(0, (-1, windows)).mean(1), dim=1) for each in both)
+        if not bool((video.isfinite() & audio.isfinite()).all()):
+            raise UserError(
+                f"the embeddings of {dataset.path} are not finite: the run's weights are broken; give a run "
+                "that has not diverged"
+            )
         found.append((video.cpu(), audio.cpu()))
         keys.append(batch.keys.clone())
     video, audio = (torch.cat(each) for each in zip(*found, strict=True))

@@ -64,9 +64,10 @@ def load_embedder(run: Path) -> Embedder:
         parts[name] = method.get_submodule(name)
         tensors = read_tensors(checkpoint, prefix=f"{name}.")
         parts[name].load_state_dict(tensors, strict=True, assign=True)
-    return Embedder(
+    embedder = Embedder(
         nn.Sequential(parts["trunk"], parts["head"]),
         nn.Sequential(parts["audio_trunk"], parts["audio_head"]),
         clip=ClipPreprocessing.of(data.clip, data),
         sound=AudioPreprocessing.of(data.audio, read_statistics(run)),
-    ).eval()
+    )
+    return embedder.float().eval()  # whatever the run's precision was

@@ -220,6 +220,9 @@ def test_Z_is_that_of_the_first_step_that_is_done_and_stays() -> None:
     method(batch(7), 1)
     method.after_step(1)
     torch.testing.assert_close(method.normaliser, z)
+    assert method._normalised  # no step waits for the device to say so
+    method.forget_batches()
+    assert not method._normalised  # a checkpoint may be from before
 
 
 def test_a_dataset_with_too_few_samples_is_refused() -> None:

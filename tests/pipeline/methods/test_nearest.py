@@ -136,6 +136,8 @@ def test_health_tells_a_bank_with_neighbourhoods_from_one_without(
     assert abs(shared_neighbourhoods(drawn, count=8, seed=0)) < 0.1
     rows = planted(2000, 20, noise=0.7)
     assert shared_neighbourhoods(bank_of(rows), count=8, seed=0) > 1
+    by_label = rows.unflatten(0, (-1, 20)).transpose(0, 1).flatten(0, 1)  # as folders lie
+    assert shared_neighbourhoods(bank_of(by_label), count=8, seed=0) > 1
     shuffled = torch.stack([rows[:, 0], rows[torch.randperm(2000), 1]], dim=1)
     assert abs(shared_neighbourhoods(bank_of(shuffled), count=8, seed=0)) < 0.1
     assert abs(shared_neighbourhoods(bank_of(rows[:1].expand(2000, 2, DIM)), count=8, seed=0)) < 0.1

@@ -51,6 +51,10 @@ def test_partners_are_ranked_as_by_sorting_and_equals_count_against_them() -> No
     assert metrics["video_to_audio_recall_5"] == np.mean(np.array(better) < 5)
     assert metrics["video_to_audio_median"] == np.median(better) + 1
     assert metrics["audio_to_video_recall_1_low"] < metrics["audio_to_video_recall_1"] < 1
+    assert partner_ranks(torch.full((2, 8), torch.nan), torch.ones(2, 8)).tolist() == [
+        1,
+        1,
+    ]  # found by nobody
 
 
 def hinge_machine(x: np.ndarray, sign: np.ndarray, cost: float) -> np.ndarray:
