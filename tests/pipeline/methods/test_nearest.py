@@ -135,7 +135,9 @@ def test_health_tells_a_bank_with_neighbourhoods_from_one_without(
     drawn.draw("")
     assert abs(shared_neighbourhoods(drawn, count=8, seed=0)) < 0.1
     rows = planted(2000, 20, noise=0.7)
+    by_class = rows[(torch.arange(2000) % 20).argsort(stable=True)]  # as folders are crawled
     assert shared_neighbourhoods(bank_of(rows), count=8, seed=0) > 1
+    assert shared_neighbourhoods(bank_of(by_class), count=8, seed=0) > 1
     shuffled = torch.stack([rows[:, 0], rows[torch.randperm(2000), 1]], dim=1)
     assert abs(shared_neighbourhoods(bank_of(shuffled), count=8, seed=0)) < 0.1
     assert abs(shared_neighbourhoods(bank_of(rows[:1].expand(2000, 2, DIM)), count=8, seed=0)) < 0.1
