@@ -74,7 +74,7 @@ def build_clips_report(inputs: Mapping[str, Input], recipe: ClipsReportRecipe, o
             plays=True,
             title=recipe.title,
             rows=rows,
-            trunks=TRUNKS,
+            trunks={key: name for key, name in TRUNKS.items() if any(key in row.metrics for row in rows)},
             chart=_chart(rows),
             chance=1 / len(video.classes),
             retrieval=inputs["cross_modal"].receipt.metrics if "cross_modal" in inputs else None,
