@@ -29,6 +29,7 @@ from ingest.sources.source import Listing
 from ingest.sources.url_list import Columns
 from ingest.store.open import open_store
 from ingest.store.store import Store
+from ingest.video.container import library_versions
 from ingest.web.settings import FetchSettings
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,8 @@ def plan_shards(
     if isinstance(store.root, Path):
         _refuse_output_inside([*sources, *places], store.root)
     # Before an hour of planning, too.
+    if settings.video is not None:
+        library_versions()  # or it says what to install
     _refuse_without_contact(settings.fetch, any(listing.kind.is_fetched for listing in listings))
     return plan_listings(
         listings,

@@ -245,6 +245,8 @@ def test_options_of_videos_and_of_images_are_not_mixed(tmp_path):
     for words, said in (
         (["--segment-seconds", "5"], "--segment-seconds is of videos"),
         (["--video", "--resize", "5"], "--resize is of images"),
+        (["--video", "--segment-seconds", "0"], "--segment-seconds must be from 1 to"),
+        (["--video", "--max-pixels", "100000000"], "--max-pixels 100000000 is more than"),
     ):
         result = CliRunner().invoke(
             cli.app, ["crawl-shards", str(tmp_path), "--output", str(tmp_path / "out"), *words]
