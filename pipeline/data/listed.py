@@ -123,7 +123,8 @@ class _Batches:
         except BadSampleError as error:
             raise UserError(
                 f"{reader.name(unit, row)} cannot be evaluated ({error}): see what is damaged with "
-                f"`ingest verify --level decode {self._dataset.path}`, and restore it"
+                f"`ingest verify --level decode {self._dataset.path}`, and restore it; or leave it out "
+                "with a view, see `ingest view --help`"
             ) from error
 
     def _open_reader(self) -> Reader | PackedReader:
