@@ -190,7 +190,7 @@ def crawl(
         memory_mb=memory_mb or usual.memory_mb,
         fetch=fetch,
         video=VideoTreatment(
-            segment_seconds=segment_seconds or VideoTreatment().segment_seconds,
+            segment_seconds=VideoTreatment().segment_seconds if segment_seconds is None else segment_seconds,
             allow_silent=allow_silent,
             decode=decode,
         )

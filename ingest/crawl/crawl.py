@@ -125,6 +125,8 @@ def plan_shards(
     if isinstance(store.root, Path):
         _refuse_output_inside([*sources, *places], store.root)
     # Before an hour of planning, too.
+    if settings.video is not None:
+        library_versions()  # or it says what to install
     _refuse_without_contact(settings.fetch, any(listing.kind.is_fetched for listing in listings))
     return plan_listings(
         listings,

@@ -95,3 +95,5 @@ VIDEO_SCHEMA = pa.schema(
     ]
 )
 NO_COLUMNS = pa.schema([])
+# Names of columns that plans and shards have of their own: no list's column is called so.
+TAKEN_NAMES = frozenset({*META_SCHEMA.names, *SPAN_COLUMNS.names, "domain", "path", "problem", "source"})

@@ -17,6 +17,7 @@ from ingest.plan.settings import CrawlSettings
 from ingest.sources.file_list import ListedFiles
 from ingest.sources.folder import FolderSource
 from ingest.sources.source import Images, Item, Listing
+from ingest.sources.url_list import own_names
 from ingest.video.check import VideoTreatment
 from ingest.video.probe import seconds_of
 from ingest.video.segments import Span, segments
@@ -51,6 +52,7 @@ class Segmented:
         self._files = files
         self._limits = settings.treatment.limits
         self._longest = (settings.video or VideoTreatment()).segment_seconds
+        self._names = own_names(listing.extra.names, VIDEO_SCHEMA.names)
         lower = {name.lower(): name for name in reversed(listing.extra.names)}
         self._starts, self._ends = (
             next((lower[name] for name in names if name in lower), None)
@@ -60,7 +62,7 @@ class Segmented:
     @property
     def extra(self) -> pa.Schema:
         """The listing's, and which part."""
-        own = [field.with_name(_free(field.name)) for field in self._listing.extra]
+        own = [field.with_name(self._names[field.name]) for field in self._listing.extra]
         return pa.schema([*own, *SPAN_COLUMNS])
 
     def describe(self, listed: Callable[[int], None]) -> SourceRecord:
@@ -78,7 +80,8 @@ class Segmented:
             for number, row in enumerate(table.to_pylist()):
                 problem, spans = (row["problem"], None) if row["problem"] else self._parts(row)
                 parts += [(number, problem, span) for span in spans or (None,)]
-            yield _taken(table, parts)
+            named = table.rename_columns([self._names.get(name, name) for name in table.column_names])
+            yield _taken(named, parts)
 
     def _parts(self, row: Mapping[str, Any]) -> tuple[str, Sequence[Span] | None]:
         """A problem, and the parts; None if it is one as it is."""
@@ -140,7 +143,6 @@ def seconds_in(value: object) -> float:
 
 def _taken(table: pa.Table, parts: Sequence[tuple[int, str, Span | None]]) -> pa.Table:
     """A row for each part, of the row of this number."""
-    table = table.rename_columns([_free(name) for name in table.column_names])
     rows = table.take(pa.array([number for number, _, _ in parts], pa.int64()))
     at = rows.column_names.index("problem")
     rows = rows.set_column(at, "problem", pa.array([problem for _, problem, _ in parts], pa.string()))
@@ -148,9 +150,3 @@ def _taken(table: pa.Table, parts: Sequence[tuple[int, str, Span | None]]) -> pa
         column = [None if span is None else round(1000 * span[side]) for _, _, span in parts]
         rows = rows.append_column(name, pa.array(column, pa.int64()))
     return rows
-
-
-def _free(name: str) -> str:
-    """What a list's column is called: none takes the name of one that clips have."""
-    taken = name in VIDEO_SCHEMA.names or name in SPAN_COLUMNS.names
-    return f"source_{name}" if taken else name

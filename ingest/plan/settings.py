@@ -15,7 +15,7 @@ from ingest.image.check import Crop, Encoding, Treatment
 from ingest.image.decode import ImageLimits
 from ingest.labels.labelled import Labelling
 from ingest.video.check import VideoTreatment
-from ingest.video.container import library_versions
+from ingest.video.container import MAX_PIXELS, library_versions
 from ingest.web.addresses import AddressPolicy
 from ingest.web.opt_outs import OptOut
 from ingest.web.settings import FetchSettings
@@ -75,6 +75,11 @@ class CrawlSettings:
         if self.video is not None and not 1 <= self.video.segment_seconds <= LONGEST_SEGMENT:
             raise UserError(
                 f"--segment-seconds must be from 1 to {LONGEST_SEGMENT}, not {self.video.segment_seconds:g}"
+            )
+        if self.video is not None and self.treatment.limits.max_pixels > MAX_PIXELS:
+            raise UserError(
+                f"--max-pixels {self.treatment.limits.max_pixels} is more than clips can be trained on with: "
+                f"give at most {MAX_PIXELS}"
             )
         fetch = self.fetch
         if min(fetch.deadline, fetch.attempts, fetch.per_host, fetch.per_address, fetch.connections) <= 0:

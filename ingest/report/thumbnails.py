@@ -107,7 +107,7 @@ def _drawn(dataset: Dataset, *, samples: int, seed: int) -> Iterator[Photo]:
 
 
 def photos_of(dataset: Dataset, keys: Iterable[int]) -> dict[int, Photo]:
-    """The images with these keys, as far as the dataset has them."""
+    """The images with these keys, as far as the dataset has them; clips by their pictures only."""
     found = {}
     for unit, group in groupby(sorted(set(keys)), key=lambda key: unit_and_slot(key)[0]):
         unit_index = int(np.searchsorted(dataset.units, unit))
@@ -117,7 +117,7 @@ def photos_of(dataset: Dataset, keys: Iterable[int]) -> dict[int, Photo]:
         slots = pa.array([unit_and_slot(key)[1] for key in group], table["slot"].type)
         rows = table.filter(pc.is_in(table["slot"], value_set=slots))
         for photo in _photos(dataset, unit_index, rows):
-            found[int(photo.key)] = photo
+            found[int(photo.key)] = replace(photo, clip=None)
     return found
 
 

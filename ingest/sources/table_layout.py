@@ -9,14 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
-from ingest.dataset.schema import META_SCHEMA
+from ingest.dataset.schema import TAKEN_NAMES
 from ingest.image.header import sniff
 from ingest.sources.text_blocks import Opened
 from ingest.sources.url_list import CAPTION_NAMES, LABEL_NAMES, PARQUET_BUFFER, Columns, shown
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "content", "data")
 _LOOKED_AT = 16
-_TAKEN = {*META_SCHEMA.names, "domain", "path", "problem", "source"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +115,7 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
 
 def own_name(name: str) -> str:
     """What rows call a further column: what is called like one of ours gets `source_` before its name."""
-    return f"source_{name}" if name in _TAKEN else name
+    return f"source_{name}" if name in TAKEN_NAMES else name
 
 
 def _begins_with_images(parquet: pq.ParquetFile, column: str) -> bool:

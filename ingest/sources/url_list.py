@@ -11,7 +11,7 @@ Lists come from strangers: all of this runs in a fenced process (`ingest.sources
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
-from ingest.dataset.schema import LABELS, META_SCHEMA
+from ingest.dataset.schema import LABELS, TAKEN_NAMES
 from ingest.sources.column_values import as_labels, as_text, cast_to, plain
 from ingest.sources.delimited import Part, read_delimited, refuse_many_columns
 from ingest.sources.json_rows import read_json
@@ -60,8 +60,6 @@ _LOOKED_AT = 1_000
 _BATCH_ROWS = 65_536
 # Of a column, read at a time: its pages lie together, up to all of a file.
 PARQUET_BUFFER = 8 << 20
-# Names of columns that plans and shards have of their own.
-_TAKEN = {*META_SCHEMA.names, "domain", "path", "problem", "source"}
 _OWN = ("url", "caption", "labels")
 _ADDRESS = re.compile(r"\s*https?://", re.IGNORECASE)
 _DAMAGE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, EOFError, LongLineError)
@@ -182,7 +180,7 @@ class UrlList:
             table = table.set_column(table.column_names.index(name), name, column)
             misread = pc.or_(misread, wrong)
         used = (self._url, self._caption, self._labels)
-        others = _own_names([name for name in self._names if name not in used])
+        others = own_names([name for name in self._names if name not in used])
         kept = {*self._columns.types} if self._format != "parquet" else {*self._names}
         columns = {
             "url": as_text(table[self._url]).fill_null(""),
@@ -325,13 +323,13 @@ def _without_credentials(urls: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.replace_substring_regex(urls, _CREDENTIALS, r"\1")
 
 
-def _own_names(names: Sequence[str]) -> dict[str, str]:
-    """What a list's further columns are called in rows; none takes another's name."""
-    own = {name: name for name in names if name not in _TAKEN}
+def own_names(names: Sequence[str], taken: Collection[str] = TAKEN_NAMES) -> dict[str, str]:
+    """What a list's further columns are called in rows; none takes another's name, or one that is taken."""
+    own = {name: name for name in names if name not in taken}
     for name in names:
-        if name in _TAKEN:
+        if name in taken:
             free = f"source_{name}"
-            while free in own.values() or free in _TAKEN:
+            while free in own.values() or free in taken:
                 free = f"source_{free}"
             own[name] = free
     return {name: own[name] for name in names}

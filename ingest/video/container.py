@@ -29,6 +29,9 @@ AUDIO_CODECS = frozenset(
 _DECODERS = VIDEO_CODECS | AUDIO_CODECS | {"libdav1d", "mp3float", "mp2float", "libopus"}
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,ogg,mpegts"
 MAX_PIXELS = 1 << 26
+# FFmpeg counts widths that are rounded up to 64, of at most 65,536 lines, and what decoders keep around a
+# picture: so much is added to what it is told. What a stream claims, and what comes out, is counted exactly.
+_ROOM_PIXELS = 64 * 65_536
 _QUICKTIME = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _TS_PACKET = 188
 _BEGINNING = 2 * _TS_PACKET + 1
@@ -61,7 +64,12 @@ class Streams(NamedTuple):
         return [self.video] if self.audio is None else [self.video, self.audio]
 
 
-def _pyav() -> Any:
+def pyav() -> Any:
+    """PyAV.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import av
     except ModuleNotFoundError as error:
@@ -75,7 +83,7 @@ def library_versions() -> dict[str, str]:
     Raises:
         UserError: PyAV is not installed.
     """
-    av = _pyav()
+    av = pyav()
     numbers = {name: av.library_versions[name] for name in ("libavformat", "libavcodec")}
     return {"av": av.__version__} | {name: ".".join(map(str, number)) for name, number in numbers.items()}
 
@@ -102,7 +110,7 @@ def open_media(
     """The container in these bytes, or in this file, to be read on one thread.
 
     Args:
-        max_pixels: of a frame; a decoder refuses more before it takes memory for them, also while FFmpeg
+        max_pixels: of a frame; a decoder refuses many more before it takes memory for them, also while FFmpeg
             looks at the streams.
 
     Raises:
@@ -114,13 +122,14 @@ def open_media(
     file.seek(0)
     if kind is None:
         raise MediaError("not_a_video")
-    av = _pyav()
+    av = pyav()
+    most_pixels = str(max_pixels + _ROOM_PIXELS)
     options = {
         "format_whitelist": _FORMATS,
         "protocol_whitelist": "none",
         "codec_whitelist": ",".join(sorted(_DECODERS)),
         # Of decoders: FFmpeg opens some to learn what a stream is.
-        "max_pixels": str(max_pixels),
+        "max_pixels": most_pixels,
         "threads": "1",
     }
     try:
@@ -132,7 +141,7 @@ def open_media(
             context = getattr(stream, "codec_context", None)
             if context is not None:
                 # Bit-exact: the same pixels on every processor.
-                context.options = {"max_pixels": str(max_pixels), "flags": "+bitexact"}
+                context.options = {"max_pixels": most_pixels, "flags": "+bitexact"}
                 context.thread_count = 1
                 context.thread_type = "NONE"
         yield container

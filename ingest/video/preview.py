@@ -16,7 +16,7 @@ from PIL import Image
 from cluster.errors import UserError
 from ingest.fence.reading import read_fenced
 from ingest.image.orientation import upright
-from ingest.video.container import MediaError, open_media, streams_of
+from ingest.video.container import MediaError, open_media, pyav, streams_of
 from ingest.video.scores import orientation_of, wave_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,12 @@ class Preview:
 
 
 def preview_of(data: bytes, *, size: tuple[int, int], place: str) -> Preview:
-    """The preview of a clip; `size` is the largest of the picture, (width, height)."""
+    """The preview of a clip; `size` is the largest of the picture, (width, height).
+
+    Raises:
+        UserError: PyAV is not installed.
+    """
+    pyav()
     try:
         (table,) = read_fenced(read_preview, [io.BytesIO(data)], {"size": list(size)}, place=place)
     except UserError as error:
@@ -56,16 +61,14 @@ def read_preview(
     opened: Callable[[], AbstractContextManager[io.BufferedIOBase]], *, size: list[int]
 ) -> Iterator[pa.Table]:
     """One row: jpeg, peaks, problem."""
-    import av
-
-    found = Preview(problem="damaged")
     with opened() as file:
         try:
             found = _read(file, (size[0], size[1]))
         except MediaError as error:
             found = Preview(problem=error.reason)
-        except (av.FFmpegError, ValueError):
-            pass
+        except Exception:
+            # Strangers' bytes: whatever FFmpeg makes of them, it is one picture that is missing.
+            found = Preview(problem="damaged")
     yield pa.table(
         {
             "jpeg": pa.array([found.jpeg], pa.binary()),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # How a frame is turned to stand upright, degrees against the clock, as EXIF numbers it.
 _ORIENTATIONS = {0: 1, 90: 8, 180: 3, 270: 6}
 SILENCE_DB = -120.0
+# Of full scale; some files have whole numbers of 32 bits as floats. The power of more is no float32.
+LOUDEST = 2.0**31
 # Frames so far apart are compared, at so many places a side. The picture stands still if fewer than so many
 # of them differ by more than so many levels of 256, as coding alone makes them differ.
 _APART_SECONDS = 0.5
@@ -158,7 +160,7 @@ class SoundScores:
         """Take account of a frame.
 
         Raises:
-            MediaError: it has another rate than the frames before.
+            MediaError: it has another rate than the frames before, or what is no sample.
         """
         self._rate = self._rate or frame.sample_rate
         if frame.sample_rate != self._rate:
@@ -169,7 +171,12 @@ class SoundScores:
         else:
             waves = [wave_of(frame).ravel()]
         for wave in waves:
-            self._energy += float(np.dot(wave, wave))
+            # NaNs are in strangers' floats, too.
+            with np.errstate(over="ignore", invalid="ignore"):
+                energy = float(np.dot(wave, wave))
+            if not energy <= LOUDEST**2 * wave.size:
+                raise MediaError("damaged")
+            self._energy += energy
             self._samples += wave.size
 
     def loudness_db(self) -> float:
@@ -177,7 +184,4 @@ class SoundScores:
         by less.
         """
         power = self._energy / max(1, self._samples)
-        # NaNs are in strangers' floats, too.
-        if not power > 0 or not math.isfinite(power):
-            return SILENCE_DB
-        return round(max(SILENCE_DB, 10 * math.log10(power)), 1)
+        return round(max(SILENCE_DB, 10 * math.log10(power)), 1) if power else SILENCE_DB

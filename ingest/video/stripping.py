@@ -68,7 +68,8 @@ def _mp4(data: bytes, patches: _Patches) -> None:
                 patches.append((part.start + 4, b"free"))
                 patches.append((part.body, bytes(part.end - part.body)))
             elif name in _DATED:
-                patches.append((part.body + 4, bytes(16 if data[part.body] == 1 else 8)))
+                dates = 16 if data[part.body] == 1 else 8
+                patches.append((part.body + 4, bytes(min(dates, max(0, part.end - part.body - 4)))))
 
 
 def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, _Part]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from ingest.video.container import MAX_PIXELS, MediaError, Streams, open_media, streams_of
+from ingest.video.container import MAX_PIXELS, MediaError, Streams, open_media, pyav, streams_of
 from ingest.video.scores import PictureScores, SoundScores
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ class Bounds:
     """What is refused of a clip: frames of more pixels, a stream of more frames or more seconds."""
 
     pixels: int = MAX_PIXELS
-    frames: int = 3_000
-    seconds: float = 12.0
+    frames: float = math.inf
+    seconds: float = math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +127,9 @@ def watch(data: bytes, bounds: Bounds, *, decode: bool = True) -> Watched:
 
     Raises:
         MediaError: something is refused or damaged, or there is no picture.
+        UserError: PyAV is not installed.
     """
-    import av
-
+    av = pyav()
     with open_media(data, max_pixels=bounds.pixels) as container:
         streams = streams_of(container, max_pixels=bounds.pixels)
         picture, sound = _Extent(streams.video, bounds), _Extent(streams.audio, bounds)
@@ -153,6 +153,8 @@ def watch(data: bytes, bounds: Bounds, *, decode: bool = True) -> Watched:
             raise MediaError("truncated")
         if picture.is_empty or not seen.frames:
             raise MediaError("damaged")
+        if streams.video.width * streams.video.height > bounds.pixels:  # by now it is what came out
+            raise MediaError("too_many_pixels")
         if not picture.keyframes:
             raise MediaError("no_keyframe")
         if max(abs(picture.start), abs(sound.start)) > _LATEST:
@@ -163,7 +165,8 @@ def watch(data: bytes, bounds: Bounds, *, decode: bool = True) -> Watched:
 def _is_cut_off(container: "InputContainer", video: "VideoStream", picture: _Extent, sound: _Extent) -> bool:
     """Whether there is less than the header says."""
     if container.format.name.startswith("mov"):
-        return picture.packets < video.frames
+        # Not those of its table: an edit list may leave some of them out.
+        return picture.packets < len(video.index_entries)
     claimed = Fraction(container.duration or 0, 1_000_000)
     there = [each for each in (picture, sound) if not each.is_empty]
     # Some headers count from zero, and some from the first packet.

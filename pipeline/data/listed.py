@@ -94,12 +94,15 @@ class _Batches:
         units, rows = self._listed.at(number)
         places = list(zip(units.tolist(), rows.tolist(), strict=True))
         self._open(number, places)
-        shown = [self._shown(unit, row) for unit, row in places]
+        views: dict[str, NDArray[Any]] = {}
+        for index, (unit, row) in enumerate(places):
+            for name, shown in self._shown(unit, row).items():
+                if name not in views:  # all have its shape; windows of videos are too large to be there twice
+                    views[name] = np.empty((len(places), *shown.shape), shown.dtype)
+                views[name][index] = shown
         keys = [self._open_reader().key(unit, row) for unit, row in places]
         return ShownBatch(
-            views={name: torch.from_numpy(np.stack([each[name] for each in shown])) for name in shown[0]}
-            if shown
-            else {},
+            views={name: torch.from_numpy(view) for name, view in views.items()},
             keys=torch.tensor(keys, dtype=torch.int64),
         )
 
@@ -120,7 +123,8 @@ class _Batches:
         except BadSampleError as error:
             raise UserError(
                 f"{reader.name(unit, row)} cannot be evaluated ({error}): see what is damaged with "
-                f"`ingest verify --level decode {self._dataset.path}`, and restore it"
+                f"`ingest verify --level decode {self._dataset.path}`, and restore it; or leave it out "
+                "with a view, see `ingest view --help`"
             ) from error
 
     def _open_reader(self) -> Reader | PackedReader:

@@ -7,7 +7,7 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.errors import UserError
+from ingest.video.container import pyav
 
 _KEYFRAME_SECONDS = 1  # so whoever reads a second decodes two at most
 
@@ -23,10 +23,7 @@ def encode_clip(frames: NDArray[np.uint8], sound: NDArray[np.float32], *, fps: i
     Raises:
         UserError: if PyAV is not installed.
     """
-    try:
-        import av
-    except ModuleNotFoundError as error:
-        raise UserError("clips are written by PyAV: pip install 'av>=18,<20'") from error
+    av = pyav()
     made = io.BytesIO()
     with av.open(made, "w", format="mp4", options={"fflags": "+bitexact"}) as file:
         video = file.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "18"})

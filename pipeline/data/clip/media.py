@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.video.container import MediaError, open_media, streams_of
+from ingest.video.container import MediaError, open_media, pyav, streams_of
 from pipeline.data.clip.windows import Span
 from pipeline.data.reader import BadSampleError
 
@@ -64,9 +64,9 @@ def opened(data: bytes, *, video: bool, audio: bool) -> Iterator[Media]:
         BadSampleError: also from what is done within: there is no picture, or no sound though it is asked
             for; a codec is none of those that are allowed, or the file is damaged; or the streams have no
             moment in common.
+        UserError: PyAV is not installed.
     """
-    import av
-
+    av = pyav()
     try:
         with open_media(data) as container:
             yield _read(container, video=video, audio=audio)

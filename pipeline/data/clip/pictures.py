@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ingest.image.orientation import upright
+from ingest.video.scores import orientation_of
 from pipeline.data.clip.media import Track
 from pipeline.data.reader import BadSampleError
 
 # From a keyframe to the last picture that is wanted: two minutes, or one at twice the rate.
 _MOST_DECODED = 4096
-_QUARTER_TURN = 90
 
 
 def pictures(track: Track, times: NDArray[np.float64]) -> Iterator[Image.Image]:
@@ -36,8 +37,7 @@ def pictures(track: Track, times: NDArray[np.float64]) -> Iterator[Image.Image]:
     for frame in _shown_at(track, times):
         if frame is not last or image is None:
             rgb = reformatter.reformat(frame, format="rgb24", interpolation=exact, threads=1).to_ndarray()
-            turns = round(frame.rotation / _QUARTER_TURN) % 4
-            last, image = frame, Image.fromarray(np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb)
+            last, image = frame, upright(Image.fromarray(rgb), orientation_of(frame))
             size = size or image.size
             if image.size != size:
                 raise BadSampleError("its pictures change their size")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.video.scores import readable
+from ingest.video.scores import LOUDEST, readable
 from pipeline.data.clip.media import Track
 from pipeline.data.clip.windows import Span
 from pipeline.data.reader import BadSampleError
@@ -29,7 +29,6 @@ _FORMATS = {
     "s16": (np.int16, 0, 2.0**15),
     "s32": (np.int32, 0, 2.0**31),
     "flt": (np.float32, 0, 1.0),
-    "dbl": (np.float64, 0, 1.0),
 }
 
 
@@ -60,8 +59,8 @@ def waveform(track: Track, span: Span, begin: float, *, samples: int, rate: int)
     found = np.zeros(count, np.float32)
     there = resampled[start : start + count]
     found[: len(there)] = there
-    if not np.isfinite(found).all():
-        raise BadSampleError("its sound is no number")
+    if not np.abs(found).max() <= LOUDEST:  # or NaN
+        raise BadSampleError("its sound is louder than any, or no number")
     return found if count == samples else np.resize(found, samples)
 
 

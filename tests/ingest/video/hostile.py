@@ -19,12 +19,12 @@ PLAYLISTS = {
 }
 
 
-def larger_than_said() -> bytes:
-    """Motion JPEG: the container says 64 x 48, and the pictures 16,000 x 8,000."""
+def larger_than_said(width: int = 16_000, height: int = 8_000) -> bytes:
+    """Motion JPEG: the container says 64 x 48, and the pictures something else."""
     data = bytearray(clip_bytes(video="mjpeg", container="avi", audio="libmp3lame"))
     at = 0
     while (at := data.find(b"\xff\xc0\x00\x11\x08", at + 1)) > 0:
-        data[at + 5 : at + 9] = (8_000).to_bytes(2, "big") + (16_000).to_bytes(2, "big")
+        data[at + 5 : at + 9] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
     return bytes(data)
 
 
@@ -91,6 +91,13 @@ def turned(degrees: int) -> bytes:
                 packet.stream = copies[packet.stream_index]
                 out.mux(packet)
     return buffer.getvalue()
+
+
+def trimmed() -> bytes:
+    """A file of three seconds, of which an edit list shows one and a half."""
+    data = clip_bytes(seconds=3)
+    at = data.index(b"elst") + 12
+    return data[:at] + struct.pack(">I", 1_500) + data[at + 4 :]
 
 
 def shifted(data: bytes, milliseconds: int) -> bytes:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import sys
 from fractions import Fraction
 from itertools import pairwise
 
@@ -11,12 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.errors import UserError
+from ingest.dataset.verify import _decode_fault
 from ingest.image.decode import ImageLimits
 from ingest.video.check import VideoTreatment, check
 from ingest.video.container import sniff_container
 from ingest.video.cut import cut
+from ingest.video.preview import preview_of
 from ingest.video.segments import SLACK, Span, segments
 from tests.clips import clip_bytes
+from tests.ingest.video.hostile import repeated
 
 LIMITS = ImageLimits(max_bytes=1 << 26, max_pixels=1 << 22)
 WEBM = {"container": "webm", "video": "libvpx", "audio": "libopus", "rate": 48_000}
@@ -56,6 +61,39 @@ def test_a_clip_is_kept_and_its_row_says_what_it_is(options, kind, codecs):
     stored = data if verdict.data is None else verdict.data
     assert verdict.sha256 == hashlib.sha256(stored).hexdigest()
     assert sniff_container(stored) == kind
+
+
+@pytest.mark.parametrize("options", [{}, WEBM, AVI, TS])
+def test_a_clip_may_have_as_many_pixels_as_is_said_whatever_its_width(options):
+    """FFmpeg counts widths that are rounded up."""
+    data = clip_bytes(seconds=0.6, size=(66, 50), **options)
+    for pixels, reason in ((66 * 50, ""), (66 * 50 - 1, "too_many_pixels")):
+        limits = ImageLimits(max_bytes=1 << 20, max_pixels=pixels)
+        assert check(data, VideoTreatment(), limits, None).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (clip_bytes(seconds=0.6, size=(66, 50)), (66, 50)),
+        (repeated(pictures=3_100, fps=1_000, sounds=25), (16, 16)),
+    ],
+)
+def test_verify_finds_no_fault_with_clips_of_odd_sizes_or_many_frames(data, size):
+    row = {"format": "mp4", "width": size[0], "height": size[1]}
+    assert _decode_fault(data, row) == ""
+    assert "its row says" in _decode_fault(data, row | {"width": size[0] + 1})
+
+
+def test_without_PyAV_a_sentence_says_what_to_install(monkeypatch):
+    data = clip_bytes(seconds=0.6)
+    monkeypatch.setitem(sys.modules, "av", None)
+    for look in (
+        lambda: _decode_fault(data, {"format": "mp4", "width": 64, "height": 48}),
+        lambda: preview_of(data, size=(48, 48), place="a clip"),
+    ):
+        with pytest.raises(UserError, match="pip install"):
+            look()
 
 
 def test_what_does_not_move_and_what_is_not_heard_is_told_by_scores():

@@ -20,6 +20,7 @@ from tests.ingest.video.hostile import (
     of_two_sizes,
     repeated,
     shifted,
+    trimmed,
     turned,
     uneven,
 )
@@ -54,6 +55,8 @@ def test_decoders_see_no_more_pixels_than_allowed_nor_other_codecs():
     assert judged(data, limits=few).reason == "too_many_pixels"
     # Whatever the container says: the decoder itself refuses.
     assert judged(larger_than_said()).status == "failed"
+    small = ImageLimits(max_bytes=1 << 20, max_pixels=64 * 48)
+    assert judged(larger_than_said(300, 200), limits=small).reason == "too_many_pixels"
     with (
         pytest.raises(MediaError, match="codec_not_allowed"),
         open_media(clip_bytes(video="ffv1", container="matroska")) as container,
@@ -82,6 +85,8 @@ def test_odd_clips_are_kept_and_described():
     late = judged(uneven())
     assert late.status == "kept"
     assert late.columns["audio_start_ms"] < 0 <= late.columns["video_start_ms"]
+    part = judged(trimmed())
+    assert part.status == "kept" and part.columns["duration_ms"] == pytest.approx(1_500, abs=70)
     upright, sideways = judged(turned(0)), judged(turned(90))
     assert (upright.width, upright.height) == (64, 48)
     assert (sideways.width, sideways.height) == (48, 64)

@@ -25,6 +25,8 @@ from ingest.dataset.schema import META_SCHEMA, VIDEO_SCHEMA
 from ingest.plan.plan import read_plans
 from ingest.plan.segmented import seconds_in
 from ingest.plan.settings import VIDEOS, CrawlSettings
+from ingest.sources.opening import open_listing
+from ingest.sources.url_list import Columns
 from ingest.store.open import open_store
 from ingest.video.check import VideoTreatment
 from ingest.video.stripping import stripped
@@ -119,13 +121,13 @@ def test_a_tar_of_videos_brings_captions_and_labels(tmp_path):
 def test_a_list_of_files_names_the_parts(tmp_path):
     (tmp_path / "a.mp4").write_bytes(clip_bytes(1, seconds=12))
     (tmp_path / "list.csv").write_text(
-        "path,start,end,label,frames\n"
-        "a.mp4,1,3.5,first,9\n"
-        "a.mp4,0:05,11,second,9\n"
-        "a.mp4,9,,third,9\n"
-        "a.mp4,,,all,9\n"
-        "a.mp4,4,2,wrong,9\n"
-        "gone.mp4,0,1,gone,9\n"
+        "path,start,end,label,frames,source_frames\n"
+        "a.mp4,1,3.5,first,9,7\n"
+        "a.mp4,0:05,11,second,9,7\n"
+        "a.mp4,9,,third,9,7\n"
+        "a.mp4,,,all,9,7\n"
+        "a.mp4,4,2,wrong,9,7\n"
+        "gone.mp4,0,1,gone,9,7\n"
     )
     report = crawl_videos(tmp_path / "list.csv", tmp_path / "out", settings=replace(SHORT, unit_rows=64))
     rows = rows_of(tmp_path / "out", report.root)
@@ -144,8 +146,15 @@ def test_a_list_of_files_names_the_parts(tmp_path):
     ]
     lengths = {row["parent"]: row["duration_ms"] for row in rows if row["status"] == "kept"}
     assert all(length <= 5_000 for length in lengths.values())
-    # Columns of clips are ours; a list's own are called otherwise.
-    assert rows[0]["frames"] != 9 and rows[0]["source_frames"] == "9"
+    # Columns of clips are ours; a list's own are called otherwise, and none takes another's name.
+    assert rows[0]["frames"] != 9
+    assert (rows[0]["source_source_frames"], rows[0]["source_frames"]) == ("9", "7")
+
+
+def test_no_column_of_a_list_of_images_is_taken_for_a_part(tmp_path):
+    (tmp_path / "list.csv").write_text("path,span_start_ms,span_end_ms\na.png,5,9\n")
+    names = open_listing(str(tmp_path / "list.csv"), Columns()).extra.names
+    assert names == ["source_span_start_ms", "source_span_end_ms"]
 
 
 @contextmanager
@@ -245,6 +254,8 @@ def test_options_of_videos_and_of_images_are_not_mixed(tmp_path):
     for words, said in (
         (["--segment-seconds", "5"], "--segment-seconds is of videos"),
         (["--video", "--resize", "5"], "--resize is of images"),
+        (["--video", "--segment-seconds", "0"], "--segment-seconds must be from 1 to"),
+        (["--video", "--max-pixels", "100000000"], "--max-pixels 100000000 is more than"),
     ):
         result = CliRunner().invoke(
             cli.app, ["crawl-shards", str(tmp_path), "--output", str(tmp_path / "out"), *words]

@@ -14,6 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from ingest.video.container import MediaError
+from ingest.video.watch import Bounds, watch
 from pipeline.data.clip import media as media_module
 from pipeline.data.clip import pictures as pictures_module
 from pipeline.data.clip.media import opened
@@ -235,6 +237,16 @@ def test_what_is_above_half_the_new_rate_is_not_heard() -> None:
     tone = 0.9 * np.sin(2 * np.pi * 13_500 * np.arange(48_000) / 48_000)
     found = heard(with_sound(tone[:, None], "flac", "mp4", "mono", 48_000), 0.2, 12_000, 24_000)
     assert 20 * np.log10(float(found.std()) / (tone.std())) < -80
+
+
+@pytest.mark.parametrize("amplitude", [1e12, 1e30, np.nan])
+def test_samples_that_no_sound_has_are_refused_by_the_crawl_and_in_training(amplitude: float) -> None:
+    """The power of such is no number."""
+    data = with_sound(np.full((12_000, 1), amplitude), "pcm_f32le", "matroska", "mono", 24_000)
+    with pytest.raises(BadSampleError, match="louder than any"):
+        heard(data, 0.1, 1_000, 8_000)
+    with pytest.raises(MediaError, match="damaged"):
+        watch(data, Bounds())
 
 
 def test_a_short_clip_is_repeated() -> None:
