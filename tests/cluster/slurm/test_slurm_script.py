@@ -19,7 +19,7 @@ from cluster.run.status import Status
 from cluster.site import Notify, Site, load_site
 from cluster.slurm.command import clean_environment
 from cluster.slurm.executor import SlurmExecutor
-from cluster.slurm.script import exports, job_name, render, sbatch_script
+from cluster.slurm.script import exports, job_name, render, sbatch_script, site_setup
 from cluster.slurm.state import seen_as
 from cluster.submit import submit
 
@@ -155,6 +155,18 @@ def test_a_line_of_setup_that_fails_ends_the_run_and_is_told(tmp_path: Path) -> 
     assert status.state is State.FAILED and status.failure is not None
     assert "\"module load 'nothing of the name'\" ended with status 7" in status.failure.message
     assert not (tmp_path / "reached").exists()
+
+
+def test_no_comment_hides_that_a_line_of_setup_fails() -> None:
+    lines = site_setup(Site(setup=("X=1", "(exit 4)  # as ours says")), failed='echo "$? $1 $X"')
+    script = "\n".join([*lines, "echo on"])
+    ended = subprocess.run(["bash", "-c", script], check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "4 (exit 4)  # as ours says 1\n")
+
+
+def test_a_line_of_setup_is_not_taken_for_the_ranks() -> None:
+    lines = render(JOB, Site(setup=("srun hostname",))).splitlines()
+    assert "cluster.rank" in lines[lines.index("status=$?") - 1]
 
 
 def test_what_the_shell_says_to_sbatch_is_a_default_and_is_said() -> None:
