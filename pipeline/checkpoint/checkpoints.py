@@ -295,6 +295,8 @@ class Checkpoints:
         )
 
     def _publish(self, temporary: Path, name: str) -> None:
+        if (self._folder / name).exists():  # of a try that got as far as this, and no further
+            _remove(self._folder / name)
         temporary.rename(self._folder / name)
         sync_folder(self._folder)
         write_atomically(self._folder / "latest", f"{name}\n")

@@ -11,6 +11,7 @@ that its steps went by, and those that no checkpoint names are removed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -179,7 +180,8 @@ class Positives:
     def _remove_unnamed(self, needed: set[str | None]) -> None:
         """`needed` has that of a checkpoint which may be being written."""
         for checkpoint in newest_first(self._run / "checkpoints"):
-            needed.add(json.loads((checkpoint / "state.json").read_text()).get("positives"))
+            with contextlib.suppress(FileNotFoundError):  # just removed, by the thread that writes another
+                needed.add(json.loads((checkpoint / "state.json").read_text()).get("positives"))
         for old in self._folder.glob("step-*"):
             if old.name not in needed:
                 shutil.rmtree(old, ignore_errors=True)

@@ -106,6 +106,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         loader.normalise_sound(sound_of_run(recipe, folder, world))
     submitted_to = folder / "site.yaml"
     site = read_site(submitted_to) if submitted_to.is_file() else Site()
+    parent = read_parent(folder)
     checkpoints = Checkpoints(
         folder,
         world=world,
@@ -117,7 +118,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         every_steps=recipe.run.checkpoint_every_steps,
         keep_last=recipe.run.keep_last,
         keep_every_steps=recipe.run.keep_every_steps,
-        start_over=recipe.run.start_over,
+        start_over=recipe.run.start_over or parent is not None,  # of which there is more to say below
     )
     scale = LossScale(enabled=recipe.train.precision == "fp16")
     guard = Guard(
@@ -146,7 +147,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
                 "or branch from an older checkpoint with `submit pretrain --from`"
             )
         logger.info("going on from step %d of %d", state["step"], total_steps)
-    elif (parent := read_parent(folder)) is not None:
+    elif parent is not None:
         raise UserError(
             f"{folder} is a branch of {parent.run} at step {parent.step}, and no checkpoint of it is whole: "
             "remove it, and branch from another one"

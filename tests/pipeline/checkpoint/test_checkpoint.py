@@ -409,6 +409,22 @@ def test_what_has_to_be_done_before_a_checkpoint_is_published_keeps_it_back(
     assert latest(tmp_path) is None
 
 
+def test_a_try_that_published_and_failed_after_that_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([OSError(28, "No space left on device")])
+
+    def sync(folder: Path) -> None:
+        for failure in failures:
+            raise failure
+
+    monkeypatch.setattr(checkpoints_module, "PAUSES", (0.0,))
+    monkeypatch.setattr(checkpoints_module, "sync_folder", sync)
+    method, optimizer = make(1)
+    checkpoints(tmp_path, method, optimizer).save(1, {})
+    assert checkpoints(tmp_path, method, optimizer).load() == {"step": 1}
+
+
 def test_the_period_follows_young_and_daly_within_ten_minutes_and_an_hour() -> None:
     # sqrt(2 * 30 s * 86,400 s / (0.0065 * 64)): by hand, 3530.1 s.
     period = young_daly(save_seconds=30, failures_per_node_day=0.0065, nodes=64)
