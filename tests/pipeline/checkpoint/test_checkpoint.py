@@ -211,6 +211,14 @@ def test_a_run_starts_over_on_the_users_word_only(tmp_path: Path) -> None:
     assert checkpoints(tmp_path, method, optimizer, start_over=True).load() is None
 
 
+def test_a_run_whose_checkpoints_are_gone_starts_over_on_the_users_word_only(tmp_path: Path) -> None:
+    method, optimizer = make(1)
+    shutil.rmtree(checkpoints(tmp_path, method, optimizer).save(1, {}))
+    with pytest.raises(UserError, match=r"the newest is gone, which .*latest names: .* run\.start_over=true"):
+        checkpoints(tmp_path, method, optimizer).load()
+    assert checkpoints(tmp_path, method, optimizer, start_over=True).load() is None
+
+
 def test_a_file_that_cannot_be_read_is_not_a_broken_one(tmp_path: Path) -> None:
     method, optimizer = make(1)
     kept = checkpoints(tmp_path, method, optimizer)
