@@ -113,7 +113,7 @@ class Site(Section):
     """One cluster.
 
     `sbatch` and `srun` hold any other option of theirs by its long name: `{reservation: vision}`,
-    `{cpu-bind: cores}`. `setup` are lines of shell before anything else; one that fails ends the run.
+    `{cpu-bind: cores}`. `setup` are lines of shell after the modules; one that fails ends the run.
     `container` is an image for `container_runtime`; this Python, the datasets and the runs must be in it or
     in `container_mounts`. `memory_gb: 0` is all that a node has. `signal_seconds` before its time limit a job
     is asked to save.
@@ -182,7 +182,7 @@ class Site(Section):
         """
         taken: dict[str, str] = {}
         words = []
-        for name, value in sorted(environment.items()):
+        for name, value in sorted((name, value) for name, value in environment.items() if value):
             key = SHELL_DEFAULTS.get(name)
             if key is not None and getattr(self, key) is None:
                 taken[key] = value

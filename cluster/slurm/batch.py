@@ -66,12 +66,15 @@ def main() -> None:
 
 def unprepared(run: RunFolder, *, line: str, status: int) -> int:
     """End a run whose node could not be made ready: what is missing now will be missing again."""
+    before = run.read_status()
+    if before.state is State.COMPLETED:  # by the job that this one waited for
+        return NOTHING_TO_DO
     message = (
         f"{line!r} ended with status {status} on {node_name()}, before the ranks: mend `setup` or `modules` "
         "in the site file, then submit the run again"
     )
     failure = Failure(rank=None, type="Setup", message=message, node=node_name())
-    return _stop(run, run.read_status(), State.FAILED, failure)
+    return _stop(run, before, State.FAILED, failure)
 
 
 def begin(run: RunFolder) -> int:

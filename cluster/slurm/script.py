@@ -132,10 +132,14 @@ def site_setup(site: Site, *, failed: str) -> list[str]:
     Args:
         failed: a command for the line, $1, that ends with another status than 0; the script ends after it.
     """
-    lines = [f"module load {shlex.quote(module)}" for module in site.modules] + list(site.setup)
+    modules = [f"module load {shlex.quote(module)}" for module in site.modules]
+    # A comment at the end of a site's line would take with it what is to happen if the line fails.
+    lines = [(module, module) for module in modules] + [
+        (f"eval {shlex.quote(own)}", own) for own in site.setup
+    ]
     return [
         f"setup_failed() {{ {failed}; exit 1; }}",
-        *(f"{line} || setup_failed {shlex.quote(line)}" for line in lines),
+        *(f"{command} || setup_failed {shlex.quote(line)}" for command, line in lines),
         *exports(site.environment),
     ]
 

@@ -213,14 +213,20 @@ class Checkpoints:
                 logger.warning("checkpoint %s is broken (%s): going back to an older one", checkpoint, broken)
                 checkpoint.rename(checkpoint.with_name(f"{BROKEN}{checkpoint.name}-{time.time_ns()}"))
             self._world.barrier()
-        lost = max(self._folder.glob(f"{BROKEN}*"), default=None) if self._world.is_first else None
-        lost = self._world.gather(lost)[0]
+        lost = self._world.gather(self._lost() if self._world.is_first else None)[0]
         if lost is not None and not self._start_over:
             raise UserError(
-                f"no checkpoint of this run is whole, and the newest was set aside as {lost}: bring one back "
-                "from a copy under its old name, or begin again at step 0 with run.start_over=true"
+                f"no checkpoint of this run is whole, and the newest {lost}: bring one back from a copy "
+                "under its old name, or begin again at step 0 with run.start_over=true"
             )
         return None
+
+    def _lost(self) -> str | None:
+        """What became of the newest checkpoint, where there is none any more."""
+        if aside := max(self._folder.glob(f"{BROKEN}*"), default=None):
+            return f"was set aside as {aside}"
+        latest = self._folder / "latest"
+        return f"is gone, which {latest} names" if latest.exists() else None
 
     def _broken(self, checkpoint: Path, share: tuple[int, int]) -> str | None:
         """What is wrong with a checkpoint, as any rank sees it."""
@@ -295,6 +301,8 @@ class Checkpoints:
         )
 
     def _publish(self, temporary: Path, name: str) -> None:
+        if (self._folder / name).exists():  # of a try that got as far as this, and no further
+            _remove(self._folder / name)
         temporary.rename(self._folder / name)
         sync_folder(self._folder)
         write_atomically(self._folder / "latest", f"{name}\n")

@@ -53,6 +53,8 @@ def dag(  # noqa: PLR0917 -- typer passes by name
         raise UserError(
             f"--jobs is about this machine, and {executor} queues what it has no room for: leave it out"
         )
+    if picture is not None and not plan:
+        raise UserError("--picture draws what --plan shows: give --plan, too")
     recipe = load_dag(name, overrides or [])
     stages = build_graph(recipe, KINDS)
     if plan:

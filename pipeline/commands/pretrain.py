@@ -186,9 +186,12 @@ def begin_branch(
         if found is None or (found.run, found.step) != (parent.run, parent.step):
             raise UserError(f"{folder} holds a run that is no branch of {checkpoint}: give another --run")
         return
-    typer.echo(f"branch of {parent.run} at step {parent.step}; {parent.changed()}")
+    # Not amid a batch script that is only shown.
+    typer.echo(f"branch of {parent.run} at step {parent.step}; {parent.changed()}", err=True)
     if parent.new_order:
-        typer.echo(f"a new order of batches begins with it, for {', '.join(parent.new_order)} is another")
+        typer.echo(
+            f"a new order of batches begins with it, because of {', '.join(parent.new_order)}", err=True
+        )
     if not dry_run:
         branch(folder, checkpoint, parent, recipe, to_yaml(recipe))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-_KEPT = 1_024  # units: 64 MB, of units of 16,384 samples
+_KEPT = 1_024  # units: 128 MB, of units of 16,384 samples
 
 
 class Copies:

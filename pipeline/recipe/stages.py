@@ -112,6 +112,8 @@ class ShardsRecipe(Section):
 class DatasetRecipe(Section):
     """A sealed dataset that is there already: its folder, the root to pin, if not the latest, and a view."""
 
+    unwritten: ClassVar[frozenset[str]] = frozenset({"view"})
+
     path: str
     sealed: str | None = None
     view: str | None = None

@@ -29,7 +29,7 @@ from cluster.small_file import read_small
 from cluster.typed_yaml import apply_override, check_recipe, read_yaml
 from pipeline.checkpoint.files import newest_first, step_of
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.train.steering import Differences, changed_since, in_words
+from pipeline.train.steering import BANK_IS_OF, Differences, changed_since, in_words
 
 # What the order of batches is computed from.
 _ORDER = (
@@ -125,7 +125,7 @@ def branch_recipe(checkpoint: Path, overrides: list[str]) -> PretrainRecipe:
     values["run"]["name"] = None
     # Which root of another dataset is meant, the old pin does not say.
     for section in ("data", "test"):
-        if any(word.startswith(f"{section}.root=") for word in overrides):
+        if values.get(section) and any(word.startswith(f"{section}.root=") for word in overrides):
             values[section]["sealed"] = None
     for word in overrides:
         apply_override(values, word)
@@ -150,22 +150,29 @@ def branch(folder: Path, checkpoint: Path, parent: Parent, recipe: PretrainRecip
     """Make a run folder whose first checkpoint is another run's; recipe.yaml comes last.
 
     Raises:
-        UserError: if another run is in the folder.
+        UserError: if another run is in the folder, or the checkpoint is damaged.
     """
-    if (folder / "status.json").exists():
-        raise UserError(f"{folder} holds a run that is no branch of {checkpoint}: give another --run")
+    from pipeline.checkpoint.writer import digest
+
     target = folder / "checkpoints" / checkpoint.name
-    for name in ("checkpoints", "positives"):  # of a branch that was interrupted
-        shutil.rmtree(folder / name, ignore_errors=True)
+    if (folder / "status.json").exists() or {*newest_first(target.parent)} - {target}:
+        raise UserError(f"{folder} holds a run that is no branch of {checkpoint}: give another --run")
+    state, files = _described(checkpoint)
     temporary = target.with_name(f".saving-{target.name}")
+    for left in (temporary, target):  # by a branch that was interrupted
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for file in checkpoint.iterdir():
-        if file.name not in ("state.json", "manifest.json"):
-            _link(file, temporary / file.name)
-    state = _write_state(checkpoint, temporary, parent, recipe)
+    for name in files.keys() - {"state.json"}:
+        _link(checkpoint / name, temporary / name)
+    _fit_state(state, parent, recipe)
+    write_atomically(temporary / "state.json", json.dumps(state, indent=2) + "\n")
+    files["state.json"] = digest(temporary / "state.json")
+    write_atomically(temporary / "manifest.json", json.dumps({"files": files}, indent=2) + "\n")
     temporary.rename(target)
     if (positives := _positives_of(checkpoint, state)) is not None:  # which no tensor holds
-        shutil.copytree(positives, folder / "positives" / positives.name, copy_function=_link)
+        here = folder / "positives" / positives.name
+        shutil.rmtree(here, ignore_errors=True)
+        shutil.copytree(positives, here, copy_function=_link)
     write_atomically(folder / "checkpoints" / "latest", f"{target.name}\n")
     for name in ("init_from.json", "classes.json"):
         with contextlib.suppress(FileNotFoundError):
@@ -174,15 +181,34 @@ def branch(folder: Path, checkpoint: Path, parent: Parent, recipe: PretrainRecip
     write_atomically(folder / "recipe.yaml", recipe_text)
 
 
-def _write_state(checkpoint: Path, folder: Path, parent: Parent, recipe: PretrainRecipe) -> dict[str, Any]:
-    """state.json as it fits the new settings, and the manifest with its sum."""
-    from pipeline.checkpoint.writer import digest, vouched
+def _described(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint's state.json, and what its manifest says of each file; only their sizes are looked at.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    from pipeline.checkpoint.writer import vouched
+
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+        files = vouched(checkpoint)
+        sizes = {name: (checkpoint / name).stat().st_size for name in files}
+        if not {"samples", "step"} <= state["loader"].keys() or "guard" not in state:
+            raise ValueError("state.json is not as it was written")
+        if other := [name for name, entry in files.items() if sizes[name] != entry["bytes"]]:
+            raise ValueError(f"{other[0]} is not as it was written")
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"checkpoint {checkpoint} is broken ({error}): branch from another one") from error
+    return state, files
+
+
+def _fit_state(state: dict[str, Any], parent: Parent, recipe: PretrainRecipe) -> None:
+    """Change what a checkpoint knows besides its tensors to what fits the new settings."""
     from pipeline.data.loader import order_identity
     from pipeline.data.order import plan_order
     from pipeline.data.training_set import open_training_set
     from pipeline.train.loss_scale import LossScale
 
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
     if parent.new_order:
         data, opened = recipe.data, open_training_set(recipe.data)
         order = plan_order(
@@ -196,10 +222,6 @@ def _write_state(checkpoint: Path, folder: Path, parent: Parent, recipe: Pretrai
         state.pop("positives", None)
     if "train.precision" in parent.settings:
         state["loss_scale"] = LossScale(enabled=recipe.train.precision == "fp16").state()
-    write_atomically(folder / "state.json", json.dumps(state, indent=2) + "\n")
-    files = vouched(checkpoint) | {"state.json": digest(folder / "state.json")}
-    write_atomically(folder / "manifest.json", json.dumps({"files": files}, indent=2) + "\n")
-    return state
 
 
 def _refuse_what_cannot_be_carried(checkpoint: Path, recipe: PretrainRecipe, changes: Differences) -> None:
@@ -217,15 +239,8 @@ def _refuse_what_cannot_be_carried(checkpoint: Path, recipe: PretrainRecipe, cha
             "train.steps=N, or an older checkpoint"
         )
     double = "fp64" in changes.get("train.precision", ())
-    rows = ["data.sealed", "data.view"] * recipe.method.remembers  # of a bank
-    for key in (
-        "method.name",
-        "optim.name",
-        "trunk.name",
-        "trunk.stem",
-        *["train.precision"] * double,
-        *rows,
-    ):
+    of_some = [*["train.precision"] * double, *BANK_IS_OF * recipe.method.remembers]
+    for key in ("method.name", "optim.name", "trunk.name", "trunk.stem", *of_some):
         if key in changes:
             there, here = changes[key]
             raise UserError(
@@ -233,7 +248,7 @@ def _refuse_what_cannot_be_carried(checkpoint: Path, recipe: PretrainRecipe, cha
                 f"a new run may start from its trunk alone, by `submit export {shlex.quote(str(checkpoint))} "
                 "OUT` and trunk.init_from=OUT"
             )
-    state = json.loads((checkpoint / "state.json").read_text())
+    state = _described(checkpoint)[0]
     if not _seeks_anew(changes):
         _positives_of(checkpoint, state)
     with torch.device("meta"):

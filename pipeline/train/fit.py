@@ -31,7 +31,8 @@ def refuse_misfit(recipe: PretrainRecipe, *, ranks: int) -> None:
             "BatchNorm has no deviation of a single sample: give data.batch_size and "
             "train.sync_bn_samples of 2 at least"
         )
-    samples = len(open_training_set(data).dataset)
+    training_set = open_training_set(data)
+    samples, images = training_set.samples, len(training_set.dataset)
     plan_order(samples=samples, batch_size=data.batch_size, window=data.window, seed=recipe.seed)
     steps = optimizer_steps(recipe, samples=samples)
     if recipe.optim.warmup_steps > steps:
@@ -40,10 +41,10 @@ def refuse_misfit(recipe: PretrainRecipe, *, ranks: int) -> None:
             f"at most, such as optim.warmup_steps={steps // 10}"
         )
     method = recipe.method
-    if isinstance(method, SwAV) and method.queue_length > samples:
+    if isinstance(method, SwAV) and method.queue_length > images:
         raise UserError(
-            f"method.queue_length is {method.queue_length}, and the dataset has {samples} images: give "
-            f"{samples} at most, or 0 for no queue"
+            f"method.queue_length is {method.queue_length}, and the dataset has {images} images: give "
+            f"{images} at most, or 0 for no queue"
         )
     with torch.device("meta"):
         assemble_method(recipe, total_steps=steps, group=None)  # refuses views that it cannot work on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -278,7 +279,8 @@ def remedies(recipe: PretrainRecipe, folder: Path, saved: int | None, failure: D
     if saved is None:
         begin = "it has saved no step before: begin again, under another --run"
     else:
-        begin = f"branch off before it, by `submit pretrain --from {folder}/checkpoints/step-{saved:08d}`"
+        checkpoint = shlex.quote(f"{folder}/checkpoints/step-{saved:08d}")
+        begin = f"branch off before it, by `submit pretrain --from {checkpoint}`"
     higher = f"train.spike_deviations={2 * recipe.train.spike_deviations:g}"
     spike = f"; or go on with the same command and {higher}, if that is no divergence"
     return f"{begin}, with {choice}{spike if failure.spiked else ''}"

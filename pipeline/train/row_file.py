@@ -76,7 +76,7 @@ class RowFile:
         """
         with self._lock:
             self._write_held()
-            os.fsync(self._file.fileno())
+        os.fsync(self._file.fileno())  # it may take long, and the training writes meanwhile
 
     def close(self) -> None:
         """Write what is held, if that is possible, and close."""

@@ -28,7 +28,9 @@ from pipeline.recipe.pretrain import PretrainRecipe
 # Where a run is may be spelt in several ways, and says nothing about it.
 _PLACES = ("run.name", "run.folder")
 _LENGTH = ("train.steps", "train.epochs")
-_SHAPED_BY = ("method.", "trunk.", "optim.name")  # what there is to carry from a checkpoint
+# What there is to carry from a checkpoint.
+_SHAPED_BY = ("method.", "trunk.", "audio_trunk", "optim.name")
+BANK_IS_OF = ("data.sealed", "data.view")
 
 Differences = dict[str, tuple[Any, Any]]  # dotted key → its value there, and here
 
@@ -77,7 +79,9 @@ def check_may_go_on(recipe: PretrainRecipe, folder: Path) -> Differences:
         text = "; ".join(f"{key} is {old!r} there, {new!r} here" for key, (old, new) in other.items())
         branch = ""
         if checkpoint is not None and _can_branch(checkpoint, recipe, other):
-            branch = f", or branch from it: {branch_command(checkpoint, other)}"
+            # Another root may lie elsewhere.
+            place = {"data.root": (None, recipe.data.root)} if "data.sealed" in other else {}
+            branch = f", or branch from it: {branch_command(checkpoint, place | other)}"
         raise UserError(
             f"{folder} holds a run with another recipe ({text}): "
             f"give the same recipe to go on with it, or another --run{branch}"
@@ -101,7 +105,7 @@ def paced_by_its_length(recipe: PretrainRecipe) -> bool:
 def branch_command(checkpoint: Path, changes: Mapping[str, tuple[Any, Any]]) -> str:
     """The command that begins another run at a checkpoint, with the second of each two values."""
     words = " ".join(shlex.quote(f"{key}={_text(new)}") for key, (_, new) in changes.items())
-    return f"`submit pretrain --from {checkpoint} {words}`"
+    return f"`submit pretrain --from {shlex.quote(str(checkpoint))} {words}`"
 
 
 def record_change(folder: Path, settings: Differences) -> None:
@@ -162,7 +166,9 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
 
 def _can_branch(checkpoint: Path, recipe: PretrainRecipe, changes: Differences) -> bool:
     ended = recipe.train.steps is not None and recipe.train.steps <= step_of(checkpoint)
-    return not ended and not any(key.startswith(_SHAPED_BY) for key in changes)
+    double = "fp64" in changes.get("train.precision", ())
+    shaped_by = (*_SHAPED_BY, *BANK_IS_OF) if recipe.method.remembers else _SHAPED_BY
+    return not ended and not double and not any(key.startswith(shaped_by) for key in changes)
 
 
 def _refuse_to_end_before(checkpoint: Path | None, recipe: PretrainRecipe) -> None:

@@ -17,9 +17,10 @@ from cluster.job import Job, Resources, State
 from cluster.run.folder import RunFolder
 from cluster.run.status import Status
 from cluster.site import Notify, Site, load_site
+from cluster.slurm.batch import unprepared
 from cluster.slurm.command import clean_environment
 from cluster.slurm.executor import SlurmExecutor
-from cluster.slurm.script import exports, job_name, render, sbatch_script
+from cluster.slurm.script import exports, job_name, render, sbatch_script, site_setup
 from cluster.slurm.state import seen_as
 from cluster.submit import submit
 
@@ -157,8 +158,35 @@ def test_a_line_of_setup_that_fails_ends_the_run_and_is_told(tmp_path: Path) -> 
     assert not (tmp_path / "reached").exists()
 
 
+def test_a_run_that_is_complete_does_not_fail_of_a_second_job_s_setup(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    done = Status(
+        state=State.COMPLETED, name="x", executor="slurm", id="1", ranks=2, attempt=1, submitted=1.0
+    )
+    run.write_status(done)
+    unprepared(run, line="module load cuda", status=1)
+    assert run.read_status() == done
+
+
+def test_no_comment_hides_that_a_line_of_setup_fails() -> None:
+    lines = site_setup(Site(setup=("X=1", "(exit 4)  # as ours says")), failed='echo "$? $1 $X"')
+    script = "\n".join([*lines, "echo on"])
+    ended = subprocess.run(["bash", "-c", script], check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "4 (exit 4)  # as ours says 1\n")
+
+
+def test_a_line_of_setup_is_not_taken_for_the_ranks() -> None:
+    lines = render(JOB, Site(setup=("srun hostname",))).splitlines()
+    assert "cluster.rank" in lines[lines.index("status=$?") - 1]
+
+
 def test_what_the_shell_says_to_sbatch_is_a_default_and_is_said() -> None:
-    shell = {"SBATCH_ACCOUNT": "vision", "SBATCH_PARTITION": "high", "SBATCH_EXCLUSIVE": "1", "HOME": "/"}
+    shell = {
+        "SBATCH_ACCOUNT": "vision",
+        "SBATCH_PARTITION": "high",
+        "SBATCH_EXCLUSIVE": "1",
+        "SBATCH_QOS": "",
+    }
     site, words = Site(partition="gpu").with_shell_defaults(shell)
     assert (site.account, site.partition) == ("vision", "gpu")
     assert words == [

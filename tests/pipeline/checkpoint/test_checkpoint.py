@@ -211,6 +211,14 @@ def test_a_run_starts_over_on_the_users_word_only(tmp_path: Path) -> None:
     assert checkpoints(tmp_path, method, optimizer, start_over=True).load() is None
 
 
+def test_a_run_whose_checkpoints_are_gone_starts_over_on_the_users_word_only(tmp_path: Path) -> None:
+    method, optimizer = make(1)
+    shutil.rmtree(checkpoints(tmp_path, method, optimizer).save(1, {}))
+    with pytest.raises(UserError, match=r"the newest is gone, which .*latest names: .* run\.start_over=true"):
+        checkpoints(tmp_path, method, optimizer).load()
+    assert checkpoints(tmp_path, method, optimizer, start_over=True).load() is None
+
+
 def test_a_file_that_cannot_be_read_is_not_a_broken_one(tmp_path: Path) -> None:
     method, optimizer = make(1)
     kept = checkpoints(tmp_path, method, optimizer)
@@ -407,6 +415,22 @@ def test_what_has_to_be_done_before_a_checkpoint_is_published_keeps_it_back(
     ):
         checkpoints(tmp_path, method, optimizer).save(1, {}, before=full)
     assert latest(tmp_path) is None
+
+
+def test_a_try_that_published_and_failed_after_that_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([OSError(28, "No space left on device")])
+
+    def sync(folder: Path) -> None:
+        for failure in failures:
+            raise failure
+
+    monkeypatch.setattr(checkpoints_module, "PAUSES", (0.0,))
+    monkeypatch.setattr(checkpoints_module, "sync_folder", sync)
+    method, optimizer = make(1)
+    checkpoints(tmp_path, method, optimizer).save(1, {})
+    assert checkpoints(tmp_path, method, optimizer).load() == {"step": 1}
 
 
 def test_the_period_follows_young_and_daly_within_ten_minutes_and_an_hour() -> None:

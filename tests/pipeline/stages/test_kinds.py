@@ -48,13 +48,13 @@ KEYS = {
     "cifar10_cpu": "97a9ee88f8d361d1",
     "collapse": "fcca985d6d2b6818",
     "demo": "df4998ec2931ba55",
-    "evals": "3519753e1476129c",
-    "evals_finetune": "5d6f4d6b06974645",
-    "seer": "6865272da2ecb951",
+    "evals": "fefc1eca673437ec",
+    "evals_finetune": "4d18fbbbb5187823",
+    "seer": "e72fc3937fae946d",
     "svm_voc07": "a35a3735256e0d2c",
-    "transfer": "217461fa10d8980c",
-    "weak_supervision": "2e93e7010998700d",
-    "weak_supervision_cifar10": "d8b3ac1f13dfddb5",
+    "transfer": "4b365db27f664e51",
+    "weak_supervision": "f6acf77fe5fa4b9e",
+    "weak_supervision_cifar10": "851b07c77ea83da0",
 }
 
 

@@ -20,6 +20,7 @@ from cluster.job import Job, State
 from cluster.run.folder import RunFolder
 from cluster.run.status import Status
 from cluster.typed_yaml import load_recipe
+from ingest.dataset.open import open_dataset
 from pipeline.checkpoint.files import read_tensors
 from pipeline.cli import app
 from pipeline.commands import pretrain as command
@@ -125,7 +126,7 @@ def test_a_branch_tells_where_it_left_and_what_it_changed(folder: Path, jobs: li
     assert not Path("runs/b").exists()
     told = submit(*words, "data.batch_size=6")
     assert told.exit_code == 0, told.output
-    assert "a new order of batches begins with it, for data.sealed, data.batch_size is another" in told.output
+    assert "begins with it, because of data.sealed, data.batch_size" in told.output
     run = train(jobs[0])
     assert [row["step"] for row in rows(run)] == [4, 5, 6]
     assert rows(run)[0]["lr"] < rows(Path("runs/a"))[3]["lr"]
@@ -175,6 +176,7 @@ def test_only_a_checkpoint_that_is_there_and_a_run_of_its_own(folder: Path, jobs
         (["--from", "runs/none"], "there is no such checkpoint"),
         (["--from", START, "--run", "a"], "holds a run that is no branch"),
         (["--from", START, "--recipe", "r.yaml"], "leave --recipe out"),
+        (["--from", START, "test.root=data"], "'test' is a value, not a section"),
     ]:
         answer = submit("pretrain", *words)
         assert answer.exit_code != 0
@@ -188,6 +190,31 @@ def test_a_branch_whose_checkpoint_broke_does_not_begin_anew(folder: Path, jobs:
     state.write_text(state.read_text().replace(str(SAVED), "4"))
     with pytest.raises(UserError, match="no checkpoint of it is whole"):
         run_pretrain(**jobs[0].arguments)
+
+
+@pytest.mark.parametrize("name", ["state.json", "manifest.json", ".metadata"])
+def test_no_branch_begins_at_a_checkpoint_that_is_damaged(folder: Path, jobs: list[Job], name: str) -> None:
+    file = Path(START) / name
+    file.write_bytes(file.read_bytes()[:-40])
+    answer = submit("pretrain", "--from", START, "--run", "b")
+    assert re.search(rf"checkpoint {START} is broken .*: branch from another one", answer.output), answer
+    assert not Path("runs/b").exists()
+    assert not jobs
+
+
+def test_a_branch_takes_nobody_s_checkpoints_away(folder: Path, jobs: list[Job]) -> None:
+    file = folder / "runs" / "b" / "checkpoints" / "step-00000009" / "file"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    answer = submit("pretrain", "--from", START, "--run", "b")
+    assert "holds a run that is no branch" in answer.output
+    assert file.exists()
+    assert not jobs
+
+
+def test_a_branch_that_is_only_shown_is_no_part_of_the_script(folder: Path, jobs: list[Job]) -> None:
+    shown = submit("pretrain", "--from", START, "--run", "b", "--executor", "slurm", "--dry-run")
+    assert shown.stdout.startswith("#!/bin/bash"), shown.output
 
 
 def remedied(message: str) -> list[list[str]]:
@@ -225,3 +252,11 @@ def test_the_remedy_of_a_refused_change_is_accepted(folder: Path, jobs: list[Job
     answer = submit(*words, "--run", "b")
     assert answer.exit_code == 0, answer.output
     assert load_recipe(PretrainRecipe, "runs/b/recipe.yaml", kind="pretrain").optim.lr == 0.1
+
+
+def test_a_branch_to_other_data_is_named_with_their_place(folder: Path, jobs: list[Job]) -> None:
+    other = ["data.root=other/data", f"data.sealed={open_dataset('other/data').root}", "train.steps=9"]
+    refused = submit("pretrain", "--recipe", "r.yaml", "--run", "a", *other)
+    (words,) = remedied(refused.output)
+    answer = submit(*words, "--run", "b")
+    assert answer.exit_code == 0, answer.output
