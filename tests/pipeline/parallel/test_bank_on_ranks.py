@@ -65,6 +65,9 @@ def _train(group: dist.ProcessGroup | None, sections: dict[str, dict[str, Any]])
         recipe = make_recipe(
             Path("nowhere"),
             data__batch_size=BATCH,
+            data__crops=[],
+            data__clip={},
+            data__audio={},
             trunk={"name": "r2plus1d_10", "width": 2},
             audio_trunk={"name": "conv2d_10", "width": 2},
             method=METHOD,

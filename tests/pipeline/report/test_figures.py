@@ -93,7 +93,7 @@ def test_a_row_says_what_its_files_say_of_the_pretraining(graph: Graph) -> None:
         "hashtags",
     )
     row = found["hashtags"]
-    assert (row.method, row.images, row.images_seen, row.tagged_share) == ("Hashtags", 60, 1200, 0.2)
+    assert (row.method, row.images, row.images_seen, row.tagged_share) == ("SwAV", 60, 1200, 0.2)
     assert (row.curated, row.linear, row.setup.px, row.setup.epochs) == (True, 0.5, 16, 3.0)
     assert row.setup.test_set == (100, 4)
     scratch = found["scratch"]

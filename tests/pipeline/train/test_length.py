@@ -13,6 +13,7 @@ from tiny_training import make_dataset, make_recipe
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
 from cluster.typed_yaml import load_recipe
+from pipeline.commands.plan import _samples as planned_samples
 from pipeline.commands.plan import _steps as planned_steps
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.setup import set_up
@@ -69,4 +70,4 @@ def test_training_takes_the_planned_steps(tmp_path: Path) -> None:
     recipe = make_recipe(data, data__batch_size=20, method__queue_length=0, train=train)
     alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
     training = set_up(recipe, tmp_path / "run", alone)
-    assert training.total_steps == planned_steps(recipe, 96) == planned_steps(recipe, None) == 2
+    assert training.total_steps == planned_steps(recipe, planned_samples(recipe, None)) == 2
