@@ -14,6 +14,7 @@ from cluster.errors import UserError
 from ingest.dataset import layout
 from ingest.dataset.commit import commit
 from ingest.dataset.keys import key_name, key_of
+from ingest.dataset.open import open_dataset
 from ingest.dataset.records import canonical_json
 from ingest.dataset.seal import seal
 from ingest.dataset.shard import ShardWriter
@@ -204,7 +205,7 @@ def test_unreadable_metadata_does_not_stop_the_rest(dataset):
 
 
 def test_damaged_list_of_units_is_found_by_name(dataset):
-    listing = next((dataset / "sealed").glob("*.parquet"))
+    listing = dataset / layout.sealed_name(open_dataset(dataset).root, "parquet")
     data = bytearray(listing.read_bytes())
     data[-20] ^= 1
     listing.write_bytes(data)
@@ -215,7 +216,7 @@ def test_damaged_list_of_units_is_found_by_name(dataset):
 
 @pytest.mark.parametrize("kind", ["json", "parquet"])
 def test_missing_half_of_the_seal_is_found_by_name(dataset, kind):
-    path = next((dataset / "sealed").glob(f"*.{kind}"))
+    path = dataset / layout.sealed_name(open_dataset(dataset).root, kind)
     path.unlink()
     name = str(path.relative_to(dataset))
     assert found_from(dataset, Level.NAMES) == {name: f"{name} is missing"}
