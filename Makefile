@@ -10,7 +10,7 @@ export IMAGES
 VENV := .venv
 BIN := $(VENV)/bin
 # Hundreds of processes import the same files: whatever the environment says, they are compiled once.
-PYTEST := PYTHONDONTWRITEBYTECODE= GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
 # Files that use a marker: to collect the others, too, takes as long as some of the tests.
 marked = $$(grep -rl --include='*.py' 'mark\.$(1)\>' tests)
 # Many tests wait for a process or a timer: two files at a time fill two cores.
