@@ -25,6 +25,7 @@ _IMPORTED = [
     "scipy.stats",
     "torch._dynamo",
     "torch.utils.tensorboard.writer",
+    "ingest.crawl.crawl",
     "pipeline.train.loop",
     "pipeline.data.fork_server",  # the last: what was imported stays
 ]
