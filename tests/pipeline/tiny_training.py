@@ -15,7 +15,7 @@ from pipeline.methods.build import Method, assemble_method
 from pipeline.parallel.initialize import initialize
 from pipeline.recipe.pretrain import PretrainRecipe
 
-# Two blocks: where ranks talk in every layer, and the depth changes nothing that is tested.
+# Two blocks: the depth changes nothing that is tested.
 SHALLOW = {
     "name": "regnet_y",
     "regnet": {"depth": 2, "w_0": 16, "w_a": 12.0, "w_m": 2.0, "group_width": 8},
@@ -51,7 +51,7 @@ def make_values(data: Path, **changes: Any) -> dict[str, Any]:
                 {"count": 1, "size": 8, "scale": [0.1, 0.3]},
             ],
         },
-        "trunk": {"name": "regnety_tiny", "stem": "low_resolution"},
+        "trunk": SHALLOW,
         "method": {
             "name": "swav",
             "head": {"hidden": [16], "output": 8},

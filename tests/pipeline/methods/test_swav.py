@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from swav_reference import loss_of_the_paper, sinkhorn_of_the_paper
-from tiny_training import as_inputs, build_method
+from tiny_training import SHALLOW, as_inputs, build_method
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
@@ -48,7 +48,7 @@ def make_recipe(**method: Any) -> PretrainRecipe:
                     {"count": 3, "size": 8, "scale": [0.05, 0.2]},
                 ],
             },
-            "trunk": {"name": "regnety_tiny", "stem": "low_resolution"},
+            "trunk": SHALLOW,
             "method": values | method,
             "optim": {"name": "larc", "lr": 0.5, "weight_decay": 1e-4},
             "train": {"steps": STEPS, "precision": "fp64"},
@@ -97,12 +97,16 @@ def train_both_ways(group: ProcessGroup | None) -> list[dict[str, NDArray[Any]]]
     return [train(group, None), train(group, BATCH // 2)]
 
 
+@pytest.fixture(scope="module")
+def single() -> list[dict[str, NDArray[Any]]]:
+    return train_both_ways(None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_T1_swav_gradients_on_n_ranks_equal_one_rank(
-    run_on_ranks: Callable[..., list[Any]], world: int
+    run_on_ranks: Callable[..., list[Any]], single: list[dict[str, NDArray[Any]]], world: int
 ) -> None:
-    single = train_both_ways(None)
     assert float(np.abs(single[0]["queue"]).sum()) > 0
     for rank in run_on_ranks(world, train_both_ways):
         for expected, found in zip(single, rank, strict=True):
@@ -285,4 +289,4 @@ def test_the_backward_of_a_sum_over_ranks_is_a_sum_over_ranks(run_on_ranks: Call
 def test_swav_is_a_module_with_its_trunk() -> None:
     method = build_method(make_recipe(), total_steps=STEPS, group=None)
     assert isinstance(method, SwAVMethod)
-    assert method.trunk.feature_dim == 56
+    assert method.trunk.feature_dim == 32

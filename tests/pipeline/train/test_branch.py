@@ -154,7 +154,7 @@ def test_a_branch_tells_where_it_left_and_what_it_changed(folder: Path, jobs: li
             "method={name: simsiam, projector: [8], predictor: 4}",
             "method.name=swav, and its tensors are none of",
         ),
-        ("trunk.name=resnet18", "trained with trunk.name=regnety_tiny, and"),
+        ("trunk={name: resnet18}", "trained with trunk.name=regnet_y, and"),
         ("optim={name: sgd, lr: 0.1}", "trained with optim.name=larc, and"),
         ("train.precision=fp64", "trained with train.precision=fp32, and"),
         ("method.prototypes=16", r"prototypes.* has the shape \[8, 8\] there, and \[16, 8\] here"),

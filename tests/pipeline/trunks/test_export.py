@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_training import make_dataset, make_recipe
+from tiny_training import SHALLOW, make_dataset, make_recipe
 from torch import nn
 from typer.testing import CliRunner
 
@@ -38,7 +38,7 @@ from pipeline.trunks.export import export_trunk
 from pipeline.trunks.files import TrunkSpec, load_trunk, save_trunk
 
 CPU = torch.device("cpu")
-TINY = Trunk(name="regnety_tiny", stem="low_resolution")
+TINY = Trunk.model_validate(SHALLOW)
 VIEW = Preprocessing(image_size=16, resize=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
 
@@ -123,7 +123,7 @@ def test_S1_nothing_but_safetensors_with_exactly_the_right_names_is_loaded(tmp_p
     save_trunk(network, spec_of(network), tmp_path)
     tensors = load_file(tmp_path / "trunk.safetensors")
     save_file({**tensors, "extra": torch.zeros(1)}, tmp_path / "trunk.safetensors")
-    with pytest.raises(UserError, match="does not hold the tensors of regnety_tiny"):
+    with pytest.raises(UserError, match="does not hold the tensors of regnet_y"):
         load_trunk(tmp_path)
     save_file(
         {name: tensor for name, tensor in tensors.items() if "stem" not in name},
@@ -193,7 +193,7 @@ def test_S1_a_description_from_anybody_takes_no_memory(tmp_path, changes, told):
 
 
 def test_saving_other_tensors_than_the_architectures_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="not the tensors of regnety_tiny"):
+    with pytest.raises(ValueError, match="not the tensors of regnet_y"):
         save_trunk(nn.Linear(2, 2), spec_of(tiny()), tmp_path)
 
 
