@@ -18,7 +18,14 @@ from pipeline.parallel.batchnorm import CoupledBatchNorm, convert_batchnorm
 
 BATCH, VIEWS, CHANNELS = 16, 3, 5
 SYNC = (None, BATCH, 8, 4, 2)
-SHAPES: tuple[tuple[int, ...], ...] = ((3, 2), (), (2, 3, 2))
+# (Shape, samples of a group): images in groups of every size, for which the number of dimensions is nothing.
+CASES: tuple[tuple[tuple[int, ...], int | None], ...] = (
+    *(((3, 2), sync) for sync in SYNC),
+    ((), None),
+    ((), 2),
+    ((2, 3, 2), None),
+    ((2, 3, 2), 2),
+)
 
 
 class OneLayer(nn.Module):
@@ -104,7 +111,7 @@ def layer_of_torch(spatial: tuple[int, ...], sync_samples: int | None) -> dict[s
 
 
 def all_layers(group: ProcessGroup | None) -> list[dict[str, NDArray[Any]]]:
-    return [layer_on_rows(group, spatial, sync) for spatial in SHAPES for sync in SYNC]
+    return [layer_on_rows(group, spatial, sync) for spatial, sync in CASES]
 
 
 def of_rank(name: str, value: NDArray[Any], rank: int, world: int) -> NDArray[Any]:
@@ -122,7 +129,7 @@ def of_rank(name: str, value: NDArray[Any], rank: int, world: int) -> NDArray[An
 def test_T1_batchnorm_equals_torch_on_the_rows_of_each_group(
     run_on_ranks: Callable[..., list[Any]], world: int
 ) -> None:
-    expected = [layer_of_torch(spatial, sync) for spatial in SHAPES for sync in SYNC]
+    expected = [layer_of_torch(spatial, sync) for spatial, sync in CASES]
     for rank, cases in enumerate(run_on_ranks(world, all_layers)):
         for case, wanted in zip(cases, expected, strict=True):
             assert case.keys() == wanted.keys()

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from tiny_training import make_dataset, make_recipe
+from tiny_training import SHALLOW, make_dataset, make_recipe
 
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
@@ -41,7 +41,6 @@ WITHOUT: dict[str, dict[str, Any]] = {
 # Two groups of the same size: the views of an image may be coloured differently.
 VIEW = {"count": 1, "size": 16, "scale": [0.3, 1.0]}
 VIEWS = [VIEW, VIEW | {"photometric": {"solarize_probability": 0.5}}]
-TRUNK = {"depth": 3, "w_0": 16, "w_a": 12.0, "w_m": 2.0, "group_width": 8}
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +65,7 @@ def prepare(
     recipe = make_recipe(
         data,
         data__crops=VIEWS,
-        trunk={
-            "name": "regnet_y",
-            "regnet": TRUNK,
-            "stem": "low_resolution",
-            "init_from": init_from and str(init_from),
-        },
+        trunk=SHALLOW | {"init_from": init_from and str(init_from)},
         method=method,
         optim={"name": "sgd", "lr": 0.05, "schedule": "constant"},
         train={"steps": 3} | section,
@@ -135,17 +129,22 @@ def _one_step(
     return found
 
 
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensors]:
+    """What one rank finds."""
+    cases = {name: (method, {"precision": "fp64"}) for name, method in (METHODS | WITHOUT).items()}
+    return _one_step(None, data, tmp_path_factory.mktemp("alone"), cases)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_T1_T2_every_method_equals_one_rank(
-    data: Path, tmp_path: Path, run_on_ranks: Ranks, ranks: int
+    data: Path, alone: dict[str, Tensors], tmp_path: Path, run_on_ranks: Ranks, ranks: int
 ) -> None:
     methods = METHODS | WITHOUT
-    cases = {name: (method, {"precision": "fp64"}) for name, method in methods.items()}
-    alone = _one_step(None, data, tmp_path / "alone", cases)
     laid_out: dict[str, tuple[dict[str, Any], ...]] = {}
     for strategy in ("ddp", "fsdp2"):
-        for name in methods if ranks == 2 or strategy == "ddp" else ["byol"]:
+        for name in methods if ranks == 2 else METHODS if strategy == "ddp" else ["byol"]:
             checkpointing = "full" if strategy == "fsdp2" else "none"
             section = {"precision": "fp64", "strategy": strategy, "activation_checkpointing": checkpointing}
             laid_out[f"{name}, {strategy}"] = (methods[name], section)
