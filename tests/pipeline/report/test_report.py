@@ -40,6 +40,7 @@ SMALL = [
     "stages.pretrain.recipe.probe={train: x, test: x, every_steps: 2, image_size: 16, k: 5}",
     "stages.pretrain.recipe.run={log_every: 1, workers: 0, device: cpu}",
     "stages.pixels.recipe.size=4",
+    "stages.linear*.recipe.regularisation=[0.1, 1]",
     "stages.report.recipe.crop_rows=2",
 ]
 
@@ -245,6 +246,9 @@ def test_the_seer_graph_ends_in_a_report_on_datasets_of_its_own(demo, pictures, 
         *(word for word in SMALL if word.startswith("stages.pretrain.") and "probe" not in word),
         "stages.pretrain.recipe.data.batch_size=4",
         "stages.pretrain.recipe.probe=null",
+        "stages.linear.recipe.regularisation=[0.1]",
+        "stages.linear_random.recipe.regularisation=[0.1]",
+        "stages.linear_sgd.recipe={rates: [0.1], batch_norm: [true], epochs: 4}",
     ]
     recipe = load_dag("seer", words)
     graph = build_graph(recipe, KINDS)
