@@ -27,7 +27,7 @@ from pipeline.data.order import (
 @composite
 def orders(draw: DrawFn) -> tuple[Order, NDArray[np.int64]]:
     """An order and its shards' sizes: several shards, odd sizes, empty ones among them."""
-    counts = np.array(draw(lists(integers(0, 400), min_size=1, max_size=9)), np.int64)
+    counts = np.array(draw(lists(integers(0, 150), min_size=1, max_size=9)), np.int64)
     assume(counts.sum() > 0)
     samples = int(counts.sum())
     batch_size = draw(integers(1, samples))

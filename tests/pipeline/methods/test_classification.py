@@ -134,7 +134,7 @@ def test_T1_mixed_batches_give_the_same_gradients_on_any_number_of_ranks(
 
 
 def _stepwise(group: dist.ProcessGroup | None, data: Path, folder: Path, section: dict[str, Any]) -> None:
-    run(recipe_of(data, MIXED, train={"steps": 10, "precision": "fp64"} | section), folder, group)
+    run(recipe_of(data, MIXED, train={"steps": 5, "precision": "fp64"} | section), folder, group)
 
 
 @pytest.mark.slow
@@ -144,17 +144,17 @@ def test_T1_the_average_is_that_of_one_rank_and_equals_the_sum_of_its_past(
     recipe = recipe_of(
         data,
         MIXED,
-        train={"steps": 10, "precision": "fp64"},
+        train={"steps": 5, "precision": "fp64"},
         run__checkpoint_every_steps=1,
         run__keep_last=20,
     )
     run(recipe, tmp_path / "alone")
     expected: dict[str, Tensor] = {}
-    for step in range(1, 11):
+    for step in range(1, 6):
         (folder,) = (tmp_path / "alone" / "checkpoints").glob(f"step-*{step:06d}")
         tensors = read_tensors(folder, prefix="")
         now = {name: each.double() for name, each in tensors.items() if name.startswith(("trunk.", "head."))}
-        keep = 0.9 if step > 2 else 0.0  # for a fifth of ten steps it follows at once
+        keep = 0.9 if step > 1 else 0.0  # for a fifth of five steps it follows at once
         expected = {name: keep * expected.get(name, each) + (1 - keep) * each for name, each in now.items()}
         for name, value in expected.items():
             if not name.endswith("num_batches_tracked"):

@@ -184,7 +184,7 @@ def _megabytes_of_16384_components(sender: Any) -> None:
 def test_barlow_twins_with_16384_components_never_holds_their_correlation() -> None:
     """It would take 1074 MB, and as much again for its gradient; blocks and their squares take 64 MB each."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # which has imported PyTorch
     process = context.Process(target=_megabytes_of_16384_components, args=(sender,))
     process.start()
     sender.close()
