@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_this_process import InThisProcess
 from safetensors.torch import save_file
 from tiny_classification import recipe_of
 from tiny_training import make_dataset
 
 from cluster.errors import UserError
-from cluster.local import LocalExecutor
 from pipeline.dag.graph import build_graph, run_graph
 from pipeline.dag.recipe import DagRecipe, load_dag
 from pipeline.dag.stage import Receipt, Work
@@ -88,7 +88,7 @@ def test_the_graph_of_a_trunk_runs_to_its_figures(tmp_path: Path) -> None:
     stages["tuned"]["recipe"] = recipe_of(data, {}, train={"epochs": 1}).model_dump(mode="json")
     recipe = DagRecipe.model_validate(values)
     lines: list[str] = []
-    results = run_graph(build_graph(recipe, KINDS), LocalExecutor(stream=None), say=lines.append)
+    results = run_graph(build_graph(recipe, KINDS), InThisProcess(), say=lines.append)
     assert all(isinstance(result, Receipt) for result in results.values()), (lines, results)
     figures, tuned = results["figures"], results["tuned"]
     assert isinstance(figures, Receipt) and isinstance(tuned, Receipt)
