@@ -20,9 +20,12 @@ from cluster.host import Process
 from cluster.job import State
 from cluster.run.folder import RunFolder
 from cluster.run.status import Failure, Status
+from cluster.typed_yaml import load_recipe
 from ingest.dataset.open import open_dataset
 from ingest.dataset.view import write_view
 from pipeline.cli import app
+from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.train.loop import pretrain
 
 SUBMIT = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 
@@ -187,7 +190,7 @@ def test_doctor_tells_about_images_and_torch() -> None:
 def test_a_trunk_is_exported_and_scored(recipe: Path) -> None:
     data = yaml.safe_load(recipe.read_text())["data"]["root"]
     short = ["train.steps=2", "optim.warmup_steps=1"]
-    assert submit("pretrain", "--recipe", recipe, "--run", "short", *short).exit_code == 0
+    pretrain(load_recipe(PretrainRecipe, str(recipe), short, kind="pretrain"), Path("runs/short"))
     assert submit("export", "runs/short", "trunk").exit_code == 0
     assert Path("trunk/trunk.safetensors").is_file()
     assert "swav without a teacher: export --which student" in line(

@@ -28,7 +28,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe(data):
-    return make_recipe(data, method__prototypes=PROTOTYPES, optim__lr=0.02)
+    return make_recipe(data, method__prototypes=PROTOTYPES, optim__lr=0.02, run__checkpoint_every_steps=None)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_training import SHALLOW, make_dataset, make_values
+from tiny_training import make_dataset, make_values
 
 from cluster.job import Job, Resources, State
 from cluster.local import LocalExecutor
@@ -33,13 +33,13 @@ def stop_a_rank_at(folder: Path, step: int) -> None:
     os.kill(next(rank.pid for rank in ranks if rank.environ()["RANK"] == "1"), signal.SIGSTOP)
 
 
-def make_job(data: Path, folder: Path, *, hang_seconds: float) -> Job:
-    values = make_values(data, trunk=SHALLOW, train__steps=15, run__hang_seconds=hang_seconds)
+def make_job(data: Path, folder: Path, *, hang_seconds: float, ranks: int) -> Job:
+    values = make_values(data, train__steps=15, run__hang_seconds=hang_seconds)
     return Job(
         name="tiny",
         function="pipeline.train.loop:run_pretrain",
         arguments={"recipe": values, "folder": str(folder)},
-        resources=Resources(ranks_per_node=2, cpus_per_rank=1),
+        resources=Resources(ranks_per_node=ranks, cpus_per_rank=1),
         folder=folder,
     )
 
@@ -50,7 +50,7 @@ def test_a_stopped_rank_ends_the_training_which_then_goes_on(tmp_path: Path) -> 
     blow = threading.Thread(target=stop_a_rank_at, args=(folder, 6))
     blow.start()
     # More than a step takes on a machine that does much else.
-    assert submit(make_job(data, folder, hang_seconds=4.0), LocalExecutor()).wait() is State.FAILED
+    assert submit(make_job(data, folder, hang_seconds=4.0, ranks=2), LocalExecutor()).wait() is State.FAILED
     blow.join()
     run = RunFolder(folder)
     failure = run.status().failure
@@ -60,7 +60,9 @@ def test_a_stopped_rank_ends_the_training_which_then_goes_on(tmp_path: Path) -> 
     for rank in range(2):
         stacks = (folder / "stacks" / f"rank-{rank}.txt").read_text()
         assert "pipeline/train/loop.py" in stacks and "in train" in stacks
-    assert submit(make_job(data, folder, hang_seconds=300.0), LocalExecutor()).wait() is State.COMPLETED
+    assert (
+        submit(make_job(data, folder, hang_seconds=300.0, ranks=1), LocalExecutor()).wait() is State.COMPLETED
+    )
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 16))
     assert not list((folder / "errors").iterdir())
