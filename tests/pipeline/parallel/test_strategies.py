@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,34 +78,36 @@ def _gradients(
     return found
 
 
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one rank finds without any strategy."""
+    return _gradients(None, data, tmp_path_factory.mktemp("alone"), {"fp64": {"precision": "fp64"}})["fp64"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_T1_T2_T4_gradients_do_not_depend_on_ranks_strategy_or_checkpointing(
-    data: Path, tmp_path: Path, run_on_ranks: Ranks, ranks: int
+    data: Path, alone: dict[str, Any], tmp_path: Path, run_on_ranks: Ranks, ranks: int
 ) -> None:
-    alone = _gradients(None, data, tmp_path / "alone", {"fp64": {"precision": "fp64"}})["fp64"]
     trains = {
         f"{strategy}-{precision}-{name}": {
             "strategy": strategy,
             "precision": precision,
             "activation_checkpointing": CHECKPOINTING[name],
         }
-        for strategy, precision in (
-            ("ddp", "fp64"),
-            ("fsdp2", "fp64"),
-            ("fsdp2", "fp32"),
-            ("fairscale", "fp32"),
-        )
+        for strategy, precision in (("ddp", "fp64"), ("fsdp2", "fp64"), ("fairscale", "fp32"))
         for name in CHECKPOINTING
     }
-    if ranks == 4:  # what goes with what is seen on fewer; here with more
-        trains = {name: trains[name] for name in trains if name.endswith("runs") or name == "fsdp2-fp32-none"}
+    if ranks != 2:  # what goes with what is seen on two
+        trains = {name: trains[name] for name in trains if name.endswith("runs")}
+    trains["fsdp2-fp32-none"] = {"strategy": "fsdp2"}
+    if ranks == 4:
         trains["hybrid-fp64"] = {"strategy": "fsdp2", "precision": "fp64", "shard_ranks": 2}
     for found in run_on_ranks(ranks, _gradients, data, tmp_path / "ranks", trains):
         assert found.keys() == trains.keys()
         for name, values in found.items():
             # FairScale has no float64; float32 rounds differently for another number of ranks.
-            wide = trains[name]["precision"] == "fp64"
+            wide = trains[name].get("precision") == "fp64"
             expected, tolerance = (alone, 1e-10) if wide else (found["fsdp2-fp32-none"], 1e-4)
             assert values.keys() == expected.keys()
             for key in values.keys() - {NO_EFFECT}:
@@ -158,6 +161,8 @@ def _train(
     for name, section in trains.items():
         # Float32's rounding grows the faster the larger the steps are.
         changes: dict[str, Any] = {} if section["precision"] == "fp64" else {"optim__lr": 0.01}
+        if section["precision"] == "fp16":
+            changes["trunk"] = SHALLOW
         if section["precision"] == "fp32":
             # FSDP2 adds up the gradients of two sizes after they are reduced, FairScale before.
             changes["data__crops"] = [{"count": 3, "size": 16, "scale": [0.3, 1.0]}]
@@ -185,8 +190,9 @@ def test_T2_every_strategy_trains_the_same(data: Path, tmp_path: Path, run_on_ra
         "fsdp2-fp32": {"strategy": "fsdp2"},
         "fairscale-fp32": {"strategy": "fairscale"},
     }
-    trains = {name: section | {"precision": name[-4:]} for name, section in trains.items()}
-    _train(None, data, tmp_path, {"alone-fp64": {"precision": "fp64"}})
+    six = {"steps": 6}  # the prototypes thaw in the fourth, and there is a queue in the fifth
+    trains = {name: section | {"precision": name[-4:]} | six for name, section in trains.items()}
+    _train(None, data, tmp_path, {"alone-fp64": {"precision": "fp64"} | six})
     run_on_ranks(2, _train, data, tmp_path, trains)
     # Convolutions round differently where weights are channels_last, as they are without sharding: FairScale
     # is compared with FSDP2.
@@ -195,7 +201,7 @@ def test_T2_every_strategy_trains_the_same(data: Path, tmp_path: Path, run_on_ra
         ("fsdp2-fp64", "alone-fp64", 1e-9),
         ("fairscale-fp32", "fsdp2-fp32", 1e-6),
     ):
-        assert len(losses(tmp_path / name)) == 10
+        assert len(losses(tmp_path / name)) == 6
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / reference), rel=tolerance), name
         tensors, wanted = final(tmp_path / name), final(tmp_path / reference)
         assert tensors.keys() == wanted.keys()
@@ -270,12 +276,14 @@ def test_float16_finds_its_loss_scale_and_keeps_it(data: Path, tmp_path: Path, r
     lost = sorted(set(range(1, 21)) - {json.loads(row)["step"] for row in rows})
     assert len(lost) == np.log2(2**16 / factor) and steps_taken == 20 - lost[-1]
     assert np.isfinite(losses(tmp_path / "run")).all()
-    resumed = prepare(None, data, tmp_path / "run", section | {"strategy": "ddp"}, optim__lr=0.01)
+    resumed = prepare(
+        None, data, tmp_path / "run", section | {"strategy": "ddp"}, optim__lr=0.01, trunk=SHALLOW
+    )
     assert resumed.scale.state() == [factor, steps_taken]
 
 
 @pytest.mark.slow
-def test_T4_compiled_blocks_compute_the_same() -> None:
+def test_T4_compiled_blocks_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = RegNetParameters(depth=1, w_0=16, w_a=12.0, w_m=2.0, group_width=8)
     trunk = RegNet(parameters, stem="low_resolution").double()
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
@@ -287,6 +295,8 @@ def test_T4_compiled_blocks_compute_the_same() -> None:
 
     expected = gradients()
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    # All of torch.compile but the last: a compiler for C++ takes ten times as long as the rest.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     compile_blocks(trunk)
     for name, gradient in gradients().items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-10)
@@ -311,7 +321,7 @@ def test_a_probe_sees_a_sharded_trunk_whole(data: Path, tmp_path: Path, run_on_r
 def _probed(
     group: dist.ProcessGroup, data: Path, folder: Path, strategy: str, probe: dict[str, Any]
 ) -> Tensors | None:
-    t = prepare(group, data, folder, {"strategy": strategy, "steps": 2}, probe=probe)
+    t = prepare(group, data, folder, {"strategy": strategy, "steps": 2}, probe=probe, trunk=SHALLOW)
     train(t, Never())  # type: ignore[arg-type]
     trunk = whole_trunk(t.method.trunk, t.recipe.trunk, keep=t.world.is_first)
     return None if trunk is None else {name: value.numpy() for name, value in trunk.state_dict().items()}

@@ -227,7 +227,7 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
         ("optim.betas=[0.8, 0.9]", r"optim\.betas goes with adam and adamw: larc has optim\.momentum"),
         ("optim.clip_trust=true", r"optim\.clip_trust goes with optim\.name: lars"),
         ("train.epochs=3", r"train: give exactly one of train\.steps and train\.epochs"),
-        ("trunk.name=regnet_y", r"trunk: `regnet` parameters go with name: regnet_y"),
+        ("trunk.regnet=null", r"trunk: `regnet` parameters go with name: regnet_y"),
         (
             "trunk.zero_init_residual=true",
             r"trunk: `zero_init_residual` goes with name: resnet18 or resnet50",

@@ -42,7 +42,7 @@ def right(count: int, of: int = 100) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 def imagenet(name: str) -> Any:
     """40 epochs of a trunk with ImageNet's stem."""
-    trunk = TUNING.trunk.model_copy(update={"name": name, "stem": "imagenet"})
+    trunk = TUNING.trunk.model_copy(update={"name": name, "stem": "imagenet", "regnet": None})
     train = TUNING.train.model_copy(update={"epochs": 40})
     return TUNING.model_copy(update={"trunk": trunk, "train": train})
 
