@@ -110,6 +110,8 @@ def test_T1_T2_avid_and_its_bank_equal_one_rank(run_on_ranks: Ranks, ranks: int)
         "ddp": {"strategy": "ddp"},
         "fsdp2": {"strategy": "fsdp2", "activation_checkpointing": "full"},
     }
+    if ranks == 4:  # where replicas are as they are on two
+        del sections["ddp"]
     for found in run_on_ranks(ranks, _train, sections):
         for strategy, values in found.items():
             assert values.keys() == expected.keys()
