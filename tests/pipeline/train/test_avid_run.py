@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -156,10 +155,9 @@ def test_T3_a_bank_of_two_ranks_goes_on_on_three_and_on_one(
     }
     expected = _run(None, recipes["ddp"], tmp_path / "whole")
     run_on_ranks(2, _cases, {name: (each, tmp_path / name, 5) for name, each in recipes.items()})
-    for name in recipes:
-        shutil.copytree(tmp_path / name, tmp_path / f"{name} on one")
-    found = {f"{name} on one": _run(None, recipes["ddp"], tmp_path / f"{name} on one") for name in recipes}
-    found |= run_on_ranks(3, _cases, {name: (each, tmp_path / name, 8) for name, each in recipes.items()})[0]
+    found = {"replicas on one": _run(None, recipes["ddp"], tmp_path / "ddp")}
+    on_three = {"shards on three": (recipes["fsdp2"], tmp_path / "fsdp2", STEPS)}
+    found |= run_on_ranks(3, _cases, on_three)[0]
     for case, values in found.items():
         for name, value in values.items():
             np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-7, err_msg=f"{case}: {name}")
