@@ -78,7 +78,6 @@ from ingest.plan.settings import VIDEOS, CrawlSettings
 from ingest.progress.counts import Counts, CrawlReport
 from ingest.progress.crawl_progress import CrawlProgress
 from ingest.progress.meter import Meter
-from ingest.progress.metrics_file import MetricsFile
 from ingest.sources.url_list import TYPES, Columns
 from ingest.video.check import VideoTreatment
 from ingest.web.settings import FetchSettings
@@ -205,8 +204,12 @@ def crawl(
         types=_types(column_type or ()),
     )
     spread = Spread(executor=executor, parts=parts, workers=workers, cluster=cluster, runs=runs, wait=wait)
+    metrics = None
+    if metrics_file is not None:
+        from ingest.progress.metrics_file import MetricsFile  # takes long
+
+        metrics = MetricsFile(metrics_file, output=output)
     with Meter(Console(stderr=True)) as meter:
-        metrics = None if metrics_file is None else MetricsFile(metrics_file, output=output)
         progress, counts = CrawlProgress(meter, metrics=metrics), Counts()
         plan = plan_shards(
             sources,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster.errors import UserError
 from ingest.crawl.reorder import Memory, Reorder
@@ -24,8 +24,10 @@ from ingest.progress.counts import Counts, Progress
 from ingest.sources.opening import open_planned
 from ingest.sources.source import Images, Item
 from ingest.web.errands import Fetched
-from ingest.web.fetcher import Fetcher
 from ingest.web.settings import FetchSettings
+
+if TYPE_CHECKING:
+    from ingest.web.fetcher import Fetcher
 
 # What may wait in memory for its turn in a shard, in all units together.
 _WAITING_BYTES = 32 << 20
@@ -180,6 +182,8 @@ class _Crawl:
         if self._sources:
             yield from self._read()
         if len(self._sources) < len(self._plan.sources):
+            from ingest.web.fetcher import Fetcher  # takes long, and folders need none
+
             with Fetcher[list[_Attempt]](self._fetch, window=_WINDOW) as fetcher:
                 for attempts, outcome in fetcher.run(self._requests(), held=self._is_full):
                     self._look_at_hosts(fetcher)
@@ -192,7 +196,7 @@ class _Crawl:
     def _is_full(self) -> bool:
         return self._waiting >= _WAITING_ROWS
 
-    def _look_at_hosts(self, fetcher: Fetcher[list[_Attempt]]) -> None:
+    def _look_at_hosts(self, fetcher: "Fetcher[list[_Attempt]]") -> None:
         now = time.monotonic()
         if now >= self._hosts_due:
             self._counts.slowest_hosts = fetcher.slowest_hosts()

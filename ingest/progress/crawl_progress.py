@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from cluster.wording import duration, visible
 from ingest.progress.counts import Counts
 from ingest.progress.meter import Meter
-from ingest.progress.metrics_file import MetricsFile
 from ingest.progress.pace import Pace
+
+if TYPE_CHECKING:
+    from ingest.progress.metrics_file import MetricsFile
 
 SHORTEST_LEFT_S = 10.0
 # As often as the bar is drawn.
@@ -32,7 +35,7 @@ class CrawlProgress:
         meter: Meter,
         clock: Callable[[], float] = time.monotonic,
         *,
-        metrics: MetricsFile | None = None,
+        metrics: "MetricsFile | None" = None,
     ) -> None:
         self._meter = meter
         self._clock = clock

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import aiohttp
-
 from cluster.errors import UserError
 
 
@@ -27,7 +25,11 @@ def reading(place: str, *, deed: str = "read") -> Iterator[None]:
 
 def is_trouble(error: Exception) -> bool:
     """Whether this says that a place cannot be opened or read, and is no mistake of ours."""
-    return isinstance(error, (OSError, ImportError, aiohttp.ClientError, TimeoutError))
+    if isinstance(error, (OSError, ImportError, TimeoutError)):
+        return True
+    import aiohttp  # takes long, and most of what is read is no web server's
+
+    return isinstance(error, aiohttp.ClientError)
 
 
 def said(error: Exception) -> str:

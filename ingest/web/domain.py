@@ -1,24 +1,33 @@
 """Whose host it is: the registrable domain of a URL."""
 
 import hashlib
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import tldextract
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import tldextract
 
 _HOST = r"^\s*[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#]*@)?(?P<host>\[[^\]]*\]|[^/?#:\s]+)"
 # What most are like, and several times as fast.
 _PLAIN_HOST = r"^https?://(?P<host>[a-z0-9._-]+)/"
-# The list of public suffixes inside the package: nothing is fetched. github.io and the like are suffixes.
-_suffixes = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None, include_psl_private_domains=True)
+
+
+@cache
+def _suffixes() -> "tldextract.TLDExtract":
+    """By the list inside the package: nothing is fetched. github.io and the like are suffixes of sites."""
+    import tldextract  # takes long: it can fetch, too
+
+    return tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None, include_psl_private_domains=True)
 
 
 def registrable_domain(host: str) -> str:
     """The part of a host's name that somebody owns: `b.co.uk` of `img.b.co.uk`; itself if there is none."""
-    found = _suffixes(host.rstrip("."))
+    found = _suffixes()(host.rstrip("."))
     return found.top_domain_under_public_suffix or host
 
 

@@ -83,7 +83,7 @@ def test_whoever_reads_a_damaged_record_names_it_in_one_line(whole, dataset, rec
     (path,) = dataset.glob(record)
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     for command in READERS[record]:
-        result = CliRunner().invoke(cli.app, arguments(command, whole))
+        result = CliRunner().invoke(cli.app(), arguments(command, whole))
         assert (command, result.exit_code) == (command, 2), result.output
         (line,) = result.stderr.splitlines()
         assert f"{path.relative_to(dataset.parent)} is damaged: " in line
@@ -94,7 +94,7 @@ def test_verify_names_every_damaged_record_of_the_sealed_dataset(dataset, damage
     for record in ("commits/00000001.json", "sealed/*.json", "DATASET.json"):
         (path,) = dataset.glob(record)
         path.write_bytes(damage)
-        result = CliRunner().invoke(cli.app, ["verify", "out"])
+        result = CliRunner().invoke(cli.app(), ["verify", "out"])
         assert result.exit_code == 1
         assert str(path.relative_to(dataset)) in result.stdout
 
@@ -104,12 +104,12 @@ def test_the_remedy_gives_the_same_dataset(whole, dataset, record):
     (path,) = dataset.glob(record)
     root = open_dataset(dataset).root
     path.write_bytes(b"{")
-    told = CliRunner().invoke(cli.app, arguments(READERS[record][0], whole)).stderr
+    told = CliRunner().invoke(cli.app(), arguments(READERS[record][0], whole)).stderr
     if "remove it" in told:
         path.unlink()
-    assert CliRunner().invoke(cli.app, arguments("crawl-shards", whole)).exit_code == 0
+    assert CliRunner().invoke(cli.app(), arguments("crawl-shards", whole)).exit_code == 0
     assert open_dataset(dataset).root == root
-    assert CliRunner().invoke(cli.app, ["verify", "out"]).exit_code == 0
+    assert CliRunner().invoke(cli.app(), ["verify", "out"]).exit_code == 0
 
 
 @pytest.mark.parametrize("size", [None, 0, 100])
@@ -120,18 +120,18 @@ def test_a_list_of_units_that_is_lost_or_damaged_can_be_made_again(whole, datase
     if size is not None:
         path.write_bytes(data[:size])
     (dataset / "commits" / "00000001.json").unlink()
-    result = CliRunner().invoke(cli.app, arguments("crawl-shards", whole))
+    result = CliRunner().invoke(cli.app(), arguments("crawl-shards", whole))
     assert result.exit_code == 2
     assert f"{path.relative_to(dataset.parent)} is damaged or gone" in result.stderr
     (dataset / "plan" / "0" / "plan.json").unlink()
-    assert CliRunner().invoke(cli.app, arguments("crawl-shards", whole)).exit_code == 0
+    assert CliRunner().invoke(cli.app(), arguments("crawl-shards", whole)).exit_code == 0
     assert path.read_bytes() == data
 
 
 def test_a_list_of_units_with_bytes_before_it_is_damaged(whole, dataset):
     (path,) = dataset.glob("plan/0/units-*.parquet")
     path.write_bytes(b"\xff\x00" + path.read_bytes())
-    result = CliRunner().invoke(cli.app, arguments("retry", whole))
+    result = CliRunner().invoke(cli.app(), arguments("retry", whole))
     assert result.exit_code == 2
     assert f"{path.relative_to(dataset.parent)} is damaged or gone" in result.stderr
 
@@ -140,10 +140,10 @@ def test_a_head_that_is_gone_is_made_again(whole, dataset):
     (path,) = dataset.glob("sealed/*.json")
     data = path.read_bytes()
     path.unlink()
-    result = CliRunner().invoke(cli.app, ["stats", "out"])
+    result = CliRunner().invoke(cli.app(), ["stats", "out"])
     assert result.exit_code == 2
     assert "running the crawl again makes the newest anew" in result.stderr
-    assert CliRunner().invoke(cli.app, arguments("crawl-shards", whole)).exit_code == 0
+    assert CliRunner().invoke(cli.app(), arguments("crawl-shards", whole)).exit_code == 0
     assert path.read_bytes() == data
 
 
@@ -153,6 +153,6 @@ def test_keys_of_later_versions_change_nothing(whole, dataset):
         before[path] = path.read_bytes()
         path.write_text(json.dumps(json.loads(before[path]) | {"later": {"x": 1}}))
     for command in ("retry", "stats", "card", "gc"):
-        assert CliRunner().invoke(cli.app, arguments(command, whole)).exit_code == 0
-    assert CliRunner().invoke(cli.app, arguments("crawl-shards", whole)).exit_code == 0
+        assert CliRunner().invoke(cli.app(), arguments(command, whole)).exit_code == 0
+    assert CliRunner().invoke(cli.app(), arguments("crawl-shards", whole)).exit_code == 0
     assert (dataset / "DATASET.json").read_bytes() == before[dataset / "DATASET.json"]

@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 def run(*words):
-    return CliRunner().invoke(cli.app, words, prog_name="ingest")
+    return CliRunner().invoke(cli.app(), words, prog_name="ingest")
 
 
 @pytest.fixture(scope="module")

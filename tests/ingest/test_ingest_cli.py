@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-c", "from ingest.cli import main; main()"]
 
 def run(*arguments):
     """The command in this process; returns its result with exit_code, stdout and stderr."""
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], prog_name="ingest")
+    return CliRunner().invoke(cli.app(), [str(argument) for argument in arguments], prog_name="ingest")
 
 
 def mistake(*arguments):

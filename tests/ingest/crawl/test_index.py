@@ -41,7 +41,7 @@ def index(tars, output, *, workers=1, extend=False, **settings):
 
 
 def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], prog_name="ingest")
+    return CliRunner().invoke(cli.app(), [str(argument) for argument in arguments], prog_name="ingest")
 
 
 def read_all(dataset):

@@ -20,7 +20,7 @@ OTHER = "f" * 64
 
 
 def run(*arguments):
-    result = CliRunner().invoke(cli.app, ["gc", *map(str, arguments)])
+    result = CliRunner().invoke(cli.app(), ["gc", *map(str, arguments)])
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -59,7 +59,7 @@ def test_only_what_no_commit_of_the_unit_names_is_deleted(dataset):
     assert names(dataset) == before - losers
     assert run(dataset) == f"0 files, 0 B, deleted from {dataset}\n"
     assert len(open_dataset(dataset)) == 10
-    assert CliRunner().invoke(cli.app, ["verify", str(dataset)]).exit_code == 0
+    assert CliRunner().invoke(cli.app(), ["verify", str(dataset)]).exit_code == 0
 
 
 def test_unit_that_is_committed_later_is_cleaned_later(dataset):
@@ -136,6 +136,6 @@ def test_leftovers_beside_the_units_are_taken_when_they_are_old(tmp_path, folder
 
 
 def test_what_is_no_dataset_is_refused(tmp_path):
-    result = CliRunner().invoke(cli.app, ["gc", str(tmp_path)])
+    result = CliRunner().invoke(cli.app(), ["gc", str(tmp_path)])
     assert result.exit_code == 2
     assert "is not a dataset: check the path" in result.output

@@ -21,7 +21,7 @@ COMMAND = [sys.executable, "-c", "from ingest.cli import main; main()"]
 
 
 def run(*arguments, status=0):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], prog_name="ingest")
+    result = CliRunner().invoke(cli.app(), [str(argument) for argument in arguments], prog_name="ingest")
     assert result.exit_code == status, result.output
     return result
 

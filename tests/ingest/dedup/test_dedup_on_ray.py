@@ -41,7 +41,7 @@ def test_D1_C1_a_view_made_on_ray_equals_one_made_here(ray_cluster, tmp_path, mo
         ["ray", "--executor", "ray", "--parts", "2", "--scratch", "scratch", "--cluster", "site.yaml"],
     ):
         command = ["dedup", *where, "--name", "clean", "--against", "eval", "--json"]
-        result = CliRunner().invoke(cli.app, command, catch_exceptions=False)
+        result = CliRunner().invoke(cli.app(), command, catch_exceptions=False)
         assert result.exit_code == 0, result.output
         answers.append(json.loads(result.stdout))
     assert answers[1] == answers[0] | {"path": "ray"}

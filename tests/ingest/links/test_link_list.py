@@ -152,11 +152,11 @@ def test_each_way_to_opt_out_is_ignored_by_its_option(tmp_path):
     path, output = archive(tmp_path / "w.warc.gz", records), tmp_path / "urls.parquet"
     command = ["urls", str(path), "--output", str(output), "--workers", "1"]
     for number, opt_out in enumerate(OptOut, 1):
-        done = CliRunner().invoke(cli.app, [*command, opt_out.option])
+        done = CliRunner().invoke(cli.app(), [*command, opt_out.option])
         assert re.search(r"^opt-outs *3 pages left out, 1 listed all the same$", done.stdout, re.MULTILINE)
         assert pq.read_table(output)["url"].to_pylist() == [f"http://a.example/{number}"]
         assert pq.read_schema(output).metadata[b"opt_outs"] == b"ignored: " + opt_out.value.encode()
-    CliRunner().invoke(cli.app, [*command, "--ignore-opt-outs"])
+    CliRunner().invoke(cli.app(), [*command, "--ignore-opt-outs"])
     assert len(pq.read_table(output)) == 4
 
 
@@ -313,14 +313,14 @@ def test_command_prints_a_summary_or_json(tmp_path):
     bad = tmp_path / "bad\x1b.warc"
     bad.write_bytes(b"x")
     arguments = ["urls", str(path), str(bad), "--output", str(tmp_path / "urls.parquet"), "--workers", "1"]
-    done = CliRunner().invoke(cli.app, arguments)
+    done = CliRunner().invoke(cli.app(), arguments)
     assert done.exit_code == 0, done.output
     assert "read      2 records in 2 files" in done.stdout
     assert "images    2\ndistinct  1 URL from the pages of 1 host\ndamaged   1 file\n" in done.stdout
     assert "bad\\x1b.warc: it is damaged, or no WARC" in done.stdout
     arguments[1] = str(tmp_path / "w*.warc.gz")
-    answer = json.loads(CliRunner().invoke(cli.app, [*arguments, "--json"]).stdout)
+    answer = json.loads(CliRunner().invoke(cli.app(), [*arguments, "--json"]).stdout)
     assert (answer["pages"], answer["distinct"], list(answer["damaged"])) == (2, 1, [str(bad)])
     empty = archive(tmp_path / "w.warc.gz", [page(0, [])])
-    nothing = CliRunner().invoke(cli.app, ["urls", str(empty), *arguments[3:]])
+    nothing = CliRunner().invoke(cli.app(), ["urls", str(empty), *arguments[3:]])
     assert (nothing.exit_code, "Nothing was found" in nothing.stdout) == (1, True)

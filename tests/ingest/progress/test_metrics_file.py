@@ -91,7 +91,7 @@ def test_file_that_cannot_be_written_is_one_sentence_at_the_start_and_a_warning_
 def test_crawl_leaves_its_result_in_the_file(folder, tmp_path):
     path = tmp_path / "crawl.prom"
     arguments = ["crawl-shards", str(folder()), "--output", str(tmp_path / "out"), "--workers", "1", "--json"]
-    done = CliRunner().invoke(cli.app, [*arguments, "--metrics-file", str(path)])
+    done = CliRunner().invoke(cli.app(), [*arguments, "--metrics-file", str(path)])
     assert done.exit_code == 0, done.output
     numbers = read(path)
     assert numbers["ingest_attempts_total", "", "kept"] == json.loads(done.stdout)["kept"] == 10

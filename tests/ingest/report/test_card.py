@@ -185,13 +185,14 @@ def test_code_from_the_wild_ends_where_it_should(text):
 
 
 def test_command_prints_or_writes_the_card(web, tmp_path):
-    printed = CliRunner().invoke(cli.app, ["card", str(web)])
+    printed = CliRunner().invoke(cli.app(), ["card", str(web)])
     assert printed.stdout == card_of(web, name="web")
     assert (
-        CliRunner().invoke(cli.app, ["card", str(web), "--output", str(tmp_path / "README.md")]).stdout == ""
+        CliRunner().invoke(cli.app(), ["card", str(web), "--output", str(tmp_path / "README.md")]).stdout
+        == ""
     )
     assert (tmp_path / "README.md").read_text() == printed.stdout
-    wrong = CliRunner().invoke(cli.app, ["card", str(web), "--output", str(tmp_path)])
+    wrong = CliRunner().invoke(cli.app(), ["card", str(web), "--output", str(tmp_path)])
     assert wrong.exit_code == 2
     assert "name one in a folder that exists" in wrong.stderr
 

@@ -215,7 +215,7 @@ def test_the_commands_take_s3_urls(folder, bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+        result = CliRunner().invoke(cli.app(), [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.output
         return result.stdout
 
@@ -225,7 +225,7 @@ def test_the_commands_take_s3_urls(folder, bucket, tmp_path, monkeypatch):
     assert json.loads(run("stats", url, "--json"))["kept"] == 10
     assert run("show", url, "--samples", 4).startswith("set.html shows 4 images of 10")
     assert run("gc", url) == f"0 files, 0 B, deleted from {url}\n"
-    result = CliRunner().invoke(cli.app, ["stats", f"{bucket}/nothing"])
+    result = CliRunner().invoke(cli.app(), ["stats", f"{bucket}/nothing"])
     assert f"{bucket}/nothing is not a dataset" in result.output
 
 

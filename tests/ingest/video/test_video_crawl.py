@@ -233,7 +233,7 @@ def test_the_commands_know_clips(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+        result = CliRunner().invoke(cli.app(), [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.output
         return result.stdout
 
@@ -258,7 +258,7 @@ def test_options_of_videos_and_of_images_are_not_mixed(tmp_path):
         (["--video", "--max-pixels", "100000000"], "--max-pixels 100000000 is more than"),
     ):
         result = CliRunner().invoke(
-            cli.app, ["crawl-shards", str(tmp_path), "--output", str(tmp_path / "out"), *words]
+            cli.app(), ["crawl-shards", str(tmp_path), "--output", str(tmp_path / "out"), *words]
         )
         assert result.exit_code != 0
         assert said in result.output
