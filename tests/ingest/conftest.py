@@ -7,17 +7,68 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ingest.crawl import make_units
 from ingest.crawl.crawl import crawl_shards
+from ingest.fence.fence import environment
+from ingest.fence.reading import end_waiting
+from ingest.image.check_pool import Checker
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import CrawlReport
+from ingest.sources import url_listing
 
 Encode = Callable[..., bytes]
+
+
+class _KeptChecker(Checker[Any]):
+    """Processes that have nothing to do when a crawl has ended wait for the next that tells them the same:
+    Python takes longer to start than a test's pictures to be checked.
+    """
+
+    waiting: ClassVar[list[tuple[object, Any]]] = []
+
+    def __enter__(self) -> "_KeptChecker":
+        # Not those of the process that this one was forked from.
+        self._wanted = (os.getpid(), self._module, self._order, environment())
+        mine = [each for each in self.waiting if each[0] == self._wanted][: self._workers]
+        for each in mine:
+            self.waiting.remove(each)
+            self._idle.append(each[1])
+            self._alive.add(each[1])
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            kept, self._idle = self._idle, type(self._idle)()
+            self._alive.difference_update(kept)
+            self.waiting.extend((self._wanted, process) for process in kept)
+            while len(self.waiting) > 4:
+                end_checker(self.waiting.pop(0))
+        super().__exit__(kind, error, trace)
+
+
+def end_checker(each: tuple[Any, Any]) -> None:
+    wanted, process = each
+    if wanted[0] == os.getpid():
+        process.kill()
+        process.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def processes_wait_for_the_next_crawl() -> Iterator[None]:
+    """Those that check images, and the one that reads lists."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make_units, "Checker", _KeptChecker)
+        patch.setattr(url_listing, "end_waiting", lambda: None)
+        yield
+    end_waiting()
+    for each in _KeptChecker.waiting:
+        end_checker(each)
 
 
 @pytest.fixture(scope="session")

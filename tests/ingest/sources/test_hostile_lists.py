@@ -15,6 +15,7 @@ from ingest.fence import reading
 from ingest.fence.reading import read_fenced
 from ingest.filter.sample_list import read_sample_list
 from ingest.labels.label_list import read_label_list
+from ingest.sources import url_listing
 from ingest.sources.image_table import ImageTable, image_column
 from ingest.sources.opening import open_listing
 from ingest.sources.url_list import Columns
@@ -209,6 +210,7 @@ def test_one_process_reads_one_list_after_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_waiting", [])
     (tmp_path / "l.jsonl").write_text(json.dumps({"url": "http://a/1"}) + "\n")
     planned(tmp_path / "l.jsonl")
+    monkeypatch.setattr(url_listing, "end_waiting", reading.end_waiting)
     (first,) = reading._waiting
     planned(tmp_path / "l.jsonl")
     assert reading._waiting == [first]
