@@ -229,8 +229,11 @@ def test_D1_killed_at_random_moments_until_done(tmp_path, folder, crawl):
     expected = crawl([source], tmp_path / "whole", unit_rows=40)
     output = tmp_path / "out"
     checkers = []
-    for delay in (0.35, 0.45, 0.5, 0.55):
-        process = start(source, output)
+    for delay in (0.0, 0.03, 0.1):
+        process, before = start(source, output), len(list(output.glob("commits/*.json")))
+        # Not while it starts: the first new commit is when its writes begin.
+        while process.poll() is None and len(list(output.glob("commits/*.json"))) == before:
+            time.sleep(0.005)
         time.sleep(delay)
         checkers += psutil.Process(process.pid).children() if process.poll() is None else []
         process.kill()
@@ -243,7 +246,7 @@ def test_D1_killed_at_random_moments_until_done(tmp_path, folder, crawl):
 
 @pytest.mark.slow
 def test_D1_D3_two_crawls_of_one_output_at_once(tmp_path, folder, crawl):
-    source = folder(count=200)
+    source = folder(count=120)
     expected = crawl([source], tmp_path / "whole", unit_rows=40)
     output = tmp_path / "out"
     processes = [start(source, output, workers=1) for _ in range(2)]
