@@ -275,7 +275,7 @@ def test_interrupted_crawl_says_how_to_go_on_and_goes_on(tmp_path, scene):
     source = tmp_path / "source"
     source.mkdir()
     scene(0, 1000, 750).save(source / "0000.png")
-    for number in range(1, 160):
+    for number in range(1, 60):
         (source / f"{number:04}.png").hardlink_to(source / "0000.png")
     output = tmp_path / "out"
     crawl = [
@@ -285,7 +285,7 @@ def test_interrupted_crawl_says_how_to_go_on_and_goes_on(tmp_path, scene):
         "--output",
         str(output),
         "--unit-rows",
-        "10",
+        "5",
         "--workers",
         "2",
     ]
@@ -296,15 +296,18 @@ def test_interrupted_crawl_says_how_to_go_on_and_goes_on(tmp_path, scene):
     os.kill(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "")
-    assert stderr == "ingest: interrupted; run the same command again to go on where it stopped\n"
+    # Before it, a line for every ten seconds that a busy machine took.
+    assert stderr.splitlines()[-1] == (
+        "ingest: interrupted; run the same command again to go on where it stopped"
+    )
     assert "not sealed yet" in mistake("stats", output)
     done = len(list(output.glob("commits/*.json")))
-    assert 0 < done < 16
+    assert 0 < done < 12
     answer = json.loads(
         subprocess.run([*crawl, "--json"], capture_output=True, check=True, timeout=120).stdout
     )
-    assert answer["resumed"] == 10 * done
-    assert answer["kept"] == 160
+    assert answer["resumed"] == 5 * done
+    assert answer["kept"] == 60
     assert run("verify", output).exit_code == 0
 
 

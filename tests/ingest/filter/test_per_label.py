@@ -119,7 +119,7 @@ def test_the_command_tells_what_was_drawn_and_what_a_list_did_not_find(tmp_path)
     seal_rows(tmp_path / "out", [ROWS])
 
     def told(*options):
-        return CliRunner().invoke(app, ["view", str(tmp_path / "out"), "--workers", "1", *options])
+        return CliRunner().invoke(app(), ["view", str(tmp_path / "out"), "--workers", "1", *options])
 
     drawn = told("--name", "few", "--per-label", "3", "--seed", "1")
     assert drawn.exit_code == 0

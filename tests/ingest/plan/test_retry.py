@@ -53,7 +53,7 @@ def server(broken):
 
 
 def run(*words, code=0):
-    result = CliRunner().invoke(app, [str(word) for word in words])
+    result = CliRunner().invoke(app(), [str(word) for word in words])
     assert result.exit_code == code, result.output
     return result.output
 
@@ -161,7 +161,7 @@ def test_an_unfinished_retry_goes_on_and_others_are_refused(tmp_path, monkeypatc
         assert json.loads(plan)["retries"] == [0]
         assert open_dataset(output).root == sealed
         (output / "commits" / "00000000.json").unlink()
-        result = CliRunner().invoke(app, ["retry", str(output), "--contact", "a@b.org"])
+        result = CliRunner().invoke(app(), ["retry", str(output), "--contact", "a@b.org"])
         assert result.exit_code == 2
         assert "first run the crawl of its generation 0 again" in result.output
 
@@ -171,8 +171,8 @@ def test_mistakes_are_a_sentence(tmp_path, words):
     with server({"0": 503}) as base:
         (tmp_path / "l.txt").write_text(f"{base}/0.png\n")
         crawl = ["crawl-shards", str(tmp_path / "l.txt"), "--output", str(tmp_path / "out"), *FLAGS]
-        nothing = CliRunner().invoke(app, crawl)
+        nothing = CliRunner().invoke(app(), crawl)
         assert (nothing.exit_code, "Nothing was kept" in nothing.output) == (1, True)
-        result = CliRunner().invoke(app, [word.format(out=tmp_path / "out") for word in words])
+        result = CliRunner().invoke(app(), [word.format(out=tmp_path / "out") for word in words])
     assert result.exit_code == 2
     assert "is not a dataset" in result.output or "--contact" in result.output

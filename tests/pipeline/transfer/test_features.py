@@ -220,7 +220,7 @@ def test_several_labels_of_an_image_are_refused_and_the_remedy_works(tmp_path):
     with pytest.raises(UserError, match=r"has 2 labels \(cat, dog\), .* knows one per image") as told:
         flat(open_dataset(tmp_path / "out"))
     words = shlex.split(str(told.value).split("`")[1])
-    assert CliRunner().invoke(ingest, words[1:]).exit_code == 0
+    assert CliRunner().invoke(ingest(), words[1:]).exit_code == 0
     features = flat(open_dataset(tmp_path / "out", view=words[words.index("--name") + 1]))
     assert [features.classes[index] for index in features.y] == ["cat", "dog"]
 
