@@ -155,17 +155,19 @@ def test_D1_killed_half_way_and_run_again_gives_the_same_view(tmp_path):
     run("dedup", tmp_path / "one", "--name", "clean", "--workers", 1)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    command = [*COMMAND, "dedup", tmp_path / "two", "--name", "clean", "--scratch", scratch, "--workers", "2"]
+    command = [*COMMAND, "dedup", tmp_path / "two", "--name", "clean", "--scratch", scratch]
     for kind in ("digests-", "same-"):
         for folder in scratch.iterdir():
             shutil.rmtree(folder)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, "--workers", "1"], stdout=subprocess.DEVNULL, start_new_session=True
+        )
         while process.poll() is None and not any(scratch.glob(f"*/{kind}*")):
             time.sleep(0.001)
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         assert not (tmp_path / "two" / "views").exists()
-    subprocess.run(command, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, "--workers", "2"], check=True, timeout=60, stdout=subprocess.DEVNULL)
     for file in ("clean.parquet", "clean.duplicates.parquet"):
         views = [(tmp_path / name / "views" / file).read_bytes() for name in ("one", "two")]
         assert views[0] == views[1]

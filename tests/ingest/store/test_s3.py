@@ -333,10 +333,10 @@ def test_of_two_plans_at_once_the_first_wins(folder, bucket):
 
 @pytest.mark.slow
 def test_D1_killed_at_random_moments_until_done(tmp_path, folder, crawl, bucket):
-    source = folder(count=60)
+    source = folder(count=40)
     expected = crawl([source], tmp_path / "out", unit_rows=UNIT_ROWS)
     store, killed = open_store(f"{bucket}/set"), 0
-    for delay in (0.0, 0.02, 0.05, 0.1):
+    for delay in (0.0, 0.03, 0.1):
         before = len(list(store.list("commits")))
         process = subprocess.Popen([sys.executable, "-c", CRAWL, source, f"{bucket}/set"])
         # Not while it starts: the first new commit is when its writes begin.
@@ -346,7 +346,7 @@ def test_D1_killed_at_random_moments_until_done(tmp_path, folder, crawl, bucket)
         killed += process.poll() is None
         process.kill()
         process.wait()
-    assert killed >= 3
+    assert killed >= 2
     assert crawl([source], f"{bucket}/set", unit_rows=UNIT_ROWS).root == expected.root
     assert files(f"{bucket}/set") == files(tmp_path / "out")
     assert damages(f"{bucket}/set") == []
