@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.errors import UserError
-from ingest.store.clients import connect, missing_credentials
+from ingest.store.clients import aws_session, connect, missing_credentials
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -194,6 +194,35 @@ def _client(_process: int, root: str, patient: bool) -> "ObjectStore":
     )
 
 
+def aws_client(root: str) -> Any:
+    """botocore's client of a bucket, one for all of this process: to make one takes longer than to ask it.
+
+    Raises:
+        OSError: it cannot be made.
+        UserError: credentials are missing, or botocore is not installed.
+    """
+    with _connecting:
+        return _aws_client(os.getpid(), root)
+
+
+@functools.cache
+def _aws_client(_process: int, root: str) -> Any:
+    session = aws_session(root)
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    config = Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=SILENT_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": MOST_TRIES},
+    )
+    try:
+        return session.create_client("s3", config=config)
+    except BotoCoreError as error:
+        raise OSError(errno.EIO, str(error), root) from error
+
+
 def forget_clients() -> None:
     """Connect anew: endpoints or credentials in the environment have changed."""
     _client.cache_clear()
+    _aws_client.cache_clear()

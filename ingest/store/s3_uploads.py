@@ -6,8 +6,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ingest.store.clients import aws_session
-from ingest.store.object_requests import CONNECT_SECONDS, MOST_TRIES, SILENT_SECONDS
+from ingest.store.object_requests import aws_client
 from ingest.store.store import Entry
 
 
@@ -52,16 +51,10 @@ def _uploaded(s3: Any, one: dict[str, str]) -> int:
 
 @contextmanager
 def _client(root: str) -> Generator[Any]:
-    session = aws_session(root)
-    from botocore.config import Config
+    s3 = aws_client(root)
     from botocore.exceptions import BotoCoreError, ClientError
 
-    config = Config(
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=SILENT_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": MOST_TRIES},
-    )
     try:
-        yield session.create_client("s3", config=config)
+        yield s3
     except (ClientError, BotoCoreError) as error:
         raise OSError(errno.EIO, str(error), root) from error
