@@ -270,6 +270,23 @@ def test_every_command_says_what_it_does():
     assert run().exit_code == 2
 
 
+def test_commands_start_without_what_most_of_them_do_not_need():
+    code = "import sys; from ingest import cli; cli.app(['crawl-shards', 'stats']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    slow = {
+        "aiohttp",
+        "av",
+        "matplotlib",
+        "prometheus_client",
+        "ray",
+        "requests",
+        "scipy",
+        "tldextract",
+        "torch",
+    }
+    assert slow & set(done.stdout.split()) == set()
+
+
 @pytest.mark.slow
 def test_interrupted_crawl_says_how_to_go_on_and_goes_on(tmp_path, scene):
     source = tmp_path / "source"

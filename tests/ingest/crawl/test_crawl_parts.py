@@ -17,8 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from picture_server import NETWORK, PictureServer
+from typer.testing import CliRunner
 
 from cluster.errors import UserError
+from ingest import cli
 from ingest.crawl.crawl import plan_shards
 from ingest.crawl.divide import divide, first_site
 from ingest.crawl.on_this_machine import crawl_here
@@ -189,7 +191,8 @@ def test_a_stopped_command_leaves_no_process_and_is_gone_on_with(tmp_path, serve
             "ingest: interrupted; run the same command again to go on where it stopped"
         )
         server.seconds = 0.0
-        subprocess.run([*COMMAND, *words], check=True, capture_output=True)
+        again = CliRunner().invoke(cli.app(), words)
+        assert again.exit_code == 0, again.output
         assert crawl(source, tmp_path / "whole", 1).root == crawl(source, tmp_path / "out", 1).root
 
 
