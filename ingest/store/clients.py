@@ -12,7 +12,6 @@ Credentials come from where the service's own tools look for them:
 """
 
 import atexit
-import functools
 import logging
 import os
 import sys
@@ -116,21 +115,12 @@ def aws_session(place: str) -> Any:
     logging.getLogger("botocore.credentials").setLevel(logging.WARNING)
     logging.getLogger("botocore.configprovider").setLevel(logging.WARNING)
     session = botocore.session.get_session()
-    session.register_component("data_loader", _descriptions())
     try:
         if session.get_credentials() is None:
             raise UserError(missing_credentials(place))
     except botocore.exceptions.BotoCoreError as error:
         raise UserError(f"{place} cannot be used: {error}") from error
     return session
-
-
-@functools.cache
-def _descriptions() -> Any:
-    """What Amazon's services take and answer: megabytes of JSON, read once for all sessions."""
-    import botocore.loaders
-
-    return botocore.loaders.create_loader()
 
 
 def _s3(root: str, bucket: str, common: dict[str, Any]) -> "ObjectStore":
