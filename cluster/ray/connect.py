@@ -81,7 +81,7 @@ def start_here() -> None:
     # Cores that this process may not use are not Ray's to give away.
     cores, folder = len(os.sched_getaffinity(0)), own_folder() / "here"
     try:
-        _init(namespace=OWN, address="local", num_cpus=cores, _temp_dir=str(folder))
+        _init(namespace=OWN, address="local", num_cpus=cores, include_dashboard=False, _temp_dir=str(folder))
     except Exception as error:  # Ray raises no more than that
         raise UserError(
             f"Ray did not start on this machine: {first_line(error)} Its logs are in {folder}; "

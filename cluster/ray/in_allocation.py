@@ -45,7 +45,8 @@ class AllocationRay:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- as long as the steps
         self._steps: dict[str, subprocess.Popen[bytes]] = {}
         try:
-            self._start(here, head_options(job, ports))
+            # Nobody is told where a dashboard is, and it takes eight processes.
+            self._start(here, [*head_options(job, ports), "--include-dashboard=false"])
             self._wait_for_head()
             for node in self._nodes.keys() - {here}:
                 options = [f"--address={self.address}", f"--dashboard-agent-listen-port={ports['agent']}"]
@@ -138,7 +139,8 @@ def step(node: str, cpus: int, words: list[str]) -> list[str]:
         "--mem=0",
         "--cpu-bind=none",
     ]
-    return [*where, *start, *words, f"--num-cpus={cpus}", "--block", "--disable-usage-stats"]
+    unused = ["--include-log-monitor=false", "--disable-usage-stats"]
+    return [*where, *start, *words, f"--num-cpus={cpus}", "--block", *unused]
 
 
 def head_options(job: int, ports: Mapping[str, int]) -> list[str]:

@@ -1,6 +1,5 @@
 """Small pictures, and crawls of them."""
 
-import importlib.util
 import io
 import json
 import os
@@ -152,28 +151,6 @@ def gif_of_comments() -> bytes:
 def huge(encode: Encode) -> bytes:
     """A small file that is a picture of 16 megapixels."""
     return encode(Image.new("RGB", (4000, 4000)), "PNG")
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[Any]:
-    """A Ray cluster with a head and two nodes of one core."""
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("Ray is not installed: pip install '.[ray]'")
-    small: dict[str, Any] = {"object_store_memory": 80 << 20, "include_dashboard": False}
-    patch = pytest.MonkeyPatch()
-    # A token that an earlier `ray.init` has left in the home folder must not decide who may join.
-    patch.setenv("RAY_AUTH_MODE", "disabled")
-    patch.delenv("RAY_ADDRESS", raising=False)
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args=small | {"num_cpus": 0})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, **small)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-    patch.undo()
 
 
 @pytest.fixture(scope="session")

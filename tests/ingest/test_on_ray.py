@@ -123,6 +123,7 @@ def test_D1_C1_killed_workers_and_a_lost_node_change_nothing(ray_cluster, tmp_pa
             progress=strike,
             counts=counts,
         )
+    ray_cluster.add_node(num_cpus=1)
     assert events == ["killed", "lost"]
     assert report.root == expected.root
     assert report.counts.done == report.counts.planned == 120

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,30 +33,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(
-        importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
-    ),
 ]
-
-SMALL: dict[str, Any] = {"object_store_memory": 80 << 20, "include_dashboard": False}
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[Any]:
-    patch = pytest.MonkeyPatch()
-    # A token that an earlier `ray.init` has left in the home folder must not decide who may join.
-    patch.setenv("RAY_AUTH_MODE", "disabled")
-    patch.delenv("RAY_ADDRESS", raising=False)
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args=SMALL | {"num_cpus": 0})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, **SMALL)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-    patch.undo()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
@@ -98,7 +74,7 @@ def test_C1_T3_a_killed_worker_and_a_lost_node_change_no_number(ray_cluster: Any
     rank_process(run, 1).kill()
     wait_until(lambda: steps_of_attempt(run, 2) > 3)
     ray_cluster.remove_node(ray_cluster.list_all_nodes()[-1], allow_graceful=False)
-    ray_cluster.add_node(num_cpus=1, **SMALL)
+    ray_cluster.add_node(num_cpus=1)
     assert handle.wait() is State.COMPLETED
 
     metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("local", "ray")]
