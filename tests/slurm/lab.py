@@ -54,7 +54,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 90.0
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"after {seconds:.0f} s still not: {what}")
-        time.sleep(0.05)
+        time.sleep(0.2)  # many conditions ask a command of SLURM's: quicker, they keep half a core busy
 
 
 @dataclass

@@ -24,7 +24,7 @@ from cluster.site import Thresholds, load_site
 from cluster.slurm.executor import SlurmExecutor
 from cluster.submit import submit
 loose = Thresholds(matmul=0.05, all_reduce=0.01, link=0.01, run_gib=0.1, temporary_gib=0.1)
-resources = Resources(nodes=4, cpus_per_rank=1)
+resources = Resources(nodes=int(sys.argv[3]), cpus_per_rank=1)
 verdicts = preflight(SlurmExecutor(load_site(sys.argv[2])), resources, Path(sys.argv[1]), thresholds=loose)
 exclude(Path("runs"), verdicts)
 print(json.dumps(to_json(verdicts)))
@@ -34,9 +34,9 @@ print(json.dumps(to_json(verdicts)))
 def test_a_node_that_hangs_is_named_and_left_out(slurm: SlurmLab, tmp_path: Path) -> None:
     submit = Submitter(slurm, tmp_path)
     (tmp_path / "runs").mkdir()
-    fit = submit.python(LOOK, str(tmp_path / "runs" / "first"), str(submit.site())).stdout
+    fit = submit.python(LOOK, str(tmp_path / "runs" / "first"), str(submit.site()), "2").stdout
     assert {verdict["node"]: verdict["fit"] for verdict in json.loads(fit.splitlines()[-1])} == {
-        f"node{number}": True for number in range(4)
+        f"node{number}": True for number in range(2)
     }
 
     def stop_the_rank_of_node2() -> bool:
@@ -47,7 +47,7 @@ def test_a_node_that_hangs_is_named_and_left_out(slurm: SlurmLab, tmp_path: Path
                 return True
         return False
 
-    second = submit.start_python(LOOK, str(tmp_path / "runs" / "second"), str(submit.site()))
+    second = submit.start_python(LOOK, str(tmp_path / "runs" / "second"), str(submit.site()), "3")
     wait_until(stop_the_rank_of_node2, "the rank of node2 starts", 60)
     output, _ = second.communicate(timeout=240)
     verdicts = {verdict["node"]: verdict for verdict in json.loads(output.splitlines()[-1])}

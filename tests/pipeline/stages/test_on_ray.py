@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from tiny_training import make_dataset, make_recipe
+from tiny_training import SHALLOW, make_dataset, make_recipe
 from typer.testing import CliRunner
 from weakly_supervised import tuning_graph, weak_recipe
 
@@ -64,7 +64,7 @@ def rank_process(run: RunFolder, rank: int) -> psutil.Process:
 def test_C1_T3_a_killed_worker_and_a_lost_node_change_no_number(ray_cluster: Any, tmp_path: Path) -> None:
     from cluster.ray.executor import RayExecutor
 
-    recipe = make_recipe(make_dataset(tmp_path), train__steps=200)
+    recipe = make_recipe(make_dataset(tmp_path), trunk=SHALLOW, train__steps=100)
     here = pretrain_job(recipe, tmp_path / "local", Resources(ranks_per_node=2, cpus_per_rank=1))
     assert submit(here, LocalExecutor()).wait() is State.COMPLETED
 
