@@ -48,13 +48,18 @@ class SlurmUnavailableError(Exception):
     """This machine cannot run the lab; the sentence says why."""
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 90.0) -> None:
-    """Poll until the condition is true; TimeoutError says what did not happen."""
+def wait_until(
+    condition: Callable[[], object], what: str, seconds: float = 90.0, *, pause: float = 0.2
+) -> None:
+    """Poll until the condition is true; TimeoutError says what did not happen.
+
+    Many conditions ask a command of SLURM's: with a shorter pause, they keep half a core busy.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"after {seconds:.0f} s still not: {what}")
-        time.sleep(0.2)  # many conditions ask a command of SLURM's: quicker, they keep half a core busy
+        time.sleep(pause)
 
 
 @dataclass

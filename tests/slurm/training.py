@@ -117,7 +117,8 @@ class Training:
                 raise AssertionError(f"{self.path.name} has ended: {status}")
             return status.attempt >= attempt and self.steps_done() >= count
 
-        wait_until(there, f"{count} steps of attempt {attempt}", seconds)
+        # Soon: meanwhile a training of few steps goes on.
+        wait_until(there, f"{count} steps of attempt {attempt}", seconds, pause=0.05)
 
     def wait(self, state: str, seconds: float = 120.0) -> None:
         """Until the run has come to a state."""
