@@ -12,7 +12,7 @@ from lab import SlurmLab
 from training import Submitter, Training
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
-from tiny_training import make_dataset, make_values
+from tiny_training import SHALLOW, make_dataset, make_values
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -28,7 +28,8 @@ def submit(slurm: SlurmLab, tmp_path: Path) -> Submitter:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    values = make_values(make_dataset(tmp_path), train__steps=120)
+    # As many steps as a quick machine takes while SLURM makes room for another job.
+    values = make_values(make_dataset(tmp_path), trunk=SHALLOW, train__steps=240)
     values["run"]["hang_seconds"] = 15.0
     values["data"]["batch_size"] = 12  # 1, 2, 3 and 4 ranks divide it
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
