@@ -31,7 +31,7 @@ from hostile_server import ALLOWED, HostileServer
 COMMAND = [sys.executable, "-c", "from ingest.cli import main; main()", "crawl-shards"]
 MEMORY_LIMIT = 1_000_000_000
 SECONDS_LIMIT = 60.0
-DEADLINE, ATTEMPTS = 2.0, 2
+DEADLINE, TRIES = 2.0, 2
 # These hold a connection until the deadline or the cap on bytes ends them: worth having many of.
 HOLDING = (
     "slow_head",
@@ -81,7 +81,7 @@ def crawl(folder: Path, ca_file: Path) -> tuple[float, int]:
     """Seconds that the command took, and the largest memory of its processes."""
     command = [*COMMAND, str(folder / "urls.txt"), "--output", str(folder / "out"), "--workers", "2"]
     command += ["--contact", "hostile@example.org", "--allow-private", *ALLOWED, "--max-bytes", str(4 << 20)]
-    command += ["--deadline", str(DEADLINE), "--attempts", str(ATTEMPTS)]
+    command += ["--deadline", str(DEADLINE), "--tries", str(TRIES)]
     started = time.monotonic()
     environment = os.environ | {"SSL_CERT_FILE": str(ca_file)}
     with (

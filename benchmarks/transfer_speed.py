@@ -45,7 +45,7 @@ from ingest.plan.settings import CrawlSettings
 from pipeline.data.evaluation import Preprocessing
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 from pipeline.train.loop import train
 from pipeline.train.run_recipe import pin_dataset
 from pipeline.train.setup import set_up
@@ -156,7 +156,7 @@ def features(options: argparse.Namespace, folder: Path) -> None:
         trunk: nn.Module = nn.Sequential(nn.AvgPool2d(28), nn.Flatten())
         dim = 3 * (options.size // 28) ** 2
     else:
-        built = build_trunk(Trunk(name=options.trunk))
+        built = build_trunk(Architecture(name=options.trunk))
         trunk, dim = built, built.feature_dim
     shown = Preprocessing(
         image_size=options.size,

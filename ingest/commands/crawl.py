@@ -14,7 +14,6 @@ from cluster.wording import duration, in_bytes, several, visible
 from ingest.commands.crawl_options import (
     AllowPrivate,
     AllowSilent,
-    Attempts,
     CaptionColumn,
     ColumnNames,
     ColumnTypes,
@@ -45,6 +44,7 @@ from ingest.commands.crawl_options import (
     Seconds,
     SegmentSeconds,
     Sources,
+    Tries,
     UnitRows,
     UrlColumn,
     Video,
@@ -115,7 +115,7 @@ def crawl(
     labels: LabelFiles = None,
     contact: Contact = None,
     deadline: Deadline = DEFAULTS.fetch.deadline,
-    attempts: Attempts = DEFAULTS.fetch.attempts,
+    tries: Tries = DEFAULTS.fetch.tries,
     max_redirects: MaxRedirects = DEFAULTS.fetch.max_redirects,
     per_host: PerHost = DEFAULTS.fetch.per_host,
     per_address: PerAddress = DEFAULTS.fetch.per_address,
@@ -170,7 +170,7 @@ def crawl(
         per_host_rate=per_host_rate,
         connections=connections,
         deadline=deadline,
-        attempts=attempts,
+        tries=tries,
         max_redirects=max_redirects,
         robots=not ignore_robots,
         heeded=heeded(

@@ -148,11 +148,9 @@ Contact = Annotated[
         envvar="INGEST_CONTACT", help="Where webmasters reach you: a URL or an e-mail, in the User-Agent."
     ),
 ]
-Deadline = Annotated[
-    float, typer.Option(min=0.1, help="Seconds for one attempt at a URL, redirects included.")
-]
-Attempts = Annotated[int, typer.Option(min=1, help="How often a URL is tried that may succeed later.")]
-MaxRedirects = Annotated[int, typer.Option(min=0, help="Followed in one attempt.")]
+Deadline = Annotated[float, typer.Option(min=0.1, help="Seconds for one try of a URL, redirects included.")]
+Tries = Annotated[int, typer.Option(min=1, help="How often a URL is tried that may succeed later.")]
+MaxRedirects = Annotated[int, typer.Option(min=0, help="Followed in one try.")]
 PerHost = Annotated[int, typer.Option(min=1, help="Connections to a host at a time.")]
 PerAddress = Annotated[
     int, typer.Option(min=1, help="Connections to an address at a time, whichever hosts it serves.")

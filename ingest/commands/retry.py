@@ -37,9 +37,9 @@ def retry(
     dataset: DatasetFolder,
     *,
     deadline: Annotated[
-        float | None, typer.Option(min=0.1, help="Seconds for one attempt. [default: as before]")
+        float | None, typer.Option(min=0.1, help="Seconds for one try. [default: as before]")
     ] = None,
-    attempts: Annotated[
+    tries: Annotated[
         int | None, typer.Option(min=1, help="How often a URL is tried. [default: as before]")
     ] = None,
     contact: Contact = None,
@@ -59,7 +59,7 @@ def retry(
     store = open_store(dataset)
     spread = Spread(executor=executor, parts=parts, workers=workers, cluster=cluster, runs=runs, wait=wait)
     with writing(store.root), Meter(Console(stderr=True)) as meter:
-        plan = plan_retry(store, deadline=deadline, attempts=attempts)
+        plan = plan_retry(store, deadline=deadline, tries=tries)
         if plan is not None:
             progress, counts = CrawlProgress(meter), Counts()
             fetch = replace(

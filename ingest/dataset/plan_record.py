@@ -71,7 +71,7 @@ class Flags(Record):
     seconds: int | float
     memory_mb: int
     deadline: int | float
-    attempts: int
+    tries: int
     max_redirects: int
     ignore_robots: bool | None
     ignore_x_robots: bool | None

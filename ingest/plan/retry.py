@@ -20,12 +20,12 @@ from ingest.plan.settings import identity_of
 from ingest.store.store import Store
 
 
-def plan_retry(store: Store, *, deadline: float | None, attempts: int | None) -> Plan | None:
+def plan_retry(store: Store, *, deadline: float | None, tries: int | None) -> Plan | None:
     """A generation of all attempts whose row says that they may succeed later.
 
     Args:
         store: the dataset's files.
-        deadline, attempts: of URLs, this time; None: as before.
+        deadline, tries: of URLs, this time; None: as before.
 
     Returns:
         The unfinished retry that is there already, or a new one; None if there is nothing to retry.
@@ -48,7 +48,7 @@ def plan_retry(store: Store, *, deadline: float | None, attempts: int | None) ->
     settings = plans[-1].settings
     sources = [source for plan in tried for source in plan.sources]
     fetch = settings.fetch
-    fetch = replace(fetch, deadline=deadline or fetch.deadline, attempts=attempts or fetch.attempts)
+    fetch = replace(fetch, deadline=deadline or fetch.deadline, tries=tries or fetch.tries)
     settings = replace(settings, fetch=fetch)
     identity = identity_of(settings, sources, extends=[plan.fingerprint for plan in plans])
     identity = identity.model_copy(update={"retries": tuple(plan.generation for plan in tried)})

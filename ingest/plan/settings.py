@@ -82,9 +82,9 @@ class CrawlSettings:
                 f"give at most {MAX_PIXELS}"
             )
         fetch = self.fetch
-        if min(fetch.deadline, fetch.attempts, fetch.per_host, fetch.per_address, fetch.connections) <= 0:
+        if min(fetch.deadline, fetch.tries, fetch.per_host, fetch.per_address, fetch.connections) <= 0:
             raise UserError(
-                "--deadline, --attempts, --per-host, --per-address and --connections must be greater than 0"
+                "--deadline, --tries, --per-host, --per-address and --connections must be greater than 0"
             )
         AddressPolicy(fetch.allow_private, fetch.deny_network)
 
@@ -106,7 +106,7 @@ class CrawlSettings:
             memory_mb=flags.memory_mb,
             fetch=FetchSettings(
                 deadline=flags.deadline,
-                attempts=flags.attempts,
+                tries=flags.tries,
                 max_redirects=flags.max_redirects,
                 robots=flags.ignore_robots is None,
                 heeded=frozenset(each for each in OptOut if flags.plain().get(each.option) is None),
@@ -153,7 +153,7 @@ class CrawlSettings:
                 "--seconds": self.seconds,
                 "--memory-mb": self.memory_mb,
                 "--deadline": self.fetch.deadline,
-                "--attempts": self.fetch.attempts,
+                "--tries": self.fetch.tries,
                 "--max-redirects": self.fetch.max_redirects,
                 "--ignore-robots": None if self.fetch.robots else True,
                 **{each.option: None if each in self.fetch.heeded else True for each in OptOut},

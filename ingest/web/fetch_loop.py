@@ -355,7 +355,7 @@ class FetchLoop(Generic[Token]):
         pause = _BACK_OFF * 2 ** (errand.tries - 1) * random.uniform(0.5, 1.5)
         if error.retry_after is not None or problem.http_status == 429:
             self._hosts.wait(host, pause if error.retry_after is None else error.retry_after, now)
-        if not problem.retryable or errand.tries >= self._settings.attempts:
+        if not problem.retryable or errand.tries >= self._settings.tries:
             self._finish(errand, problem)
             return
         errand.tries, errand.redirects, errand.spent, errand.url = errand.tries + 1, 0, 0.0, errand.start

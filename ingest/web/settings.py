@@ -11,10 +11,10 @@ class FetchSettings:
 
     Attributes:
         contact: a URL or an e-mail address for the User-Agent, where a site's owner finds us.
-        deadline: seconds for one attempt, from the name's resolution to the last byte, redirects included.
-        attempts: per URL, for what may succeed later, with growing pauses between.
+        deadline: seconds for one try, from the name's resolution to the last byte, redirects included.
+        tries: per URL, for what may succeed later, with growing pauses between.
         max_bytes: of a body, encoded and decoded.
-        max_redirects: followed in one attempt.
+        max_redirects: followed in one try.
         per_host: requests of one host under way at a time.
         per_address: requests under way at a time of all hosts that share an address.
         per_host_rate: requests per second of one host; None for as many as it answers.
@@ -27,7 +27,7 @@ class FetchSettings:
 
     contact: str | None = None
     deadline: float = 20.0
-    attempts: int = 3
+    tries: int = 3
     max_bytes: int = 32 << 20
     max_redirects: int = 5
     per_host: int = 2

@@ -17,7 +17,7 @@ from pipeline.models.audio_convnet import AudioConvNet
 from pipeline.models.r2plus1d import R2Plus1D
 from pipeline.models.regnet import PRESETS, RegNet
 from pipeline.models.resnet import ResNet
-from pipeline.recipe.trunk import Trunk as TrunkSection
+from pipeline.recipe.trunk import Architecture
 
 
 @runtime_checkable
@@ -70,15 +70,15 @@ def declared(network: nn.Module) -> Trunk:
     return cast(Trunk, network)
 
 
-def _regnet(section: TrunkSection) -> RegNet:
+def _regnet(section: Architecture) -> RegNet:
     return RegNet(section.regnet or PRESETS[section.name], stem=section.stem)
 
 
-def _r2plus1d(depth: Literal[10, 18, 34]) -> Callable[[TrunkSection], R2Plus1D]:
+def _r2plus1d(depth: Literal[10, 18, 34]) -> Callable[[Architecture], R2Plus1D]:
     return lambda it: R2Plus1D(depth, width=it.width or 64, pool=it.stem == "imagenet")
 
 
-TRUNKS: dict[str, Callable[[TrunkSection], Trunk]] = {
+TRUNKS: dict[str, Callable[[Architecture], Trunk]] = {
     "regnet_y": _regnet,
     **dict.fromkeys(PRESETS, _regnet),
     "resnet18": lambda it: ResNet(18, stem=it.stem, zero_init_residual=it.zero_init_residual),
@@ -90,7 +90,7 @@ TRUNKS: dict[str, Callable[[TrunkSection], Trunk]] = {
 }
 
 
-def build_trunk(section: TrunkSection) -> nn.Module:
+def build_trunk(section: Architecture) -> nn.Module:
     """The trunk of a recipe, with torch's default weights; `initialize` draws reproducible ones.
 
     Returns:

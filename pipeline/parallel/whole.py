@@ -7,10 +7,10 @@ from torch import nn
 
 from pipeline.distributed.sharded import is_piece, named_tensors, whole
 from pipeline.models.trunk import build_trunk
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 
 
-def whole_trunk(trunk: nn.Module, section: Trunk, *, keep: bool) -> nn.Module | None:
+def whole_trunk(trunk: nn.Module, section: Architecture, *, keep: bool) -> nn.Module | None:
     """The trunk in one piece, for a rank to call alone: itself, or a copy where it is sharded. All ranks call
     this together.
 

@@ -12,7 +12,7 @@ from cluster.typed_yaml import Section
 from pipeline.recipe.data import Data, Fraction, Interpolation
 from pipeline.recipe.method import Method
 from pipeline.recipe.transfer import Test
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
@@ -240,8 +240,8 @@ class PretrainRecipe(Section):
 
     seed: NonNegativeInt = 0
     data: Data
-    trunk: Trunk
-    audio_trunk: Trunk | None = None
+    trunk: Architecture
+    audio_trunk: Architecture | None = None
     method: Method
     optim: Optim
     train: Train
@@ -257,7 +257,7 @@ class PretrainRecipe(Section):
             found["evaluation"]["image_size"] = self.probe.image_size
         return found
 
-    def trunk_section(self, which: str) -> Trunk:
+    def trunk_section(self, which: str) -> Architecture:
         """What the trunk was built from that a method calls `which` among its `trunks`."""
         if which != "audio":
             return self.trunk

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from cluster.job import DeviceName
 from cluster.typed_yaml import Section
 from pipeline.recipe.data import Fraction, Interpolation
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 
 FeaturePrecision = Literal["fp32", "fp16", "bf16"]
 
@@ -152,7 +152,7 @@ class TrunkRecipe(Section):
     """
 
     path: str
-    trunk: Trunk | None = None
+    trunk: Architecture | None = None
     image_size: PositiveInt = 224
     resize: PositiveInt = 256
     interpolation: Interpolation = "bicubic"

@@ -25,7 +25,7 @@ class RegNetParameters(Section):
     group_width: Annotated[int, Field(gt=0, le=16_384)]
 
 
-class Trunk(Section):
+class Architecture(Section):
     """The network that is kept: a published size by name, or `regnet_y` with `regnet` parameters.
 
     The stem "low_resolution" keeps the resolution of small images: a 3x3 convolution of stride 1, and no

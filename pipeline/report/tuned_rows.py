@@ -20,7 +20,7 @@ from pipeline.dag.stage import Input
 from pipeline.models.classifier import Classifier, LinearHead
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 from pipeline.report.comparable import TOP1, Setup, differences
 from pipeline.train.length import epochs_in
 from pipeline.transfer.compare import compare_predictions
@@ -166,7 +166,7 @@ def _epochs(recipe: PretrainRecipe, provenance: Mapping[str, Any]) -> float | No
 
 
 @cache
-def _size(architecture: Trunk, feature_dim: int, classes: int, side: int) -> tuple[int, float]:
+def _size(architecture: Architecture, feature_dim: int, classes: int, side: int) -> tuple[int, float]:
     """Parameters of trunk and classifier, and 10^9 multiply-adds of one test image; nothing is computed."""
     with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network = Classifier(build_trunk(architecture), LinearHead(feature_dim, classes)).eval()

@@ -13,7 +13,7 @@ from pipeline.data.evaluation import evenly_spaced
 from pipeline.data.shown import AnyPreprocessing, shown_inputs
 from pipeline.models.trunk import arrange_weights, build_trunk
 from pipeline.parallel.initialize import initialize
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 from pipeline.trunks.files import Pixels, TrunkSpec, images_of, save_trunk
 
 _CALIBRATION_SAMPLES = 10_000  # at most, evenly spaced
@@ -28,7 +28,7 @@ def random_trunk(
     BatchNorm's statistics are a cumulative average over the training images: without them a random trunk is
     far worse than it needs to be, and a poor baseline.
     """
-    if not isinstance(spec.architecture, Trunk):
+    if not isinstance(spec.architecture, Architecture):
         raise UserError("raw pixels have no weights to draw; give a trunk that was exported from a run")
     network = build_trunk(spec.architecture)
     # Wrapped as a method wraps it: the same seed then gives the weights that pretraining started from.

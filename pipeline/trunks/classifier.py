@@ -24,7 +24,7 @@ from pipeline.data.evaluation import Preprocessing
 from pipeline.data.shown import AnyPreprocessing
 from pipeline.models.classifier import Classifier, LinearHead
 from pipeline.models.trunk import build_trunk, declared
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 from pipeline.trunks.files import explain_invalid, facts_of, fill_card
 from pipeline.trunks.tensor_file import read_tensors, write_tensors
 
@@ -36,7 +36,7 @@ class ClassifierSpec(Section):
     """What `classifier.json` holds. `classes` are the labels, in the order of the logits."""
 
     format: Literal[1] = 1
-    architecture: Trunk
+    architecture: Architecture
     preprocessing: AnyPreprocessing
     feature_dim: PositiveInt
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
@@ -132,12 +132,12 @@ def _build(spec: ClassifierSpec) -> Classifier:
     return Classifier(build_trunk(spec.architecture), head)
 
 
-def _head_name(architecture: Trunk) -> str:
+def _head_name(architecture: Architecture) -> str:
     """What timm calls the last layer."""
     return "fc" if architecture.name.startswith("resnet") else "head.fc"
 
 
-def _to_timm(tensors: Mapping[str, Tensor], architecture: Trunk) -> dict[str, Tensor]:
+def _to_timm(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
     """Our trunks have timm's names already."""
     head = _head_name(architecture)
     return {
@@ -150,7 +150,7 @@ def _to_timm(tensors: Mapping[str, Tensor], architecture: Trunk) -> dict[str, Te
     }
 
 
-def _from_timm(tensors: Mapping[str, Tensor], architecture: Trunk) -> dict[str, Tensor]:
+def _from_timm(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
     head = f"{_head_name(architecture)}."
     return {
         (f"head.{name.removeprefix(head)}" if name.startswith(head) else f"trunk.{name}"): tensor

@@ -25,7 +25,7 @@ from pipeline.methods.build import assemble_method
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.data import Interpolation
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 from pipeline.trunks.classifier import MOST_BYTES, SPEC, ClassifierSpec, save_classifier
 from pipeline.trunks.files import TrunkSpec, refuse_foreign, save_trunk
 
@@ -138,7 +138,7 @@ class _Opened:
     recipe: PretrainRecipe
     trunks: Mapping[str, str]  # which → the name of that module in the method
 
-    def architecture(self, which: str) -> Trunk:
+    def architecture(self, which: str) -> Architecture:
         # Where it started is in the provenance.
         return self.recipe.trunk_section(which).model_copy(update={"init_from": None})
 

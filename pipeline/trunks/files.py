@@ -34,7 +34,7 @@ from pipeline.data.clip.evaluation import (
 from pipeline.data.evaluation import Preprocessing, fit_image, normalise
 from pipeline.data.shown import AnyPreprocessing
 from pipeline.models.trunk import build_trunk, declared
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 from pipeline.trunks.tensor_file import read_tensors, write_tensors
 
 WEIGHTS = "trunk.safetensors"
@@ -51,7 +51,7 @@ class TrunkSpec(Section):
     """What `trunk.json` holds. `provenance` is for people: data, recipe, commit, steps, metrics."""
 
     format: Literal[1] = 1
-    architecture: Trunk | Pixels
+    architecture: Architecture | Pixels
     preprocessing: AnyPreprocessing
     feature_dim: PositiveInt
     provenance: dict[str, Any] = Field(default_factory=dict)
@@ -129,7 +129,7 @@ def load_trunk(path: str | Path) -> ExportedTrunk:
         ) from error
     features = (
         declared(network).feature_dim
-        if isinstance(spec.architecture, Trunk)
+        if isinstance(spec.architecture, Architecture)
         else 3 * images_of(spec.preprocessing).image_size ** 2
     )
     if spec.feature_dim != features:
@@ -214,7 +214,7 @@ class Start(NamedTuple):
     of the colours that it is used to, as a recipe's `data` has them; none of a trunk for sound.
     """
 
-    trunk: Trunk
+    trunk: Architecture
     colours: Mapping[str, tuple[float, float, float]]
 
 
@@ -225,7 +225,7 @@ def start_of(folder: Path) -> Start:
         UserError: if the folder is none, or there is nothing in it that could learn.
     """
     spec = read_spec(folder)
-    if not isinstance(spec.architecture, Trunk):
+    if not isinstance(spec.architecture, Architecture):
         raise UserError(f"{folder} holds raw pixels and no network: there is nothing to train further")
     trunk = spec.architecture.model_copy(update={"init_from": str(folder.absolute())})
     view = (
@@ -243,12 +243,12 @@ def explain_invalid(path: Path, error: ValidationError) -> UserError:
     return UserError(f"{path} cannot be used: {key}: {first['msg']}; was it edited?")
 
 
-def _trunk_of(spec: TrunkSpec) -> Trunk | None:
-    return spec.architecture if isinstance(spec.architecture, Trunk) else None
+def _trunk_of(spec: TrunkSpec) -> Architecture | None:
+    return spec.architecture if isinstance(spec.architecture, Architecture) else None
 
 
-def _build(architecture: Trunk | Pixels) -> nn.Module:
-    return build_trunk(architecture) if isinstance(architecture, Trunk) else nn.Flatten()
+def _build(architecture: Architecture | Pixels) -> nn.Module:
+    return build_trunk(architecture) if isinstance(architecture, Architecture) else nn.Flatten()
 
 
 def model_card(spec: TrunkSpec, parameters: int) -> str:
@@ -260,7 +260,7 @@ def model_card(spec: TrunkSpec, parameters: int) -> str:
 
 
 def facts_of(
-    architecture: Trunk | Pixels, view: AnyPreprocessing, parameters: int, p: Mapping[str, Any]
+    architecture: Architecture | Pixels, view: AnyPreprocessing, parameters: int, p: Mapping[str, Any]
 ) -> dict[str, str]:
     """What a model card says first.
 
@@ -296,14 +296,18 @@ def _input_of(view: AnyPreprocessing) -> str:
     )
 
 
-def _stem_of(architecture: Trunk | Pixels) -> str:
+def _stem_of(architecture: Architecture | Pixels) -> str:
     if isinstance(architecture, Pixels) or architecture.stem == "imagenet":
         return ""
     return f", with the stem {architecture.stem} in place of timm's, whose model this is not"
 
 
 def fill_card(
-    card: str, architecture: Trunk | Pixels, facts: Mapping[str, str], p: Mapping[str, Any], **more: str
+    card: str,
+    architecture: Architecture | Pixels,
+    facts: Mapping[str, str],
+    p: Mapping[str, Any],
+    **more: str,
 ) -> str:
     """A card's text.
 

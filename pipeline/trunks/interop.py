@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from cluster.errors import UserError
 from pipeline.distributed.sharded import copy_own_piece, named_tensors
 from pipeline.models.trunk import build_trunk
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 from pipeline.trunks.tensor_file import not_finite, stem_in
 
 _IN_VISSL_BLOCK = {
@@ -62,7 +62,7 @@ def from_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(_CLASSIFIERS)}
 
 
-def read_weights(section: Trunk) -> dict[str, Tensor]:
+def read_weights(section: Architecture) -> dict[str, Tensor]:
     """The tensors that `trunk.init_from` names, under our names, on the CPU, mapped from the file.
 
     It is the folder of an exported trunk, or a file: safetensors, a PyTorch checkpoint of timm's, or one of
@@ -200,7 +200,9 @@ def _has_all(tensors: Mapping[str, Tensor], expected: list[str], prefix: str) ->
     return all(prefix + name in tensors for name in expected if not name.endswith(_COUNTS))
 
 
-def _check(weights: dict[str, Tensor], expected: Mapping[str, list[int]], section: Trunk, path: Path) -> None:
+def _check(
+    weights: dict[str, Tensor], expected: Mapping[str, list[int]], section: Architecture, path: Path
+) -> None:
     if (stem := stem_in(weights)) not in (None, section.stem):
         raise UserError(f"trunk.init_from: {path} has another stem than this trunk: set trunk.stem={stem}")
     found = {name: list(tensor.shape) for name, tensor in weights.items()}

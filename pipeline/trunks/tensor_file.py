@@ -11,13 +11,13 @@ from torch import Tensor
 
 from cluster.atomic_file import replacing
 from cluster.errors import UserError
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 
 _MARK = "stem.is_"
 _TIMMS = "imagenet"  # the stem that models of timm's have
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, architecture: Trunk | None) -> None:
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, architecture: Architecture | None) -> None:
     """Write tensors as safetensors, readable for whom the umask says.
 
     A trunk whose stem is not timm's has tensors of the same names and shapes, and computes something else:
@@ -70,7 +70,7 @@ def stem_in(tensors: dict[str, Tensor]) -> str | None:
     return None
 
 
-def _mark(architecture: Trunk | None) -> dict[str, Tensor]:
+def _mark(architecture: Architecture | None) -> dict[str, Tensor]:
     if architecture is None or architecture.stem == _TIMMS:
         return {}
     return {f"{_MARK}{architecture.stem}": torch.ones(1)}

@@ -84,7 +84,7 @@ def crawl_small_web(folder: Path, *, robots: bool = True) -> CrawlReport:
         table = pa.table({"url": urls, "page": ["p"] * 16, "<i>score": [0.5] * 16})
         pq.write_table(table, folder / "list.parquet")
         fetch = FetchSettings(
-            contact="https://example.org/removal", allow_private=("127.0.0.0/8",), attempts=1, robots=robots
+            contact="https://example.org/removal", allow_private=("127.0.0.0/8",), tries=1, robots=robots
         )
         return crawl_shards(
             [str(folder / "list.parquet")],

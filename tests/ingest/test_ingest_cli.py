@@ -102,7 +102,7 @@ def test_options_reach_the_crawl(folder, tmp_path):
     options = {
         "--unit-rows": 7, "--resize": 8, "--crop": "center", "--encoding": "webp", "--quality": 80,
         "--max-bytes": 100_000,
-        "--max-pixels": 5_000, "--seconds": 5.0, "--memory-mb": 512, "--deadline": 9.0, "--attempts": 2,
+        "--max-pixels": 5_000, "--seconds": 5.0, "--memory-mb": 512, "--deadline": 9.0, "--tries": 2,
         "--max-redirects": 4, "--allow-private": "10.0.0.0/8", "--deny-network": "10.9.0.0/16",
     }  # fmt: skip
     flags = [str(word) for option in options.items() for word in option]

@@ -52,7 +52,7 @@ def url_crawl(source, output, *, extend=False, workers=2, unit_rows=32, treatmen
         CrawlSettings(
             unit_rows=unit_rows,
             treatment=treatment,
-            fetch=FetchSettings(**{"contact": CONTACT, "allow_private": ALLOWED, "attempts": 1} | fetch),
+            fetch=FetchSettings(**{"contact": CONTACT, "allow_private": ALLOWED, "tries": 1} | fetch),
         ),
         workers=workers,
         progress=lambda counts: None,
@@ -147,7 +147,7 @@ def test_D4_a_hostile_web_is_crawled_to_its_end(tmp_path, monkeypatch):
                 treatment=Treatment(limits=limits),
                 allow_private=HOSTILE_NETWORK,
                 deadline=1.5,
-                attempts=2,
+                tries=2,
             )
         assert time.monotonic() - started < 20
         assert memory.peak - before < 500 << 20
@@ -251,7 +251,7 @@ def _watched_crawl(plan, fetch, opened):
 def mixed_plan(tmp_path, server, folder):
     """Units of files alone, of files and URLs, and of URLs alone."""
     sources = [str(folder(count=6)), str(write_list(tmp_path / "urls.txt", server.urls(43)))]
-    fetch = FetchSettings(contact=CONTACT, allow_private=ALLOWED, attempts=1)
+    fetch = FetchSettings(contact=CONTACT, allow_private=ALLOWED, tries=1)
     settings = CrawlSettings(unit_rows=5, fetch=fetch)
     plan = plan_shards(sources, tmp_path / "out", settings, progress=lambda counts: None, counts=Counts())
     return plan, fetch
@@ -311,7 +311,7 @@ def test_few_units_are_open_though_each_waits_for_a_slow_site(tmp_path, monkeypa
         urls = slow.write_list(tmp_path / "slow.txt", 30, slow_sites).read_text()
         urls += quick.write_list(tmp_path / "quick.txt", 270, quick_sites).read_text()
         (tmp_path / "urls.txt").write_text(urls)
-        fetch = FetchSettings(contact=CONTACT, allow_private=(NETWORK,), attempts=1, robots=False)
+        fetch = FetchSettings(contact=CONTACT, allow_private=(NETWORK,), tries=1, robots=False)
         report = crawl_shards(
             [str(tmp_path / "urls.txt")],
             tmp_path / "out",

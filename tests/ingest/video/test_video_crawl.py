@@ -180,7 +180,7 @@ def serving(files):
 
 
 def test_a_list_of_URLs_gives_one_clip_each_or_the_parts_it_names_and_asks_once(tmp_path):
-    fetch = FetchSettings(contact="https://example.org/us", allow_private=("127.0.0.1/32",), attempts=1)
+    fetch = FetchSettings(contact="https://example.org/us", allow_private=("127.0.0.1/32",), tries=1)
     with serving({"/long.mp4": clip_bytes(1, seconds=12), "/b.mp4": clip_bytes(2)}) as (site, asked):
         (tmp_path / "list.csv").write_text(
             "url,start,end,label\n"

@@ -167,7 +167,7 @@ def path_asked(handler) -> str | None:
 SETTINGS = FetchSettings(
     contact="https://example.org/crawl",
     allow_private=("127.0.0.0/8",),
-    attempts=1,
+    tries=1,
     robots=False,
     per_host=16,
     deadline=10,

@@ -27,7 +27,7 @@ SETTINGS = FetchSettings(
     contact="https://example.org/crawl",
     allow_private=ALLOWED,
     deadline=1.5,
-    attempts=1,
+    tries=1,
     max_bytes=4 << 20,
 )
 
@@ -52,7 +52,7 @@ def reason(outcome) -> str:
 @pytest.mark.slow
 def test_D4_every_hostile_url_ends_with_its_reason_and_nothing_private_is_visited(server):
     expected = server.cases()
-    attempts = replace(SETTINGS, attempts=3)  # one may be too slow on a machine that does much else
+    attempts = replace(SETTINGS, tries=3)  # one may be too slow on a machine that does much else
     before = psutil.Process().memory_info().rss
     started = time.monotonic()
     outcomes = fetched(expected, attempts)
@@ -147,7 +147,7 @@ def test_a_contact_that_could_forge_headers_is_refused():
 
 def test_retry_after_holds_back_the_host_and_not_only_the_url(server):
     """Of two URLs of one host, the second waits too, though it was never refused."""
-    patient = replace(SETTINGS, attempts=2, per_host=1, robots=False)
+    patient = replace(SETTINGS, tries=2, per_host=1, robots=False)
     later = server.url("later")
     started = time.monotonic()
     outcomes = fetched([later, later + "?b"], patient)

@@ -22,7 +22,7 @@ from ingest.web.robots_txt import rules
 from ingest.web.settings import FetchSettings
 
 SETTINGS = FetchSettings(
-    contact="https://example.org/crawl", allow_private=ALLOWED, attempts=1, robots=False, deadline=10
+    contact="https://example.org/crawl", allow_private=ALLOWED, tries=1, robots=False, deadline=10
 )
 OK = "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n"
 Reply = Callable[[str, str], bytes]

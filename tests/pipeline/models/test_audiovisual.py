@@ -8,7 +8,7 @@ import torch
 from pipeline.models.audio_convnet import AudioConvNet
 from pipeline.models.r2plus1d import R2Plus1D
 from pipeline.models.trunk import build_trunk, declared
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from pipeline.recipe.trunk import Trunk
 )
 def test_trunks_have_the_parameters_of_the_originals(section: dict[str, object], parameters: int) -> None:
     with torch.device("meta"):
-        trunk = build_trunk(Trunk.model_validate(section))
+        trunk = build_trunk(Architecture.model_validate(section))
         assert sum(each.numel() for each in trunk.parameters()) == parameters
     assert declared(trunk).feature_dim == 512
     assert all(layer.bias is None for layer in trunk.modules() if isinstance(layer, torch.nn.Conv3d))
@@ -58,8 +58,8 @@ def test_features_are_the_largest_of_the_last_map() -> None:
 
 
 def test_low_resolution_keeps_maps_of_small_clips_and_short_sounds() -> None:
-    video = build_trunk(Trunk(name="r2plus1d_10", stem="low_resolution", width=4))
-    audio = build_trunk(Trunk(name="conv2d_10", stem="low_resolution", width=4))
+    video = build_trunk(Architecture(name="r2plus1d_10", stem="low_resolution", width=4))
+    audio = build_trunk(Architecture(name="conv2d_10", stem="low_resolution", width=4))
     assert isinstance(video, R2Plus1D) and isinstance(audio, AudioConvNet)
     assert video.maps(torch.zeros(1, 3, 8, 112, 112))["conv5x"].shape == (1, 32, 1, 7, 7)
     assert audio.maps(torch.zeros(1, 1, 100, 129))["conv5x"].shape == (1, 32, 13, 17)

@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.models.regnet import PRESETS, RegNet, widths_and_depths
 from pipeline.models.trunk import build_trunk
-from pipeline.recipe.trunk import RegNetParameters, Trunk
+from pipeline.recipe.trunk import Architecture, RegNetParameters
 
 # Stage widths and depths, and millions of parameters with a head of 1000 classes, as in timm's results.
 # Up to 32GF: Radosavovic et al., 2020. 64GF: timm's `regnety_640`, transformers' `regnet-y-640-seer`. 128GF,
@@ -62,7 +62,7 @@ def test_published_sizes(name: str) -> None:
     widths, depths, millions = PUBLISHED[name]
     assert widths_and_depths(PRESETS[name]) == (widths, depths)
     with torch.device("meta"):
-        trunk = build_trunk(Trunk.model_validate({"name": name}))
+        trunk = build_trunk(Architecture.model_validate({"name": name}))
         head = nn.Linear(trunk.feature_dim, 1000)
     assert trunk.feature_dim == widths[-1]
     assert (count(trunk) + count(head)) / 1e6 == pytest.approx(
@@ -77,12 +77,12 @@ def test_published_sizes(name: str) -> None:
 
 
 def test_every_name_of_the_recipe_is_built() -> None:
-    names = Trunk.model_fields["name"].annotation.__args__  # type: ignore[union-attr]
+    names = Architecture.model_fields["name"].annotation.__args__  # type: ignore[union-attr]
     explicit = {"depth": 3, "w_0": 16, "w_a": 8.0, "w_m": 2.0, "group_width": 8}
     with torch.device("meta"):
         for name in names:
             values = {"name": name, "regnet": explicit if name == "regnet_y" else None}
-            assert build_trunk(Trunk.model_validate(values)).feature_dim > 0
+            assert build_trunk(Architecture.model_validate(values)).feature_dim > 0
 
 
 def test_tiny_is_tiny() -> None:
@@ -110,7 +110,7 @@ def test_widths_rise_and_groups_divide_them(
 
 @pytest.mark.parametrize(("stem", "last"), [("imagenet", 2), ("low_resolution", 4)])
 def test_stems_keep_or_halve_the_resolution(stem: str, last: int) -> None:
-    trunk = build_trunk(Trunk.model_validate({"name": "regnety_tiny", "stem": stem}))
+    trunk = build_trunk(Architecture.model_validate({"name": "regnety_tiny", "stem": stem}))
     sizes: list[int] = []
     trunk.get_submodule("s4").register_forward_hook(lambda *found: sizes.append(found[-1].shape[-1]))
     images = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
@@ -122,7 +122,7 @@ def test_stems_keep_or_halve_the_resolution(stem: str, last: int) -> None:
 @pytest.mark.parametrize("name", ["regnety_tiny", "regnety_200mf", "regnety_800mf", "resnet18", "resnet50"])
 def test_every_parameter_of_a_trunk_gets_a_gradient(name: str) -> None:
     torch.manual_seed(0)
-    trunk = build_trunk(Trunk.model_validate({"name": name, "stem": "low_resolution"}))
+    trunk = build_trunk(Architecture.model_validate({"name": name, "stem": "low_resolution"}))
     (trunk(torch.randn(2, 3, 16, 16)) * torch.randn(trunk.feature_dim)).sum().backward()
     for parameter_name, parameter in trunk.named_parameters():
         assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), parameter_name
@@ -130,7 +130,7 @@ def test_every_parameter_of_a_trunk_gets_a_gradient(name: str) -> None:
 
 
 def test_features_are_float32_from_bfloat16_arithmetic_and_float64_from_float64() -> None:
-    trunk = build_trunk(Trunk.model_validate({"name": "regnety_tiny"}))
+    trunk = build_trunk(Architecture.model_validate({"name": "regnety_tiny"}))
     images = torch.randn(2, 3, 32, 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert trunk(images).dtype == torch.float32
@@ -138,7 +138,9 @@ def test_features_are_float32_from_bfloat16_arithmetic_and_float64_from_float64(
 
 
 def test_channels_last_changes_nothing_beyond_rounding() -> None:
-    trunk = build_trunk(Trunk.model_validate({"name": "regnety_tiny", "stem": "low_resolution"})).double()
+    trunk = build_trunk(
+        Architecture.model_validate({"name": "regnety_tiny", "stem": "low_resolution"})
+    ).double()
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     plain = trunk(images)
     trunk = trunk.to(memory_format=torch.channels_last)

@@ -12,12 +12,12 @@ from pipeline.models.heads import ProjectionHead, Prototypes
 from pipeline.models.trunk import build_trunk
 from pipeline.parallel.initialize import initialize
 from pipeline.recipe.method import Head
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 
 
 def make(device: str = "cpu") -> nn.Module:
     with torch.device(device):
-        trunk = build_trunk(Trunk(name="regnety_tiny"))
+        trunk = build_trunk(Architecture(name="regnety_tiny"))
         head = ProjectionHead(trunk.feature_dim, Head(hidden=(16,), output=8))
         return nn.ModuleDict({"trunk": trunk, "head": head, "prototypes": Prototypes(8, 12)})
 
@@ -60,7 +60,7 @@ def test_the_blocks_of_a_resnet_start_as_their_shortcuts_on_request(
     name: Literal["resnet18", "resnet50"],
 ) -> None:
     for asked in (True, False):
-        trunk = build_trunk(Trunk(name=name, zero_init_residual=asked))
+        trunk = build_trunk(Architecture(name=name, zero_init_residual=asked))
         initialize(nn.ModuleDict({"trunk": trunk}), seed=3)
         block = trunk.get_submodule("layer4.1").eval()
         x = torch.randn(2, trunk.feature_dim, 2, 2)

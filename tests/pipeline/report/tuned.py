@@ -14,7 +14,7 @@ from pipeline.dag.stage import Input, Receipt
 from pipeline.data.evaluation import Preprocessing
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 from pipeline.transfer.predict import SCHEMA, summarise, write_predictions
 from pipeline.trunks.classifier import ClassifierSpec
 from pipeline.trunks.files import TrunkSpec
@@ -84,7 +84,7 @@ class Graph:
             "finetune", name, inputs={"trunk": trunk}, recipe=said, metrics=summary, gpu_hours=0.5
         )
         spec = ClassifierSpec(
-            architecture=Trunk.model_validate(recipe.trunk.model_dump()),
+            architecture=Architecture.model_validate(recipe.trunk.model_dump()),
             preprocessing=Preprocessing(image_size=px, resize=px, mean=MEAN, std=STD),
             feature_dim=_features(recipe.trunk),
             classes=tuple(f"class{number}" for number in range(classes)),
@@ -96,7 +96,7 @@ class Graph:
         return made
 
 
-def _features(section: Trunk) -> int:
+def _features(section: Architecture) -> int:
 
     with torch.device("meta"):
         return declared(build_trunk(section)).feature_dim

@@ -17,7 +17,7 @@ from pipeline.dag.ensure import ensure
 from pipeline.dag.stage import Kind, Origin, Result, Stage, Work
 from pipeline.data.evaluation import Preprocessing
 from pipeline.recipe.stages import FeaturesRecipe
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 from pipeline.stages.kinds import KINDS
 from pipeline.transfer.extract import extract_features
 from pipeline.transfer.features import load_features
@@ -36,7 +36,7 @@ def dataset(work: Work) -> Result:
 
 
 def trunk(work: Work) -> Result:
-    like = TrunkSpec(architecture=Trunk(name="regnety_tiny"), preprocessing=VIEW, feature_dim=1)
+    like = TrunkSpec(architecture=Architecture(name="regnety_tiny"), preprocessing=VIEW, feature_dim=1)
     pixels_trunk(like, size=8, out=work.folder)
     return Result({}, [])
 

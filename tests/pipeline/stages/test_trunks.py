@@ -18,12 +18,12 @@ from pipeline.dag.stage import Receipt, Work
 from pipeline.data.evaluation import Preprocessing
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.stages import TrunkRecipe
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 from pipeline.stages.kinds import KINDS
 from pipeline.stages.trunks import existing, existing_identity
 from pipeline.trunks.files import TrunkSpec, load_trunk, read_spec, save_trunk
 
-TINY = Trunk(name="regnety_tiny", stem="low_resolution")
+TINY = Architecture(name="regnety_tiny", stem="low_resolution")
 
 
 def exported(folder: Path) -> Path:

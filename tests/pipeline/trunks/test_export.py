@@ -31,14 +31,14 @@ from pipeline.data.evaluation import (
 from pipeline.models.trunk import build_trunk
 from pipeline.parallel.initialize import initialize
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 from pipeline.train.loop import pretrain
 from pipeline.trunks.baselines import calibrate_batchnorm, pixels_trunk, random_trunk
 from pipeline.trunks.export import export_trunk
 from pipeline.trunks.files import TrunkSpec, load_trunk, save_trunk
 
 CPU = torch.device("cpu")
-TINY = Trunk.model_validate(SHALLOW)
+TINY = Architecture.model_validate(SHALLOW)
 VIEW = Preprocessing(image_size=16, resize=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
 

@@ -23,14 +23,14 @@ from pipeline.data.evaluation import Preprocessing
 from pipeline.distributed.sharded import named_tensors, whole
 from pipeline.models.regnet import PRESETS, widths_and_depths
 from pipeline.models.trunk import build_trunk
-from pipeline.recipe.trunk import Trunk
+from pipeline.recipe.trunk import Architecture
 from pipeline.train.loop import pretrain
 from pipeline.train.setup import set_up
 from pipeline.trunks.export import export_trunk
 from pipeline.trunks.files import TrunkSpec, load_trunk, save_trunk
 from pipeline.trunks.interop import from_timm, from_vissl, read_weights, warm_start
 
-TINY = Trunk(name="regnety_tiny")
+TINY = Architecture(name="regnety_tiny")
 
 
 # VISSL's trunk, written from its `RegNet` and `RegNetFSDP` (vissl/models/trunks/regnet.py, regnet_fsdp.py)
@@ -122,7 +122,7 @@ def randomise(network: Any) -> Any:
 
 
 def ours(name: str, weights: dict[str, Tensor]) -> nn.Module:
-    network = build_trunk(Trunk.model_validate({"name": name})).double().eval()
+    network = build_trunk(Architecture.model_validate({"name": name})).double().eval()
     network.load_state_dict(weights, strict=True)
     return network
 
@@ -208,7 +208,7 @@ def test_names_and_shapes_are_those_of_timm_but_for_the_classifier(
 ) -> None:
     with torch.device("meta"):
         tensors = {key: torch.empty(shape) for key, shape in timm_shapes(widths, depths, group_width).items()}
-        here = build_trunk(Trunk.model_validate({"name": name})).state_dict()
+        here = build_trunk(Architecture.model_validate({"name": name})).state_dict()
     weights = from_timm(tensors)
     assert {key: value.shape for key, value in weights.items()} == {
         key: value.shape for key, value in here.items()
@@ -295,7 +295,7 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
-def told(section: Trunk) -> str:
+def told(section: Architecture) -> str:
     with pytest.raises(UserError) as error:
         read_weights(section)
     message = str(error.value)
@@ -406,7 +406,7 @@ def test_every_strategy_starts_from_the_same_weights(
     "prefix", ["module.", "module.backbone.", "module.encoder.", "_orig_mod.", "backbone.", "encoder_q."]
 )
 def test_a_trunk_behind_a_prefix_is_found_and_heads_are_left_out(prefix: str, tmp_path: Path) -> None:
-    section = Trunk.model_validate({"name": "resnet18", "init_from": str(tmp_path / "c.pth")})
+    section = Architecture.model_validate({"name": "resnet18", "init_from": str(tmp_path / "c.pth")})
     tensors = build_trunk(section).state_dict()
     beside = {f"{prefix}fc.0.weight": torch.ones(2, 2), "module.projection_head.0.weight": torch.ones(2)}
     follower = {f"momentum_{prefix}{name}": -tensor for name, tensor in tensors.items()}
@@ -418,7 +418,7 @@ def test_a_trunk_behind_a_prefix_is_found_and_heads_are_left_out(prefix: str, tm
 
 
 def test_a_larger_trunk_behind_a_prefix_is_another(tmp_path: Path) -> None:
-    section = Trunk.model_validate({"name": "resnet18", "init_from": str(tmp_path / "c.pth")})
+    section = Architecture.model_validate({"name": "resnet18", "init_from": str(tmp_path / "c.pth")})
     tensors = {f"module.{name}": tensor for name, tensor in build_trunk(section).state_dict().items()}
     torch.save(tensors | {"module.layer1.2.conv1.weight": torch.ones(1)}, tmp_path / "c.pth")
     with pytest.raises(UserError, match=r"it has layer1\.2\.conv1\.weight, which is not known here"):
@@ -426,7 +426,7 @@ def test_a_larger_trunk_behind_a_prefix_is_another(tmp_path: Path) -> None:
 
 
 def test_weights_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    section = Trunk.model_validate({"name": "resnet18", "init_from": str(tmp_path / "c.pth")})
+    section = Architecture.model_validate({"name": "resnet18", "init_from": str(tmp_path / "c.pth")})
     tensors = build_trunk(section).state_dict()
     for changed, told in [
         (tensors | {"bn1.weight": tensors["bn1.weight"] * torch.nan}, r"bn1\.weight of .* not finite"),
