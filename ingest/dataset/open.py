@@ -248,6 +248,11 @@ def open_dataset(path: str | Path, *, sealed: str | None = None, view: str | Non
     return whole if view is None else whole.through(read_view(path, view, root=root))
 
 
+def has_root(path: str | Path, root: str) -> bool:
+    """Whether a dataset was sealed as this root, and has it still."""
+    return open_store(path).exists(layout.sealed_name(root, "json"))
+
+
 def sealed_head(path: str | Path, root: str) -> SealedHead:
     """What was sealed as this root: counts by status and reason, bytes, units.
 

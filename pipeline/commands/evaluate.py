@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,10 @@ from cluster.run.trust import CHECKPOINTS, refuse_untrusted
 from cluster.site import load_site, site_for_jobs
 from pipeline.commands.dag import run_on
 from pipeline.commands.options import Cluster, Json, Overrides, RunName, Runs, StagesExecutor, Trust
+
+if TYPE_CHECKING:
+    from pipeline.dag.recipe import DagRecipe
+    from pipeline.dag.stage import Stage
 
 Graph = Annotated[str, typer.Option("--dag", help="The graph; its stage `checkpoint` is filled in.")]
 
@@ -43,11 +47,8 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
     """Evaluate the checkpoints of a run that have not been evaluated: with receipts, nothing runs twice."""
     from pipeline.checkpoint.files import newest_first, step_of
     from pipeline.commands.runs import find_run
-    from pipeline.dag.graph import build_graph
-    from pipeline.dag.recipe import load_dag
     from pipeline.dag.stage import StopRequested
     from pipeline.stages.chosen import Choice
-    from pipeline.stages.kinds import KINDS
 
     if newest and steps_apart is not None:
         raise UserError("--newest takes one checkpoint, and --steps-apart several: leave one out")
@@ -60,9 +61,7 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
         typer.echo(f"{found.path} has no checkpoint yet")
     choice = Choice(run=found.path.resolve(), newest=newest, steps_apart=steps_apart, gpu_hours=gpu_hours)
     for checkpoint in checkpoints:
-        path = json.dumps(str(checkpoint))
-        recipe = load_dag(dag, [*(overrides or []), f"stages.checkpoint.recipe.path={path}"])
-        choice.graphs[step_of(checkpoint)] = recipe, build_graph(recipe, KINDS)
+        choice.graphs[step_of(checkpoint)] = _graph(dag, overrides, checkpoint)
     failures = []
     for step in choice.steps():
         try:  # one that fails, or was removed just now, must not stand in the way of the newer ones
@@ -77,6 +76,21 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
             failures.append(f"step {step}: {error}")
     if failures:
         raise UserError("; ".join(failures))
+
+
+def _graph(dag: str, overrides: list[str] | None, checkpoint: Path) -> tuple[DagRecipe, list[Stage]]:
+    """What is asked of a checkpoint, which need not be there yet.
+
+    Raises:
+        UserError: the graph or an override is wrong.
+    """
+    from pipeline.dag.graph import build_graph
+    from pipeline.dag.recipe import load_dag
+    from pipeline.stages.kinds import KINDS
+
+    path = json.dumps(str(checkpoint))
+    recipe = load_dag(dag, [*(overrides or []), f"stages.checkpoint.recipe.path={path}"])
+    return recipe, build_graph(recipe, KINDS)
 
 
 def schedule(  # noqa: PLR0917 -- typer passes by name
@@ -106,6 +120,7 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
 ) -> None:
     """Evaluate the new checkpoints of a run on a timetable: by scrontab, or by jobs that queue each other."""
     from cluster.slurm import schedule as timetable
+    from pipeline.commands.runs import find_run
 
     schedules = folder / "schedules"
     if schedules.is_dir() and what not in ("list", "remove") and not trust:
@@ -132,6 +147,8 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
         raise UserError(
             "a schedule needs --every and --run: submit schedule evals --run RUN --every '0 2 * * *'"
         )
+    # Now, not in tonight's log.
+    _graph(what, words, find_run(run, folder).path.resolve() / "checkpoints" / "step-00000000")
     command = [sys.executable, "-m", "pipeline.cli", "evaluate", run, *(words or [])]
     command += ["--dag", what, "--folder", str(folder), "--executor", executor, "--cluster", cluster]
     command += ["--newest"] if newest else []

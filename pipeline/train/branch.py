@@ -216,6 +216,7 @@ def _fit_state(state: dict[str, Any], parent: Parent, recipe: PretrainRecipe) ->
         )
         identity = order_identity(opened, order, data, targets=recipe.method.supervised)
         state["loader"] = {**identity, "step": state["loader"]["step"]}
+    state["guard"]["inherited"] = len(state["guard"]["rollbacks"])
     if any(key.startswith(_NO_SPIKE_AFTER) for key in parent.settings):
         state["guard"]["losses"] = []
     if _seeks_anew(parent.settings):

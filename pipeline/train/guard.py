@@ -77,13 +77,15 @@ class Guard:
 
     Attributes:
         in_a_row: steps skipped so far.
-        rollbacks: of this run so far.
+        rollbacks: of this run so far, and of the one that it branched off from.
+        inherited: how many of them are that one's, and not counted against `train.max_rollbacks`.
     """
 
     def __init__(self, method: nn.Module, *, world: World, max_skipped: int, spike_deviations: float) -> None:
         self._world, self._max_skipped, self._spike_deviations = world, max_skipped, spike_deviations
         self.in_a_row = 0
         self.rollbacks: list[Rollback] = []
+        self.inherited = 0
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._why = ""
         self._buffers = running_statistics(method)
@@ -105,6 +107,7 @@ class Guard:
             "in_a_row": self.in_a_row,
             "losses": list(self._losses),
             "rollbacks": [[back.to_step, back.from_step] for back in self.rollbacks],
+            "inherited": self.inherited,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -112,6 +115,7 @@ class Guard:
         self.in_a_row = state["in_a_row"]
         self._losses = deque(state["losses"], maxlen=WINDOW)
         self.rollbacks = [Rollback(to_step=to, from_step=start) for to, start in state["rollbacks"]]
+        self.inherited = state["inherited"]
 
     @torch.no_grad()
     def remember(self) -> None:

@@ -241,7 +241,7 @@ def roll_back(t: Training, failure: Diverged) -> Training:
     t.watchdog.busy("going back to a checkpoint")
     t.checkpoints.finish()
     to = t.checkpoints.newest(lambda state: state["guard"]["in_a_row"] == 0)
-    before = t.guard.rollbacks
+    before = t.guard.rollbacks[t.guard.inherited :]
     if to is None or len(before) >= t.recipe.train.max_rollbacks:
         raise UserError(f"{failure}: {remedies(t.recipe, t.run.path, to, failure)}") from failure
     if any(back.to_step == to for back in before):

@@ -16,7 +16,7 @@ from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.run.source import source_version
 from cluster.typed_yaml import read_yaml
-from ingest.dataset.open import open_dataset
+from ingest.dataset.open import has_root, open_dataset
 from ingest.video.container import library_versions
 from pipeline.data.training_set import TrainingSet, open_training_set
 from pipeline.recipe.method import Classification
@@ -29,7 +29,8 @@ def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
     """The recipe with the dataset root that this run reads for life, whatever is sealed later; if it learns
     from labels, with how many there are, and the root of its test set.
 
-    A recipe that names no root gets the one that the run began with; a new run gets the latest.
+    A recipe that names no root gets the one that the run began with, if the dataset has it; a new run gets
+    the latest.
 
     Raises:
         UserError: if a new run's dataset cannot be opened, or has other labels than the recipe says; or the
@@ -37,7 +38,9 @@ def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
     """
     if recipe.data.sealed is None:
         saved = folder / "recipe.yaml"
-        there = read_yaml(saved)["data"]["sealed"] if saved.is_file() else open_dataset(recipe.data.root).root
+        there = read_yaml(saved)["data"]["sealed"] if saved.is_file() else None
+        if there is None or not has_root(recipe.data.root, there):
+            there = open_dataset(recipe.data.root).root
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sealed": there})})
     if not recipe.method.supervised:
         return recipe

@@ -127,7 +127,8 @@ def predict(
         `SCHEMA`, in dataset order; its metadata name the dataset's root.
 
     Raises:
-        UserError: if no image has a label, a label has no class, or an image cannot be read.
+        UserError: if no image has a label, a label has no class, an image cannot be read, or an answer is not
+            finite.
     """
     positions, labels = _labelled(dataset)
     names = dataset.vocabulary.names
@@ -161,6 +162,11 @@ def predict(
             keys.append(batch.keys.numpy().copy())
             tops.append(best.indices.cpu().numpy())
             sure.append(best.values[:, 0].cpu().numpy())
+            if not np.isfinite(sure[-1]).all():
+                raise UserError(
+                    f"what the classifier says of images of {dataset.path} is not finite: its weights are "
+                    "broken; export an earlier checkpoint"
+                )
     top = np.concatenate(tops)
     hits = np.array([np.isin(said, of_one) for said, of_one in zip(top, right_for, strict=True)])
     right_at = np.where(hits.any(1), hits.argmax(1), -1)

@@ -254,8 +254,12 @@ def test_the_remedy_of_a_refused_change_is_accepted(folder: Path, jobs: list[Job
     assert load_recipe(PretrainRecipe, "runs/b/recipe.yaml", kind="pretrain").optim.lr == 0.1
 
 
-def test_a_branch_to_other_data_is_named_with_their_place(folder: Path, jobs: list[Job]) -> None:
-    other = ["data.root=other/data", f"data.sealed={open_dataset('other/data').root}", "train.steps=9"]
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_branch_to_other_data_is_named_with_their_place(
+    folder: Path, jobs: list[Job], pinned: bool
+) -> None:
+    other = ["data.root=other/data", "train.steps=9"]
+    other += [f"data.sealed={open_dataset('other/data').root}"] if pinned else []
     refused = submit("pretrain", "--recipe", "r.yaml", "--run", "a", *other)
     (words,) = remedied(refused.output)
     answer = submit(*words, "--run", "b")

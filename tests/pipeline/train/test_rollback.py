@@ -22,7 +22,9 @@ from cluster.rank.torch_dist import World
 from pipeline.checkpoint.files import latest, newest_first, read_tensors, step_of
 from pipeline.data.batch import Batch, Inputs
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.train.branch import branch, branch_recipe, parent_of
 from pipeline.train.loop import pretrain, train
+from pipeline.train.run_recipe import to_yaml
 from pipeline.train.setup import set_up
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
@@ -136,6 +138,14 @@ def test_a_run_goes_back_no_more_often_than_the_recipe_allows(data: Path, tmp_pa
     values = make_values(data, train__max_rollbacks=1)
     error, _ = _train(None, values, tmp_path / "b", [6, 7, 8, 16, 17, 18])
     assert error.startswith("the loss or gradient was not finite in 3 steps in a row, up to step 15")
+
+    (tmp_path / "b" / "recipe.yaml").write_text(to_yaml(PretrainRecipe.model_validate(values)))
+    checkpoint = latest(tmp_path / "b")
+    assert checkpoint is not None
+    mended = branch_recipe(checkpoint, ["optim.lr=0.01"])
+    branch(tmp_path / "c", checkpoint, parent_of(checkpoint, mended), mended, to_yaml(mended))
+    error, _ = _train(None, mended.model_dump(mode="json"), tmp_path / "c", [16, 17, 18])
+    assert error == "", "a branch may go back as often as its recipe says, whatever its parent did"
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from ingest.image.decode import decode
 from pipeline.data.reader import Reader
 from pipeline.models.classifier import Classifier
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.recipe.transfer import PredictRecipe
+from pipeline.recipe.transfer import Predict, PredictRecipe
 from pipeline.report.classifiers import classifiers_page
 from pipeline.train.classifier import finish_classifier
 from pipeline.train.loop import pretrain
@@ -91,6 +91,14 @@ def test_every_image_is_shown_once_as_a_plain_loop_would(data: Path, trained: Pa
     assert scores["top1"] == right / len(keys) > 0.7
     assert scores["top1_low"] < scores["top1"] <= scores["top1_high"] and scores["top5"] == 1.0
     assert json.loads((trained / "test.json").read_text()) == scores
+
+
+def test_weights_that_are_broken_say_nothing(data: Path, trained: Path) -> None:
+    classifier = load_classifier(trained / "classifier")
+    with torch.no_grad():
+        next(iter(classifier.head.parameters()))[-1] = torch.inf
+    with pytest.raises(UserError, match="is not finite: its weights are broken"):
+        predict(classifier, open_dataset(data), Predict(), workers=0, device=CPU)
 
 
 def _of(numbers: tuple[float, float, float]) -> Tensor:
