@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -222,7 +223,10 @@ def resume(  # noqa: PLR0917 -- typer passes by name
             f"{found.path / 'job.json'} names {job.function}, which is no job that goes on where it was "
             "stopped: give the command that started it again"
         )
-    if job.folder.resolve() != found.path.resolve():
+    if "folder" in job.arguments:  # the run is the folder that is named, wherever it was begun
+        here = found.path.absolute()
+        job = replace(job, folder=here, arguments={**job.arguments, "folder": str(here)})
+    elif job.folder.resolve() != found.path.resolve():
         raise UserError(
             f"{found.path / 'job.json'} is of the run in {job.folder}: where a run was moved, give the "
             "command that started it again"

@@ -117,13 +117,20 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(recipe: Path) -> None:
     assert "Traceback" not in output + error
     assert re.search(r"from step \d+", submit(*words[3:], "--dry-run").output)
 
-    launcher = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    before = Path("runs/stopped/attempts.jsonl")
-    while len(before.read_text().splitlines()) < 2:
+    # Moved, and named from elsewhere: that folder is the run.
+    moved, elsewhere = Path("moved").absolute(), Path("elsewhere")
+    Path("runs/stopped").rename(moved)
+    elsewhere.mkdir()
+    words = [*SUBMIT, "resume", str(moved)]
+    launcher = subprocess.Popen(
+        words, cwd=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while len((moved / "attempts.jsonl").read_text().splitlines()) < 2:
         time.sleep(0.02)
-    assert "stopped is cancelled" in submit("cancel", "stopped").output
+    assert "moved is cancelled" in submit("cancel", moved).output
     assert launcher.wait(timeout=30) == 1
-    assert json.loads(submit("status", "stopped", "--json").output)["state"] == "cancelled"
+    assert json.loads(submit("status", moved, "--json").output)["state"] == "cancelled"
+    assert list(elsewhere.iterdir()) == [] and not Path("runs/stopped").exists()
 
 
 @pytest.mark.slow

@@ -225,6 +225,22 @@ def test_S1_a_job_of_another_folder_writes_nothing_there(runs: Path) -> None:
     assert everything(runs) == before
 
 
+def test_S1_the_folder_that_is_named_is_the_run_whatever_its_job_says(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.commands import pretrain
+
+    started: list[Job] = []
+    monkeypatch.setattr(pretrain, "launch", lambda job, *_, **__: started.append(job))
+    run, mine = RunFolder(runs / "theirs"), RunFolder.create(runs / "mine")
+    run.write_status(make_status(state="preempted"))
+    job = json.loads((run.path / "job.json").read_text())
+    theirs = {"function": RESUMABLE[0], "folder": str(mine.path), "arguments": {"folder": str(mine.path)}}
+    (run.path / "job.json").write_text(json.dumps(job | theirs))
+    assert submit("resume", run.path).exit_code == 0
+    assert [(job.folder, job.arguments["folder"]) for job in started] == [(run.path, str(run.path))]
+
+
 @pytest.mark.slow  # imports torch
 def test_the_jobs_that_can_be_gone_on_with_are_there() -> None:
     assert CRAWL_RANK in RESUMABLE
