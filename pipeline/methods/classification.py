@@ -17,6 +17,7 @@ from cluster.errors import UserError
 from pipeline.data.batch import Inputs
 from pipeline.distributed.collectives import all_reduce_sum, rank_in, world_size
 from pipeline.distributed.sharded import own
+from pipeline.methods.dropout import dropout
 from pipeline.methods.method import Method
 from pipeline.methods.mixing import draw_mix, mix
 from pipeline.methods.param_groups import weights_and_the_rest
@@ -34,7 +35,7 @@ class ClassificationMethod(Method):
         views: how many of a sample `Inputs` has, by name: one.
         batch_size: samples of the coupled batch, over all ranks; a multiple of the number of ranks.
         total_steps: of the whole run.
-        seed: of what is mixed.
+        seed: of what is mixed and dropped.
         group: ranks that share the coupled batch; None for one process.
 
     Raises:
@@ -133,7 +134,11 @@ class ClassificationMethod(Method):
             )
             images, shares = mix(images, shares, drawn)
         features = self.trunk(images)
-        logits = self.head(features)
+        shown = features
+        if self.section.dropout:
+            first = rank_in(self.group) * self.rank_rows
+            shown = dropout(features, self.section.dropout, seed=self.seed, number=inputs.number, first=first)
+        logits = self.head(shown)
         with torch.autocast(features.device.type, enabled=False):
             loss = soft_cross_entropy(logits, shares, group=self.group)
             right = (logits.detach().argmax(1) == shares.argmax(1)).to(wide)

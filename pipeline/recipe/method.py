@@ -107,7 +107,9 @@ class Classification(Section):
     `classes` is how many labels the training data has, counted when the run begins. The target of an image
     with k labels is 1/k for each (Mahajan et al., 2018, https://arxiv.org/abs/1805.00932);
     `label_smoothing` spreads a share of it over all classes. The head's weights start at `head_deviation`
-    times the normal distribution, 0 by default.
+    times the normal distribution, 0 by default. While it learns, each feature that
+    it is shown is zero with the probability `dropout` (Srivastava et al., 2014,
+    https://jmlr.org/papers/v15/srivastava14a.html).
 
     Within each group of `mix_rows` images that follow each other in the batch, every image is mixed with its
     mirror in the group: by mixup (Zhang et al., 2018, https://arxiv.org/abs/1710.09412), cutmix (Yun et al.,
@@ -118,6 +120,8 @@ class Classification(Section):
     the first `ema_start` of the run, a share, it follows at once. `freeze` keeps the trunk as it is, or its
     BatchNorm: statistics, gains and biases.
     """
+
+    unwritten: ClassVar[frozenset[str]] = frozenset({"dropout"})
 
     title: ClassVar[str] = "Classification"
     supervised: ClassVar[bool] = True
@@ -132,6 +136,7 @@ class Classification(Section):
     ema_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     freeze: Literal["none", "batch_norm", "trunk"] = "none"
     head_deviation: NonNegativeFloat = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _an_average_starts(self) -> Self:

@@ -25,13 +25,16 @@ class Optim(Section):
     cosine or a constant the first at `lr`; with `warmup_includes_peak` the step before it is, too, as SwAV's
     and solo-learn's code have it.
     `lr` is the peak, not scaled by the batch size; that of biases and norms is `lr_bias` if given, and that
-    of a classifier's head, with its bias, `lr_head`, at every step in the same proportion. `momentum` is that
-    of SGD, LARC and LARS, `nesterov` SGD's, `betas` are those of Adam and AdamW; Adam's decay is part of
-    the gradient, AdamW's is not.
+    of a classifier's head, with its bias, `lr_head`, at every step in the same proportion. For the first
+    `head_first` of the run, a share, only that head learns: the trunk's weights stay, and its BatchNorm's
+    statistics follow the images. Then the optimizer begins anew, with all.
+    `momentum` is that of SGD, LARC and LARS, `nesterov` SGD's, `betas` are those of Adam and AdamW; Adam's
+    decay is part of the gradient, AdamW's is not.
     `exclude_bias_and_norm` keeps biases and norms out of the weight decay and of LARS's layer-wise rates.
     With `clip_trust` no layer of LARS moves faster than at `lr`.
     """
 
+    unwritten: ClassVar[frozenset[str]] = frozenset({"head_first"})
     renamed: ClassVar[Mapping[str, str]] = {
         "decay_bias_and_norm": "exclude_bias_and_norm, with the opposite value"
     }
@@ -52,6 +55,7 @@ class Optim(Section):
     clip_trust: bool = False
     lr_bias: PositiveFloat | None = None
     lr_head: PositiveFloat | None = None
+    head_first: Annotated[float, Field(ge=0, lt=1)] | None = None
     nesterov: bool = False
     exclude_bias_and_norm: bool = True
     clip_norm: PositiveFloat | None = None
@@ -269,6 +273,15 @@ class PretrainRecipe(Section):
     def _only_a_classifier_is_tested(self) -> Self:
         if self.test is not None and not self.method.supervised:
             raise ValueError(f"test is for a classifier, and method {self.method.name} makes none: use probe")
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_classifier_has_a_head_to_begin_with(self) -> Self:
+        if self.optim.head_first and not self.method.supervised:
+            raise ValueError(
+                f"optim.head_first is for a classifier, and method {self.method.name} makes none: "
+                "leave it out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -29,8 +29,8 @@ from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.classifier import finish_classifier
 from pipeline.train.guard import Diverged, Rollback, Suspect, batch_suspect, find_suspects
 from pipeline.train.metrics import Stopwatch, embedding_std, rankme
-from pipeline.train.optim import set_learning_rate
-from pipeline.train.schedule import learning_rate
+from pipeline.train.optim import drop_all_but_the_head, set_learning_rate
+from pipeline.train.schedule import learning_rate, steps_of_head_alone
 from pipeline.train.setup import Training, set_up
 from pipeline.train.stragglers import Stragglers
 
@@ -81,6 +81,7 @@ def train(t: Training, preemption: PreemptionFlag) -> None:
 def loop(t: Training, preemption: PreemptionFlag) -> None:
     """The steps themselves. `step` counts those that are done; the schedule and the method see it from 0."""
     watch = Stopwatch()
+    alone = steps_of_head_alone(t.recipe.optim, total_steps=t.total_steps)
     for step, batches in steps(t, watch):
         if t.positives is not None:
             t.positives.before(step)
@@ -88,6 +89,10 @@ def loop(t: Training, preemption: PreemptionFlag) -> None:
         set_learning_rate(t.optimizer, lr)
         t.guard.remember()
         terms, embeddings = forward_backward(t, batches, step)
+        if step < alone:
+            drop_all_but_the_head(t.optimizer)
+        elif step == alone:
+            t.optimizer.state.clear()  # of the head that has learned alone
         norm = gradient_norm(t)
         overflowed = t.scale.overflowed(terms["loss"], norm)
         accepted = not overflowed and t.guard.accepts(terms["loss"], norm)

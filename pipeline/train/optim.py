@@ -44,6 +44,7 @@ def build_optimizer(method: HasParamGroups, section: Optim) -> Optimizer:
         own = section.lr_head if group["head"] else section.lr_bias if group["bias_and_norm"] else None
         lr = section.lr if own is None else own
         settings |= {"lr": lr, "lr_factor": None if group["lr_fixed"] else lr / section.lr}
+        settings |= {"head": group["head"]}
         groups.append({"params": group["params"], **settings})
     match section.name:
         case "larc":
@@ -65,6 +66,14 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         if group["lr_factor"] is not None:
             group["lr"] = lr * group["lr_factor"]
+
+
+def drop_all_but_the_head(optimizer: Optimizer) -> None:
+    """Leave a step without the gradients of what is no classifier's head: it stays, and keeps no state."""
+    for group in optimizer.param_groups:
+        if not group["head"]:
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 class LARC(Optimizer):

@@ -32,3 +32,8 @@ def learning_rate(optim: Optim, *, step: int, total_steps: int) -> float:
     start = 0 if optim.schedule == "cosine_of_run" else optim.warmup_steps
     progress = min(1.0, (step - start) / (total_steps - start))
     return optim.final_lr + (optim.lr - optim.final_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def steps_of_head_alone(optim: Optim, *, total_steps: int) -> int:
+    """How many steps at the beginning of a run only the classifier's head learns."""
+    return round((optim.head_first or 0) * total_steps)

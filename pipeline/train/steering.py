@@ -97,9 +97,9 @@ def changed_since(saved: dict[str, Any], recipe: PretrainRecipe) -> Differences:
 
 def paced_by_its_length(recipe: PretrainRecipe) -> bool:
     """Whether the steps of a run depend on how many there will be: to change that would change the past."""
-    method = recipe.method
+    method, optim = recipe.method, recipe.optim
     averaged = isinstance(method, Classification) and method.ema_start > 0
-    return recipe.optim.schedule != "constant" or isinstance(method, BYOL) or averaged
+    return optim.schedule != "constant" or bool(optim.head_first) or isinstance(method, BYOL) or averaged
 
 
 def branch_command(checkpoint: Path, changes: Mapping[str, tuple[Any, Any]]) -> str:

@@ -19,13 +19,12 @@ CROP = {"count": 1, "size": 16, "scale": [0.3, 1.0], "photometric": PLAIN}
 
 
 def recipe_of(data: Path, method: dict[str, Any], **changes: Any) -> PretrainRecipe:
-    return make_recipe(
-        data,
-        data__crops=[CROP],
-        method={"name": "classification"} | method,
-        optim={"name": "sgd", "lr": 0.05, "nesterov": True, "lr_head": 0.2},
-        **changes,
-    )
+    own: dict[str, Any] = {
+        "data__crops": [CROP],
+        "method": {"name": "classification"} | method,
+        "optim": {"name": "sgd", "lr": 0.05, "nesterov": True, "lr_head": 0.2},
+    }
+    return make_recipe(data, **own | changes)
 
 
 def world_of(group: dist.ProcessGroup | None) -> World:

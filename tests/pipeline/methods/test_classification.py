@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_classification import Never, recipe_of, run, world_of
-from tiny_training import make_dataset
+from tiny_training import make_dataset, make_recipe
 from torch import Tensor, nn
 
 from cluster.errors import UserError
+from cluster.rank.preempt import Preempted
 from ingest.dataset.open import open_dataset
 from pipeline.checkpoint.files import latest, read_tensors
 from pipeline.data.targets import Targets
 from pipeline.distributed.sharded import named_tensors, whole
-from pipeline.methods.classification import soft_cross_entropy
+from pipeline.methods.classification import ClassificationMethod, soft_cross_entropy
+from pipeline.methods.dropout import dropout
 from pipeline.methods.mixing import Mix, draw_mix, mix
+from pipeline.models.classifier import Classifier
 from pipeline.recipe.method import Classification
 from pipeline.train.loop import forward_backward, pretrain, steps, train
 from pipeline.train.metrics import Stopwatch
@@ -31,7 +35,15 @@ from pipeline.train.run_recipe import pin_dataset
 from pipeline.train.setup import set_up
 
 Ranks = Callable[..., list[Any]]
-MIXED = {"label_smoothing": 0.1, "mixup": 0.4, "cutmix": 1.0, "mix_rows": 2, "ema": 0.9, "ema_start": 0.2}
+MIXED = {
+    "label_smoothing": 0.1,
+    "mixup": 0.4,
+    "cutmix": 1.0,
+    "mix_rows": 2,
+    "dropout": 0.3,
+    "ema": 0.9,
+    "ema_start": 0.2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +102,99 @@ def test_what_is_mixed_follows_the_beta_distribution_and_the_group_alone() -> No
     assert both.pastes.mean() == pytest.approx(0.5, abs=0.02)
 
 
+def test_dropout_follows_the_row_of_the_global_batch_alone_and_keeps_the_mean() -> None:
+    ones = torch.ones(2_000, 30)
+    dropped = dropout(ones, 0.3, seed=3, number=7, first=0)
+    assert sorted(dropped.unique().tolist()) == pytest.approx([0, 1 / 0.7])
+    assert float(dropped.mean()) == pytest.approx(1, abs=0.01)
+    assert torch.equal(dropout(ones[:5], 0.3, seed=3, number=7, first=100), dropped[100:105])
+    for seed, number in ((3, 8), (4, 7)):
+        assert not torch.equal(dropout(ones, 0.3, seed=seed, number=number, first=0), dropped)
+    assert torch.equal(dropout(ones, 0.0, seed=3, number=7, first=0), ones)
+    assert dropout(ones.bfloat16(), 0.3, seed=3, number=7, first=0).dtype == torch.float32
+
+
+def test_T5_a_head_that_learns_first_and_dropout_equal_a_plain_loop(data: Path, tmp_path: Path) -> None:
+    """As AVID's fine-tuning has it: first an optimizer for the classifier, then another for all."""
+    recipe = recipe_of(
+        data,
+        {"dropout": 0.5, "head_deviation": 0.1},
+        optim={
+            "name": "adam",
+            "lr": 0.01,
+            "schedule": "multistep",
+            "milestones": [0.8],
+            "weight_decay": 0.1,
+            "exclude_bias_and_norm": False,
+            "head_first": 0.4,
+        },
+        train={"steps": 5, "precision": "fp64"},
+    )
+    training = set_up(recipe, tmp_path, world_of(None))
+    assert isinstance(training.method, ClassificationMethod)
+    trunk, head = deepcopy(training.method.trunk), deepcopy(training.method.head)
+    everything = [*trunk.parameters(), *head.parameters()]
+    start = [parameter.detach().clone() for parameter in trunk.parameters()]
+    alone = torch.optim.Adam(head.parameters(), lr=0.01, weight_decay=0.1)
+    together = torch.optim.Adam(everything, lr=0.01, weight_decay=0.1)
+    losses = []
+    for step, (batch,) in steps(training, Stopwatch()):
+        inputs = training.loader.augment(batch, dtype=torch.float64)
+        (images,) = inputs.views.values()
+        kept = dropout(torch.ones(12, head.weight.shape[1]), 0.5, seed=recipe.seed, number=step, first=0) > 0
+        assert inputs.targets is not None
+        loss = nn.functional.cross_entropy(head(trunk(images) * kept / 0.5), inputs.targets.codes)
+        losses.append(loss.item())
+        optimizer = alone if step < 2 else together
+        optimizer.param_groups[0]["lr"] = 0.01 if step < 4 else 0.001
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step == 1:
+            assert all(torch.equal(one, other) for one, other in zip(trunk.parameters(), start, strict=True))
+    trained = run(recipe, tmp_path).method
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-9)
+    expected = Classifier(trunk, head).state_dict()
+    for name, tensor in trained.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+class StopAfter:
+    """Asks for an end after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+def test_T3_a_head_that_learns_first_goes_on_exactly_on_either_side_of_its_end(
+    data: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(data, {"dropout": 0.5}, optim__head_first=0.5, train={"steps": 6})
+    whole = run(recipe, tmp_path / "whole").method.state_dict()
+    for steps_done in (2, 3, 4):
+        folder = tmp_path / str(steps_done)
+        first = set_up(recipe, folder, world_of(None))
+        with pytest.raises(Preempted):
+            train(first, StopAfter(steps_done))  # type: ignore[arg-type]
+        assert first.metrics is not None
+        first.metrics.close()
+        resumed = run(recipe, folder).method.state_dict()
+        assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items()), steps_done
+
+
+def test_a_method_without_a_head_is_not_to_begin_with_one(data: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"optim\.head_first is for a classifier, and method swav makes none"
+    ):
+        make_recipe(data, optim__head_first=0.5)
+
+
 def _gradients(
     group: dist.ProcessGroup | None, data: Path, folder: Path, sections: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
@@ -134,7 +239,8 @@ def test_T1_mixed_batches_give_the_same_gradients_on_any_number_of_ranks(
 
 
 def _stepwise(group: dist.ProcessGroup | None, data: Path, folder: Path, section: dict[str, Any]) -> None:
-    run(recipe_of(data, MIXED, train={"steps": 5, "precision": "fp64"} | section), folder, group)
+    train = {"steps": 5, "precision": "fp64"} | section
+    run(recipe_of(data, MIXED, optim__head_first=0.4, train=train), folder, group)
 
 
 @pytest.mark.slow
@@ -144,6 +250,7 @@ def test_T1_the_average_is_that_of_one_rank_and_equals_the_sum_of_its_past(
     recipe = recipe_of(
         data,
         MIXED,
+        optim__head_first=0.4,
         train={"steps": 5, "precision": "fp64"},
         run__checkpoint_every_steps=1,
         run__keep_last=20,

@@ -167,7 +167,7 @@ def test_an_unknown_key_is_told_with_file_section_spelling_and_choices(mine: Pat
         load(mine, "optim.learning_rate=1", "optim.lr=2")
     assert str(error.value).startswith(f"recipe {mine}: 'optim.learning_rate' is not a key of optim")
     assert (
-        "Allowed: betas, clip_norm, clip_trust, exclude_bias_and_norm, final_lr, gamma, lr, lr_bias"
+        "Allowed: betas, clip_norm, clip_trust, exclude_bias_and_norm, final_lr, gamma, head_first, lr"
         in str(error.value)
     )
     with pytest.raises(

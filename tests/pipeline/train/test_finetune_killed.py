@@ -19,7 +19,15 @@ from pipeline.recipe import transfer
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.loop import pretrain
 
-MIXED = {"label_smoothing": 0.1, "mixup": 0.4, "cutmix": 1.0, "mix_rows": 2, "ema": 0.9, "ema_start": 0.2}
+MIXED = {
+    "label_smoothing": 0.1,
+    "mixup": 0.4,
+    "cutmix": 1.0,
+    "mix_rows": 2,
+    "dropout": 0.3,
+    "ema": 0.9,
+    "ema_start": 0.2,
+}
 STEPS = 15
 
 
@@ -32,7 +40,9 @@ def finetune(recipe: PretrainRecipe, folder: Path) -> None:
 @pytest.mark.slow
 def test_T3_a_fine_tuning_that_is_killed_again_and_again_equals_one_that_was_not(tmp_path: Path) -> None:
     data = make_dataset(tmp_path)
-    recipe = recipe_of(data, MIXED, train={"steps": STEPS}, run__checkpoint_every_steps=3)
+    recipe = recipe_of(
+        data, MIXED, optim__head_first=0.3, train={"steps": STEPS}, run__checkpoint_every_steps=3
+    )
     recipe = recipe.model_copy(update={"test": transfer.Test(root=str(data))})
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     processes = multiprocessing.get_context(

@@ -117,6 +117,17 @@ def test_a_teacher_that_stands_still_at_the_end_has_a_length(tmp_path: Path) -> 
         adopt(constant(method=byol, train={"steps": 40}), tmp_path)
 
 
+def test_a_head_that_learns_first_does_so_for_a_share_of_a_length(tmp_path: Path) -> None:
+    classifier: dict[str, Any] = {
+        "data__crops": [{"count": 1, "size": 16, "scale": [0.3, 1.0]}],
+        "method": {"name": "classification"},
+        "optim__head_first": 0.2,
+    }
+    adopt(constant(**classifier), tmp_path)
+    with pytest.raises(UserError, match=r"train\.steps is 20 there, 40 here"):
+        adopt(constant(**classifier, train={"steps": 40}), tmp_path)
+
+
 def test_differences_are_found_at_any_depth() -> None:
     there = {"a": {"b": [1, {"c": 2}], "same": 0}, "gone": 1}
     here = {"a": {"b": [1, {"c": 3}], "same": 0}, "new": 1}
