@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cluster.typed_yaml import find_recipe, load_recipe
 from pipeline.recipe.pretrain import Optim, PretrainRecipe
-from pipeline.train.schedule import learning_rate
+from pipeline.train.schedule import learning_rate, steps_of_head_alone
 
 CIFAR10, IMAGENET = 50_000, 1_281_167
 Formula = Callable[[int, int], float]
@@ -152,6 +152,27 @@ def test_a_recipe_follows_the_formula_of_its_source(name: str) -> None:
     for step in chain(range(0, total, 89 if every == 1 else every), *(near if every == 1 else ())):
         ours = learning_rate(recipe.optim, step=step, total_steps=total)
         assert abs(ours - formula(step, total)) < 1e-12, step
+
+
+# By recipe: videos of the first split, visits of each in an epoch there, epochs with the classifier alone,
+# epochs with all, and the milestones among those (AVID-CMA, eval-action-recg.py and configs/benchmark).
+FINE_TUNING = {
+    "finetune_ucf101": (9537, 10, 5, 16, (6, 10, 14)),
+    "finetune_hmdb51": (3570, 25, 5, 10, (3, 6, 8)),
+}
+
+
+@pytest.mark.parametrize("name", FINE_TUNING)
+def test_a_fine_tuning_has_the_steps_of_its_source(name: str) -> None:
+    videos, visits, alone, together, milestones = FINE_TUNING[name]
+    recipe = load_recipe(PretrainRecipe, name, kind="transfer")
+    optim, epoch = recipe.optim, videos // recipe.data.batch_size
+    total = (recipe.train.epochs or 0) * epoch
+    assert total == (alone + together) * visits * epoch
+    assert steps_of_head_alone(optim, total_steps=total) == alone * visits * epoch
+    for step in range(total):
+        passed = sum(step >= (alone + milestone) * visits * epoch for milestone in milestones)
+        assert learning_rate(optim, step=step, total_steps=total) == 1e-4 * 0.3**passed, step
 
 
 def test_byol_has_its_authors_number_of_steps_as_its_header_says() -> None:
