@@ -74,6 +74,8 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
             raise
         except UserError as error:
             failures.append(f"step {step}: {error}")
+    told = "; ".join(failures)
+    failures += sorted(sentence for sentence in choice.left_out if sentence not in told)
     if failures:
         raise UserError("; ".join(failures))
 

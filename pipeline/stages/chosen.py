@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,14 +65,20 @@ def _taken(stage: Stage) -> float:
     return 0.0 if receipt is None else receipt.gpu_hours
 
 
-def evaluated(root: Path, run: Path) -> dict[int, float]:
+def evaluated(root: Path, run: Path, *, left_out: Callable[[str], None]) -> dict[int, float]:
     """Step → GPU-hours of what was made of each checkpoint of a run, removed ones too.
 
     Args:
         root: the folder of the graph that evaluates.
         run: the run's folder, resolved.
+        left_out: is told of each receipt that cannot be counted.
     """
-    receipts = [read_receipt(path) for path in root.glob("*/receipt.json")]
+    receipts = []
+    for path in sorted(root.glob("*/receipt.json")):
+        try:  # one that is damaged must not stand in the way of all others
+            receipts.append(read_receipt(path))
+        except UserError as error:
+            left_out(str(error))
     made = {receipt.key: receipt for receipt in receipts}
     hours: dict[int, float] = {}
     for receipt in receipts:
@@ -99,6 +105,7 @@ class Choice:
         steps_apart: steps between two checkpoints that are evaluated; None: all are.
         gpu_hours: the most that the evaluations may take in all; None: as much as they take.
         graphs: step → the graph that evaluates the checkpoint, and its stages.
+        left_out: what is wrong with receipts whose GPU-hours could not be counted.
     """
 
     run: Path
@@ -106,6 +113,7 @@ class Choice:
     steps_apart: int | None
     gpu_hours: float | None
     graphs: dict[int, tuple[DagRecipe, Sequence[Stage]]] = field(default_factory=dict)
+    left_out: set[str] = field(default_factory=set)
 
     def steps(self) -> list[int]:
         """The steps to evaluate, in their order."""
@@ -146,4 +154,7 @@ class Choice:
 
     def _before(self) -> dict[int, float]:
         roots = {stages[0].root for _, stages in self.graphs.values()}
-        return {step: hours for root in roots for step, hours in evaluated(root, self.run).items()}
+        found: dict[int, float] = {}
+        for root in roots:
+            found |= evaluated(root, self.run, left_out=self.left_out.add)
+        return found

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cluster.job import State
 from cluster.run.folder import RunFolder
@@ -109,11 +109,14 @@ class Evaluations:
             )
             made.write_text(receipt.model_dump_json())
 
-    def __call__(self, *words: str) -> str:
+    def ask(self, *words: str) -> Result:
         self.made.clear()
-        answer = CliRunner().invoke(
+        return CliRunner().invoke(
             app, ["evaluate", str(self.folder / "run"), "--dag", str(self.graph), *words]
         )
+
+    def __call__(self, *words: str) -> str:
+        answer = self.ask(*words)
         assert answer.exit_code == 0, answer.output
         return answer.output
 
@@ -169,3 +172,19 @@ def test_of_several_at_once_the_first_tells_what_one_takes(evaluations: Evaluati
     answer = evaluations("--gpu-hours", "100")
     assert evaluations.made == ["10"]
     assert "step 20 is left out: the first evaluation has not ended yet" in answer
+
+
+def test_a_damaged_receipt_is_named_and_the_others_go_on(evaluations: Evaluations) -> None:
+    evaluations.save(10)
+    evaluations("--gpu-hours", "9")
+    (damaged,) = (evaluations.folder / "evals").glob("export-*/receipt.json")
+    damaged.write_text("{")
+    evaluations.remove(10)
+    evaluations.save(20, 30)
+    for more in (["--gpu-hours", "9"], ["--steps-apart", "5"]):
+        answer = evaluations.ask(*more)
+        assert answer.exit_code == 2
+        told = " ".join(answer.stderr.replace("\u2502", " ").split())
+        assert told.count("is damaged: it is not JSON, or not all of it is there; remove it") == 1
+        assert damaged.parent.name in told.replace(" ", "")
+    assert evaluations.made == [] and len(list(damaged.parent.parent.glob("export-*/receipt.json"))) == 3
