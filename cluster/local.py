@@ -200,8 +200,8 @@ class LocalHandle:
         return float("inf") if rank in self._ended_by_us else 0.0
 
     def _write(self, status: Status) -> None:
-        self._status = status
         self._run.write_status(status)
+        self._status = status  # now it is so: what could not be written is tried again at the next look
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         if self._stop is not None and number == signal.SIGINT:

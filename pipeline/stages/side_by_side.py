@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import FrameType
 
-from cluster.errors import AlreadyRunning
+from cluster.errors import AlreadyRunning, UserError
 from cluster.job import Handle
 from cluster.run.waiting import signals_passed_on
 from cluster.submit import submit
@@ -22,6 +22,7 @@ from pipeline.stages.room import Room
 
 POLL_SECONDS = 0.2
 PATIENCE = 2.0  # seconds until a stage that somebody else makes is looked at again
+UNSEEN_SECONDS = 60.0  # that a file server may take to come back, before a job that nobody sees is given up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +45,16 @@ class _Graph:
     running: dict[str, _Running] = field(default_factory=dict)
     stopping: bool = False
     again_at: dict[str, float] = field(default_factory=dict)  # of those that somebody else makes
+    unseen_since: dict[str, float] = field(default_factory=dict)  # of those that cannot be looked at
 
     def collect(self) -> None:
         """Note what has come of the jobs that have ended."""
         for stage in self.stages:
             started = self.running.get(stage.name)
-            if started is None or not started.handle.state().ended:
+            if started is None or (result := self._result(stage, started.handle)) is None:
                 continue
             del self.running[stage.name]
             started.held.close()
-            result = outcome(stage)
             if isinstance(result, Receipt):
                 self.say(f"{stage.name:<20} done     {result.seconds:7.1f} s  {stage.folder.name}")
             elif self.stopping:
@@ -85,6 +86,25 @@ class _Graph:
         self.stopping = True
         for started in self.running.values():
             started.handle.cancel()
+
+    def _result(self, stage: Stage, handle: Handle) -> Receipt | Failed | None:
+        """What has come of a job; None while it goes on, and for a while if its files cannot be read.
+
+        Raises:
+            UserError: if they cannot be read for too long: whether it still has its GPUs is not known.
+        """
+        try:
+            result = outcome(stage) if handle.state().ended else None
+        except (OSError, UserError) as error:
+            since = self.unseen_since.setdefault(stage.name, time.monotonic())
+            if time.monotonic() - since < UNSEEN_SECONDS:
+                return None
+            raise UserError(
+                f"for {UNSEEN_SECONDS:.0f} s it could not be seen how stage {stage.name} is ({error}): mend "
+                "that, and give the same command again; stages that have finished do not run again"
+            ) from error
+        self.unseen_since.pop(stage.name, None)
+        return result
 
     def _is_ready(self, stage: Stage) -> bool:
         if not all(name in self.results for name in stage.sources):
@@ -132,6 +152,7 @@ def run_side_by_side(
 
     Raises:
         StopRequested: if a signal asked to stop, once all that ran has saved and ended.
+        UserError: if for too long it cannot be seen how a stage is.
         KeyboardInterrupt: at the second Ctrl-C; or at the first if the jobs go on without this process.
     """
     beside = _beside(stages)

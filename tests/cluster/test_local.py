@@ -22,7 +22,7 @@ from cluster.errors import UserError
 from cluster.job import Job, Resources, State
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
-from cluster.run.status import explain, raise_unless_completed
+from cluster.run.status import Status, explain, raise_unless_completed
 from cluster.submit import submit
 from cluster.typed_json import parse_record
 
@@ -244,6 +244,26 @@ def test_cancel_ends_a_run_and_says_so(tmp_path: Path) -> None:
     assert run.status().state is State.CANCELLED
     with pytest.raises(UserError, match="is not running: it is cancelled"):
         run.cancel()
+
+
+def test_an_end_that_could_not_be_written_is_written_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = submit(make_job(tmp_path / "run", "save_environment", folder=str(tmp_path)), LocalExecutor())
+    write = RunFolder.write_status
+    tries: list[Status] = []
+
+    def write_at_the_second_try(run: RunFolder, status: Status) -> None:
+        tries.append(status)
+        if len(tries) == 1:
+            raise OSError(116, "Stale file handle")
+        write(run, status)
+
+    monkeypatch.setattr(RunFolder, "write_status", write_at_the_second_try)
+    with pytest.raises(OSError, match="Stale"):
+        handle.wait()
+    assert handle.wait() is State.COMPLETED
+    assert RunFolder(tmp_path / "run").read_status().state is State.COMPLETED
 
 
 def test_one_run_has_one_launcher(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
 from typing import IO, Any
 
@@ -275,6 +276,31 @@ def test_a_failure_says_where_its_log_is(tmp_path: Path) -> None:
     failed = results["s0"]
     assert isinstance(failed, Failed) and isinstance(failed.error, UserError)
     assert "ValueError: broken on purpose (its log is " in str(failed.error)
+
+
+@pytest.mark.usefixtures("no_sleep")
+@pytest.mark.parametrize(
+    "trouble", [OSError(116, "Stale file handle"), UserError("status.json cannot be read: remote i/o error")]
+)
+def test_a_status_that_cannot_be_read_just_now_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    seen, troubles = FakeHandle.state, repeat(trouble, 8)
+
+    def state(handle: FakeHandle) -> State:
+        if (error := next(troubles, None)) is not None:
+            raise error
+        return seen(handle)
+
+    monkeypatch.setattr(FakeHandle, "state", state)
+    results, _ = run(graph(tmp_path, [set(), {0}]), FakeMachine(jobs=2, cores=2))
+    assert all(isinstance(result, Receipt) for result in results.values()) and ran == {0: 1, 1: 1}
+
+    troubles = repeat(trouble)
+    monkeypatch.setattr("pipeline.stages.side_by_side.UNSEEN_SECONDS", 0.1)
+    told = r"how stage s0 is \(.*(Stale file|remote i/o).*the same command again"
+    with pytest.raises(UserError, match=told):
+        run(graph(tmp_path / "long", [set()]), FakeMachine(jobs=1, cores=2))
 
 
 SLEEPERS = """
