@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
+from cluster.file_lock import lock_file
 from cluster.preflight.verdict import Verdict
 from cluster.typed_json import read_record
 
@@ -91,6 +91,7 @@ def _write(runs_folder: Path, rows: list[Exclusion]) -> None:
 def _locked(runs_folder: Path) -> Iterator[None]:
     """One change at a time: two that read the same list would lose one of their nodes."""
     runs_folder.mkdir(parents=True, exist_ok=True)
-    with (runs_folder / f".{FILE}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    path = runs_folder / f".{FILE}.lock"
+    with path.open("a") as file:
+        lock_file(file, path, wait=True)
         yield

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from cluster.errors import AlreadyRunning
+from cluster.file_lock import lock_file
 from cluster.rank.process import end_group, free_port, rank_defaults, start_rank
 from cluster.ray.connect import load_ray, read_submission
 from cluster.run.folder import RunFolder
@@ -111,21 +112,18 @@ def share_lock(run: RunFolder) -> IO[str]:
 
     Raises:
         AlreadyRunning: if a launcher has it.
+        UserError: if the file system knows no locks.
     """
     file = (run.path / "lock").open("a+")  # "+": over NFS only a file that can be read can be shared
     deadline = time.monotonic() + SHARE_PATIENCE
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.close()
-                raise AlreadyRunning(
-                    f"the run in {run.path} is going on already; `submit cancel {run.path}` ends it"
-                ) from None
-            time.sleep(0.05)
-        else:
-            return file
+    while not lock_file(file, run.path / "lock", shared=True):
+        if time.monotonic() > deadline:
+            file.close()
+            raise AlreadyRunning(
+                f"the run in {run.path} is going on already; `submit cancel {run.path}` ends it"
+            )
+        time.sleep(0.05)
+    return file
 
 
 def last_sharer(lock: IO[str], *, patience: float) -> bool:
@@ -134,15 +132,11 @@ def last_sharer(lock: IO[str], *, patience: float) -> bool:
     Returns:
         False if some are still there after `patience` seconds.
     """
-    deadline = time.monotonic() + patience
+    deadline, path = time.monotonic() + patience, Path(lock.name)
     while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            alone = False
-        else:
-            alone = True
-        fcntl.flock(lock, fcntl.LOCK_SH)  # also after a failure: the kernel has dropped the share by then
+        alone = lock_file(lock, path)
+        # Also after a failure: the kernel has dropped the share by then.
+        lock_file(lock, path, shared=True, wait=True)
         if alone or time.monotonic() > deadline:
             return alone
         time.sleep(0.1)

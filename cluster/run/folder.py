@@ -14,7 +14,6 @@ lock                held by the launcher and its ranks while any of them lives
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from typing import IO, Self
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import AlreadyRunning, UserError
+from cluster.file_lock import lock_file
 from cluster.host import node_name
 from cluster.job import Job, State
 from cluster.run.rank_error import RankError, read_error
@@ -71,31 +71,27 @@ class RunFolder:
             patience: seconds to wait for another launcher that is going away, or for another submission.
 
         Raises:
-            UserError: if another launcher, or a rank of one, still lives.
+            UserError: if another launcher, or a rank of one, still lives; or the file system knows no locks.
         """
         file = (self.path / "lock").open("a+")  # a file server may want both for a shared lock
         deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                before = self.status_before()
-                launcher = None if before is None else before.launcher
-                if (launcher is not None and launcher.is_here and launcher.alive()) or (
-                    time.monotonic() > deadline
-                ):
-                    file.close()
-                    raise AlreadyRunning(
-                        f"the run in {self.path} is going on already; `submit cancel {self.path}` ends it"
-                    ) from None
-                time.sleep(0.1)
-            else:
-                return file
+        while not lock_file(file, self.path / "lock"):
+            before = self.status_before()
+            launcher = None if before is None else before.launcher
+            if (launcher is not None and launcher.is_here and launcher.alive()) or (
+                time.monotonic() > deadline
+            ):
+                file.close()
+                raise AlreadyRunning(
+                    f"the run in {self.path} is going on already; `submit cancel {self.path}` ends it"
+                )
+            time.sleep(0.1)
+        return file
 
     def is_held(self) -> bool:
         """Whether anybody has the lock, or a share of it; looks, and leaves no trace.
 
-        One who may not look is told that somebody has.
+        One who may not look, or whose file system knows no locks, is told that somebody has.
         """
         try:
             descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -105,10 +101,9 @@ class RunFolder:
             return False
         with os.fdopen(descriptor, "rb") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                return not lock_file(file, self.path / "lock")
+            except UserError:
                 return True
-        return False
 
     def write_job(self, job: Job) -> None:
         """Write down what is run."""

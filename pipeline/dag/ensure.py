@@ -7,7 +7,6 @@ the receipt of an earlier run if there is one.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from cluster.executors import Executor, status_of
+from cluster.file_lock import lock_file
 from cluster.job import Job, State
 from cluster.run.folder import RunFolder
 from cluster.run.status import explain, raise_unless_completed
@@ -150,31 +150,25 @@ def _publish(receipt: Receipt, path: Path) -> Receipt:
 @contextmanager
 def _locked(stage: Stage) -> Iterator[None]:
     """Hold the stage's lock; the kernel gives it back when its holder dies, however it dies."""
-    with _lock_file(stage) as file:
-        if not _take(file):
+    path = _lock_path(stage)
+    with path.open("w") as file:
+        if not lock_file(file, path):
             logger.info("%s is being made by another process: waiting for it", stage.name)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file, path, wait=True)
         yield
 
 
 def lock_if_free(stage: Stage) -> IO[str] | None:
     """The stage's lock, to be closed by the caller; None if somebody makes the stage."""
-    file = _lock_file(stage)
-    if _take(file):
+    path = _lock_path(stage)
+    file = path.open("w")
+    if lock_file(file, path):
         return file
     file.close()
     return None
 
 
-def _lock_file(stage: Stage) -> IO[str]:
+def _lock_path(stage: Stage) -> Path:
     path = stage.root / ".locks" / stage.folder.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("w")
-
-
-def _take(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return path

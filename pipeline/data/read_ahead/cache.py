@@ -10,7 +10,6 @@ NAME/alive         locked as long as the process lives; says how many bytes it m
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import mmap
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.errors import UserError
+from cluster.file_lock import lock_file
 from cluster.output_trouble import refusal
 from pipeline.data.node_cache import CachePlace, private_folder, private_name
 
@@ -73,7 +73,7 @@ def make_place(cache: CachePlace, name: str, *, ranks: int, first: int) -> tuple
         place, draft = place_of(cache, name), room / f".{name}"
         draft.mkdir(mode=0o700)
         alive = os.open(draft / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(alive, fcntl.LOCK_EX)
+        lock_file(alive, draft / "alive", wait=True)
         os.write(alive, str(most).encode())
         (draft / "handed-over").write_bytes(np.full(ranks, first, np.int64).tobytes())
         draft.rename(place)  # whoever sees it sees all of it
@@ -84,7 +84,7 @@ def make_place(cache: CachePlace, name: str, *, ranks: int, first: int) -> tuple
 def _only_one(room: Path) -> Iterator[None]:
     lock = os.open(room / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_file(lock, room / "lock", wait=True)
         yield
     finally:
         os.close(lock)
@@ -97,12 +97,9 @@ def _is_alive(place: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not lock_file(file, place / "alive", shared=True)
     finally:
         os.close(file)
-    return False
 
 
 def _still_to_come(place: Path) -> int:

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from cluster.errors import UserError
 from cluster.typed_yaml import Section
 from pipeline.dag.digests import content_digest
-from pipeline.dag.ensure import ensure
+from pipeline.dag.ensure import ensure, lock_if_free
 from pipeline.dag.stage import Kind, Origin, Result, Stage, Work, read_receipt, stage_key
 
 
@@ -224,3 +226,16 @@ def test_a_sigkill_leaves_no_receipt_and_frees_the_lock(tmp_path):
     assert not (folder / "receipt.json").exists()
     assert ensure(stage(tmp_path), NoExecutor()).ran
     assert (folder / "out").read_text() == "a"
+
+
+def test_a_graph_on_a_file_system_without_locks_is_told_in_a_sentence(tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for make in (lambda: ensure(stage(tmp_path), NoExecutor()), lambda: lock_if_free(stage(tmp_path))):
+        with pytest.raises(
+            UserError, match=rf"{tmp_path}/.locks knows no locks \(No locks available\): use a"
+        ):
+            make()
+    assert not log(tmp_path)
