@@ -66,7 +66,7 @@ def dataset_card(path: str, stats: Stats, *, name: str) -> str:
         "## Opt-outs\n\n" + "\n".join(_opt_outs(stats, plans)),
         "## Licences and removal\n\n" + "\n".join(_licences(stats, plans)),
         "## What became of the attempts\n\n" + _attempts(stats),
-        ("## Clips\n\n" if stats.clips.clips else "## Images\n\n") + _images(stats),
+        f"## {stats.noun.title()}s\n\n" + _images(stats),
         *([] if not stats.labels else ["## Labels\n\n" + "\n".join(_labels(stats))]),
         *([] if not stats.hosts.hosts else ["## Hosts\n\n" + _hosts(stats)]),
         "## Views\n\n" + "\n".join(_views(path, stats)),
@@ -110,7 +110,7 @@ def _front_matter(name: str, stats: Stats, tars: Sequence[str]) -> str:
             f"pretty_name: {json.dumps(visible(name))}",
             "license: unknown",
             "task_categories:",
-            "- video-classification" if stats.clips.clips else "- image-feature-extraction",
+            "- video-classification" if stats.noun == "clip" else "- image-feature-extraction",
             "tags:",
             "- webdataset",
             "size_categories:",
@@ -177,7 +177,7 @@ def _opt_outs(stats: Stats, plans: Plans) -> Iterator[str]:
 
 
 def _licences(stats: Stats, plans: Plans) -> Iterator[str]:
-    noun, removed = stats.noun, f"{'a clip' if stats.clips.clips else 'an image'} removed"
+    noun, removed = stats.noun, f"{'a clip' if stats.noun == 'clip' else 'an image'} removed"
     yield f"The licence of each {noun} is unknown: {noun}s belong to their owners. That one could be had does"
     yield "not mean that it may be copied, shown or trained on; whoever uses this dataset must find out.\n"
     contacts = sorted({plan.contact for plan in plans.values() if plan is not None and plan.contact})

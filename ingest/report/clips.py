@@ -27,7 +27,7 @@ class ClipStats:
     """Counts of clips that are kept.
 
     Attributes:
-        clips: how many there are; of a dataset of images 0, and so is all else.
+        clips: how many there are; of images, and of clips without these columns, 0, and so is all else.
         video_codecs, audio_codecs: how many have each; those without a sound are not among the latter.
         quiet, still: those in which nothing is heard, though there is a sound, and nothing moves.
         milliseconds, gaps: lengths, and the longest times between keyframes, in ms.
@@ -42,8 +42,8 @@ class ClipStats:
         self.gaps = Histogram(cell=10)
 
     def add(self, kept: pa.Table) -> None:
-        """Take account of kept rows of one unit; of a unit of images there is nothing to count."""
-        if "media" not in kept.column_names:
+        """Take account of kept rows of one unit; of one without these columns there is nothing to count."""
+        if not set(COLUMNS) <= set(kept.column_names):
             return
         rows = kept.filter(pc.equal(kept["media"], "video"))
         self.clips += rows.num_rows
@@ -53,7 +53,7 @@ class ClipStats:
         self.quiet += pc.sum(pc.less(rows["loudness_db"], QUIET_DB)).as_py() or 0
         self.still += pc.sum(pc.greater_equal(rows["still"], STILL)).as_py() or 0
         for histogram, name in ((self.milliseconds, "duration_ms"), (self.gaps, "max_keyframe_gap_ms")):
-            histogram.add(rows[name].to_numpy().astype(np.int64))
+            histogram.add(pc.drop_null(rows[name]).to_numpy().astype(np.int64))
 
     @property
     def without_sound(self) -> int:

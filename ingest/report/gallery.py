@@ -180,12 +180,12 @@ def render(
             chart("Longer side", stats.long_sides, unit="px"),
             chart("File size", stats.sizes, unit="B"),
             *(
-                [
-                    chart("Length", stats.clips.milliseconds, unit="ms"),
-                    chart("Longest time between keyframes", stats.clips.gaps, unit="ms"),
-                ]
-                if stats.clips.clips
-                else []
+                chart(title, histogram, unit="ms")
+                for title, histogram in (
+                    ("Length", stats.clips.milliseconds),
+                    ("Longest time between keyframes", stats.clips.gaps),
+                )
+                if len(histogram.counts)
             ),
         ]
         if stats.kept

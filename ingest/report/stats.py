@@ -22,6 +22,7 @@ from ingest.report.frequent import Frequent
 from ingest.report.histogram import Histogram
 from ingest.store.open import open_store
 from ingest.store.store import Store
+from ingest.video.container import CONTAINERS
 from ingest.web.domain import hosts_of
 
 # Bytes are counted in cells of this many; percentiles of file sizes are exact to one cell.
@@ -156,7 +157,7 @@ class Stats:
     @property
     def noun(self) -> str:
         """What a sample is called."""
-        return "clip" if self.clips.clips else "image"
+        return "clip" if CONTAINERS.keys() & self.formats.keys() else "image"
 
     def as_json(self) -> dict[str, Any]:
         """The numbers as plain JSON values; pixels and bytes."""

@@ -26,7 +26,7 @@ THUMBNAIL_QUALITY = 80
 # Below this a picture is shown in whole pixels, not smoothed.
 TINY = 100
 _LONGEST_CAPTION = 300
-# What is said of clips besides.
+# What is said of clips besides, if the dataset has it: one that others made need not.
 CLIP = ["duration_ms", "video_codec", "audio_codec", "loudness_db", "parent"]
 COLUMNS = ["offset", "size", "sha256", "width", "height", "format", "url", "labels", "caption", *CLIP]
 # What browsers play, by the container.
@@ -168,9 +168,10 @@ def _photo(key: str, row: dict[str, Any], data: bytes) -> Photo:
 
 
 def _clip(row: dict[str, Any], data: bytes, peaks: Sequence[float]) -> Clip:
-    words = [f"{row['duration_ms'] / 1000:.1f} s", row["video_codec"], row["audio_codec"] or "no sound"]
-    if row["loudness_db"] is not None:
-        words.append(f"{row['loudness_db']:.0f} dB")
+    length, codec, loudness = row.get("duration_ms"), row.get("video_codec"), row.get("loudness_db")
+    words = [] if length is None else [f"{length / 1000:.1f} s"]
+    words += [] if codec is None else [codec, row.get("audio_codec") or "no sound"]
+    words += [] if loudness is None else [f"{loudness:.0f} dB"]
     media = _PLAYED.get(row["format"], "")
     line = [*enumerate(peaks), *((place, -peak) for place, peak in reversed(list(enumerate(peaks))))]
     return Clip(

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -248,6 +251,29 @@ def test_the_commands_know_clips(made, tmp_path, monkeypatch):
     card = run("card", output)
     assert "- video-classification" in card and "8 clips" in card and "length, ms" in card
     assert "kept       " in run("dedup", output, "--name", "once")
+
+
+@pytest.mark.parametrize("how", ["absent", "null"])
+def test_clips_of_others_are_shown_with_what_is_known_of_them(made, tmp_path, how):
+    output = shutil.copytree(made[0], tmp_path / "theirs")
+    for meta in (output / "meta").rglob("*.parquet"):
+        table = pq.read_table(meta)
+        unknown = [field for field in VIDEO_SCHEMA if field.name != "media"]
+        table = table.drop_columns([field.name for field in unknown])
+        for field in unknown if how == "null" else ():
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+        pq.write_table(table, meta)
+    page = tmp_path / "page.html"
+    for words, said in (
+        (["stats", output], "clips"),
+        (["card", output], "## Clips"),
+        (["show", output, "--output", page], "shows 8 clips of 8"),
+    ):
+        result = CliRunner().invoke(cli.app(), [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+        assert said in result.stdout
+    assert page.read_text().count("<video controls") == 8
+    assert "no sound" not in page.read_text()  # nobody knows
 
 
 def test_options_of_videos_and_of_images_are_not_mixed(tmp_path):
