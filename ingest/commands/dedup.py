@@ -21,11 +21,12 @@ from cluster.site import site_for_jobs
 from cluster.wording import duration, several, visible
 from ingest.commands.executor_options import Cluster, Runs
 from ingest.commands.options import DatasetFolder, Json, Workers, end_if_nothing
+from ingest.dataset.plan_record import noun_of
 from ingest.dedup.dedup import DedupReport
 from ingest.dedup.dedup import dedup as find_duplicates
 from ingest.dedup.hamming import MAX_RADIUS
 from ingest.progress.meter import Meter
-from ingest.store.open import name_of
+from ingest.store.open import name_of, open_store
 
 
 def dedup(
@@ -100,7 +101,7 @@ def dedup(
     if as_json:
         typer.echo(json.dumps({"path": dataset} | asdict(report), indent=2))
     else:
-        _print(report, dataset, near=near, seconds=time.monotonic() - started)
+        _print(report, dataset, noun_of(open_store(dataset)), near=near, seconds=time.monotonic() - started)
     end_if_nothing(report.kept)
 
 
@@ -131,13 +132,13 @@ def _executor(
     return nullcontext(on_slurm(site, name=name, parts=parts, runs=runs, scratch=scratch))
 
 
-def _print(report: DedupReport, dataset: str, *, near: bool, seconds: float) -> None:
+def _print(report: DedupReport, dataset: str, noun: str, *, near: bool, seconds: float) -> None:
     typer.echo(f"view       {report.view} of {visible(dataset)}, root {report.root[:12]}")
-    typer.echo(f"kept       {report.kept:,} of {several(report.samples, 'image')}")
+    typer.echo(f"kept       {report.kept:,} of {several(report.samples, noun)}")
     typer.echo(f"dropped    {report.exact:,} with equal bytes, {report.near:,} that look alike")
-    typer.echo(f"for        {several(report.groups, 'other image')}")
+    typer.echo(f"for        {several(report.groups, f'other {noun}')}")
     if report.evaluation:
-        typer.echo(f"of these   {report.evaluation:,} for images of evaluations")
+        typer.echo(f"of these   {report.evaluation:,} for {noun}s of evaluations")
     if near and report.unhashed + report.flat:
         typer.echo(
             f"by bytes   {report.unhashed:,} without a perceptual hash and {report.flat:,} too flat for one "
@@ -145,7 +146,7 @@ def _print(report: DedupReport, dataset: str, *, near: bool, seconds: float) -> 
         )
     if report.evaluation_unhashed:
         typer.echo(
-            f"careful    {several(report.evaluation_unhashed, 'evaluation image')} without a useful "
+            f"careful    {several(report.evaluation_unhashed, f'evaluation {noun}')} without a useful "
             "perceptual hash: near copies of them may be left"
         )
     if report.hot.buckets:
@@ -155,5 +156,5 @@ def _print(report: DedupReport, dataset: str, *, near: bool, seconds: float) -> 
             f"entries): {hot.not_compared:,} pairs were not compared, near duplicates among them may be left"
         )
     if not report.kept:
-        typer.echo("Nothing is kept: every image is one of an evaluation, or there was none before.")
+        typer.echo(f"Nothing is kept: every {noun} is one of an evaluation, or there was none before.")
     typer.echo(f"took       {duration(seconds)}")

@@ -23,6 +23,7 @@ from ingest.commands.executor_options import (
 )
 from ingest.commands.options import DatasetFolder, Json
 from ingest.dataset.open import open_dataset
+from ingest.dataset.plan_record import noun_of
 from ingest.plan.retry import plan_retry
 from ingest.progress.counts import Counts, CrawlReport
 from ingest.progress.crawl_progress import CrawlProgress
@@ -75,8 +76,7 @@ def retry(
     if plan is None:
         _tell_of_nothing(dataset, as_json=as_json)
     elif report is not None:
-        noun = "image" if plan is None or plan.settings.video is None else "clip"
-        tell_crawl(report, progress.seconds, as_json=as_json, noun=noun)
+        tell_crawl(report, progress.seconds, as_json=as_json, noun=noun_of(store))
 
 
 def _tell_of_nothing(dataset: str, *, as_json: bool) -> None:

@@ -11,8 +11,10 @@ from cluster.errors import UserError
 from cluster.host import CORES
 from cluster.wording import several, visible
 from ingest.commands.options import DatasetFolder, Json, Workers
+from ingest.dataset.plan_record import noun_of
 from ingest.dataset.verify import Damage, Level, read_seal, verify_root, verify_units
 from ingest.progress.meter import Meter
+from ingest.store.open import open_store
 
 
 def verify(
@@ -28,7 +30,7 @@ def verify(
         raise UserError(f"--level {level} is not a level: use names, sizes, sha or decode")
     chosen = Level[level.upper()]
     seal, damages = read_seal(dataset)
-    images = 0
+    images, noun = 0, noun_of(open_store(dataset))
     if seal is not None:
         if chosen >= Level.SHA:
             damages += verify_root(dataset, seal)
@@ -36,7 +38,7 @@ def verify(
             for done, report in enumerate(verify_units(dataset, seal, chosen, workers=workers), 1):
                 damages += report.damages
                 images += report.images
-                figures = [several(images, "image"), f"{len(damages):,} damaged"]
+                figures = [several(images, noun), f"{len(damages):,} damaged"]
                 meter.tell("verifying units", done=done, total=len(seal.units), figures=figures)
     if as_json:
         answer = {
@@ -50,14 +52,14 @@ def verify(
         }
         typer.echo(json.dumps(answer, indent=2))
     else:
-        _print_verdict(dataset, damages, chosen, images)
+        _print_verdict(dataset, damages, chosen, several(images, noun))
     if damages:
         raise typer.Exit(1)
 
 
-def _print_verdict(dataset: str, damages: list[Damage], level: Level, images: int) -> None:
+def _print_verdict(dataset: str, damages: list[Damage], level: Level, images: str) -> None:
     for damage in damages:
         typer.echo(visible(damage.sentence))
-    looked = f" ({several(images, 'image')} read)" if level >= Level.SHA else ""
+    looked = f" ({images} read)" if level >= Level.SHA else ""
     verdict = f"damaged: {several(len(damages), 'thing')}" if damages else "whole"
     typer.echo(f"{visible(str(dataset))} is {verdict}, at level {level.name.lower()}{looked}")

@@ -14,10 +14,12 @@ from cluster.map.processes import processes
 from cluster.wording import several, visible
 from ingest.commands.options import DatasetFolder, Json, Workers, end_if_nothing
 from ingest.dataset.open import open_dataset
+from ingest.dataset.plan_record import noun_of
 from ingest.dataset.view import read_view, view_names
 from ingest.filter.filter import Filter, FilterReport, Matched, filter_view
 from ingest.filter.per_label import Drawn, PerLabel
 from ingest.progress.meter import Meter
+from ingest.store.open import open_store
 
 _LONGEST_NAME = 200
 _SHORT_NAMED = 20
@@ -95,31 +97,31 @@ def view(
     if as_json:
         typer.echo(json.dumps({"path": dataset} | asdict(report), indent=2))
     else:
-        _print(report, dataset)
+        _print(report, dataset, noun_of(open_store(dataset)))
     end_if_nothing(report.kept)
 
 
-def _print(report: FilterReport, dataset: str) -> None:
+def _print(report: FilterReport, dataset: str, noun: str) -> None:
     typer.echo(f"view     {report.view} of {visible(dataset)}, root {report.root[:12]}")
-    typer.echo(f"kept     {report.kept:,} of {several(report.samples, 'image')}")
+    typer.echo(f"kept     {report.kept:,} of {several(report.samples, noun)}")
     for step in report.steps:
         null = f", {step.null:,} of them without a value" if step.null else ""
         typer.echo(f"dropped  {step.dropped:,} by {visible(step.step)}{null}")
     for listed in report.lists:
-        _print_list(listed)
+        _print_list(listed, noun)
     if report.drawn is not None:
-        _print_draw(report.drawn)
+        _print_draw(report.drawn, noun)
     if not report.kept:
         typer.echo("Nothing is kept: no view was written.")
 
 
-def _print_list(listed: Matched) -> None:
+def _print_list(listed: Matched, noun: str) -> None:
     path = visible(listed.path)
     if listed.by_file_name:
         matched = listed.lines - listed.unmatched
         typer.echo(
             f"by name  {matched:,} of {several(listed.lines, 'line')} of {path} name "
-            f"{several(listed.samples, 'image')}, by the last part of their paths"
+            f"{several(listed.samples, noun)}, by the last part of their paths"
             + (": some have the same name" if listed.samples > matched else "")
         )
     if listed.unmatched:
@@ -131,16 +133,14 @@ def _print_list(listed: Matched) -> None:
         )
 
 
-def _print_draw(drawn: Drawn) -> None:
+def _print_draw(drawn: Drawn, noun: str) -> None:
     typer.echo(f"labels   {drawn.labels:,}")
     if drawn.shared:
-        typer.echo(
-            f"careful  {several(drawn.shared, 'draw')} took an image that another label has drawn, too"
-        )
+        typer.echo(f"careful  {several(drawn.shared, 'draw')} took what another label has drawn, too")
     if drawn.short:
-        named = [f"{_brief(name)} ({images})" for name, images in list(drawn.short.items())[:_SHORT_NAMED]]
+        named = [f"{_brief(name)} ({count})" for name, count in list(drawn.short.items())[:_SHORT_NAMED]]
         typer.echo(
-            f"careful  {several(len(drawn.short), 'label')} with fewer images, all of which are kept: "
+            f"careful  {several(len(drawn.short), 'label')} with fewer {noun}s, all of which are kept: "
             + ", ".join(named)
             + (", …" if len(named) < len(drawn.short) else "")
         )

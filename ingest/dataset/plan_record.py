@@ -1,9 +1,11 @@
 """What plan.json says: everything that decides what a generation gives, and the list of its units."""
 
+from contextlib import suppress
 from enum import StrEnum
 
 from pydantic import ConfigDict
 
+from cluster.errors import UserError
 from ingest.dataset import layout
 from ingest.dataset.records import Record
 from ingest.image.check import Crop, Encoding
@@ -163,3 +165,11 @@ def read_plan(store: Store, generation: int) -> PlanRecord | None:
         "sources and options"
     )
     return PlanRecord.read(data, where=store.where(name), remedy=remedy)
+
+
+def noun_of(store: Store) -> str:
+    """What a sample of a dataset is called: a clip, if the dataset was planned of videos."""
+    with suppress(UserError, OSError):  # of a damaged plan, others tell: a word is no reason to stop
+        plan = read_plan(store, 0)
+        return "image" if plan is None or not plan.settings.video else "clip"
+    return "image"

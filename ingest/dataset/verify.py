@@ -201,7 +201,9 @@ def _verify_images(store: Store, row: dict[str, Any], level: Level) -> tuple[lis
         with store.open(row["meta"]) as file:
             table = pq.read_table(file, schema=META_SCHEMA)
     except (pa.ArrowException, OSError):
-        return [_damage(row["meta"], "is not readable Parquet: its images cannot be checked one by one")], 0
+        return [
+            _damage(row["meta"], "is not readable Parquet: what it lists cannot be checked one by one")
+        ], 0
     damages = []
     kept = [sample for sample in table.to_pylist() if sample["status"] == "kept"]
     if (table.num_rows, len(kept)) != (row["rows"], row["kept"]):

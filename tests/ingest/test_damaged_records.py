@@ -99,6 +99,13 @@ def test_verify_names_every_damaged_record_of_the_sealed_dataset(dataset, damage
         assert str(path.relative_to(dataset)) in result.stdout
 
 
+def test_whoever_wants_a_word_of_the_plan_only_goes_on_without_it(whole, dataset):
+    (dataset / "plan" / "0" / "plan.json").write_bytes(b"{")
+    for command, said in (("verify", "(3 images read)"), ("view", "of 3 images"), ("dedup", "of 3 images")):
+        result = CliRunner().invoke(cli.app(), arguments(command, whole))
+        assert result.exit_code == 0 and said in result.stdout, result.output
+
+
 @pytest.mark.parametrize("record", READERS)
 def test_the_remedy_gives_the_same_dataset(whole, dataset, record):
     (path,) = dataset.glob(record)

@@ -240,7 +240,7 @@ def test_the_commands_know_clips(made, tmp_path, monkeypatch):
         assert result.exit_code == 0, result.output
         return result.stdout
 
-    assert "is whole, at level decode" in run("verify", output, "--level", "decode")
+    assert "is whole, at level decode (8 clips read)" in run("verify", output, "--level", "decode")
     found = json.loads(run("stats", output, "--json"))["clips"]
     assert (found["clips"], found["quiet"], found["still"]) == (8, 0, 0)
     assert found["video_codecs"] == {"h264": 8}
@@ -250,7 +250,11 @@ def test_the_commands_know_clips(made, tmp_path, monkeypatch):
     assert "media-src data:" in page
     card = run("card", output)
     assert "- video-classification" in card and "8 clips" in card and "length, ms" in card
-    assert "kept       " in run("dedup", output, "--name", "once")
+    for view in (
+        run("dedup", output, "--name", "once"),
+        run("view", output, "--name", "red", "--per-label", 9),
+    ):
+        assert "of 8 clips\n" in view and "image" not in view
 
 
 @pytest.mark.parametrize("how", ["absent", "null"])
