@@ -85,13 +85,14 @@ class Segmented:
 
     def _parts(self, row: Mapping[str, Any]) -> tuple[str, Sequence[Span] | None]:
         """A problem, and the parts; None if it is one as it is."""
-        named = self._starts is not None and row[self._starts] not in (None, "")
+        first, last = (
+            None if name is None or row[name] == "" else row[name] for name in (self._starts, self._ends)
+        )
+        named = first is not None or last is not None
         if named:
-            assert self._starts is not None
             try:
-                start = seconds_in(row[self._starts])
-                given = None if self._ends is None else row[self._ends]
-                end = start + self._longest if given in (None, "") else seconds_in(given)
+                start = 0.0 if first is None else seconds_in(first)
+                end = start + self._longest if last is None else seconds_in(last)
             except ValueError:
                 return "misread_value", None
             if not 0 <= start < end:

@@ -11,7 +11,7 @@ import tarfile
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -24,14 +24,16 @@ from cluster.errors import UserError
 from ingest import cli
 from ingest.crawl.crawl import crawl_shards
 from ingest.dataset.open import open_dataset
+from ingest.dataset.plan_record import SourceRecord
 from ingest.dataset.schema import META_SCHEMA, VIDEO_SCHEMA
 from ingest.plan.plan import read_plans
-from ingest.plan.segmented import seconds_in
+from ingest.plan.segmented import Segmented, seconds_in, span_of
 from ingest.plan.settings import VIDEOS, CrawlSettings
-from ingest.sources.opening import open_listing
+from ingest.sources.opening import open_listing, open_planned
 from ingest.sources.url_list import Columns
 from ingest.store.open import open_store
 from ingest.video.check import VideoTreatment
+from ingest.video.segments import Span
 from ingest.video.stripping import stripped
 from ingest.web.settings import FetchSettings
 from tests.clips import clip_bytes, write_clips
@@ -152,6 +154,30 @@ def test_a_list_of_files_names_the_parts(tmp_path):
     # Columns of clips are ours; a list's own are called otherwise, and none takes another's name.
     assert rows[0]["frames"] != 9
     assert (rows[0]["source_source_frames"], rows[0]["source_frames"]) == ("9", "7")
+
+
+def test_a_part_without_a_start_begins_at_the_beginning(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(clip_bytes(1, seconds=12))
+    (tmp_path / "both.csv").write_text("path,start,end\na.mp4,,2\na.mp4,,\n")
+    (tmp_path / "ends.csv").write_text("path,end\na.mp4,2\na.mp4,0:07\na.mp4,\na.mp4,0\na.mp4,late\n")
+
+    def parts_of(name):
+        listing = open_listing(str(tmp_path / name), Columns())
+        record = SourceRecord(kind=listing.kind, name=listing.name)
+        with closing(Segmented(listing, open_planned(record, str(tmp_path / name)), SHORT)) as parts:
+            rows = [row for table in parts.rows() for row in table.to_pylist()]
+        return [(span_of(row), row["problem"]) for row in rows]
+
+    whole = [(Span(start, start + 3), "") for start in (0, 3, 6, 9)]
+    assert parts_of("both.csv") == [(Span(0, 2), ""), *whole]
+    assert parts_of("ends.csv") == [
+        (Span(0, 2), ""),
+        (Span(0, 3), ""),
+        (Span(3, 7), ""),
+        *whole,
+        (None, "misread_value"),
+        (None, "misread_value"),
+    ]
 
 
 def test_no_column_of_a_list_of_images_is_taken_for_a_part(tmp_path):
