@@ -3,7 +3,8 @@
 names   the seal is what it says, and every file that it names is there
 sizes   every file has the size that was sealed
 sha     every shard, metadata file and image has the sha256 that was sealed, and the commits give the root
-decode  every image, and every clip to its end, decodes to the size that its row says
+decode  every image, and every clip to its end, decodes to the size that its row says, within DECODE_SECONDS
+        and DECODE_MB, in a process that can do no harm
 
 Nothing is mended and nothing stops at the first fault: each damaged thing is told in a sentence of its own.
 """
@@ -11,8 +12,10 @@ Nothing is mended and nothing stops at the first fault: each damaged thing is to
 import hashlib
 import io
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -28,11 +31,18 @@ from ingest.dataset.keys import key_name, key_of
 from ingest.dataset.records import CommitRecord
 from ingest.dataset.schema import META_SCHEMA, UNITS_SCHEMA
 from ingest.dataset.seal import merkle_root
-from ingest.image.decode import ImageError, ImageLimits, decode
+from ingest.image.check import Checked, Treatment
+from ingest.image.check_pool import Checker
 from ingest.store.open import home_of, open_store
 from ingest.store.store import Store
-from ingest.video.container import CONTAINERS, MediaError
-from ingest.video.watch import Bounds, watch
+from ingest.video.container import CONTAINERS, pyav
+
+# Of CPU time and memory for one image or clip: several times what a crawl allows, if nothing else is said.
+DECODE_SECONDS = 600.0
+DECODE_MB = 4_096
+
+# A row, as a dictionary.
+_Sample = dict[str, Any]
 
 
 class Level(IntEnum):
@@ -113,10 +123,36 @@ def read_seal(path: str | Path) -> tuple[Seal | None, list[Damage]]:
 
 
 def verify_units(path: str | Path, seal: Seal, level: Level, *, workers: int) -> Iterator[UnitReport]:
-    """Check every unit, in order; `workers` threads share the work."""
+    """Check every unit, in order; `workers` threads share the work, each with a process that decodes.
+
+    Raises:
+        UserError: there are clips to decode, and PyAV is not installed.
+    """
     store = open_store(path)
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(lambda unit: _verify_unit(store, *unit, level=level), _first_of_shard(seal.units))
+    with ExitStack() as stack:
+        decoders = deque(stack.enter_context(_decoder()) for _ in range(workers))
+
+        def verified(unit: tuple[dict[str, Any], bool]) -> UnitReport:
+            decoder = decoders.pop()
+            try:
+                return _verify_unit(store, *unit, level=level, decoder=decoder)
+            finally:
+                decoders.append(decoder)
+
+        with ThreadPoolExecutor(workers) as pool:
+            yield from pool.map(verified, _first_of_shard(seal.units))
+
+
+def _decoder() -> Checker[_Sample]:
+    """Starts its process when it is first asked."""
+    return Checker(
+        Treatment(),
+        workers=1,
+        seconds=DECODE_SECONDS,
+        memory_mb=DECODE_MB,
+        module="ingest.video.decode_worker",
+        detail=lambda sample: [sample["format"], sample["width"], sample["height"]],
+    )
 
 
 def _first_of_shard(units: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:
@@ -161,7 +197,9 @@ def _agrees(commit: bytes, row: dict[str, Any]) -> bool:
     return said == row
 
 
-def _verify_unit(store: Store, row: dict[str, Any], first: bool, *, level: Level) -> UnitReport:
+def _verify_unit(
+    store: Store, row: dict[str, Any], first: bool, *, level: Level, decoder: Checker[_Sample]
+) -> UnitReport:
     damages: list[Damage] = []
     images = 0
     if not store.exists(layout.commit_name(row["unit"])):
@@ -174,7 +212,7 @@ def _verify_unit(store: Store, row: dict[str, Any], first: bool, *, level: Level
             found = _file_damage(store, row, kind, level) if there[-1] else _damage(row[kind], "is missing")
             damages += [found] if found else []
     if level >= Level.SHA and all(there):
-        members, images = _verify_images(store, row, level)
+        members, images = _verify_images(store, row, decoder if level >= Level.DECODE else None)
         damages += members
     return UnitReport(unit=row["unit"], images=images, damages=tuple(damages))
 
@@ -195,7 +233,9 @@ def _file_damage(store: Store, row: dict[str, Any], kind: str, level: Level) -> 
     return None
 
 
-def _verify_images(store: Store, row: dict[str, Any], level: Level) -> tuple[list[Damage], int]:
+def _verify_images(
+    store: Store, row: dict[str, Any], decoder: Checker[_Sample] | None
+) -> tuple[list[Damage], int]:
     """Each image of a unit against its row; and the rows against what was sealed."""
     try:
         with store.open(row["meta"]) as file:
@@ -216,51 +256,55 @@ def _verify_images(store: Store, row: dict[str, Any], level: Level) -> tuple[lis
         shard = home.open(name)
     except OSError:
         return damages, 0  # told of the shard as a whole
-    with shard:
+    faults: dict[int, str] = {}
+
+    def intact() -> Iterator[tuple[_Sample, bytes]]:
+        """Those whose bytes are those that were kept."""
         for sample in kept:
-            found = _image_fault(shard, sample, level)
-            if found:
-                key = key_name(key_of(row["unit"], sample["slot"]))
-                damages.append(_damage(key, f"(slot {sample['slot']} of {row['shard']}) {found}"))
+            data, fault = _read(shard, sample)
+            if fault:
+                faults[sample["slot"]] = fault
+                continue
+            if sample["format"] in CONTAINERS and decoder is not None:
+                pyav()  # or it says what to install
+            yield sample, data
+
+    with shard:
+        if decoder is None:
+            deque(intact(), maxlen=0)
+        else:
+            for sample, _, checked in decoder.run(intact()):
+                faults[sample["slot"]] = _decode_fault(sample, checked)
+    for sample in kept:
+        if found := faults.get(sample["slot"]):
+            key = key_name(key_of(row["unit"], sample["slot"]))
+            damages.append(_damage(key, f"(slot {sample['slot']} of {row['shard']}) {found}"))
     return damages, len(kept)
 
 
-def _image_fault(shard: io.BufferedIOBase, sample: dict[str, Any], level: Level) -> str:
-    """What is wrong with one image, in words; empty if nothing is."""
+def _read(shard: io.BufferedIOBase, sample: _Sample) -> tuple[bytes, str]:
+    """An image's bytes, and what is wrong with them, in words; empty if nothing is."""
     try:
         shard.seek(sample["offset"])
         data = shard.read(sample["size"])
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return b"", f"cannot be read: {error.strerror}"
     if len(data) < sample["size"]:
-        return "is cut off: its shard ends before it"
+        return data, "is cut off: its shard ends before it"
     if hashlib.sha256(data).digest() != sample["sha256"]:
-        return "does not have the sha256 of its row"
-    return _decode_fault(data, sample) if level >= Level.DECODE else ""
+        return data, "does not have the sha256 of its row"
+    return data, ""
 
 
-def _decode_fault(data: bytes, sample: dict[str, Any]) -> str:
-    """Whether bytes that are those that were kept still make the picture, or the clip, that was kept."""
-    if sample["format"] in CONTAINERS:
-        return _clip_fault(data, sample)
-    size = (sample["width"], sample["height"])
-    try:
-        image = decode(data, limits=ImageLimits(max_bytes=len(data), max_pixels=size[0] * size[1]))
-    except ImageError as error:
-        return f"does not decode: {error.reason}"
-    if image.size != size:
-        return f"decodes to {image.width} x {image.height}, and its row says {size[0]} x {size[1]}"
-    return ""
-
-
-def _clip_fault(data: bytes, sample: dict[str, Any]) -> str:
-    size = (sample["width"], sample["height"])
-    try:
-        clip = watch(data, Bounds())
-    except MediaError as error:
-        return f"does not decode: {error.reason}"
-    if (clip.width, clip.height) != size:
-        return f"decodes to {clip.width} x {clip.height}, and its row says {size[0]} x {size[1]}"
+def _decode_fault(sample: _Sample, decoded: Checked) -> str:
+    """Whether the picture, or the clip, is still the one that was kept; empty if it is."""
+    if decoded.status != "kept":
+        return f"does not decode: {decoded.reason}"
+    if (decoded.width, decoded.height) != (sample["width"], sample["height"]):
+        return (
+            f"decodes to {decoded.width} x {decoded.height}, and its row says "
+            f"{sample['width']} x {sample['height']}"
+        )
     return ""
 
 

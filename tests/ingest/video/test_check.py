@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
-from ingest.dataset.verify import _decode_fault
 from ingest.image.decode import ImageLimits
 from ingest.video.check import VideoTreatment, check
 from ingest.video.container import sniff_container
 from ingest.video.cut import cut
+from ingest.video.decode_worker import _decoded
 from ingest.video.preview import preview_of
 from ingest.video.segments import SLACK, Span, segments
 from tests.clips import clip_bytes
@@ -80,20 +80,15 @@ def test_a_clip_may_have_as_many_pixels_as_is_said_whatever_its_width(options):
     ],
 )
 def test_verify_finds_no_fault_with_clips_of_odd_sizes_or_many_frames(data, size):
-    row = {"format": "mp4", "width": size[0], "height": size[1]}
-    assert _decode_fault(data, row) == ""
-    assert "its row says" in _decode_fault(data, row | {"width": size[0] + 1})
+    decoded = _decoded(data, ["mp4", *size])
+    assert (decoded.status, decoded.width, decoded.height) == ("kept", *size)
 
 
 def test_without_PyAV_a_sentence_says_what_to_install(monkeypatch):
     data = clip_bytes(seconds=0.6)
     monkeypatch.setitem(sys.modules, "av", None)
-    for look in (
-        lambda: _decode_fault(data, {"format": "mp4", "width": 64, "height": 48}),
-        lambda: preview_of(data, size=(48, 48), place="a clip"),
-    ):
-        with pytest.raises(UserError, match="pip install"):
-            look()
+    with pytest.raises(UserError, match="pip install"):
+        preview_of(data, size=(48, 48), place="a clip")
 
 
 def test_what_does_not_move_and_what_is_not_heard_is_told_by_scores():

@@ -23,9 +23,11 @@ from typer.testing import CliRunner
 from cluster.errors import UserError
 from ingest import cli
 from ingest.crawl.crawl import crawl_shards
+from ingest.dataset import verify
 from ingest.dataset.open import open_dataset
 from ingest.dataset.plan_record import SourceRecord
 from ingest.dataset.schema import META_SCHEMA, VIDEO_SCHEMA
+from ingest.dataset.verify import Level, read_seal, verify_units
 from ingest.plan.plan import read_plans
 from ingest.plan.segmented import Segmented, seconds_in, span_of
 from ingest.plan.settings import VIDEOS, CrawlSettings
@@ -281,6 +283,22 @@ def test_the_commands_know_clips(made, tmp_path, monkeypatch):
         run("view", output, "--name", "red", "--per-label", 9),
     ):
         assert "of 8 clips\n" in view and "image" not in view
+
+
+def test_verify_decodes_clips_in_a_process_that_is_bounded_and_says_what_it_needs(made, monkeypatch):
+    output, _ = made
+    seal, _ = read_seal(output)
+
+    def faults():
+        units = verify_units(output, seal, Level.DECODE, workers=2)
+        return [damage.sentence.rpartition(") ")[2] for unit in units for damage in unit.damages]
+
+    assert faults() == []
+    monkeypatch.setattr(verify, "DECODE_MB", 1)
+    assert len(told := faults()) == 8 and all(each.startswith("does not decode: ") for each in told)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match="video needs PyAV: pip install"):
+        faults()
 
 
 @pytest.mark.parametrize("how", ["absent", "null"])
