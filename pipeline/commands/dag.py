@@ -123,16 +123,24 @@ def _run_here(
     say: Callable[[str], None],
 ) -> dict[str, Receipt | Failed]:
     """One after the other in this process, or side by side in processes of their own."""
-    from pipeline.dag.ensure import find_receipt
     from pipeline.dag.graph import run_graph
     from pipeline.stages.room import machine_here
     from pipeline.stages.side_by_side import run_side_by_side
 
-    if jobs != 1 and not all(map(find_receipt, stages)):
+    if jobs != 1 and not all(map(_is_finished, stages)):
         machine = machine_here(jobs, stream=lambda stage: StageLines(stage, progress))
         if machine.jobs > 1:
             return run_side_by_side(dag, stages, machine, say=say)
     return run_graph(stages, LocalExecutor(stream=progress), say=say)
+
+
+def _is_finished(stage: Stage) -> bool:
+    from pipeline.dag.ensure import find_receipt
+
+    try:
+        return find_receipt(stage) is not None
+    except UserError:  # the receipt is damaged: that stage fails, and the others go on
+        return False
 
 
 def _show_progress(stages: Sequence[Stage], picture: Path | None) -> None:

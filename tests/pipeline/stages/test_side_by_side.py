@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
@@ -26,6 +27,8 @@ from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
 from cluster.run.status import Failure, Status
 from cluster.typed_yaml import Section
+from pipeline.commands.dag import _run_here
+from pipeline.commands.progress_line import ProgressLine
 from pipeline.dag.ensure import ensure, lock_if_free
 from pipeline.dag.graph import Failed, build_graph, run_graph
 from pipeline.dag.recipe import DagRecipe
@@ -276,6 +279,23 @@ def test_a_failure_says_where_its_log_is(tmp_path: Path) -> None:
     failed = results["s0"]
     assert isinstance(failed, Failed) and isinstance(failed.error, UserError)
     assert "ValueError: broken on purpose (its log is " in str(failed.error)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_damaged_receipt_is_told_and_the_other_stages_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    dag = graph(tmp_path, [set(), set()])
+    run(dag, FakeMachine(jobs=2, cores=2))
+    damaged, gone = (stage.folder / "receipt.json" for stage in build_graph(dag, TOYS))
+    damaged.write_text("{")
+    gone.unlink()
+    monkeypatch.setattr("pipeline.stages.room.machine_here", lambda *_, **__: FakeMachine(jobs=2, cores=2))
+    progress = ProgressLine(io.StringIO())
+    results = _run_here(dag, build_graph(dag, TOYS), progress, jobs=jobs, say=lambda text: None)
+    failed = results["s0"]
+    assert isinstance(failed, Failed) and f"{damaged} is damaged" in str(failed.error)
+    assert isinstance(results["s1"], Receipt)
 
 
 @pytest.mark.usefixtures("no_sleep")
