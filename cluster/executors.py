@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import IO, Protocol
+from functools import cached_property
+from typing import IO, TYPE_CHECKING, Protocol
 
 from cluster.errors import UserError
 from cluster.job import ExecutorName, Handle, Job
@@ -13,6 +14,10 @@ from cluster.run.folder import RunFolder
 from cluster.run.status import Status
 from cluster.run.waiting import Stream
 from cluster.site import Site
+
+if TYPE_CHECKING:
+    from cluster.ray.connect import Reached
+    from cluster.slurm.state import Answer
 
 logger = logging.getLogger(__name__)
 
@@ -73,24 +78,56 @@ def make_executor(
             return LocalExecutor(stream=stream, site=site)
 
 
+class Look:
+    """One look at any number of runs: whoever knows of them is asked once about all, and waited for once.
+
+    Nothing is written, nobody told, and no address asked that lies in a folder.
+    """
+
+    def __init__(self, runs: Sequence[RunFolder]) -> None:
+        self._runs = runs
+
+    def status(self, run: RunFolder) -> Status:
+        """The state of one of them, as true as a look can tell; "unknown" if who would know does not answer.
+
+        Raises:
+            UserError: if what lies in its folder is damaged.
+        """
+        status = run.read_status()
+        match status.executor:
+            case _ if status.state.ended:
+                return status
+            case "slurm":
+                from cluster.slurm.status import current_status
+
+                return current_status(run, answer=self._slurm)
+            case "ray":
+                from cluster.ray.status import current_status as on_ray
+
+                return on_ray(run, reach=lambda: self._ray)
+            case "local":
+                return run.status()
+
+    @cached_property
+    def _slurm(self) -> Answer:
+        from cluster.slurm.status import ask_about
+
+        return ask_about(self._runs)
+
+    @cached_property
+    def _ray(self) -> Reached:
+        from cluster.ray.connect import reach_users_ray
+
+        return reach_users_ray()
+
+
 def status_of(run: RunFolder) -> Status:
-    """The state of a run, as true as a look can tell: nothing is written, nobody told, and no address asked
-    that lies in the folder.
+    """The state of one run, by a look at it alone.
 
     Raises:
         UserError: if what lies there is damaged.
     """
-    match run.read_status().executor:
-        case "slurm":
-            from cluster.slurm.status import current_status
-
-            return current_status(run)
-        case "ray":
-            from cluster.ray.status import current_status as on_ray
-
-            return on_ray(run)
-        case "local":
-            return run.status()
+    return Look([run]).status(run)
 
 
 def settled(run: RunFolder, *, locked: bool = False) -> Status:

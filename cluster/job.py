@@ -23,10 +23,14 @@ PREEMPTED_EXIT_CODE = 85  # "asked to stop, saved, start me again": the same cod
 
 
 class State(StrEnum):
-    """Where a job is in its life; all but the first two are ends."""
+    """Where a job is in its life; all but the first four are ends. Two of them only a look tells of, and no
+    file: that a scheduler has suspended a job, and that who knows what has become of it does not answer.
+    """
 
     PENDING = "pending"
     RUNNING = "running"
+    SUSPENDED = "suspended"
+    UNKNOWN = "unknown"
     COMPLETED = "completed"
     FAILED = "failed"
     PREEMPTED = "preempted"
@@ -38,7 +42,7 @@ class State(StrEnum):
     @property
     def ended(self) -> bool:
         """Whether nothing more will happen without a new submission."""
-        return self not in (State.PENDING, State.RUNNING)
+        return self not in (State.PENDING, State.RUNNING, State.SUSPENDED, State.UNKNOWN)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from cluster.job import ExecutorName, Handle, Job, State
 from cluster.run.folder import LOCK_PATIENCE, RunFolder
 from cluster.run.restarts import last_attempt
 from cluster.run.source import snapshot_source
-from cluster.run.status import Status
+from cluster.run.status import Status, why
 from cluster.run.trust import refuse_untrusted
 from cluster.site import write_site
 
@@ -60,9 +60,13 @@ def _refuse_if_it_goes_on(run: RunFolder, here: ExecutorName) -> None:
         return
     status = settled(run, locked=True)
     if not status.state.ended:
+        where = f"on {status.executor}{f' as {status.id}' if status.id else ''}"
+        if status.state is State.UNKNOWN:
+            raise AlreadyRunning(
+                f"the run in {run.path} may be going on, {where}: {why(status)}; try again when it is known"
+            )
         raise AlreadyRunning(
-            f"the run in {run.path} is going on already, on {status.executor}"
-            f"{f' as {status.id}' if status.id else ''}; `submit cancel {run.path}` ends it"
+            f"the run in {run.path} is going on already, {where}; `submit cancel {run.path}` ends it"
         )
 
 

@@ -139,20 +139,37 @@ def read_submission(run: RunFolder) -> Submission:
     return read_record(Submission, run.path / RECORD, remedy=remedy)
 
 
-def on_a_ray_of_ours(submission: Submission) -> bool:
-    """Whether this process is on the Ray of a submission. It joins the one that its user names, in
-    RAY_ADDRESS or the site file, and no other.
+@dataclass(frozen=True, kw_only=True)
+class Reached:
+    """The Ray that can be asked.
 
-    Raises:
-        UserError: if none answers there.
+    Attributes:
+        cluster: that this process is on, as Ray names it; empty if on none.
+        silence: why on none.
     """
-    ray: Any = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+
+    cluster: str = ""
+    silence: str = ""
+
+
+def reach_users_ray() -> Reached:
+    """Be on the Ray that this process's user names, in RAY_ADDRESS or the site file, and on no other."""
+    if is_joined():
+        return Reached(cluster=load_ray().get_runtime_context().gcs_address)
+    try:
         address = os.environ.get("RAY_ADDRESS") or users_site().ray_address
-        if submission.own or address is None:
-            return False
+        if address is None:
+            return Reached(silence="its Ray was not asked: name its address in RAY_ADDRESS")
         join(address, NAMESPACE)
-    return bool(load_ray().get_runtime_context().gcs_address == submission.cluster)
+    except UserError as error:
+        return Reached(silence=str(error))
+    return reach_users_ray()
+
+
+def is_joined() -> bool:
+    """Whether this process is on a Ray."""
+    ray: Any = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def rejoin(run: RunFolder) -> None:

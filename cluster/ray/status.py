@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
 from cluster.job import State
-from cluster.ray.connect import NAMESPACE, load_ray, on_a_ray_of_ours, read_submission, rejoin
+from cluster.ray.connect import (
+    NAMESPACE,
+    Reached,
+    is_joined,
+    load_ray,
+    reach_users_ray,
+    read_submission,
+    rejoin,
+)
 from cluster.run.folder import RunFolder
 from cluster.run.notify import notify
 from cluster.run.status import Failure, Status
 
 
-def current_status(run: RunFolder, *, locked: bool = False) -> Status:
+def current_status(
+    run: RunFolder, *, locked: bool = False, reach: Callable[[], Reached] = reach_users_ray
+) -> Status:
     """What status.json says, corrected by what its user's own Ray says, if that runs it.
 
     A look: the address in the folder is left alone, for whoever answers there would have this process load
@@ -23,19 +34,24 @@ def current_status(run: RunFolder, *, locked: bool = False) -> Status:
 
     Args:
         locked: this process holds the run's lock.
+        reach: gives the user's own Ray.
 
     Raises:
-        UserError: if what lies in the folder is damaged, or the user's own Ray does not answer.
+        UserError: if what lies in the folder is damaged.
     """
     status = run.read_status()
     if status.state.ended:
         return status
     submission = read_submission(run)
-    if on_a_ray_of_ours(submission):
+    ray = reach() if is_joined() or not submission.own else Reached()
+    if ray.cluster == submission.cluster:
         return status_on_joined(run, actor_name(run.path))
-    if submission.own and (locked or not run.is_held()):  # its supervisor and its ranks share the lock
-        return _ended_without_a_word(run, run.read_status())  # its Ray ended with whoever submitted it
-    return replace(status, reason="as its files say: its Ray was not asked")
+    if run.is_held() and not locked:  # its supervisor and its ranks share the lock
+        return status
+    if submission.own:  # its Ray ended with whoever submitted it
+        return _ended_without_a_word(run, run.read_status())
+    other = f"its Ray is that of {submission.cluster}, and the one that was asked that of {ray.cluster}"
+    return run.unheard(ray.silence or other)
 
 
 def asked_status(run: RunFolder) -> Status:

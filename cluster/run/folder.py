@@ -155,6 +155,15 @@ class RunFolder:
         )
         return replace(status, state=State.FAILED, failure=Failure(rank=None, type="Killed", message=message))
 
+    def unheard(self, reason: str) -> Status:
+        """The state of a run when nobody answers who would know: the end that it has written itself, else
+        unknown since its last sign.
+        """
+        status = self.read_status()
+        if status.state.ended:
+            return status
+        return replace(status, state=State.UNKNOWN, reason=reason, since=self.last_sign())
+
     def request_cancel(self) -> None:
         """Write down the wish before anything is signalled: whoever sees the ranks end can tell why."""
         write_atomically(self.path / "cancelled", f"{time.time()}\n")

@@ -45,7 +45,8 @@ class Status:
     Attributes:
         attempt: starts over the run's life; `first_attempt` is what it was when last submitted.
         started, nodes: of the present or last attempt; `start` is its number in the present submission.
-        reason: why it waits, in the scheduler's word.
+        reason: why it waits, in the scheduler's word; or why its state is unknown.
+        since: of an unknown state: when the run last gave a sign of itself.
         gpus: devices held while it runs.
         seconds, gpu_hours: that all attempts have taken until `started`, or to the end.
     """
@@ -64,6 +65,7 @@ class Status:
     started: float | None = None
     nodes: str | None = None
     reason: str = ""
+    since: float | None = None
     start: int = 0
     gpus: int = 0
     seconds: float = 0.0
@@ -87,11 +89,26 @@ class Status:
 
     def until_now(self) -> Status:
         """The same, with what the present attempt has taken so far counted in."""
-        return self.stopped(self.state) if self.state is State.RUNNING else self
+        if self.state in (State.RUNNING, State.SUSPENDED):
+            return self.stopped(self.state)
+        return self.stopped(State.UNKNOWN, at=self.since) if self.state is State.UNKNOWN else self
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for status.json and `--json`."""
         return asdict(self)
+
+
+def in_words(state: str, *, reason: str, since: float | None) -> str:
+    """A state, and why: "pending (Resources)", "unknown since 12:04: slurmctld does not answer"."""
+    if state != State.UNKNOWN:
+        return state + (f" ({reason})" if reason and state != State.RUNNING else "")
+    return f"{state}{'' if since is None else f' since {_moment(since)}'}: {reason}"
+
+
+def _moment(seconds: float) -> str:
+    """The time of day; of another day, with its date."""
+    when, today = time.localtime(seconds), time.localtime()
+    return time.strftime("%H:%M" if when[:3] == today[:3] else "%Y-%m-%d %H:%M", when)
 
 
 def raise_unless_completed(status: Status, *, remedy: str | None = None) -> None:
@@ -133,7 +150,10 @@ def why(status: Status) -> str:
             State.PREEMPTED: f"{status.name} was stopped; "
             "give the same command again to go on from where it last saved",
             State.CANCELLED: f"{status.name} was cancelled; give the same command again to go on",
-        }.get(status.state, f"{status.name} is {status.state}")
+        }.get(
+            status.state,
+            f"{status.name} is {in_words(status.state, reason=status.reason, since=status.since)}",
+        )
     failure = status.failure
     if failure.rank is None or failure.user_error:
         return failure.message

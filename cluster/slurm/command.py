@@ -12,7 +12,10 @@ from cluster.errors import UserError
 PATIENCE = 60.0  # seconds for one command
 # Of an enclosing job or rank: in a new job they would lie. SLURM_CONF says where the cluster is, and stays.
 # SBATCH_ variables go before the script's own options: what --dry-run prints would not be what runs.
-INHERITED = re.compile(r"(SLURM_(?!CONF$)|SBATCH_|SRUN_|SUBMITIT_|PMI|CUDA_VISIBLE_DEVICES$|SUBMIT_START$).*")
+# SQUEUE_ variables leave out what their user does not want to see.
+INHERITED = re.compile(
+    r"(SLURM_(?!CONF$)|SBATCH_|SRUN_|SQUEUE_|SUBMITIT_|PMI|CUDA_VISIBLE_DEVICES$|SUBMIT_START$).*"
+)
 PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SUBMIT_STORE")
 
 

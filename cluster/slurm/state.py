@@ -1,11 +1,14 @@
-"""What SLURM says of a job: from sacct where there is accounting, else from the controller."""
+"""What SLURM says of jobs: from the controller while it remembers them, else from sacct where there is
+accounting.
+"""
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cluster.errors import UserError
@@ -13,6 +16,8 @@ from cluster.job import State
 from cluster.slurm.command import call
 
 PATIENCE = 20  # seconds: with a broken accounting daemon sacct hangs
+LOOK_PATIENCE = 1.0  # seconds: for the ping, of who only looks; one may look again
+SILENCE = "slurmctld does not answer"
 
 STATES = {
     "PENDING": State.PENDING,
@@ -26,8 +31,8 @@ STATES = {
     "COMPLETING": State.RUNNING,
     "SIGNALING": State.RUNNING,
     "STAGE_OUT": State.RUNNING,
-    "STOPPED": State.RUNNING,
-    "SUSPENDED": State.RUNNING,
+    "STOPPED": State.SUSPENDED,
+    "SUSPENDED": State.SUSPENDED,
     "RESIZING": State.RUNNING,
     "COMPLETED": State.COMPLETED,
     "CANCELLED": State.CANCELLED,
@@ -67,25 +72,81 @@ class NoAnswerError(Exception):
     """SLURM cannot be asked now: its controller is down, or slow. That says nothing of the job."""
 
 
-def find_state(job_id: str) -> Seen | None:
-    """The newest word on a job: the controller's while it remembers the job, else the accounting's.
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What SLURM says of all jobs that it was asked about at a time.
 
-    None if neither knows it.
+    Attributes:
+        asked: their ids, and the names of those whose ids nobody knew.
+        ids: by name, of those of this user that wait or run.
+        seen: by id; without those that SLURM knows nothing of.
+        silence: why it says nothing at all; empty if it answers.
+    """
+
+    asked: frozenset[str]
+    ids: Mapping[str, str] = field(default_factory=dict)
+    seen: Mapping[str, Seen] = field(default_factory=dict)
+    silence: str = ""
+
+
+def ask(job_ids: Collection[str], names: Collection[str] = (), *, patience: float = PATIENCE) -> Answer:
+    """The newest word on any number of jobs, by a few commands for all of them: the controller's while it
+    remembers a job, else how it ended by the accounting. That is not asked in place of a controller that is
+    silent: it learns all from the controller, and late.
+
+    Args:
+        patience: seconds that the controller may take to say that it is there. A long queue it may take as
+            long as ever to tell.
+    """
+    asked = frozenset((*job_ids, *names))
+    if not asked:
+        return Answer(asked=asked)
+    try:
+        _refuse_silence(patience)
+        ids = find_jobs(names) if names else {}
+        wanted = {*job_ids, *ids.values()}
+        seen = from_queue(wanted) if wanted else {}
+    except NoAnswerError as error:
+        return Answer(asked=asked, silence=str(error))
+    if forgotten := wanted - set(seen):
+        seen |= from_accounting(forgotten)
+    return Answer(asked=asked, ids=ids, seen=seen)
+
+
+def _refuse_silence(patience: float) -> None:
+    """Other commands try for long to reach a controller that is down.
 
     Raises:
-        NoAnswerError: if the controller cannot be asked, and the accounting knows nothing.
+        NoAnswerError: if none answers.
     """
-    try:
-        seen = from_controller(job_id)
-    except NoAnswerError:
-        if (seen := from_accounting(job_id)) is None:
-            raise
-        return seen
-    return seen or from_accounting(job_id)
+    if shutil.which("scontrol") is None:
+        raise NoAnswerError("there is no SLURM on this machine")
+    answer = _ask(["scontrol", "ping"], patience=patience)
+    if answer is None or not re.search(r"\bUP\b", answer.stdout):
+        raise NoAnswerError(SILENCE)
+
+
+def from_queue(job_ids: Collection[str]) -> dict[str, Seen]:
+    """From `squeue`, by id; the controller forgets a job some minutes after its end.
+
+    Raises:
+        NoAnswerError: if it cannot be asked.
+    """
+    words = ["--noheader", "--all", "--states=all", "--format=%A|%T|%N|%r"]
+    answer = _ask(["squeue", *words, f"--jobs={','.join(sorted(job_ids))}"])
+    if answer is not None and "Invalid job id" in answer.stderr:  # if it is asked about one alone
+        return {}
+    if answer is None or answer.returncode != 0:
+        raise NoAnswerError(SILENCE)
+    rows = [line.split("|", 3) for line in answer.stdout.splitlines() if line.count("|") >= 3]
+    return {
+        job_id: seen_as(word, nodes=nodes, reason="" if reason == "None" else reason)
+        for job_id, word, nodes, reason in rows
+    }
 
 
 def from_controller(job_id: str) -> Seen | None:
-    """From `scontrol show job`, which forgets a job some minutes after its end.
+    """Of one job, what `squeue` does not tell: its restarts, and when its time is over.
 
     Raises:
         NoAnswerError: if it cannot be asked.
@@ -94,7 +155,7 @@ def from_controller(job_id: str) -> Seen | None:
     if answer is not None and "Invalid job id" in answer.stderr:
         return None
     if answer is None or answer.returncode != 0 or "JobId=" not in answer.stdout:
-        raise NoAnswerError
+        raise NoAnswerError(SILENCE)
     fields = dict(re.findall(r"(\w+)=(\S*)", answer.stdout))
     reason = fields.get("Reason", "None")
     return seen_as(
@@ -106,16 +167,19 @@ def from_controller(job_id: str) -> Seen | None:
     )
 
 
-def from_accounting(job_id: str) -> Seen | None:
-    """From sacct; many sites have no accounting."""
-    answer = _ask(
-        ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State,NodeList", f"--jobs={job_id}"]
-    )
-    lines = [] if answer is None else [line for line in answer.stdout.splitlines() if "|" in line]
-    if not lines:
-        return None
-    word, _, nodes = lines[-1].partition("|")
-    return seen_as(word.split()[0], nodes=nodes)  # "CANCELLED by 1000"
+def from_accounting(job_ids: Collection[str]) -> dict[str, Seen]:
+    """How jobs ended that the controller knows no more, by id; many sites have no accounting. That one runs
+    is no news: the accounting has missed its end.
+    """
+    words = ["--noheader", "--parsable2", "--allocations", "--format=JobIDRaw,State,NodeList"]
+    answer = _ask(["sacct", *words, f"--jobs={','.join(sorted(job_ids))}"])
+    rows = [] if answer is None else [line.split("|") for line in answer.stdout.splitlines()]
+    seen = {
+        row[0]: seen_as(row[1].split()[0], nodes=row[2])  # "CANCELLED by 1000"
+        for row in rows
+        if len(row) == 3 and row[1].strip()
+    }
+    return {job_id: one for job_id, one in seen.items() if one.state.ended}
 
 
 def _limit(start: str, limit: str) -> datetime | None:
@@ -137,16 +201,17 @@ def nodes_down(nodes: str) -> list[str]:
     return sorted(name for name, state in rows.items() if state.startswith("down") or state.endswith("*"))
 
 
-def find_job(name: str) -> str | None:
-    """The id of this user's job of that name that waits or runs; None if there is none.
+def find_jobs(names: Collection[str]) -> dict[str, str]:
+    """The ids of this user's jobs of those names that wait or run, by name.
 
     Raises:
         NoAnswerError: if the controller cannot be asked.
     """
-    answer = _ask(["squeue", "--noheader", "--me", f"--name={name}", "--format=%A"])
+    answer = _ask(["squeue", "--noheader", "--me", f"--name={','.join(sorted(names))}", "--format=%A|%j"])
     if answer is None or answer.returncode != 0:
-        raise NoAnswerError
-    return next(iter(answer.stdout.split()), None)
+        raise NoAnswerError(SILENCE)
+    rows = (line.partition("|") for line in answer.stdout.splitlines())
+    return {name.strip(): job_id for job_id, _, name in rows}
 
 
 def seen_as(
@@ -169,9 +234,9 @@ def seen_as(
     )
 
 
-def _ask(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
+def _ask(command: Sequence[str], *, patience: float = PATIENCE) -> subprocess.CompletedProcess[str] | None:
     """A command's answer; None if it cannot be had."""
     try:
-        return call(command, patience=PATIENCE)
+        return call(command, patience=patience)
     except UserError:
         return None

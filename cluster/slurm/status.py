@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +15,37 @@ from cluster.run.folder import RunFolder
 from cluster.run.notify import notify
 from cluster.run.status import Failure, Status
 from cluster.slurm.script import job_name
-from cluster.slurm.state import NoAnswerError, Seen, find_job, find_state
+from cluster.slurm.state import LOOK_PATIENCE, Answer, Seen, ask
 from cluster.small_file import read_small
 
+# Words of SLURM's that are "pending" to us, and go on only when somebody says so.
+HELD = re.compile(r"held|hold|special_exit", re.IGNORECASE)
 
-def current_status(run: RunFolder, *, locked: bool = False) -> Status:
+
+def ask_about(runs: Sequence[RunFolder]) -> Answer:
+    """Ask SLURM once about all runs that are not known to have ended, for who only looks."""
+    job_ids, names = set(), set()
+    for run in runs:
+        try:
+            status = run.read_status()
+            if status.executor == "slurm" and not status.state.ended:
+                if known := _checked(run, status.id) or job_id(run):
+                    job_ids.add(known)
+                else:
+                    names.add(job_name(run.read_job()))
+        except (OSError, UserError):  # it is told of where that run itself is looked at
+            continue
+    return ask(job_ids, names, patience=LOOK_PATIENCE)
+
+
+def current_status(run: RunFolder, *, locked: bool = False, answer: Answer | None = None) -> Status:
     """What status.json says, corrected by what SLURM says: a job that was killed writes nothing.
 
     A look, which leaves no trace: neither a file nor a notice.
 
     Args:
         locked: this process holds the run's lock.
+        answer: what SLURM has said, if it was asked about this run with others.
 
     Raises:
         UserError: if what lies in the folder is damaged.
@@ -34,17 +54,27 @@ def current_status(run: RunFolder, *, locked: bool = False) -> Status:
     if status.state.ended:
         return status
     status = replace(status, id=_checked(run, status.id) or job_id(run))
-    if not status.id:
-        status = _looked_up(run, status, locked=locked)
-    if not status.id:
-        return status
-    try:
-        seen = find_state(status.id)
-    except NoAnswerError:
-        return replace(status, reason="SLURM does not answer")
+    if not status.id and run.is_held() and not locked:
+        return status  # somebody is submitting it now
+    known_as = status.id or job_name(run.read_job())
+    if answer is None or known_as not in answer.asked:  # it was submitted since
+        answer = ask([known_as]) if status.id else ask([], [known_as])
+    if answer.silence:
+        return replace(run.unheard(answer.silence), id=status.id)
+    if status.id or known_as in answer.ids:
+        return _as_seen(run, replace(status, id=status.id or answer.ids[known_as]), answer)
+    if job_id(run):  # written since the look began
+        return current_status(run, locked=locked)
+    message = "it never came into SLURM's queue: sbatch did not answer"  # or the submitter has died
+    failure = Failure(rank=None, type="Submission", message=f"{message}; submit it again")
+    return replace(status, state=State.FAILED, failure=failure)
+
+
+def _as_seen(run: RunFolder, status: Status, answer: Answer) -> Status:
+    seen = answer.seen.get(status.id)
     if seen is not None and not seen.state.ended:
         # Between a requeue and the next start the file says "pending" too; the reason is SLURM's.
-        return replace(status, state=seen.state, reason=seen.reason)
+        return replace(status, state=seen.state, reason=_reason(status.id, seen))
     written = run.read_status()  # it may have ended properly between the two looks
     return written if written.state.ended else _ended_without_a_word(run, status, seen)
 
@@ -97,19 +127,11 @@ def _lock(run: RunFolder, locked: bool) -> Iterator[None]:
         yield
 
 
-def _looked_up(run: RunFolder, status: Status, *, locked: bool) -> Status:
-    """The status of a job whose id nobody wrote down: sbatch has not answered, or the submitter has died."""
-    if run.is_held() and not locked:
-        return status  # somebody is submitting it now
-    try:
-        known = find_job(job_name(run.read_job()))
-    except (UserError, NoAnswerError):
-        return status
-    if known is not None or (known := job_id(run)):  # the latter: written since the look began
-        return replace(status, id=known)
-    message = "it never came into SLURM's queue: sbatch did not answer"
-    failure = Failure(rank=None, type="Submission", message=f"{message}; submit it again")
-    return replace(status, state=State.FAILED, failure=failure)
+def _reason(known: str, seen: Seen) -> str:
+    """Why a job waits; of one that goes on only when somebody says so, how to."""
+    if seen.state is State.PENDING and (HELD.search(seen.reason) or HELD.search(seen.word)):
+        return f"held: {seen.reason or seen.word}, until `scontrol release {known}`"
+    return seen.reason
 
 
 def _ended_without_a_word(run: RunFolder, status: Status, seen: Seen | None) -> Status:

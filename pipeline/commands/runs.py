@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,12 +17,12 @@ from rich.text import Text
 
 from cluster.doctor import doctor_report, doctor_table
 from cluster.errors import UserError
+from cluster.executors import Look, settled, status_of
 from cluster.executors import cancel as cancel_run
-from cluster.executors import settled, status_of
 from cluster.job import State
 from cluster.run.folder import RunFolder, list_runs
 from cluster.run.restarts import newest_checkpoint, read_restarts, set_aside
-from cluster.run.status import explain
+from cluster.run.status import Status, explain, in_words
 from cluster.run.trust import CONTROLS, refuse_untrusted
 from cluster.site import users_site
 from cluster.typed_json import read_record
@@ -66,7 +66,8 @@ def status(
     if state is not None and state not in (*State, UNREADABLE):
         raise UserError(f"--state {state}: a run is {', '.join(State)} or {UNREADABLE}")
     looked_at = list_runs(folder) if run is None else [find_run(run, folder)]
-    found = [look_at(each, name_in(folder, each)) for each in looked_at]
+    look = Look(looked_at)
+    found = [look_at(each, name_in(folder, each), look) for each in looked_at]
     found = [each for each in found if state in (None, each["state"])]
     if as_json:
         typer.echo(json.dumps(found if run is None else found[0], indent=2))
@@ -88,11 +89,11 @@ def name_in(folder: Path, run: RunFolder) -> str:
     return str(run.path.relative_to(folder)) if run.path.is_relative_to(folder) else run.path.name
 
 
-def look_at(run: RunFolder, name: str | None = None) -> dict[str, Any]:
+def look_at(run: RunFolder, name: str, look: Look) -> dict[str, Any]:
     """Everything that is known of a run, as plain values. One that cannot be read hides no other."""
-    place = {"run": name or run.path.name, "folder": str(run.path)}
+    place = {"run": name, "folder": str(run.path)}
     try:
-        return place | _known(run)
+        return place | _known(run, look.status(run))
     except UserError as error:
         why = str(error)
     except OSError as error:
@@ -102,11 +103,7 @@ def look_at(run: RunFolder, name: str | None = None) -> dict[str, Any]:
     return place | {"state": UNREADABLE, "why": why}
 
 
-def _known(run: RunFolder) -> dict[str, Any]:
-    try:
-        now = status_of(run)
-    except UserError as error:  # its cluster does not answer
-        now = replace(run.read_status(), reason=str(error))
+def _known(run: RunFolder, now: Status) -> dict[str, Any]:
     progress, parent = read_latest_step(run), read_parent(run.path)
     return {
         **now.to_json(),
@@ -153,7 +150,7 @@ def _cells(run: dict[str, Any]) -> list[str]:
     causes = Counter(str(restart["cause"]) for restart in run["restarts"])
     return [
         run["run"],
-        run["state"] + (f" ({run['reason']})" if run["reason"] and not running else "") + collapse,
+        in_words(run["state"], reason=run["reason"], since=run["since"]) + collapse,
         f"{run['executor']} {run['id']}" if run["executor"] != "local" else "local",
         _date(run["submitted"])[:-3],
         f"{progress['step']}/{progress['total_steps']}" if progress else "",

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from cluster.executors import status_of
 from cluster.job import State
+from cluster.run.status import in_words
 from pipeline.dag.ensure import find_receipt
 from pipeline.dag.stage import Stage, job_folder
 
@@ -43,9 +44,11 @@ def _look_at(stage: Stage) -> Row:
         return Row(stage=stage, state=StageState.FINISHED, detail=f"{receipt.seconds:.1f} s")
     run = job_folder(stage)
     status = status_of(run) if (run.path / "status.json").is_file() else None
-    if status is not None and status.state in (State.RUNNING, State.PENDING):
-        state = StageState.RUNNING if status.state is State.RUNNING else StageState.QUEUED
-        return Row(stage=stage, state=state, detail=f"{status.executor} {status.id}")
+    if status is not None and not status.state.ended:
+        state = StageState.QUEUED if status.state is State.PENDING else StageState.RUNNING
+        plain = status.state in (State.PENDING, State.RUNNING)
+        told = "" if plain else f", {in_words(status.state, reason=status.reason, since=status.since)}"
+        return Row(stage=stage, state=state, detail=f"{status.executor} {status.id}{told}")
     if status is not None and status.state is not State.COMPLETED:
         state = StageState.CANCELLED if status.state is State.CANCELLED else StageState.FAILED
         return Row(stage=stage, state=state, detail=f"{status.executor} {status.id}")

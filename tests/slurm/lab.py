@@ -20,8 +20,8 @@ import socket
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -197,6 +197,15 @@ class SlurmLab:
             error.add_note(f"{known}\n{self._log('slurmctld')}")
             raise
         return known
+
+    @contextmanager
+    def silent_controller(self) -> Iterator[None]:
+        """slurmctld takes connections meanwhile, and does not answer."""
+        self._daemons["slurmctld"].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._daemons["slurmctld"].send_signal(signal.SIGCONT)
 
     # -------------------------------------------------------------------------------------------------- nodes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -64,6 +65,9 @@ def test_submitted_looked_at_cancelled_and_gone_on_with(
     (found,) = json.loads(submit("status", "--json").stdout)
     assert (found["state"], found["id"], found["nodes"]) == ("running", job, "node[0-1]")
     assert found["progress"]["total_steps"] == 2_000
+    slurm.run("scontrol", "suspend", job)
+    assert "two is suspended" in submit("status", "two").stdout
+    slurm.run("scontrol", "resume", job)
     assert "two [1] " not in submit("logs", "two").stdout
     assert submit("logs", "two", "--rank", "1").returncode == 0
 
@@ -97,6 +101,12 @@ def test_a_waiting_job_is_taken_out_of_the_queue(slurm: SlurmLab, submit: Submit
     submit("pretrain", "--recipe", recipe, "--executor", "slurm", "--nodes", "2", "--run", "waits")
     found = json.loads(submit("status", "waits", "--json").stdout)
     assert found["state"] == "pending"
+    slurm.run("scontrol", "uhold", found["id"])
+    told = f"waits is pending (held: JobHeldUser, until `scontrol release {found['id']}`)"
+    assert submit("status", "waits").stdout.splitlines()[-1] == told
+    with slurm.silent_controller():
+        told = submit("status", "waits").stdout.splitlines()[-1]
+    assert re.fullmatch(r"waits is unknown since \d\d:\d\d: slurmctld does not answer", told)
     assert "waits is cancelled" in submit("cancel", "waits").stdout
     assert slurm.run("squeue", "--noheader", "--states=PENDING").stdout == ""
 

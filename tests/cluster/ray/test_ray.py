@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 
 from cluster.errors import AlreadyRunning, UserError
-from cluster.executors import cancel, status_of
+from cluster.executors import Look, cancel, status_of
 from cluster.host import Process
 from cluster.job import PREEMPTED_EXIT_CODE, Job, Resources, State
+from cluster.ray import connect
 from cluster.ray import status as ray_status
 from cluster.ray.connect import NAMESPACE, load_ray, start_here, write_submission
 from cluster.ray.executor import RayExecutor, reopen
@@ -32,6 +33,7 @@ from cluster.ray.status import actor_name, current_status
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause, read_restarts
 from cluster.run.status import Status, explain
+from cluster.site import Site
 from cluster.submit import submit
 
 needs_ray = pytest.mark.skipif(
@@ -556,6 +558,40 @@ def test_an_end_that_no_supervisor_could_write_is_shown_by_a_look_and_written_by
     with pytest.raises(UserError, match="is not running: it is cancelled"):
         cancel(run)
     assert run.read_status().state is State.CANCELLED
+
+
+def test_a_run_whose_ray_is_dead_or_not_asked_is_unknown_and_its_ray_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going = Status(state=State.RUNNING, name="t", executor="ray", id="x", ranks=1, attempt=1, submitted=1.0)
+    runs = [RunFolder.create(tmp_path / name) for name in "abc"]
+    for run in runs:
+        run.write_status(going)
+        record = {"address": "127.0.0.1:5", "cluster": "127.0.0.1:5", "own": False, "directory": "/"}
+        (run.path / "ray.json").write_text(json.dumps(record))
+    joined = []
+
+    def join(address: str, namespace: str) -> None:
+        joined.append(address)
+        raise UserError(f"no Ray answers at {address}")
+
+    monkeypatch.setattr(connect, "is_joined", lambda: False)
+    monkeypatch.setattr(ray_status, "is_joined", lambda: False)
+    monkeypatch.setattr(connect, "join", join)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:5")
+    look = Look(runs)
+    found = [look.status(run) for run in runs]
+    unknown = (State.UNKNOWN, "no Ray answers at 127.0.0.1:5")
+    assert [(status.state, status.reason) for status in found] == [unknown] * 3
+    assert found[0].since == runs[0].last_sign()
+    assert joined == ["127.0.0.1:5"]
+    with contextlib.closing(runs[0].lock()):  # its supervisor lives
+        assert status_of(runs[0]).state is State.RUNNING
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(connect, "users_site", Site)
+    status = status_of(runs[0])
+    assert status.state is State.UNKNOWN
+    assert "its Ray was not asked" in status.reason
 
 
 def test_S1_ray_starts_in_no_folder_that_somebody_else_may_enter(

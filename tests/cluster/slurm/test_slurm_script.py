@@ -290,6 +290,7 @@ def test_nothing_of_an_enclosing_job_is_handed_on() -> None:
         "SUBMIT_START": "2",
         "SUBMIT_CLUSTER": "site.yaml",
         "SBATCH_ACCOUNT": "vision",
+        "SQUEUE_PARTITION": "other",
         "HOME": "/root",
     }
     kept = {"SLURM_CONF", "SUBMIT_CLUSTER", "HOME"}
@@ -305,6 +306,7 @@ def test_nothing_of_an_enclosing_job_is_handed_on() -> None:
         ("OUT_OF_MEMORY", State.OUT_OF_MEMORY),
         ("CANCELLED+", State.CANCELLED),
         ("COMPLETING", State.RUNNING),
+        ("SUSPENDED", State.SUSPENDED),
         ("REQUEUED", State.PENDING),
         ("INVENTED_LATER", State.RUNNING),
     ],

@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import AlreadyRunning, Refused, UserError
-from cluster.executors import cancel, status_of
+from cluster.executors import Look, cancel, status_of
 from cluster.job import Job, Resources, State
-from cluster.run.folder import RunFolder
+from cluster.run.folder import RunFolder, list_runs
 from cluster.run.restarts import Cause, Restart, add_restart, read_restarts, spent
-from cluster.run.status import Status
+from cluster.run.status import Status, why
 from cluster.site import Site
 from cluster.slurm import state as slurm_state
 from cluster.slurm import status as slurm_status
 from cluster.slurm.executor import SlurmExecutor, SlurmHandle
+from cluster.slurm.script import job_name
+from cluster.slurm.state import LOOK_PATIENCE
 from cluster.slurm.status import current_status, settled_status
 from cluster.submit import submit
 
 SQUEUE = """#!/bin/sh
-cat "$ANSWERS/queue"
+echo "squeue $*" >> "$ANSWERS/asked"
+case "$*" in *--name=*) cat "$ANSWERS/queue";; *) cat "$ANSWERS/jobs";; esac
 """
 SCONTROL = """#!/bin/sh
-[ -f "$ANSWERS/$4" ] && { cat "$ANSWERS/$4"; exit 0; }
-echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1
+echo "scontrol $*" >> "$ANSWERS/asked"
+if [ -f "$ANSWERS/hangs" ]; then sleep 60; fi
+if [ -f "$ANSWERS/down" ]; then echo "Slurmctld(primary) at control is DOWN"; exit 1; fi
+echo "Slurmctld(primary) at control is UP"
+"""
+SACCT = """#!/bin/sh
+echo "sacct $*" >> "$ANSWERS/asked"
+[ ! -f "$ANSWERS/accounting" ] || cat "$ANSWERS/accounting"
 """
 SBATCH = """#!/bin/sh
 if [ "$1" = --test-only ]; then
@@ -49,13 +60,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
         ("squeue", SQUEUE),
         ("scontrol", SCONTROL),
         ("sbatch", SBATCH),
-        ("sacct", "#!/bin/sh\n"),
+        ("sacct", SACCT),
     ):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     monkeypatch.setenv("ANSWERS", str(tmp_path))
-    (tmp_path / "queue").write_text("")
+    (tmp_path / "queue").touch()
+    (tmp_path / "jobs").touch()
     run = RunFolder.create(tmp_path / "run")
     run.write_job(job(run))
     run.write_status(
@@ -69,8 +81,8 @@ def job(run: RunFolder) -> Job:
 
 
 def test_a_job_whose_id_nobody_wrote_down_is_found_by_its_name(run: RunFolder, tmp_path: Path) -> None:
-    (tmp_path / "queue").write_text("7\n")
-    (tmp_path / "7").write_text("JobId=7 JobState=RUNNING NodeList=n0\n")
+    (tmp_path / "queue").write_text(f"7|{job_name(job(run))}\n")
+    (tmp_path / "jobs").write_text("7|RUNNING|n0|None\n")
     looked = current_status(run)
     assert (looked.id, looked.state) == ("7", State.RUNNING)
     assert SlurmHandle(run).id == ""  # a look writes nothing
@@ -98,7 +110,7 @@ def test_an_end_that_nobody_wrote_down_is_written_before_the_next_submission(
     run: RunFolder, tmp_path: Path
 ) -> None:
     (run.path / "slurm-job").write_text("6\n")
-    (tmp_path / "6").write_text("JobId=6 JobState=NODE_FAIL NodeList=n0\n")
+    (tmp_path / "jobs").write_text("6|NODE_FAIL|n0|None\n")
     told = tmp_path / "told"
     (run.path / "site.yaml").write_text(f"notify: {{command: [sh, -c, 'cat >> {told}']}}\n")
     submit(job(run), SlurmExecutor(Site()))
@@ -113,11 +125,12 @@ def test_a_slow_look_does_not_end_what_was_submitted_since(
     (run.path / "slurm-job").write_text("6\n")
     again = Status(state=State.PENDING, name="t", executor="slurm", id="8", ranks=1, attempt=0, submitted=2.0)
 
-    def find_state(job_id: str) -> slurm_state.Seen | None:
+    def ask(ids: list[str]) -> slurm_state.Answer:
         run.write_status(again)
-        return None if job_id == "6" else slurm_state.Seen(state=State.PENDING, word="PENDING")
+        waits = slurm_state.Seen(state=State.PENDING, word="PENDING")
+        return slurm_state.Answer(asked=frozenset(ids), seen={"8": waits} if ids == ["8"] else {})
 
-    monkeypatch.setattr(slurm_status, "find_state", find_state)
+    monkeypatch.setattr(slurm_status, "ask", ask)
     settled_status(run)
     assert run.read_status() == again
 
@@ -146,6 +159,114 @@ def test_a_look_at_an_end_that_nobody_wrote_tells_of_it_and_leaves_no_trace(
         cancel(run)  # who is to act on it has it written down
     assert run.read_status().state is State.FAILED
     assert told.exists()
+
+
+def going(folder: Path, number: int) -> RunFolder:
+    """A run that says of itself that it is running, as a job of that number."""
+    run = RunFolder.create(folder / f"r{number}")
+    run.write_status(
+        Status(
+            state=State.RUNNING,
+            name=f"r{number}",
+            executor="slurm",
+            id=str(number),
+            ranks=1,
+            attempt=1,
+            submitted=1.0,
+            started=1.0,
+            gpus=1,
+        )
+    )
+    return run
+
+
+def told(folder: Path) -> dict[str, str]:
+    """What a look at all runs has to say of each, in a sentence."""
+    look = Look(list_runs(folder))
+    return {run.path.name: why(look.status(run)) for run in list_runs(folder)}
+
+
+def questions(tmp_path: Path) -> list[str]:
+    asked = tmp_path / "asked"
+    words = [line.split()[:2] for line in asked.read_text().splitlines()] if asked.exists() else []
+    return [" ".join(line) if line[0] == "scontrol" else line[0] for line in words]
+
+
+@pytest.mark.usefixtures("run")  # for its SLURM
+def test_a_look_asks_once_about_all_runs_and_the_accounting_about_those_that_are_forgotten(
+    tmp_path: Path,
+) -> None:
+    runs = [going(tmp_path / "runs", number) for number in (10, 11, 12, 13, 14)]
+    runs[0].write_status(replace(runs[0].read_status(), state=State.COMPLETED))
+    rows = ["11|RUNNING|n0|None", "12|PENDING||Resources", "99|RUNNING|n1|None"]
+    (tmp_path / "jobs").write_text("\n".join(rows) + "\n")
+    # That 14 runs is what the accounting believes of a job whose end it has missed.
+    (tmp_path / "accounting").write_text("13|CANCELLED by 1000|n3\n14|RUNNING|n4\n")
+    found = told(tmp_path / "runs")
+    assert [found[f"r{number}"] for number in (10, 11, 12)] == [
+        "r10 is completed",
+        "r11 is running",
+        "r12 is pending (Resources)",
+    ]
+    assert found["r13"].startswith("SLURM ended job 13 as CANCELLED")
+    assert found["r14"].startswith("SLURM knows no job 14 any more")
+    assert questions(tmp_path) == ["scontrol ping", "squeue", "sacct"]
+    asked = (tmp_path / "asked").read_text()
+    assert "--jobs=11,12,13,14\n" in asked
+    assert "--jobs=13,14\n" in asked
+
+
+@pytest.mark.usefixtures("run")
+def test_a_run_that_has_ended_is_not_asked_about(tmp_path: Path) -> None:
+    run = going(tmp_path / "runs", 10)
+    run.write_status(replace(run.read_status(), state=State.COMPLETED))
+    told(tmp_path / "runs")
+    assert questions(tmp_path) == []
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("how", ["down", "hangs"])
+def test_with_a_silent_controller_runs_are_unknown_since_their_last_sign_and_it_is_waited_for_once(
+    tmp_path: Path, how: str
+) -> None:
+    (tmp_path / how).touch()
+    today = datetime.now().replace(hour=0, minute=4)
+    for number in range(10, 30):
+        run = going(tmp_path / "runs", number)
+        sign = today.timestamp() - 24 * 3600 * (number > 10)
+        os.utime(run.path / "status.json", (sign, sign))
+    nameless = RunFolder.create(tmp_path / "runs" / "nameless")
+    nameless.write_job(job(nameless))
+    nameless.write_status(replace(going(tmp_path, 9).read_status(), id="", name="nameless"))
+    before = contents(tmp_path / "runs")
+    began = time.monotonic()
+    found = told(tmp_path / "runs")
+    assert time.monotonic() - began < 2 * LOOK_PATIENCE
+    assert contents(tmp_path / "runs") == before
+    assert questions(tmp_path) == ["scontrol ping"]
+    assert found["r10"] == "r10 is unknown since 00:04: slurmctld does not answer"
+    yesterday = f"{today - timedelta(days=1):%Y-%m-%d}"
+    assert found["r11"] == f"r11 is unknown since {yesterday} 00:04: slurmctld does not answer"
+    assert found["nameless"].startswith("nameless is unknown since")
+    run = RunFolder(tmp_path / "runs" / "r10")
+    hours = status_of(run).until_now().gpu_hours  # it is not known to have run since
+    assert hours == pytest.approx((today.timestamp() - 1.0) / 3600, abs=0.1)
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("SUSPENDED|n0|None", "suspended"),
+        ("PENDING||JobHeldUser", "pending (held: JobHeldUser, until `scontrol release 10`)"),
+        ("REQUEUE_HOLD||None", "pending (held: REQUEUE_HOLD, until `scontrol release 10`)"),
+        ("PENDING||Dependency", "pending (Dependency)"),
+    ],
+)
+def test_a_job_that_is_suspended_or_held_is_told_as_such(tmp_path: Path, row: str, words: str) -> None:
+    going(tmp_path / "runs", 10)
+    (tmp_path / "jobs").write_text(f"10|{row}\n")
+    assert told(tmp_path / "runs") == {"r10": f"r10 is {words}"}
 
 
 @pytest.mark.parametrize("hostile", ["--user=me", "6 7", "6,7", "../6"])
@@ -212,3 +333,14 @@ def test_what_slurm_could_never_run_is_told_with_what_was_asked_for(run: RunFold
         submit(job(run), SlurmExecutor(Site()))
     assert "#SBATCH --nodes=1" in (tmp_path / "tested").read_text()
     assert sorted((path.name, path.stat().st_mtime_ns) for path in run.path.iterdir()) == before
+
+
+@pytest.mark.usefixtures("run")
+def test_who_waits_for_a_run_goes_on_waiting_when_the_controller_is_down(tmp_path: Path) -> None:
+    (tmp_path / "down").touch()
+    run = going(tmp_path / "runs", 10)
+    assert settled_status(run).state is State.UNKNOWN
+    assert not SlurmHandle(run).state().ended
+    assert run.read_status().state is State.RUNNING  # "unknown" is written nowhere
+    with pytest.raises(AlreadyRunning, match=r"may be going on, on slurm as 10: r10 is unknown since"):
+        submit(job(run), SlurmExecutor(Site()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -109,6 +110,19 @@ def test_the_remedy_of_a_damaged_status_works(runs: Path, monkeypatch: pytest.Mo
     (run.path / "status.json").unlink()
     job = Job(name="t", function="os:getcwd", arguments={}, resources=Resources(), folder=run.path)
     assert start(job, LocalExecutor()).wait() is State.COMPLETED
+
+
+def test_a_state_that_nobody_tells_is_shown_with_the_reason(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = runs / "bad" / "status.json"
+    path.write_bytes(text(state="running", executor="slurm", id="7"))
+    os.utime(path, (0, 0))
+    monkeypatch.setenv("PATH", str(runs))
+    words = f"unknown since {time.strftime('%Y-%m-%d %H:%M', time.localtime(0))}: there is no SLURM on this"
+    assert words in submit("status", "--folder", runs).stdout
+    told = submit("status", "bad", "--folder", runs, "--state", "unknown").stdout
+    assert told.splitlines()[-1].startswith(f"x is {words}")
 
 
 def test_names_and_words_of_a_run_are_no_markup_and_move_no_cursor(runs: Path) -> None:
