@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cluster.executors import status_of
+from cluster.executors import Look
 from cluster.job import State
 from cluster.run.status import in_words
 from pipeline.dag.ensure import find_receipt
@@ -36,14 +36,15 @@ class Row:
 
 def look_at_stages(stages: Sequence[Stage]) -> list[Row]:
     """Look at every stage; starts nothing."""
-    return [_look_at(stage) for stage in stages]
+    look = Look([job_folder(stage) for stage in stages])
+    return [_look_at(stage, look) for stage in stages]
 
 
-def _look_at(stage: Stage) -> Row:
+def _look_at(stage: Stage, look: Look) -> Row:
     if (receipt := find_receipt(stage)) is not None:
         return Row(stage=stage, state=StageState.FINISHED, detail=f"{receipt.seconds:.1f} s")
     run = job_folder(stage)
-    status = status_of(run) if (run.path / "status.json").is_file() else None
+    status = look.status(run) if (run.path / "status.json").is_file() else None
     if status is not None and not status.state.ended:
         state = StageState.QUEUED if status.state is State.PENDING else StageState.RUNNING
         plain = status.state in (State.PENDING, State.RUNNING)

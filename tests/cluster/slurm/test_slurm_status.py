@@ -241,7 +241,7 @@ def test_with_a_silent_controller_runs_are_unknown_since_their_last_sign_and_it_
     before = contents(tmp_path / "runs")
     began = time.monotonic()
     found = told(tmp_path / "runs")
-    assert time.monotonic() - began < 2 * LOOK_PATIENCE
+    assert time.monotonic() - began < 10 * LOOK_PATIENCE
     assert contents(tmp_path / "runs") == before
     assert questions(tmp_path) == ["scontrol ping"]
     assert found["r10"] == "r10 is unknown since 00:04: slurmctld does not answer"

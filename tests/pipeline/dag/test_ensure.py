@@ -15,10 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
+from cluster.run.folder import RunFolder
+from cluster.run.status import Status
 from cluster.typed_yaml import Section
 from pipeline.dag.digests import content_digest
 from pipeline.dag.ensure import ensure, lock_if_free
-from pipeline.dag.stage import Kind, Origin, Result, Stage, Work, read_receipt, stage_key
+from pipeline.dag.progress import StageState, look_at_stages
+from pipeline.dag.stage import Kind, Origin, Result, Stage, Work, job_folder, read_receipt, stage_key
 
 
 class Where(Section):
@@ -239,3 +242,15 @@ def test_a_graph_on_a_file_system_without_locks_is_told_in_a_sentence(tmp_path, 
         ):
             make()
     assert not log(tmp_path)
+
+
+def test_a_stage_whose_job_nobody_tells_of_is_shown_as_going_on_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # without SLURM
+    one = stage(tmp_path)
+    run = RunFolder.create(job_folder(one).path)
+    going = Status(state="running", name="one", executor="slurm", id="7", ranks=1, attempt=1, submitted=1.0)
+    run.write_status(going)
+    (row,) = look_at_stages([one])
+    assert row.state is StageState.RUNNING
+    assert row.detail.startswith("slurm 7, unknown since ")
+    assert row.detail.endswith(": there is no SLURM on this machine")

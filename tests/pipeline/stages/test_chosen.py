@@ -125,8 +125,7 @@ class Evaluations:
 def evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Evaluations]:
     made = Evaluations(tmp_path)
     monkeypatch.setattr(evaluate, "run_on", made.run_on)
-    monkeypatch.setattr("pipeline.stages.chosen.status_of", lambda run: run.read_status())
-    monkeypatch.setattr("pipeline.dag.progress.status_of", lambda run: run.read_status())
+    monkeypatch.setattr("cluster.executors.Look.status", lambda look, run: run.read_status())
     yield made
 
 
