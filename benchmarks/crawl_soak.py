@@ -34,7 +34,7 @@ sys.path += [str(Path(__file__).parents[1] / "tests" / "ingest"), str(Path(__fil
 from replay_server import ReplayServer, expected
 from soak_crawls import GROUNDS, Crawl, LocalCrawl
 
-OPTIONS = ["--contact", "soak@example.org", "--tries", "1", "--per-host", "8"]
+OPTIONS = ["--contact", "soak@example.org", "--attempts", "1", "--per-host", "8"]
 # No answer may come too late, however long it is held back.
 OPTIONS += ["--deadline", "600"]
 # Mean seconds before an answer. Until there is progress, no quicker than units can be committed: else many

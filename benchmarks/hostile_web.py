@@ -81,7 +81,7 @@ def crawl(folder: Path, ca_file: Path) -> tuple[float, int]:
     """Seconds that the command took, and the largest memory of its processes."""
     command = [*COMMAND, str(folder / "urls.txt"), "--output", str(folder / "out"), "--workers", "2"]
     command += ["--contact", "hostile@example.org", "--allow-private", *ALLOWED, "--max-bytes", str(4 << 20)]
-    command += ["--deadline", str(DEADLINE), "--tries", str(TRIES)]
+    command += ["--deadline", str(DEADLINE), "--attempts", str(TRIES)]
     started = time.monotonic()
     environment = os.environ | {"SSL_CERT_FILE": str(ca_file)}
     with (

@@ -10,7 +10,7 @@ from typing import IO
 from cluster.errors import UserError
 
 # What file systems answer that know no locks; NFS says the first, too, of a server that does not.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def lock_file(
@@ -19,6 +19,7 @@ def lock_file(
     """Take the lock of an open file, or change one's own; it lasts as long as any process has the file open.
 
     Args:
+        file: as it is open, to write.
         path: of the file.
         shared: with others that share in it.
         wait: until it is free.

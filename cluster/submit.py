@@ -63,7 +63,8 @@ def _refuse_if_it_goes_on(run: RunFolder, here: ExecutorName) -> None:
         where = f"on {status.executor}{f' as {status.id}' if status.id else ''}"
         if status.state is State.UNKNOWN:
             raise AlreadyRunning(
-                f"the run in {run.path} may be going on, {where}: {why(status)}; try again when it is known"
+                f"the run in {run.path} may be going on, {where}: {why(status)}; submit it from where that "
+                "answers"
             )
         raise AlreadyRunning(
             f"the run in {run.path} is going on already, {where}; `submit cancel {run.path}` ends it"

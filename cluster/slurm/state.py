@@ -16,7 +16,7 @@ from cluster.job import State
 from cluster.slurm.command import call
 
 PATIENCE = 20  # seconds: with a broken accounting daemon sacct hangs
-LOOK_PATIENCE = 1.0  # seconds: for the ping, of who only looks; one may look again
+LOOK_PATIENCE = 2.0  # seconds: for the ping, of who only looks; one may look again
 SILENCE = "slurmctld does not answer"
 
 STATES = {

@@ -149,7 +149,9 @@ Contact = Annotated[
     ),
 ]
 Deadline = Annotated[float, typer.Option(min=0.1, help="Seconds for one try of a URL, redirects included.")]
-Tries = Annotated[int, typer.Option(min=1, help="How often a URL is tried that may succeed later.")]
+Tries = Annotated[
+    int, typer.Option("--attempts", min=1, help="How often a URL is tried that may succeed later.")
+]
 MaxRedirects = Annotated[int, typer.Option(min=0, help="Followed in one try.")]
 PerHost = Annotated[int, typer.Option(min=1, help="Connections to a host at a time.")]
 PerAddress = Annotated[

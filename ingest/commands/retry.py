@@ -41,7 +41,7 @@ def retry(
         float | None, typer.Option(min=0.1, help="Seconds for one try. [default: as before]")
     ] = None,
     tries: Annotated[
-        int | None, typer.Option(min=1, help="How often a URL is tried. [default: as before]")
+        int | None, typer.Option("--attempts", min=1, help="How often a URL is tried. [default: as before]")
     ] = None,
     contact: Contact = None,
     per_host: PerHost = DEFAULTS.per_host,

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from enum import StrEnum
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from cluster.errors import UserError
 from ingest.dataset import layout
@@ -73,7 +73,7 @@ class Flags(Record):
     seconds: int | float
     memory_mb: int
     deadline: int | float
-    tries: int
+    tries: int = Field(alias="--attempts")  # as the option is called
     max_redirects: int
     ignore_robots: bool | None
     ignore_x_robots: bool | None

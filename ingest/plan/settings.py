@@ -84,7 +84,7 @@ class CrawlSettings:
         fetch = self.fetch
         if min(fetch.deadline, fetch.tries, fetch.per_host, fetch.per_address, fetch.connections) <= 0:
             raise UserError(
-                "--deadline, --tries, --per-host, --per-address and --connections must be greater than 0"
+                "--deadline, --attempts, --per-host, --per-address and --connections must be greater than 0"
             )
         AddressPolicy(fetch.allow_private, fetch.deny_network)
 
@@ -153,7 +153,7 @@ class CrawlSettings:
                 "--seconds": self.seconds,
                 "--memory-mb": self.memory_mb,
                 "--deadline": self.fetch.deadline,
-                "--tries": self.fetch.tries,
+                "--attempts": self.fetch.tries,
                 "--max-redirects": self.fetch.max_redirects,
                 "--ignore-robots": None if self.fetch.robots else True,
                 **{each.option: None if each in self.fetch.heeded else True for each in OptOut},

@@ -224,7 +224,7 @@ def resume(  # noqa: PLR0917 -- typer passes by name
             "stopped: give the command that started it again"
         )
     if "folder" in job.arguments:  # the run is the folder that is named, wherever it was begun
-        here = found.path.absolute()
+        here = found.path.resolve()  # not a link, which may soon lead to another
         job = replace(job, folder=here, arguments={**job.arguments, "folder": str(here)})
     elif job.folder.resolve() != found.path.resolve():
         raise UserError(

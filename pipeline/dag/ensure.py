@@ -14,7 +14,7 @@ import platform
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -161,10 +161,11 @@ def _locked(stage: Stage) -> Iterator[None]:
 def lock_if_free(stage: Stage) -> IO[str] | None:
     """The stage's lock, to be closed by the caller; None if somebody makes the stage."""
     path = _lock_path(stage)
-    file = path.open("w")
-    if lock_file(file, path):
-        return file
-    file.close()
+    with ExitStack() as stack:
+        file = stack.enter_context(path.open("w"))
+        if lock_file(file, path):
+            stack.pop_all()
+            return file
     return None
 
 

@@ -136,7 +136,7 @@ class Classification(Section):
     ema_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     freeze: Literal["none", "batch_norm", "trunk"] = "none"
     head_deviation: NonNegativeFloat = 0.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    dropout: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _an_average_starts(self) -> Self:

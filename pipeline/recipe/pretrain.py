@@ -55,7 +55,7 @@ class Optim(Section):
     clip_trust: bool = False
     lr_bias: PositiveFloat | None = None
     lr_head: PositiveFloat | None = None
-    head_first: Annotated[float, Field(ge=0, lt=1)] | None = None
+    head_first: Annotated[float, Field(gt=0, lt=1)] | None = None
     nesterov: bool = False
     exclude_bias_and_norm: bool = True
     clip_norm: PositiveFloat | None = None

@@ -91,14 +91,18 @@ class _Graph:
         """What has come of a job; None while it goes on, and for a while if its files cannot be read.
 
         Raises:
-            UserError: if they cannot be read for too long: whether it still has its GPUs is not known.
+            UserError: if it cannot be seen for too long whether it has ended, and gave back its GPUs.
         """
+        ended = False
         try:
-            result = outcome(stage) if handle.state().ended else None
+            ended = handle.state().ended
+            result = outcome(stage) if ended else None
         except (OSError, UserError) as error:
             since = self.unseen_since.setdefault(stage.name, time.monotonic())
             if time.monotonic() - since < UNSEEN_SECONDS:
                 return None
+            if ended:
+                return Failed(error=error)
             raise UserError(
                 f"for {UNSEEN_SECONDS:.0f} s it could not be seen how stage {stage.name} is ({error}): mend "
                 "that, and give the same command again; stages that have finished do not run again"

@@ -250,6 +250,7 @@ def _refuse_what_cannot_be_carried(checkpoint: Path, recipe: PretrainRecipe, cha
                 "OUT` and trunk.init_from=OUT"
             )
     state = _described(checkpoint)[0]
+    _refuse_another_half(checkpoint, recipe, samples=state["loader"]["samples"])
     if not _seeks_anew(changes):
         _positives_of(checkpoint, state)
     with torch.device("meta"):
@@ -262,6 +263,27 @@ def _refuse_what_cannot_be_carried(checkpoint: Path, recipe: PretrainRecipe, cha
         raise UserError(
             f"{checkpoint} does not fit these settings: {name} has the shape {there.get(name, 'of nothing')} "
             f"there, and {here.get(name, 'of nothing')} here; leave out what changes it"
+        )
+
+
+def _refuse_another_half(checkpoint: Path, recipe: PretrainRecipe, *, samples: int) -> None:
+    """Refuse a branch on the other side of the step from which on not only the classifier's head learns: the
+    optimizer begins anew there, once.
+    """
+    from pipeline.train.length import optimizer_steps
+    from pipeline.train.schedule import steps_of_head_alone
+
+    before = PretrainRecipe.model_validate(read_yaml(checkpoint.parent.parent / "recipe.yaml"))
+    if before.optim.head_first is None and recipe.optim.head_first is None:
+        return
+    length, taken = optimizer_steps(recipe, samples=samples), step_of(checkpoint)
+    there = steps_of_head_alone(before.optim, total_steps=optimizer_steps(before, samples=samples))
+    here = steps_of_head_alone(recipe.optim, total_steps=length)
+    if (taken < there) != (taken < here):
+        raise UserError(
+            f"only the head learns in the first {there} steps of {checkpoint.parent.parent}, with these "
+            f"settings in the first {here}, and {checkpoint.name} lies between: give optim.head_first="
+            f"{there / length if there else 'null'}"
         )
 
 

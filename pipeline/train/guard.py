@@ -115,7 +115,7 @@ class Guard:
         self.in_a_row = state["in_a_row"]
         self._losses = deque(state["losses"], maxlen=WINDOW)
         self.rollbacks = [Rollback(to_step=to, from_step=start) for to, start in state["rollbacks"]]
-        self.inherited = state["inherited"]
+        self.inherited = state.get("inherited", 0)  # of a checkpoint that was saved before
 
     @torch.no_grad()
     def remember(self) -> None:

@@ -29,8 +29,8 @@ def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
     """The recipe with the dataset root that this run reads for life, whatever is sealed later; if it learns
     from labels, with how many there are, and the root of its test set.
 
-    A recipe that names no root gets the one that the run began with, if the dataset has it; a new run gets
-    the latest.
+    A recipe that names no root gets the one that the run began with, unless it names another place, which
+    does not have it; a new run gets the latest.
 
     Raises:
         UserError: if a new run's dataset cannot be opened, or has other labels than the recipe says; or the
@@ -38,8 +38,12 @@ def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
     """
     if recipe.data.sealed is None:
         saved = folder / "recipe.yaml"
-        there = read_yaml(saved)["data"]["sealed"] if saved.is_file() else None
-        if there is None or not has_root(recipe.data.root, there):
+        before = read_yaml(saved)["data"] if saved.is_file() else None
+        if before is not None and (
+            before["root"] == recipe.data.root or has_root(recipe.data.root, before["sealed"])
+        ):
+            there = before["sealed"]
+        else:
             there = open_dataset(recipe.data.root).root
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sealed": there})})
     if not recipe.method.supervised:

@@ -102,7 +102,7 @@ def test_options_reach_the_crawl(folder, tmp_path):
     options = {
         "--unit-rows": 7, "--resize": 8, "--crop": "center", "--encoding": "webp", "--quality": 80,
         "--max-bytes": 100_000,
-        "--max-pixels": 5_000, "--seconds": 5.0, "--memory-mb": 512, "--deadline": 9.0, "--tries": 2,
+        "--max-pixels": 5_000, "--seconds": 5.0, "--memory-mb": 512, "--deadline": 9.0, "--attempts": 2,
         "--max-redirects": 4, "--allow-private": "10.0.0.0/8", "--deny-network": "10.9.0.0/16",
     }  # fmt: skip
     flags = [str(word) for option in options.items() for word in option]
@@ -268,6 +268,24 @@ def test_every_command_says_what_it_does():
         assert command in text
         assert run(command, "--help").exit_code == 0
     assert run().exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--help"], 0, "verify"),
+        (["--debug", "verify", "--help"], 0, "--level"),
+        (["verfy", "nowhere"], 2, "verify"),
+        (["--debug"], 2, "Missing command"),
+    ],
+)
+def test_whatever_comes_first_the_program_finds_its_commands(words, code, told, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ingest", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    said = capsys.readouterr()
+    assert told in said.out + said.err
 
 
 def test_commands_start_without_what_most_of_them_do_not_need():

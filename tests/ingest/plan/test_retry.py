@@ -17,7 +17,7 @@ from ingest.cli import app
 from ingest.dataset.open import open_dataset, sealed_head, sealed_units
 from ingest.report.stats import count
 
-FLAGS = ["--contact", "a@b.org", "--allow-private", "127.0.0.0/8", "--unit-rows", "4", "--tries", "1"]
+FLAGS = ["--contact", "a@b.org", "--allow-private", "127.0.0.0/8", "--unit-rows", "4", "--attempts", "1"]
 
 
 def picture(number):

@@ -29,6 +29,7 @@ from pipeline.methods.dropout import dropout
 from pipeline.methods.mixing import Mix, draw_mix, mix
 from pipeline.models.classifier import Classifier
 from pipeline.recipe.method import Classification
+from pipeline.train.branch import branch_recipe, parent_of
 from pipeline.train.loop import forward_backward, pretrain, steps, train
 from pipeline.train.metrics import Stopwatch
 from pipeline.train.run_recipe import pin_dataset
@@ -186,6 +187,19 @@ def test_T3_a_head_that_learns_first_goes_on_exactly_on_either_side_of_its_end(
         first.metrics.close()
         resumed = run(recipe, folder).method.state_dict()
         assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items()), steps_done
+
+
+def test_a_branch_does_not_go_back_to_the_head_alone_and_the_remedy_is_accepted(
+    data: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(data, {}, optim__head_first=0.5, train={"steps": 4})
+    pretrain(pin_dataset(recipe, tmp_path / "run"), tmp_path / "run")
+    checkpoint = latest(tmp_path / "run")
+    assert checkpoint is not None
+    with pytest.raises(UserError, match=r"00004 lies between: give optim\.head_first=0\.166") as refused:
+        parent_of(checkpoint, branch_recipe(checkpoint, ["train.steps=12"]))
+    remedy = str(refused.value).rpartition(" ")[2]
+    assert parent_of(checkpoint, branch_recipe(checkpoint, ["train.steps=12", remedy])).step == 4
 
 
 def test_a_method_without_a_head_is_not_to_begin_with_one(data: Path) -> None:

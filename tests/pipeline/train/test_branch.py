@@ -264,3 +264,17 @@ def test_a_branch_to_other_data_is_named_with_their_place(
     (words,) = remedied(refused.output)
     answer = submit(*words, "--run", "b")
     assert answer.exit_code == 0, answer.output
+
+
+def test_a_root_that_is_gone_is_not_exchanged_for_a_newer_one(folder: Path, jobs: list[Job]) -> None:
+    pinned = open_dataset("data").root
+    shutil.copytree("other/data", "newer")
+    for name in ("plan", "shards", "meta", "commits", "sealed", "DATASET.json"):  # as if sealed anew
+        if Path("data", name).is_dir():
+            shutil.rmtree(Path("data", name))
+            shutil.copytree(Path("newer", name), Path("data", name))
+        else:
+            shutil.copy(Path("newer", name), Path("data", name))
+    answer = submit("pretrain", "--recipe", "r.yaml", "--run", "a", "train.steps=9")
+    assert answer.exit_code == 2
+    assert f"has no sealed root {pinned[:12]}" in answer.output

@@ -33,7 +33,7 @@ ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=No
 
 def make_guard(method: nn.Module | None = None, *, max_skipped: int = 3, in_a_row: int = 0) -> Guard:
     guard = Guard(method or nn.BatchNorm1d(2), world=ALONE, max_skipped=max_skipped, spike_deviations=20.0)
-    guard.load({"in_a_row": in_a_row, "losses": [], "rollbacks": [], "inherited": 0})
+    guard.load({"in_a_row": in_a_row, "losses": [], "rollbacks": []})
     return guard
 
 
