@@ -69,8 +69,9 @@ def forget_a_size(checkpoint: Path) -> None:
     "damage", [truncate, replace, remove, cut_manifest, scramble_manifest, forget_a_size]
 )
 def test_a_file_that_is_missing_or_of_another_size_is_a_sentence_and_the_remedy_works(
-    run: Path, damage: Callable[[Path], None], step: int
+    run: Path, damage: Callable[[Path], None], step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pipeline.checkpoint.files.WAITS", (0.0, 0.0))
     broken = run / "checkpoints" / f"step-{step:08d}"
     damage(broken)
     with pytest.raises(UserError, match=rf"checkpoint {broken} is broken \(.+\): remove it and give"):
