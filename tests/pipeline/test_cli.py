@@ -134,14 +134,16 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(recipe: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_mistake_that_only_the_ranks_can_see_is_one_line_too(recipe: Path) -> None:
-    words = ["pretrain", "--recipe", str(recipe), "--run", "wrong"]
-    words += ["--ranks", "2", "train.strategy=fsdp2", "train.shard_ranks=3"]
-    finished = subprocess.run([*SUBMIT, *words], capture_output=True, text=True, check=False)
-    assert finished.returncode == 2
-    assert finished.stderr.startswith("submit: ") and len(finished.stderr.splitlines()) == 1
-    assert "train.shard_ranks 3 does not divide 2 ranks" in finished.stderr
+def test_a_mistake_that_only_the_ranks_can_see_is_one_line_too(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("pretrain", "--recipe", recipe, "--run", "wrong")
+    finished = submit(*words, "--ranks", 2, "train.strategy=fsdp2", "train.shard_ranks=3")
+    told = line(finished)
+    assert told.startswith("submit: ")
+    assert "train.shard_ranks 3 does not divide 2 ranks" in told
     assert "Traceback" not in finished.stdout
+    assert capfd.readouterr() == ("", "")  # nor do the ranks write past the command
     status = RunFolder.open(Path("runs/wrong")).status()
     assert status.state is State.FAILED and status.failure is not None and status.failure.user_error
 

@@ -147,6 +147,15 @@ def test_a_teacher_is_gathered_for_its_forward_pass_and_has_no_gradient_or_momen
 def test_the_command_prints_a_table_json_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    counted: dict[int, StepCount] = {}
+
+    def count_once(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
+        """The table and the JSON are of the same recipe."""
+        if rank_rows not in counted:
+            counted[rank_rows] = count_step(recipe, rank_rows=rank_rows)
+        return counted[rank_rows]
+
+    monkeypatch.setattr("pipeline.plan.step_count.count_step", count_once)
     plot = tmp_path / "plan.svg"
     words = [
         "plan",
@@ -163,6 +172,7 @@ def test_the_command_prints_a_table_json_and_a_picture(
     words += ["data.batch_size=64", "train.epochs=null", "trunk.regnet.depth=2"]
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 0, shown.output
+    assert sorted(counted) == [8, 16]  # the rows of a rank, and twice as many: counted once each
     assert "parameters" in shown.output and "bound by" in shown.output
     assert "</svg>" in plot.read_text()
     values = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
