@@ -260,7 +260,7 @@ def test_D4_bodies_that_unfold_and_then_stall_are_not_all_in_memory(server):
         tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
         before = sum(process.memory_info().rss for process in tree)
         urls = [f"http://127.0.1.{n}:{stalling.server_address[1]}/" for n in range(1, 25)]
-        outcomes = fetched(urls, replace(SETTINGS, deadline=1.0, max_bytes=32 << 20, robots=False))
+        outcomes = fetched(urls, replace(SETTINGS, deadline=0.5, max_bytes=32 << 20, robots=False))
         stalled.set()
         stalling.shutdown()
     assert {reason(outcome) for outcome in outcomes.values()} == {"deadline"}
