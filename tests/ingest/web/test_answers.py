@@ -211,7 +211,7 @@ def test_a_connection_is_used_again_but_not_after_an_odd_answer():
 
     def handle(handler):
         while path := path_asked(handler):
-            connections.append(id(handler))
+            connections.append(handler)  # its id may be another's later
             handler.wfile.write(ANSWERS[kinds[int(path[1:])]][0])
 
     with serving(handle) as port:
