@@ -97,7 +97,7 @@ def settled_status(run: RunFolder, *, locked: bool = False) -> Status:
                 if status.state.ended:
                     _write_end(run, status)
     except (OSError, UserError):
-        pass
+        pass  # what is news is told all the same; who looks next writes it down
     return status
 
 

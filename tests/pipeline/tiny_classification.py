@@ -16,6 +16,16 @@ from pipeline.train.setup import Training, set_up
 
 PLAIN = {"jitter_probability": 0, "grey_probability": 0, "blur_probability": 0}  # colours tell the classes
 CROP = {"count": 1, "size": 16, "scale": [0.3, 1.0], "photometric": PLAIN}
+# All that a classifier draws and averages.
+MIXED = {
+    "label_smoothing": 0.1,
+    "mixup": 0.4,
+    "cutmix": 1.0,
+    "mix_rows": 2,
+    "dropout": 0.3,
+    "ema": 0.9,
+    "ema_start": 0.2,
+}
 
 
 def recipe_of(data: Path, method: dict[str, Any], **changes: Any) -> PretrainRecipe:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_classification import Never, recipe_of, run, world_of
+from tiny_classification import MIXED, Never, recipe_of, run, world_of
 from tiny_training import make_dataset, make_recipe
 from torch import Tensor, nn
 
@@ -36,15 +36,6 @@ from pipeline.train.run_recipe import pin_dataset
 from pipeline.train.setup import set_up
 
 Ranks = Callable[..., list[Any]]
-MIXED = {
-    "label_smoothing": 0.1,
-    "mixup": 0.4,
-    "cutmix": 1.0,
-    "mix_rows": 2,
-    "dropout": 0.3,
-    "ema": 0.9,
-    "ema_start": 0.2,
-}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_loop import rows, same_tensors, wait_for_step
-from tiny_classification import recipe_of
+from tiny_classification import MIXED, recipe_of
 from tiny_training import make_dataset
 
 from pipeline.checkpoint.files import latest, read_tensors
@@ -19,15 +19,6 @@ from pipeline.recipe import transfer
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.loop import pretrain
 
-MIXED = {
-    "label_smoothing": 0.1,
-    "mixup": 0.4,
-    "cutmix": 1.0,
-    "mix_rows": 2,
-    "dropout": 0.3,
-    "ema": 0.9,
-    "ema_start": 0.2,
-}
 STEPS = 15
 
 
