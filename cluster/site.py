@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -86,6 +86,24 @@ class Notify(Section):
 ContainerRuntime = Literal["pyxis", "apptainer", "podman-hpc"]
 
 
+class CpuJobs(Section):
+    """Where jobs go that ask for no GPU: the parts of a crawl, the tasks of a deduplication, timetables,
+    stages that need none. Without such a section they go where all others go.
+
+    What a node of GPUs is asked for is not theirs: where a key here says nothing, SLURM's own default is
+    taken, and of `account` and `cpus_per_rank` the site's.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    cpus_per_rank: PositiveInt | None = None
+    memory_gb: NonNegativeInt | None = None
+    minutes: PositiveInt | None = None
+    sbatch: Options = Field(default_factory=dict)
+
+
 class Thresholds(Section):
     """What counts as fit in a preflight.
 
@@ -144,6 +162,7 @@ class Site(Section):
     environment: dict[VariableName, VariableValue] = Field(default_factory=dict)
     sbatch: Options = Field(default_factory=dict)
     srun: Options = Field(default_factory=dict)
+    cpu: CpuJobs | None = None
     ray_address: str | None = None
     notify: Notify = Notify()
     preflight: Thresholds = Thresholds()
@@ -159,7 +178,8 @@ class Site(Section):
 
     @model_validator(mode="after")
     def _options_are_free(self) -> Self:
-        for command, options in (("sbatch", self.sbatch), ("srun", self.srun)):
+        of_cpu_jobs = {} if self.cpu is None else self.cpu.sbatch
+        for command, options in (("sbatch", self.sbatch), ("srun", self.srun), ("cpu.sbatch", of_cpu_jobs)):
             for name in options:
                 if name in SAID_BY_KEYS:
                     raise ValueError(f"{command}.{name} has a key of its own: say {SAID_BY_KEYS[name]}")
@@ -169,12 +189,24 @@ class Site(Section):
 
     @model_validator(mode="after")
     def _asked_in_time(self) -> Self:
-        if self.minutes is not None and self.signal_seconds + 60 >= 60 * self.minutes:
-            raise ValueError(
-                f"signal_seconds is {self.signal_seconds}, and SLURM may signal a minute early: a job of "
-                f"{self.minutes} minutes would be asked to stop as soon as it starts; lower signal_seconds"
-            )
+        for minutes in (self.minutes, None if self.cpu is None else self.cpu.minutes):
+            if minutes is not None and self.signal_seconds + 60 >= 60 * minutes:
+                raise ValueError(
+                    f"signal_seconds is {self.signal_seconds}, and SLURM may signal a minute early: a job of "
+                    f"{minutes} minutes would be asked to stop as soon as it starts; lower signal_seconds"
+                )
         return self
+
+    def for_cpu_jobs(self) -> Self:
+        """The site as jobs find it that ask for no GPU: with what its `cpu` says, if it has that section, and
+        nothing of what its nodes of GPUs are asked for.
+        """
+        if self.cpu is None:
+            return self
+        own = {name: getattr(self.cpu, name) for name in type(self.cpu).model_fields}
+        own |= {name: own[name] or getattr(self, name) for name in ("account", "cpus_per_rank")}
+        nothing: dict[str, Any] = {"gpus_per_node": 0, "gpu_type": None, "srun": {}, "cpu": None}
+        return self.model_copy(update=own | nothing)
 
     def with_shell_defaults(self, environment: Mapping[str, str]) -> tuple[Self, list[str]]:
         """The site with what the user's shell says to sbatch, where the site says nothing; and the words for
@@ -222,9 +254,10 @@ def read_site(path: Path) -> Site:
 def _known(section: type[Section], values: dict[str, Any]) -> dict[str, Any]:
     known = {name: value for name, value in values.items() if name in section.model_fields}
     for name, value in known.items():
-        kind = section.model_fields[name].annotation
-        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Section):
-            known[name] = _known(kind, value)
+        annotation = section.model_fields[name].annotation
+        for kind in (annotation, *get_args(annotation)):  # of `CpuJobs | None`, its parts
+            if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Section):
+                known[name] = _known(kind, value)
     return known
 
 

@@ -30,7 +30,7 @@ from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.site import LINE_BREAK, Site
 from cluster.slurm.command import call
-from cluster.slurm.script import Options, pattern, sbatch_script, site_options, site_setup
+from cluster.slurm.script import Options, memory, pattern, sbatch_script, site_options, site_setup
 from cluster.typed_json import read_record
 
 logger = logging.getLogger(__name__)
@@ -215,6 +215,10 @@ def _waiting(path: Path) -> list[str]:
 
 def _script(path: Path, site: Site) -> str:
     """The batch script of a firing."""
+    where = site.for_cpu_jobs()
+    own: Options = {"time": FIRING_MINUTES}
+    if site.cpu is not None:  # else it is of nodes that a firing does not need whole
+        own |= {"mem": memory(where)}
     fixed: Options = {
         "output": pattern(path.absolute().parent) + f"/{path.stem}.log",
         "open-mode": "append",
@@ -223,8 +227,8 @@ def _script(path: Path, site: Site) -> str:
     return sbatch_script(
         _job_name(path),
         path.absolute().parent,
-        {"time": FIRING_MINUTES} | site_options(site) | fixed,
-        setup=site_setup(site, failed='echo "setup failed: $1" >&2'),
+        own | site_options(where) | fixed,
+        setup=site_setup(where, failed='echo "setup failed: $1" >&2'),
         command=f"exec {firing}",
     )
 

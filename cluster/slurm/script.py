@@ -26,7 +26,9 @@ def render(job: Job, site: Site, *, after: Sequence[str] = (), exclude: Sequence
         after: ids of jobs that must complete first; if one fails, this one is cancelled.
         exclude: nodes not to use, besides the site's.
     """
-    wants, minutes = job.resources, job.resources.minutes or site.minutes
+    wants = job.resources
+    site = site if wants.gpus_per_rank else site.for_cpu_jobs()
+    minutes = wants.minutes or site.minutes
     # Of a short job not more than half: else it would be asked to stop as it starts.
     signal_seconds = site.signal_seconds if minutes is None else min(site.signal_seconds, 30 * minutes)
     cpus = wants.cpus_per_rank or site.cpus_per_rank
@@ -37,7 +39,7 @@ def render(job: Job, site: Site, *, after: Sequence[str] = (), exclude: Sequence
         "ntasks-per-node": wants.ranks_per_node,
         "cpus-per-task": cpus,
         "gpus-per-node": _gpus(wants.gpus_per_rank * wants.ranks_per_node, site.gpu_type),
-        "mem": f"{site.memory_gb}G" if site.memory_gb else site.memory_gb,
+        "mem": memory(site),
         "time": minutes,
         "exclude": ",".join([*site.exclude, *exclude]) or None,
         "signal": f"USR2@{signal_seconds}",
@@ -142,6 +144,11 @@ def site_setup(site: Site, *, failed: str) -> list[str]:
         *(f"{command} || setup_failed {shlex.quote(line)}" for command, line in lines),
         *exports(site.environment),
     ]
+
+
+def memory(site: Site) -> str | int | None:
+    """What a job asks for of each node."""
+    return f"{site.memory_gb}G" if site.memory_gb else site.memory_gb
 
 
 def _gpus(count: int, kind: str | None) -> str | int | None:

@@ -83,6 +83,7 @@ def run_plan(
         return crawl_here(plan, fetch=fetch, workers=workers, parts=parts, progress=progress, counts=counts)
     assert spread.parts is not None
     site = site_for_jobs(spread.cluster)
+    site = site if spread.executor == "ray" else site.for_cpu_jobs()
     workers = spread.workers or site.cpus_per_rank or WORKERS_PER_CRAWLER
     if spread.executor == "ray":
         return crawl_on_ray(

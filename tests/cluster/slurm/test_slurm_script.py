@@ -16,7 +16,7 @@ from cluster.errors import UserError
 from cluster.job import Job, Resources, State
 from cluster.run.folder import RunFolder
 from cluster.run.status import Status
-from cluster.site import Notify, Site, load_site
+from cluster.site import CpuJobs, Notify, Site, load_site, read_site
 from cluster.slurm.batch import unprepared
 from cluster.slurm.command import clean_environment
 from cluster.slurm.executor import SlurmExecutor
@@ -118,6 +118,42 @@ def test_numbers_are_text_to_a_process_and_no_memory_is_all_of_it(tmp_path: Path
     script = render(JOB, load_site(str(tmp_path / "site.yaml")))
     assert {"mem": "0", "gpus-per-node": "h100:8", "propagate": "NONE"}.items() <= options(script).items()
     assert "export NCCL_IB_TIMEOUT=22" in script.splitlines()
+
+
+GPU_NODES = Site(
+    partition="gpu",
+    account="vision",
+    qos="large",
+    gpus_per_node=8,
+    gpu_type="h100",
+    cpus_per_rank=12,
+    memory_gb=900,
+    minutes=4320,
+    sbatch={"exclusive": True},
+    srun={"gpu-bind": "closest"},
+)
+
+
+def test_jobs_without_gpus_go_where_the_site_has_them_and_ask_for_nothing_of_its_gpu_nodes() -> None:
+    site = GPU_NODES.model_copy(
+        update={"cpu": CpuJobs(partition="cpu", memory_gb=16, minutes=60, sbatch={"nice": 9})}
+    )
+    job = replace(JOB, resources=Resources())
+    script = render(job, site)
+    found = options(script)
+    expected = {
+        "partition": "cpu",
+        "account": "vision",
+        "cpus-per-task": "12",
+        "mem": "16G",
+        "time": "60",
+        "nice": "9",
+    }
+    assert expected.items() <= found.items()
+    assert not {"qos", "exclusive", "gpus-per-node"} & found.keys()
+    assert "gpu-bind" not in script
+    assert render(JOB, site) == render(JOB, GPU_NODES)  # GPUs are asked for as ever
+    assert "exclusive" in options(render(job, GPU_NODES))  # and so is all where there is no such section
 
 
 @pytest.mark.parametrize(
@@ -327,6 +363,9 @@ def test_the_default_site_says_nothing() -> None:
         ({"sbatch": {"output=x\n": "1"}}, "sbatch"),
         ({"sbatch": {"array": "1-2"}}, r"sbatch\.array is set by each job itself: leave it out"),
         ({"sbatch": {"time": 60}}, r"sbatch\.time has a key of its own: say minutes"),
+        ({"cpu": {"sbatch": {"mem": 1}}}, r"cpu\.sbatch\.mem has a key of its own: say memory_gb"),
+        ({"cpu": {"minutes": 3}}, "a job of 3 minutes would be asked to stop as soon as it starts"),
+        ({"cpu": {"gpus_per_node": 8}}, "gpus_per_node"),
         ({"srun": {"output": "x"}}, r"srun\.output is set by each job itself"),
         ({"environment": {"A": True}}, r"environment\.A"),
         ({"setup": ["true\nfalse"]}, "setup has a line break in it"),
@@ -341,6 +380,11 @@ def test_a_wrong_site_file_is_told_in_a_sentence(
     (tmp_path / "site.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=message):
         load_site(str(tmp_path / "site.yaml"))
+
+
+def test_a_site_of_a_later_version_is_read_without_what_is_not_known_here(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("{later: 1, cpu: {partition: c, later: 2}, preflight: {later: 3}}")
+    assert read_site(tmp_path / "site.yaml") == Site(cpu=CpuJobs(partition="c"))
 
 
 def test_a_webhook_is_http() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from cluster.site import Site
+from cluster.site import CpuJobs, Site
 from cluster.slurm.schedule import Schedule, fire, install, installed, remove
 
 SCRONTAB = """#!/bin/sh
@@ -49,7 +49,12 @@ def test_an_entry_comes_and_goes_and_leaves_the_others_alone(table: Path, tmp_pa
     assert script.read_text().endswith(f"-m cluster.slurm.schedule {tmp_path / 's' / 'nightly.json'}\n")
     assert [schedule.name for schedule in installed(tmp_path / "s")] == ["nightly", "other"]
 
-    install(tmp_path / "s", "nightly", "0 4 * * *", command, Site())  # again, at another time
+    # Again, at another time, and where jobs without GPUs go.
+    cpu = CpuJobs(partition="cpu", memory_gb=4)
+    install(tmp_path / "s", "nightly", "0 4 * * *", command, Site(partition="gpu", cpu=cpu))
+    assert {"#SCRON --partition=cpu", "#SCRON --mem=4G", "#SCRON --time=60"} <= {
+        *table.read_text().split("\n")
+    }
     assert "0 2 * * * " not in table.read_text()
     remove(tmp_path / "s", "nightly")
     assert "nightly" not in table.read_text()
