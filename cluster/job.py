@@ -71,6 +71,14 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Task:
+    """The place of a job in an array of SLURM's: the array's name, and a number there."""
+
+    array: str
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """An importable function and its JSON arguments, called once on every rank. Nothing is pickled (S1).
 
@@ -82,6 +90,7 @@ class Job:
         folder: the run folder: status, logs and errors go there, and whatever the function writes.
         max_crashes: how often it may crash, without a newer checkpoint, until it is not started again by
             itself. Executors that never restart a job ignore it.
+        task: of the array that it was submitted in; None if it was submitted alone.
     """
 
     name: str
@@ -90,6 +99,7 @@ class Job:
     resources: Resources
     folder: Path
     max_crashes: int = 3
+    task: Task | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):

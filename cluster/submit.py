@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from cluster.errors import AlreadyRunning, Refused
 from cluster.executors import Executor, settled
@@ -15,6 +17,7 @@ from cluster.run.status import Status, why
 from cluster.run.trust import refuse_untrusted
 from cluster.site import write_site
 
+OTHERS = "remove it, or have the run in another place"
 SBATCH_PATIENCE = 120.0  # seconds that another submission of the same run may wait for SLURM
 
 
@@ -31,21 +34,23 @@ def submit(job: Job, executor: Executor, *, keep_source: bool = False, trust: bo
         UserError: if the executor can never run such a job, or others decide on what is in its folder.
         Refused: if it does not take this one; the run's status is as it was before.
     """
-    job = replace(job, folder=job.folder.absolute())
+    job = replace(job, folder=job.folder.absolute(), task=None)
     executor.refuse_impossible(job)
     if job.folder.is_dir() and not trust:
         # Its owner could put another job in the place of this one before it starts.
-        refuse_untrusted(job.folder, (), groups=None, remedy="remove it, or have the run in another place")
+        refuse_untrusted(job.folder, (), groups=None, remedy=OTHERS)
     run = RunFolder.create(job.folder)
     lock = run.lock(patience=SBATCH_PATIENCE if executor.name == "slurm" else LOCK_PATIENCE)
     try:
         _refuse_if_it_goes_on(run, executor.name)
         before = run.status_before()
-        pending = _prepare(run, job, executor, before, keep_source=keep_source)
+        kept = executor.name == "local" or (keep_source and (run.path / "source").is_dir())
+        snapshot = None if kept else snapshot_source
+        pending = prepare(run, job, executor, before, snapshot=snapshot)
         try:
             return executor.start(job, run, pending, lock)
         except Refused:
-            _restore(run, before)
+            restore(run, before)
             raise
     except BaseException:
         lock.close()
@@ -71,18 +76,26 @@ def _refuse_if_it_goes_on(run: RunFolder, here: ExecutorName) -> None:
         )
 
 
-def _prepare(
-    run: RunFolder, job: Job, executor: Executor, before: Status | None, *, keep_source: bool
+def prepare(
+    run: RunFolder,
+    job: Job,
+    executor: Executor,
+    before: Status | None,
+    *,
+    snapshot: Callable[[Path], object] | None,
 ) -> Status:
     """Forget how the run ended before, and write down what is to be run.
+
+    Args:
+        snapshot: puts the source into the run's folder; None: it needs none, or has one.
 
     Returns:
         What status.json is to say until the job has started.
     """
     run.clear_cancel()
     run.clear_attempt()
-    if executor.name != "local" and not (keep_source and (run.path / "source").is_dir()):
-        snapshot_source(run.path)
+    if snapshot is not None:
+        snapshot(run.path)
     if executor.site is not None:
         write_site(executor.site, run.path / "site.yaml")
     else:  # whoever has left one there, its command is not to be called
@@ -105,7 +118,8 @@ def _prepare(
     )
 
 
-def _restore(run: RunFolder, before: Status | None) -> None:
+def restore(run: RunFolder, before: Status | None) -> None:
+    """Have a run that was not taken say what it said before."""
     if before is not None:
         run.write_status(before)
     else:

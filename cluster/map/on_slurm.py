@@ -1,4 +1,4 @@
-"""A function over many tasks, as jobs of SLURM.
+"""A function over many tasks, as jobs of SLURM: an array of them.
 
 Tasks and answers are files in a folder that all nodes reach. Each of `parts` jobs does every parts-th task;
 answers are its checkpoint. One that is stopped, or has lost its node, starts again with what has no answer: a
@@ -19,13 +19,15 @@ from typing import Any
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
-from cluster.executors import settled
 from cluster.job import Job, Resources, State, import_function, import_name
 from cluster.map.tasks import MapTasks, R, T
+from cluster.parts import runs_of_parts, submit_parts
 from cluster.run.folder import RunFolder
 from cluster.run.status import raise_unless_completed
 from cluster.site import Site
-from cluster.submit import submit
+from cluster.slurm.executor import SlurmExecutor, cancel_jobs
+from cluster.slurm.status import settled_statuses
+from cluster.wording import several
 
 _POLL_S = 2.0
 
@@ -45,8 +47,6 @@ def on_slurm(site: Site, *, name: str, parts: int, runs: Path, scratch: Path) ->
     stem = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{secrets.token_hex(4)}"
 
     def map_tasks(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
-        from cluster.slurm.executor import SlurmExecutor
-
         # A node that was given up may still write there.
         with tempfile.TemporaryDirectory(
             prefix="ingest-tasks-", dir=scratch.resolve(), ignore_cleanup_errors=True
@@ -55,16 +55,14 @@ def on_slurm(site: Site, *, name: str, parts: int, runs: Path, scratch: Path) ->
             jobs = _jobs(
                 f"{stem}-{function.__name__}", import_name(function), folder, min(parts, len(tasks)), runs
             )
-            handles = []
+            submitted = submit_parts(jobs, SlurmExecutor(site))
             try:
-                for job in jobs:
-                    handles.append(submit(job, SlurmExecutor(site)))
-                    logger.info("%s: submitted as slurm job %s", job.name, handles[-1].id)
-                yield from _answers(Path(folder), len(tasks), [RunFolder(job.folder) for job in jobs])
+                submitted.refuse_waiting("give fewer --parts")
+                logger.info("%s in %s", several(len(jobs), "slurm job"), jobs[0].folder.parent)
+                yield from _answers(Path(folder), len(tasks), submitted.runs)
             except BaseException:  # Ctrl-C, too
-                for handle in handles:
-                    with contextlib.suppress(UserError):  # it has ended meanwhile
-                        handle.cancel()
+                with contextlib.suppress(UserError):  # they have ended meanwhile
+                    cancel_jobs(submitted.runs)
                 raise
 
     return map_tasks
@@ -96,13 +94,11 @@ def task_rank(function: str, folder: str, run: str, part: int, parts: int) -> No
 
 def _jobs(stem: str, function: str, folder: str, parts: int, runs: Path) -> list[Job]:
     jobs = []
-    for part in range(parts):
-        name = f"{stem}-{part + 1}-of-{parts}"
-        run = (runs / name).absolute()
+    for part, run in enumerate(runs_of_parts(runs / stem, parts)):
         arguments = {"function": function, "folder": folder, "run": str(run), "part": part, "parts": parts}
         jobs.append(
             Job(
-                name=name,
+                name=f"{stem}-{run.name}",
                 function=import_name(task_rank),
                 arguments=arguments,
                 resources=Resources(cpus_per_rank=1),
@@ -116,7 +112,7 @@ def _answers(folder: Path, tasks: int, runs: Sequence[RunFolder]) -> Iterator[An
     """Each as soon as it is there, and those before it are."""
     following = 0
     while following < tasks:
-        statuses = [settled(run) for run in runs]  # asked first: an answer that came before an end is seen
+        statuses = settled_statuses(runs)  # asked first: an answer that came before an end is seen
         # Listed, not looked up: a network file system may remember for long that a name was not there.
         there = set(os.listdir(folder))  # noqa: PTH208
         while (file := _answer_file(folder, following)).name in there:

@@ -205,7 +205,7 @@ class RunFolder:
         if status is None:  # no executor has started this
             return
         mine = int(os.environ.get("SUBMIT_START", "0"))
-        job = os.environ.get("SLURM_JOB_ID", status.id) if status.executor == "slurm" else status.id
+        job = (slurm_job() or status.id) if status.executor == "slurm" else status.id
         if status.executor != "local" and (status.start, status.id) != (mine, job):
             raise RuntimeError(
                 f"start {status.start} of {status.executor} job {status.id} has taken this run over from "
@@ -305,9 +305,19 @@ class RunFolder:
                     time.sleep(FOLLOW_SECONDS)
 
 
+def slurm_job() -> str:
+    """SLURM's id of the job that this process belongs to; empty if it belongs to none.
+
+    Of a task of an array, ARRAY_TASK: its SLURM_JOB_ID may be the array's, which stands for all of its tasks.
+    """
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID", "")
+
+
 def start_token() -> str:
     """Names the start that this process belongs to: the scheduler's job, and which start of it."""
-    return f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SUBMIT_START', '0')}"
+    return f"{slurm_job()}.{os.environ.get('SUBMIT_START', '0')}"
 
 
 def list_runs(folder: Path) -> list[RunFolder]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
+import secrets
 import shutil
 import subprocess
 from importlib import metadata, util
@@ -21,15 +25,49 @@ def snapshot_source(run: Path) -> Path:
         The folder to put on PYTHONPATH.
     """
     folder, temporary = run / "source", run / ".source"
-    shutil.rmtree(temporary, ignore_errors=True)
-    for package in PACKAGES:
-        shutil.copytree(_home(package), temporary / package, ignore=shutil.ignore_patterns("__pycache__"))
-    write_atomically(temporary / "version.json", json.dumps(source_version(), indent=2) + "\n")
-    if (root := _checkout()) is not None:
-        write_atomically(temporary / "uncommitted.diff", _git(root, "diff", "--no-ext-diff", "HEAD"))
-    shutil.rmtree(folder, ignore_errors=True)
+    _copy_source(temporary)
+    _clear(folder)
     temporary.rename(folder)
     return folder
+
+
+def share_source(folder: Path) -> Path:
+    """The same for many runs below a folder: `{folder}/source-DIGEST`, which is left as it is for as long as
+    any of them may be started again.
+    """
+    temporary = folder / f".source-{secrets.token_hex(4)}"
+    _copy_source(temporary)
+    digest = hashlib.sha256()
+    for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(temporary)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    shared = folder / f"source-{digest.hexdigest()[:12]}"
+    if not shared.is_dir():
+        with contextlib.suppress(OSError):  # another submission was quicker
+            temporary.rename(shared)
+    shutil.rmtree(temporary, ignore_errors=True)
+    return shared
+
+
+def link_source(run: Path, shared: Path) -> None:
+    """Have a run start from the source that it shares with those beside it."""
+    _clear(run / "source")
+    (run / "source").symlink_to(os.path.relpath(shared, run))
+
+
+def _copy_source(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    for package in PACKAGES:
+        shutil.copytree(_home(package), folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    write_atomically(folder / "version.json", json.dumps(source_version(), indent=2) + "\n")
+    if (root := _checkout()) is not None:
+        write_atomically(folder / "uncommitted.diff", _git(root, "diff", "--no-ext-diff", "HEAD"))
+
+
+def _clear(folder: Path) -> None:
+    """Remove a folder, or a link to one."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def source_version() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from cluster.errors import UserError
 from cluster.host import node_name
 from cluster.job import PREEMPTED_EXIT_CODE, State
-from cluster.run.folder import RunFolder, start_token
+from cluster.run.folder import RunFolder, slurm_job, start_token
 from cluster.run.notify import notify
 from cluster.run.restarts import Cause, Restart, add_restart, read_restarts, spent
 from cluster.run.status import Failure, Status
@@ -99,7 +99,7 @@ def begin(run: RunFolder) -> int:
     status = replace(
         status,
         state=State.RUNNING,
-        id=os.environ["SLURM_JOB_ID"],
+        id=slurm_job(),
         attempt=status.attempt + 1,
         started=time.time(),
         start=start,
@@ -151,14 +151,14 @@ def _ended_as_asked(run: RunFolder, start: int) -> bool:
     """
     first = _first_to_end(run)
     crashed = first is not None and first["how"] not in ASKED
-    token = f"{os.environ['SLURM_JOB_ID']}.{start}"
+    token = f"{slurm_job()}.{start}"
     return run.requeue_mark(start).exists() and run.first_error(start=token) is None and not crashed
 
 
 def _time_is_over(run: RunFolder) -> bool:
     """Whether it was the time limit that asked the ranks to stop; SLURM may do so a minute early."""
     try:
-        seen = from_controller(os.environ["SLURM_JOB_ID"])
+        seen = from_controller(slurm_job())
     except NoAnswerError:
         return False
     asked = timedelta(seconds=read_site(run.path / "site.yaml").signal_seconds + 60)
@@ -248,7 +248,7 @@ def _stop(run: RunFolder, status: Status, state: State, failure: Failure | None)
 
 def _requeue(start: int) -> None:
     """Have SLURM start this job again, before the script ends: what waits for the job goes on waiting."""
-    job = os.environ["SLURM_JOB_ID"]
+    job = slurm_job()  # of an array this task alone
     deadline = time.monotonic() + REQUEUE_PATIENCE
     while True:
         try:

@@ -9,6 +9,7 @@ import contextlib
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import IO, ClassVar
 
@@ -19,8 +20,17 @@ from cluster.run.folder import RunFolder
 from cluster.run.status import Status
 from cluster.site import Site
 from cluster.slurm.command import call
-from cluster.slurm.script import asked_for, render
-from cluster.slurm.status import current_status, job_file, job_id, settle, settled_status, write_job_id
+from cluster.slurm.script import Array, asked_for, render
+from cluster.slurm.state import PATIENCE
+from cluster.slurm.status import (
+    ask_about,
+    current_status,
+    job_file,
+    job_id,
+    settle,
+    settled_status,
+    write_job_id,
+)
 
 POLL_SECONDS = 2.0
 
@@ -79,8 +89,25 @@ class SlurmExecutor:
             write_job_id(run, _id_in(submitted.stdout))
         return SlurmHandle(run)
 
-    def _script(self, job: Job) -> str:
-        return render(job, self.site, after=self.after, exclude=self.exclude)
+    def start_array(self, jobs: Sequence[Job], array: Array) -> None:
+        """Queue jobs as tasks of one array; their statuses are written, and their runs' locks held.
+
+        Raises:
+            Refused: by SLURM: none of them will run.
+            UserError: if sbatch does not answer; they may be in the queue all the same.
+        """
+        script = array.folder / f"{array.name}.sbatch"
+        write_atomically(script, self._script(jobs[0], array), private=True)
+        submitted = call(["sbatch", "--parsable", str(script)])
+        if submitted.returncode != 0:
+            raise Refused(f"SLURM refused {array.name}: {_message(submitted.stderr)}")
+        known = _id_in(submitted.stdout)
+        for job in jobs:
+            assert job.task is not None
+            write_job_id(RunFolder(job.folder), f"{known}_{job.task.number}")
+
+    def _script(self, job: Job, array: Array | None = None) -> str:
+        return render(job, self.site, after=self.after, exclude=self.exclude, array=array)
 
 
 class SlurmHandle:
@@ -111,15 +138,41 @@ class SlurmHandle:
 
     def cancel(self) -> None:
         """Ask a running job to save and end; take a waiting one out of the queue."""
-        self._run.request_cancel()
-        status = current_status(self._run)
-        waits = status.state is State.PENDING
-        # Of a running one the ranks alone: the batch script is to see how they end.
-        answer = call(["scancel", *([] if waits else ["--signal=TERM"]), status.id])
-        if answer.returncode != 0:
-            raise UserError(f"SLURM does not cancel job {status.id}: {_message(answer.stderr)}")
-        if waits:
-            settle(self._run, replace(status, state=State.CANCELLED))
+        cancel_jobs([self._run])
+
+
+def cancel_jobs(runs: Sequence[RunFolder]) -> None:
+    """Ask the jobs of runs to save and end, those that run; take those that wait out of the queue.
+
+    Raises:
+        UserError: if SLURM does not do so.
+    """
+    for run in runs:
+        run.request_cancel()
+    answer = ask_about(runs, patience=PATIENCE)
+    statuses = [(run, current_status(run, answer=answer)) for run in runs]
+    going = [(run, status) for run, status in statuses if status.id and not status.state.ended]
+    waiting = [(run, status) for run, status in going if status.state is State.PENDING]
+    running = [status.id for _, status in going if status.state is not State.PENDING]
+    # Of a running one the ranks alone: the batch script is to see how they end.
+    for options, jobs in ([], [status.id for _, status in waiting]), (["--signal=TERM"], running):
+        if jobs and (done := call(["scancel", *options, *jobs])).returncode != 0:
+            raise UserError(f"SLURM does not cancel job {', '.join(jobs)}: {_message(done.stderr)}")
+    for run, status in waiting:
+        settle(run, replace(status, state=State.CANCELLED))
+
+
+def array_limit() -> int:
+    """The first number that a task of an array may not have here.
+
+    Raises:
+        UserError: if SLURM does not answer.
+    """
+    answer = call(["scontrol", "show", "config"])
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, re.MULTILINE)
+    if answer.returncode != 0 or found is None:
+        raise UserError(f"SLURM does not say how large arrays may be: {_message(answer.stderr)}")
+    return int(found[1])
 
 
 def _id_in(stdout: str) -> str:

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import UserError
@@ -18,22 +19,65 @@ Options = dict[str, str | int | bool | None]
 NOTHING_TO_DO = 3  # exit status of `cluster.slurm.batch begin`: the run is complete already
 
 
-def render(job: Job, site: Site, *, after: Sequence[str] = (), exclude: Sequence[str] = ()) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Array:
+    """Jobs that differ in the folder of their run alone, as the tasks of one.
+
+    Their folders lie side by side, and their names in the digits that end the number they begin with:
+    "07-of-20". SLURM writes these digits into the paths of logs, so that each task has its own.
+
+    Attributes:
+        name: what SLURM calls it.
+        numbers: of the tasks that are to run, as in "3,5-9".
+        folder: the one that the runs lie in.
+        ahead, digits, behind: what is before the digits in a run's name, how many they are, what follows.
+    """
+
+    name: str
+    numbers: str
+    folder: Path
+    ahead: str
+    digits: int
+    behind: str
+
+    @property
+    def pattern(self) -> str:
+        """A task's folder to sbatch and srun."""
+        return f"{pattern(self.folder)}/{self.ahead}%{self.digits}a{self.behind}"
+
+    @property
+    def words(self) -> str:
+        """The same to a shell."""
+        number = f'$(printf "%0{self.digits}d" "$SLURM_ARRAY_TASK_ID")'
+        return f"{shlex.quote(f'{self.folder}/{self.ahead}')}{number}{shlex.quote(self.behind)}"
+
+
+def render(
+    job: Job,
+    site: Site,
+    *,
+    after: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    array: Array | None = None,
+) -> str:
     """The batch script of a job. Needs no SLURM here.
 
     Args:
         job, site: what runs, where.
         after: ids of jobs that must complete first; if one fails, this one is cancelled.
         exclude: nodes not to use, besides the site's.
+        array: the script is of all its tasks, of which this job is one.
     """
-    wants = job.resources
+    wants, logs = job.resources, f"{pattern(job.folder) if array is None else array.pattern}/logs"
     site = site if wants.gpus_per_rank else site.for_cpu_jobs()
     minutes = wants.minutes or site.minutes
     # Of a short job not more than half: else it would be asked to stop as it starts.
     signal_seconds = site.signal_seconds if minutes is None else min(site.signal_seconds, 30 * minutes)
     cpus = wants.cpus_per_rank or site.cpus_per_rank
-    # Equal names in a row: a second submission of the same work waits, and then finds it done.
+    # Equal names in a row: a second submission of the same work waits, and then finds it done. Tasks of an
+    # array all have its name, and are not to wait for each other: there the later start takes the run over.
     dependencies = [f"afterok:{':'.join(after)}"] if after else []
+    dependencies += ["singleton"] if array is None else []
     options: Options = {
         "nodes": wants.nodes,
         "ntasks-per-node": wants.ranks_per_node,
@@ -46,29 +90,31 @@ def render(job: Job, site: Site, *, after: Sequence[str] = (), exclude: Sequence
         "propagate": "NONE",  # limits of a login node's shell are not for its jobs
     }
     fixed: Options = {
-        "dependency": ",".join([*dependencies, "singleton"]),
+        "array": None if array is None else array.numbers,
+        "dependency": ",".join(dependencies) or None,
         "kill-on-invalid-dep": "yes",
-        "output": pattern(job.folder / "logs") + "/slurm.log",
+        "output": f"{logs}/slurm.log",
     }
     # Wait for ever: rank 0 may have much to do when the others are done. Who hangs, the watchdog ends.
     srun = ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL", "--open-mode=append"]
-    srun += ["--output", pattern(job.folder / "logs") + "/rank-%t.log"]
+    srun += ["--output", f"{logs}/rank-%t.log"]
     srun += [f"--cpus-per-task={cpus}"] if cpus is not None else []  # srun does not take it from the job
     srun += [option for name, value in site.srun.items() for option in _words(name, value)]
     inside: list[str] = []
     if site.container is not None:
-        mounts = [str(job.folder), *site.container_mounts]
+        mounts = [str(job.folder if array is None else array.folder), *site.container_mounts]
         of_srun, inside = _container(
             site.container_runtime, site.container, mounts=mounts, gpus=wants.gpus_per_rank > 0
         )
         srun += of_srun
+    run = f"RUN={shlex.quote(str(job.folder)) if array is None else array.words}"
     text = sbatch_script(
         job_name(job),
         job.folder / "logs",
         options | site_options(site) | fixed,
-        setup=_setup(job, site),
-        command=shlex.join([*inside, sys.executable, "-m", "cluster.rank", str(job.folder / "job.json")]),
-        teardown=["trap '' TERM USR2", f"{_batch('end', job)} --status $status ${{stopped:+--stopped}}"],
+        setup=[run, *_setup(job, site)],
+        command=f'{shlex.join([*inside, sys.executable])} -m cluster.rank "$RUN/job.json"',
+        teardown=["trap '' TERM USR2", f"{_batch('end')} --status $status ${{stopped:+--stopped}}"],
         srun=srun,
     )
     lines = text.removesuffix("\n").split("\n")
@@ -195,8 +241,13 @@ def _option(line: str) -> str | None:
 
 
 def job_name(job: Job) -> str:
-    """What SLURM calls the job: like its run, and not like a run of that name in another folder."""
-    return f"{job.name}-{hashlib.sha256(str(job.folder.absolute()).encode()).hexdigest()[:8]}"
+    """What SLURM calls the job: of a task of an array, as the array."""
+    return unique_name(job.name, job.folder) if job.task is None else job.task.array
+
+
+def unique_name(name: str, folder: Path) -> str:
+    """A name for SLURM: not like something of that name in another folder."""
+    return f"{name}-{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:8]}"
 
 
 def _setup(job: Job, site: Site) -> list[str]:
@@ -206,20 +257,19 @@ def _setup(job: Job, site: Site) -> list[str]:
     if wants.gpus_per_rank == 0:
         lines += exports(MALLOC_SETTINGS | OPENMP_SETTINGS)
     # The run's own source, and not what happens to lie in the working directory.
-    source = {"PYTHONPATH": str(job.folder / "source"), "PYTHONSAFEPATH": "1"}
-    tell = " ".join(f"{name}={shlex.quote(value)}" for name, value in source.items())
-    lines += site_setup(site, failed=f'{tell} {_batch("unprepared", job)} --status $? --line "$1"')
-    lines += exports({"PYTHONUNBUFFERED": "1"} | source)
+    source = ['PYTHONPATH="$RUN/source"', "PYTHONSAFEPATH=1"]
+    lines += site_setup(site, failed=f'{" ".join(source)} {_batch("unprepared")} --status $? --line "$1"')
+    lines += [*exports({"PYTHONUNBUFFERED": "1"}), *(f"export {each}" for each in source)]
     if (cpus := wants.cpus_per_rank or site.cpus_per_rank) is not None:
         lines.append(f"export OMP_NUM_THREADS={cpus}")
     lines += ["export SUBMIT_START=${SLURM_RESTART_COUNT:-0}"]
     if wants.nodes == 1:  # ranks on one machine need no network
-        lines.append(f"export SUBMIT_STORE={shlex.quote(str(job.folder / 'store'))}.$SUBMIT_START")
+        lines.append('export SUBMIT_STORE="$RUN/store.$SUBMIT_START"')
         lines.append("export GLOO_SOCKET_IFNAME=lo")
     lines += [
         'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + SUBMIT_START) % 12000))",
-        _batch("begin", job),
+        _batch("begin"),
         f"case $? in 0) ;; {NOTHING_TO_DO}) exit 0 ;; *) exit 1 ;; esac",
         "# Only noted: this shell is to look at how the ranks end.",
         "trap 'stopped=1' TERM; trap : USR2",
@@ -227,8 +277,8 @@ def _setup(job: Job, site: Site) -> list[str]:
     return lines
 
 
-def _batch(moment: str, job: Job) -> str:
-    return shlex.join([sys.executable, "-m", "cluster.slurm.batch", moment, str(job.folder)])
+def _batch(moment: str) -> str:
+    return f'{shlex.quote(sys.executable)} -m cluster.slurm.batch {moment} "$RUN"'
 
 
 def pattern(folder: Path) -> str:

@@ -17,6 +17,8 @@ from cluster.slurm.command import call
 
 PATIENCE = 20  # seconds: with a broken accounting daemon sacct hangs
 LOOK_PATIENCE = 2.0  # seconds: for the ping, of who only looks; one may look again
+# Of a task of an array, after its id and its name: other ids have no dash, and other names end in a digest.
+TASK = re.compile(r"_\d+$")
 SILENCE = "slurmctld does not answer"
 
 STATES = {
@@ -127,13 +129,14 @@ def _refuse_silence(patience: float) -> None:
 
 
 def from_queue(job_ids: Collection[str]) -> dict[str, Seen]:
-    """From `squeue`, by id; the controller forgets a job some minutes after its end.
+    """From `squeue`, by id; the controller forgets a job some minutes after its end. Of an array, all tasks
+    are asked for together.
 
     Raises:
         NoAnswerError: if it cannot be asked.
     """
-    words = ["--noheader", "--all", "--states=all", "--format=%A|%T|%N|%r"]
-    answer = _ask(["squeue", *words, f"--jobs={','.join(sorted(job_ids))}"])
+    words = ["--noheader", "--all", "--array", "--states=all", "--format=%i|%T|%N|%r"]
+    answer = _ask(["squeue", *words, f"--jobs={','.join(_whole(job_ids))}"])
     if answer is not None and "Invalid job id" in answer.stderr:  # if it is asked about one alone
         return {}
     if answer is None or answer.returncode != 0:
@@ -171,8 +174,8 @@ def from_accounting(job_ids: Collection[str]) -> dict[str, Seen]:
     """How jobs ended that the controller knows no more, by id; many sites have no accounting. That one runs
     is no news: the accounting has missed its end.
     """
-    words = ["--noheader", "--parsable2", "--allocations", "--format=JobIDRaw,State,NodeList"]
-    answer = _ask(["sacct", *words, f"--jobs={','.join(sorted(job_ids))}"])
+    words = ["--noheader", "--parsable2", "--allocations", "--format=JobID,State,NodeList"]
+    answer = _ask(["sacct", *words, f"--jobs={','.join(_whole(job_ids))}"])
     rows = [] if answer is None else [line.split("|") for line in answer.stdout.splitlines()]
     seen = {
         row[0]: seen_as(row[1].split()[0], nodes=row[2])  # "CANCELLED by 1000"
@@ -202,16 +205,23 @@ def nodes_down(nodes: str) -> list[str]:
 
 
 def find_jobs(names: Collection[str]) -> dict[str, str]:
-    """The ids of this user's jobs of those names that wait or run, by name.
+    """The ids of this user's jobs of those names that wait or run, by name: of a task, NAME_4 is the name as
+    ID_4 is the id.
 
     Raises:
         NoAnswerError: if the controller cannot be asked.
     """
-    answer = _ask(["squeue", "--noheader", "--me", f"--name={','.join(sorted(names))}", "--format=%A|%j"])
+    words = ["--noheader", "--me", "--array", f"--name={','.join(_whole(names))}", "--format=%i|%j"]
+    answer = _ask(["squeue", *words])
     if answer is None or answer.returncode != 0:
         raise NoAnswerError(SILENCE)
     rows = (line.partition("|") for line in answer.stdout.splitlines())
-    return {name.strip(): job_id for job_id, _, name in rows}
+    return {name.strip() + "".join(TASK.findall(job_id)): job_id for job_id, _, name in rows}
+
+
+def _whole(known: Collection[str]) -> list[str]:
+    """Ids or names, those of arrays in place of their tasks'."""
+    return sorted({TASK.sub("", one) for one in known})
 
 
 def seen_as(

@@ -15,15 +15,15 @@ from cluster.run.folder import RunFolder
 from cluster.run.notify import notify
 from cluster.run.status import Failure, Status
 from cluster.slurm.script import job_name
-from cluster.slurm.state import LOOK_PATIENCE, Answer, Seen, ask
+from cluster.slurm.state import LOOK_PATIENCE, PATIENCE, Answer, Seen, ask
 from cluster.small_file import read_small
 
 # Words of SLURM's that are "pending" to us, and go on only when somebody says so.
 HELD = re.compile(r"held|hold|special_exit", re.IGNORECASE)
 
 
-def ask_about(runs: Sequence[RunFolder]) -> Answer:
-    """Ask SLURM once about all runs that are not known to have ended, for who only looks."""
+def ask_about(runs: Sequence[RunFolder], *, patience: float = LOOK_PATIENCE) -> Answer:
+    """Ask SLURM once about all runs that are not known to have ended; by default for who only looks."""
     job_ids, names = set(), set()
     for run in runs:
         try:
@@ -32,10 +32,10 @@ def ask_about(runs: Sequence[RunFolder]) -> Answer:
                 if known := _checked(run, status.id) or job_id(run):
                     job_ids.add(known)
                 else:
-                    names.add(job_name(run.read_job()))
+                    names.add(_name_in_queue(run))
         except (OSError, UserError):  # it is told of where that run itself is looked at
             continue
-    return ask(job_ids, names, patience=LOOK_PATIENCE)
+    return ask(job_ids, names, patience=patience)
 
 
 def current_status(run: RunFolder, *, locked: bool = False, answer: Answer | None = None) -> Status:
@@ -56,7 +56,7 @@ def current_status(run: RunFolder, *, locked: bool = False, answer: Answer | Non
     status = replace(status, id=_checked(run, status.id) or job_id(run))
     if not status.id and run.is_held() and not locked:
         return status  # somebody is submitting it now
-    known_as = status.id or job_name(run.read_job())
+    known_as = status.id or _name_in_queue(run)
     if answer is None or known_as not in answer.asked:  # it was submitted since
         answer = ask([known_as]) if status.id else ask([], [known_as])
     if answer.silence:
@@ -70,6 +70,12 @@ def current_status(run: RunFolder, *, locked: bool = False, answer: Answer | Non
     return replace(status, state=State.FAILED, failure=failure)
 
 
+def _name_in_queue(run: RunFolder) -> str:
+    """By which SLURM tells its job from others while nobody knows the id."""
+    job = run.read_job()
+    return job_name(job) if job.task is None else f"{job.task.array}_{job.task.number}"
+
+
 def _as_seen(run: RunFolder, status: Status, answer: Answer) -> Status:
     seen = answer.seen.get(status.id)
     if seen is not None and not seen.state.ended:
@@ -79,13 +85,19 @@ def _as_seen(run: RunFolder, status: Status, answer: Answer) -> Status:
     return written if written.state.ended else _ended_without_a_word(run, status, seen)
 
 
-def settled_status(run: RunFolder, *, locked: bool = False) -> Status:
+def settled_statuses(runs: Sequence[RunFolder], *, locked: bool = False) -> list[Status]:
+    """`settled_status` of many runs, about which SLURM is asked once."""
+    answer = ask_about(runs, patience=PATIENCE)
+    return [settled_status(run, locked=locked, answer=answer) for run in runs]
+
+
+def settled_status(run: RunFolder, *, locked: bool = False, answer: Answer | None = None) -> Status:
     """The same, and what nobody else could write is written down: the id of its job, and its end, of which
     people are told then. SLURM forgets both.
 
     For who submits a run, waits for it or cancels it. One who may only look just looks.
     """
-    status = current_status(run, locked=locked)
+    status = current_status(run, locked=locked, answer=answer)
     if not _has_news(run, status):
         return status
     try:
@@ -179,6 +191,6 @@ def job_id(run: RunFolder) -> str:
 
 def _checked(run: RunFolder, known: str) -> str:
     """An id from a folder, before a command of SLURM's gets it: `--user=me` means all jobs of mine."""
-    if known and not re.fullmatch(r"[0-9]{1,20}", known):
+    if known and not re.fullmatch(r"[0-9]{1,20}(_[0-9]{1,10})?", known):
         raise UserError(f"{run.path}: {known!r} is no id of a SLURM job; what lies there is damaged")
     return known

@@ -1,6 +1,7 @@
 """What runs a crawl: the options, and what they start."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +11,11 @@ import typer
 from cluster.errors import UserError
 from cluster.host import CORES
 from cluster.job import ExecutorName
+from cluster.parts import Part
 from cluster.site import load_site, site_for_jobs
-from ingest.crawl.divide import WORKERS_PER_CRAWLER
+from ingest.crawl.divide import RUN_AGAIN, WORKERS_PER_CRAWLER
 from ingest.crawl.on_ray import crawl_on_ray
-from ingest.crawl.on_slurm import PartJob, submit_to_slurm, wait_for_slurm
+from ingest.crawl.on_slurm import submit_to_slurm, wait_for_slurm
 from ingest.crawl.on_this_machine import crawl_here
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
@@ -104,20 +106,21 @@ def run_plan(
         runs=spread.runs,
         counts=counts,
     )
-    _tell(submitted)
+    _tell(submitted.parts)
+    submitted.refuse_waiting(RUN_AGAIN)
     # With nothing to submit, all units are there; a job that did not live to seal them may be missed.
-    if spread.wait or not submitted:
-        return wait_for_slurm(plan, submitted, progress=progress, counts=counts)
+    if spread.wait or not submitted.parts:
+        return wait_for_slurm(plan, submitted.runs, progress=progress, counts=counts)
     return None
 
 
-def _tell(submitted: list[PartJob]) -> None:
-    for job in submitted:
-        how = "submitted" if job.new else "is going on"
-        typer.echo(f"{job.run.path.name}: {how} as slurm job {job.id}", err=True)
-    if submitted:
-        folder = submitted[0].run.path.parent
+def _tell(parts: Sequence[Part]) -> None:
+    for part in parts:
+        how = "submitted" if part.new else "is going on"
+        typer.echo(f"{part.run.path.name}: {how} as slurm job {part.id}", err=True)
+    if parts:
+        folder = parts[0].run.path.parent
         typer.echo(
-            f"The last of them seals the dataset. `submit list --folder {folder}` tells how they go.",
+            f"The last of them seals the dataset. `submit status --folder {folder}` tells how they go.",
             err=True,
         )

@@ -4,16 +4,18 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from cluster.errors import AlreadyRunning, UserError
-from cluster.executors import settled, status_of
+from cluster.errors import UserError
+from cluster.executors import Look, status_of
+from cluster.parts import Submitted, runs_of_parts, submit_parts
 from cluster.run.folder import RunFolder
 from cluster.run.status import raise_unless_completed
 from cluster.site import Site
-from cluster.submit import submit
+from cluster.slurm.executor import SlurmExecutor
+from cluster.slurm.status import settled_statuses
 from ingest.crawl.crawl import count_planned
 from ingest.crawl.divide import (
     RUN_AGAIN,
@@ -34,25 +36,11 @@ from ingest.web.settings import FetchSettings
 _POLL_SLURM_S = 2.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class PartJob:
-    """The job of a part.
-
-    Attributes:
-        run: its folder; `submit status`, `logs` and `cancel` know it.
-        id: SLURM's number of the job.
-        new: it was submitted just now; else it was going on.
-    """
-
-    run: RunFolder
-    id: str
-    new: bool
-
-
 def submit_to_slurm(
     plan: Plan, *, fetch: FetchSettings, workers: int, parts: int, site: Site, runs: Path, counts: Counts
-) -> list[PartJob]:
-    """Submit one job for each part with units left, unless it is going on. Whichever ends last, seals.
+) -> Submitted:
+    """Submit one job for each part with units left, unless it is going on, all of them as an array. Whichever
+    ends last, seals.
 
     Each is started again by SLURM when it is preempted, out of time, or has lost its node.
 
@@ -67,31 +55,23 @@ def submit_to_slurm(
     Raises:
         UserError: SLURM refuses; or the same crawl is going on in another number of parts.
     """
-    from cluster.slurm.executor import SlurmExecutor, SlurmHandle
-
     left = set(units_left(plan, fetch, Counts()))
     count_planned(plan, counts)
     chunks = divide(plan.units, parts, partial(first_site, plan))
     stem = _run_name(plan)
-    names = [f"{stem}-{number + 1}-of-{len(chunks)}" for number in range(len(chunks))]
-    _refuse_other_parts(runs, stem, names)
-    submitted = []
-    for name, part in zip(names, make_parts(plan, chunks, fetch, workers), strict=True):
+    places = runs_of_parts(runs / stem, len(chunks))
+    _refuse_other_parts(runs / stem, places)
+    jobs = []
+    for place, part in zip(places, make_parts(plan, chunks, fetch, workers), strict=True):
         if left.isdisjoint(part.units):
             count_committed(plan, part.units, counts)
-            continue
-        run = RunFolder((runs / name).absolute())
-        try:
-            handle = submit(crawl_job(name, [part], run.path, cpus=workers), SlurmExecutor(site))
-        except AlreadyRunning:
-            submitted.append(PartJob(run=run, id=SlurmHandle(run).id, new=False))
         else:
-            submitted.append(PartJob(run=run, id=handle.id, new=True))
-    return submitted
+            jobs.append(crawl_job(f"{stem}-{place.name}", [part], place, cpus=workers))
+    return submit_parts(jobs, SlurmExecutor(site)) if jobs else Submitted(parts=())
 
 
 def wait_for_slurm(
-    plan: Plan, submitted: Sequence[PartJob], *, progress: Progress, counts: Counts
+    plan: Plan, runs: Sequence[RunFolder], *, progress: Progress, counts: Counts
 ) -> CrawlReport:
     """Wait until all parts have ended; the jobs do not need it.
 
@@ -101,14 +81,13 @@ def wait_for_slurm(
     found = replace(counts)
     going = True
     while going:
-        states = [settled(job.run).state for job in submitted]
-        going = not all(state.ended for state in states)
-        sum_into(counts, [found, *(read_report(job.run.path, 0) for job in submitted)])
+        going = not all(status.state.ended for status in settled_statuses(runs))
+        sum_into(counts, [found, *(read_report(run.path, 0) for run in runs)])
         progress(counts)
         if going:
             time.sleep(_POLL_SLURM_S)
-    for job in submitted:
-        raise_unless_completed(status_of(job.run), remedy=RUN_AGAIN)
+    for run in runs:
+        raise_unless_completed(status_of(run), remedy=RUN_AGAIN)
     return seal_and_report(plan, progress, counts)
 
 
@@ -120,11 +99,14 @@ def _run_name(plan: Plan) -> str:
     return f"crawl-{name}-{digest}"
 
 
-def _refuse_other_parts(runs: Path, stem: str, names: Sequence[str]) -> None:
+def _refuse_other_parts(folder: Path, places: Sequence[Path]) -> None:
     """Two divisions of one plan at a time would make every unit twice, for nothing."""
-    for path in sorted(runs.glob(f"{stem}-*/status.json")):
-        if path.parent.name not in names and not (status := status_of(RunFolder(path.parent))).state.ended:
+    found = sorted(path.parent for path in folder.absolute().glob("*/status.json"))
+    others = [RunFolder(path) for path in found if path not in places]
+    look = Look(others)
+    for run in others:
+        if not (status := look.status(run)).state.ended:
             raise UserError(
-                f"this crawl is going on in other parts: {path.parent} is {status.state}; give the number of "
+                f"this crawl is going on in other parts: {run.path} is {status.state}; give the number of "
                 "parts that it was started with, or end those with `submit cancel` first"
             )

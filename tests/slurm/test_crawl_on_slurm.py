@@ -70,7 +70,7 @@ def test_D1_C1_requeued_parts_and_a_lost_node_change_nothing(slurm: SlurmLab, tm
         server.seconds = 1.0
 
         said = crawl(slurm, tmp_path).stderr
-        runs = [RunFolder(path.parent) for path in sorted((tmp_path / "runs").glob("*/status.json"))]
+        runs = [RunFolder(path.parent) for path in sorted((tmp_path / "runs").glob("*/*/status.json"))]
         jobs = [(run.path / "slurm-job").read_text().strip() for run in runs]
         assert len(runs) == 3
         assert all(

@@ -275,3 +275,14 @@ def test_a_killed_attempt_is_paid_for_until_its_last_sign_only(batch: Batch) -> 
     assert after.gpu_hours == pytest.approx(8, rel=1e-3)
     assert after.seconds == pytest.approx(3600, rel=1e-3)
     assert (batch.run.path / "slurm-job").read_text() == "7\n"
+
+
+def test_a_requeue_names_the_task_and_never_the_array(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last task of an array has the array's number as its own."""
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert begin(batch.run) == 0
+    assert batch.run.read_status().id == "7_3"
+    batch.run.mark_requeue()
+    end(batch.run, status=85, stopped=False)
+    assert batch.asked.read_text() == "7_3\n"

@@ -84,9 +84,10 @@ def test_what_the_site_does_not_say_is_left_to_slurm() -> None:
 def test_ranks_of_one_machine_meet_by_a_file_and_those_of_several_by_a_port(tmp_path: Path) -> None:
     job = replace(JOB, folder=tmp_path / "a b", resources=Resources(ranks_per_node=2))
     lines = render(job, Site()).splitlines()
+    run = next(line for line in lines if line.startswith("RUN="))
     store = next(line for line in lines if line.startswith("export SUBMIT_STORE="))
     shown = subprocess.run(
-        ["bash", "-c", f'SUBMIT_START=3\n{store}\necho "$SUBMIT_STORE"'],
+        ["bash", "-c", f'SUBMIT_START=3\n{run}\n{store}\necho "$SUBMIT_STORE"'],
         check=True,
         capture_output=True,
         text=True,
@@ -184,7 +185,7 @@ def test_a_line_of_setup_that_fails_ends_the_run_and_is_told(tmp_path: Path) -> 
     )
     site = Site(modules=("nothing of the name",), setup=("echo never > reached",))
     (tmp_path / "script").write_text(
-        "module() { return 7; }\n" + render(job, site).replace(str(job.folder / "source"), str(Path.cwd()))
+        "module() { return 7; }\n" + render(job, site).replace("$RUN/source", str(Path.cwd()))
     )
     ended = subprocess.run(["bash", "script"], cwd=tmp_path, check=False, capture_output=True, text=True)
     assert ended.returncode == 1, ended.stderr
