@@ -15,6 +15,7 @@ from cluster.job import ExecutorName
 from cluster.local import LocalExecutor
 from cluster.site import Site, site_for_jobs
 from pipeline.commands.options import Cluster, Overrides, StagesExecutor, Wait
+from pipeline.commands.place import site_on
 from pipeline.commands.progress_line import ProgressLine, StageLines
 
 if TYPE_CHECKING:  # `submit --help` needs no graphs
@@ -105,6 +106,7 @@ def run_on(
             from cluster.slurm.executor import SlurmExecutor
             from pipeline.stages.jobs import submit_graph, wait_for_graph
 
+            site = site_on("slurm", site, whole_nodes=False)
             on_slurm = SlurmExecutor(site, exclude=tuple(excluded_nodes(Path(dag.folder).parent)))
             handles = submit_graph(dag, stages, on_slurm, gpus_per_node=site.gpus_per_node, say=say)
             if handles and not wait:

@@ -14,6 +14,7 @@ from cluster.executors import make_executor
 from cluster.job import ExecutorName, Resources
 from cluster.site import Site, site_for_jobs
 from pipeline.commands.options import Cluster, ExecutorOption, Json, Runs
+from pipeline.commands.place import site_on
 
 
 def preflight(  # noqa: PLR0917 -- typer passes by name
@@ -40,6 +41,7 @@ def preflight(  # noqa: PLR0917 -- typer passes by name
         return
     site = site_for_jobs(cluster)
     chosen = executor or site.default_executor()
+    site = site_on(chosen, site, ranks=ranks)
     gpus = _gpus_per_node(chosen, site)
     resources = Resources(nodes=nodes, ranks_per_node=ranks or max(1, gpus), gpus_per_rank=1 if gpus else 0)
     verdicts = look_at(

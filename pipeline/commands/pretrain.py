@@ -37,6 +37,7 @@ from pipeline.commands.options import (
     Trust,
     Wait,
 )
+from pipeline.commands.place import site_on
 from pipeline.commands.progress_line import ProgressLine
 from pipeline.commands.runs import find_run
 from pipeline.recipe.pretrain import PretrainRecipe
@@ -133,19 +134,21 @@ def start_training(
         trust: go on in a folder that others could have written to.
     """
     from pipeline.train.fit import refuse_misfit
-    from pipeline.train.job import pretrain_job, resources_for
+    from pipeline.train.job import pretrain_job
     from pipeline.train.run_recipe import pin_dataset, to_yaml
     from pipeline.train.steering import check_may_go_on
     from pipeline.train.warm_start import checkpoint_to_begin_from
     from pipeline.trunks.interop import read_weights
 
     chosen = executor or site.default_executor()
+    if recipe.run.device != "cpu":
+        site = site_on(chosen, site, ranks=recipe.run.ranks_per_node)
     name = recipe.run.name or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": name})})
     folder = Path(recipe.run.folder) / name
     if folder.is_dir() and not trust:
         refuse_untrusted(folder, CHECKPOINTS, groups=site.trusted_groups)
-    resources = resources_for(recipe.run, gpus_per_node=None if chosen == "local" else site.gpus_per_node)
+    resources = _resources(recipe, None if chosen == "local" else site.gpus_per_node)
     if not dry_run or (folder / "recipe.yaml").is_file():  # a dry run needs no data
         recipe = pin_dataset(recipe, folder)
     parent = None if checkpoint is None else parent_of(checkpoint, recipe)
@@ -160,20 +163,36 @@ def start_training(
         if not trust:
             refuse_untrusted(begun_from, (".",), groups=site.trusted_groups)
     changes = check_may_go_on(recipe, folder)
+    if chosen == "slurm":
+        _warn_of_memory(recipe, site, resources)
     job = pretrain_job(recipe, folder.absolute() if chosen != "local" else folder, resources)
     if dry_run and chosen == "slurm":
         typer.echo(_script(job, site), nl=False)
         return
     typer.echo(to_yaml(recipe))
+    # A login node is told from a machine to train on by whether SLURM is there.
+    why = " (there is no SLURM here)" if chosen == "local" and not (executor or site.executor) else ""
     per_rank = "1 GPU" if resources.gpus_per_rank else "the CPU"
     typer.echo(
-        f"{'would run' if dry_run else 'run'} {folder} {_start(folder)}, on {_where(chosen)}: "
+        f"{'would run' if dry_run else 'run'} {folder} {_start(folder)}, on {_where(chosen)}{why}: "
         f"{_ranks(resources)}, each on {per_rank}"
     )
     for key, (before, now) in changes.items():
         typer.echo(f"changed: {key} is {now!r}, and was {before!r}")
     if not dry_run:
         launch(job, chosen, site, wait=wait, follow=follow, trust=trust)
+
+
+def _resources(recipe: PretrainRecipe, gpus_per_node: int | None) -> Resources:
+    """What a recipe runs on; refused is what arithmetic alone can tell."""
+    from pipeline.train.fit import refuse_large_on_cpu, refuse_uneven
+    from pipeline.train.job import resources_for
+
+    resources = resources_for(recipe.run, gpus_per_node=gpus_per_node)
+    if resources.gpus_per_rank == 0:
+        refuse_large_on_cpu(recipe)
+    refuse_uneven(recipe, ranks=resources.ranks, nodes=resources.nodes)
+    return resources
 
 
 def begin_branch(
@@ -275,6 +294,33 @@ def close(run: RunFolder, state: State) -> None:
         return
     typer.echo(f"submit: {explain(status)}", err=True)
     raise typer.Exit(PREEMPTED_EXIT_CODE if state is State.PREEMPTED else 1)
+
+
+def _warn_of_memory(recipe: PretrainRecipe, site: Site, resources: Resources) -> None:
+    """Say if the plan does not fit the GPUs' memory, where the site tells what they are. It may be wrong."""
+    from pipeline.plan.cost import GPUS, estimate
+    from pipeline.plan.step_count import step_counter
+
+    named = {site.gpu_type, site.constraint} & GPUS.keys()
+    if len(named) != 1 or recipe.method.remembers or resources.gpus_per_rank == 0:
+        return
+    gpu = GPUS[str(named.pop())]
+    plan = estimate(
+        recipe,
+        gpus=resources.ranks,
+        gpus_per_node=resources.ranks_per_node,
+        gpu=gpu,
+        mfu=1.0,
+        steps=1,
+        failures_per_node_day=site.failures_per_node_day,
+        count=step_counter(recipe, near=recipe.data.batch_size // resources.ranks),
+    )
+    if not plan.fits:
+        typer.echo(
+            f"by `submit plan` this takes {sum(plan.memory.values()) / 1e9:,.0f} GB of each {gpu.name}, and "
+            f"it has {gpu.memory / 1e9:,.0f}: more --nodes, or what saves memory in `train`, would mend it",
+            err=True,
+        )
 
 
 def _script(job: Job, site: Site) -> str:

@@ -10,11 +10,14 @@ from pipeline.data.evaluation import evenly_spaced
 from pipeline.data.order import plan_order, rank_rows
 from pipeline.data.training_set import open_training_set
 from pipeline.methods.build import assemble_method
+from pipeline.models.trunk import build_trunk
 from pipeline.parallel.batchnorm import synchronised_samples
 from pipeline.recipe.method import SwAV
 from pipeline.recipe.pretrain import PretrainRecipe, Probe
 from pipeline.train.length import optimizer_steps
 from pipeline.transfer.labels import classes_of
+
+LARGEST_ON_CPU = 50e6  # parameters of a trunk; ResNet-50 has 24 million
 
 
 def refuse_misfit(recipe: PretrainRecipe, *, ranks: int) -> None:
@@ -23,14 +26,8 @@ def refuse_misfit(recipe: PretrainRecipe, *, ranks: int) -> None:
     Raises:
         UserError: saying what does not fit, and what would.
     """
-    data, train = recipe.data, recipe.train
-    rows = rank_rows(data.batch_size, rank=0, world_size=ranks)
-    synchronised_samples(train.sync_bn_samples, ranks=ranks, rank_rows=rows.stop - rows.start)
-    if (train.sync_bn_samples or data.batch_size) < 2:
-        raise UserError(
-            "BatchNorm has no deviation of a single sample: give data.batch_size and "
-            "train.sync_bn_samples of 2 at least"
-        )
+    data = recipe.data
+    refuse_uneven(recipe, ranks=ranks)
     training_set = open_training_set(data)
     samples, images = training_set.samples, len(training_set.dataset)
     plan_order(samples=samples, batch_size=data.batch_size, window=data.window, seed=recipe.seed)
@@ -50,6 +47,56 @@ def refuse_misfit(recipe: PretrainRecipe, *, ranks: int) -> None:
         assemble_method(recipe, total_steps=steps, group=None)  # refuses views that it cannot work on
     if recipe.probe is not None:
         refuse_probe(recipe.probe)
+
+
+def refuse_uneven(recipe: PretrainRecipe, *, ranks: int, nodes: int = 1) -> None:
+    """Refuse ranks that could not share the batch, which is arithmetic: no data is looked at.
+
+    Args:
+        ranks: in all.
+        nodes: that they are on.
+
+    Raises:
+        UserError: saying what does not fit, and which numbers of nodes, or of ranks, would.
+    """
+    batch_size, samples = recipe.data.batch_size, recipe.train.sync_bn_samples
+    if nodes > 1 and batch_size % ranks:
+        each = ranks // nodes
+        fit = [count for count in range(1, batch_size // each + 1) if batch_size % (count * each) == 0]
+        fewer, more = (
+            [count for count in fit if count < nodes][-1:],
+            [count for count in fit if count > nodes][:1],
+        )
+        if near := [*fewer, *more]:
+            raise UserError(
+                f"{ranks} ranks, {nodes} nodes of {each}, cannot share data.batch_size {batch_size} evenly: "
+                f"use --nodes {' or '.join(map(str, near))}, or another batch size"
+            )
+    rows = rank_rows(batch_size, rank=0, world_size=ranks)
+    synchronised_samples(samples, ranks=ranks, rank_rows=rows.stop - rows.start)
+    if (samples or batch_size) < 2:
+        raise UserError(
+            "BatchNorm has no deviation of a single sample: give data.batch_size and "
+            "train.sync_bn_samples of 2 at least"
+        )
+
+
+def refuse_large_on_cpu(recipe: PretrainRecipe) -> None:
+    """Refuse a trunk that would take years on CPUs: as a rule, GPUs were meant.
+
+    Raises:
+        UserError: unless the recipe itself says that it is to be the CPU.
+    """
+    if recipe.run.device == "cpu":
+        return
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in build_trunk(recipe.trunk).parameters())
+    if size > LARGEST_ON_CPU:
+        raise UserError(
+            f"there are no GPUs, and {recipe.trunk.name} with its {size / 1e6:,.0f} million parameters is "
+            "not trained on CPUs: say where GPUs are, by gpus_per_node in the site file; take a small "
+            "recipe, such as --recipe cifar10 or demo; or have it on CPUs all the same, by run.device=cpu"
+        )
 
 
 def refuse_probe(probe: Probe) -> tuple[Dataset, Dataset]:

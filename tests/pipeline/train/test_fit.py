@@ -15,10 +15,12 @@ from tiny_training import make_dataset, make_recipe
 from torch import nn
 
 from cluster.errors import UserError
+from cluster.typed_yaml import load_recipe
 from ingest.crawl.crawl import crawl_shards
 from ingest.plan.settings import CrawlSettings
 from pipeline.methods.swav import _entropies
-from pipeline.train.fit import refuse_misfit
+from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.train.fit import refuse_large_on_cpu, refuse_misfit, refuse_uneven
 from pipeline.train.metrics import signs_of_collapse
 from pipeline.train.probe import KnnProbe
 
@@ -135,3 +137,26 @@ def test_assignments_that_say_nothing_are_a_sign_of_collapse() -> None:
         found = _entropies(scores, assignments, temperature=0.1, group=None)
         signs = signs_of_collapse({name: float(value) for name, value in found.items()})
         assert ("assignment_information" in signs) == collapsed
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "nodes", "told"),
+    [
+        ({"data__batch_size": 7936}, 512, 64, "512 ranks, 64 nodes of 8, .* use --nodes 62 or 124, or"),
+        ({"data__batch_size": 7936}, 9, 1, "9 ranks cannot share .* such as .*8"),
+        ({"data__batch_size": 64, "train__sync_bn_samples": 24}, 16, 2, "sync_bn_samples 24 does not fit"),
+    ],
+)
+def test_arithmetic_is_told_without_any_data(
+    changes: dict[str, Any], ranks: int, nodes: int, told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        refuse_uneven(make_recipe(Path("nowhere"), **changes), ranks=ranks, nodes=nodes)
+
+
+def test_a_large_trunk_is_trained_on_cpus_only_where_the_recipe_says_so() -> None:
+    large = load_recipe(PretrainRecipe, "seer_regnety_16gf", kind="pretrain")
+    with pytest.raises(UserError, match=r"81 million parameters is not trained on CPUs: .* run\.device=cpu"):
+        refuse_large_on_cpu(large)
+    refuse_large_on_cpu(load_recipe(PretrainRecipe, "seer_regnety_16gf", ["run.device=cpu"], kind="pretrain"))
+    refuse_large_on_cpu(load_recipe(PretrainRecipe, "swav_resnet50", kind="pretrain"))
