@@ -44,6 +44,7 @@ SAID_BY_KEYS = {
     "container-mounts": "container_mounts",
     "cpus-per-task": "cpus_per_rank",
     "exclude": "exclude",
+    "export": "inherit and environment",
     "gpus-per-node": "gpus_per_node and gpu_type",
     "mem": "memory_gb",
     "partition": "partition",
@@ -51,7 +52,7 @@ SAID_BY_KEYS = {
     "time": "minutes",
 }
 OWN_OPTIONS = frozenset(
-    {"array", "dependency", "error", "export", "input", "job-name", "kill-on-bad-exit", "kill-on-invalid-dep"}
+    {"array", "dependency", "error", "input", "job-name", "kill-on-bad-exit", "kill-on-invalid-dep"}
     | {
         "label",
         "no-requeue",
@@ -132,6 +133,8 @@ class Site(Section):
 
     `sbatch` and `srun` hold any other option of theirs by its long name: `{reservation: vision}`,
     `{cpu-bind: cores}`. `setup` are lines of shell after the modules; one that fails ends the run.
+    `inherit` names variables of the submitting shell that jobs get besides a few that every process needs;
+    `[ALL]` is all of them, and then a job depends on what was loaded and set where it was submitted.
     `container` is an image for `container_runtime`; this Python, the datasets and the runs must be in it or
     in `container_mounts`. `memory_gb: 0` is all that a node has. `signal_seconds` before its time limit a job
     is asked to save.
@@ -160,6 +163,7 @@ class Site(Section):
     container_runtime: ContainerRuntime = "pyxis"
     container_mounts: tuple[str, ...] = ()
     environment: dict[VariableName, VariableValue] = Field(default_factory=dict)
+    inherit: tuple[VariableName, ...] = ()
     sbatch: Options = Field(default_factory=dict)
     srun: Options = Field(default_factory=dict)
     cpu: CpuJobs | None = None

@@ -236,7 +236,9 @@ def _script(path: Path, site: Site) -> str:
 def _entry(path: Path, schedule: Schedule, script: str) -> list[str]:
     """The lines of a scrontab entry; the mark says whose they are."""
     command = shlex.join(["bash", str(path.absolute().with_suffix(".sbatch"))])
-    options = [line for line in script.split("\n") if line.startswith("#SBATCH ")]
+    # No shell submits what scrontab fires: there is nothing to inherit.
+    lines = [line for line in script.split("\n") if line.startswith("#SBATCH ")]
+    options = [line for line in lines if not line.startswith("#SBATCH --export=")]
     return [
         _mark(path),
         *(line.replace("#SBATCH", "#SCRON", 1) for line in options),

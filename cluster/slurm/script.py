@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 import sys
@@ -16,6 +17,12 @@ from cluster.rank.process import MALLOC_SETTINGS, OPENMP_SETTINGS
 from cluster.site import LINE_BREAK, ContainerRuntime, Site
 
 Options = dict[str, str | int | bool | None]
+# What a job has of the shell that it was submitted from, if it is there: all else would make it depend on
+# that. By these a process finds its home, SLURM's commands and the site's `module`; and a run its store.
+INHERITED = re.compile(
+    "HOME|USER|LOGNAME|SHELL|PATH|LANG|LC_.*|BASH_ENV|MODULEPATH|MODULESHOME|MODULES_CMD|LMOD_(CMD|DIR|PKG)"
+    "|AWS_.*|AZURE_.*|GOOGLE_APPLICATION_CREDENTIALS"
+)
 NOTHING_TO_DO = 3  # exit status of `cluster.slurm.batch begin`: the run is complete already
 
 
@@ -149,6 +156,8 @@ def sbatch_script(
     for value in given.values():
         if LINE_BREAK.search(str(value)):
             raise UserError(f"{str(value)!r} has a line break in it, and cannot stand in a batch script")
+    if srun is not None:
+        command = f"{shlex.join(['srun', '--unbuffered', *srun])} {command}"
     # The renderer is what the public class calls, and the class cannot be had without srun on this machine.
     from submitit.slurm.slurm import _make_sbatch_string
 
@@ -159,8 +168,7 @@ def sbatch_script(
         stderr_to_stdout=True,
         setup=list(setup),
         teardown=list(teardown) or None,
-        srun_args=srun,
-        use_srun=srun is not None,
+        use_srun=False,  # it would say --output twice
         additional_parameters=given | {"requeue": True},  # else one lost node would end a job or a timetable
     )
     # What submitit says by itself, and would be left to the site.
@@ -171,7 +179,16 @@ def sbatch_script(
 def site_options(site: Site) -> Options:
     """Those that every job of a site has. What its `sbatch` says goes before what the other keys say."""
     named = {"partition": site.partition, "account": site.account, "qos": site.qos}
-    return named | {"constraint": site.constraint} | site.sbatch
+    return named | {"constraint": site.constraint, "export": _exported(site, os.environ)} | site.sbatch
+
+
+def _exported(site: Site, shell: Mapping[str, str]) -> str:
+    """The variables of the submitting shell that a job gets, by name."""
+    if "ALL" in site.inherit:
+        return "ALL"
+    return (
+        ",".join(sorted(name for name in shell if INHERITED.fullmatch(name) or name in site.inherit)) or "NIL"
+    )
 
 
 def site_setup(site: Site, *, failed: str) -> list[str]:
@@ -185,7 +202,10 @@ def site_setup(site: Site, *, failed: str) -> list[str]:
     lines = [(module, module) for module in modules] + [
         (f"eval {shlex.quote(own)}", own) for own in site.setup
     ]
+    # A job's shell is no login shell, which is where a site has `module` defined.
+    profile = "type module > /dev/null 2>&1 || { P=$PATH; . /etc/profile; PATH=$PATH:$P; }"
     return [
+        *([profile] if lines else []),
         f"setup_failed() {{ {failed}; exit 1; }}",
         *(f"{command} || setup_failed {shlex.quote(line)}" for command, line in lines),
         *exports(site.environment),

@@ -114,6 +114,34 @@ def test_options_that_are_off_are_left_out_and_those_that_are_on_have_no_value()
     assert "contiguous" not in found
 
 
+def test_a_job_has_what_the_site_says_and_not_what_the_login_shell_happens_to_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (
+        "HOME",
+        "PATH",
+        "AWS_PROFILE",
+        "LD_LIBRARY_PATH",
+        "OMP_NUM_THREADS",
+        "WANDB_API_KEY",
+        "OTHER",
+    ):
+        monkeypatch.setenv(name, "x")
+    exported = options(render(JOB, Site(inherit=("WANDB_API_KEY",))))["export"].split(",")
+    assert {"HOME", "PATH", "AWS_PROFILE", "WANDB_API_KEY"} <= {*exported}
+    assert not {"ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OTHER"} & {*exported}
+    assert options(render(JOB, Site(inherit=("ALL",))))["export"] == "ALL"
+
+
+def test_modules_are_there_as_in_a_login_shell(tmp_path: Path) -> None:
+    (tmp_path / "profile").write_text('PATH=/reset\nmodule() { echo "loaded $2"; }\n')
+    lines = site_setup(Site(modules=("cuda",)), failed="true")
+    script = "\n".join([*lines, "echo $PATH"]).replace("/etc/profile", str(tmp_path / "profile"))
+    done = subprocess.run(["bash", "-c", f"PATH=/own\n{script}"], check=False, capture_output=True, text=True)
+    assert done.stdout == "loaded cuda\n/reset:/own\n"
+    assert "profile" not in render(JOB, Site())
+
+
 def test_numbers_are_text_to_a_process_and_no_memory_is_all_of_it(tmp_path: Path) -> None:
     (tmp_path / "site.yaml").write_text("memory_gb: 0\ngpu_type: h100\nenvironment: {NCCL_IB_TIMEOUT: 22}\n")
     script = render(JOB, load_site(str(tmp_path / "site.yaml")))
@@ -363,6 +391,7 @@ def test_the_default_site_says_nothing() -> None:
         ({"environment": {"A B": "1"}}, "environment"),
         ({"sbatch": {"output=x\n": "1"}}, "sbatch"),
         ({"sbatch": {"array": "1-2"}}, r"sbatch\.array is set by each job itself: leave it out"),
+        ({"sbatch": {"export": "ALL"}}, r"sbatch\.export has a key of its own: say inherit"),
         ({"sbatch": {"time": 60}}, r"sbatch\.time has a key of its own: say minutes"),
         ({"cpu": {"sbatch": {"mem": 1}}}, r"cpu\.sbatch\.mem has a key of its own: say memory_gb"),
         ({"cpu": {"minutes": 3}}, "a job of 3 minutes would be asked to stop as soon as it starts"),
