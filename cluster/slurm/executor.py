@@ -64,7 +64,10 @@ class SlurmExecutor:
         script = self._script(job)
         tested = call(["sbatch", "--test-only"], text=script)
         if "contact slurm controller" in tested.stderr.lower():
-            raise UserError(f"SLURM's controller cannot be reached from here: {_message(tested.stderr)}")
+            raise UserError(
+                f"SLURM's controller cannot be reached from here: {_message(tested.stderr)}; to run on this "
+                "machine, say --executor local"
+            )
         if tested.returncode != 0:
             raise UserError(
                 f"SLURM would never run this job: {_message(tested.stderr)}; see `sinfo` for what there is; "

@@ -20,6 +20,7 @@ PREEMPTED = {
     "SUSPEND": "jobs that make room for others are suspended",
     "GANG,SUSPEND": "jobs that make room for others are suspended",
 }
+SHORTEST = 10  # minutes
 CPU_MEMORY_GB = 8  # of a job without GPUs: a crawler with its workers
 
 
@@ -61,8 +62,6 @@ def site_text(known: Sequence[Nodes], chosen: Nodes, limits: Limits) -> str:
     others = [nodes for nodes in known if nodes.gpus == 0 and nodes.partition != chosen.partition]
     cpu = max(others, key=lambda each: (each.default, each.count), default=None)
     accounts = ", ".join(account for account, _ in limits.accounts)
-    yours = f"yours: {accounts}; null: the default one" if accounts else "null: the default one"
-    minutes = _minutes(chosen.limit) or "null"
     lines = [
         "# What SLURM said of itself, by `submit init-site`. All keys: configs/cluster/default.yaml. Nodes:",
         *(f"#   {_in_words(nodes)}" for nodes in known),
@@ -73,33 +72,33 @@ def site_text(known: Sequence[Nodes], chosen: Nodes, limits: Limits) -> str:
         for account, most in limits.accounts
         if most
     ]
-    lines += [
-        "executor: slurm",
-        f"partition: {json.dumps(chosen.partition)}",
-        f"account: null              # {yours}",
-        f"gpus_per_node: {chosen.gpus}",
-        f"gpu_type: {json.dumps(chosen.gpu_type) if chosen.gpu_type else 'null'}",
-        f"cpus_per_rank: {cores}          # of a node's {chosen.cores}, for {several(ranks, 'rank')}",
-        f"memory_gb: {0 if chosen.gpus else 'null'}              # 0: all that a node has",
-        f"minutes: {minutes}             # the partition's limit; runs go on in the next job",
-    ]
-    if cpu is None:
-        lines.append("cpu: null                  # there is no partition without GPUs")
-    else:
-        memory = min(CPU_MEMORY_GB, cpu.memory_mb >> 10) or 1
-        limit = f", minutes: {_minutes(cpu.limit)}" if _minutes(cpu.limit) else ""
-        lines.append(
-            f"cpu: {{partition: {json.dumps(cpu.partition)}, memory_gb: {memory}{limit}}}"
-            "   # crawls, deduplication, timetables, stages without GPUs"
-        )
-    lines += [
-        "modules: []                # such as [cuda/12.4]",
-        "setup: []                  # such as [conda activate vision]",
-        "environment: {}            # such as {NCCL_SOCKET_IFNAME: ib0}",
-        "sbatch: {}                 # such as {reservation: vision}",
-        "notify: {command: [], webhook: null}   # told when a run stops",
-    ]
+    keys = {
+        "executor: slurm": "",
+        f"partition: {json.dumps(chosen.partition)}": "",
+        "account: null": f"yours: {accounts}; null: the default one" if accounts else "null: the default one",
+        f"gpus_per_node: {chosen.gpus}": "",
+        f"gpu_type: {json.dumps(chosen.gpu_type or None)}": "",
+        f"cpus_per_rank: {cores}": f"of a node's {chosen.cores}, for {several(ranks, 'rank')}",
+        f"memory_gb: {0 if chosen.gpus else 'null'}": "0: all that a node has",
+        f"minutes: {json.dumps(_minutes(chosen.limit))}": "the partition's limit; runs go on in the next job",
+        f"cpu: {_cpu_jobs(cpu)}": "crawls, deduplication, timetables, stages without GPUs",
+        "modules: []": "such as [cuda/12.4]",
+        "setup: []": "such as [conda activate vision]",
+        "environment: {}": "such as {NCCL_SOCKET_IFNAME: ib0}",
+        "sbatch: {}": "such as {reservation: vision}",
+        "notify: {command: [], webhook: null}": "told when a run stops",
+    }
+    lines += [f"{key:<30}  # {comment}" if comment else key for key, comment in keys.items()]
     return "\n".join(lines) + "\n"
+
+
+def _cpu_jobs(nodes: Nodes | None) -> str:
+    if nodes is None:
+        return "null"
+    minutes = _minutes(nodes.limit)
+    memory = max(1, min(CPU_MEMORY_GB, nodes.memory_mb >> 10))
+    limit = f", minutes: {minutes}" if minutes else ""
+    return f"{{partition: {json.dumps(nodes.partition)}, memory_gb: {memory}{limit}}}"
 
 
 def _in_words(nodes: Nodes) -> str:
@@ -118,12 +117,13 @@ def _in_words(nodes: Nodes) -> str:
 
 
 def _minutes(limit: str) -> int | None:
-    """Of "2-00:00:00" or "30:00"."""
+    """Of "2-00:00:00" or "30:00"; None of one so short that no job could be asked to save before it."""
     found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
     if found is None:
         return None
     days, hours, minutes, _ = (int(number or 0) for number in found.groups())
-    return (days * 24 + hours) * 60 + minutes
+    total = (days * 24 + hours) * 60 + minutes
+    return total if total >= SHORTEST else None
 
 
 def _limits() -> Limits:
