@@ -52,8 +52,6 @@ def _all_of(path: Path) -> Iterator[Path]:
     if not os.path.lexists(path):
         return
     yield path
-    if path.is_symlink():  # who may write there may put another in the place of what it leads to
-        yield path.resolve().parent
     for folder, folders, files in os.walk(path):
         yield from (Path(folder, name) for name in (*folders, *files))
 
