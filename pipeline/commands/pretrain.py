@@ -163,8 +163,6 @@ def start_training(
         if not trust:
             refuse_untrusted(begun_from, (".",), groups=site.trusted_groups)
     changes = check_may_go_on(recipe, folder)
-    if chosen == "slurm":
-        _warn_of_memory(recipe, site, resources)
     job = pretrain_job(recipe, folder.absolute() if chosen != "local" else folder, resources)
     if dry_run and chosen == "slurm":
         typer.echo(_script(job, site), nl=False)
@@ -180,6 +178,8 @@ def start_training(
     for key, (before, now) in changes.items():
         typer.echo(f"changed: {key} is {now!r}, and was {before!r}")
     if not dry_run:
+        if not (folder / "recipe.yaml").is_file():  # of one that has begun it is known
+            warn_of_memory(recipe, site, resources)
         launch(job, chosen, site, wait=wait, follow=follow, trust=trust)
 
 
@@ -296,10 +296,10 @@ def close(run: RunFolder, state: State) -> None:
     raise typer.Exit(PREEMPTED_EXIT_CODE if state is State.PREEMPTED else 1)
 
 
-def _warn_of_memory(recipe: PretrainRecipe, site: Site, resources: Resources) -> None:
+def warn_of_memory(recipe: PretrainRecipe, site: Site, resources: Resources) -> None:
     """Say if the plan does not fit the GPUs' memory, where the site tells what they are. It may be wrong."""
     from pipeline.plan.cost import GPUS, estimate
-    from pipeline.plan.step_count import step_counter
+    from pipeline.plan.step_count import count_step
 
     named = {site.gpu_type, site.constraint} & GPUS.keys()
     if len(named) != 1 or recipe.method.remembers or resources.gpus_per_rank == 0:
@@ -313,7 +313,7 @@ def _warn_of_memory(recipe: PretrainRecipe, site: Site, resources: Resources) ->
         mfu=1.0,
         steps=1,
         failures_per_node_day=site.failures_per_node_day,
-        count=step_counter(recipe, near=recipe.data.batch_size // resources.ranks),
+        count=lambda rows: count_step(recipe, rank_rows=rows),
     )
     if not plan.fits:
         typer.echo(
