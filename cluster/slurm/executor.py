@@ -162,7 +162,7 @@ def cancel_jobs(runs: Sequence[RunFolder]) -> None:
         if jobs and (done := call(["scancel", *options, *jobs])).returncode != 0:
             raise UserError(f"SLURM does not cancel job {', '.join(jobs)}: {_message(done.stderr)}")
     for run, status in waiting:
-        settle(run, replace(status, state=State.CANCELLED))
+        settle(run, replace(status, state=State.CANCELLED, reason=""))
 
 
 def array_limit() -> int:

@@ -50,7 +50,8 @@ def all_nodes() -> list[Nodes]:
     """
     answer = call(["sinfo", "--exact", "--noheader", f"--format={FIELDS}"], patience=PATIENCE)
     if answer.returncode != 0:
-        raise UserError(f"SLURM does not say what nodes there are: {answer.stderr.strip()}")
+        why = answer.stderr.strip().removeprefix("slurm_load_partitions: ")
+        raise UserError(f"SLURM is installed here, and does not say what nodes there are: {why}")
     rows = [line.strip().split("|") for line in answer.stdout.splitlines()]
     return [_nodes(row) for row in rows if len(row) == FIELDS.count("|") + 1]
 
@@ -94,9 +95,8 @@ def with_nodes_of_slurm(site: Site, *, ranks: int | None = None, memory: bool = 
         known = all_nodes()
     except UserError as error:
         raise UserError(
-            f"SLURM is installed here and its controller does not answer: {error}; ask again later, say "
-            "gpus_per_node, cpus_per_rank and memory_gb in the site file, or run on this machine by "
-            "--executor local"
+            f"{error}; ask again later, say gpus_per_node, cpus_per_rank and memory_gb in the site file, or "
+            "run on this machine by --executor local"
         ) from error
     where = [nodes for nodes in known if _fits(nodes, site)]
     if not where:

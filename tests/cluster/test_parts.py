@@ -153,6 +153,7 @@ def test_a_part_is_looked_at_with_all_others_and_cancelled_alone(slurm: Path) ->
     cancel_jobs(runs[3:5])
     assert asked(slurm)[-1] == "scancel 1_4 1_5"
     assert [run.read_status().state for run in runs[3:6]] == ["cancelled", "cancelled", "pending"]
+    assert runs[3].read_status().reason == ""
 
 
 def test_tasks_whose_ids_nobody_wrote_down_are_found_by_the_array_s_name(slurm: Path) -> None:

@@ -82,5 +82,5 @@ def test_a_silent_controller_and_a_partition_that_is_not_there_are_errors(slurm:
     ):
         with_nodes_of_slurm(Site(partition="gpus"))
     (slurm / "down").touch()
-    with pytest.raises(UserError, match=r"controller does not answer: .* by --executor local"):
+    with pytest.raises(UserError, match=r"SLURM is installed here, .* controller; .* --executor local"):
         with_nodes_of_slurm(Site())
