@@ -18,10 +18,11 @@ from cluster.site import LINE_BREAK, ContainerRuntime, Site
 
 Options = dict[str, str | int | bool | None]
 # What a job has of the shell that it was submitted from, if it is there: all else would make it depend on
-# that. By these a process finds its home, SLURM's commands and the site's `module`; and a run its store.
+# that. By these a process finds its home, SLURM's commands and the site's `module`; a run, its store and a way
+# out.
 INHERITED = re.compile(
-    "HOME|USER|LOGNAME|SHELL|PATH|LANG|LC_.*|BASH_ENV|MODULEPATH|MODULESHOME|MODULES_CMD|LMOD_(CMD|DIR|PKG)"
-    "|AWS_.*|AZURE_.*|GOOGLE_APPLICATION_CREDENTIALS"
+    r"HOME|USER|LOGNAME|SHELL|PATH|LANG|LC_\w*|BASH_ENV|MODULEPATH|MODULESHOME|MODULES_CMD|LMOD_(CMD|DIR|PKG)"
+    r"|AWS_\w*|AZURE_\w*|GOOGLE_APPLICATION_CREDENTIALS|SSL_CERT_(FILE|DIR)|(?i:(https?|all|no)_proxy)"
 )
 NOTHING_TO_DO = 3  # exit status of `cluster.slurm.batch begin`: the run is complete already
 
