@@ -17,9 +17,8 @@ from cluster.rank.process import MALLOC_SETTINGS, OPENMP_SETTINGS
 from cluster.site import LINE_BREAK, ContainerRuntime, Site
 
 Options = dict[str, str | int | bool | None]
-# What a job has of the shell that it was submitted from, if it is there: all else would make it depend on
-# that. By these a process finds its home, SLURM's commands and the site's `module`; a run, its store and a way
-# out.
+# What a job has of the shell that it was submitted from, if it is there: it is not to depend on what else is.
+# By these a process finds its home, SLURM's commands and the site's `module`; a run, its store and a way out.
 INHERITED = re.compile(
     r"HOME|USER|LOGNAME|SHELL|PATH|LANG|LC_\w*|BASH_ENV|MODULEPATH|MODULESHOME|MODULES_CMD|LMOD_(CMD|DIR|PKG)"
     r"|AWS_\w*|AZURE_\w*|GOOGLE_APPLICATION_CREDENTIALS|SSL_CERT_(FILE|DIR)|(?i:(https?|all|no)_proxy)"
