@@ -36,15 +36,18 @@ def share_source(folder: Path) -> Path:
     any of them may be started again.
     """
     temporary = folder / f".source-{secrets.token_hex(4)}"
-    _copy_source(temporary)
     digest = hashlib.sha256()
-    for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(temporary)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    shared = folder / f"source-{digest.hexdigest()[:12]}"
-    if not shared.is_dir():
-        with contextlib.suppress(OSError):  # another submission was quicker
-            temporary.rename(shared)
-    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _copy_source(temporary)
+        for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
+            name = f"{path.relative_to(temporary)}\0{path.stat().st_size}\0"
+            digest.update(name.encode() + path.read_bytes())
+        shared = folder / f"source-{digest.hexdigest()[:12]}"
+        if not shared.is_dir():
+            with contextlib.suppress(OSError):  # another submission was quicker
+                temporary.rename(shared)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return shared
 
 
