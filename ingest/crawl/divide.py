@@ -1,14 +1,12 @@
 """A crawl by many crawlers: on this machine, on Ray, or as jobs of SLURM.
 
-A plan's units are divided into contiguous parts. Rows are sorted by site, so that a site is asked by one
-crawler, which knows how often it may be; only one that a border of parts cuts is asked by two, by one of them
-at its end and by the other at its beginning. Parts and workers may be others each time: the dataset is the
-same.
+A part is some of a plan's lanes, whole ones: all of a site is in one lane, and so it is asked by one crawler,
+which knows how often it may be. Parts and workers may be others each time: the dataset is the same.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 
 from cluster.job import Job, Resources
@@ -16,11 +14,9 @@ from cluster.output_trouble import writing
 from ingest.crawl.crawl import count_planned, refuse_to_start, seal_plan
 from ingest.crawl.part import CRAWL_RANK, Part
 from ingest.dataset.commit import read_commits
-from ingest.plan.cut_into_units import with_url
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.store.open import absolute
-from ingest.web.domain import domain_hashes
 from ingest.web.settings import FetchSettings
 
 # Of web images of 128 kB, the process that fetches takes 0.9 to 1.2 ms of CPU each, and a worker 2.4 ms to
@@ -30,33 +26,32 @@ WORKERS_PER_CRAWLER = 4
 RUN_AGAIN = "run the same command again to go on where it stopped"
 
 
-def divide(units: Sequence[int], parts: int, site: Callable[[int], Hashable | None]) -> list[Sequence[int]]:
-    """Contiguous parts of nearly equal length, not more than asked for.
+def divide(pieces: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
+    """Parts of nearly equal length, of whole pieces that follow each other, not more than asked for.
 
     Args:
-        units: ascending.
+        pieces: units that one crawler makes; none is empty.
         parts: how many.
-        site: whose image comes first in a unit; None if nobody is asked. A site that begins several units is
-            not cut: its units are of one part.
     """
-    parts = min(parts, len(units))
-    cuts = [_end_of_site(units, len(units) * part // parts, site) for part in range(1, parts)]
-    return [units[first:stop] for first, stop in pairwise(sorted({0, *cuts, len(units)}))]
+    stops = [0, *accumulate(map(len, pieces))]
+    # Where each part should end, and the ends of pieces nearest to that.
+    ends = [stops[-1] * part / parts for part in range(parts + 1)]
+    cuts = {_nearest(stops, end) for end in ends}
+    return [list(chain.from_iterable(pieces[first:stop])) for first, stop in pairwise(sorted(cuts))]
 
 
-def _end_of_site(units: Sequence[int], at: int, site: Callable[[int], Hashable | None]) -> int:
-    here = site(units[at])
-    if here is None or at + 1 == len(units) or site(units[at + 1]) != here:
-        return at
-    return bisect_left(range(len(units)), True, lo=at + 1, key=lambda each: site(units[each]) != here)
+def _nearest(values: Sequence[int], to: float) -> int:
+    """The place of the value, of ascending ones, that is nearest."""
+    after = bisect_left(values, to)
+    return min(range(max(after - 1, 0), min(after + 1, len(values))), key=lambda at: abs(values[at] - to))
 
 
-def first_site(plan: Plan, unit: int) -> Hashable | None:
-    """The site of a unit's first row; None if it is not fetched."""
-    row = plan.table(unit).slice(0, 1)
-    if not plan.are_fetched(row)[0].as_py():
-        return None
-    return int(domain_hashes(with_url(row)["url"])[0])
+def together(plan: Plan, units: Iterable[int]) -> list[list[int]]:
+    """The units among these that one crawler makes: by lanes, and those without URLs each by itself."""
+    left = set(units)
+    alone = [[unit] for unit in plan.local_units if unit in left]
+    lanes = ([unit for unit in lane if unit in left] for lane in plan.lanes)
+    return [*alone, *filter(None, lanes)]
 
 
 def units_left(plan: Plan, fetch: FetchSettings, counts: Counts) -> list[int]:

@@ -4,19 +4,20 @@ import gc
 import logging
 import resource
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster.errors import UserError
+from ingest.crawl.lanes import WINDOW, Lane, Lanes
 from ingest.crawl.reorder import Memory, Reorder
 from ingest.dataset.commit import commit, read_commit, read_commits
 from ingest.dataset.shard import InPlaceWriter, ShardWriter
 from ingest.image.check import Checked
 from ingest.image.check_pool import Checker
-from ingest.plan.plan import Plan
+from ingest.plan.plan import Plan, items_of
 from ingest.plan.segmented import span_of
 from ingest.plan.settings import CrawlSettings
 from ingest.problem import PROBLEMS, Problem
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
 
 # What may wait in memory for its turn in a shard, in all units together.
 _WAITING_BYTES = 32 << 20
-# URLs known at a time: enough that slow sites do not hold up the others.
-_WINDOW = 16_384
-# Rows that wait for their turn in a shard, of 1.5 kB each: beyond, no further URLs are taken up. A few slow
-# sites in every unit would otherwise have more and more units wait for them.
-_WAITING_ROWS = 1 << 20
 _HOSTS_EVERY_S = 2.0
 _MOST_FILES = 65_536
 # After which Python looks for cycles among them.
@@ -165,12 +161,16 @@ class _Crawl:
         self._memory = Memory(_WAITING_BYTES)
         self._extra = plan.extra_columns()
         self._rows: dict[int, int] = {}
-        self._made_by_others: set[int] = set()  # since this run began
         self._open: dict[int, _Unit] = {}
-        self._waiting = 0  # rows in the open units that are not written
+        self._lanes: dict[int, Lane[list[_Attempt]]] = {}  # of the units with URLs that are under way
         self._hosts_due = 0.0
         self._indexed: dict[str, str] = {}  # sha256 of foreign tars that units name
         self._left = self._not_done(units)
+        if self._left and plan.record.lanes is None and len(sources) < len(plan.sources):
+            raise UserError(
+                f"the plan of {plan.store.root} is of an earlier version, which put its URLs in another "
+                "order: finish it with that one, or use another --output"
+            )
 
     def close(self) -> None:
         """Give up what is under way."""
@@ -184,17 +184,17 @@ class _Crawl:
         if len(self._sources) < len(self._plan.sources):
             from ingest.web.fetcher import Fetcher  # takes long, and folders need none
 
-            with Fetcher[list[_Attempt]](self._fetch, window=_WINDOW) as fetcher:
-                for attempts, outcome in fetcher.run(self._requests(), held=self._is_full):
+            with Fetcher[list[_Attempt]](self._fetch, window=WINDOW) as fetcher:
+                for attempts, outcome in fetcher.run(self._requests(fetcher.is_idle)):
                     self._look_at_hosts(fetcher)
+                    lane = self._lanes[attempts[0].unit]
+                    lane.known -= len(attempts)
+                    lane.waiting += len(attempts)
                     body = outcome.data if isinstance(outcome, Fetched) else outcome
                     self._counts.bytes_read += len(body) if isinstance(body, bytes) else 0
                     for attempt in attempts:
                         yield attempt._replace(http_status=outcome.http_status), body
             self._counts.slowest_hosts = ()
-
-    def _is_full(self) -> bool:
-        return self._waiting >= _WAITING_ROWS
 
     def _look_at_hosts(self, fetcher: "Fetcher[list[_Attempt]]") -> None:
         now = time.monotonic()
@@ -216,12 +216,14 @@ class _Crawl:
         if verdict.data is not None:  # held once, as `stored`
             verdict = replace(verdict, data=None)
         outcome = attempt, isinstance(data, Problem) and data.retryable, verdict
-        self._waiting += 1
+        lane = self._lanes.get(attempt.unit)
         for (due, retryable, judged), image in unit.reorder.put(attempt.row, outcome, stored):
-            self._waiting -= 1
+            if lane is not None:
+                lane.waiting -= 1
             self._write(unit.writer, due, retryable, judged, image)
         if unit.reorder.next == unit.rows:
             self._commit(attempt.unit, self._open.pop(attempt.unit))
+            self._lanes.pop(attempt.unit, None)
         self._progress(self._counts)
 
     def _writer(self, attempt: _Attempt) -> ShardWriter | InPlaceWriter:
@@ -248,44 +250,48 @@ class _Crawl:
                     self._indexed[record.shard.name] = record.shard.sha256
         return left
 
-    def _items(self, *, urls: bool) -> Iterator[_Attempt]:
-        """The attempts that have a URL, or those that have none."""
-        for unit in self._left:
-            if unit in self._made_by_others:
-                continue
+    def _lanes_left(self) -> Iterator[list[int]]:
+        left = set(self._left)
+        for lane in self._plan.lanes:
+            if units := [unit for unit in lane if unit in left]:
+                yield units
+
+    def _attempts(self, units: Iterable[int]) -> Iterator[_Attempt]:
+        """Those of units that nobody has made, in the plan's order."""
+        for unit in units:
             # Hours may have passed: another worker may have made it.
             if unit not in self._rows and (record := read_commit(self._plan.store, unit)) is not None:
                 self._counts.add_committed(record)
-                self._made_by_others.add(unit)
                 continue
-            items = self._plan.items(unit)
-            if not urls and items[0][0] not in self._sources:
-                return  # a plan has rows with URLs last
-            self._rows[unit] = len(items)
-            for row, (source, item) in enumerate(items):
-                if (source not in self._sources) == urls:
-                    yield _Attempt(unit, row, source, item)
+            table = self._plan.table(unit)
+            self._rows[unit] = len(table)
+            for row, (source, item) in enumerate(items_of(table)):
+                yield _Attempt(unit, row, source, item)
 
-    def _requests(self) -> Iterator[tuple[list[_Attempt], str | Problem]]:
-        """What to ask for, and whose it is: parts of a unit's video are asked for once."""
-        for _, unit in groupby(self._items(urls=True), key=lambda attempt: attempt.unit):
-            together: dict[Any, list[_Attempt]] = {}
-            for attempt in unit:
-                together.setdefault(_whole(attempt.item), []).append(attempt)
-            for (path, _, problem), attempts in together.items():
-                yield attempts, PROBLEMS[problem] if problem else path.decode()
+    def _requests(self, is_idle: Callable[[], bool]) -> Iterator[tuple[list[_Attempt], str | Problem] | None]:
+        """What to ask for, and whose it is: parts of a video that follow each other are asked for once."""
+        lanes = (_by_file(self._attempts(units)) for units in self._lanes_left())
+        for turn in Lanes(lanes, is_idle=is_idle):
+            if turn is None:
+                yield None
+                continue
+            lane, attempts = turn
+            self._lanes[attempts[0].unit] = lane
+            path, _, problem = _whole(attempts[0].item)
+            yield attempts, PROBLEMS[problem] if problem else path.decode()
 
     def _read(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
         """What lies in folders and archives, in the plan's order."""
         max_bytes = self._settings.treatment.limits.max_bytes
         opened: int | None = None
-        for (_, source), group in groupby(self._items(urls=False), key=lambda each: (each.unit, each.source)):
+        local = self._attempts(unit for unit in self._left if unit in self._plan.local_units)
+        for (_, source), group in groupby(local, key=lambda each: (each.unit, each.source)):
             if opened not in (None, source):
                 self._sources[opened].close()  # thousands of archives cannot all be open
             opened = source
             attempts = list(group)
             # Parts of one file follow each other: it is read once.
-            files = [list(parts) for _, parts in groupby(attempts, key=lambda each: _whole(each.item))]
+            files = list(_by_file(attempts))
             read = self._sources[source].read([parts[0].item for parts in files], max_bytes=max_bytes)
             for parts, data in zip(files, read, strict=True):
                 self._counts.bytes_read += len(data) if isinstance(data, bytes) else 0
@@ -331,6 +337,12 @@ class _Crawl:
         else:
             reasons = self._counts.rejected if verdict.status == "rejected" else self._counts.failed
             reasons[verdict.reason] += 1
+
+
+def _by_file(attempts: Iterable[_Attempt]) -> Iterator[list[_Attempt]]:
+    """Parts of one file that follow each other in a unit."""
+    for _, parts in groupby(attempts, key=lambda each: (each.unit, _whole(each.item))):
+        yield list(parts)
 
 
 def _whole(item: Item) -> tuple[bytes, int, str]:

@@ -1,21 +1,18 @@
 """The parts of a crawl on a Ray cluster."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from itertools import zip_longest
 
 from cluster.site import Site
-from ingest.crawl.divide import divide, first_site, make_parts, seal_and_report, units_left
+from ingest.crawl.divide import divide, make_parts, seal_and_report, together, units_left
 from ingest.crawl.part import CRAWL_CALL, counts_from_json, sum_into
 from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.web.settings import FetchSettings
 
-# The smaller a call on Ray is, the more evenly the last ones end; the larger, the more rarely a slow site is
-# all that is left of it.
-_CALLS_PER_CRAWLER = 8
-_UNITS_PER_CALL = 16
+# The smaller a call on Ray is, the more evenly the last ones end; the larger, the more lanes go on where the
+# slowest sites of some hold these up.
+_CALLS_PER_CRAWLER = 4
+_LANES_PER_CALL = 32
 
 
 def crawl_on_ray(
@@ -41,11 +38,9 @@ def crawl_on_ray(
     """
     from cluster.ray.executor import RayExecutor
 
-    left = units_left(plan, fetch, counts)
-    pieces = divide(
-        left, max(crawlers * _CALLS_PER_CRAWLER, len(left) // _UNITS_PER_CALL), partial(first_site, plan)
-    )
-    calls = [part.to_json() for part in make_parts(plan, _in_turns(pieces, crawlers), fetch, workers)]
+    pieces = together(plan, units_left(plan, fetch, counts))
+    chunks = divide(pieces, max(crawlers * _CALLS_PER_CRAWLER, len(pieces) // _LANES_PER_CALL))
+    calls = [part.to_json() for part in make_parts(plan, chunks, fetch, workers)]
     executor = RayExecutor(site.ray_address, site=site)
     done = [replace(counts)]
     progress(counts)
@@ -54,9 +49,3 @@ def crawl_on_ray(
         sum_into(counts, done)
         progress(counts)
     return seal_and_report(plan, progress, counts)
-
-
-def _in_turns(pieces: Sequence[Sequence[int]], crawlers: int) -> list[Sequence[int]]:
-    """In such an order that those under way lie far apart: a site that a border cuts is in one of them."""
-    far = [pieces[len(pieces) * n // crawlers : len(pieces) * (n + 1) // crawlers] for n in range(crawlers)]
-    return [piece for turn in zip_longest(*far) for piece in turn if piece is not None]

@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from cluster.errors import UserError
@@ -22,9 +21,9 @@ from ingest.crawl.divide import (
     count_committed,
     crawl_job,
     divide,
-    first_site,
     make_parts,
     seal_and_report,
+    together,
     units_left,
 )
 from ingest.crawl.part import read_report, sum_into
@@ -57,7 +56,7 @@ def submit_to_slurm(
     """
     left = set(units_left(plan, fetch, Counts()))
     count_planned(plan, counts)
-    chunks = divide(plan.units, parts, partial(first_site, plan))
+    chunks = divide(together(plan, plan.units), parts)
     stem = _run_name(plan)
     places = runs_of_parts(runs / stem, len(chunks))
     _refuse_other_parts(runs / stem, places)

@@ -4,7 +4,6 @@ import math
 import tempfile
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from cluster.job import Job
@@ -17,9 +16,9 @@ from ingest.crawl.divide import (
     RUN_AGAIN,
     crawl_job,
     divide,
-    first_site,
     make_parts,
     seal_and_report,
+    together,
     units_left,
 )
 from ingest.crawl.part import read_report, sum_into
@@ -46,7 +45,8 @@ def crawl_here(
     """
     if parts == 1:
         return crawl_plan(plan, fetch=fetch, workers=workers, progress=progress, counts=counts)
-    if chunks := divide(units_left(plan, fetch, counts), parts, partial(first_site, plan)):
+    if pieces := together(plan, units_left(plan, fetch, counts)):
+        chunks = divide(pieces, parts)
         shared = replace(fetch, connections=math.ceil(fetch.connections / len(chunks)))
         orders = make_parts(plan, chunks, shared, math.ceil(workers / len(chunks)))
         # What could not be removed is in the system's folder for such things.

@@ -126,6 +126,8 @@ class PlanRecord(Identity):
     Attributes:
         generation: its number; the first is 0.
         first_unit, units: unit numbers go on from the generation before.
+        lanes: how many units each lane has; these are the last units, those of rows with URLs. None of plans
+            that know no lanes: their units are sorted by site.
         rows: attempts planned, over all units.
         items: the file that lists them.
         fingerprint: sha256 of the identity, hex.
@@ -139,6 +141,7 @@ class PlanRecord(Identity):
     generation: int
     first_unit: int
     units: int
+    lanes: tuple[int, ...] | None = None
     rows: int
     items: ItemsRecord
     fingerprint: str

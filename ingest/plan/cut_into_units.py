@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
@@ -10,25 +11,11 @@ import pyarrow.compute as pc
 from cluster.errors import UserError
 from ingest.dataset.plan_record import SourceKind
 from ingest.dataset.schema import SPAN_COLUMNS
-from ingest.web.domain import domain_hashes
+from ingest.plan.by_lane import ByLane
 from ingest.web.url import canonical_all
 
 # Of a unit's rows: whoever works on it has them in memory. Usual ones take 3 MB.
 _CHUNK_BYTES = 128 << 20
-
-
-def taking_turns(table: pa.Table) -> pa.Table:
-    """The same rows so that sites take turns: the first URL of each, then the second of each, and so on.
-
-    That is about the order in which they will be fetched: then little has to wait for its place in a shard.
-    `path` is the column with the URLs, as bytes.
-    """
-    hashes = domain_hashes(table["path"].cast(pa.string()))
-    together = np.argsort(hashes, kind="stable")
-    starts = np.flatnonzero(np.diff(hashes[together], prepend=hashes[together][:1] + np.uint64(1)))
-    turn = np.empty(len(table), np.int64)
-    turn[together] = np.arange(len(table)) - np.repeat(starts, np.diff([*starts, len(table)]))
-    return table.take(np.argsort(turn, kind="stable"))
 
 
 def rechunked(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
@@ -60,35 +47,52 @@ def filled(table: pa.Table, schema: pa.Schema, *, name: str = "") -> pa.Table:
 
 
 def with_url(table: pa.Table) -> pa.Table:
-    """The table with the addresses that its rows name, each in its one spelling, as a column, too.
+    """The table with the addresses that its rows name, each in its one spelling, as columns, too: in `url`,
+    and of what is a part of a file, that of the file in `file`.
 
     What is no address is one by itself, and so is a part of what an address leads to. Rows that have a
     problem have none.
     """
-    urls = canonical_all(table["path"].cast(pa.string()))
+    files = urls = canonical_all(table["path"].cast(pa.string()))
+    part = pa.array(np.zeros(len(table), bool))
     if set(SPAN_COLUMNS.names) <= set(table.column_names):
         start, end = (table[name].cast(pa.string()) for name in SPAN_COLUMNS.names)
         # No canonical address has a fragment of its own.
         parts = pc.binary_join_element_wise(urls, start, end, "#")
-        urls = pc.if_else(pc.is_valid(parts), parts, urls)
-    return table.append_column("url", pc.if_else(pc.equal(table["problem"], ""), urls, None))
+        part = pc.is_valid(parts)
+        urls = pc.if_else(part, parts, urls)
+    well = pc.equal(table["problem"], "")
+    table = table.append_column("url", pc.if_else(well, urls, None))
+    return table.append_column("file", pc.if_else(pc.and_(well, part), files, None))
 
 
 def in_units(tables: Iterable[pa.Table], rows: int, *, kinds: Sequence[SourceKind]) -> Iterator[pa.Table]:
-    """The rows in units, one table each. In units that are all URLs, sites take turns.
+    """The rows of sources without sites in units, one table each.
 
     Args:
         tables: columns of ITEMS_SCHEMA, and further ones.
         rows: of a unit.
         kinds: of the sources, by their numbers. Those that stay in place have units of their own rows only.
     """
-    fetched = pa.array([number for number, kind in enumerate(kinds) if kind.is_fetched], pa.uint32())
 
     def owner(table: pa.Table) -> int | None:
         source: int = table["source"][0].as_py()
         return source if kinds[source].stays_in_place else None
 
     for _, group in groupby((table for table in tables if len(table)), key=owner):
-        for unit in rechunked(group, rows):
-            all_urls = pc.all(pc.is_in(unit["source"], value_set=fetched)).as_py()
-            yield taking_turns(unit) if all_urls else unit
+        yield from rechunked(group, rows)
+
+
+def in_lanes(urls: ByLane, rows: int, lengths: list[int]) -> Iterator[pa.Table]:
+    """The rows with URLs in units, one table each, cut within their lanes.
+
+    Args:
+        urls: all of them.
+        rows: of a unit.
+        lengths: gets the number of units of each lane that has any.
+    """
+    for _, lane in groupby(urls.lanes(rows), key=itemgetter(0)):
+        lengths.append(0)
+        for unit in rechunked((table for _, table in lane), rows):
+            lengths[-1] += 1
+            yield unit

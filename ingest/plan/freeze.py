@@ -4,7 +4,8 @@ Whoever comes to the same output later describes the same sources again and comp
 settings and builds go on with the plan that is there, anything else is refused in one sentence.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -12,8 +13,8 @@ import pyarrow as pa
 from cluster.errors import UserError
 from ingest.dataset.plan_record import SourceRecord
 from ingest.dataset.schema import ITEMS_SCHEMA
-from ingest.plan.by_domain import ByDomain
-from ingest.plan.cut_into_units import filled, in_units, with_url
+from ingest.plan.by_lane import ByLane
+from ingest.plan.cut_into_units import filled, in_lanes, in_units, with_url
 from ingest.plan.plan import Plan, fingerprint_of, publish_plan, read_plans
 from ingest.plan.planned_before import PlannedBefore
 from ingest.plan.settings import CrawlSettings, difference, identity_of
@@ -62,15 +63,20 @@ def freeze(
             )
     described: list[SourceRecord] = []
     extends = [plan.fingerprint for plan in plans]
-    with ByDomain() as urls, ByDomain() as known:
+    lanes: list[int] = []
+    with ByLane() as urls:
         before = PlannedBefore(plans, sources, locations)
-        tables = _counted(_tables(sources, described, urls, known, before), listed)
+        tables = _tables(sources, described, urls, before, listed)
+        kinds = [source.kind for source in sources]
         plan = publish_plan(
             store,
             plans,
-            in_units(tables, settings.unit_rows, kinds=[source.kind for source in sources]),
+            chain(
+                in_units(tables, settings.unit_rows, kinds=kinds), in_lanes(urls, settings.unit_rows, lanes)
+            ),
             identity=lambda: identity_of(settings, described, extends=extends),
             more=lambda: {
+                "lanes": tuple(lanes),
                 "repeated": urls.repeated,
                 "known": urls.known + before.found,
                 "locations": tuple(locations),
@@ -115,12 +121,12 @@ def _described(sources: Sequence[Listing], listed: Callable[[int], None]) -> lis
 def _tables(
     sources: Sequence[Listing],
     described: list[SourceRecord],
-    urls: ByDomain,
-    known: ByDomain,
+    urls: ByLane,
     before: PlannedBefore,
+    listed: Callable[[int], None],
 ) -> Iterator[pa.Table]:
-    """Rows of all sources, those with URLs last; `described` is filled on the way."""
-    schema = _joint_schema(sources)
+    """Rows of all sources; those with URLs go to `urls`, and `described` is filled, on the way."""
+    schema, count = _joint_schema(sources), 0
     for number, source in enumerate(sources):
         for rows in source.rows():
             numbered = rows.append_column("source", pa.array([number] * len(rows), pa.uint32()))
@@ -128,14 +134,13 @@ def _tables(
             if source.kind.is_fetched:
                 urls.add(with_url(table))
             else:
-                yield before.left_out(number, table)
+                yield (table := before.left_out(number, table))
+            listed(count := count + len(table))
         described.append(source.describe(lambda items: None))
     if any(source.kind.is_fetched for source in sources):
         for plan in before.plans:
             for table in url_tables(plan):
-                known.add(pa.table({"url": with_url(table)["url"]}))
-        for table in urls.tables(known):
-            yield table.drop_columns("url")
+                urls.add_known(with_url(table)["url"])
 
 
 def url_tables(plan: Plan) -> Iterator[pa.Table]:
@@ -152,11 +157,3 @@ def _joint_schema(sources: Sequence[Listing]) -> pa.Schema:
         return pa.unify_schemas([ITEMS_SCHEMA, *extras], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UserError(f"the sources have columns of one name and different types: {error}") from error
-
-
-def _counted(tables: Iterable[pa.Table], listed: Callable[[int], None]) -> Iterator[pa.Table]:
-    count = 0
-    for table in tables:
-        count += len(table)
-        listed(count)
-        yield table

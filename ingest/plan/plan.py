@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +28,7 @@ from ingest.store.store import Store
 
 # Columns that a plan has, and rows only if somebody says something.
 _SELDOM = [*COLUMNS, *LABEL_COLUMNS]
+_OBJECTS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,21 @@ class Plan:
     def units(self) -> range:
         """Unit numbers, which go on from the generation before."""
         return range(self.record.first_unit, self.record.first_unit + self.record.units)
+
+    @property
+    def lanes(self) -> list[range]:
+        """Those with URLs, which are the last ones, by lanes: a crawler makes whole ones."""
+        lengths = self.record.lanes
+        if lengths is None:  # of an earlier version
+            lengths = (len(self.units),) if any(source.kind.is_fetched for source in self.sources) else ()
+        stops = [*accumulate(lengths, initial=self.units.stop - sum(lengths))]
+        return [range(start, stop) for start, stop in pairwise(stops)]
+
+    @property
+    def local_units(self) -> range:
+        """Those without URLs."""
+        lanes = self.lanes
+        return range(self.units.start, lanes[0].start if lanes else self.units.stop)
 
     @property
     def rows(self) -> int:
@@ -93,10 +109,6 @@ class Plan:
         """Whether each row of such a table is a URL to fetch."""
         kinds = pa.array([source.kind.is_fetched for source in self.sources])
         return kinds.take(table["source"].combine_chunks())
-
-    def items(self, unit: int) -> list[tuple[int, Item]]:
-        """The unit's attempts in order: the source's number, and the item."""
-        return [_item(row) for row in self.table(unit).to_pylist()]
 
     def columns(self) -> pa.Schema:
         """The columns of `table`."""
@@ -153,10 +165,13 @@ class Plan:
             ) from error
 
 
-def _item(row: dict[str, Any]) -> tuple[int, Item]:
-    source = row.pop("source")
-    values = {name: row.pop(name) for name in ITEMS_SCHEMA.names[1:]}
-    return source, Item(**values | {"labels": tuple(values["labels"])}, extra=row)
+def items_of(table: pa.Table) -> Iterator[tuple[int, Item]]:
+    """The attempts of a unit's table in order: the source's number, and the item; few at a time."""
+    for batch in table.to_batches(max_chunksize=_OBJECTS):
+        for row in batch.to_pylist():
+            source = row.pop("source")
+            values = {name: row.pop(name) for name in ITEMS_SCHEMA.names[1:]}
+            yield source, Item(**values | {"labels": tuple(values["labels"])}, extra=row)
 
 
 def read_plans(store: Store) -> list[Plan]:

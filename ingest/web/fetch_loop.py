@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 class FetchLoop(Generic[Token]):
-    """Everything that happens in the event loop's thread (but `taken`)."""
+    """Everything that happens in the event loop's thread (but `taken` and `is_idle`)."""
 
     def __init__(
         self, settings: FetchSettings, policy: AddressPolicy, agent: str, nameservers: Sequence[str]
@@ -102,10 +102,14 @@ class FetchLoop(Generic[Token]):
             self._bytes_waiting -= size
             return was_full and self._bytes_waiting < _BYTES_WAITING
 
+    def is_idle(self) -> bool:
+        """Whether there could be more requests under way; to be asked in any thread."""
+        return len(self._tasks) < self._settings.connections and self._bytes_waiting < _BYTES_WAITING
+
     def pump(self) -> None:
         """Begin whatever may begin now."""
         now = self._loop.time()
-        while len(self._tasks) < self._settings.connections and self._bytes_waiting < _BYTES_WAITING:
+        while self.is_idle():
             turn = self._hosts.take(now)
             if turn is None:
                 break

@@ -26,6 +26,7 @@ Token = TypeVar("Token")
 Returned = TypeVar("Returned")
 
 _BATCH = 64
+_PATIENCE_S = 0.25
 
 
 class Fetcher(Generic[Token]):
@@ -69,15 +70,13 @@ class Fetcher(Generic[Token]):
         if self._results is not None:
             self._results.put(RuntimeError("the fetcher was closed before its outcomes were taken"))
 
-    def run(
-        self, requests: Iterable[tuple[Token, str | Problem]], *, held: Callable[[], bool] = lambda: False
-    ) -> Iterator[tuple[Token, Outcome]]:
+    def run(self, requests: Iterable[tuple[Token, str | Problem] | None]) -> Iterator[tuple[Token, Outcome]]:
         """Fetch all; outcomes come in the order in which they complete. Leaving off early ends what is under
         way.
 
         Args:
-            requests: read in the caller's thread, at most `window` ahead; a problem is its own outcome.
-            held: while it says so, requests are read only when nothing is under way any more.
+            requests: read in the caller's thread, at most `window` ahead; a problem is its own outcome. None:
+                there are more, but not now; they are asked for again after each outcome, and now and then.
         """
         if self._results is not None:
             raise RuntimeError("a fetcher runs one run at a time")
@@ -87,14 +86,13 @@ class Fetcher(Generic[Token]):
         more, outstanding = True, 0
         try:
             while more or outstanding:
-                room = more and outstanding + batch <= self._window and not (outstanding and held())
-                if room:
-                    jobs = list(itertools.islice(source, batch))
-                    more = len(jobs) == batch
+                room = more and outstanding + batch <= self._window
+                jobs, more = _next(source, batch) if room else ([], more)
+                if jobs:
                     outstanding += len(jobs)
                     self._loop.call_soon_threadsafe(self._fetches.add, jobs, results.put)
                 try:
-                    result = results.get(block=not room and outstanding > 0)
+                    result = results.get(block=not jobs and outstanding > 0, timeout=_PATIENCE_S)
                 except queue.Empty:
                     continue
                 if isinstance(result, BaseException):
@@ -108,6 +106,10 @@ class Fetcher(Generic[Token]):
             if outstanding and not self._closed:
                 self._within(self._fetches.abandon)
 
+    def is_idle(self) -> bool:
+        """Whether there could be more requests under way."""
+        return self._fetches.is_idle()
+
     def slowest_hosts(self) -> list[SlowHost]:
         """Those whose queues will take longest. Looks at every host: to be asked now and then."""
         return self._within(self._fetches.slowest_hosts)
@@ -117,3 +119,15 @@ class Fetcher(Generic[Token]):
 
     def _within(self, function: Callable[[], Coroutine[Any, Any, Returned]]) -> Returned:
         return asyncio.run_coroutine_threadsafe(function(), self._loop).result()
+
+
+def _next(
+    source: Iterator[tuple[Token, str | Problem] | None], most: int
+) -> tuple[list[tuple[Token, str | Problem]], bool]:
+    """The requests there are now, and whether there are more."""
+    found: list[tuple[Token, str | Problem]] = []
+    for request in itertools.islice(source, most):
+        if request is None:
+            return found, True
+        found.append(request)
+    return found, len(found) == most

@@ -9,10 +9,8 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 
 import psutil
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +20,7 @@ from typer.testing import CliRunner
 from cluster.errors import UserError
 from ingest import cli
 from ingest.crawl.crawl import plan_shards
-from ingest.crawl.divide import divide, first_site
+from ingest.crawl.divide import divide, together
 from ingest.crawl.on_this_machine import crawl_here
 from ingest.crawl.part import Part, counts_json, read_report
 from ingest.plan.settings import CrawlSettings
@@ -51,17 +49,20 @@ def dataset_bytes(output):
     }
 
 
-def test_the_largest_site_of_a_list_is_asked_by_one_crawler(tmp_path):
-    urls = [f"http://127.0.2.{1 + n % 4}:9/{n}.png" for n in range(20)]
+def test_a_site_is_asked_by_one_crawler(tmp_path):
+    urls = [f"http://127.0.2.{1 + n % 4}:9/{n}.png" for n in range(40)]
     urls += [f"http://127.0.2.9:9/{n}.png" for n in range(80)]
     (tmp_path / "list.txt").write_text("\n".join(urls))
     quiet = {"progress": lambda counts: None, "counts": Counts()}
     plan = plan_shards([str(tmp_path / "list.txt")], tmp_path / "out", SETTINGS, **quiet)
-    (large,) = domain_hashes(pa.chunked_array([[urls[-1]]])).tolist()
-    assert sum(first_site(plan, unit) == large for unit in plan.units) >= 15
+    assert sum(map(len, plan.lanes)) == len(plan.units) and not plan.local_units
+    sites = {
+        unit: set(domain_hashes(plan.table(unit)["path"].cast("string")).tolist()) for unit in plan.units
+    }
     for parts in (2, 3, 7):
-        divided = divide(plan.units, parts, partial(first_site, plan))
-        assert sum(any(first_site(plan, unit) == large for unit in part) for part in divided) == 1
+        divided = divide(together(plan, plan.units), parts)
+        asked = [set().union(*(sites[unit] for unit in part)) for part in divided]
+        assert len(set().union(*asked)) == sum(map(len, asked)) == 5
 
 
 def crawl(source, output, parts, progress=lambda counts: None):
@@ -77,24 +78,23 @@ def crawlers(rank):
     return [process for process in ranks if process.environ().get("RANK") == str(rank)]
 
 
-@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=12), parts=st.integers(1, 20))
-def test_a_site_that_begins_several_units_is_of_one_part(sizes, parts):
-    sites = [site for site, size in enumerate(sizes) for _ in range(size)]
-    units = range(100, 100 + len(sites))
-    made = divide(units, parts, lambda unit: sites[unit - 100])
-    assert [unit for part in made for unit in part] == list(units)
-    assert len(made) <= parts
-    for site in set(sites):
-        mine = [number for number, part in enumerate(made) if any(sites[unit - 100] == site for unit in part)]
-        # The unit before its second may hold its first rows: only there may a border cut it.
-        assert len(mine) <= 2
+@given(sizes=st.lists(st.integers(1, 9), max_size=30), parts=st.integers(1, 40))
+def test_parts_are_of_whole_pieces_even_and_complete(sizes, parts):
+    units = iter(range(100, 1000))
+    pieces = [[next(units) for _ in range(size)] for size in sizes]
+    made = divide(pieces, parts)
+    assert [unit for part in made for unit in part] == [unit for piece in pieces for unit in piece]
+    assert len(made) <= parts and all(made)
+    for part in made:
+        assert all(set(piece) <= set(part) or not set(piece) & set(part) for piece in pieces)
+        # No further from an even share than half of the longest piece at either end.
+        assert abs(len(part) - sum(sizes) / parts) <= max(sizes) or len(made) < parts
 
 
-@given(units=st.lists(st.integers(0, 10_000), unique=True), parts=st.integers(1, 50))
-def test_parts_are_contiguous_even_and_whole(units, parts):
-    made = divide(units, parts, lambda unit: None)
-    assert [unit for part in made for unit in part] == units
-    assert len(made) == min(parts, len(units))
+@given(count=st.integers(0, 3000), parts=st.integers(1, 50))
+def test_units_without_urls_are_divided_evenly(count, parts):
+    made = divide([[unit] for unit in range(count)], parts)
+    assert len(made) == min(parts, count)
     lengths = {len(part) for part in made}
     assert not lengths or max(lengths) - min(lengths) <= 1
 
@@ -121,7 +121,7 @@ def test_D1_D2_any_number_of_parts_makes_the_same_dataset(tmp_path, server):
     for report in reports:
         assert report.counts == reports[0].counts
         assert report.counts.done == report.counts.planned == 60
-        assert (report.counts.units, report.counts.units_done, report.counts.resumed) == (12, 12, 0)
+        assert (report.counts.units, report.counts.resumed) == (report.counts.units_done, 0)
     assert {server.asked[f"/{n}.png"] for n in range(60)} == {2}
     again = crawl(source, tmp_path / "3", 4)
     assert (again.root, again.counts.resumed) == (reports[0].root, 60)

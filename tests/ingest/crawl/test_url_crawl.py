@@ -249,7 +249,7 @@ def _watched_crawl(plan, fetch, opened):
 
 @pytest.fixture
 def mixed_plan(tmp_path, server, folder):
-    """Units of files alone, of files and URLs, and of URLs alone."""
+    """Units of files, and of URLs."""
     sources = [str(folder(count=6)), str(write_list(tmp_path / "urls.txt", server.urls(43)))]
     fetch = FetchSettings(contact=CONTACT, allow_private=ALLOWED, tries=1)
     settings = CrawlSettings(unit_rows=5, fetch=fetch)
@@ -269,16 +269,15 @@ def test_units_that_others_make_meanwhile_are_counted_once(mixed_plan):
 
     counts = _watched_crawl(plan, fetch, opened)
     assert counts.done == counts.planned == 50
-    assert counts.units_done == counts.units == 10
+    assert counts.units_done == counts.units == len(plan.units)
 
 
 def test_looking_for_files_reads_no_units_of_urls(mixed_plan):
     plan, fetch = mixed_plan
     opens = Counter()
     _watched_crawl(plan, fetch, lambda name: opens.update([name]))
-    # Its footer, ten units for the URLs, and for the files the two that have some and the one behind them.
-    # At the end its footer again and the columns of labels, once for all units.
-    assert opens[plan.record.items.name] == 1 + 10 + 3 + 2
+    # Its footer, and each unit once. At the end its footer again and the columns of labels, all at once.
+    assert opens[plan.record.items.name] == 1 + len(plan.units) + 2
 
 
 def test_more_hosts_at_a_time_than_the_usual_limit_of_open_files(tmp_path):
@@ -297,8 +296,9 @@ def test_more_hosts_at_a_time_than_the_usual_limit_of_open_files(tmp_path):
 
 @pytest.mark.slow
 def test_few_units_are_open_though_each_waits_for_a_slow_site(tmp_path, monkeypatch):
-    monkeypatch.setattr("ingest.crawl.make_units._WAITING_ROWS", 10)
-    monkeypatch.setattr("ingest.crawl.make_units._WINDOW", 128)
+    monkeypatch.setattr("ingest.crawl.lanes._WAITING_ROWS", 10)
+    monkeypatch.setattr("ingest.crawl.lanes.WINDOW", 128)
+    monkeypatch.setattr("ingest.crawl.make_units.WINDOW", 128)
     monkeypatch.setattr("ingest.image.check_pool._BATCH_IMAGES", 1)
     most_open = 0
 

@@ -16,6 +16,7 @@ from ingest.image.check import Treatment
 from ingest.labels.label_list import read_label_list
 from ingest.labels.rule import PRESETS, read_rule
 from ingest.labels.said import Said
+from ingest.plan.plan import items_of
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts
 from ingest.web.settings import FetchSettings
@@ -48,7 +49,7 @@ def said_of(plan):
     return {
         item.path.decode(): Said(item.labels, item.extra.get("split"), tuple(item.extra.get("ignore") or ()))
         for unit in plan.units
-        for _, item in plan.items(unit)
+        for _, item in items_of(plan.table(unit))
     }
 
 

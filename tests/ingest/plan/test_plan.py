@@ -13,6 +13,7 @@ from ingest.image.check import Treatment
 from ingest.image.decode import ImageLimits
 from ingest.plan import settings as crawl_settings
 from ingest.plan.freeze import freeze
+from ingest.plan.plan import items_of
 from ingest.plan.settings import CrawlSettings
 from ingest.sources.opening import open_listing
 from ingest.sources.url_list import Columns
@@ -29,7 +30,7 @@ def test_units_hold_every_item_in_order_and_one_row_group_each(tmp_path, folder)
     listed = []
     plan = frozen(tmp_path / "out", source, unit_rows=4, listed=listed.append)
     assert (plan.units, plan.rows, listed) == (range(3), 11, [11])
-    paths = [item.path for unit in plan.units for _, item in plan.items(unit)]
+    paths = [item.path for unit in plan.units for _, item in items_of(plan.table(unit))]
     assert paths == sorted(os.fsencode(path.relative_to(source)) for path in source.rglob("*.*"))
     listing = plan.record.items.name
     metadata = pq.ParquetFile(tmp_path / "out" / listing).metadata
@@ -43,7 +44,7 @@ def test_units_hold_every_item_in_order_and_one_row_group_each(tmp_path, folder)
 def test_sources_follow_each_other_as_given(tmp_path, folder):
     first, second = folder("zebra", 3), folder("ant", 3)
     plan = frozen(tmp_path / "out", first, second, unit_rows=3)
-    assert [number for unit in plan.units for number, _ in plan.items(unit)] == [0] * 4 + [1] * 4
+    assert [number for unit in plan.units for number, _ in items_of(plan.table(unit))] == [0] * 4 + [1] * 4
     swapped = frozen(tmp_path / "other", second, first, unit_rows=3)
     assert swapped.fingerprint != plan.fingerprint
 
@@ -148,7 +149,7 @@ def test_of_two_plans_at_once_the_first_wins(tmp_path, folder):
         frozen(out, source, unit_rows=5, listed=meanwhile)
     assert {entry.name[:5] for entry in (out / "plan" / "0").iterdir()} == {"plan.", "units"}
     again = frozen(out, source, unit_rows=4)
-    assert [len(again.items(unit)) for unit in again.units] == [4, 4, 3]
+    assert [len(again.table(unit)) for unit in again.units] == [4, 4, 3]
     assert json.loads((out / "plan" / "0" / "plan.json").read_bytes())["settings"]["--unit-rows"] == 4
 
 

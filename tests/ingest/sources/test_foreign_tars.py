@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ingest.dataset.open import open_dataset, sealed_units
 from ingest.plan.freeze import freeze
+from ingest.plan.plan import items_of
 from ingest.plan.settings import CrawlSettings
 from ingest.sources import companions
 from ingest.sources.companions import LARGEST_COMPANION, MOST_LABELS, joined, member_of
@@ -157,8 +158,8 @@ def test_D4_long_texts_are_cut_and_make_small_units(tmp_path, monkeypatch):
     members = [(f"{n}.{kind}", data) for n in range(12) for kind, data in (("jpg", b"x"), ("txt", long))]
     source = open_listing(str(archive(tmp_path / "x.tar", members)), Columns())
     plan = freeze(PosixStore(tmp_path / "out"), [source], CrawlSettings(), listed=lambda items: None)
-    assert [len(plan.items(unit)) for unit in plan.units] == [6, 6]
-    assert all(item.caption == "ü" * (LARGEST_COMPANION // 2) for _, item in plan.items(0))
+    assert [len(plan.table(unit)) for unit in plan.units] == [6, 6]
+    assert all(item.caption == "ü" * (LARGEST_COMPANION // 2) for _, item in items_of(plan.table(0)))
 
 
 def test_D4_few_long_texts_are_in_memory_at_a_time(tmp_path):

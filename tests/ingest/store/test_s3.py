@@ -327,7 +327,7 @@ def test_of_two_plans_at_once_the_first_wins(folder, bucket):
 
     with pytest.raises(UserError, match="planned with --unit-rows 4, not 5"):
         freeze(store, opened, CrawlSettings(unit_rows=5), listed=meanwhile)
-    assert [len(first[0].items(unit)) for unit in first[0].units] == [4, 4, 3]
+    assert [len(first[0].table(unit)) for unit in first[0].units] == [4, 4, 3]
     assert len([entry for entry in store.list("plan") if "units-" in entry.name]) == 2
 
 
