@@ -17,7 +17,7 @@ WINDOW = 16_384
 # Rows that wait for their turn in a shard, of 1.5 kB each: beyond, no further URLs are taken up. A few slow
 # sites in every unit would otherwise have more and more units wait for them.
 _WAITING_ROWS = 1 << 20
-MOST_AT_A_TIME = 128
+MOST_AT_A_TIME = 64
 # Between one lane more and the next: it takes a moment until the URLs of one are under way.
 _PAUSE_S = 0.25
 
@@ -94,9 +94,8 @@ class Lanes(Generic[Request]):
         return None
 
     def _most_known(self) -> int:
-        """Of a lane: its share of the window, of which some is kept for lanes to come."""
-        lanes = len(self._open)
-        return WINDOW // (min(4 * lanes, MOST_AT_A_TIME) if self._unopened else lanes)
+        """Of a lane: its share of the window, as if all were open that may come."""
+        return WINDOW // (MOST_AT_A_TIME if self._unopened else len(self._open))
 
     def _may_open(self) -> bool:
         if not self._unopened or not self._open:
