@@ -1,25 +1,40 @@
-"""Lanes in turn: no lane waits for the slowest site of another.
+"""Lanes in turn: no site waits for another, neither of its lane nor of another lane.
 
-A lane goes on at the pace that politeness allows its largest site, for its sites take turns in proportion.
-So a crawler works on as many lanes as keep all its connections busy: one more whenever some are idle.
+Sites take turns in proportion, so that a lane ends with its slowest site. Where a site has enough URLs under
+way, its further ones are put aside and the lane goes on with others, up to a bound: for what is fetched ahead
+waits for its place in a shard. A crawler works on as many lanes as keep all its connections busy: one more
+whenever some are idle.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sized
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Request = TypeVar("Request", bound=Sized)
 
-# URLs known at a time: enough that slow sites do not hold up the others.
+# URLs known at a time, of all lanes and of a host: enough that no host waits for the next one.
 WINDOW = 16_384
-# Rows that wait for their turn in a shard, of 1.5 kB each: beyond, no further URLs are taken up. A few slow
-# sites in every unit would otherwise have more and more units wait for them.
-_WAITING_ROWS = 1 << 20
+_OF_HOST = 64
+# Rows that were begun and are not written, of 1.5 kB each: of all lanes, and of one.
+_AHEAD = 1 << 20
+_LANE_AHEAD = 1 << 15
 MOST_AT_A_TIME = 64
 # Between one lane more and the next: it takes a moment until the URLs of one are under way.
 _PAUSE_S = 0.25
+
+
+@dataclass(eq=False)
+class _Host(Generic[Request]):
+    """
+    Attributes:
+        known: rows that are asked for, and whose outcome is not there.
+        aside: requests whose turn has come, and which wait.
+    """
+
+    known: int = 0
+    aside: deque[Request] = field(default_factory=deque)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -29,24 +44,65 @@ class Lane(Generic[Request]):
     Attributes:
         requests: what is to be asked for, in order.
         known: rows of these that are asked for, and whose outcome is not there.
-        waiting: rows whose outcome waits for its place in a shard.
-        read: there are no further requests.
+        ahead: rows that were begun and are not written. Whoever writes rows counts it down.
+        read: there are no further requests, but those put aside.
     """
 
     requests: Iterator[Request]
     known: int = 0
-    waiting: int = 0
+    ahead: int = 0
     read: bool = False
+    _hosts: dict[Hashable, _Host[Request]] = field(default_factory=dict)
+    _ready: deque[_Host[Request]] = field(default_factory=deque)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all outcomes are there."""
+        return self.read and not self._hosts
+
+    def next(self, host_of: Callable[[Request], Hashable], *, most_ahead: int) -> Request | None:
+        """The next request that its host need not wait for; None if there is none now."""
+        while self._ready:
+            host = self._ready.popleft()
+            if host.aside and host.known < _OF_HOST:
+                return self._given(host, host.aside.popleft())
+        while not self.read and (self.ahead < most_ahead or not self.known):
+            request = next(self.requests, None)
+            if request is None:
+                self.read = True
+                break
+            self.ahead += len(request)
+            host = self._hosts.setdefault(host_of(request), _Host())
+            if host.known < _OF_HOST:
+                return self._given(host, request)
+            host.aside.append(request)
+        return None
+
+    def ended(self, request: Request, name: Hashable) -> None:
+        """The outcome of a request is there."""
+        self.known -= len(request)
+        host = self._hosts[name]
+        host.known -= len(request)
+        if host.aside:
+            self._ready.append(host)
+        elif not host.known:
+            del self._hosts[name]
+
+    def _given(self, host: _Host[Request], request: Request) -> Request:
+        host.known += len(request)
+        self.known += len(request)
+        return request
 
 
 class Lanes(Generic[Request]):
     """An iterator over the requests of all lanes, each with its lane.
 
-    Whoever takes them counts outcomes in the lanes. In between comes None: there are more requests, but not
-    before that has happened.
+    Whoever takes them tells the lanes of outcomes, and of rows that are written. In between comes None: there
+    are more requests, but not before that has happened.
 
     Args:
         lanes: the requests of each; they have the length of their rows.
+        host_of: the host that a request is for.
         is_idle: whether more requests could be under way.
         clock: seconds.
     """
@@ -55,47 +111,46 @@ class Lanes(Generic[Request]):
         self,
         lanes: Iterable[Iterator[Request]],
         *,
+        host_of: Callable[[Request], Hashable],
         is_idle: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._unopened = deque(lanes)
         self._open: deque[Lane[Request]] = deque()
+        self._host_of = host_of
         self._is_idle = is_idle
         self._clock = clock
         self._opened_at = -_PAUSE_S
 
     def __iter__(self) -> Iterator[tuple[Lane[Request], Request] | None]:
         while self._open or self._unopened:
-            lane = self._next()
-            if lane is None:
-                if self._may_open():
-                    self._open.append(Lane(requests=self._unopened.popleft()))
-                    self._opened_at = self._clock()
-                elif self._open:
-                    yield None
-                continue
-            request = next(lane.requests, None)
-            if request is None:
-                lane.read = True
-                continue
-            lane.known += len(request)
-            yield lane, request
+            turn = self._turn()
+            if turn is not None:
+                yield turn
+            elif self._may_open():
+                self._open.append(Lane(requests=self._unopened.popleft()))
+                self._opened_at = self._clock()
+            elif self._open:
+                yield None
 
-    def _next(self) -> Lane[Request] | None:
-        """The lane whose turn it is, of those that may go on."""
+    def _turn(self) -> tuple[Lane[Request], Request] | None:
+        """The next request of the next lane that has one."""
+        known = sum(lane.known for lane in self._open)
         for _ in range(len(self._open)):
             lane = self._open.popleft()
-            if lane.read and not lane.known:
-                continue
-            self._open.append(lane)
-            full = lane.known >= self._most_known() or lane.waiting >= _WAITING_ROWS // len(self._open)
-            if not lane.read and not (full and lane.known):
-                return lane
+            ahead = min(_AHEAD // (len(self._open) + 1), _LANE_AHEAD)
+            request = lane.next(self._host_of, most_ahead=ahead) if self._has_room(lane, known) else None
+            if not lane.is_done:
+                self._open.append(lane)
+            if request is not None:
+                return lane, request
         return None
 
-    def _most_known(self) -> int:
-        """Of a lane: its share of the window, as if all were open that may come."""
-        return WINDOW // (MOST_AT_A_TIME if self._unopened else len(self._open))
+    def _has_room(self, lane: Lane[Request], known: int) -> bool:
+        """Whether the window has room for more of a lane: half of it is kept for those that know little."""
+        if not self._unopened:
+            return lane.known < WINDOW // (len(self._open) + 1)
+        return known < WINDOW // 2 or lane.known < WINDOW // (2 * MOST_AT_A_TIME)
 
     def _may_open(self) -> bool:
         if not self._unopened or not self._open:

@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from itertools import groupby
+from itertools import groupby, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
 
 from cluster.errors import UserError
 from ingest.crawl.lanes import WINDOW, Lane, Lanes
@@ -24,6 +26,7 @@ from ingest.problem import PROBLEMS, Problem
 from ingest.progress.counts import Counts, Progress
 from ingest.sources.opening import open_planned
 from ingest.sources.source import Images, Item
+from ingest.web.domain import hosts_of
 from ingest.web.errands import Fetched
 from ingest.web.settings import FetchSettings
 
@@ -45,6 +48,7 @@ class _Attempt(NamedTuple):
     row: int
     source: int
     item: Item
+    host: str | None = None
     http_status: int | None = None
 
 
@@ -187,9 +191,7 @@ class _Crawl:
             with Fetcher[list[_Attempt]](self._fetch, window=WINDOW) as fetcher:
                 for attempts, outcome in fetcher.run(self._requests(fetcher.is_idle)):
                     self._look_at_hosts(fetcher)
-                    lane = self._lanes[attempts[0].unit]
-                    lane.known -= len(attempts)
-                    lane.waiting += len(attempts)
+                    self._lanes[attempts[0].unit].ended(attempts, attempts[0].host)
                     body = outcome.data if isinstance(outcome, Fetched) else outcome
                     self._counts.bytes_read += len(body) if isinstance(body, bytes) else 0
                     for attempt in attempts:
@@ -219,7 +221,7 @@ class _Crawl:
         lane = self._lanes.get(attempt.unit)
         for (due, retryable, judged), image in unit.reorder.put(attempt.row, outcome, stored):
             if lane is not None:
-                lane.waiting -= 1
+                lane.ahead -= 1
             self._write(unit.writer, due, retryable, judged, image)
         if unit.reorder.next == unit.rows:
             self._commit(attempt.unit, self._open.pop(attempt.unit))
@@ -265,13 +267,15 @@ class _Crawl:
                 continue
             table = self._plan.table(unit)
             self._rows[unit] = len(table)
-            for row, (source, item) in enumerate(items_of(table)):
-                yield _Attempt(unit, row, source, item)
+            fetched = unit not in self._plan.local_units
+            hosts = hosts_of(table["path"].cast(pa.string())).to_pylist() if fetched else repeat(None)
+            for row, ((source, item), host) in enumerate(zip(items_of(table), hosts, strict=False)):
+                yield _Attempt(unit, row, source, item, host)
 
     def _requests(self, is_idle: Callable[[], bool]) -> Iterator[tuple[list[_Attempt], str | Problem] | None]:
         """What to ask for, and whose it is: parts of a video that follow each other are asked for once."""
         lanes = (_by_file(self._attempts(units)) for units in self._lanes_left())
-        for turn in Lanes(lanes, is_idle=is_idle):
+        for turn in Lanes(lanes, host_of=lambda attempts: attempts[0].host, is_idle=is_idle):
             if turn is None:
                 yield None
                 continue

@@ -25,6 +25,8 @@ LONGEST_WAIT = 60.0
 LONGEST_DELAY = 30.0
 # Hosts of one address that ask for less are not kept apart.
 _SHORTEST_DELAY = 0.1
+# Hosts with so many jobs in their queues come first: they are the last to end.
+_LONG_QUEUE = 16
 _HOSTS_KNOWN = 100_000
 # With those that asked not to be asked; beyond this, the longest idle are asked again too early.
 _HOSTS_REMEMBERED = 200_000
@@ -310,7 +312,7 @@ class Hosts(Generic[Job]):
                     place.reserved = when + host.delay
             heapq.heappush(self._waiting, (when, next(self._numbers), host))
         elif host.active < self._per_host or host.refusal is not None:
-            if host.soon:
+            if host.soon or len(host.queue) >= _LONG_QUEUE:
                 self._ring.appendleft(host)
             else:
                 self._ring.append(host)

@@ -296,7 +296,7 @@ def test_more_hosts_at_a_time_than_the_usual_limit_of_open_files(tmp_path):
 
 @pytest.mark.slow
 def test_few_units_are_open_though_each_waits_for_a_slow_site(tmp_path, monkeypatch):
-    monkeypatch.setattr("ingest.crawl.lanes._WAITING_ROWS", 10)
+    monkeypatch.setattr("ingest.crawl.lanes._AHEAD", 10)
     monkeypatch.setattr("ingest.crawl.lanes.WINDOW", 128)
     monkeypatch.setattr("ingest.crawl.make_units.WINDOW", 128)
     monkeypatch.setattr("ingest.image.check_pool._BATCH_IMAGES", 1)
