@@ -90,7 +90,7 @@ def plan_shards(
 
     Args:
         sources: folders, local tars, and lists of URLs, in the order of their images in the dataset; rows of
-            lists come last, sorted by site.
+            lists come last, in lanes: see `ingest.plan.by_lane`.
         output: the dataset's folder, outside the sources, or its URL in a bucket.
         settings: what is made of each image.
         progress: is told how many attempts have been found, in `counts`.
