@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MOST_LANES = 1024
 _UNITS_PER_LANE = 4
 # Of DuckDB; Arrow's batches and Python come on top.
-_MEMORY_MB = 512
+_MEMORY_MB = 640
 _THREADS = 8  # each takes some of that memory
 _BATCH = 1 << 16
 _OWN = pa.schema([("seq", pa.int64()), ("domain", pa.uint64()), ("url", pa.string()), ("file", pa.string())])
@@ -73,7 +73,8 @@ class ByLane:
         """Opened when there are rows: that takes long, and folders have none."""
         import duckdb
 
-        database = duckdb.connect(str(Path(self._folder.name, "rows.duckdb")))
+        # What has no file of its own is not compressed, which would take longer than all else.
+        database = duckdb.connect(":memory:")
         for name, value in {
             "memory_limit": f"{_MEMORY_MB}MB",
             "threads": min(len(os.sched_getaffinity(0)), _THREADS),
@@ -273,5 +274,5 @@ def _told(folder: str) -> Iterator[None]:
         free: Any = shutil.disk_usage(place).free
         raise UserError(
             f"planning needs more room than there is in {place}, where {free / 1e9:.1f} GB are free: set "
-            f"TMPDIR to a folder with more, some 150 bytes for each URL ({error})"
+            f"TMPDIR to a folder with more, some 250 bytes for each URL ({error})"
         ) from error
