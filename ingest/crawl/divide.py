@@ -4,6 +4,7 @@ A part is some of a plan's lanes, whole ones: all of a site is in one lane, and 
 which knows how often it may be. Parts and workers may be others each time: the dataset is the same.
 """
 
+import logging
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain, pairwise
@@ -23,6 +24,8 @@ from ingest.web.settings import FetchSettings
 # check and 4.0 ms to resize it: more workers than this would wait for the one.
 WORKERS_PER_CRAWLER = 4
 
+logger = logging.getLogger(__name__)
+
 RUN_AGAIN = "run the same command again to go on where it stopped"
 
 
@@ -37,6 +40,8 @@ def divide(pieces: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
     # Where each part should end, and the ends of pieces nearest to that.
     ends = [stops[-1] * part / parts for part in range(parts + 1)]
     cuts = {_nearest(stops, end) for end in ends}
+    if 1 < len(cuts) <= parts:
+        logger.info("%d parts are made, not %d: so many lanes are left to be crawled", len(cuts) - 1, parts)
     return [list(chain.from_iterable(pieces[first:stop])) for first, stop in pairwise(sorted(cuts))]
 
 
