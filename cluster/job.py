@@ -91,6 +91,7 @@ class Job:
         max_crashes: how often it may crash, without a newer checkpoint, until it is not started again by
             itself. Executors that never restart a job ignore it.
         task: of the array that it was submitted in; None if it was submitted alone.
+        directory: where relative paths among the arguments begin; None: where it was submitted.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Job:
     folder: Path
     max_crashes: int = 3
     task: Task | None = None
+    directory: Path | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -110,6 +112,8 @@ class Job:
     def to_json(self) -> str:
         """The job as `RunFolder.read_job` reads it back."""
         values = asdict(self) | {"arguments": dict(self.arguments), "folder": str(self.folder)}
+        if self.directory is not None:
+            values["directory"] = str(self.directory)
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     def resolve(self) -> Callable[..., Any]:

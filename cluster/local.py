@@ -132,7 +132,8 @@ class LocalHandle:
         }
         if self._gpus is not None:
             places["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus)
-        return start_rank(self._run, rank, environment=defaults | os.environ | places, lock=self._lock)
+        environment = defaults | os.environ | places
+        return start_rank(self._run, rank, environment=environment, lock=self._lock, directory=job.directory)
 
     def _observe(self) -> None:
         if self._status.state.ended:

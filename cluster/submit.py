@@ -34,7 +34,8 @@ def submit(job: Job, executor: Executor, *, keep_source: bool = False, trust: bo
         UserError: if the executor can never run such a job, or others decide on what is in its folder.
         Refused: if it does not take this one; the run's status is as it was before.
     """
-    job = replace(job, folder=job.folder.absolute(), task=None)
+    begun = job.directory if job.directory is not None and job.directory.is_dir() else Path.cwd()
+    job = replace(job, folder=job.folder.absolute(), directory=begun, task=None)
     executor.refuse_impossible(job)
     if job.folder.is_dir() and not trust:
         # Its owner could put another job in the place of this one before it starts.

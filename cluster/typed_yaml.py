@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic.fields import FieldInfo
 
 from cluster.errors import UserError
 from cluster.small_file import read_small
@@ -24,6 +25,9 @@ from cluster.small_file import read_small
 MOST_BYTES = 256 << 10
 MOST_VALUES = 20_000
 MOST_LEVELS = 40
+
+_IS_PLACE = "a path, which begins where the command is typed, or the URL of a store"
+Place = Annotated[str, _IS_PLACE]
 
 
 class Section(BaseModel):
@@ -51,6 +55,27 @@ class Section(BaseModel):
     def identity(self) -> dict[str, Any]:
         """Plain values of all that does not steer: what tells this work from other work."""
         return self.model_dump(mode="json", exclude=self.steers)
+
+    def placed(self) -> Self:
+        """The same with all its places absolute: it may be read in another folder than it was written in."""
+        found: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                found[name] = value.placed()
+            elif value is not None and _is_place(field):
+                found[name] = absolute(value)
+        return self.model_copy(update=found)
+
+
+def absolute(place: str) -> str:
+    """A place as it is called from everywhere."""
+    return place if not place or "://" in place else str(Path(place).absolute())
+
+
+def _is_place(field: FieldInfo) -> bool:
+    optional = [given for choice in get_args(field.annotation) for given in get_args(choice)[1:]]
+    return _IS_PLACE in (*field.metadata, *optional)
 
 
 R = TypeVar("R", bound=Section)

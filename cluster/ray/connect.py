@@ -111,21 +111,17 @@ class Submission:
         address: by which its Ray is reached.
         cluster: which that is, as Ray names it.
         own: it ends with the process that submitted the run.
-        directory: from where.
     """
 
     address: str
     cluster: str
     own: bool
-    directory: str
 
 
 def write_submission(run: RunFolder, address: str | None) -> None:
     """Write down which cluster runs it."""
     joined = load_ray().get_runtime_context().gcs_address
-    record = Submission(
-        address=address or joined, cluster=joined, own=not detached(), directory=str(Path.cwd())
-    )
+    record = Submission(address=address or joined, cluster=joined, own=not detached())
     write_atomically(run.path / RECORD, json.dumps(asdict(record)) + "\n")
 
 

@@ -22,7 +22,7 @@ from typing import IO
 from cluster.errors import AlreadyRunning
 from cluster.file_lock import lock_file
 from cluster.rank.process import end_group, free_port, rank_defaults, start_rank
-from cluster.ray.connect import load_ray, read_submission
+from cluster.ray.connect import load_ray
 from cluster.run.folder import RunFolder
 
 SHARE_PATIENCE = 1.0  # seconds: somebody may have looked whether the lock is held
@@ -82,7 +82,7 @@ class RankWorker:
                 self._rank,
                 environment=defaults | os.environ | fixed | places,
                 lock=lock,
-                directory=Path(read_submission(self._run).directory),
+                directory=job.directory,
             )
         for number in self._early:
             self.send(number)

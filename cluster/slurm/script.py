@@ -94,6 +94,7 @@ def render(
         "time": minutes,
         "exclude": ",".join([*site.exclude, *exclude]) or None,
         "signal": f"USR2@{signal_seconds}",
+        "chdir": None if job.directory is None else str(job.directory),
         "propagate": "NONE",  # limits of a login node's shell are not for its jobs
     }
     fixed: Options = {

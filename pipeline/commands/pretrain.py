@@ -213,7 +213,7 @@ def begin_branch(
             f"a new order of batches begins with it, because of {', '.join(parent.new_order)}", err=True
         )
     if not dry_run:
-        branch(folder, checkpoint, parent, recipe, to_yaml(recipe))
+        branch(folder, checkpoint, parent, recipe, to_yaml(recipe.placed()))
 
 
 def resume(  # noqa: PLR0917 -- typer passes by name

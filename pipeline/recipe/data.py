@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from cluster.typed_yaml import Section
+from cluster.typed_yaml import Place, Section
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -159,10 +159,10 @@ class Data(Section):
 
     unwritten: ClassVar[frozenset[str]] = frozenset({"clip", "audio"})
 
-    root: str
+    root: Place
     sealed: str | None = None
     view: str | None = None
-    tags: str | None = None
+    tags: Place | None = None
     batch_size: PositiveInt
     window: PositiveInt = 131_072
     crops: tuple[CropGroup, ...] = ()

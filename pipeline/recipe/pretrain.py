@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.job import DeviceName
-from cluster.typed_yaml import Section
+from cluster.typed_yaml import Place, Section
 from pipeline.recipe.data import Data, Fraction, Interpolation
 from pipeline.recipe.method import Method
 from pipeline.recipe.transfer import Test
@@ -137,7 +137,7 @@ class Train(Section):
     max_skipped_steps: PositiveInt = 3
     spike_deviations: PositiveFloat = 20.0
     max_rollbacks: NonNegativeInt = 2
-    init_from: str | None = None
+    init_from: Place | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -160,8 +160,8 @@ class Train(Section):
 class Probe(Section):
     """A weighted kNN on labelled datasets, every so many steps; it changes nothing in the training."""
 
-    train: str
-    test: str
+    train: Place
+    test: Place
     every_steps: PositiveInt
     image_size: PositiveInt
     k: PositiveInt = 20
@@ -208,7 +208,7 @@ class Run(Section):
     workers: NonNegativeInt = 2
     device: DeviceName = "auto"
     resident: bool = False
-    cache: str | None = None
+    cache: Place | None = None
     cache_gib: PositiveFloat = 8.0
     log_every: PositiveInt = 10
     profile: Annotated[str, Field(pattern=r"^\d+:\d+$")] | None = None  # from after one step to another

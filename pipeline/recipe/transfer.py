@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from cluster.typed_yaml import Section
+from cluster.typed_yaml import Place, Section
 from pipeline.recipe.stages import Machines
 
 
@@ -103,7 +103,7 @@ class Predict(Section):
 
     unwritten: ClassVar[frozenset[str]] = frozenset({"windows"})
 
-    classes: str | None = None
+    classes: Place | None = None
     only_shared: bool = False
     windows: PositiveInt | None = None
     batch_size: PositiveInt = 256
@@ -118,7 +118,7 @@ class PredictRecipe(Predict):
 class Test(Section):
     """A labelled dataset that a classifier is shown when its training has ended; nothing is chosen by it."""
 
-    root: str
+    root: Place
     sealed: str | None = None
     view: str | None = None
     predict: Predict = Predict()

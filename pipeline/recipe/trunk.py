@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cluster.typed_yaml import Section
+from cluster.typed_yaml import Place, Section
 
 Stem = Literal["imagenet", "low_resolution", "low_resolution_padded"]
 
@@ -67,7 +67,7 @@ class Architecture(Section):
     stem: Stem = "imagenet"
     regnet: RegNetParameters | None = None
     zero_init_residual: bool = False
-    init_from: str | None = None
+    init_from: Place | None = None
     width: Annotated[int, Field(gt=0, le=1024)] | None = None
     unwritten: ClassVar[frozenset[str]] = frozenset({"width"})
 

@@ -11,11 +11,11 @@ from pipeline.recipe.stages import Machines
 
 
 def pretrain_job(recipe: PretrainRecipe, folder: Path, resources: Resources) -> Job:
-    """The job that trains this recipe in a run folder."""
+    """The job that trains this recipe in a run folder; whoever goes on with it may do so from elsewhere."""
     return Job(
         name=recipe.run.name or folder.name,
         function="pipeline.train.loop:run_pretrain",
-        arguments={"recipe": recipe.model_dump(mode="json"), "folder": str(folder)},
+        arguments={"recipe": recipe.placed().model_dump(mode="json"), "folder": str(folder)},
         resources=resources,
         folder=folder,
     )

@@ -15,7 +15,7 @@ import yaml
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.run.source import source_version
-from cluster.typed_yaml import read_yaml
+from cluster.typed_yaml import absolute, read_yaml
 from ingest.dataset.open import has_root, open_dataset
 from ingest.video.container import library_versions
 from pipeline.data.training_set import TrainingSet, open_training_set
@@ -40,7 +40,8 @@ def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
         saved = folder / "recipe.yaml"
         before = read_yaml(saved)["data"] if saved.is_file() else None
         if before is not None and (
-            before["root"] == recipe.data.root or has_root(recipe.data.root, before["sealed"])
+            absolute(before["root"]) == absolute(recipe.data.root)
+            or has_root(recipe.data.root, before["sealed"])
         ):
             there = before["sealed"]
         else:

@@ -91,7 +91,7 @@ def check_may_go_on(recipe: PretrainRecipe, folder: Path) -> Differences:
 
 def changed_since(saved: dict[str, Any], recipe: PretrainRecipe) -> Differences:
     """What a saved recipe has otherwise than this one."""
-    found = differences(_with_defaults(saved), recipe.model_dump(mode="json"))
+    found = differences(_with_defaults(saved), recipe.placed().model_dump(mode="json"))
     return {key: pair for key, pair in found.items() if key not in _PLACES}
 
 
@@ -147,7 +147,7 @@ def differences(there: Any, here: Any, key: str = "") -> Differences:
 def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
     """A saved recipe with the keys that have come since, at their defaults, which train as it was trained."""
     try:
-        return PretrainRecipe.model_validate(saved).model_dump(mode="json")
+        return PretrainRecipe.model_validate(saved).placed().model_dump(mode="json")
     except ValidationError:
         return saved  # of keys that are gone: what differs is named
 
@@ -155,7 +155,7 @@ def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
 def _identity(values: dict[str, Any]) -> dict[str, Any]:
     """What may not change. A dataset is its sealed root, wherever that lies; a test comes after training."""
     try:
-        recipe = PretrainRecipe.model_validate(values)
+        recipe = PretrainRecipe.model_validate(values).placed()
     except ValidationError:
         return values
     found = recipe.identity() | {"evaluation": recipe.evaluation.model_dump(mode="json"), "test": None}

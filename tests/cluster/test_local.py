@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from cluster.rank.preempt import Preempted, PreemptionFlag
 RANK = int(os.environ["RANK"])
 
 def save_environment(folder):
-    Path(folder, f"env-{RANK}.json").write_text(json.dumps(dict(os.environ)))
+    Path(folder, f"env-{RANK}.json").write_text(json.dumps({**os.environ, "PWD": os.getcwd()}))
     print(f"hello from {RANK}")
 
 def fail_on_rank_1(how):
@@ -132,11 +133,14 @@ def test_C1_a_job_survives_its_trip_through_json(tmp_path: Path) -> None:
 
 def test_every_rank_knows_its_place_and_rank_0_is_heard(tmp_path: Path) -> None:
     stream = io.StringIO()
-    job = make_job(tmp_path / "run", "save_environment", folder=str(tmp_path))
+    begun = tmp_path / "where it was submitted first"
+    begun.mkdir()
+    job = replace(make_job(tmp_path / "run", "save_environment", folder=str(tmp_path)), directory=begun)
     assert submit(job, LocalExecutor(stream=stream, gpus=("3", "5"))).wait() is State.COMPLETED
     environments = [json.loads((tmp_path / f"env-{rank}.json").read_text()) for rank in range(2)]
     assert [e["RANK"] for e in environments] == ["0", "1"]
     assert {e["WORLD_SIZE"] for e in environments} == {"2"}
+    assert {e["PWD"] for e in environments} == {str(begun)}
     assert {e["CUDA_VISIBLE_DEVICES"] for e in environments} == {"3,5"}
     assert len({e["MASTER_PORT"] for e in environments}) == 1
     cores = len(os.sched_getaffinity(0))
@@ -148,6 +152,10 @@ def test_every_rank_knows_its_place_and_rank_0_is_heard(tmp_path: Path) -> None:
     assert run.tail(1) == ["hello from 1"]
     assert run.status().state is State.COMPLETED
     assert run.status().attempt == 1
+    assert run.read_job() == job
+    begun.rmdir()
+    submit(job, LocalExecutor()).wait()
+    assert run.read_job().directory == Path.cwd()
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ JOB = Job(
     arguments={},
     resources=Resources(nodes=64, ranks_per_node=8, gpus_per_rank=1),
     folder=Path("/shared/runs/train"),
+    directory=Path("/shared/mine"),
 )
 
 
@@ -70,6 +71,7 @@ def test_resources_and_site_become_options() -> None:
         "dependency": "afterok:7:8,singleton",
         "kill-on-invalid-dep": "yes",
         "job-name": job_name(JOB),
+        "chdir": "/shared/mine",
     }
     assert expected.items() <= found.items()
 

@@ -30,6 +30,7 @@ from pipeline.train.branch import find_checkpoint
 from pipeline.train.guard import Diverged
 from pipeline.train.loop import pretrain, remedies, run_pretrain
 from pipeline.train.run_recipe import pin_dataset
+from pipeline.train.steering import read_changes
 from pipeline.trunks.export import export_trunk
 
 STEPS, SAVED = 6, 3
@@ -109,6 +110,23 @@ def test_a_branch_without_a_change_is_the_same_training(folder: Path, jobs: list
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert rows(run) == [row for row in rows(Path("runs/a")) if row["step"] > SAVED]
+
+
+def test_a_run_and_its_branches_find_their_data_from_everywhere(folder: Path, jobs: list[Job]) -> None:
+    """What a recipe names by relative paths, a run names by absolute ones."""
+    submit("pretrain", "--recipe", "r.yaml", "--run", "c")
+    train(jobs[0])
+    with pytest.MonkeyPatch.context() as there:
+        there.chdir("/")
+        run_pretrain(**{**jobs[0].arguments, "folder": str(folder / "runs/c")})  # as `submit resume` does
+        words = ["--from", folder / "runs/c", "--run", "d", "--executor", "local", "--dry-run"]
+        told = submit("pretrain", *words, "train.steps=9")
+        assert told.exit_code == 0, told.output
+    assert f"root: {folder}/data" in told.output
+    assert f"train: {folder}/data" in told.output  # the probe's
+    assert not read_changes(Path("runs/c"))
+    again = submit("pretrain", "--recipe", "r.yaml", "--run", "c", "--dry-run")
+    assert "changed" not in again.output and again.exit_code == 0, again.output
 
 
 def test_a_branch_tells_where_it_left_and_what_it_changed(folder: Path, jobs: list[Job]) -> None:

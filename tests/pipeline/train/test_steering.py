@@ -40,7 +40,7 @@ MAY_NOT: dict[str, Any] = {
 
 
 def recipe(**changes: Any) -> PretrainRecipe:
-    return make_recipe(Path("somewhere"), **{"data__sealed": "0" * 64, **changes})
+    return make_recipe(Path("/somewhere"), **{"data__sealed": "0" * 64, **changes})
 
 
 def key_of(of: PretrainRecipe) -> str:
@@ -91,7 +91,7 @@ def test_what_changes_the_numbers_is_another_run_and_another_stage(key: str, tmp
 def test_a_dataset_is_its_root_and_not_its_path(tmp_path: Path) -> None:
     adopt(recipe(), tmp_path)
     adopt(recipe(data__root="/moved/there"), tmp_path)
-    assert dict(read_changes(tmp_path)[0].settings) == {"data.root": ("somewhere", "/moved/there")}
+    assert dict(read_changes(tmp_path)[0].settings) == {"data.root": ("/somewhere", "/moved/there")}
     with pytest.raises(UserError, match=r"data\.sealed is '0000"):
         check_may_go_on(recipe(data__sealed="1" * 64), tmp_path)
 
