@@ -198,10 +198,12 @@ def _check_alone(reporter: Reporter, reports: Path, gpus: int) -> str:
 
 def _check_together(reporter: Reporter, reports: Path, digest: str, gpus: int) -> None:
     """What needs the other ranks."""
+    from cluster.rank.interface import choose_interface
     from cluster.rank.torch_dist import distributed
 
     with contextlib.ExitStack() as stack:
         with reporter.check("joining") as report:
+            report.interface = choose_interface()
             timeout = timedelta(seconds=GROUP_SECONDS)
             world = stack.enter_context(distributed("cuda" if gpus else "cpu", timeout=timeout))
             peers: list[tuple[str, str]] = world.gather((report.node, digest))

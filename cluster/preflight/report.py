@@ -105,6 +105,7 @@ class Report(BaseModel):
         ended: how the rank ended: stopped by somebody, by its own clock, by an error; None: it has not, or it
             could not say so.
         error: in which words.
+        interface: of the network, by which the ranks' host-side messages go; empty if that is left to gloo.
         tflops: matmul rate.
         unseen: nodes whose file in the shared folder did not show up, or has other bytes.
         shared_seconds: until the last of them was there.
@@ -121,6 +122,7 @@ class Report(BaseModel):
     ended: Literal["finished", "failed", "overdue", "stopped"] | None = None
     error: str = ""
     devices: Devices | None = None
+    interface: str = ""
     tflops: float | None = None
     disk: Disk | None = None
     unseen: list[str] = []

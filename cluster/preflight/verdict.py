@@ -28,6 +28,7 @@ class Verdict:
         reasons: in words, with numbers; none means fit.
         unchecked: checks that some of its ranks did not come to, for want of other nodes.
         measured: the worst over its ranks, by name and unit.
+        interface: of the network, by which its ranks meet the others; empty if that is left to gloo.
     """
 
     node: str
@@ -36,6 +37,7 @@ class Verdict:
     reasons: tuple[str, ...]
     unchecked: tuple[str, ...]
     measured: dict[str, float] = field(default_factory=dict)
+    interface: str = ""
 
     @property
     def fit(self) -> bool:
@@ -86,6 +88,7 @@ def judge(
                 if len(by_node[node]) < len(ranks) or any(check.name not in r.done for r in by_node[node])
             ),
             measured=_measured(by_node[node]),
+            interface=", ".join(sorted({report.interface for report in by_node[node]} - {""})),
         )
         for node, ranks in places.items()
     ]
@@ -102,6 +105,7 @@ def fitness_table(verdicts: Sequence[Verdict]) -> Table:
     table.add_column("node", no_wrap=True)
     for title, _, _ in COLUMNS:
         table.add_column(title, justify="right")
+    table.add_column("network")
     table.add_column("verdict")
     for verdict in verdicts:
         if not verdict.fit:
@@ -113,7 +117,7 @@ def fitness_table(verdicts: Sequence[Verdict]) -> Table:
         numbers = [
             form.format(verdict.measured[key]) if key in verdict.measured else "-" for _, key, form in COLUMNS
         ]
-        table.add_row(Text(verdict.node, style="bold"), *numbers, words)
+        table.add_row(Text(verdict.node, style="bold"), *numbers, Text(verdict.interface or "-"), words)
     return table
 
 
@@ -169,7 +173,8 @@ def _ended_badly(reports: Sequence[Report], *, others_to_blame: bool) -> Reasons
     waited = []
     for report in (report for report in reports if report.ended != "finished"):
         last = f"after {report.done[-1]!r}" if report.done else "before it had done anything"
-        where = f"rank {report.rank}, in {report.current.name!r}, {last}"
+        by = f" by {report.interface}" if report.current.together and report.interface else ""
+        where = f"rank {report.rank}, in {report.current.name!r}{by}, {last}"
         # A GPU may fail in the middle of a collective too; the others then lose their connection.
         of_its_own = not report.current.together or "CUDA error" in report.error
         if report.ended is None:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from cluster.errors import UserError
 from cluster.job import DeviceName
+from cluster.rank.interface import choose_interface
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,7 @@ def init_process_group(
     device: torch.device, *, rank: int, size: int, timeout: timedelta | None = None
 ) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
     """The group for tensors on `device` and the one for host-side messages; the same one on the CPU."""
+    choose_interface()
     store = _store_on_this_machine(size, timeout)
     if device.type == "cpu":
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)

@@ -7,11 +7,9 @@ other executor.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import socket
-import struct
 import subprocess
 import threading
 import time
@@ -21,12 +19,12 @@ from typing import IO
 
 from cluster.errors import AlreadyRunning
 from cluster.file_lock import lock_file
+from cluster.rank.interface import GLOO, interface_of
 from cluster.rank.process import end_group, free_port, rank_defaults, start_rank
 from cluster.ray.connect import load_ray
 from cluster.run.folder import RunFolder
 
 SHARE_PATIENCE = 1.0  # seconds: somebody may have looked whether the lock is held
-SIOCGIFADDR = 0x8915  # of Linux: the address of a network interface
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +71,7 @@ class RankWorker:
         # in the working directory first.
         fixed = {"OMP_NUM_THREADS": defaults["OMP_NUM_THREADS"], "PYTHONSAFEPATH": "1"}
         if (interface := interface_of(load_ray().util.get_node_ip_address())) is not None:
-            defaults["GLOO_SOCKET_IFNAME"] = (
-                interface  # gloo takes what the host's name resolves to: loopback
-            )
+            defaults[GLOO] = interface
         with contextlib.closing(share_lock(self._run)) as lock, self._starting:
             self._process = start_rank(
                 self._run,
@@ -140,14 +136,3 @@ def last_sharer(lock: IO[str], *, patience: float) -> bool:
         if alone or time.monotonic() > deadline:
             return alone
         time.sleep(0.1)
-
-
-def interface_of(address: str) -> str | None:
-    """The name of this machine's network interface with that IPv4 address."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):
-                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-                if socket.inet_ntoa(answer[20:24]) == address:
-                    return name
-    return None

@@ -23,6 +23,15 @@ INHERITED = re.compile(
     r"HOME|USER|LOGNAME|SHELL|PATH|LANG|LC_\w*|BASH_ENV|MODULEPATH|MODULESHOME|MODULES_CMD|LMOD_(CMD|DIR|PKG)"
     r"|AWS_\w*|AZURE_\w*|GOOGLE_APPLICATION_CREDENTIALS|SSL_CERT_(FILE|DIR)|(?i:(https?|all|no)_proxy)"
 )
+# The ranks meet at the address by which SLURM knows the first node, and find their own way out by that and
+# the second one: what a node's name means there may be of another network, its own loopback, or nothing.
+_MEETING = (
+    'export SUBMIT_PEERS=$(for host in $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 2); do',
+    '    { scontrol show node --oneliner "$host" | grep -o "NodeAddr=[^ ]*" || echo "=$host"; } |',
+    "        cut -d= -f2",
+    "done)",
+    "export MASTER_ADDR=${SUBMIT_PEERS%%[[:space:]]*}",
+)
 NOTHING_TO_DO = 3  # exit status of `cluster.slurm.batch begin`: the run is complete already
 
 
@@ -288,7 +297,7 @@ def _setup(job: Job, site: Site) -> list[str]:
         lines.append('export SUBMIT_STORE="$RUN/store.$SUBMIT_START"')
         lines.append("export GLOO_SOCKET_IFNAME=lo")
     lines += [
-        'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        *_MEETING,
         "export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + SUBMIT_START) % 12000))",
         _batch("begin"),
         f"case $? in 0) ;; {NOTHING_TO_DO}) exit 0 ;; *) exit 1 ;; esac",

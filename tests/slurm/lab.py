@@ -2,7 +2,8 @@
 
     login    this machine: clients run here; 10.91.5.1, one virtual cable into the namespace of `control`
     control  the switch, munged, slurmctld and, with accounting, slurmdbd and MariaDB; 10.91.5.2
-    node0... slurmd and its jobs, each with a host name, an address and two GPUs of its own; 10.91.5.10 and up
+    node0... slurmd and its jobs, each with a host name, an address and two GPUs; 10.91.5.10 and up.
+             There its own name means 127.0.1.1, as on many sites
 
 Every process of the cluster lives in one of these namespaces. So all of them are found without pid files,
 also when the tests that started them were killed, and the machine has nothing of the lab but the cable and
@@ -305,6 +306,10 @@ class SlurmLab:
         hosts = ["127.0.0.1 localhost", f"{LOGIN} {socket.gethostname()}", f"{CONTROL} control"]
         hosts += [f"{node_address(node)} {node_name(node)}" for node in range(self.nodes)]
         (etc / "hosts").write_text("\n".join(hosts) + "\n")
+        for own in range(self.nodes):  # as Debian installs it
+            mine = f"127.0.1.1 {node_name(own)}"
+            others = [line for line in hosts if not line.endswith(f" {node_name(own)}")]
+            (etc / f"hosts.{node_name(own)}").write_text("\n".join([mine, *others]) + "\n")
         (etc / "slurm.conf").write_text(slurm_conf(self.folder, self.nodes, accounting=self.accounting))
         (etc / "gres.conf").write_text(
             f"AutoDetect=off\nName=gpu File={self.folder}/dev/nvidia[0-{GPUS - 1}]\n"
@@ -394,12 +399,14 @@ class SlurmLab:
 
     def _inside(self, host: str, command: Sequence[str | Path]) -> list[str]:
         """What runs a command on a host of the lab: in its network, with its host name and /etc/hosts."""
+        of_node = self.folder / "etc" / f"hosts.{host}"
+        hosts = of_node if of_node.exists() else self.folder / "etc" / "hosts"
         enter = 'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
         return [
             "nsenter",
             f"--net={NAMESPACES / _namespace(host)}",
             *("unshare", "--uts", "--mount", "--propagation=slave"),
-            *("sh", "-c", enter, "sh", host, str(self.folder / "etc" / "hosts")),
+            *("sh", "-c", enter, "sh", host, str(hosts)),
             *(str(word) for word in command),
         ]
 

@@ -39,6 +39,8 @@ def test_a_node_that_hangs_is_named_and_left_out(slurm: SlurmLab, tmp_path: Path
         f"node{number}": True for number in range(2)
     }
 
+    assert [verdict["interface"] for verdict in json.loads(fit.splitlines()[-1])] == ["eth0", "eth0"]
+
     def stop_the_rank_of_node2() -> bool:
         for pid in slurm.node_pids(2):
             process = psutil.Process(pid)

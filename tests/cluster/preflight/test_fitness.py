@@ -177,13 +177,15 @@ def test_a_probe_with_other_bytes_counts_as_unseen(tmp_path: Path) -> None:
 
 
 def test_verdicts_can_be_read_by_people_and_by_scripts() -> None:
-    verdicts = judge([well(0), well(1, tflops=100.0), well(2)], nodes=4, ranks_per_node=1)
+    reports = [well(0), well(1, tflops=100.0), well(2, interface="ib0")]
+    verdicts = judge(reports, nodes=4, ranks_per_node=1)
     console = Console(width=160, record=True, quiet=False)
     with console.capture() as captured:
         console.print(fitness_table(verdicts))
     text = captured.get()
     assert "matmul of rank 1: 100 TFLOP/s, 14% of the median 700" in text
     assert "node 4 of 4" in text
+    assert "ib0" in text
     assert "never reported: rank 3" in text
     values = json.loads(json.dumps(to_json(verdicts)))
     assert [value["fit"] for value in values] == [True, False, True, False]

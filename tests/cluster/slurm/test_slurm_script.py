@@ -99,6 +99,30 @@ def test_ranks_of_one_machine_meet_by_a_file_and_those_of_several_by_a_port(tmp_
     assert "SUBMIT_STORE" not in render(JOB, Site())
 
 
+@pytest.mark.parametrize(
+    ("answer", "met", "peers"),
+    [
+        ("NodeName=$4 Arch=x NodeAddr=10.0.0.${4#n} Port=1", "10.0.0.1", ["10.0.0.1", "10.0.0.2"]),
+        ("error: Unable to contact slurm controller", "n1", ["n1", "n2"]),
+    ],
+)
+def test_ranks_meet_where_slurm_knows_the_first_node(
+    answer: str, met: str, peers: list[str], tmp_path: Path
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"""#!/bin/sh\n[ $2 = hostnames ] && printf 'n1\\nn2\\nn3\\n' || echo "{answer}"\n""")
+    scontrol.chmod(0o755)
+    lines = render(JOB, Site()).splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("export SUBMIT_PEERS"))
+    end = next(number for number, line in enumerate(lines) if line.startswith("export MASTER_ADDR"))
+    script = "\n".join([*lines[begin : end + 1], "echo $MASTER_ADDR $SUBMIT_PEERS"])
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    shown = subprocess.run(
+        ["bash", "-c", script], check=True, capture_output=True, text=True, env={"PATH": path}
+    )
+    assert shown.stdout.split() == [met, *peers]
+
+
 def test_runs_of_one_name_in_two_folders_do_not_wait_for_each_other(tmp_path: Path) -> None:
     names = {job_name(replace(JOB, folder=tmp_path / place / "baseline")) for place in ("one", "two")}
     assert len(names) == 2
@@ -352,6 +376,7 @@ def test_nothing_of_an_enclosing_job_is_handed_on() -> None:
         "SRUN_DEBUG": "3",
         "RANK": "1",
         "MASTER_ADDR": "node0",
+        "SUBMIT_PEERS": "10.0.0.1 10.0.0.2",
         "CUDA_VISIBLE_DEVICES": "0",
         "SUBMITIT_EXECUTOR": "slurm",
         "SUBMIT_START": "2",
