@@ -41,7 +41,8 @@ def submit(job: Job, executor: Executor, *, keep_source: bool = False, trust: bo
         # Its owner could put another job in the place of this one before it starts.
         refuse_untrusted(job.folder, (), groups=None, remedy=OTHERS)
     run = RunFolder.create(job.folder)
-    lock = run.lock(patience=SBATCH_PATIENCE if executor.name == "slurm" else LOCK_PATIENCE)
+    patience = SBATCH_PATIENCE if executor.name == "slurm" else LOCK_PATIENCE
+    lock = run.lock(patience=patience, of_kernel=executor.name == "ray")
     try:
         _refuse_if_it_goes_on(run, executor.name)
         before = run.status_before()

@@ -8,12 +8,14 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from cluster.errors import UserError
+from cluster.file_lock import knows_locks, own_file
 from cluster.job import DeviceName
 from cluster.rank.interface import choose_interface
 
@@ -146,6 +148,10 @@ def _store_on_this_machine(size: int, timeout: timedelta | None) -> Any:
     """
     if (path := os.environ.get("SUBMIT_STORE")) is None:
         return None
+    if not knows_locks(Path(path)):  # torch's own locks it, too
+        path = str(
+            own_file(f"{path} {os.environ.get('SLURM_JOB_ID', '')} {os.environ.get('MASTER_PORT', '')}")
+        )
     store = dist.FileStore(path, size)  # type: ignore[attr-defined]
     store.set_timeout(timeout or dist.default_pg_timeout)
     return store

@@ -130,7 +130,7 @@ def last_sharer(lock: IO[str], *, patience: float) -> bool:
     """
     deadline, path = time.monotonic() + patience, Path(lock.name)
     while True:
-        alone = lock_file(lock, path)
+        alone = lock_file(lock, path, of_kernel=True)
         # Also after a failure: the kernel has dropped the share by then.
         lock_file(lock, path, shared=True, wait=True)
         if alone or time.monotonic() > deadline:

@@ -26,7 +26,7 @@ from typing import IO, Self
 
 from cluster.atomic_file import write_atomically
 from cluster.errors import AlreadyRunning, UserError
-from cluster.file_lock import lock_file
+from cluster.file_lock import holder, lock_file
 from cluster.host import node_name
 from cluster.job import Job, State
 from cluster.run.rank_error import RankError, read_error
@@ -64,18 +64,19 @@ class RunFolder:
             raise UserError(f"there is no run in {path}; `submit status` lists the runs")
         return cls(path)
 
-    def lock(self, *, patience: float = LOCK_PATIENCE) -> IO[str]:
+    def lock(self, *, patience: float = LOCK_PATIENCE, of_kernel: bool = False) -> IO[str]:
         """Take the run for this launcher. The lock lasts as long as any process holds the file open.
 
         Args:
             patience: seconds to wait for another launcher that is going away, or for another submission.
+            of_kernel: it is going to be shared, and no other lock can be.
 
         Raises:
-            UserError: if another launcher, or a rank of one, still lives; or the file system knows no locks.
+            UserError: if another launcher, or a rank of one, still lives; or there is no lock of the kernel.
         """
         file = (self.path / "lock").open("a+")  # a file server may want both for a shared lock
         deadline = time.monotonic() + patience
-        while not lock_file(file, self.path / "lock"):
+        while not lock_file(file, self.path / "lock", of_kernel=of_kernel):
             before = self.status_before()
             launcher = None if before is None else before.launcher
             if (launcher is not None and launcher.is_here and launcher.alive()) or (
@@ -83,7 +84,8 @@ class RunFolder:
             ):
                 file.close()
                 raise AlreadyRunning(
-                    f"the run in {self.path} is going on already; `submit cancel {self.path}` ends it"
+                    f"the run in {self.path} is going on already{holder(self.path / 'lock')}; `submit cancel "
+                    f"{self.path}` ends it"
                 )
             time.sleep(0.1)
         return file
@@ -101,7 +103,7 @@ class RunFolder:
             return False
         with os.fdopen(descriptor, "rb") as file:
             try:
-                return not lock_file(file, self.path / "lock")
+                return not lock_file(file, self.path / "lock", of_kernel=True)
             except UserError:
                 return True
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
+import json
 import re
-from collections.abc import Callable
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from cluster.errors import UserError
+from cluster.errors import AlreadyRunning, UserError
 from cluster.file_lock import lock_file
 from cluster.preflight.exclusions import readmit
 from cluster.ray.rank_worker import share_lock
 from cluster.run.folder import RunFolder
+from tests.without_locks import know_no_locks
 
 
 def test_a_lock_is_had_by_one_or_shared_by_many_until_it_is_closed(tmp_path: Path) -> None:
@@ -28,25 +31,80 @@ def test_a_lock_is_had_by_one_or_shared_by_many_until_it_is_closed(tmp_path: Pat
         assert lock_file(other, path)
 
 
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-@pytest.mark.parametrize(
-    "lock",
-    [
-        lambda folder: RunFolder(folder).lock(patience=0),
-        lambda folder: share_lock(RunFolder(folder)),
-        lambda folder: readmit(folder, "node1"),
-    ],
-)
-def test_a_file_system_without_locks_is_told_in_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, lock: Callable[[Path], object]
-) -> None:
-    (tmp_path / "lock").touch()
+# A launcher whose record is left as that of one that was killed.
+LEAVE = """
+import sys
+from pathlib import Path
+import pytest
+from cluster.run.folder import RunFolder
+from tests.without_locks import know_no_locks
+folder = Path(sys.argv[1])
+know_no_locks(pytest.MonkeyPatch(), folder)
+RunFolder(folder).lock(patience=0)
+print((folder / "lock.held").read_text())
+"""
 
-    def refuse(file: object, how: int) -> None:
-        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    told = rf"^the file system of {re.escape(str(tmp_path))} knows no locks \(.*\): use a folder on one that"
+def wait_until_gone(path: Path) -> None:
+    deadline = time.monotonic() + 10
+    while path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(params=[errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def without(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on a file system that knows no locks."""
+    there = tmp_path / "without"
+    there.mkdir()
+    know_no_locks(monkeypatch, there, request.param)
+    return there
+
+
+def test_a_file_system_without_locks_has_another(without: Path) -> None:
+    """It is inherited as the kernel's is: a rank holds it on when its launcher dies."""
+    run = RunFolder(without)
+    lock = run.lock(patience=0)
+    with pytest.raises(AlreadyRunning, match="is going on already; `submit cancel"):
+        run.lock(patience=0)
+    rank = subprocess.Popen(["sleep", "60"], pass_fds=(lock.fileno(),))
+    lock.close()
+    with pytest.raises(AlreadyRunning):
+        run.lock(patience=0.2)
+    rank.kill()
+    rank.wait()
+    with run.lock(patience=10):
+        assert (without / "lock.held").exists()
+    for _ in range(2):  # waits for the first to be given back
+        with pytest.raises(UserError, match="node1 is not excluded"):
+            readmit(without, "node1")
+
+
+def test_a_record_that_was_left_behind_is_taken_over_on_its_own_machine_only(without: Path) -> None:
+    run, record = RunFolder(without), without / "lock.held"
+    words = [sys.executable, "-c", LEAVE, str(without)]
+    root = Path(__file__).parents[2]
+    left = subprocess.run(words, check=True, capture_output=True, text=True, cwd=root).stdout
+    assert json.loads(left)["host"] == socket.gethostname()
+    for told in ({}, {"boot": "another", "lock": "gone 1"}):  # killed with its keeper; or with the machine
+        record.write_text(json.dumps(json.loads(left) | told))
+        run.lock(patience=5).close()
+    wait_until_gone(record)
+    for other in ({"lock": "/another/tmp 1"}, {"host": "node7"}):
+        record.write_text(json.dumps(json.loads(left) | other))
+        with pytest.raises(AlreadyRunning, match="is going on already"):
+            run.lock(patience=0)
+    with pytest.raises(AlreadyRunning, match=f"on node7; if that machine is gone, remove {record}; `submit"):
+        run.lock(patience=0)
+    record.write_text("")  # by one that is just writing it
+    with pytest.raises(AlreadyRunning):
+        run.lock(patience=0)
+    assert run.is_held()  # for all that one can tell
+
+
+def test_a_lock_that_is_shared_is_the_kernels_or_none(without: Path) -> None:
+    told = rf"^the file system of {re.escape(str(without))} knows no locks \(.*\): use a folder on one that"
     with pytest.raises(UserError, match=told):
-        lock(tmp_path)
-    assert RunFolder(tmp_path).is_held()  # for all that one can tell
+        share_lock(RunFolder(without))
+    with pytest.raises(UserError, match=told):
+        RunFolder(without).lock(patience=0, of_kernel=True)

@@ -73,7 +73,7 @@ def make_place(cache: CachePlace, name: str, *, ranks: int, first: int) -> tuple
         place, draft = place_of(cache, name), room / f".{name}"
         draft.mkdir(mode=0o700)
         alive = os.open(draft / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        lock_file(alive, draft / "alive", wait=True)
+        lock_file(alive, draft / "alive", wait=True, of_kernel=True)
         os.write(alive, str(most).encode())
         (draft / "handed-over").write_bytes(np.full(ranks, first, np.int64).tobytes())
         draft.rename(place)  # whoever sees it sees all of it
@@ -84,7 +84,7 @@ def make_place(cache: CachePlace, name: str, *, ranks: int, first: int) -> tuple
 def _only_one(room: Path) -> Iterator[None]:
     lock = os.open(room / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        lock_file(lock, room / "lock", wait=True)
+        lock_file(lock, room / "lock", wait=True, of_kernel=True)
         yield
     finally:
         os.close(lock)

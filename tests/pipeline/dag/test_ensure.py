@@ -1,5 +1,3 @@
-import errno
-import fcntl
 import json
 import multiprocessing
 import os
@@ -22,6 +20,7 @@ from pipeline.dag.digests import content_digest
 from pipeline.dag.ensure import ensure, lock_if_free
 from pipeline.dag.progress import StageState, look_at_stages
 from pipeline.dag.stage import Kind, Origin, Result, Stage, Work, job_folder, read_receipt, stage_key
+from tests.without_locks import know_no_locks
 
 
 class Where(Section):
@@ -231,17 +230,13 @@ def test_a_sigkill_leaves_no_receipt_and_frees_the_lock(tmp_path):
     assert (folder / "out").read_text() == "a"
 
 
-def test_a_graph_on_a_file_system_without_locks_is_told_in_a_sentence(tmp_path, monkeypatch):
-    def refuse(file, how):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    for make in (lambda: ensure(stage(tmp_path), NoExecutor()), lambda: lock_if_free(stage(tmp_path))):
-        with pytest.raises(
-            UserError, match=rf"{tmp_path}/.locks knows no locks \(No locks available\): use a"
-        ):
-            make()
-    assert not log(tmp_path)
+def test_C2_a_stage_is_made_once_at_a_time_also_where_the_file_system_knows_no_locks(tmp_path, monkeypatch):
+    know_no_locks(monkeypatch, tmp_path)
+    held = lock_if_free(stage(tmp_path))
+    assert held is not None and lock_if_free(stage(tmp_path)) is None
+    held.close()
+    assert ensure(stage(tmp_path), NoExecutor()).ran
+    assert len(log(tmp_path)) == 1
 
 
 def test_a_stage_whose_job_nobody_tells_of_is_shown_as_going_on_with_the_reason(tmp_path, monkeypatch):
