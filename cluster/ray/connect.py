@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -23,6 +24,10 @@ NAMESPACE = "submit"  # of all our actors
 OWN = f"{NAMESPACE}-own"  # of a driver whose Ray ends with it
 CONNECT_PATIENCE = 5.0  # seconds
 RECORD = "ray.json"  # in the run folder: where its supervisor is
+
+
+# How Ray names the cluster's versions, and then this process's.
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 
 
 def load_ray() -> Any:
@@ -45,6 +50,12 @@ def join(address: str, namespace: str) -> None:
     try:
         _init(namespace=namespace, address=address)
     except (ConnectionError, ValueError, RuntimeError) as error:
+        if len(versions := _VERSIONS.findall(str(error))) == 2:
+            (there, there_python), (here, here_python) = versions
+            raise UserError(
+                f"the Ray at {address} is {there} on Python {there_python}, and here is {here} on Python "
+                f"{here_python}: both must be the same; pip install 'ray=={there}'"
+            ) from None
         raise UserError(
             f"no Ray answers at {address}: {first_line(error)}; give the address that `ray start --head` has "
             "printed, from a machine of that cluster, or a ray:// address"
@@ -53,16 +64,51 @@ def join(address: str, namespace: str) -> None:
 
 def _refuse_silence(address: str) -> None:
     """Ray itself would try for a quarter of an hour."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():
-        return  # "auto", or the name of a plug-in
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_PATIENCE).close()
+        _knock(address)
     except OSError as error:
         raise UserError(
             f"no Ray answers at {address}: {error}; give the address that `ray start --head` has printed, "
             "from a machine of that cluster"
         ) from None
+
+
+def _knock(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():  # not "auto", or the name of a plug-in
+        socket.create_connection((host, int(port)), timeout=CONNECT_PATIENCE).close()
+
+
+def find_again(run: RunFolder, site_address: str | None) -> str | None:
+    """Where the Ray of a run is that goes on: its head may have come back at another address.
+
+    Args:
+        site_address: of the site file that the run was submitted with.
+
+    Returns:
+        The first address at which something answers, of those that RAY_ADDRESS, the user's site file, the
+        run and this machine's Ray name; else what the site file says.
+    """
+    known = [os.environ.get("RAY_ADDRESS"), users_site().ray_address, site_address]
+    if (run.path / RECORD).exists() and not (submission := read_submission(run)).own:
+        known.append(submission.address)
+        known.append(_address_of_this_machine())
+    for address in dict.fromkeys(known):
+        with contextlib.suppress(OSError):
+            if address is not None:
+                _knock(address)
+                return address
+    return site_address
+
+
+def _address_of_this_machine() -> str | None:
+    """What `ray start` has written down here, if nobody but this user and root could have."""
+    path = Path("/tmp/ray/ray_current_cluster")
+    with contextlib.suppress(OSError):
+        owners = {path.stat().st_uid, path.parent.stat().st_uid}
+        if owners <= {0, os.geteuid()}:
+            return path.read_text().strip() or None
+    return None
 
 
 def own_folder() -> Path:

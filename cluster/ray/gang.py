@@ -19,6 +19,7 @@ from cluster.run.status import Failure
 TICK = 0.5  # seconds between two looks at what somebody wishes
 # Ray takes up to half a minute to find out that a node is gone; then a rank that obeys no signal is given up.
 PATIENCE_WITH_NODES = 60.0
+DRAIN_SECONDS = 2.0  # between two looks at which nodes are to go
 PATIENCE_WITH_STARTS = 300.0  # an actor's environment may have to be installed first
 
 
@@ -94,6 +95,7 @@ class Gang:
         self._threads = 1
         self._failed_at: float | None = None
         self._marked = False
+        self._look_at = 0.0
         self._log_starts = [
             run.log(rank).stat().st_size if run.log(rank).exists() else 0
             for rank in range(job.resources.ranks)
@@ -182,6 +184,7 @@ class Gang:
     def watch(self) -> End:
         """Wait for the end of all ranks; when one has failed, end the others."""
         while self._pending:
+            self._leave_draining_nodes()
             ended, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=TICK)
             for reference in ended:
                 self._take(reference, self._pending.pop(reference))
@@ -190,6 +193,14 @@ class Gang:
             if self._failed_ranks():
                 self._end_the_others()
         return self._end()
+
+    def _leave_draining_nodes(self) -> None:
+        """Have all ranks save, and start elsewhere, if Ray is about to take one of their nodes away."""
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + DRAIN_SECONDS
+        if draining_nodes() & {place.node for place in self._places}:
+            self._send(signal.SIGUSR2)
 
     def close(self) -> None:
         """Give everything back to Ray."""
@@ -289,6 +300,17 @@ class Gang:
 
     def _tail(self, rank: int) -> tuple[str, ...]:
         return tuple(self._run.tail(rank, start=self._log_starts[rank]))
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that are to go, as their cloud or their administrator has told Ray.
+
+    Ray says so by a private call only, as its own trainer asks: a version without it is asked nothing.
+    """
+    try:
+        return set(load_ray()._private.state.state.get_draining_nodes())
+    except (AttributeError, TypeError):
+        return set()
 
 
 def cpus_per_rank(wants: Resources, nodes: list[dict[str, Any]]) -> float:

@@ -250,6 +250,13 @@ def resume(  # noqa: PLR0917 -- typer passes by name
             f"{found.path / 'job.json'} is of the run in {job.folder}: where a run was moved, give the "
             "command that started it again"
         )
+    if status.executor == "ray":
+        from cluster.ray.connect import find_again
+
+        address = find_again(found, site.ray_address)
+        if address is not None and address != site.ray_address:
+            typer.echo(f"its Ray is looked for at {address}", err=True)
+        site = site.model_copy(update={"ray_address": address})
     launch(job, status.executor, site, wait=wait, follow=follow, trust=trust, resume=True)
 
 

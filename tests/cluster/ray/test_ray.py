@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from cluster.errors import AlreadyRunning, UserError
 from cluster.executors import Look, cancel, status_of
 from cluster.host import Process
 from cluster.job import PREEMPTED_EXIT_CODE, Job, Resources, State
-from cluster.ray import connect
+from cluster.ray import connect, gang
 from cluster.ray import status as ray_status
 from cluster.ray.connect import NAMESPACE, load_ray, start_here, write_submission
 from cluster.ray.executor import RayExecutor, reopen
@@ -91,6 +93,10 @@ def work_until_asked_to_stop(folder):
         while not flag.requested:
             time.sleep(0.01)
     raise Preempted("saved")
+
+def work_until_asked_in_the_first_start(folder):
+    if START == 0:
+        work_until_asked_to_stop(folder)
 
 def wait_in_the_first_start(folder, run):
     Path(folder, f"start-{START}-{RANK}").touch()
@@ -317,6 +323,77 @@ def test_a_lost_node_restarts_all_on_what_is_there(cluster: Any, tmp_path: Path)
     assert handle.wait() is State.COMPLETED
     assert (tmp_path / f"start-{run.read_status().attempt - 1}-1").exists()
     assert set(causes(run)) == {Cause.LOST}
+
+
+@pytest.mark.ray
+@needs_ray
+def test_a_node_that_is_to_go_is_left_for_free(cluster: Any, tmp_path: Path) -> None:
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    def drain(node: str) -> None:
+        in_an_hour = int(1000 * (time.time() + 3600))
+        reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+        assert GcsClient(address=cluster.address).drain_node(node, reason, "reclaimed", in_an_hour)[0]
+
+    run = RunFolder(tmp_path / "run")
+    job = make_job(run.path, "work_until_asked_in_the_first_start", nodes=1, folder=str(tmp_path))
+    leaving = cluster.add_node(num_cpus=2)  # the only one with room for it
+    job = replace(job, resources=Resources(cpus_per_rank=2))
+    handle = submit(job, RayExecutor(cluster.address))
+    wait_until((tmp_path / "ready-0").exists)
+    drain(leaving.node_id)
+    wait_until(lambda: causes(run) == [Cause.PREEMPTED])
+    other = cluster.add_node(num_cpus=2)
+    assert handle.wait() is State.COMPLETED
+    assert causes(run) == [Cause.PREEMPTED]
+    for node in (leaving, other):
+        cluster.remove_node(node)
+
+
+def test_a_ray_without_the_private_call_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gang, "load_ray", SimpleNamespace)
+    assert gang.draining_nodes() == set()
+
+
+def test_a_ray_of_another_version_is_told_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = (
+        "Version mismatch: The cluster was started with:\n    Ray: 2.40.0\n    Python: 3.10.2\n"
+        "This process on 10.0.0.7 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+    )
+
+    def refuse(**options: Any) -> None:
+        raise RuntimeError(told)
+
+    monkeypatch.setattr(connect, "_init", refuse)
+    with pytest.raises(UserError) as refused:
+        connect.join("auto", NAMESPACE)
+    assert str(refused.value) == (
+        "the Ray at auto is 2.40.0 on Python 3.10.2, and here is 2.60.0 on Python 3.11.7: both must be the "
+        "same; pip install 'ray==2.40.0'"
+    )
+
+
+def test_a_ray_that_came_back_elsewhere_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    gone = {"address": "127.0.0.1:5", "cluster": "127.0.0.1:5", "own": False}
+    (run.path / "ray.json").write_text(json.dumps(gone))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(connect, "users_site", lambda: Site(ray_address="127.0.0.1:6"))
+    monkeypatch.setattr(connect, "_address_of_this_machine", lambda: None)
+    assert connect.find_again(run, "127.0.0.1:5") == "127.0.0.1:5"  # and that is told
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        here = f"127.0.0.1:{head.getsockname()[1]}"
+        with monkeypatch.context() as patch:
+            patch.setenv("RAY_ADDRESS", here)
+            assert connect.find_again(run, "127.0.0.1:5") == here
+        with monkeypatch.context() as patch:
+            patch.setattr(connect, "users_site", lambda: Site(ray_address=here))
+            assert connect.find_again(run, "127.0.0.1:5") == here
+        monkeypatch.setattr(connect, "_address_of_this_machine", lambda: here)
+        assert connect.find_again(run, None) == here
+        (run.path / "ray.json").write_text(json.dumps(gone | {"own": True}))
+        assert connect.find_again(run, None) is None  # one is started anew
 
 
 @pytest.mark.ray
