@@ -12,6 +12,7 @@ import atexit
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -33,6 +34,7 @@ def main() -> None:
     """Run the job's function and end the process with its status."""
     atexit.register(gc.freeze)  # what goes with the process is not looked through for garbage first
     _take_place_from_slurm()
+    _open_as_many_files_as_allowed()
     job = RunFolder(Path(sys.argv[1]).parent).read_job()
     rank = int(os.environ["RANK"])
     _stop_at_once_until_work_begins(job)
@@ -86,6 +88,12 @@ def _take_place_from_slurm() -> None:
     for ours, theirs in names.items():
         if "SLURM_PROCID" in os.environ and ours not in os.environ:
             os.environ[ours] = os.environ[theirs]
+
+
+def _open_as_many_files_as_allowed() -> None:
+    """Each of a rank's groups has a connection to every other rank: a shell's 1,024 are used up by 249."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _stop_at_once_until_work_begins(job: Job) -> None:

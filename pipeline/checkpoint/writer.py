@@ -10,6 +10,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
@@ -25,6 +27,7 @@ from cluster.rank.torch_dist import World
 from pipeline.distributed.sharded import own
 
 T = TypeVar("T")
+_NUMBERS = count()
 
 
 class SaveError(Exception):
@@ -56,11 +59,22 @@ class Staging:
         return torch.empty_like(tensor, device="cpu", pin_memory=own(tensor).is_cuda, requires_grad=False)
 
 
+class _Planner(DefaultSavePlanner):
+    """torch's, which plans once, as long as the tensors stay what they are: the first rank has the pieces of
+    all to look through. Its plans are known by a name.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(enable_plan_caching=True)
+        self._cached_plans_key = name
+
+
 class Writer:
     """Writes the files of checkpoints, with all ranks, from any one thread at a time."""
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._plans = f"writer {next(_NUMBERS)}"
         if world.control is not None:
             # The loop talks over the others: two threads must not share a group.
             group = dist.new_group(backend="gloo")
@@ -80,8 +94,7 @@ class Writer:
             self._on_first(lambda: temporary.mkdir(parents=True))
             self._on_all(lambda: self._write_tensors(temporary, tensors))
             # Each rank hashes what it wrote: the work is shared, and the pages are still in its memory.
-            own_files = f"__{self._world.rank}_*"
-            parts = self._on_all(lambda: {path.name: digest(path) for path in temporary.glob(own_files)})
+            parts = self._on_all(lambda: {path.name: digest(path) for path in self._own_files(temporary)})
             self._on_first(lambda: _vouch(temporary, parts, state))
             self._on_first(publish)
         except SaveError:
@@ -96,9 +109,17 @@ class Writer:
             save_tensors(
                 tensors,
                 storage_writer=FileSystemWriter(folder),
+                planner=_Planner(self._plans),
                 process_group=group,
                 no_dist=group is None,
             )
+
+    def _own_files(self, folder: Path) -> Iterator[Path]:
+        """What this rank has written, by the names that torch gives: hundreds of ranks that list one folder
+        read hundreds of thousands of names.
+        """
+        names = (f"__{self._world.rank}_{number}.distcp" for number in count())
+        return takewhile(Path.exists, (folder / name for name in names))
 
     def _on_first(self, act: Callable[[], object]) -> None:
         self._on_all(act if self._world.is_first else lambda: None)

@@ -188,9 +188,15 @@ class Metrics:
         }
         file.write({"step": step, **row})
         with self._beside("TensorBoard's files"):
-            for key, value in row.items():
-                if self._tensorboard is not None and isinstance(value, int | float):
-                    self._tensorboard.add_scalar(key, value, step)
+            if self._tensorboard is not None:
+                from tensorboard.compat.proto.summary_pb2 import Summary
+
+                # All in one: TensorBoard opens and closes its file for each.
+                numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+                drawn = [Summary.Value(tag=key, simple_value=value) for key, value in numbers.items()]
+                events = self._tensorboard.file_writer
+                if events is not None:
+                    events.add_summary(Summary(value=drawn), step)
 
 
 class Stopwatch:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from cluster.submit import submit
 from cluster.typed_json import parse_record
 
 RANK_FUNCTIONS = """
-import json, os, signal, subprocess, sys, time
+import json, os, resource, signal, subprocess, sys, time
 from pathlib import Path
 from cluster.errors import UserError
 from cluster.rank.preempt import Preempted, PreemptionFlag
@@ -36,7 +37,9 @@ from cluster.rank.preempt import Preempted, PreemptionFlag
 RANK = int(os.environ["RANK"])
 
 def save_environment(folder):
-    Path(folder, f"env-{RANK}.json").write_text(json.dumps({**os.environ, "PWD": os.getcwd()}))
+    Path(folder, f"env-{RANK}.json").write_text(
+        json.dumps({**os.environ, "PWD": os.getcwd(), "FILES": resource.getrlimit(resource.RLIMIT_NOFILE)})
+    )
     print(f"hello from {RANK}")
 
 def fail_on_rank_1(how):
@@ -136,11 +139,14 @@ def test_every_rank_knows_its_place_and_rank_0_is_heard(tmp_path: Path) -> None:
     begun = tmp_path / "where it was submitted first"
     begun.mkdir()
     job = replace(make_job(tmp_path / "run", "save_environment", folder=str(tmp_path)), directory=begun)
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(few, most - 1), most))
     assert submit(job, LocalExecutor(stream=stream, gpus=("3", "5"))).wait() is State.COMPLETED
     environments = [json.loads((tmp_path / f"env-{rank}.json").read_text()) for rank in range(2)]
     assert [e["RANK"] for e in environments] == ["0", "1"]
     assert {e["WORLD_SIZE"] for e in environments} == {"2"}
     assert {e["PWD"] for e in environments} == {str(begun)}
+    assert [e["FILES"] for e in environments] == [[most, most]] * 2
     assert {e["CUDA_VISIBLE_DEVICES"] for e in environments} == {"3,5"}
     assert len({e["MASTER_PORT"] for e in environments}) == 1
     cores = len(os.sched_getaffinity(0))

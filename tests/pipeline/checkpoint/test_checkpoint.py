@@ -24,6 +24,7 @@ from cluster.rank.torch_dist import World
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import set_aside
 from pipeline.checkpoint import checkpoints as checkpoints_module
+from pipeline.checkpoint import writer
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.checkpoint.files import broken_file, latest, newest_first, read_tensors, step_of
 from pipeline.checkpoint.period import young_daly
@@ -119,8 +120,11 @@ def _save_and_load(group: dist.ProcessGroup | None, folder: Path, seed: int, sav
     )
     method, optimizer = make(seed)
     if save:
-        advance(method, optimizer, 3)
-        checkpoints(folder, method, optimizer, world=world).save(3, {})
+        advance(method, optimizer, 1)
+        saving = checkpoints(folder, method, optimizer, world=world)
+        saving.save(1, {})
+        advance(method, optimizer, 2)
+        saving.save(3, {})
     else:
         assert checkpoints(folder, method, optimizer, world=world).load() == {"step": 3}
     advance(method, optimizer, 2)
@@ -136,6 +140,32 @@ def test_T3_a_run_saved_on_n_ranks_goes_on_with_m(
     assert broken_file(newest_first(tmp_path / "checkpoints")[0]) is None
     for found in run_on_ranks(after, _save_and_load, tmp_path, 2, False):
         assert all((a == b).all() for a, b in zip(expected, found, strict=True))
+
+
+def test_it_is_planned_once_what_lies_where_until_there_are_other_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = []
+    plan = writer._Planner._create_global_plan
+
+    def count(planner: writer._Planner, plans: Any) -> Any:
+        planned.append(plans)
+        return plan(planner, plans)
+
+    monkeypatch.setattr(writer._Planner, "_create_global_plan", count)
+    method, optimizer = make(1)
+    saving = checkpoints(tmp_path, method, optimizer)
+    for step, plans in ((1, 1), (2, 2), (3, 2)):  # the first step makes momenta
+        saving.save(step, {})
+        assert len(planned) == plans
+        advance(method, optimizer, 1)
+    method.register_buffer("later", torch.ones(3))
+    saving.save(4, {})
+    assert len(planned) == 3
+    again, optimizer_again = make(2)
+    again.register_buffer("later", torch.zeros(3))
+    assert checkpoints(tmp_path, again, optimizer_again).load() == {"step": 4}
+    assert same(method, again)
 
 
 def damage_flip_a_bit(checkpoint: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,16 +164,26 @@ def test_every_row_is_json_even_when_the_loss_is_not_a_number(tmp_path: Path) ->
     assert progress["seconds_left"] == 18.0
 
 
-def test_tensorboard_has_the_numbers_once(tmp_path: Path) -> None:
+def test_tensorboard_has_the_numbers_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard.writer import FileWriter
 
     metrics = Metrics(tmp_path, step=0, total_steps=10, log_every=1)
     for step in (1, 2, 3):
         metrics.log(step, {"loss": float(step)})
     metrics.close()
     metrics = Metrics(tmp_path, step=1, total_steps=10, log_every=1)
-    metrics.log(2, {"loss": 20.0})
+    opened: list[str] = []
+    add = FileWriter.add_summary
+
+    def tell(writer: FileWriter, summary: Any, step: int) -> None:
+        opened.append(", ".join(value.tag for value in summary.value))
+        add(writer, summary, step)
+
+    monkeypatch.setattr(FileWriter, "add_summary", tell)
+    metrics.log(2, {"loss": 20.0, "lr": 0.1})
     metrics.close()
+    assert opened == ["loss, lr"]  # one event, for which the file is opened once
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 20.0)]
