@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.rank.torch_dist import World
-from pipeline.checkpoint.files import BROKEN, METHOD, OPTIMIZER, broken_file, newest_first, step_of
+from pipeline.checkpoint.files import BROKEN, METHOD, OPTIMIZER, broken_file, newest_first, published, step_of
 from pipeline.checkpoint.metadata import TensorReader
 from pipeline.checkpoint.period import young_daly
 from pipeline.checkpoint.writer import (
@@ -202,7 +202,7 @@ class Checkpoints:
                     shutil.rmtree(leftover)
         share = (self._world.rank, self._world.size)
         # Listed once: what other nodes see of a shared folder may be older.
-        names = [path.name for path in newest_first(self._folder)] if self._world.is_first else []
+        names = [path.name for path in published(self._folder)] if self._world.is_first else []
         for checkpoint in (self._folder / name for name in self._world.gather(names)[0]):
             broken = self._broken(checkpoint, share)
             if broken is None:

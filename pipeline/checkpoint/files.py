@@ -12,6 +12,7 @@ a trunk.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.errors import UserError
 from cluster.host import node_name
+from cluster.shared_folder import appears
 
 if TYPE_CHECKING:  # what checkpoints there are can be seen without torch
     from torch import Tensor
@@ -38,6 +40,17 @@ def newest_first(folder: Path) -> list[Path]:
     return sorted(
         (path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of, reverse=True
     )
+
+
+def published(folder: Path) -> list[Path]:
+    """The same, with the one that `latest` names: the node that saved it may have been another."""
+    found = newest_first(folder)
+    with contextlib.suppress(FileNotFoundError):
+        last = folder / (folder / "latest").read_text().strip()
+        expected = _NAME.fullmatch(last.name) and last not in found
+        if expected and not any(folder.glob(f"{BROKEN}{last.name}-*")) and appears(last):
+            found.append(last)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -93,8 +93,8 @@ def finish(stage: Stage, work: Work, *, started: float) -> Receipt:
         machine=_machine(),
     )
     if find_receipt(stage) is None:  # what is there, if anything, is a receipt whose outputs were gone
-        (stage.folder / "receipt.json").unlink(missing_ok=True)
-    return _publish(receipt, stage.folder / "receipt.json")
+        receipt_file(stage).unlink(missing_ok=True)
+    return _publish(receipt, receipt_file(stage))
 
 
 def run_job(job: Job, executor: Executor) -> None:
@@ -112,9 +112,14 @@ def run_job(job: Job, executor: Executor) -> None:
     raise_unless_completed(status_of(run))
 
 
+def receipt_file(stage: Stage) -> Path:
+    """Where a stage's receipt is, once it has run."""
+    return stage.folder / "receipt.json"
+
+
 def find_receipt(stage: Stage) -> Receipt | None:
     """The receipt of an earlier run whose outputs are still there."""
-    path = stage.folder / "receipt.json"
+    path = receipt_file(stage)
     if not path.is_file():
         return None
     receipt = read_receipt(path)

@@ -10,14 +10,15 @@ from typing import Any
 
 from cluster.errors import AlreadyRunning, UserError
 from cluster.executors import status_of
-from cluster.job import Handle, Job
+from cluster.job import Handle, Job, State
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
 from cluster.run.status import why
+from cluster.shared_folder import appears
 from cluster.slurm.executor import SlurmExecutor, SlurmHandle
 from cluster.submit import submit
 from cluster.typed_yaml import check_recipe
-from pipeline.dag.ensure import ensure, find_receipt, finish, prepare
+from pipeline.dag.ensure import ensure, find_receipt, finish, prepare, receipt_file
 from pipeline.dag.graph import Failed, build_graph, point_to
 from pipeline.dag.recipe import DagRecipe
 from pipeline.dag.stage import Receipt, Stage, job_folder
@@ -86,6 +87,7 @@ def _run_rank(stage: Stage, receipts: Mapping[str, Receipt]) -> None:
 
 
 def _receipt(stage: Stage) -> Receipt:
+    appears(receipt_file(stage))  # its job has ended, perhaps on another node
     receipt = find_receipt(stage)
     if receipt is None:
         raise UserError(f"stage {stage.name} has no receipt, and this one needs it: submit the graph again")
@@ -150,6 +152,9 @@ def outcome(stage: Stage) -> Receipt | Failed:
         return receipt
     run = job_folder(stage)
     status = status_of(run)
+    completed = status.state is State.COMPLETED and appears(receipt_file(stage))
+    if completed and (receipt := find_receipt(stage)) is not None:
+        return receipt
     failure = status.failure
     crashed = failure is not None and failure.rank is not None and not failure.user_error
     log = f" (its log is {run.log(failure.rank or 0)})" if failure is not None and crashed else ""

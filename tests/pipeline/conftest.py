@@ -1,6 +1,6 @@
 """What the tests of several folders share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,14 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _ranks_are_forks() -> None:
     gloo_ranks.start_server()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _all_is_seen_at_once() -> Iterator[None]:
+    """Tests write where they read: what is not there does not come."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cluster.shared_folder.PATIENCE", 0.0)
+        yield
 
 
 @pytest.fixture

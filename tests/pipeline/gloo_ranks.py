@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cluster import shared_folder
+
 _context = multiprocessing.get_context("forkserver")
 # What ranks import, once: each is then a cheap fork of a process that has run nothing.
 _IMPORTED = [
@@ -82,6 +84,7 @@ def _rank(
     rank: int, world: int, store: Path, sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
+    shared_folder.PATIENCE = 0.0  # as in the tests' own process
     try:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
         result = function(dist.group.WORLD, *arguments)

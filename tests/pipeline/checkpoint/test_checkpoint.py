@@ -279,6 +279,21 @@ def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoints(tmp_path / "nowhere", method, optimizer).load() is None
 
 
+def test_the_newest_checkpoint_is_waited_for_where_another_node_saved_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over NFS a folder's list may be a minute old."""
+    method, optimizer = make(1)
+    for step in (1, 2):
+        checkpoints(tmp_path, method, optimizer).save(step, {})
+    last, unseen = tmp_path / "checkpoints" / "step-00000002", tmp_path / "unseen"
+    last.rename(unseen)
+    assert checkpoints(tmp_path, method, optimizer).load() == {"step": 1}  # it does not come
+    monkeypatch.setattr("cluster.shared_folder.PATIENCE", 60.0)
+    monkeypatch.setattr("time.sleep", lambda seconds: unseen.exists() and unseen.rename(last))
+    assert checkpoints(tmp_path, method, optimizer).load() == {"step": 2}
+
+
 def test_the_last_ones_and_every_nth_are_kept(tmp_path: Path) -> None:
     method, optimizer = make(1)
     kept = checkpoints(tmp_path, method, optimizer, keep_last=2, keep_every_steps=4)

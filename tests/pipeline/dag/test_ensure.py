@@ -17,9 +17,10 @@ from cluster.run.folder import RunFolder
 from cluster.run.status import Status
 from cluster.typed_yaml import Section
 from pipeline.dag.digests import content_digest
-from pipeline.dag.ensure import ensure, lock_if_free
+from pipeline.dag.ensure import ensure, lock_if_free, receipt_file
 from pipeline.dag.progress import StageState, look_at_stages
 from pipeline.dag.stage import Kind, Origin, Result, Stage, Work, job_folder, read_receipt, stage_key
+from pipeline.stages import jobs
 from tests.without_locks import know_no_locks
 
 
@@ -228,6 +229,19 @@ def test_a_sigkill_leaves_no_receipt_and_frees_the_lock(tmp_path):
     assert not (folder / "receipt.json").exists()
     assert ensure(stage(tmp_path), NoExecutor()).ran
     assert (folder / "out").read_text() == "a"
+
+
+def test_the_receipt_of_a_job_on_another_node_is_waited_for(tmp_path, monkeypatch):
+    made, unseen = receipt_file(stage(tmp_path)), tmp_path / "unseen"
+    ensure(stage(tmp_path), NoExecutor())
+    made.rename(unseen)
+    monkeypatch.setattr("cluster.shared_folder.PATIENCE", 60.0)
+    monkeypatch.setattr("time.sleep", lambda seconds: unseen.exists() and unseen.rename(made))
+    assert jobs._receipt(stage(tmp_path)).key == stage(tmp_path).key
+    made.unlink()
+    monkeypatch.setattr("cluster.shared_folder.PATIENCE", 0.0)
+    with pytest.raises(UserError, match="has no receipt, and this one needs it"):
+        jobs._receipt(stage(tmp_path))
 
 
 def test_C2_a_stage_is_made_once_at_a_time_also_where_the_file_system_knows_no_locks(tmp_path, monkeypatch):
