@@ -87,12 +87,13 @@ def find_again(run: RunFolder, site_address: str | None) -> str | None:
 
     Returns:
         The first address at which something answers, of those that RAY_ADDRESS, the user's site file, the
-        run and this machine's Ray name; else what the site file says.
+        run and this machine's Ray name; else where it was, to be told that nothing does. None: one that was
+        started for the run alone is started anew.
     """
     known = [os.environ.get("RAY_ADDRESS"), users_site().ray_address, site_address]
     if (run.path / RECORD).exists() and not (submission := read_submission(run)).own:
-        known.append(submission.address)
-        known.append(_address_of_this_machine())
+        site_address = site_address or submission.address
+        known += [submission.address, _address_of_this_machine()]
     for address in dict.fromkeys(known):
         with contextlib.suppress(OSError):
             if address is not None:

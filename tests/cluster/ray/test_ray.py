@@ -381,7 +381,7 @@ def test_a_ray_that_came_back_elsewhere_is_found(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(connect, "users_site", lambda: Site(ray_address="127.0.0.1:6"))
     monkeypatch.setattr(connect, "_address_of_this_machine", lambda: None)
-    assert connect.find_again(run, "127.0.0.1:5") == "127.0.0.1:5"  # and that is told
+    assert connect.find_again(run, None) == "127.0.0.1:5"  # which is told not to answer
     with socket.create_server(("127.0.0.1", 0)) as head:
         here = f"127.0.0.1:{head.getsockname()[1]}"
         with monkeypatch.context() as patch:
