@@ -210,9 +210,10 @@ class Reporter:
         launcher ends the others: one that had no time to report would look like one that cannot.
         """
         with self.check("signing in"):
-            deadline = time.monotonic() + SIGN_IN_SECONDS
+            deadline, pause = time.monotonic() + SIGN_IN_SECONDS, 0.1
             while len(list(self._path.parent.glob("rank-*.json"))) < ranks and time.monotonic() < deadline:
-                time.sleep(0.2)
+                time.sleep(pause)
+                pause = min(2.0, 1.3 * pause)  # hundreds of ranks list hundreds of names each time
 
     def write(self) -> None:
         """Put the report where others see it."""

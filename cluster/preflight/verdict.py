@@ -173,7 +173,7 @@ def _ended_badly(reports: Sequence[Report], *, others_to_blame: bool) -> Reasons
     waited = []
     for report in (report for report in reports if report.ended != "finished"):
         last = f"after {report.done[-1]!r}" if report.done else "before it had done anything"
-        by = f" by {report.interface}" if report.current.together and report.interface else ""
+        by = f" by {report.interface}" if report.current.name == "joining" and report.interface else ""
         where = f"rank {report.rank}, in {report.current.name!r}{by}, {last}"
         # A GPU may fail in the middle of a collective too; the others then lose their connection.
         of_its_own = not report.current.together or "CUDA error" in report.error

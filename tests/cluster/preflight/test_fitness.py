@@ -157,6 +157,13 @@ def test_when_all_wait_the_ones_furthest_behind_are_to_blame() -> None:
     assert list(verdict_on(reports, nodes=4)) == ["node1", "node2"]
 
 
+def test_who_cannot_join_is_told_with_its_network() -> None:
+    joining = [check.name for check in CHECKS].index("joining")
+    failed = [unfinished(rank, joining, "failed", "RuntimeError: no", interface="eth1") for rank in (0, 1)]
+    (why,) = verdict_on(failed, nodes=2)["node0"]
+    assert "in 'joining' by eth1, after" in why
+
+
 def test_nvidia_smi_answers_become_words() -> None:
     assert faults_in("0, No\n1, Yes\n", "remapped_rows.failure") == [
         "GPU 1: memory rows could not be remapped"
