@@ -12,12 +12,13 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
@@ -283,12 +284,33 @@ class Checkpoints:
         group = self._world.control
         direct = {name: tensor for name, (tensor, parameter) in targets.items() if not is_share(parameter)}
         reader.load(direct, group)
-        # One after the other: a rank that holds shares has no room for all that is whole.
-        for name in sorted(targets.keys() - direct.keys()):
+        for name, full in self._deal_out(reader, sorted(targets.keys() - direct.keys())):
             tensor, parameter = targets[name]
-            full = torch.empty(saved[name].size, dtype=saved[name].properties.dtype)
-            reader.load({name: full})
             copy_own_piece(parameter, full, into=tensor)
+
+    def _deal_out(self, reader: TensorReader, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Whole tensors, each read by one rank for all: hundreds that read all of them would take hours.
+
+        As many at a time as there are ranks, for no rank has room for all.
+        """
+        rank, size, group = self._world.rank, self._world.size, self._world.control
+        for first in range(0, len(names), size):
+            now = names[first : first + size]
+            rooms = [reader.room(name) if number == rank else None for number, name in enumerate(now)]
+            failure = None
+            try:
+                reader.load({name: room for name, room in zip(now, rooms, strict=True) if room is not None})
+            except UserError as error:
+                failure = str(error)
+            for failed in self._world.gather(failure):
+                if failed is not None:
+                    raise UserError(failed)
+            for number, name in enumerate(now):
+                full = rooms[number]
+                full = reader.room(name) if full is None else full
+                if group is not None:
+                    dist.broadcast(full.flatten().view(torch.uint8), src=number, group=group)
+                yield name, full
 
     def _new_period(self, save_seconds: float) -> float:
         """Seconds until the next checkpoint."""

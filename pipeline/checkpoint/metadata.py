@@ -49,6 +49,11 @@ class TensorReader:
         self._reader = _Reader(checkpoint)
         self.tensors: dict[str, TensorStorageMetadata] = self._reader.known.state_dict_metadata  # type: ignore[assignment]
 
+    def room(self, name: str) -> Tensor:
+        """Memory for a whole tensor."""
+        entry = self.tensors[name]
+        return torch.empty(entry.size, dtype=entry.properties.dtype)
+
     def load(self, into: dict[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
         """Fill tensors by name; with a group, all of its ranks together, each its own pieces.
 

@@ -27,6 +27,7 @@ from pipeline.checkpoint import checkpoints as checkpoints_module
 from pipeline.checkpoint import writer
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.checkpoint.files import broken_file, latest, newest_first, read_tensors, step_of
+from pipeline.checkpoint.metadata import TensorReader
 from pipeline.checkpoint.period import young_daly
 from tests.full_disk import files_end_at
 
@@ -140,6 +141,40 @@ def test_T3_a_run_saved_on_n_ranks_goes_on_with_m(
     assert broken_file(newest_first(tmp_path / "checkpoints")[0]) is None
     for found in run_on_ranks(after, _save_and_load, tmp_path, 2, False):
         assert all((a == b).all() for a, b in zip(expected, found, strict=True))
+
+
+def _read_whole_tensors(group: dist.ProcessGroup, saved: Path) -> Any:
+    """The tensors of a checkpoint, as they come to this rank, and the names of those that it has read."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    world = World(
+        rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), group=group, control=group
+    )
+    reader, read = TensorReader(saved), list[str]()
+    load = reader.load
+
+    def note(into: dict[str, torch.Tensor]) -> None:
+        read.extend(into)
+        load(into)
+
+    reader.load = note  # type: ignore[assignment, method-assign]
+    dealt = checkpoints(saved.parent, *make(1), world=world)._deal_out(reader, sorted(reader.tensors))
+    return read, {name: tensor.numpy() for name, tensor in dealt}
+
+
+@pytest.mark.slow
+def test_what_no_rank_has_a_piece_of_is_read_once_for_all(
+    tmp_path: Path, run_on_ranks: Callable[..., list[Any]]
+) -> None:
+    method, optimizer = make(1)
+    advance(method, optimizer, 1)
+    saved = checkpoints(tmp_path, method, optimizer).save(1, {})
+    names = sorted(TensorReader(saved).tensors)
+    expected = read_tensors(saved, prefix="")
+    answers = run_on_ranks(3, _read_whole_tensors, saved)
+    assert sorted(name for read, _ in answers for name in read) == names
+    for _, found in answers:
+        assert sorted(found) == names
+        assert all((found[f"method.{name}"] == value.numpy()).all() for name, value in expected.items())
 
 
 def test_it_is_planned_once_what_lies_where_until_there_are_other_tensors(
