@@ -87,6 +87,7 @@ def submit_parts(jobs: Sequence[Job], executor: SlurmExecutor) -> Submitted:
         UserError: if SLURM could never run such a job or does not answer, or others decide on what is in a
             folder.
     """
+    jobs = [replace(job, directory=Path.cwd()) for job in jobs]
     executor.refuse_impossible(jobs[0])
     folder = jobs[0].folder.parent
     folder.mkdir(parents=True, exist_ok=True)
