@@ -11,6 +11,7 @@ from cluster.errors import UserError
 from cluster.job import ExecutorName, Handle, Job
 from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
+from cluster.run.notify import tell_the_untold
 from cluster.run.status import Status
 from cluster.run.waiting import Stream
 from cluster.site import Site
@@ -69,7 +70,7 @@ def make_executor(
         case "slurm":
             from cluster.slurm.executor import SlurmExecutor
 
-            return SlurmExecutor(site, exclude=tuple(exclude))
+            return SlurmExecutor(site, exclude=tuple(exclude), watched=True)
         case "ray":
             from cluster.ray.executor import RayExecutor
 
@@ -155,6 +156,7 @@ def cancel(run: RunFolder) -> None:
     Raises:
         UserError: if it has ended already, or can be reached only from another machine.
     """
+    tell_the_untold(run)
     match run.read_status().executor:
         case "slurm":
             from cluster.slurm.executor import SlurmHandle

@@ -164,7 +164,7 @@ class LocalHandle:
             if process.stdin is not None:
                 process.stdin.close()
         failure = self._first_failure()
-        if all(code == 0 for code in self._codes.values()):
+        if all(code == 0 for code in self._codes.values()) or self._run.done_mark(0).exists():
             state = State.COMPLETED
         elif self._run.cancel_requested():
             state = State.CANCELLED
@@ -172,7 +172,7 @@ class LocalHandle:
             state = State.PREEMPTED
         else:
             state = State.FAILED
-        failure = failure if state is State.FAILED else None
+        failure = failure if state in (State.FAILED, State.COMPLETED) else None
         self._write(self._status.stopped(state, failure=failure))
         self._lock.close()
         notify(self._run, self._status)

@@ -11,6 +11,7 @@ from cluster.errors import AlreadyRunning, Refused
 from cluster.executors import Executor, settled
 from cluster.job import ExecutorName, Handle, Job, State
 from cluster.run.folder import LOCK_PATIENCE, RunFolder
+from cluster.run.notify import tell_the_untold
 from cluster.run.restarts import last_attempt
 from cluster.run.source import snapshot_source
 from cluster.run.status import Status, why
@@ -45,6 +46,7 @@ def submit(job: Job, executor: Executor, *, keep_source: bool = False, trust: bo
     lock = run.lock(patience=patience, of_kernel=executor.name == "ray")
     try:
         _refuse_if_it_goes_on(run, executor.name)
+        tell_the_untold(run)
         before = run.status_before()
         kept = executor.name == "local" or (keep_source and (run.path / "source").is_dir())
         snapshot = None if kept else snapshot_source

@@ -30,12 +30,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from cluster.errors import UserError
 from cluster.hang.end_hang import end_hang, stacks_file
 from cluster.hang.heartbeat import NO_STEP, Heartbeat, HeartbeatFile, read_heartbeats
 from cluster.run.folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 STEPS_OF_PATIENCE, BUSY_PATIENCE = 5, 6
 SECONDS_TO_END = 10.0  # for the watcher, once its rank leaves
@@ -115,14 +117,19 @@ def _remove_if_empty(folder: Path) -> None:
 def _stacks_on_signal(run: RunFolder, rank: int) -> Iterator[None]:
     """SIGUSR1 appends the stacks of all threads to the rank's file; one that nothing was written to goes."""
     path = stacks_file(run, rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
+    with contextlib.ExitStack() as stack:
+        file: IO[str] | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("a"))
+        except OSError as error:  # a full disk is no reason not to work
+            logger.warning("stacks of this rank will be in its log: %s", error)
+        faulthandler.register(signal.SIGUSR1, file=file or sys.stderr, all_threads=True)
         try:
             yield
         finally:
             faulthandler.unregister(signal.SIGUSR1)
-    if path.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0:
         path.unlink()
         _remove_if_empty(path.parent)
 

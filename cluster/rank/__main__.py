@@ -24,7 +24,8 @@ from cluster.errors import UserError
 from cluster.job import PREEMPTED_EXIT_CODE, Job
 from cluster.output_trouble import refusal
 from cluster.rank.preempt import STOP_SIGNALS, Preempted
-from cluster.run.folder import RunFolder
+from cluster.run.folder import BEGINNING, RunFolder, start_token
+from cluster.run.rank_error import is_by_peer
 from cluster.run.status import Failure
 
 logger = logging.getLogger(__name__)
@@ -78,16 +79,21 @@ def _report(job: Job, rank: int, error: Exception) -> None:
         message=str(error),
         user_error=isinstance(error, UserError),
         traceback="".join(traceback.format_exception(error)),
+        by_peer=is_by_peer(error),
     )
-    RunFolder(job.folder).write_error(f"rank-{rank}", failure)
+    try:
+        RunFolder(job.folder).write_error(f"rank-{rank}", failure)
+    except OSError as trouble:  # a full disk may be what it failed of; the log, perhaps, and its status tell
+        logger.error("how this rank failed cannot be written down: %s", trouble)
 
 
 def _take_place_from_slurm() -> None:
-    """Name the place of a task of `srun` as torch.distributed names it."""
+    """Name the place of a task of `srun` as torch.distributed names it; and the start, in the log of all."""
+    if "SLURM_PROCID" not in os.environ or "RANK" in os.environ:
+        return
     names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
-    for ours, theirs in names.items():
-        if "SLURM_PROCID" in os.environ and ours not in os.environ:
-            os.environ[ours] = os.environ[theirs]
+    os.environ.update({ours: os.environ[theirs] for ours, theirs in names.items() if ours not in os.environ})
+    sys.stderr.write(f"{BEGINNING}{start_token()}\n")
 
 
 def _open_as_many_files_as_allowed() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Protocol, Self
 
@@ -38,6 +40,12 @@ class PreemptionFlag:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+
+
+def time_is_short(needed: float) -> bool:
+    """Whether the job's time is over in less than so many seconds, where it has an end that is known."""
+    ends = os.environ.get("SUBMIT_ENDS", "")
+    return ends.isdecimal() and time.time() + needed > int(ends)
 
 
 class Ranks(Protocol):

@@ -256,6 +256,8 @@ class Gang:
         failed = self._failed_ranks()
         if not failed and all(code == 0 for code in self._codes.values()):
             return End(state=State.COMPLETED)
+        if self._run.done_mark(self._start).exists():
+            return End(state=State.COMPLETED, failure=self._loss() if self._lost else self._first_failure())
         if failed and (hang := self._hang()) is not None:  # whatever its end did to the others
             return End(state=State.FAILED, cause=Cause.HANG, failure=hang)
         marked = self._marked if failed else self._run.requeue_mark(self._start).exists()

@@ -90,7 +90,7 @@ class Supervisor:
             self._run.clear_attempt()
             status, end = self._attempt(status)
             if end.state is State.COMPLETED:
-                self._stop(status, State.COMPLETED, None)
+                self._stop(status, State.COMPLETED, end.failure)
                 return
             status = self._close_attempt(status, end)
             time.sleep(PAUSE)

@@ -8,6 +8,9 @@ errors/hang-N.json  what the watchdog of node N saw before it ended the ranks; t
 cancelled           somebody asked for the end: no executor starts this run again by itself
 store.N             where ranks of start N find each other, if all of them are on one machine
 requeue.N           all ranks of start N (counted from 0 in a submission) saved and ended, to be started again
+done.N              start N has done the work: nothing that happens later makes a failure of it
+unwatched           why no job looks how this one ends, on SLURM
+untold.json         by which ways nobody could be told how the run ended
 restarts.jsonl      why each attempt that did not complete ended
 lock                held by the launcher and its ranks while any of them lives
 """
@@ -15,6 +18,7 @@ lock                held by the launcher and its ranks while any of them lives
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -33,8 +37,12 @@ from cluster.run.rank_error import RankError, read_error
 from cluster.run.status import Failure, Status
 from cluster.typed_json import read_record
 
+logger = logging.getLogger(__name__)
+
 LOCK_PATIENCE = 10.0  # seconds that the ranks of a killed launcher may take to notice and die
 TAIL_LINES = 20
+TAIL_BYTES = 1 << 20  # in which the beginning of a start is looked for
+BEGINNING = "==== start "  # and its token: the first line of a start in a rank's log
 PIECE = 1 << 20  # characters of a log that are held at once
 FOLLOW_SECONDS = 0.5
 LOOKS_PER_QUESTION = 4  # at a log, for each time that the scheduler is asked
@@ -182,11 +190,25 @@ class RunFolder:
         """All ranks have saved and end now: the launcher is to start them again. It names its start in
         SUBMIT_START, for a mark of an earlier start means nothing.
         """
-        self.requeue_mark(int(os.environ.get("SUBMIT_START", "0"))).touch()
+        self._mark(self.requeue_mark(int(os.environ.get("SUBMIT_START", "0"))))
 
     def requeue_mark(self, start: int) -> Path:
         """The mark of one start of the present submission."""
         return self.path / f"requeue.{start}"
+
+    def mark_done(self) -> None:
+        """What the job is for is on the disk: however its ranks end from now on, it is complete."""
+        self._mark(self.done_mark(int(os.environ.get("SUBMIT_START", "0"))))
+
+    def done_mark(self, start: int) -> Path:
+        """The mark of one start of the present submission."""
+        return self.path / f"done.{start}"
+
+    def _mark(self, mark: Path) -> None:
+        try:
+            mark.touch()
+        except OSError as error:  # all is saved all the same
+            logger.warning("%s cannot be written: %s", mark, error)
 
     def store(self, start: int) -> Path:
         """The file by which ranks of one machine find each other; new for each start."""
@@ -194,7 +216,7 @@ class RunFolder:
 
     def clear_attempt(self) -> None:
         """Forget how an earlier attempt ended."""
-        traces = ("errors/*.json", "requeue.*", "store.*")
+        traces = ("errors/*.json", "requeue.*", "done.*", "store.*")
         for trace in (path for pattern in traces for path in self.path.glob(pattern)):
             trace.unlink(missing_ok=True)
 
@@ -225,8 +247,14 @@ class RunFolder:
             node=node_name(),
             start=start_token(),
             time=time.time(),
+            by_peer=failure.by_peer,
         )
         write_atomically(self.path / "errors" / f"{name}.json", json.dumps(asdict(error), indent=2) + "\n")
+
+    @property
+    def unwatched(self) -> Path:
+        """Says why nobody outside sees to the end of this run, where somebody should."""
+        return self.path / "unwatched"
 
     def last_sign(self) -> float:
         """When anything was last written here, seconds since the epoch: a killed run lived till then."""
@@ -234,7 +262,8 @@ class RunFolder:
         return max((path.stat().st_mtime for path in written if path.is_file()), default=0.0)
 
     def first_error(self, *, start: str | None = None) -> Failure | None:
-        """The earliest of the errors that ranks, or the watchdog of their node, have written down.
+        """The one that the others follow from, of the errors that ranks, or the watchdog of their node, have
+        written down: the earliest that tells of more than a lost connection. Clocks of nodes differ.
 
         Args:
             start: only those of one start, as `start_token` names it: a node that was cut off goes on, and
@@ -246,8 +275,9 @@ class RunFolder:
         errors = [error for error in errors if start in (None, error.start)]
         if not errors:
             return None
-        first = min(errors, key=lambda error: error.time)
-        return first.failure(log_tail=() if first.rank is None else tuple(self.tail(first.rank)))
+        first = min(errors, key=lambda error: (error.by_peer, error.time))
+        tail = [] if first.rank is None else self.tail(first.rank, token=start)
+        return first.failure(log_tail=tuple(tail))
 
     def cancel(self) -> None:
         """Ask a run of this machine to end; it saves a checkpoint first.
@@ -278,13 +308,23 @@ class RunFolder:
             while text := file.read(PIECE):
                 yield text
 
-    def tail(self, rank: int, *, lines: int = TAIL_LINES, start: int = 0) -> list[str]:
-        """The last lines of a rank's log, from byte `start` on."""
+    def tail(
+        self, rank: int, *, lines: int = TAIL_LINES, start: int = 0, token: str | None = None
+    ) -> list[str]:
+        """The last lines of a rank's log, of what its last start has written.
+
+        Args:
+            start: the byte at which that begins, where it is known; else the log itself says so.
+            token: of the start that is meant, see `start_token`: it may have ended before its first word.
+        """
         if not self.log(rank).is_file():
             return []
         with self.log(rank).open("rb") as file:
-            file.seek(max(start, file.seek(0, os.SEEK_END) - 500 * lines))
-            return file.read().decode(errors="replace").splitlines()[-lines:]
+            file.seek(max(start, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            text = "\n" + file.read().decode(errors="replace")
+        _, begun, last = text.rpartition(f"\n{BEGINNING}")
+        whose, _, own = last.partition("\n") if begun else (token, "", last.removeprefix("\n"))
+        return own.splitlines()[-lines:] if token in (None, whose) else []
 
     def follow(self, rank: int, *, status: Callable[[RunFolder], Status]) -> Iterator[str]:
         """A rank's log from its start, piece by piece, until the run has ended.

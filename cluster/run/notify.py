@@ -1,4 +1,8 @@
-"""Telling people that a run has stopped."""
+"""Telling people that a run has stopped.
+
+A compute node often has no way out. Whom it could not tell is told by who looks next from elsewhere, with the
+right to act on the run: its watcher, or the next command that submits or cancels it.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +10,60 @@ import json
 import logging
 import subprocess
 import urllib.request
+from collections.abc import Collection
+from pathlib import Path
 
+from cluster.atomic_file import write_atomically
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import set_aside
 from cluster.run.status import Status, why
 from cluster.site import Notify, read_site
+from cluster.small_file import read_small
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 30.0  # seconds
+WAYS = ("command", "webhook")
 
 
-def notify(run: RunFolder, status: Status) -> None:
-    """Tell whom the run's site file names; that it fails is logged, and changes nothing else."""
+def notify(run: RunFolder, status: Status, ways: Collection[str] = WAYS) -> None:
+    """Tell whom the run's site file names; that it fails is logged and kept, and changes nothing else.
+
+    Args:
+        ways: of the site's `notify`, those to use.
+    """
     path = run.path / "site.yaml"
     try:
-        if path.is_file():
-            _tell(read_site(path).notify, run, status)
+        failed = _tell(read_site(path).notify, run, status, ways) if path.is_file() else []
+        if failed:
+            write_atomically(_untold(run), json.dumps(failed) + "\n")
+        else:
+            _untold(run).unlink(missing_ok=True)
     except Exception as error:  # whatever it is, the run has ended as it has ended
         logger.warning("nobody is told: %s", error)
 
 
-def _tell(settings: Notify, run: RunFolder, status: Status) -> None:
+def tell_the_untold(run: RunFolder) -> None:
+    """Try again from here what could not be told where the run had ended."""
+    try:
+        if is_untold(run) and (status := run.read_status()).state.ended:
+            notify(run, status, json.loads(read_small(_untold(run))))
+    except Exception as error:
+        logger.warning("nobody is told: %s", error)
+
+
+def is_untold(run: RunFolder) -> bool:
+    """Whether somebody has still to be told how the run ended."""
+    return _untold(run).is_file()
+
+
+def _untold(run: RunFolder) -> Path:
+    """Names the ways by which the end could not be told."""
+    return run.path / "untold.json"
+
+
+def _tell(settings: Notify, run: RunFolder, status: Status, ways: Collection[str]) -> list[str]:
+    """Returns the ways that failed."""
     failure = status.failure
     values = {
         "run": run.path.name,
@@ -40,13 +76,15 @@ def _tell(settings: Notify, run: RunFolder, status: Status) -> None:
         "set_aside": set_aside(run),
     }
     message = json.dumps(values)
-    if settings.command:
+    failed = []
+    if settings.command and "command" in ways:
         words = f"{values['run']} is {values['state']}: {values['cause']}"
         try:
             subprocess.run([*settings.command, words], input=message, text=True, check=True, timeout=PATIENCE)
         except (OSError, subprocess.SubprocessError) as error:
             logger.warning("the site's notify.command failed: %s", error)
-    if settings.webhook is not None:
+            failed.append("command")
+    if settings.webhook is not None and "webhook" in ways:
         request = urllib.request.Request(
             settings.webhook, data=message.encode(), headers={"Content-Type": "application/json"}
         )
@@ -54,3 +92,5 @@ def _tell(settings: Notify, run: RunFolder, status: Status) -> None:
             urllib.request.urlopen(request, timeout=PATIENCE).close()
         except OSError as error:
             logger.warning("the site's notify.webhook failed: %s", error)
+            failed.append("webhook")
+    return failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,15 @@ from cluster.run.status import Failure
 from cluster.typed_json import read_record
 
 logger = logging.getLogger(__name__)
+
+# Of gloo, of NCCL and its watchdog, and of torch's store.
+PEER_IS_GONE = re.compile(
+    r"gloo/transport|connectFullMesh|recvValue failed|sendBytes failed|failed to recv"
+    r"|(connection|socket) (was )?(closed|reset|refused|aborted)|broken pipe"
+    r"|remote process (has )?(exited|terminated)|ncclRemoteError|nccl.*(timeout|aborted)"
+    r"|DistNetworkError|DistStoreError|wait timeout after|timed out waiting \d+ ?ms",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +41,7 @@ class RankError:
     time: float
     user_error: bool = False
     traceback: str = ""
+    by_peer: bool = False
 
     def failure(self, *, log_tail: tuple[str, ...]) -> Failure:
         """The same as a reason why the run failed, with the end of the rank's log."""
@@ -42,7 +53,16 @@ class RankError:
             traceback=self.traceback,
             log_tail=log_tail,
             node=self.node,
+            by_peer=self.by_peer,
         )
+
+
+def is_by_peer(error: BaseException) -> bool:
+    """Whether an exception says no more than that another rank has gone.
+
+    Told by its text: gloo's and NCCL's come as RuntimeErrors, by way of whatever was waiting for them.
+    """
+    return PEER_IS_GONE.search(f"{type(error).__name__}: {error}") is not None
 
 
 def read_error(path: Path) -> RankError | None:

@@ -28,6 +28,7 @@ class Cause(StrEnum):
 
     PREEMPTED = "preempted"  # asked to stop, by whomever, and saved
     TIME_LIMIT = "time_limit"  # the same, because its time was over
+    OUT_OF_TIME = "out_of_time"  # its time was over before it had saved
     CRASH = "crash"  # a rank failed
     HANG = "hang"  # the watchdog saw no step
     LOST = "lost"  # a node, a link or the scheduler took it without a word
@@ -37,6 +38,7 @@ class Cause(StrEnum):
 # one that is asked to stop this often before it has saved anything new never will.
 MAX_LOST = 10
 MAX_STOPPED = 30
+MAX_OUT_OF_TIME = 3  # each of them costs all the time that there is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +117,12 @@ def spent(restarts: list[Restart], job: Job, *, since: int = 0) -> str | None:
     if not restarts:
         return None
     last = restarts[-1]
-    budget = {Cause.PREEMPTED: MAX_STOPPED, Cause.TIME_LIMIT: MAX_STOPPED, Cause.LOST: MAX_LOST}.get(
-        last.cause, job.max_crashes
-    )
+    budget = {
+        Cause.PREEMPTED: MAX_STOPPED,
+        Cause.TIME_LIMIT: MAX_STOPPED,
+        Cause.OUT_OF_TIME: MAX_OUT_OF_TIME,
+        Cause.LOST: MAX_LOST,
+    }.get(last.cause, job.max_crashes)
     # Those that ended with the checkpoint that the last one ended with made no progress.
     alike = [
         restart

@@ -27,6 +27,7 @@ class Failure:
         traceback: empty when there was none.
         log_tail: the last lines of the rank's log.
         node: the machine it happened on.
+        by_peer: it lost the connection to another rank: that one ended first, for a reason of its own.
     """
 
     rank: int | None
@@ -36,6 +37,7 @@ class Failure:
     traceback: str = ""
     log_tail: tuple[str, ...] = ()
     node: str | None = None
+    by_peer: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,4 +160,7 @@ def why(status: Status) -> str:
     if failure.rank is None or failure.user_error:
         return failure.message
     where = f" on {failure.node}" if failure.node and status.executor != "local" else ""
-    return f"rank {failure.rank} of {status.ranks}{where} failed first: {failure.type}: {failure.message}"
+    who, what = f"rank {failure.rank} of {status.ranks}{where}", f"{failure.type}: {failure.message}"
+    if status.state is State.COMPLETED:
+        return f"{status.name} is completed; after its work was done, {who} failed: {what}"
+    return f"{who} failed first: {what}"

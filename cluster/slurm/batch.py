@@ -11,39 +11,26 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 import time
 from dataclasses import replace
-from datetime import datetime, timedelta
 from pathlib import Path
 
-from cluster.errors import UserError
 from cluster.host import node_name
-from cluster.job import PREEMPTED_EXIT_CODE, State
-from cluster.run.folder import RunFolder, slurm_job, start_token
-from cluster.run.notify import notify
-from cluster.run.restarts import Cause, Restart, add_restart, read_restarts, spent
+from cluster.job import State
+from cluster.output_trouble import trouble
+from cluster.run.folder import RunFolder, slurm_job
+from cluster.run.notify import is_untold
+from cluster.run.restarts import Cause, Restart, add_restart, last_attempt, read_restarts, spent
 from cluster.run.status import Failure, Status
-from cluster.site import read_site
-from cluster.slurm.command import call
+from cluster.slurm.again import Again, start_again
+from cluster.slurm.finish import finish, patiently, stop
 from cluster.slurm.script import NOTHING_TO_DO
-from cluster.slurm.state import NoAnswerError, from_controller, nodes_down
 from cluster.slurm.status import write_job_id
+from cluster.slurm.verdict import ended_as_asked, lost, verdict
+from cluster.slurm.watch import end_watch, set_watch
 
 logger = logging.getLogger(__name__)
-
-REQUEUE_PATIENCE = 600.0  # seconds: a controller may be restarting
-REQUEUE_PAUSE = 10.0
-OUT_OF_MEMORY = "OutOfMemory"
-# "srun: error: node2: task 5: Killed", "srun: error: node1: tasks 0-3: Exited with exit code 1"
-TASK_ENDED = re.compile(
-    r"^srun: error: (?P<node>\S+): tasks? (?P<rank>\d+)[\d,-]*: (?P<how>.+)$", re.MULTILINE
-)
-# How a rank ends that was asked to: with its status, or, before it could hear, by the signal.
-ASKED = (f"Exited with exit code {PREEMPTED_EXIT_CODE}", "Terminated", "User defined signal 2")
-# What SLURM writes when somebody cancels the job; if it ends one itself, " DUE TO ..." is before the stars.
-CANCELLED = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+ \*\*\*")
 
 
 def main() -> None:
@@ -83,14 +70,29 @@ def begin(run: RunFolder) -> int:
     Returns:
         0 to go on; NOTHING_TO_DO if the run is complete; 1 if it must not start again.
     """
+    status = run.read_status()
+    try:
+        return patiently(lambda: _begin(run))
+    except OSError as error:
+        told = trouble(error, written=run.path)
+        message = str(error if told is None else told)
+        failure = Failure(rank=None, type="Disk", message=message, node=node_name(), user_error=True)
+        return _stop(run, status, State.FAILED, failure)
+
+
+def _begin(run: RunFolder) -> int:
     status, start = run.read_status(), _start()
     if status.state is State.COMPLETED:
         logger.info("%s is complete: nothing to do", run.path)
         return NOTHING_TO_DO
     if status.started is not None:  # the batch script before this one did not live to its `end`
-        cause = Cause.PREEMPTED if _ended_as_asked(run, status.start) else Cause.LOST
-        failure = _lost(status) if cause is Cause.LOST else None
-        status = _close_attempt(run, status, cause, failure, at=run.last_sign())
+        cause = Cause.PREEMPTED if ended_as_asked(run, status) else Cause.LOST
+        failure = lost(status) if cause is Cause.LOST else None
+        after = status.stopped(State.PENDING, at=run.last_sign())
+        if last_attempt(run) < status.attempt:  # or not to the end of its books
+            add_restart(run, Restart.of(run, attempt=status.attempt, cause=cause, failure=failure))
+        run.write_status(after)
+        status = after
     if run.cancel_requested():
         return _stop(run, status, State.CANCELLED, None)
     if (why := spent(read_restarts(run), run.read_job(), since=status.first_attempt)) is not None:
@@ -118,154 +120,30 @@ def end(run: RunFolder, *, status: int, stopped: bool) -> int:
     Returns:
         What the script ends with, if SLURM has not ended it before: 0 if the run is complete.
     """
-    now, start = run.read_status(), _start()
+    now = run.read_status()
     run.refuse_if_superseded()
-    failure = run.first_error(start=start_token())
-    if _ended_as_asked(run, start):
-        cause = Cause.TIME_LIMIT if _time_is_over(run) else Cause.PREEMPTED
-    elif status == 0 and failure is None:
-        return _stop(run, now, State.COMPLETED, None)
-    else:
-        cause, failure = _blame(run, now, failure, stopped=stopped)
-    now = _close_attempt(run, now, cause, failure)
-    if run.cancel_requested() or CANCELLED.search(_log_of_this_attempt(run)):
-        return _stop(run, now, State.CANCELLED, None)
-    if failure is not None and failure.user_error:
-        return _stop(run, now, State.FAILED, failure)
-    why = spent(read_restarts(run), run.read_job(), since=now.first_attempt)
-    if why is not None:
-        failure = failure or Failure(rank=None, type="Restarts", message=why)
-        return _stop(
-            run, now, State.FAILED, failure if why == failure.message else replace(failure, message=why)
-        )
-    logger.info("%s: starting again", cause if failure is None else f"{cause}: {failure.message}")
-    _requeue(start)
-    return 1
+    found = verdict(run, now, srun=status, stopped=stopped)
 
+    def again() -> Again:
+        going_on = start_again(run, now.id, start=_start())
+        run.refuse_if_superseded()  # a node that has lost the others may have waited long
+        return going_on
 
-def _ended_as_asked(run: RunFolder, start: int) -> bool:
-    """Whether all ranks had saved, or had nothing to save yet.
-
-    The mark alone does not tell: once one rank has crashed, srun asks the others to end, and one that had not
-    begun to work yet makes the mark. srun's status does not tell either: it is 143 or 137 for both.
-    """
-    first = _first_to_end(run)
-    crashed = first is not None and first["how"] not in ASKED
-    token = f"{slurm_job()}.{start}"
-    return run.requeue_mark(start).exists() and run.first_error(start=token) is None and not crashed
-
-
-def _time_is_over(run: RunFolder) -> bool:
-    """Whether it was the time limit that asked the ranks to stop; SLURM may do so a minute early."""
-    try:
-        seen = from_controller(slurm_job())
-    except NoAnswerError:
-        return False
-    asked = timedelta(seconds=read_site(run.path / "site.yaml").signal_seconds + 60)
-    return seen is not None and seen.limit is not None and datetime.now() > seen.limit - asked
-
-
-def _blame(
-    run: RunFolder, status: Status, failure: Failure | None, *, stopped: bool
-) -> tuple[Cause, Failure | None]:
-    """Why the ranks ended, who is to blame, when nobody had asked them to end together."""
-    if failure is not None and failure.type == "Hang":
-        return Cause.HANG, failure
-    if down := nodes_down(status.nodes or ""):
-        # Its peers have errors of their own: their connections broke.
-        return Cause.LOST, _lost(status, down)
-    first = _first_to_end(run)
-    if failure is None and (stopped or (first is not None and first["how"] in ASKED)):
-        return Cause.LOST, None
-    return Cause.CRASH, _killed_rank(run) or failure or Failure(
-        rank=None, type="Exit", message=f"the ranks ended without a word; see {run.path / 'logs'}"
-    )
-
-
-def _killed_rank(run: RunFolder) -> Failure | None:
-    """The rank that srun saw end first, if it could write nothing: its peers failed of it."""
-    first = _first_to_end(run)
-    if first is None or first["how"] in ASKED or run.error(int(first["rank"])).is_file():
-        return None
-    hint = " (out of memory?)" if "Killed" in first["how"] else ""
-    rank = int(first["rank"])
-    return Failure(
-        rank=rank,
-        type=OUT_OF_MEMORY if "Out Of Memory" in first["how"] else "Killed",
-        message=f"{first['how']}{hint}",
-        node=first["node"],
-        log_tail=tuple(run.tail(rank)),
-    )
-
-
-def _first_to_end(run: RunFolder) -> re.Match[str] | None:
-    """What srun said of the first rank of this attempt that did not end with status 0."""
-    return TASK_ENDED.search(_log_of_this_attempt(run))
-
-
-def _log_of_this_attempt(run: RunFolder) -> str:
-    """What SLURM and srun have said since the ranks were started."""
-    log = run.path / "logs" / "slurm.log"
-    text = log.read_text(errors="replace") if log.is_file() else ""
-    return text.rpartition(" slurm attempt ")[2]
-
-
-def _lost(status: Status, down: list[str] | None = None) -> Failure:
-    down = nodes_down(status.nodes or "") if down is None else down
-    where = ", ".join(down) if down else None
-    return Failure(
-        rank=None,
-        type="Lost",
-        message="the job was ended from outside before all ranks had saved"
-        if where is None
-        else f"node {where} is down or does not answer",
-        node=where,
-    )
-
-
-def _close_attempt(
-    run: RunFolder, status: Status, cause: Cause, failure: Failure | None, *, at: float | None = None
-) -> Status:
-    """Write the end of an attempt, now or at that time, down. The state becomes "pending": whether it starts
-    again comes next.
-    """
-    add_restart(run, Restart.of(run, attempt=status.attempt, cause=cause, failure=failure))
-    status = status.stopped(State.PENDING, at=at)
-    run.write_status(status)
-    return status
+    after = finish(run, now, found, again)
+    if after.id != now.id:
+        set_watch(run, after.id)
+    return _done(run, after)
 
 
 def _stop(run: RunFolder, status: Status, state: State, failure: Failure | None) -> int:
-    """The run ends here."""
-    if failure is not None and failure.type == OUT_OF_MEMORY:
-        state = State.OUT_OF_MEMORY
-    status = status.stopped(state, failure=failure)
-    run.write_status(status)
-    logger.info("%s%s", state, "" if failure is None else f": {failure.message}")
-    notify(run, status)
-    return 0 if state is State.COMPLETED else 1
+    return _done(run, stop(run, status, state, failure))
 
 
-def _requeue(start: int) -> None:
-    """Have SLURM start this job again, before the script ends: what waits for the job goes on waiting."""
-    job = slurm_job()  # of an array this task alone
-    deadline = time.monotonic() + REQUEUE_PATIENCE
-    while True:
-        try:
-            seen = from_controller(job)
-            if seen is not None and (seen.restarts or 0) > start:
-                return  # SLURM is at it already
-            answer = call(["scontrol", "requeue", job])
-            if answer.returncode == 0:
-                return
-            why = answer.stderr.strip()
-        except (NoAnswerError, UserError) as error:
-            why = str(error) or "its controller does not answer"
-        if time.monotonic() > deadline:
-            logger.error("SLURM does not start job %s again: %s", job, why)
-            return
-        logger.warning("SLURM does not start job %s again yet: %s", job, why)
-        time.sleep(REQUEUE_PAUSE)
+def _done(run: RunFolder, status: Status) -> int:
+    """Dismiss the watcher of a run that has ended; what the script ends with."""
+    if status.state.ended and not is_untold(run):
+        end_watch(run)
+    return 0 if status.state is State.COMPLETED else 1
 
 
 def _start() -> int:

@@ -14,7 +14,7 @@ PATIENCE = 60.0  # seconds for one command
 # SBATCH_ variables go before the script's own options: what --dry-run prints would not be what runs.
 # SQUEUE_ variables leave out what their user does not want to see.
 INHERITED = re.compile(
-    r"(SLURM_(?!CONF$)|SBATCH_|SRUN_|SQUEUE_|SUBMITIT_|PMI|CUDA_VISIBLE_DEVICES$|SUBMIT_START$).*"
+    r"(SLURM_(?!CONF$)|SBATCH_|SRUN_|SQUEUE_|SUBMITIT_|PMI|CUDA_VISIBLE_DEVICES$|SUBMIT_START$|SUBMIT_ENDS$).*"
 )
 PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SUBMIT_STORE", "SUBMIT_PEERS")
 
@@ -48,3 +48,18 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name not in PLACES and not INHERITED.fullmatch(name)
     }
+
+
+def id_in(stdout: str) -> str:
+    """The id among what `sbatch --parsable` says: at some sites it is a wrapper that says more.
+
+    Raises:
+        UserError: if there is none.
+    """
+    ids = re.findall(r"^\s*(\d+)(?:;\S+)?\s*$", stdout, re.MULTILINE)
+    if not ids:
+        raise UserError(
+            f"sbatch took the job and named no id, but {stdout.strip()!r:.300}: see `squeue --me`, cancel it "
+            "there, and have a wrapper of sbatch hand on what --parsable asks for"
+        )
+    return str(ids[-1])

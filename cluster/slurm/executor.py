@@ -19,7 +19,7 @@ from cluster.job import ExecutorName, Job, State
 from cluster.run.folder import RunFolder
 from cluster.run.status import Status
 from cluster.site import Site
-from cluster.slurm.command import call
+from cluster.slurm.command import call, id_in
 from cluster.slurm.script import Array, asked_for, render
 from cluster.slurm.state import PATIENCE
 from cluster.slurm.status import (
@@ -31,8 +31,10 @@ from cluster.slurm.status import (
     settled_status,
     write_job_id,
 )
+from cluster.slurm.watch import end_watch, set_watch
 
 POLL_SECONDS = 2.0
+ENDED_ALREADY = re.compile(r"already complet|invalid job id", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,14 @@ class SlurmExecutor:
         site: the cluster's facts.
         exclude: nodes not to use, besides the site's.
         after: ids of jobs that must complete first; if one fails, the job is cancelled.
+        watched: whether somebody outside is to look how the job ends, see `cluster.slurm.watch`.
     """
 
     name: ClassVar[ExecutorName] = "slurm"
     site: Site
     exclude: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    watched: bool = False
 
     def refuse_impossible(self, job: Job) -> None:
         """Ask SLURM whether such a job could ever run.
@@ -85,11 +89,14 @@ class SlurmExecutor:
             script = run.path / "job.sbatch"
             write_atomically(script, self._script(job), private=True)  # the site's environment is in it
             job_file(run).unlink(missing_ok=True)
+            end_watch(run)  # of the job before
             run.write_status(pending)
             submitted = call(["sbatch", "--parsable", str(script)])
             if submitted.returncode != 0:
                 raise Refused(f"SLURM refused {job.name}: {_message(submitted.stderr)}")
-            write_job_id(run, _id_in(submitted.stdout))
+            write_job_id(run, id_in(submitted.stdout))
+            if self.watched:
+                set_watch(run, job_id(run))
         return SlurmHandle(run)
 
     def start_array(self, jobs: Sequence[Job], array: Array) -> None:
@@ -104,7 +111,7 @@ class SlurmExecutor:
         submitted = call(["sbatch", "--parsable", str(script)])
         if submitted.returncode != 0:
             raise Refused(f"SLURM refused {array.name}: {_message(submitted.stderr)}")
-        known = _id_in(submitted.stdout)
+        known = id_in(submitted.stdout)
         for job in jobs:
             assert job.task is not None
             write_job_id(RunFolder(job.folder), f"{known}_{job.task.number}")
@@ -159,10 +166,17 @@ def cancel_jobs(runs: Sequence[RunFolder]) -> None:
     running = [status.id for _, status in going if status.state is not State.PENDING]
     # Of a running one the ranks alone: the batch script is to see how they end.
     for options, jobs in ([], [status.id for _, status in waiting]), (["--signal=TERM"], running):
-        if jobs and (done := call(["scancel", *options, *jobs])).returncode != 0:
-            raise UserError(f"SLURM does not cancel job {', '.join(jobs)}: {_message(done.stderr)}")
+        done = call(["scancel", *options, *jobs]) if jobs else None
+        if done is not None and done.returncode != 0 and not ENDED_ALREADY.search(done.stderr):
+            for run in runs:
+                run.clear_cancel()  # or it would end, some day, when nobody thinks of it any more
+            raise UserError(
+                f"not cancelled: SLURM does not cancel job {', '.join(jobs)}: {_message(done.stderr)}; try "
+                "again when it answers"
+            )
     for run, status in waiting:
         settle(run, replace(status, state=State.CANCELLED, reason=""))
+        end_watch(run)
 
 
 def array_limit() -> int:
@@ -176,21 +190,6 @@ def array_limit() -> int:
     if answer.returncode != 0 or found is None:
         raise UserError(f"SLURM does not say how large arrays may be: {_message(answer.stderr)}")
     return int(found[1])
-
-
-def _id_in(stdout: str) -> str:
-    """The id among what `sbatch --parsable` says: at some sites it is a wrapper that says more.
-
-    Raises:
-        UserError: if there is none.
-    """
-    ids = re.findall(r"^\s*(\d+)(?:;\S+)?\s*$", stdout, re.MULTILINE)
-    if not ids:
-        raise UserError(
-            f"sbatch took the job and named no id, but {stdout.strip()!r:.300}: see `squeue --me`, cancel it "
-            "there, and have a wrapper of sbatch hand on what --parsable asks for"
-        )
-    return str(ids[-1])
 
 
 def _message(stderr: str) -> str:

@@ -17,6 +17,17 @@ from cluster.rank.process import MALLOC_SETTINGS, OPENMP_SETTINGS
 from cluster.site import LINE_BREAK, ContainerRuntime, Site
 
 Options = dict[str, str | int | bool | None]
+# The shell hears a signal as it waits, and has to act: a KillWait later SLURM kills it. The ranks have a
+# third of that.
+WAIT_FOR_RANKS = r"""
+ranks=$!
+while wait $ranks; status=$?; [ -z "$stopped" ] && kill -0 $ranks 2>/dev/null; do :; done
+if [ -n "$stopped" ]; then
+  kill_wait=$(scontrol show config | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p')
+  for second in $(seq $((${kill_wait:-30} / 3))); do kill -0 $ranks 2>/dev/null && sleep 1; done
+  kill -0 $ranks 2>/dev/null || { wait $ranks; status=$?; }
+fi
+""".strip()
 # What a job has of the shell that it was submitted from, if it is there: it is not to depend on what else is.
 # By these a process finds its home, SLURM's commands and the site's `module`; a run, its store and a way out.
 INHERITED = re.compile(
@@ -131,12 +142,15 @@ def render(
         options | site_options(site) | fixed,
         setup=[run, *_setup(job, site)],
         command=f'{shlex.join([*inside, sys.executable])} -m cluster.rank "$RUN/job.json"',
-        teardown=["trap '' TERM USR2", f"{_batch('end')} --status $status ${{stopped:+--stopped}}"],
+        teardown=[
+            "trap '' TERM HUP USR2",
+            f"{_batch('end')} --status $status ${{stopped:+--stopped}}",
+        ],
         srun=srun,
     )
     lines = text.removesuffix("\n").split("\n")
     command = next(index for index, line in enumerate(lines) if line.startswith("srun "))
-    lines.insert(command + 1, "status=$?")
+    lines[command : command + 1] = [f"{lines[command]} &", WAIT_FOR_RANKS]
     return "\n".join(lines) + "\n"
 
 
@@ -283,7 +297,7 @@ def unique_name(name: str, folder: Path) -> str:
 def _setup(job: Job, site: Site) -> list[str]:
     """What the script does before the ranks start."""
     wants = job.resources
-    lines = ["trap '' TERM USR2"]  # what is ignored stays ignored in the commands below
+    lines = ["trap '' TERM HUP USR2"]  # what is ignored stays ignored in the commands below
     if wants.gpus_per_rank == 0:
         lines += exports(MALLOC_SETTINGS | OPENMP_SETTINGS)
     # The run's own source, and not what happens to lie in the working directory.
@@ -293,6 +307,8 @@ def _setup(job: Job, site: Site) -> list[str]:
     if (cpus := wants.cpus_per_rank or site.cpus_per_rank) is not None:
         lines.append(f"export OMP_NUM_THREADS={cpus}")
     lines += ["export SUBMIT_START=${SLURM_RESTART_COUNT:-0}"]
+    lines += ["ends=$(squeue --noheader --jobs=$SLURM_JOB_ID --format=%e)"]  # "N/A" without a limit
+    lines += ['export SUBMIT_ENDS=$([ -n "$ends" ] && date -d "$ends" +%s 2>/dev/null)']
     if wants.nodes == 1:  # ranks on one machine need no network
         lines.append('export SUBMIT_STORE="$RUN/store.$SUBMIT_START"')
         lines.append("export GLOO_SOCKET_IFNAME=lo")
@@ -302,7 +318,7 @@ def _setup(job: Job, site: Site) -> list[str]:
         _batch("begin"),
         f"case $? in 0) ;; {NOTHING_TO_DO}) exit 0 ;; *) exit 1 ;; esac",
         "# Only noted: this shell is to look at how the ranks end.",
-        "trap 'stopped=1' TERM; trap : USR2",
+        "trap 'stopped=1' TERM HUP; trap : USR2",
     ]
     return lines
 

@@ -204,6 +204,24 @@ def nodes_down(nodes: str) -> list[str]:
     return sorted(name for name, state in rows.items() if state.startswith("down") or state.endswith("*"))
 
 
+def shares_nodes(partition: str | None) -> bool:
+    """Whether a job on one core leaves the rest of its node to others; None is the default partition.
+
+    Raises:
+        NoAnswerError: if the controller cannot be asked.
+    """
+    config = _ask(["scontrol", "show", "config"])
+    answer = _ask(
+        ["scontrol", "--oneliner", "show", "partition", *([] if partition is None else [partition])]
+    )
+    if config is None or answer is None or config.returncode != 0 or answer.returncode != 0:
+        raise NoAnswerError(SILENCE)
+    rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in answer.stdout.splitlines()]
+    meant = [row for row in rows if partition is not None or row.get("Default") == "YES"]
+    by_core = re.search(r"^SelectType\s*=\s*select/cons_", config.stdout, re.MULTILINE) is not None
+    return by_core and bool(meant) and all(row.get("OverSubscribe") != "EXCLUSIVE" for row in meant)
+
+
 def find_jobs(names: Collection[str]) -> dict[str, str]:
     """The ids of this user's jobs of those names that wait or run, by name: of a task, NAME_4 is the name as
     ID_4 is the id.
@@ -222,6 +240,25 @@ def find_jobs(names: Collection[str]) -> dict[str, str]:
 def _whole(known: Collection[str]) -> list[str]:
     """Ids or names, those of arrays in place of their tasks'."""
     return sorted({TASK.sub("", one) for one in known})
+
+
+def waiting_for(job_id: str) -> dict[str, str]:
+    """The dependencies of this user's jobs that wait for that one to complete, by id.
+
+    Raises:
+        NoAnswerError: if the controller cannot be asked.
+    """
+    answer = _ask(["squeue", "--noheader", "--me", "--states=PENDING", "--format=%A|%E"])
+    if answer is None or answer.returncode != 0:
+        raise NoAnswerError(SILENCE)
+    rows = (line.partition("|") for line in answer.stdout.splitlines())
+    # "afterok:7(unfulfilled),singleton(unfulfilled)"
+    found = {waits.strip(): re.sub(r"\(\w+\)", "", dependency) for waits, _, dependency in rows}
+    return {
+        waits: dependency
+        for waits, dependency in found.items()
+        if f"afterok:{job_id}" in dependency.split(",")
+    }
 
 
 def seen_as(

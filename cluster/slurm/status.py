@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from cluster.job import State
 from cluster.run.folder import RunFolder
 from cluster.run.notify import notify
-from cluster.run.status import Failure, Status
+from cluster.run.status import Failure, Status, why
 from cluster.slurm.script import job_name
 from cluster.slurm.state import LOOK_PATIENCE, PATIENCE, Answer, Seen, ask
 from cluster.small_file import read_small
@@ -30,7 +30,7 @@ def ask_about(runs: Sequence[RunFolder], *, patience: float = LOOK_PATIENCE) -> 
             status = run.read_status()
             if status.executor == "slurm" and not status.state.ended:
                 if known := _checked(run, status.id) or job_id(run):
-                    job_ids.add(known)
+                    job_ids |= {known, watcher_id(run) or known}
                 else:
                     names.add(_name_in_queue(run))
         except (OSError, UserError):  # it is told of where that run itself is looked at
@@ -58,7 +58,7 @@ def current_status(run: RunFolder, *, locked: bool = False, answer: Answer | Non
         return status  # somebody is submitting it now
     known_as = status.id or _name_in_queue(run)
     if answer is None or known_as not in answer.asked:  # it was submitted since
-        answer = ask([known_as]) if status.id else ask([], [known_as])
+        answer = ask({known_as, watcher_id(run) or known_as}) if status.id else ask([], [known_as])
     if answer.silence:
         return replace(run.unheard(answer.silence), id=status.id)
     if status.id or known_as in answer.ids:
@@ -82,7 +82,15 @@ def _as_seen(run: RunFolder, status: Status, answer: Answer) -> Status:
         # Between a requeue and the next start the file says "pending" too; the reason is SLURM's.
         return replace(status, state=seen.state, reason=_reason(status.id, seen))
     written = run.read_status()  # it may have ended properly between the two looks
-    return written if written.state.ended else _ended_without_a_word(run, status, seen)
+    if written.state.ended:
+        return written
+    ended = ended_without_a_word(run, status, seen)
+    watcher = answer.seen.get(watcher_id(run))
+    sees_to_it = watcher is not None and not watcher.state.ended
+    if sees_to_it and ended.state not in (State.COMPLETED, State.CANCELLED):  # and may go on with it
+        reason = f"{why(ended)}; job {watcher_id(run)} sees to it"
+        return replace(status, state=State.PENDING, reason=reason)
+    return ended
 
 
 def settled_statuses(runs: Sequence[RunFolder], *, locked: bool = False) -> list[Status]:
@@ -146,7 +154,8 @@ def _reason(known: str, seen: Seen) -> str:
     return seen.reason
 
 
-def _ended_without_a_word(run: RunFolder, status: Status, seen: Seen | None) -> Status:
+def ended_without_a_word(run: RunFolder, status: Status, seen: Seen | None) -> Status:
+    """What is known of the end of a job that could not write it."""
     if run.cancel_requested():
         return replace(status, state=State.CANCELLED)
     if seen is None:
@@ -184,9 +193,27 @@ def job_id(run: RunFolder) -> str:
     Raises:
         UserError: if the file does not hold one.
     """
-    if not job_file(run).is_file():
+    return _id_in(run, job_file(run))
+
+
+def watcher_file(run: RunFolder) -> Path:
+    """Where SLURM's id is kept of the small job that looks how that one ends, see `cluster.slurm.watch`."""
+    return run.path / "slurm-watcher"
+
+
+def watcher_id(run: RunFolder) -> str:
+    """That id; empty if there is no such job.
+
+    Raises:
+        UserError: if the file does not hold one.
+    """
+    return _id_in(run, watcher_file(run))
+
+
+def _id_in(run: RunFolder, file: Path) -> str:
+    if not file.is_file():
         return ""
-    return _checked(run, read_small(job_file(run)).decode(errors="replace").strip())
+    return _checked(run, read_small(file).decode(errors="replace").strip())
 
 
 def _checked(run: RunFolder, known: str) -> str:

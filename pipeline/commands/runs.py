@@ -25,6 +25,7 @@ from cluster.run.restarts import newest_checkpoint, read_restarts, set_aside
 from cluster.run.status import Status, explain, in_words
 from cluster.run.trust import CONTROLS, refuse_untrusted
 from cluster.site import users_site
+from cluster.small_file import read_small
 from cluster.typed_json import read_record
 from cluster.wording import visible
 from pipeline.commands.options import Json, RunName, Runs, Trust
@@ -105,12 +106,14 @@ def look_at(run: RunFolder, name: str, look: Look) -> dict[str, Any]:
 
 def _known(run: RunFolder, now: Status) -> dict[str, Any]:
     progress, parent = read_latest_step(run), read_parent(run.path)
+    watched_by_nobody = not now.state.ended and run.unwatched.is_file()
     return {
         **now.to_json(),
         "why": explain(now),
         "gpu_hours": round(now.until_now().gpu_hours, 3),
         "checkpoint": newest_checkpoint(run),
         "set_aside": set_aside(run),
+        "unwatched": read_small(run.unwatched).decode(errors="replace").strip() if watched_by_nobody else "",
         "restarts": [asdict(restart) for restart in read_restarts(run)],
         "parent": None if parent is None else asdict(parent),
         "changes": [asdict(change) for change in read_changes(run.path)],
@@ -169,6 +172,8 @@ def _tell_more(run: dict[str, Any]) -> None:
         typer.echo(visible(line))
     if run["nodes"]:
         typer.echo(visible(f"attempt {run['attempt']} on {run['nodes']}, {run['ranks']} ranks"))
+    if run["unwatched"]:
+        typer.echo(visible(run["unwatched"]))
     for warning in run["progress"].get("warnings", []):
         typer.echo(visible(warning))
     if run["parent"]:

@@ -123,7 +123,8 @@ def submit_graph(
         job = stage_job(stage, dag, gpus_per_node=gpus_per_node)
         try:
             after = tuple(handles[name].id for name in sources)
-            handle, how = submit(job, replace(executor, after=after)), "queued"
+            watched = stage.kind.job is not None  # what else a stage is, is short
+            handle, how = submit(job, replace(executor, after=after, watched=watched)), "queued"
         except AlreadyRunning:
             run = RunFolder(job.folder)
             handle, how = SlurmHandle(run), "queued before"

@@ -33,6 +33,7 @@ import json, os, resource, signal, subprocess, sys, time
 from pathlib import Path
 from cluster.errors import UserError
 from cluster.rank.preempt import Preempted, PreemptionFlag
+from cluster.run.folder import RunFolder
 
 RANK = int(os.environ["RANK"])
 
@@ -73,6 +74,13 @@ def reduce_and_list_ports(folder):
         here = [each for each in psutil.Process().net_connections("inet") if each.status == "LISTEN"]
     seen = {"total": total.item(), "gathered": gathered, "open": [each.laddr.ip for each in here]}
     Path(folder, f"seen-{RANK}.json").write_text(json.dumps(seen))
+
+def fail_when_done(folder):
+    if RANK == 0:
+        RunFolder(Path(folder)).mark_done()
+    while not Path(folder, "done.0").exists():
+        time.sleep(0.01)
+    raise ValueError("too late")
 
 def never_stop(folder):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -303,3 +311,11 @@ def test_more_nodes_than_one_are_refused_with_the_way_out(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="--executor slurm or ray"):
         submit(make_job(tmp_path / "run", "save_environment", nodes=2), LocalExecutor())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_that_fails_when_the_work_is_done_is_told_and_the_run_is_complete(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", "fail_when_done", folder=str(tmp_path / "run"))
+    assert submit(job, LocalExecutor()).wait() is State.COMPLETED
+    status = RunFolder(job.folder).status()
+    assert status.failure is not None
+    assert status.failure.message == "too late"

@@ -137,8 +137,8 @@ def test_a_schedule_tunes_the_chosen_checkpoints_of_a_weakly_supervised_run_once
     assert len(logs) == 7
     assert {log.read_text().count(" slurm attempt ") for log in logs} == {1}
 
-    waiting = slurm.run("squeue", "--noheader", "--states=PENDING", "--format=%i").stdout.split()
-    assert len(waiting) == 1  # the next night
+    waiting = slurm.run("squeue", "--noheader", "--states=PENDING", "--format=%j").stdout.split()
+    assert len([name for name in waiting if not name.startswith("watch-")]) == 1  # the next night
     submit("schedule", "remove", "nightly")
     wait_until(lambda: slurm.run("squeue", "--noheader").stdout == "", "nothing waits or runs")
     assert submit("schedule", "list").stdout == ""

@@ -391,3 +391,13 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytes
     os.chown(folder, 12345, 12345)
     with pytest.raises(UserError, match="belongs to another user: remove it, or set TMPDIR"), watchdog:
         pass
+
+
+def test_a_rank_whose_stacks_have_no_place_works_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    (run.path / "stacks").touch()  # as on a full disk, no folder can be made there
+    with Watchdog(run, rank=0, local_rank=1, seconds=5.0):
+        pass
+    assert "stacks of this rank will be in its log" in caplog.text

@@ -14,7 +14,7 @@ import yaml
 from cluster.errors import UserError
 from cluster.job import State
 from cluster.run.folder import RunFolder
-from cluster.run.notify import notify
+from cluster.run.notify import is_untold, notify, tell_the_untold
 from cluster.run.status import Failure, Status
 from cluster.site import Notify, Site, read_site, write_site
 
@@ -73,6 +73,20 @@ def test_a_webhook_gets_the_same(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{server.server_port}/hook"
         notify(make_run(tmp_path, Notify(webhook=url)), FAILED)
     assert json.loads(got[0])["node"] == "node1"
+
+
+def test_who_could_not_be_told_is_told_by_who_looks_next(tmp_path: Path) -> None:
+    way_out, told = tmp_path / "way-out", tmp_path / "told"
+    script = 'test -e "$0" && echo "$2" >> "$1"'
+    run = make_run(tmp_path, Notify(command=("sh", "-c", script, str(way_out), str(told))))
+    run.write_status(FAILED)
+    notify(run, FAILED)
+    assert is_untold(run)
+    way_out.touch()
+    tell_the_untold(run)
+    tell_the_untold(run)  # once is enough
+    assert not is_untold(run)
+    assert len(told.read_text().splitlines()) == 1
 
 
 def test_a_hook_that_fails_fails_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -268,7 +268,7 @@ def test_no_comment_hides_that_a_line_of_setup_fails() -> None:
 
 def test_a_line_of_setup_is_not_taken_for_the_ranks() -> None:
     lines = render(JOB, Site(setup=("srun hostname",))).splitlines()
-    assert "cluster.rank" in lines[lines.index("status=$?") - 1]
+    assert "cluster.rank" in lines[lines.index("ranks=$!") - 1]
 
 
 def test_what_the_shell_says_to_sbatch_is_a_default_and_is_said() -> None:
@@ -446,3 +446,15 @@ def test_a_site_of_a_later_version_is_read_without_what_is_not_known_here(tmp_pa
 
 def test_a_webhook_is_http() -> None:
     assert Notify(webhook="https://example.org/hook").webhook == "https://example.org/hook"
+
+
+@pytest.mark.parametrize(
+    ("answer", "seconds"), [("2026-11-30T19:40:00", "1796067600"), ("N/A", ""), ("NONE", ""), ("", "")]
+)
+def test_ranks_know_when_their_time_is_over(answer: str, seconds: str) -> None:
+    lines = [line for line in render(JOB, Site()).splitlines() if "ends=" in line or "SUBMIT_ENDS" in line]
+    script = "\n".join([f"squeue() {{ echo {answer}; }}", *lines, 'echo "$SUBMIT_ENDS"'])
+    shown = subprocess.run(
+        ["bash", "-c", script], check=True, capture_output=True, text=True, env=os.environ | {"TZ": "UTC"}
+    )
+    assert shown.stdout.strip() == seconds
