@@ -98,6 +98,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
         self._news: Saved | None = None
+        self.slowest = 0.0  # seconds, of the saves so far
 
     def due(self, step: int) -> bool:
         """Whether this rank wants a checkpoint now. Clocks differ: the ranks agree before they save."""
@@ -153,6 +154,7 @@ class Checkpoints:
                     logger.warning("%s, and it is tried again; free some space", self._failure)
             else:
                 now = self._clock()
+                self.slowest = max(self.slowest, now - called)
                 self._news = Saved(
                     step=step, stalled=(now if wait else started) - called, written=now - started
                 )

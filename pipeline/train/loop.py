@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from cluster.hang.watchdog import Watchdog
-from cluster.rank.preempt import PreemptionFlag, end_preempted
+from cluster.rank.preempt import PreemptionFlag, end_preempted, time_is_short
 from cluster.rank.torch_dist import choose_device, distributed, own_place
 from cluster.run.folder import RunFolder
 from cluster.typed_yaml import check_recipe
@@ -32,9 +32,10 @@ from pipeline.train.metrics import Stopwatch, embedding_std, rankme
 from pipeline.train.optim import drop_all_but_the_head, set_learning_rate
 from pipeline.train.schedule import learning_rate, steps_of_head_alone
 from pipeline.train.setup import Training, set_up
-from pipeline.train.stragglers import Stragglers
 
 logger = logging.getLogger(__name__)
+
+SECONDS_TO_PART = 30.0  # from a checkpoint to the end of the last rank
 
 
 def run_pretrain(recipe: dict[str, Any], folder: str) -> None:
@@ -65,6 +66,8 @@ def pretrain(recipe: PretrainRecipe, folder: Path, watchdog: Watchdog | None = N
         train(training, preemption)
         if recipe.method.supervised:
             finish_classifier(training)
+            if world.is_first:
+                training.run.mark_done()
 
 
 def train(t: Training, preemption: PreemptionFlag) -> None:
@@ -116,9 +119,12 @@ def loop(t: Training, preemption: PreemptionFlag) -> None:
         last = done == t.total_steps
         # Not amid steps that are skipped: the weights are the last checkpoint's, or those to go back from.
         due = t.checkpoints.due(done) and t.guard.in_a_row == 0
-        due, stop = t.world.any(due, preemption.requested)
+        due, stop = t.world.any(due, preemption.requested or time_is_up(t, watch))
         if due or stop or last:
             save(t, done, wait=stop or last)
+        if last and t.world.is_first and not t.recipe.method.supervised:
+            t.run.mark_done()
+        t.stragglers.left_the_others()
         tell_saved(t, done)
         t.profile.step(done)
         if stop and done < t.total_steps:
@@ -268,7 +274,8 @@ def roll_back(t: Training, failure: Diverged) -> Training:
         t.metrics.go_back(state["step"])
         # With the step that follows: a run killed before its next checkpoint goes back, and says so, again.
         t.metrics.log(state["step"] + 1, {"rollback": {"to": state["step"], "from": failure.step}})
-    return replace(t, step=state["step"], stragglers=Stragglers(t.world, step=state["step"]))
+    t.stragglers.begin_at(state["step"])
+    return replace(t, step=state["step"])
 
 
 def remedies(recipe: PretrainRecipe, folder: Path, saved: int | None, failure: Diverged) -> str:
@@ -301,6 +308,15 @@ def save(t: Training, done: int, *, wait: bool) -> None:
         loose["positives"] = t.positives.state()
     first = (lambda: None) if t.metrics is None else t.metrics.sync
     t.checkpoints.save(done, {"loader": t.loader.state(), **loose}, wait=wait, before=first)
+
+
+def time_is_up(t: Training, watch: Stopwatch) -> bool:
+    """Whether the job's time limit leaves just the time to save. When SLURM asks the ranks to was said at
+    submission, and nobody knew then how long steps and saves would take.
+    """
+    needed = 2 * (watch.longest + t.checkpoints.slowest) + SECONDS_TO_PART
+    # A job so short that it would do little else waits to be asked.
+    return watch.total > needed and time_is_short(needed)
 
 
 def tell_saved(t: Training, done: int) -> None:

@@ -11,11 +11,10 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +22,7 @@ from torch import Tensor
 
 from cluster.atomic_file import write_atomically
 from pipeline.train.row_file import RowFile
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard.writer import SummaryWriter
+from pipeline.train.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
 
@@ -85,29 +82,14 @@ class Metrics:
 
     def __init__(self, folder: Path, *, step: int, total_steps: int, log_every: int) -> None:
         self._folder, self._total_steps, self._log_every = folder, total_steps, log_every
-        self._told: set[str] = set()
+        self._in_trouble = False
         self._warnings: dict[str, str] = {}
         self._open(step)
 
     def _open(self, step: int) -> None:
         self._metrics = RowFile(self._folder / "metrics.jsonl", step=step, every=self._log_every)
         self._timing = RowFile(self._folder / "timing.jsonl", step=step)
-        self._tensorboard: SummaryWriter | None = None
-        with self._beside("TensorBoard's files"):
-            # Imported by the one rank that writes: it takes as long as a tenth of the rest together.
-            from torch.utils.tensorboard.writer import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
-
-    @contextmanager
-    def _beside(self, what: str) -> Iterator[None]:
-        """Trouble with what only shows the training to people is said once, and does not end it."""
-        try:
-            yield
-        except OSError as error:
-            if what not in self._told:
-                logger.warning("%s cannot be written, and the training goes on without: %s", what, error)
-            self._told.add(what)
+        self._tensorboard = TensorBoard(self._folder / "tensorboard", step=step)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """One row of metrics.jsonl. Values that are not finite become null: JSON has no name for them."""
@@ -153,8 +135,13 @@ class Metrics:
             "seconds_left": left.total_seconds(),
             "warnings": list(self._warnings.values()),
         }
-        with self._beside("progress.json"):
+        try:
             write_atomically(self._folder / "progress.json", json.dumps(values) + "\n")
+            self._in_trouble = False
+        except OSError as error:  # the next line will be another
+            if not self._in_trouble:
+                logger.warning("progress.json cannot be written, until it can: %s", error)
+            self._in_trouble = True
 
     def go_back(self, step: int) -> None:
         """Forget the rows of later steps: the training has gone back."""
@@ -169,17 +156,13 @@ class Metrics:
         """
         self._metrics.sync()
         self._timing.sync()
-        with self._beside("TensorBoard's files"):
-            if self._tensorboard is not None:
-                self._tensorboard.flush()
+        self._tensorboard.flush()
 
     def close(self) -> None:
         """Flush and close."""
         self._metrics.close()
         self._timing.close()
-        with self._beside("TensorBoard's files"):
-            if self._tensorboard is not None:
-                self._tensorboard.close()
+        self._tensorboard.close()
 
     def _write(self, file: RowFile, step: int, values: Mapping[str, Any]) -> None:
         row = {
@@ -187,32 +170,35 @@ class Metrics:
             for key, value in values.items()
         }
         file.write({"step": step, **row})
-        with self._beside("TensorBoard's files"):
-            if self._tensorboard is not None:
-                from tensorboard.compat.proto.summary_pb2 import Summary
-
-                # All in one: TensorBoard opens and closes its file for each.
-                numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
-                drawn = [Summary.Value(tag=key, simple_value=value) for key, value in numbers.items()]
-                events = self._tensorboard.file_writer
-                if events is not None:
-                    events.add_summary(Summary(value=drawn), step)
+        numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+        self._tensorboard.add(numbers, step)
 
 
 class Stopwatch:
-    """Where the time between two log lines went."""
+    """Where the time between two log lines went; and how long the longest step took."""
 
     def __init__(self) -> None:
-        self._since = time.perf_counter()
+        self._since = self._begun = time.perf_counter()
+        self._stepped: float | None = None
         self._steps, self._waited = 0, 0.0
+        self.longest = 0.0
 
     def waited(self, seconds: float) -> None:
         """Count time in which the loop had no data."""
         self._waited += seconds
 
     def step(self) -> None:
-        """Count one optimizer step."""
+        """Count one optimizer step, with what came between it and the one before."""
         self._steps += 1
+        now = time.perf_counter()
+        if self._stepped is not None:  # the first may compile
+            self.longest = max(self.longest, now - self._stepped)
+        self._stepped = now
+
+    @property
+    def total(self) -> float:
+        """Seconds since it was started."""
+        return time.perf_counter() - self._begun
 
     def lap(self, *, images_per_step: int, device: torch.device) -> dict[str, float]:
         """Seconds per step, images per second, share of time without data, memory in MB; starts anew."""

@@ -1,5 +1,6 @@
 """Ranks that hold the others up. Collectives make the steps of all ranks equally long: a slow one shows only
-in what it does alone, which is waiting for data and augmenting it on its device.
+in what it does alone. That is waiting for data and augmenting it on its device; on a CPU, where a clock
+tells, all from the end of a step until the next one needs the other ranks.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from cluster.rank.torch_dist import World
+from pipeline.methods.method import Method
+from pipeline.parallel.batchnorm import CoupledBatchNorm
+from pipeline.recipe.pretrain import PretrainRecipe
 
 logger = logging.getLogger(__name__)
 
 SLOW = 1.2  # times the median
 INTERVALS = 3  # in a row: one slow read of a shared file system is no straggler
 MATERIAL_SECONDS, MATERIAL_SHARE = 1e-3, 0.005
+NOISE_ON_CPU = 0.1  # seconds of a step, which other work of its core may take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +37,19 @@ class Pace:
         step: the whole step, as long on every rank.
         waiting: for data.
         augmenting: on the device.
+        on_cpu: from the end of a step until the next one needs the others; None on a device.
     """
 
     host: str
     step: float
     waiting: float
     augmenting: float
+    on_cpu: float | None = None
 
     @property
     def alone(self) -> float:
         """What the rank does without the others."""
-        return self.waiting + self.augmenting
+        return self.waiting + self.augmenting if self.on_cpu is None else self.on_cpu
 
 
 def slow_ranks(paces: Sequence[Pace]) -> dict[int, str]:
@@ -54,8 +62,11 @@ def slow_ranks(paces: Sequence[Pace]) -> dict[int, str]:
     - its augmentation takes more than 1.2 times the median, and longer by more than a millisecond and 0.5 %
       of the step. Augmentation is the same work on every rank: a device that is slow at it, throttled or
       shared with another job, is slow at the shared work as well, where it cannot be seen. A millisecond is
-      what launching some dozens of kernels varies by, and on a CPU it varies with what else runs:
-      augmentations that hardly matter are not compared by their noise.
+      what launching some dozens of kernels varies by: augmentations that hardly matter are not compared by
+      their noise.
+
+    On a CPU everything varies with what else runs there: augmentations are not compared, and a slow rank is
+    so by more than a tenth of a second.
 
     The lower median: of two ranks, the slow one must not pull up what it is measured by.
     """
@@ -65,8 +76,10 @@ def slow_ranks(paces: Sequence[Pace]) -> dict[int, str]:
     augmenting = statistics.median_low(pace.augmenting for pace in paces)
     slow = {}
     for rank, pace in enumerate(paces):
+        late, noise = shared + pace.alone - own, 0.0 if pace.on_cpu is None else NOISE_ON_CPU
         material = pace.augmenting - augmenting > max(MATERIAL_SECONDS, MATERIAL_SHARE * step)
-        if shared + pace.alone > SLOW * own or (material and pace.augmenting > SLOW * augmenting):
+        throttled = material and pace.augmenting > SLOW * augmenting and pace.on_cpu is None
+        if late > max((SLOW - 1) * own, noise) or throttled:
             slow[rank] = (
                 f"its own step takes {shared + pace.alone:.4g} s, the median rank's {own:.4g} s; "
                 f"{pace.waiting:.4g} s it waits for data, {pace.augmenting:.4g} s it augments "
@@ -75,24 +88,67 @@ def slow_ranks(paces: Sequence[Pace]) -> dict[int, str]:
     return slow
 
 
+def stragglers_of(method: Method, recipe: PretrainRecipe, world: World, *, step: int) -> Stragglers:
+    """Those of a training, which meet first in a batch norm of a trunk, or behind one without."""
+    # What is sharded or compiled is left alone: the first needs the others earlier, and a hook would cost the
+    # second a part of its graph.
+    known = world.device.type == "cpu" and recipe.train.strategy == "ddp" and not recipe.train.compile
+    before, after = [], []
+    for trunk in method.trunks().values() if known else ():
+        norms = [module for module in trunk.modules() if isinstance(module, CoupledBatchNorm)]
+        before += norms[:1]
+        after += [] if norms else [trunk]
+    return Stragglers(world, step=step, met_before=before, met_after=after)
+
+
 class Stragglers:
-    """Measures this rank's augmentation, and names slow ranks in the first one's log.
+    """Measures what this rank does alone, and names slow ranks in the first one's log.
 
     Args:
         world: the ranks that are compared.
         step: where they begin.
+        met_before, met_after: modules before or after which a forward pass may first need the others.
     """
 
-    def __init__(self, world: World, *, step: int) -> None:
-        self._world, self._step = world, step
-        self._in_a_row: dict[int, int] = {}
-        self._seconds = 0.0
+    def __init__(
+        self,
+        world: World,
+        *,
+        step: int,
+        met_before: Sequence[nn.Module] = (),
+        met_after: Sequence[nn.Module] = (),
+    ) -> None:
+        self._world = world
+        self.begin_at(step)
+        self._seconds, self._alone = 0.0, 0.0
+        self._left: float | None = None  # when the others were left
+        self._on_cpu = world.device.type == "cpu"
+        self._meets_in_trunk = bool(met_before or met_after)
+        for module in met_before:
+            module.register_forward_pre_hook(self._meets)
+        for module in met_after:
+            module.register_forward_hook(self._meets)
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def begin_at(self, step: int) -> None:
+        """Compare from this step on, as if nothing had been slow before."""
+        self._step = step
+        self._in_a_row: dict[int, int] = {}
+
+    def left_the_others(self) -> None:
+        """A step is over, on all ranks at the same time."""
+        self._left = time.perf_counter()
+
+    def _meets(self, *_: object) -> None:
+        """The others may be needed now, perhaps for the first time in this step."""
+        if self._left is not None:
+            self._alone += time.perf_counter() - self._left
+            self._left = None
 
     @contextlib.contextmanager
     def augmenting(self) -> Iterator[None]:
         """Around the augmentation of a batch. On a GPU by the GPU's own clock: nothing waits for it."""
-        if self._world.device.type == "cuda":
+        if not self._on_cpu:
             begin, end = _event(), _event()
             begin.record()
             yield
@@ -102,6 +158,8 @@ class Stragglers:
             before = time.perf_counter()
             yield
             self._seconds += time.perf_counter() - before
+            if not self._meets_in_trunk:
+                self._meets()
 
     def report(self, *, step: int, seconds: float, waiting: float) -> None:
         """Compare the ranks since the last report; called on all of them together.
@@ -115,7 +173,9 @@ class Stragglers:
             step=seconds,
             waiting=waiting,
             augmenting=self._lap() / (step - self._step),
+            on_cpu=self._alone / (step - self._step) if self._on_cpu else None,
         )
+        self._alone = 0.0
         self._step = step
         paces = self._world.gather(pace)
         slow = slow_ranks(paces)

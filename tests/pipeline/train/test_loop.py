@@ -32,7 +32,9 @@ from pipeline.checkpoint.files import latest, newest_first, read_tensors
 from pipeline.data.batch import Batch, Inputs
 from pipeline.data.loader import Loader
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.train import loop as loop_module
 from pipeline.train.loop import forward_backward, pretrain, train
+from pipeline.train.metrics import Stopwatch
 from pipeline.train.setup import Training, set_up
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
@@ -232,6 +234,24 @@ def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step(
     assert [path.name for path in newest_first(tmp_path / "run" / "checkpoints")] == ["step-00000001"]
 
 
+def test_ranks_that_know_how_long_a_save_takes_stop_in_time_for_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(data, train__steps=20, run__checkpoint_every_steps=2)
+    monkeypatch.setattr(loop_module, "SECONDS_TO_PART", 0.0)
+    monkeypatch.setenv("SUBMIT_ENDS", str(int(time.time()) + 10_000))
+    training = set_up(recipe, tmp_path / "run", ALONE)
+    monkeypatch.setattr(Stopwatch, "total", 50_000.0)  # it has gone on for long
+    training.checkpoints.slowest = 6_000.0
+    with pytest.raises(Preempted, match="saved at step 1 of 20"):
+        train(training, PreemptionFlag())
+
+    monkeypatch.setenv("SUBMIT_ENDS", str(int(time.time()) + 100_000))
+    training = set_up(recipe, tmp_path / "run", ALONE)
+    train(training, PreemptionFlag())
+    assert training.checkpoints.slowest > 0.0
+
+
 def run_alone(recipe: PretrainRecipe, folder: Path) -> Training:
     training = set_up(recipe, folder, ALONE)
     train(training, PreemptionFlag())
@@ -355,6 +375,7 @@ def test_a_finished_run_and_another_recipe(data: Path, tmp_path: Path) -> None:
     run_alone(recipe, tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert [row["step"] for row in rows(tmp_path / "run")] == [2]
+    assert RunFolder(tmp_path / "run").done_mark(0).exists()  # a rank that fails now starts nothing again
     run_alone(recipe, tmp_path / "run")  # nothing is left to do
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     timing = [json.loads(line) for line in (tmp_path / "run" / "timing.jsonl").read_text().splitlines()]

@@ -14,6 +14,7 @@ import torch
 
 from pipeline.train.metrics import Metrics, Stopwatch, embedding_std, rankme
 from pipeline.train.row_file import RowFile
+from pipeline.train.tensorboard import TensorBoard
 from tests.full_disk import files_end_at
 
 
@@ -213,3 +214,27 @@ def test_each_sign_of_collapse_is_told_once_and_stays_in_the_progress(
     told = "collapse: embedding_std was 0.09 at step 2, below 0.1"
     assert caplog.messages == [told]
     assert json.loads((tmp_path / "progress.json").read_text())["warnings"] == [told]
+
+
+# TensorBoard's own thread dies of it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_has_what_was_shown_while_its_disk_was_full(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = TensorBoard(tmp_path, step=0)
+    shown.add("loss", 1.0, 1)
+    shown.flush()
+    shown.add("loss", 2.0, 2)
+    with files_end_at(0):
+        for step in (3, 4):
+            shown.add("loss", float(step), step)
+            shown.flush()
+    shown.add("loss", 5.0, 5)
+    shown.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss")] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert caplog.text.count("cannot be written, until they can") == 1
+    assert "can be written again" in caplog.text

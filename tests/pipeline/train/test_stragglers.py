@@ -15,15 +15,14 @@ from tiny_training import make_dataset, make_values
 
 from cluster.rank.preempt import PreemptionFlag
 from cluster.rank.torch_dist import World
-from pipeline.data.batch import Batch, Inputs
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.loop import train
 from pipeline.train.setup import set_up
 from pipeline.train.stragglers import Pace, Stragglers, slow_ranks
 
 
-def pace(waiting: float, augmenting: float, step: float = 1.0) -> Pace:
-    return Pace(host="node", step=step, waiting=waiting, augmenting=augmenting)
+def pace(waiting: float, augmenting: float, on_cpu: float | None = None, *, step: float = 1.0) -> Pace:
+    return Pace(host="node", step=step, waiting=waiting, augmenting=augmenting, on_cpu=on_cpu)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +44,9 @@ def pace(waiting: float, augmenting: float, step: float = 1.0) -> Pace:
         ([pace(0.0, 0.02), pace(0.0, 0.02), pace(0.0, 0.0235)], []),
         # Two ranks of five.
         ([pace(0.4, 0.0), pace(0.0, 0.0), pace(0.0, 0.0), pace(0.0, 0.0), pace(0.5, 0.0)], [0, 4]),
+        # On CPUs: one computes for half a second more, beside one whose augmentation is disturbed.
+        ([pace(0.0, 0.03, 0.3), pace(0.0, 0.02, 0.8)], [1]),
+        ([pace(0.0, 0.03, 0.02, step=0.2), pace(0.0, 0.02, 0.1, step=0.2)], []),  # noise
         # Clocks are read at slightly different times: no negative shared work.
         ([pace(1.01, 0.0), pace(0.0, 0.0)], [0]),
     ],
@@ -99,14 +101,8 @@ def _train_slowly(
     cpu = torch.device("cpu")
     world = World(rank=rank, size=size, local_rank=rank, device=cpu, group=group, control=group)
     training = set_up(PretrainRecipe.model_validate(values), folder, world)
-    augment = training.loader.augment
-
-    def augment_slowly(batch: Batch, **options: Any) -> Inputs:
-        if rank == slow_rank:
-            time.sleep(0.3)
-        return augment(batch, **options)
-
-    training.loader.augment = augment_slowly  # type: ignore[method-assign, assignment]
+    if rank == slow_rank:
+        training.method.register_forward_pre_hook(lambda *_: time.sleep(0.3))
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
