@@ -14,9 +14,11 @@ from typing import Generic, TypeVar
 
 Request = TypeVar("Request", bound=Sized)
 
-# URLs known at a time, of all lanes and of a host: enough that no host waits for the next one.
+# URLs known at a time, of all lanes and of a host: enough that no host waits for the next one. A host that may
+# have many under way has some more, so that it need not wait until an outcome is taken.
 WINDOW = 16_384
 _OF_HOST = 64
+_SPARE = 4
 # Rows that were begun and are not written, of 1.5 kB each: of all lanes, and of one.
 _AHEAD = 1 << 20
 _LANE_AHEAD = 1 << 15
@@ -43,12 +45,14 @@ class Lane(Generic[Request]):
 
     Attributes:
         requests: what is to be asked for, in order.
+        of_host: rows of one host that may be known at a time.
         known: rows of these that are asked for, and whose outcome is not there.
         ahead: rows that were begun and are not written. Whoever writes rows counts it down.
         read: there are no further requests, but those put aside.
     """
 
     requests: Iterator[Request]
+    of_host: int
     known: int = 0
     ahead: int = 0
     read: bool = False
@@ -63,9 +67,10 @@ class Lane(Generic[Request]):
     def next(self, host_of: Callable[[Request], Hashable], *, most_ahead: int) -> Request | None:
         """The next request that its host need not wait for; None if there is none now."""
         while self._ready:
-            host = self._ready.popleft()
-            if host.aside and host.known < _OF_HOST:
+            host = self._ready[0]
+            if host.aside and host.known < self.of_host:
                 return self._given(host, host.aside.popleft())
+            self._ready.popleft()
         while not self.read and (self.ahead < most_ahead or not self.known):
             request = next(self.requests, None)
             if request is None:
@@ -73,7 +78,7 @@ class Lane(Generic[Request]):
                 break
             self.ahead += len(request)
             host = self._hosts.setdefault(host_of(request), _Host())
-            if host.known < _OF_HOST:
+            if host.known < self.of_host:
                 return self._given(host, request)
             host.aside.append(request)
         return None
@@ -103,6 +108,7 @@ class Lanes(Generic[Request]):
     Args:
         lanes: the requests of each; they have the length of their rows.
         host_of: the host that a request is for.
+        per_host: requests of one host that may be under way at a time.
         is_idle: whether more requests could be under way.
         clock: seconds.
     """
@@ -112,12 +118,14 @@ class Lanes(Generic[Request]):
         lanes: Iterable[Iterator[Request]],
         *,
         host_of: Callable[[Request], Hashable],
+        per_host: int,
         is_idle: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._unopened = deque(lanes)
         self._open: deque[Lane[Request]] = deque()
         self._host_of = host_of
+        self._of_host = max(_OF_HOST, _SPARE * per_host)
         self._is_idle = is_idle
         self._clock = clock
         self._opened_at = -_PAUSE_S
@@ -128,7 +136,7 @@ class Lanes(Generic[Request]):
             if turn is not None:
                 yield turn
             elif self._may_open():
-                self._open.append(Lane(requests=self._unopened.popleft()))
+                self._open.append(Lane(requests=self._unopened.popleft(), of_host=self._of_host))
                 self._opened_at = self._clock()
             elif self._open:
                 yield None

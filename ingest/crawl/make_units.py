@@ -275,7 +275,13 @@ class _Crawl:
     def _requests(self, is_idle: Callable[[], bool]) -> Iterator[tuple[list[_Attempt], str | Problem] | None]:
         """What to ask for, and whose it is: parts of a video that follow each other are asked for once."""
         lanes = (_by_file(self._attempts(units)) for units in self._lanes_left())
-        for turn in Lanes(lanes, host_of=lambda attempts: attempts[0].host, is_idle=is_idle):
+        turns = Lanes(
+            lanes,
+            host_of=lambda attempts: attempts[0].host,
+            per_host=self._fetch.per_host,
+            is_idle=is_idle,
+        )
+        for turn in turns:
             if turn is None:
                 yield None
                 continue

@@ -22,8 +22,10 @@ def lane(name, count, hosts=10**9):
     return ([(name, number, number % hosts)] for number in range(count))
 
 
-def lanes_of(lanes, *, is_idle=lambda: True, clock):
-    return Lanes(lanes, host_of=lambda request: request[0][::2], is_idle=is_idle, clock=clock)
+def lanes_of(lanes, *, per_host=2, is_idle=lambda: True, clock):
+    return Lanes(
+        lanes, host_of=lambda request: request[0][::2], per_host=per_host, is_idle=is_idle, clock=clock
+    )
 
 
 def end(turn, *, written=True):
@@ -74,6 +76,25 @@ def test_a_host_that_does_not_answer_stops_no_other_of_its_lane():
             done += 1
     assert stuck == 64  # it knows so many, and the others are put aside
     assert done == 10_000
+
+
+def known_of_one_host(per_host, requests):
+    """How many requests are given out until there are none but by outcomes, and the turns."""
+    turns = iter(lanes_of([iter(requests)], per_host=per_host, clock=Clock()))
+    return [turn for turn in iter(lambda: next(turns), None)], turns
+
+
+def test_a_host_that_may_be_asked_more_at_a_time_has_as_many_requests():
+    for per_host in (2, 16, 100):
+        given_out, _ = known_of_one_host(per_host, lane("a", 5000, 1))
+        assert len(given_out) >= max(64, 2 * per_host)
+
+
+def test_what_was_put_aside_for_a_request_of_many_rows_comes_all_at_once():
+    video = [("a", 0, 0)] * 500
+    (turn,), turns = known_of_one_host(2, [video, *lane("a", 1000, 1)])
+    turn[0].ended(turn[1], ("a", 0))
+    assert len([turn for turn in iter(lambda: next(turns), None)]) == 64
 
 
 def test_what_is_fetched_ahead_of_a_slow_host_is_bounded(monkeypatch):
