@@ -100,6 +100,7 @@ def crawl(  # noqa: PLR0915 -- one loop over what happens
         Lanes(
             map(requests, lanes),
             host_of=lambda request: request[0][2],
+            per_host=per_host,
             is_idle=lambda: active < connections,
             clock=lambda: now,
         )

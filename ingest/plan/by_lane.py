@@ -11,7 +11,6 @@ Rows are put in order by keys that are in them, so that threads never show.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,13 +19,14 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
+from cluster.host import CORES
 from ingest.web.domain import domain_hashes
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class ByLane:
         database = duckdb.connect(":memory:")
         for name, value in {
             "memory_limit": f"{_MEMORY_MB}MB",
-            "threads": min(len(os.sched_getaffinity(0)), _THREADS),
+            "threads": min(CORES, _THREADS),
             "temp_directory": self._folder.name,
             "preserve_insertion_order": False,
             "autoinstall_known_extensions": False,
@@ -85,7 +85,8 @@ class ByLane:
             "enable_external_access": False,  # what strangers wrote are values, and opens nothing
             "lock_configuration": True,
         }.items():
-            database.execute(f"SET {name} = '{value}'")
+            quoted = str(value).replace("'", "''")
+            database.execute(f"SET {name} = '{quoted}'")
         database.execute("CREATE TABLE known (url VARCHAR)")
         return database
 
@@ -271,8 +272,9 @@ def _told(folder: str) -> Iterator[None]:
         yield
     except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
         place = Path(folder).parent
-        free: Any = shutil.disk_usage(place).free
+        free = shutil.disk_usage(place).free
+        why = str(error).partition("\n")[0]  # what follows is advice about DuckDB's settings
         raise UserError(
             f"planning needs more room than there is in {place}, where {free / 1e9:.1f} GB are free: set "
-            f"TMPDIR to a folder with more, some 250 bytes for each URL ({error})"
+            f"TMPDIR to a folder with more, some 250 bytes for each URL ({why})"
         ) from error

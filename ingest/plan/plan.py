@@ -58,7 +58,7 @@ class Plan:
         """Unit numbers, which go on from the generation before."""
         return range(self.record.first_unit, self.record.first_unit + self.record.units)
 
-    @property
+    @cached_property
     def lanes(self) -> list[range]:
         """Those with URLs, which are the last ones, by lanes: a crawler makes whole ones."""
         lengths = self.record.lanes
@@ -67,7 +67,7 @@ class Plan:
         stops = [*accumulate(lengths, initial=self.units.stop - sum(lengths))]
         return [range(start, stop) for start, stop in pairwise(stops)]
 
-    @property
+    @cached_property
     def local_units(self) -> range:
         """Those without URLs."""
         lanes = self.lanes

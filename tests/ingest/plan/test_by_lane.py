@@ -180,11 +180,15 @@ def test_memory_is_bounded_whatever_the_skew(monkeypatch):
 def test_a_disk_that_is_full_is_told_with_its_folder(monkeypatch, tmp_path):
     import duckdb
 
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with ByLane() as urls, pytest.raises(UserError, match=f"more room than there is in {tmp_path}, .*TMPDIR"):
-        monkeypatch.setattr(
-            type(urls), "_number", lambda self, rows: (_ for _ in ()).throw(duckdb.IOException("No space"))
-        )
+    folder = tmp_path / "it's small"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    with (
+        ByLane() as urls,
+        pytest.raises(UserError, match=rf"more room than there is in {folder}, .*TMPDIR.*\(No space\)$"),
+    ):
+        error = duckdb.IOException("No space\nPossible solutions:\n* Reducing the number of threads")
+        monkeypatch.setattr(type(urls), "_number", lambda self, rows: (_ for _ in ()).throw(error))
         urls.add(pa.table({"url": ["http://a.com/1"], "file": pa.nulls(1, pa.string()), "n": [1]}))
         list(urls.lanes(10))
 
