@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.job import Job, Resources
 from cluster.output_trouble import writing
+from cluster.wording import several
 from ingest.crawl.crawl import count_planned, refuse_to_start, seal_plan
 from ingest.crawl.part import CRAWL_RANK, Part
 from ingest.dataset.commit import read_commits
@@ -29,20 +30,35 @@ logger = logging.getLogger(__name__)
 RUN_AGAIN = "run the same command again to go on where it stopped"
 
 
+def in_parts(plan: Plan, units: Iterable[int], parts: int) -> list[list[int]]:
+    """Those of a plan's units in so many parts, or as few as there are lanes: which is said."""
+    made = divide(together(plan, units), parts)
+    if made and len(made) < parts:
+        logger.info(
+            "%s, not %d: no more lanes, or units without URLs, are there", several(len(made), "part"), parts
+        )
+    return made
+
+
 def divide(pieces: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
-    """Parts of nearly equal length, of whole pieces that follow each other, not more than asked for.
+    """As many parts as asked for, or as there are pieces: nearly equally long, of whole pieces that follow
+    each other.
 
     Args:
         pieces: units that one crawler makes; none is empty.
         parts: how many.
     """
-    stops = [0, *accumulate(map(len, pieces))]
-    # Where each part should end, and the ends of pieces nearest to that.
-    ends = [stops[-1] * part / parts for part in range(parts + 1)]
-    cuts = {_nearest(stops, end) for end in ends}
-    if 1 < len(cuts) <= parts:
-        logger.info("%d parts are made, not %d: so many lanes are left to be crawled", len(cuts) - 1, parts)
-    return [list(chain.from_iterable(pieces[first:stop])) for first, stop in pairwise(sorted(cuts))]
+    parts = min(parts, len(pieces))
+    if parts == 0:
+        return []
+    # What is longer than a part keeps a crawler busy by itself: the others are divided as if it were one.
+    most = -(-sum(map(len, pieces)) // parts)
+    stops = [0, *accumulate(min(len(piece), most) for piece in pieces)]
+    cuts = [0]
+    for part in range(1, parts + 1):
+        nearest = _nearest(stops, stops[-1] * part / parts)
+        cuts.append(min(max(nearest, cuts[-1] + 1), len(pieces) - parts + part))
+    return [list(chain.from_iterable(pieces[first:stop])) for first, stop in pairwise(cuts)]
 
 
 def _nearest(values: Sequence[int], to: float) -> int:

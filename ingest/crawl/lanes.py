@@ -14,11 +14,11 @@ from typing import Generic, TypeVar
 
 Request = TypeVar("Request", bound=Sized)
 
-# URLs known at a time, of all lanes and of a host: enough that no host waits for the next one. A host that may
-# have many under way has some more, so that it need not wait until an outcome is taken.
+# URLs known at a time, of all lanes and of a host: enough that no host waits for the next one. Of a host that
+# may have many under way, so many for each of these.
 WINDOW = 16_384
 _OF_HOST = 64
-_SPARE = 4
+_FOR_EACH = 4
 # Rows that were begun and are not written, of 1.5 kB each: of all lanes, and of one.
 _AHEAD = 1 << 20
 _LANE_AHEAD = 1 << 15
@@ -125,7 +125,7 @@ class Lanes(Generic[Request]):
         self._unopened = deque(lanes)
         self._open: deque[Lane[Request]] = deque()
         self._host_of = host_of
-        self._of_host = max(_OF_HOST, _SPARE * per_host)
+        self._of_host = max(_OF_HOST, _FOR_EACH * per_host)
         self._is_idle = is_idle
         self._clock = clock
         self._opened_at = -_PAUSE_S

@@ -20,10 +20,9 @@ from ingest.crawl.divide import (
     RUN_AGAIN,
     count_committed,
     crawl_job,
-    divide,
+    in_parts,
     make_parts,
     seal_and_report,
-    together,
     units_left,
 )
 from ingest.crawl.part import read_report, sum_into
@@ -56,7 +55,7 @@ def submit_to_slurm(
     """
     left = set(units_left(plan, fetch, Counts()))
     count_planned(plan, counts)
-    chunks = divide(together(plan, plan.units), parts)
+    chunks = in_parts(plan, plan.units, parts)
     stem = _run_name(plan)
     places = runs_of_parts(runs / stem, len(chunks))
     _refuse_other_parts(runs / stem, places)

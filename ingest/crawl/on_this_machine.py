@@ -15,10 +15,9 @@ from ingest.crawl.crawl import crawl_plan
 from ingest.crawl.divide import (
     RUN_AGAIN,
     crawl_job,
-    divide,
+    in_parts,
     make_parts,
     seal_and_report,
-    together,
     units_left,
 )
 from ingest.crawl.part import read_report, sum_into
@@ -45,8 +44,7 @@ def crawl_here(
     """
     if parts == 1:
         return crawl_plan(plan, fetch=fetch, workers=workers, progress=progress, counts=counts)
-    if pieces := together(plan, units_left(plan, fetch, counts)):
-        chunks = divide(pieces, parts)
+    if chunks := in_parts(plan, units_left(plan, fetch, counts), parts):
         shared = replace(fetch, connections=math.ceil(fetch.connections / len(chunks)))
         orders = make_parts(plan, chunks, shared, math.ceil(workers / len(chunks)))
         # What could not be removed is in the system's folder for such things.

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from cluster.errors import UserError
 from ingest import cli
 from ingest.crawl.crawl import plan_shards
-from ingest.crawl.divide import divide, together
+from ingest.crawl.divide import divide, in_parts, together
 from ingest.crawl.on_this_machine import crawl_here
 from ingest.crawl.part import Part, counts_json, read_report
 from ingest.plan.settings import CrawlSettings
@@ -84,11 +84,29 @@ def test_parts_are_of_whole_pieces_even_and_complete(sizes, parts):
     pieces = [[next(units) for _ in range(size)] for size in sizes]
     made = divide(pieces, parts)
     assert [unit for part in made for unit in part] == [unit for piece in pieces for unit in piece]
-    assert len(made) <= parts and all(made)
+    assert len(made) == min(parts, len(pieces)) and all(made)
     for part in made:
         assert all(set(piece) <= set(part) or not set(piece) & set(part) for piece in pieces)
-        # No further from an even share than half of the longest piece at either end.
-        assert abs(len(part) - sum(sizes) / parts) <= max(sizes) or len(made) < parts
+        # No longer than an even share and half of the longest piece at either end.
+        assert len(part) <= sum(sizes) / len(made) + max(sizes)
+
+
+def test_the_parts_beside_a_giant_are_even():
+    pieces = [[unit] for unit in range(400)]
+    pieces.insert(200, list(range(400, 600)))
+    made = divide(pieces, 16)
+    assert sorted(map(len, made))[-2] <= 30 and max(map(len, made)) <= 225
+
+
+def test_fewer_parts_than_asked_for_are_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "list.txt").write_text("\n".join(f"http://127.0.2.1:9/{n}.png" for n in range(40)))
+    quiet = {"progress": lambda counts: None, "counts": Counts()}
+    plan = plan_shards([str(tmp_path / "list.txt")], tmp_path / "out", SETTINGS, **quiet)
+    assert in_parts(plan, plan.units, 1) == in_parts(plan, plan.units, 7) == [list(plan.units)]
+    assert [record.message for record in caplog.records if "part" in record.message] == [
+        "1 part, not 7: no more lanes, or units without URLs, are there"
+    ]
 
 
 @given(count=st.integers(0, 3000), parts=st.integers(1, 50))

@@ -81,7 +81,7 @@ def test_a_host_that_does_not_answer_stops_no_other_of_its_lane():
 def known_of_one_host(per_host, requests):
     """How many requests are given out until there are none but by outcomes, and the turns."""
     turns = iter(lanes_of([iter(requests)], per_host=per_host, clock=Clock()))
-    return [turn for turn in iter(lambda: next(turns), None)], turns
+    return list(iter(lambda: next(turns), None)), turns
 
 
 def test_a_host_that_may_be_asked_more_at_a_time_has_as_many_requests():
@@ -94,7 +94,7 @@ def test_what_was_put_aside_for_a_request_of_many_rows_comes_all_at_once():
     video = [("a", 0, 0)] * 500
     (turn,), turns = known_of_one_host(2, [video, *lane("a", 1000, 1)])
     turn[0].ended(turn[1], ("a", 0))
-    assert len([turn for turn in iter(lambda: next(turns), None)]) == 64
+    assert len(list(iter(lambda: next(turns), None))) == 64
 
 
 def test_what_is_fetched_ahead_of_a_slow_host_is_bounded(monkeypatch):
