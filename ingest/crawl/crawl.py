@@ -225,14 +225,25 @@ def refuse_to_start(plan: Plan, fetch: FetchSettings) -> None:
     """Look before anything is fetched.
 
     Raises:
-        UserError: nobody could be reached about the requests, or an earlier generation is not finished.
+        UserError: nobody could be reached about the requests, an earlier generation is not finished, or this
+            one was planned by a version whose order is not known any more.
     """
-    _refuse_without_contact(fetch, any(source.kind.is_fetched for source in plan.sources))
+    has_urls = any(source.kind.is_fetched for source in plan.sources)
+    _refuse_without_contact(fetch, has_urls)
+    if has_urls and plan.record.lanes is None and not _is_made(plan):
+        raise UserError(
+            f"the plan of {plan.store.root} is of an earlier version, which put its URLs in another order: "
+            "finish it with that one, or use another --output"
+        )
     for earlier in read_plans(plan.store)[: plan.generation]:
-        if any(record is None for _, record in read_commits(plan.store, earlier.units)):
+        if not _is_made(earlier):
             raise UserError(
                 f"{plan.store.root} is not finished: run the crawl of generation {earlier.generation} first"
             )
+
+
+def _is_made(plan: Plan) -> bool:
+    return all(record is not None for _, record in read_commits(plan.store, plan.units))
 
 
 def seal_plan(plan: Plan) -> str:

@@ -170,11 +170,6 @@ class _Crawl:
         self._hosts_due = 0.0
         self._indexed: dict[str, str] = {}  # sha256 of foreign tars that units name
         self._left = self._not_done(units)
-        if self._left and plan.record.lanes is None and len(sources) < len(plan.sources):
-            raise UserError(
-                f"the plan of {plan.store.root} is of an earlier version, which put its URLs in another "
-                "order: finish it with that one, or use another --output"
-            )
 
     def close(self) -> None:
         """Give up what is under way."""

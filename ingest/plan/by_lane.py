@@ -45,7 +45,8 @@ class ByLane:
     """Takes tables with the columns `url` and `file`, and gives the rest of them back; a context manager.
 
     Of equal URLs only the first row stays. Rows without a URL (null) all stay, as those of one site. Rows of
-    one `file` that follow each other (parts of a video) stand together. All tables must have one schema.
+    one `file` (parts of a video) stand together, where the first of them does. All tables must have one
+    schema.
 
     Attributes:
         rows: that were taken.
@@ -155,11 +156,14 @@ class ByLane:
             "CREATE TABLE sizes AS SELECT domain, count(*) AS rows FROM chosen GROUP BY domain"
         )
         self._database.execute(
+            "CREATE TABLE leads AS SELECT file, min(seq) AS lead FROM chosen WHERE shared GROUP BY file"
+        )
+        self._database.execute(
             "CREATE TABLE places (seq BIGINT, lane UINTEGER, place DOUBLE, domain UBIGINT)"
         )
         by_site = self._database.sql(
             "SELECT seq, domain, rows, file, shared FROM chosen JOIN sizes USING (domain) "
-            "ORDER BY domain, seq"
+            "LEFT JOIN leads USING (file) ORDER BY domain, coalesce(lead, seq), seq"
         )
         writer, turns = self._database.cursor(), _Turns()
         for batch in by_site.to_arrow_reader(_BATCH):
@@ -174,7 +178,7 @@ class ByLane:
             writer.register("batch", pa.table(columns))
             writer.execute("INSERT INTO places FROM batch")
         writer.close()
-        self._database.execute("DROP TABLE chosen; DROP TABLE sizes")
+        self._database.execute("DROP TABLE chosen; DROP TABLE sizes; DROP TABLE leads")
 
     def _in_order(self, schema: pa.Schema) -> Iterator[tuple[int, pa.Table]]:
         columns = ", ".join(f"c{number}" for number in range(len(schema)))

@@ -1,7 +1,9 @@
 """Crawls of lists of URLs over real HTTP: same bytes whatever the web does with time, a row for every URL."""
 
+import json
 import os
 import resource
+import shutil
 import sys
 import time
 from collections import Counter
@@ -20,6 +22,7 @@ from replay_server import ALLOWED, ReplayServer, expected
 
 from cluster.errors import UserError
 from ingest.crawl.crawl import crawl_plan, crawl_shards, plan_shards
+from ingest.crawl.on_this_machine import crawl_here
 from ingest.dataset.open import open_dataset, sealed_units
 from ingest.image.check import Treatment
 from ingest.image.decode import ImageLimits
@@ -189,6 +192,30 @@ def test_extending_fetches_only_what_is_new_and_the_old_root_still_opens(tmp_pat
     assert open_dataset(tmp_path / "out").root == second.root
     with pytest.raises(UserError, match=r"there is nothing new in a2\.txt"):
         url_crawl(write_list(tmp_path / "a2.txt", server.urls(50)), tmp_path / "out", extend=True)
+
+
+def test_a_plan_without_lanes_is_extended_and_read_if_it_is_made_and_else_refused(tmp_path, server):
+    urls = write_list(tmp_path / "a.txt", server.urls(40))
+    made = url_crawl(urls, tmp_path / "out")
+    record = tmp_path / "out" / "plan" / "0" / "plan.json"
+    before = json.loads(record.read_text())
+    del before["lanes"]
+    record.write_text(json.dumps(before))
+    assert url_crawl(urls, tmp_path / "out").root == made.root
+    more = url_crawl(write_list(tmp_path / "b.txt", server.urls(50)), tmp_path / "out", extend=True)
+    assert (more.counts.planned, more.counts.known) == (10, 40)
+    assert open_dataset(tmp_path / "out").root == more.root
+
+    part = tmp_path / "part"
+    shutil.copytree(tmp_path / "out" / "plan" / "0", part / "plan" / "0")
+    for crawlers in (1, 2):
+        (plan,) = read_plans(open_store(part))
+        fetch = FetchSettings(contact=CONTACT)
+        with pytest.raises(UserError, match=r"part is of an earlier version.*another --output"):
+            crawl_here(
+                plan, fetch=fetch, workers=1, parts=crawlers, progress=lambda counts: None, counts=Counts()
+            )
+    assert not (part / "commits").exists()
 
 
 def test_a_url_that_is_listed_twice_is_asked_for_once_and_keeps_its_first_caption(tmp_path, server):

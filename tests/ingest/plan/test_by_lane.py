@@ -85,8 +85,9 @@ def test_how_many_lanes_there_are_follows_from_the_rows():
 
 
 def test_parts_of_one_file_stand_together_whatever_else_its_site_has():
-    start, end = [0, 10, 20, None, 0, 10], [10, 20, 30, None, 10, 20]
-    paths = [b"http://a.com/1.mp4"] * 3 + [b"http://a.com/2.mp4"] + [b"http://A.com/3.mp4"] * 2
+    # Those of the third begin between two of the first.
+    start, end = [0, 0, 10, 20, None, 10], [10, 10, 20, 30, None, 20]
+    paths = [f"http://a.com/{n}.mp4".encode() for n in (1, 3, 1, 1, 2, 3)]
     paths, start, end = paths * 2, start * 2, end * 2  # what is repeated is left out
     rows = pa.table({"path": paths, "start_ms": start, "end_ms": end, "problem": [""] * 12})
     others = pa.table(
