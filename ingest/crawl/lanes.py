@@ -110,6 +110,7 @@ class Lanes(Generic[Request]):
         host_of: the host that a request is for.
         per_host: requests of one host that may be under way at a time.
         is_idle: whether more requests could be under way.
+        is_full: whether there is no room for more that waits for its place: lanes go on with what was begun.
         clock: seconds.
     """
 
@@ -120,6 +121,7 @@ class Lanes(Generic[Request]):
         host_of: Callable[[Request], Hashable],
         per_host: int,
         is_idle: Callable[[], bool],
+        is_full: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._unopened = deque(lanes)
@@ -127,6 +129,7 @@ class Lanes(Generic[Request]):
         self._host_of = host_of
         self._of_host = max(_OF_HOST, _FOR_EACH * per_host)
         self._is_idle = is_idle
+        self._is_full = is_full
         self._clock = clock
         self._opened_at = -_PAUSE_S
 
@@ -144,9 +147,10 @@ class Lanes(Generic[Request]):
     def _turn(self) -> tuple[Lane[Request], Request] | None:
         """The next request of the next lane that has one."""
         known = sum(lane.known for lane in self._open)
+        full = self._is_full()
         for _ in range(len(self._open)):
             lane = self._open.popleft()
-            ahead = min(_AHEAD // (len(self._open) + 1), _LANE_AHEAD)
+            ahead = 0 if full else min(_AHEAD // (len(self._open) + 1), _LANE_AHEAD)
             request = lane.next(self._host_of, most_ahead=ahead) if self._has_room(lane, known) else None
             if not lane.is_done:
                 self._open.append(lane)
@@ -164,4 +168,4 @@ class Lanes(Generic[Request]):
         if not self._unopened or not self._open:
             return bool(self._unopened)
         paused = self._clock() - self._opened_at >= _PAUSE_S
-        return len(self._open) < MOST_AT_A_TIME and paused and self._is_idle()
+        return len(self._open) < MOST_AT_A_TIME and paused and self._is_idle() and not self._is_full()

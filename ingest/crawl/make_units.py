@@ -3,6 +3,8 @@
 import gc
 import logging
 import resource
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 # What may wait in memory for its turn in a shard, in all units together.
 _WAITING_BYTES = 32 << 20
 _HOSTS_EVERY_S = 2.0
+_ROOM_EVERY_S = 1.0
+_ROOM_KEPT = 0.25  # of the room that there was for temporary files
 _MOST_FILES = 65_536
 # After which Python looks for cycles among them.
 _NEW_OBJECTS = 10_000
@@ -167,7 +171,8 @@ class _Crawl:
         self._rows: dict[int, int] = {}
         self._open: dict[int, _Unit] = {}
         self._lanes: dict[int, Lane[list[_Attempt]]] = {}  # of the units with URLs that are under way
-        self._hosts_due = 0.0
+        self._hosts_due = self._room_due = 0.0
+        self._room = self._room_before = 0  # bytes: now, and when the crawl began
         self._indexed: dict[str, str] = {}  # sha256 of foreign tars that units name
         self._left = self._not_done(units)
 
@@ -275,6 +280,7 @@ class _Crawl:
             host_of=lambda attempts: attempts[0].host,
             per_host=self._fetch.per_host,
             is_idle=is_idle,
+            is_full=self._lacks_room,
         )
         for turn in turns:
             if turn is None:
@@ -284,6 +290,15 @@ class _Crawl:
             self._lanes[attempts[0].unit] = lane
             path, _, problem = _whole(attempts[0].item)
             yield attempts, PROBLEMS[problem] if problem else path.decode()
+
+    def _lacks_room(self) -> bool:
+        """Whether most of the room is gone in which images wait for their place: a million, at worst."""
+        now = time.monotonic()
+        if now >= self._room_due:
+            self._room = shutil.disk_usage(tempfile.gettempdir()).free
+            self._room_before = self._room_before or self._room
+            self._room_due = now + _ROOM_EVERY_S
+        return self._room < self._room_before * _ROOM_KEPT
 
     def _read(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
         """What lies in folders and archives, in the plan's order."""

@@ -22,9 +22,14 @@ def lane(name, count, hosts=10**9):
     return ([(name, number, number % hosts)] for number in range(count))
 
 
-def lanes_of(lanes, *, per_host=2, is_idle=lambda: True, clock):
+def lanes_of(lanes, *, per_host=2, is_idle=lambda: True, is_full=lambda: False, clock):
     return Lanes(
-        lanes, host_of=lambda request: request[0][::2], per_host=per_host, is_idle=is_idle, clock=clock
+        lanes,
+        host_of=lambda request: request[0][::2],
+        per_host=per_host,
+        is_idle=is_idle,
+        is_full=is_full,
+        clock=clock,
     )
 
 
@@ -40,11 +45,15 @@ def end(turn, *, written=True):
     hosts=st.integers(1, 4),
     late=st.lists(st.booleans(), min_size=1),
     idle=st.booleans(),
+    full=st.booleans(),
 )
-def test_all_requests_come_each_host_in_order_whenever_outcomes_come(sizes, hosts, late, idle):
+def test_all_requests_come_each_host_in_order_whenever_outcomes_come(sizes, hosts, late, idle, full):
     clock, under_way, found, step = Clock(), [], defaultdict(list), 0
     lanes = lanes_of(
-        (lane(name, size, hosts) for name, size in enumerate(sizes)), is_idle=lambda: idle, clock=clock
+        (lane(name, size, hosts) for name, size in enumerate(sizes)),
+        is_idle=lambda: idle,
+        is_full=lambda: full,
+        clock=clock,
     )
     for turn in lanes:
         step, clock.now = step + 1, clock.now + 0.1
@@ -107,6 +116,12 @@ def test_what_is_fetched_ahead_of_a_slow_host_is_bounded(monkeypatch):
             end(turn, written=False)
             taken += 1
     assert taken == 500
+
+
+def test_while_the_disk_is_full_nothing_is_begun_but_by_a_lane_that_waits_for_nothing():
+    lanes = lanes_of([lane(n, 100, 3) for n in range(5)], is_full=lambda: True, clock=Clock())
+    given_out = [turn for turn, _ in zip(lanes, range(50), strict=False) if turn is not None]
+    assert [turn[1][0] for turn in given_out] == [(0, 0, 0)]
 
 
 def test_a_lane_that_stands_still_stops_no_other():

@@ -9,7 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pyarrow as pa
@@ -216,6 +218,18 @@ def test_a_plan_without_lanes_is_extended_and_read_if_it_is_made_and_else_refuse
                 plan, fetch=fetch, workers=1, parts=crawlers, progress=lambda counts: None, counts=Counts()
             )
     assert not (part / "commits").exists()
+
+
+def test_D1_a_disk_that_fills_with_what_waits_slows_a_crawl_down_and_no_more(tmp_path, server, monkeypatch):
+    urls = write_list(tmp_path / "a.txt", server.urls(60))
+    root = url_crawl(urls, tmp_path / "whole").root
+    frees = chain([100], repeat(20))
+    monkeypatch.setattr(
+        "ingest.crawl.make_units.shutil.disk_usage", lambda place: SimpleNamespace(free=next(frees))
+    )
+    monkeypatch.setattr("ingest.crawl.make_units._ROOM_EVERY_S", 0)
+    assert url_crawl(urls, tmp_path / "full").root == root
+    assert next(frees) == 20
 
 
 def test_a_url_that_is_listed_twice_is_asked_for_once_and_keeps_its_first_caption(tmp_path, server):
