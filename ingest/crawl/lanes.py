@@ -83,6 +83,10 @@ class Lane(Generic[Request]):
             host.aside.append(request)
         return None
 
+    def aside(self) -> dict[Hashable, int]:
+        """Rows that are put aside, by host."""
+        return {name: sum(map(len, host.aside)) for name, host in self._hosts.items() if host.aside}
+
     def ended(self, request: Request, name: Hashable) -> None:
         """The outcome of a request is there."""
         self.known -= len(request)
@@ -132,6 +136,10 @@ class Lanes(Generic[Request]):
         self._is_full = is_full
         self._clock = clock
         self._opened_at = -_PAUSE_S
+
+    def aside(self) -> dict[Hashable, int]:
+        """Rows that are put aside, by host; each is of one lane. Looks at all: to be asked now and then."""
+        return {name: rows for lane in self._open for name, rows in lane.aside().items()}
 
     def __iter__(self) -> Iterator[tuple[Lane[Request], Request] | None]:
         while self._open or self._unopened:

@@ -189,8 +189,9 @@ class _Crawl:
             from ingest.web.fetcher import Fetcher  # takes long, and folders need none
 
             with Fetcher[list[_Attempt]](self._fetch, window=WINDOW) as fetcher:
-                for attempts, outcome in fetcher.run(self._requests(fetcher.is_idle)):
-                    self._look_at_hosts(fetcher)
+                turns = self._turns(fetcher.is_idle)
+                for attempts, outcome in fetcher.run(self._requests(turns)):
+                    self._look_at_hosts(fetcher, turns)
                     self._lanes[attempts[0].unit].ended(attempts, attempts[0].host)
                     body = outcome.data if isinstance(outcome, Fetched) else outcome
                     self._counts.bytes_read += len(body) if isinstance(body, bytes) else 0
@@ -198,10 +199,12 @@ class _Crawl:
                         yield attempt._replace(http_status=outcome.http_status), body
             self._counts.slowest_hosts = ()
 
-    def _look_at_hosts(self, fetcher: "Fetcher[list[_Attempt]]") -> None:
+    def _look_at_hosts(self, fetcher: "Fetcher[list[_Attempt]]", turns: Lanes[list[_Attempt]]) -> None:
         now = time.monotonic()
         if now >= self._hosts_due:
-            self._counts.slowest_hosts = fetcher.slowest_hosts()
+            # What is no URL is of no host.
+            aside = {host: rows for host, rows in turns.aside().items() if isinstance(host, str)}
+            self._counts.slowest_hosts = fetcher.slowest_hosts(aside)
             self._hosts_due = now + _HOSTS_EVERY_S
             # Verdicts come in batches: when only slow hosts are left, long after one another.
             self._progress(self._counts)
@@ -272,16 +275,19 @@ class _Crawl:
             for row, ((source, item), host) in enumerate(zip(items_of(table), hosts, strict=False)):
                 yield _Attempt(unit, row, source, item, host)
 
-    def _requests(self, is_idle: Callable[[], bool]) -> Iterator[tuple[list[_Attempt], str | Problem] | None]:
-        """What to ask for, and whose it is: parts of a video that follow each other are asked for once."""
-        lanes = (_by_file(self._attempts(units)) for units in self._lanes_left())
-        turns = Lanes(
-            lanes,
+    def _turns(self, is_idle: Callable[[], bool]) -> Lanes[list[_Attempt]]:
+        return Lanes(
+            (_by_file(self._attempts(units)) for units in self._lanes_left()),
             host_of=lambda attempts: attempts[0].host,
             per_host=self._fetch.per_host,
             is_idle=is_idle,
             is_full=self._lacks_room,
         )
+
+    def _requests(
+        self, turns: Lanes[list[_Attempt]]
+    ) -> Iterator[tuple[list[_Attempt], str | Problem] | None]:
+        """What to ask for, and whose it is: parts of a video that follow each other are asked for once."""
         for turn in turns:
             if turn is None:
                 yield None

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -141,8 +141,8 @@ class FetchLoop(Generic[Token]):
         self._alarm = None
         self.pump()
 
-    async def slowest_hosts(self) -> list[SlowHost]:
-        return self._hosts.slowest(_SLOWEST)
+    async def slowest_hosts(self, aside: Mapping[str, int]) -> list[SlowHost]:
+        return self._hosts.slowest(_SLOWEST, aside)
 
     async def abandon(self) -> None:
         """Forget all URLs."""

@@ -9,7 +9,8 @@ import asyncio
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -110,9 +111,13 @@ class Fetcher(Generic[Token]):
         """Whether there could be more requests under way."""
         return self._fetches.is_idle()
 
-    def slowest_hosts(self) -> list[SlowHost]:
-        """Those whose queues will take longest. Looks at every host: to be asked now and then."""
-        return self._within(self._fetches.slowest_hosts)
+    def slowest_hosts(self, aside: Mapping[str, int]) -> list[SlowHost]:
+        """Those whose URLs will take longest. Looks at every host: to be asked now and then.
+
+        Args:
+            aside: URLs that are still to be requested, by host.
+        """
+        return self._within(partial(self._fetches.slowest_hosts, aside))
 
     async def _opened(self) -> FetchLoop[Token]:
         return FetchLoop(self._settings, self._policy, self._agent, self._nameservers)

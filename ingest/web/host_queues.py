@@ -7,7 +7,7 @@ No clock and no network in here: times are told by the caller, in seconds.
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Generic
@@ -40,7 +40,7 @@ class SlowHost:
 
     Attributes:
         name: of the host.
-        waiting: URLs in its queue.
+        waiting: URLs that it is still to be asked for, as far as they are known.
         seconds: that it has taken for each request so far, and for its pauses; of what it can do, not of our
             turn.
     """
@@ -190,10 +190,15 @@ class Hosts(Generic[Job]):
             recent += 1
         return recent < self._idle_limit
 
-    def slowest(self, most: int) -> list[SlowHost]:
-        """The hosts whose queues take longest at their own pace, the longest first."""
+    def slowest(self, most: int, aside: Mapping[str, int]) -> list[SlowHost]:
+        """The hosts whose URLs take longest at their own pace, the longest first.
+
+        Args:
+            most: so many of them.
+            aside: URLs that wait outside of the queues, by host.
+        """
         paces = (
-            SlowHost(name, len(host.queue), host.held_back / host.requests)
+            SlowHost(name, len(host.queue) + aside.get(name, 0), host.held_back / host.requests)
             for name, host in self._hosts.items()
             if host.queue and host.held_back and host.requests
         )

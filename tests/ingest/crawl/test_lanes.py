@@ -75,7 +75,8 @@ def test_all_requests_come_each_host_in_order_whenever_outcomes_come(sizes, host
 
 def test_a_host_that_does_not_answer_stops_no_other_of_its_lane():
     done, stuck = 0, 0
-    for turn in lanes_of([lane("a", 20_000, 2)], clock=Clock()):
+    lanes = lanes_of([lane("a", 20_000, 2)], clock=Clock())
+    for turn in lanes:
         if turn is None:
             break
         if turn[1][0][2] == 1:
@@ -85,6 +86,7 @@ def test_a_host_that_does_not_answer_stops_no_other_of_its_lane():
             done += 1
     assert stuck == 64  # it knows so many, and the others are put aside
     assert done == 10_000
+    assert lanes.aside() == {("a", 1): 10_000 - 64}
 
 
 def known_of_one_host(per_host, requests):

@@ -220,6 +220,24 @@ def test_a_plan_without_lanes_is_extended_and_read_if_it_is_made_and_else_refuse
     assert not (part / "commits").exists()
 
 
+def test_the_slowest_host_is_told_with_all_its_urls_that_are_known(tmp_path, server, monkeypatch):
+    monkeypatch.setattr("ingest.crawl.make_units._HOSTS_EVERY_S", 0)
+    server.delay = 0.005
+    fetch = FetchSettings(contact=CONTACT, allow_private=ALLOWED, tries=1)
+    quiet = {"progress": lambda counts: None, "counts": Counts()}
+    first, *_ = every = server.urls(1200)
+    of_one = [url for url in every if url.split("/")[2] == first.split("/")[2]]
+    urls = write_list(tmp_path / "a.txt", of_one)
+    plan = plan_shards([str(urls)], tmp_path / "out", CrawlSettings(fetch=fetch), **quiet)
+    waiting = set()
+
+    def progress(counts):
+        waiting.update(host.waiting for host in counts.slowest_hosts)
+
+    crawl_plan(plan, fetch=fetch, workers=1, progress=progress, counts=Counts())
+    assert 100 < max(waiting) < len(of_one)
+
+
 def test_D1_a_disk_that_fills_with_what_waits_slows_a_crawl_down_and_no_more(tmp_path, server, monkeypatch):
     urls = write_list(tmp_path / "a.txt", server.urls(60))
     root = url_crawl(urls, tmp_path / "whole").root

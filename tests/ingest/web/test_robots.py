@@ -180,7 +180,7 @@ def test_slowest_hosts_are_told_by_what_holds_them_back_and_not_by_our_turn():
     for name in ("slow", "quick"):
         for job in range(4):
             hosts.add(name, job, 0.0)
-    assert hosts.slowest(5) == []
+    assert hosts.slowest(5, {}) == []
     # Both are asked; slow answers after 8 s, quick after 1 s, and then is not asked again until 20 s.
     slow, quick = hosts.take(0.0), hosts.take(0.0)
     assert [slow.name, quick.name] == ["slow", "quick"]
@@ -189,10 +189,12 @@ def test_slowest_hosts_are_told_by_what_holds_them_back_and_not_by_our_turn():
     turns = {turn.name: turn for turn in (hosts.take(20.0), hosts.take(20.0))}
     assert set(turns) == {"slow", "quick"}
     hosts.done(turns["quick"], 21.0)
-    told = hosts.slowest(5)
+    told = hosts.slowest(5, {})
     assert [(host.name, host.waiting, host.seconds) for host in told] == [("slow", 2, 8.0), ("quick", 2, 1.0)]
     assert told[0].seconds_left == 16.0
-    assert hosts.slowest(1) == told[:1]
+    assert hosts.slowest(1, {}) == told[:1]
+    (first,) = hosts.slowest(1, {"quick": 30, "unknown": 99})
+    assert (first.name, first.waiting, first.seconds_left) == ("quick", 32, 32.0)
 
 
 def test_pauses_that_a_host_asked_for_count_as_its_time():
@@ -203,7 +205,7 @@ def test_pauses_that_a_host_asked_for_count_as_its_time():
         hosts.done(hosts.take(now), now + 0.1)
     hosts.wait("polite", 30.0, 4.1)
     assert hosts.take(34.1) is not None
-    (told,) = hosts.slowest(5)
+    (told,) = hosts.slowest(5, {})
     assert told.seconds == pytest.approx((4.0 + 30.1) / 3)
 
 
@@ -212,7 +214,7 @@ def test_a_host_that_could_be_asked_more_is_not_slow():
     for job in range(4):
         hosts.add("idle", job, 0.0)
     hosts.done(hosts.take(0.0), 50.0)
-    assert hosts.slowest(5) == []
+    assert hosts.slowest(5, {}) == []
 
 
 def test_hosts_are_forgotten_also_those_that_were_left_alone(monkeypatch):
