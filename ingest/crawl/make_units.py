@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 _WAITING_BYTES = 32 << 20
 _HOSTS_EVERY_S = 2.0
 _ROOM_EVERY_S = 1.0
-_ROOM_KEPT = 0.25  # of the room that there was for temporary files
+# Of the room that there was for temporary files: a quarter, but not more where the dataset fills the disk.
+_ROOM_KEPT = 0.25
+_MOST_KEPT = 16 << 30
 _MOST_FILES = 65_536
 # After which Python looks for cycles among them.
 _NEW_OBJECTS = 10_000
@@ -304,7 +306,7 @@ class _Crawl:
             self._room = shutil.disk_usage(tempfile.gettempdir()).free
             self._room_before = self._room_before or self._room
             self._room_due = now + _ROOM_EVERY_S
-        return self._room < self._room_before * _ROOM_KEPT
+        return self._room < min(self._room_before * _ROOM_KEPT, _MOST_KEPT)
 
     def _read(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
         """What lies in folders and archives, in the plan's order."""

@@ -24,6 +24,7 @@ from replay_server import ALLOWED, ReplayServer, expected
 
 from cluster.errors import UserError
 from ingest.crawl.crawl import crawl_plan, crawl_shards, plan_shards
+from ingest.crawl.make_units import _Crawl
 from ingest.crawl.on_this_machine import crawl_here
 from ingest.dataset.open import open_dataset, sealed_units
 from ingest.image.check import Treatment
@@ -236,6 +237,20 @@ def test_the_slowest_host_is_told_with_all_its_urls_that_are_known(tmp_path, ser
 
     crawl_plan(plan, fetch=fetch, workers=1, progress=progress, counts=Counts())
     assert 100 < max(waiting) < len(of_one)
+
+
+@pytest.mark.parametrize(("before", "now", "lacks"), [(40, 11, False), (40, 9, True), (1000, 17, False)])
+def test_room_lacks_where_it_was_small_or_is_nearly_gone(mixed_plan, monkeypatch, before, now, lacks):
+    plan, fetch = mixed_plan
+    frees = iter([before << 30, now << 30])
+    monkeypatch.setattr(
+        "ingest.crawl.make_units.shutil.disk_usage", lambda place: SimpleNamespace(free=next(frees))
+    )
+    monkeypatch.setattr("ingest.crawl.make_units._ROOM_EVERY_S", 0)
+    crawl = _Crawl(
+        plan=plan, units=plan.units, sources={}, fetch=fetch, counts=Counts(), progress=lambda counts: None
+    )
+    assert [crawl._lacks_room(), crawl._lacks_room()] == [False, lacks]
 
 
 def test_D1_a_disk_that_fills_with_what_waits_slows_a_crawl_down_and_no_more(tmp_path, server, monkeypatch):
