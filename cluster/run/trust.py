@@ -17,9 +17,10 @@ from pathlib import Path
 from cluster.errors import UserError
 from cluster.host import user_name
 
-CONTROLS = ("status.json", "slurm-job", "ray.json")  # what a run is cancelled by
+# What a run is cancelled by, and whom its site has told of an end.
+CONTROLS = ("status.json", "slurm-job", "slurm-watcher", "ray.json", "job.json", "site.yaml", "untold.json")
 CHECKPOINTS = ("checkpoints",)
-LEADS_TO_EXECUTION = (*CONTROLS, *CHECKPOINTS, "job.json", "site.yaml", "source")
+LEADS_TO_EXECUTION = (*CONTROLS, *CHECKPOINTS, "source")
 
 
 def refuse_untrusted(

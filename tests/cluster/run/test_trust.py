@@ -20,9 +20,11 @@ from cluster.submit import submit
 FILES = (
     "status.json",
     "slurm-job",
+    "slurm-watcher",
     "ray.json",
     "job.json",
     "site.yaml",
+    "untold.json",
     "source/pipeline/train/loop.py",
     "checkpoints/step-00000001/.metadata",
 )

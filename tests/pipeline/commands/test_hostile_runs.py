@@ -173,8 +173,6 @@ def test_S1_a_run_that_others_may_write_is_neither_gone_on_with_nor_cancelled(
         ray_record(run.path, f"127.0.0.1:{listener.getsockname()[1]}", own=False)
         (run.path / name).chmod(0o666)
         for words in ["resume"], ["cancel"]:
-            if words == ["cancel"] and name in ("job.json", "site.yaml"):
-                continue  # nothing of these is used
             told = submit(*words, run.path)
             assert told.exit_code == 2, told.output
             assert f"{run.path / name} may be written by everybody" in told.stderr
