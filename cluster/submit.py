@@ -98,6 +98,7 @@ def prepare(
     """
     run.clear_cancel()
     run.clear_attempt()
+    run.unwatched.unlink(missing_ok=True)
     if snapshot is not None:
         snapshot(run.path)
     if executor.site is not None:

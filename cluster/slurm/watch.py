@@ -28,7 +28,7 @@ from cluster.site import Site, read_site
 from cluster.slurm.again import submit_anew
 from cluster.slurm.command import call, id_in
 from cluster.slurm.finish import finish, stop
-from cluster.slurm.script import Options, job_name, pattern, sbatch_script, site_setup
+from cluster.slurm.script import Options, job_name, pattern, sbatch_script, site_options, site_setup
 from cluster.slurm.state import NoAnswerError, Seen, ask, find_jobs, shares_nodes
 from cluster.slurm.status import ended_without_a_word, job_id, watcher_file, watcher_id
 from cluster.slurm.verdict import verdict
@@ -97,9 +97,9 @@ def _place(site: Site) -> Options:
             f"{named} gives whole nodes, too much for that; name another under `cpu` in the site file"
         )
     small: Options = {"nodes": 1, "ntasks": 1, "cpus-per-task": 1, "mem": "500M", "time": MINUTES}
-    place = site.for_cpu_jobs()
-    small |= {"partition": place.partition, "account": place.account, "qos": place.qos}
-    return small | ({} if site.cpu is None else site.cpu.sbatch)
+    # Without a section of their own, what all jobs ask for is meant for nodes of GPUs.
+    place = site.for_cpu_jobs() if site.cpu else site.model_copy(update={"constraint": None, "sbatch": {}})
+    return small | site_options(place)
 
 
 def main() -> None:

@@ -11,12 +11,14 @@ import yaml
 
 from cluster.errors import UserError
 from cluster.job import Job, Resources, State
+from cluster.local import LocalExecutor
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause, read_restarts
 from cluster.run.status import Status
 from cluster.slurm.executor import SlurmHandle
 from cluster.slurm.status import current_status, settled_status, watcher_id
 from cluster.slurm.watch import end_watch, look, set_watch
+from cluster.submit import prepare
 
 # The job is 7, its watcher 8, and what is submitted next 9.
 SCRIPTS = {
@@ -168,11 +170,19 @@ def test_a_look_leaves_an_end_to_the_watcher_while_there_is_one(watched: Watched
     assert current_status(watched.run).state is State.FAILED
 
 
-def test_a_watcher_is_small_waits_for_the_end_and_needs_no_node_of_its_own(watched: Watched) -> None:
+def test_a_watcher_is_small_waits_for_the_end_and_needs_no_node_of_its_own(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"constraint": "h100", "sbatch": {"gres": "gpu:8", "exclusive": True}, "inherit": ["TOLD"]}
+    (watched.run.path / "site.yaml").write_text(yaml.safe_dump(own))
+    monkeypatch.setenv("OF_A_LOGIN_SHELL", "1")
     set_watch(watched.run, "7")
     script = watched.told.with_suffix(".script").read_text().splitlines()
+    exported = next(line for line in script if line.startswith("#SBATCH --export="))
+    assert {"PATH", "TOLD"} <= set(exported.partition("export=")[2].split(","))
+    assert "OF_A_LOGIN_SHELL" not in exported
     assert {"#SBATCH --dependency=afterany:7", "#SBATCH --ntasks=1", "#SBATCH --mem=500M"} <= set(script)
-    assert not any("gpu" in line or "exclusive" in line for line in script)
+    assert not any(word in line for word in ("gpu", "exclusive", "h100") for line in script)
     assert watcher_id(watched.run) == "9"
     end_watch(watched.run)
     assert watched.asked()[-1] == "scancel 9"
@@ -180,11 +190,12 @@ def test_a_watcher_is_small_waits_for_the_end_and_needs_no_node_of_its_own(watch
     set_watch(watched.run, "7")
     assert watcher_id(watched.run) == ""
     assert "partition gpu gives whole nodes" in watched.run.unwatched.read_text()
-    cpu = {"partition": "cpu", "account": "small"}
+    cpu = {"partition": "cpu", "account": "small", "constraint": "slow", "sbatch": {"reservation": "r1"}}
     (watched.run.path / "site.yaml").write_text(yaml.safe_dump({"partition": "gpu", "cpu": cpu}))
     set_watch(watched.run, "7")
     script = watched.told.with_suffix(".script").read_text().splitlines()
     assert {"#SBATCH --partition=cpu", "#SBATCH --account=small", "#SBATCH --ntasks=1"} <= set(script)
+    assert {"#SBATCH --constraint=slow", "#SBATCH --reservation=r1"} <= set(script)
     assert not watched.run.unwatched.exists()
 
 
@@ -200,3 +211,11 @@ def test_a_cancelled_job_that_waits_has_no_watcher_any_more(watched: Watched) ->
     SlurmHandle(watched.run).cancel()
     assert watched.asked() == ["scancel 7", "scancel 8"]
     assert watched.run.read_status().state is State.CANCELLED
+
+
+def test_that_an_earlier_job_was_unwatched_is_not_said_of_a_run_that_starts_elsewhere(
+    watched: Watched,
+) -> None:
+    watched.run.unwatched.write_text("no job looks how job 7 ends")
+    prepare(watched.run, watched.run.read_job(), LocalExecutor(), None, snapshot=None)
+    assert not watched.run.unwatched.exists()
