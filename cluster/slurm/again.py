@@ -11,6 +11,7 @@ from cluster.errors import UserError
 from cluster.job import State
 from cluster.run.folder import RunFolder
 from cluster.slurm.command import call, id_in
+from cluster.slurm.script import script_file
 from cluster.slurm.state import NoAnswerError, from_controller, waiting_for
 
 logger = logging.getLogger(__name__)
@@ -78,16 +79,22 @@ def requeue(job: str, *, start: int) -> Again:
 def submit_anew(run: RunFolder, old: str) -> Again:
     """A new job from the script of an old one, which what waits for the old one waits for from now on.
 
-    It starts after the old one has ended, as all jobs of one name do, and in the same budgets: to the run it
-    is one more attempt.
+    It starts after the old one has ended, and in the same budgets: to the run it is one more attempt. Of an
+    array the one task is submitted.
     """
     try:
-        # What the old one waited for is done, and SLURM may know it no more.
-        words = ["--parsable", "--dependency=singleton", str(run.path / "job.sbatch")]
-        answer = call(["sbatch", *words])
+        job = run.read_job()
+        # What the old one waited for is done, and SLURM may know it no more. Other tasks have its name, too.
+        words, task = ["--dependency=singleton"], ""
+        if job.task is not None:
+            words, task = (
+                [f"--dependency=afterany:{old}", f"--array={job.task.number}"],
+                f"_{job.task.number}",
+            )
+        answer = call(["sbatch", "--parsable", *words, str(script_file(job))])
         if answer.returncode != 0:
             return Again(why=answer.stderr.strip() or "no reason given")
-        new = id_in(answer.stdout)
+        new = id_in(answer.stdout) + task
     except UserError as error:
         return Again(why=str(error))
     _take_along(old, new)

@@ -20,7 +20,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.status import Status
 from cluster.site import Site
 from cluster.slurm.command import call, id_in
-from cluster.slurm.script import Array, asked_for, render
+from cluster.slurm.script import Array, asked_for, render, script_file
 from cluster.slurm.state import PATIENCE
 from cluster.slurm.status import (
     ask_about,
@@ -86,7 +86,7 @@ class SlurmExecutor:
             UserError: if sbatch does not answer; the job may be in the queue all the same.
         """
         with contextlib.closing(lock):
-            script = run.path / "job.sbatch"
+            script = script_file(job)
             write_atomically(script, self._script(job), private=True)  # the site's environment is in it
             job_file(run).unlink(missing_ok=True)
             end_watch(run)  # of the job before
@@ -106,7 +106,7 @@ class SlurmExecutor:
             Refused: by SLURM: none of them will run.
             UserError: if sbatch does not answer; they may be in the queue all the same.
         """
-        script = array.folder / f"{array.name}.sbatch"
+        script = script_file(jobs[0])
         write_atomically(script, self._script(jobs[0], array), private=True)
         submitted = call(["sbatch", "--parsable", str(script)])
         if submitted.returncode != 0:

@@ -289,6 +289,11 @@ def job_name(job: Job) -> str:
     return unique_name(job.name, job.folder) if job.task is None else job.task.array
 
 
+def script_file(job: Job) -> Path:
+    """Where the job's batch script is: one for all tasks of an array."""
+    return job.folder / "job.sbatch" if job.task is None else job.folder.parent / f"{job.task.array}.sbatch"
+
+
 def unique_name(name: str, folder: Path) -> str:
     """A name for SLURM: not like something of that name in another folder."""
     return f"{name}-{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:8]}"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cluster.host import node_name
-from cluster.job import Job, Resources, State
+from cluster.job import Job, Resources, State, Task
 from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause, read_restarts
 from cluster.run.status import Failure, Status, why
@@ -518,3 +518,18 @@ def test_a_requeue_names_the_task_and_never_the_array(batch: Batch, monkeypatch:
     batch.run.mark_requeue()
     end(batch.run, status=85, stopped=False)
     assert batch.asked.read_text() == "7_3\n"
+
+
+def test_of_an_array_the_one_task_is_submitted_anew(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the array's script; and not in its name's turn, for that would be after all the others."""
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    batch.run.write_job(replace(batch.run.read_job(), task=Task(array="parts-0a", number=3)))
+    assert begin(batch.run) == 0
+    monkeypatch.setenv("REFUSED", REFUSED)
+    batch.run.mark_requeue()
+    end(batch.run, status=85, stopped=False)
+    script = batch.run.path.parent / "parts-0a.sbatch"
+    assert batch.asked.read_text() == f"sbatch --parsable --dependency=afterany:7_3 --array=3 {script}\n"
+    assert batch.run.read_status().id == "8_3"
+    assert (batch.run.path / "slurm-job").read_text() == "8_3\n"
