@@ -30,11 +30,13 @@ class Again:
         job: SLURM's id of the job that goes on; empty if none does.
         why: why none does.
         answered: whether SLURM has said so, or was silent.
+        cancelled: somebody has cancelled the job meanwhile.
     """
 
     job: str = ""
     why: str = ""
     answered: bool = True
+    cancelled: bool = False
 
 
 def start_again(run: RunFolder, job: str, *, start: int) -> Again:
@@ -44,7 +46,7 @@ def start_again(run: RunFolder, job: str, *, start: int) -> Again:
         start: which start of the job this is.
     """
     again = requeue(job, start=start)
-    if again.job or not again.answered:
+    if again.job or again.cancelled or not again.answered:
         return again
     logger.warning("SLURM does not requeue job %s (%s): its script is submitted anew", job, again.why)
     anew = submit_anew(run, job)
@@ -59,6 +61,8 @@ def requeue(job: str, *, start: int) -> Again:
     while True:
         try:
             seen = from_controller(job)
+            if seen is not None and seen.state is State.CANCELLED:  # a requeue would undo that
+                return Again(cancelled=True)
             if seen is not None and (seen.state is State.PENDING or (seen.restarts or 0) > start):
                 return Again(job=job)  # SLURM is at it already
             answer = call(["scontrol", "requeue", job])

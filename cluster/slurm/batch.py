@@ -98,6 +98,8 @@ def _begin(run: RunFolder) -> int:
     if (why := spent(read_restarts(run), run.read_job(), since=status.first_attempt)) is not None:
         return _stop(run, status, State.FAILED, Failure(rank=None, type="Restarts", message=why))
     run.clear_attempt()
+    # First, for whoever submitted it may have died of it, and what comes after the status is not tried again.
+    write_job_id(run, slurm_job())
     status = replace(
         status,
         state=State.RUNNING,
@@ -109,7 +111,6 @@ def _begin(run: RunFolder) -> int:
         failure=None,
     )
     run.write_status(status)
-    write_job_id(run, status.id)  # whoever submitted it may have died of it
     logger.info("attempt %d on %s", status.attempt, status.nodes)
     return 0
 

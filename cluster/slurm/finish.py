@@ -58,7 +58,9 @@ def finish(
         if not again.answered and watcher_id(run):
             keep(lambda: _add(run, ended))
             return now  # the watcher has time to wait, and holds no nodes
-        if not again.job:
+        if again.cancelled:
+            last = State.CANCELLED, None
+        elif not again.job:
             message = (
                 f"{ended.cause}: {ended.message}; and SLURM does not start it again: {again.why}; "
                 "`submit resume` goes on from the last checkpoint"

@@ -18,8 +18,10 @@ from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause, read_restarts
 from cluster.run.status import Failure, Status, why
 from cluster.slurm import again, finish
+from cluster.slurm import batch as slurm_batch
 from cluster.slurm.batch import begin, end
 from cluster.slurm.script import NOTHING_TO_DO
+from cluster.slurm.state import Seen, from_controller
 
 SCONTROL = """#!/bin/sh
 case "$1" in
@@ -29,7 +31,7 @@ case "$1" in
     fi
     [ -z "$REFUSED" ] || { echo "$REFUSED" >&2; exit 1; }; echo "$2" >> "$ASKED" ;;
   update) echo "$*" >> "$ASKED" ;;
-  *) echo "JobId=7 JobState=RUNNING Restarts=0 StartTime=$START TimeLimit=$LIMIT EndTime=$START" ;;
+  *) echo "JobId=7 JobState=${WORD:-RUNNING} Restarts=0 StartTime=$START TimeLimit=$LIMIT EndTime=$START" ;;
 esac
 """
 SBATCH = """#!/bin/sh
@@ -360,6 +362,19 @@ def test_a_controller_that_cannot_be_reached_is_asked_again(
     assert batch.asked.read_text() == "7\n"  # and nothing was submitted
 
 
+def test_a_job_that_is_cancelled_while_slurm_is_asked_stays_so(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(job: str) -> Seen | None:
+        monkeypatch.setenv("WORD", "CANCELLED")
+        return from_controller(job)
+
+    monkeypatch.setattr(again, "from_controller", ask)  # after the verdict
+    batch.run.mark_requeue()
+    end(batch.run, status=85, stopped=False)
+    assert batch.verdict() == ("cancelled", ["preempted"], False)
+
+
 def full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "restarts.jsonl")
 
@@ -411,6 +426,25 @@ def test_a_start_on_a_full_disk_ends_with_its_sentence(batch: Batch, monkeypatch
     assert told[0].failure is not None
     assert told[0].failure.message.startswith("cannot write ")
     assert "no space left on device" in told[0].failure.message
+
+
+def test_a_start_that_has_to_try_its_books_twice_is_one_attempt(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch.run.write_status(replace(batch.run.read_status(), state=State.PENDING, started=None))
+    write, failed = slurm_batch.write_job_id, []
+
+    def write_job_id(run: RunFolder, known: str) -> None:
+        if not failed:
+            failed.append(known)
+            full()
+        write(run, known)
+
+    monkeypatch.setattr(finish, "DISK_PAUSE", 0.0)
+    monkeypatch.setattr(slurm_batch, "write_job_id", write_job_id)
+    assert begin(batch.run) == 0
+    assert failed == ["7"]
+    assert (batch.run.read_status().attempt, read_restarts(batch.run)) == (2, [])
 
 
 STEP = "slurmstepd-n0: error: *** STEP 7.0 ON n0 CANCELLED AT 2026-01-01T00:00:00 ***"
