@@ -25,14 +25,18 @@ from typing import IO
 from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.host import private_folder
+from cluster.small_file import read_small
+from cluster.wording import visible
 
 # What file systems answer that know no locks; NFS says the first, too, of a server that does not.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 _POLL_SECONDS = 0.2
+_MOST_BYTES = 4096  # of a record
 _KEEPER = """
 import fcntl, os, sys
 lock, record, owner = sys.argv[1:]
 with open(lock) as file:
+    os.close(sys.stdout.fileno())  # it is at its place
     fcntl.flock(file, fcntl.LOCK_EX)
     with open(record) as now:
         ours = now.read() == owner
@@ -98,11 +102,20 @@ def own_file(name: str) -> Path:
 
 
 def holder(path: Path) -> str:
-    """On which other machine a lock is held that no kernel knows, in words behind others; or empty."""
-    owner = _owner(_record(path))
-    if not owner or owner["host"] == socket.gethostname():
+    """Where a lock is held that no kernel knows, and what to do if it is not, in words behind others; empty
+    if this machine can tell by itself.
+    """
+    record = _record(path)
+    if not record.exists():
         return ""
-    return f" on {owner['host']}; if that machine is gone, remove {_record(path)}"
+    owner = _owner(record)
+    host = owner.get("host", "")
+    if host == socket.gethostname():
+        by_kernel = owner.get("lock", "").rpartition(" ")[0] == str(own_file(str(path.resolve())))
+        return "" if by_kernel else f"; if nothing of it is left on this machine, remove {record}"
+    if host:
+        return f" on {visible(host)}; if that machine is gone, remove {record}"
+    return f"; if {record} stays without a machine's name in it, remove it"
 
 
 def _take_record(descriptor: int, path: Path, *, wait: bool) -> bool:
@@ -137,17 +150,24 @@ def _taken(descriptor: int, here: Path, record: Path) -> bool:
                 return False
             write_atomically(record, line)  # nobody here holds it, for this process has the lock
         else:
-            with os.fdopen(made, "w") as fresh:
-                fresh.write(line)
+            try:
+                with os.fdopen(made, "w") as fresh:
+                    fresh.write(line)
+            except OSError:  # the disk is full: one that names nobody would never be taken over
+                record.unlink()
+                raise
         os.dup2(file.fileno(), descriptor, inheritable=os.get_inheritable(descriptor))
-    subprocess.Popen(
+    keeper = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _KEEPER, str(here), str(record), line],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         cwd="/",
     )
+    assert keeper.stdout is not None
+    with keeper.stdout as place:  # a job may end, and SLURM end all that it has begun, as soon as it is done
+        place.read()
     return True
 
 
@@ -156,12 +176,13 @@ def _record(path: Path) -> Path:
 
 
 def _owner(record: Path) -> dict[str, str]:
-    """Whose record it is; nobody's if there is none, or it is just being written."""
+    """Whose record it is; nobody's if there is none, it is just being written, or holds something else."""
     try:
-        owner: dict[str, str] = json.loads(record.read_text())
-    except (FileNotFoundError, ValueError):
+        owner = json.loads(read_small(record, most=_MOST_BYTES))
+    except (OSError, ValueError):
         return {}
-    return owner
+    named = isinstance(owner, dict) and all(isinstance(value, str) for value in owner.values())
+    return owner if named else {}
 
 
 def _boot() -> str:

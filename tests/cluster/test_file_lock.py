@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import socket
 import subprocess
@@ -40,7 +41,7 @@ from cluster.run.folder import RunFolder
 from tests.without_locks import know_no_locks
 folder = Path(sys.argv[1])
 know_no_locks(pytest.MonkeyPatch(), folder)
-RunFolder(folder).lock(patience=0)
+lock = RunFolder(folder).lock(patience=0)
 print((folder / "lock.held").read_text())
 """
 
@@ -90,15 +91,21 @@ def test_a_record_that_was_left_behind_is_taken_over_on_its_own_machine_only(wit
         record.write_text(json.dumps(json.loads(left) | told))
         run.lock(patience=5).close()
     wait_until_gone(record)
-    for other in ({"lock": "/another/tmp 1"}, {"host": "node7"}):
+    for other, words in (
+        ({"lock": "/another/tmp 1"}, f"; if nothing of it is left on this machine, remove {record}; `submit"),
+        ({"host": "node7"}, f" on node7; if that machine is gone, remove {record}; `submit"),
+    ):
         record.write_text(json.dumps(json.loads(left) | other))
-        with pytest.raises(AlreadyRunning, match="is going on already"):
+        with pytest.raises(AlreadyRunning, match=f"is going on already{words}"):
             run.lock(patience=0)
-    with pytest.raises(AlreadyRunning, match=f"on node7; if that machine is gone, remove {record}; `submit"):
+    for text in ("", "[1]", '{"host": 1}', "x" * 10_000):  # by one that is just writing it; or not by us
+        record.write_text(text)
+        with pytest.raises(AlreadyRunning, match=f"; if {record} stays without a machine's name"):
+            run.lock(patience=0)
+    record.write_text(json.dumps(json.loads(left) | {"host": "\x1b[31mnode7"}))
+    with pytest.raises(AlreadyRunning) as told:
         run.lock(patience=0)
-    record.write_text("")  # by one that is just writing it
-    with pytest.raises(AlreadyRunning):
-        run.lock(patience=0)
+    assert "\x1b" not in str(told.value)
     assert run.is_held()  # for all that one can tell
 
 
@@ -108,3 +115,30 @@ def test_a_lock_that_is_shared_is_the_kernels_or_none(without: Path) -> None:
         share_lock(RunFolder(without))
     with pytest.raises(UserError, match=told):
         RunFolder(without).lock(patience=0, of_kernel=True)
+
+
+def test_a_disk_that_is_full_leaves_no_lock_that_nobody_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know_no_locks(monkeypatch, tmp_path)
+
+    def full(descriptor: int, mode: str) -> None:
+        os.close(descriptor)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "fdopen", full)
+        with pytest.raises(OSError, match="No space left"):
+            RunFolder(tmp_path).lock(patience=0)
+    RunFolder(tmp_path).lock(patience=0).close()
+
+
+def test_a_keeper_is_at_its_place_before_the_lock_is_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who ends at once, with all that it has begun, leaves no record: it has given the lock back before."""
+    monkeypatch.setattr("cluster.file_lock._KEEPER", "import time; time.sleep(0.5)")
+    know_no_locks(monkeypatch, tmp_path)
+    begun = time.monotonic()
+    RunFolder(tmp_path).lock(patience=0).close()
+    assert time.monotonic() - begun > 0.4
