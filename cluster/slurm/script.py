@@ -96,10 +96,7 @@ def render(
         array: the script is of all its tasks, of which this job is one.
     """
     wants, logs = job.resources, f"{pattern(job.folder) if array is None else array.pattern}/logs"
-    site = site if wants.gpus_per_rank else site.for_cpu_jobs()
-    minutes = wants.minutes or site.minutes
-    # Of a short job not more than half: else it would be asked to stop as it starts.
-    signal_seconds = site.signal_seconds if minutes is None else min(site.signal_seconds, 30 * minutes)
+    site = _as_found_by(job, site)
     cpus = wants.cpus_per_rank or site.cpus_per_rank
     # Equal names in a row: a second submission of the same work waits, and then finds it done. Tasks of an
     # array all have its name, and are not to wait for each other: there the later start takes the run over.
@@ -111,9 +108,9 @@ def render(
         "cpus-per-task": cpus,
         "gpus-per-node": _gpus(wants.gpus_per_rank * wants.ranks_per_node, site.gpu_type),
         "mem": memory(site),
-        "time": minutes,
+        "time": _minutes(job, site),
         "exclude": ",".join([*site.exclude, *exclude]) or None,
-        "signal": f"USR2@{signal_seconds}",
+        "signal": f"USR2@{seconds_to_save(job, site)}",
         "chdir": None if job.directory is None else str(job.directory),
         "propagate": "NONE",  # limits of a login node's shell are not for its jobs
     }
@@ -152,6 +149,22 @@ def render(
     command = next(index for index, line in enumerate(lines) if line.startswith("srun "))
     lines[command : command + 1] = [f"{lines[command]} &", WAIT_FOR_RANKS]
     return "\n".join(lines) + "\n"
+
+
+def seconds_to_save(job: Job, site: Site) -> int:
+    """How long before its time is over a job is asked to save. Of a short one not more than half: else it
+    would be asked to stop as it starts.
+    """
+    minutes = _minutes(job, _as_found_by(job, site))
+    return site.signal_seconds if minutes is None else min(site.signal_seconds, 30 * minutes)
+
+
+def _minutes(job: Job, site: Site) -> int | None:
+    return job.resources.minutes or site.minutes
+
+
+def _as_found_by(job: Job, site: Site) -> Site:
+    return site if job.resources.gpus_per_rank else site.for_cpu_jobs()
 
 
 def sbatch_script(

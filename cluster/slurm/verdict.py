@@ -14,6 +14,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.restarts import Cause
 from cluster.run.status import Failure, Status
 from cluster.site import read_site
+from cluster.slurm.script import seconds_to_save
 from cluster.slurm.state import NoAnswerError, Seen, from_controller, nodes_down
 from cluster.slurm.status import watcher_id
 
@@ -215,7 +216,7 @@ def _from_outside(message: str) -> Failure:
 
 
 def _out_of_time(run: RunFolder) -> Failure:
-    seconds = read_site(run.path / "site.yaml").signal_seconds
+    seconds = seconds_to_save(run.read_job(), read_site(run.path / "site.yaml"))
     return Failure(
         rank=None,
         type="TimeLimit",
@@ -236,5 +237,5 @@ def _time_is_over(run: RunFolder, seen: Seen | None) -> bool:
     """Whether it was the time limit that asked the ranks to stop; SLURM may do so a minute early."""
     if seen is None or seen.limit is None or seen.state.ended:
         return seen is not None and seen.state is State.TIMEOUT
-    asked = timedelta(seconds=read_site(run.path / "site.yaml").signal_seconds + 60)
-    return datetime.now() > seen.limit - asked
+    asked = seconds_to_save(run.read_job(), read_site(run.path / "site.yaml"))
+    return datetime.now() > seen.limit - timedelta(seconds=asked + 60)

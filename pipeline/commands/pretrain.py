@@ -333,7 +333,7 @@ def warn_of_memory(recipe: PretrainRecipe, site: Site, resources: Resources) -> 
 def _script(job: Job, site: Site) -> str:
     from cluster.slurm.script import render
 
-    return render(job, site, exclude=excluded_nodes(job.folder.parent))
+    return render(replace(job, directory=Path.cwd()), site, exclude=excluded_nodes(job.folder.parent))
 
 
 def _start(folder: Path) -> str:

@@ -145,6 +145,15 @@ def test_the_time_limit_has_its_own_name(
     assert batch.verdict() == ("pending", [cause], True)
 
 
+def test_a_short_job_is_preempted_too(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three minutes SLURM asks it to stop in the second half, however long the site gives others."""
+    monkeypatch.setenv("LIMIT", "00:03:00")
+    batch.run.write_job(replace(batch.run.read_job(), resources=Resources(nodes=2, minutes=3)))
+    batch.run.mark_requeue()
+    end(batch.run, status=85, stopped=False)
+    assert batch.verdict() == ("pending", ["preempted"], True)
+
+
 def test_a_crash_beside_ranks_that_saved_is_a_crash(batch: Batch) -> None:
     batch.run.mark_requeue()
     batch.log(

@@ -233,6 +233,7 @@ def test_a_branch_takes_nobody_s_checkpoints_away(folder: Path, jobs: list[Job])
 def test_a_branch_that_is_only_shown_is_no_part_of_the_script(folder: Path, jobs: list[Job]) -> None:
     shown = submit("pretrain", "--from", START, "--run", "b", "--executor", "slurm", "--dry-run")
     assert shown.stdout.startswith("#!/bin/bash"), shown.output
+    assert f"#SBATCH --chdir={Path.cwd()}\n" in shown.stdout  # as it would be submitted
 
 
 def remedied(message: str) -> list[list[str]]:
