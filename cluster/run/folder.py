@@ -11,8 +11,10 @@ requeue.N           all ranks of start N (counted from 0 in a submission) saved 
 done.N              start N has done the work: nothing that happens later makes a failure of it
 unwatched           why no job looks how this one ends, on SLURM
 untold.json         by which ways nobody could be told how the run ended
+slurm-job           SLURM's id of its job, of which job.sbatch is the script (of parts: ../ARRAY.sbatch)
+slurm-watcher       that of the small job that looks how that one ends
 restarts.jsonl      why each attempt that did not complete ended
-lock                held by the launcher and its ranks while any of them lives
+lock                held by the launcher and its ranks while any of them lives; lock.held: see `file_lock`
 """
 
 from __future__ import annotations

@@ -73,6 +73,11 @@ class Status:
     seconds: float = 0.0
     gpu_hours: float = 0.0
 
+    @property
+    def token(self) -> str:
+        """Names the start of the attempt as its ranks do, see `cluster.run.folder.start_token`."""
+        return f"{self.id}.{self.start}"
+
     def stopped(self, state: State, *, failure: Failure | None = None, at: float | None = None) -> Status:
         """The same run after its attempt has ended, now or `at` seconds since the epoch; `state` may be
         "pending": it starts again.

@@ -163,7 +163,7 @@ def ended_without_a_word(run: RunFolder, status: Status, seen: Seen | None) -> S
         return replace(status, state=State.FAILED, failure=_killed(message, None))
     failure = None
     if seen.state is not State.COMPLETED:
-        error = run.first_error(start=f"{status.id}.{status.start}")
+        error = run.first_error(start=status.token)
         failure = error or _killed(f"SLURM ended job {status.id} as {seen.word}", seen.nodes)
     return replace(status, state=seen.state, failure=failure)
 

@@ -81,7 +81,7 @@ def verdict(run: RunFolder, status: Status, *, srun: int, stopped: bool) -> Verd
         srun: its exit status.
         stopped: whether the batch script itself was asked to end.
     """
-    log, failure = log_of_attempt(run), run.first_error(start=token_of(status))
+    log, failure = log_of_attempt(run), run.first_error(start=status.token)
     if srun == 0 and failure is None:
         return Verdict(cause=None)
     seen = _seen(status)
@@ -107,11 +107,6 @@ def verdict(run: RunFolder, status: Status, *, srun: int, stopped: bool) -> Verd
     return Verdict(cause=cause, failure=failure, cancelled=cancelled)
 
 
-def token_of(status: Status) -> str:
-    """Names the start of an attempt as its ranks do, see `start_token`."""
-    return f"{status.id}.{status.start}"
-
-
 def ended_as_asked(run: RunFolder, status: Status) -> bool:
     """Whether all ranks had saved, or had nothing to save yet.
 
@@ -119,7 +114,7 @@ def ended_as_asked(run: RunFolder, status: Status) -> bool:
     begun to work yet makes the mark. srun's status does not tell either: it is 143 or 137 for both.
     """
     first = TASK_ENDED.search(log_of_attempt(run))
-    error = run.first_error(start=token_of(status))
+    error = run.first_error(start=status.token)
     crashed = first is not None and first["how"] not in ASKED
     return run.requeue_mark(status.start).exists() and error is None and not crashed
 
@@ -207,7 +202,7 @@ def _killed(traces: _Traces, end: re.Match[str]) -> Failure:
         type=OUT_OF_MEMORY if of_memory else "Killed",
         message=f"{how}{hint}",
         node=end["node"],
-        log_tail=tuple(traces.run.tail(rank, token=token_of(traces.status))),
+        log_tail=tuple(traces.run.tail(rank, token=traces.status.token)),
     )
 
 
