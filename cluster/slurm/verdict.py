@@ -28,8 +28,9 @@ ASKED = (f"Exited with exit code {PREEMPTED_EXIT_CODE}", "Terminated", "User def
 # How one ends that wrote nothing, and that others may have brought about: srun kills, NCCL's watchdog aborts.
 AMBIGUOUS = re.compile(r"Killed|Aborted|Exited")
 # "*** JOB 7 ON n0 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***"; without a reason somebody did it.
+# After "NODE FAILURE" comes where to read more.
 CANCELLED = re.compile(
-    r"\*\*\* (?P<what>JOB|STEP) (?P<id>\S+) ON \S+ CANCELLED AT \S+( DUE TO (?P<why>[A-Z ]+))? \*\*\*"
+    r"\*\*\* (?P<what>JOB|STEP) (?P<id>\S+) ON \S+ CANCELLED AT \S+( DUE TO (?P<why>[A-Z ]+)[^*\n]*)? \*\*\*"
 )
 # srun's first word where it was not a rank's end that made it end the others.
 ABORTED = re.compile(r"^srun: (forcing job termination|Job step aborted)", re.MULTILINE)

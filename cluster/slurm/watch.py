@@ -122,8 +122,8 @@ def look(run: RunFolder, watched: str) -> None:
     seen = _seen(watched)
     with contextlib.closing(run.lock(patience=LOCK_PATIENCE)):
         status = run.read_status()
-        if status.state.ended or (status.id or job_id(run)) != watched:
-            return  # it has told its end, or another job goes on with the run
+        if status.state.ended or status.executor != "slurm" or (status.id or job_id(run)) != watched:
+            return  # it has told its end, or something else goes on with the run
         if seen is not None and not seen.state.ended:
             logger.info("SLURM starts job %s again by itself", watched)
             set_watch(run, watched)

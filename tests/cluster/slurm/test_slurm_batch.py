@@ -188,6 +188,17 @@ def test_a_node_that_does_not_answer_goes_before_the_errors_of_its_peers(
     assert read_restarts(batch.run)[0].node == "n1"
 
 
+def test_a_node_that_failed_is_named_as_slurm_says_it(batch: Batch) -> None:
+    """Whatever else it says, and though the node is back."""
+    batch.log(
+        CANCEL.removesuffix("***") + "DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***",
+        "srun: error: n1: task 1: Killed",
+    )
+    end(batch.run, status=137, stopped=False)
+    assert batch.verdict() == ("pending", ["lost"], True)
+    assert "due to node failure" in read_restarts(batch.run)[0].message
+
+
 def test_a_hang_is_told_apart(batch: Batch) -> None:
     batch.error(1, "Hang")
     batch.error(0, "RuntimeError")

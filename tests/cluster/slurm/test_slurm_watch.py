@@ -141,7 +141,9 @@ def test_what_its_script_has_told_is_left_as_it_is(watched: Watched) -> None:
     look(watched.run, "7")
     assert watched.run.read_status() == done
     watched.run.write_status(replace(done, state=State.RUNNING, ended=None, id="9"))  # submitted by somebody
-    assert watched.looked()[1:] == ([], False)
+    assert watched.looked() == (State.RUNNING, [], False)
+    watched.run.write_status(replace(done, state=State.RUNNING, ended=None, id="", executor="local"))
+    assert watched.looked() == (State.RUNNING, [], False)
 
 
 def test_a_budget_is_one_whoever_spends_it(watched: Watched) -> None:
