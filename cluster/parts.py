@@ -19,6 +19,7 @@ from cluster.run.trust import refuse_untrusted
 from cluster.slurm.executor import SlurmExecutor, array_limit
 from cluster.slurm.script import Array, unique_name
 from cluster.slurm.status import job_file, job_id, settled_statuses
+from cluster.slurm.watch import end_watch
 from cluster.submit import OTHERS, SBATCH_PATIENCE, prepare, restore
 from cluster.wording import several
 
@@ -145,6 +146,7 @@ def _queue(jobs: Sequence[Job], executor: SlurmExecutor, folder: Path) -> tuple[
                 before[job.folder] = run.status_before()
                 pending = prepare(run, job, executor, before[job.folder], snapshot=link)
                 job_file(run).unlink(missing_ok=True)
+                end_watch(run)  # of one that was submitted anew, alone
                 run.write_status(pending)
         for array, members in arrays:
             first, size = taken, len(members)

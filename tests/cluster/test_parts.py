@@ -15,7 +15,7 @@ from cluster.parts import Submitted, runs_of_parts, submit_parts
 from cluster.run.folder import list_runs
 from cluster.site import Site
 from cluster.slurm.executor import SlurmExecutor, cancel_jobs
-from cluster.slurm.status import settled_statuses
+from cluster.slurm.status import settled_statuses, watcher_file
 from cluster.submit import submit
 
 # Takes as many tasks as there is room for; what it took is in the queue.
@@ -176,3 +176,12 @@ def test_a_part_that_is_resumed_is_a_job_of_its_own_with_the_source_it_began_wit
         submit(job, SlurmExecutor(Site()), keep_source=True)
     assert run.read_job().task is None
     assert (run.path / "source").resolve() == source
+
+
+def test_the_watcher_of_a_part_that_went_on_alone_is_none_of_its_next_job(slurm: Path) -> None:
+    run = queue(slurm, 3).runs[1]
+    watcher_file(run).write_text("8\n")
+    run.write_status(run.read_status().stopped(State.FAILED))
+    queue(slurm, 3)
+    assert "scancel 8" in asked(slurm)
+    assert not watcher_file(run).exists()
