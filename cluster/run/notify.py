@@ -6,6 +6,8 @@ right to act on the run: its watcher, or the next command that submits or cancel
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import logging
 import subprocess
@@ -34,11 +36,10 @@ def notify(run: RunFolder, status: Status, ways: Collection[str] = WAYS) -> None
     """
     path = run.path / "site.yaml"
     try:
-        failed = _tell(read_site(path).notify, run, status, ways) if path.is_file() else []
-        if failed:
-            write_atomically(_untold(run), json.dumps(failed) + "\n")
-        else:
-            _untold(run).unlink(missing_ok=True)
+        settings = read_site(path).notify if path.is_file() else Notify()
+        with contextlib.suppress(OSError):  # SLURM may end this process while it waits for an answer
+            _keep(run, [way for way in WAYS if way in ways and getattr(settings, way)])
+        _keep(run, _tell(settings, run, status, ways))
     except Exception as error:  # whatever it is, the run has ended as it has ended
         logger.warning("nobody is told: %s", error)
 
@@ -60,6 +61,13 @@ def is_untold(run: RunFolder) -> bool:
 def _untold(run: RunFolder) -> Path:
     """Names the ways by which the end could not be told."""
     return run.path / "untold.json"
+
+
+def _keep(run: RunFolder, untold: list[str]) -> None:
+    if untold:
+        write_atomically(_untold(run), json.dumps(untold) + "\n")
+    else:
+        _untold(run).unlink(missing_ok=True)
 
 
 def _tell(settings: Notify, run: RunFolder, status: Status, ways: Collection[str]) -> list[str]:
@@ -90,7 +98,7 @@ def _tell(settings: Notify, run: RunFolder, status: Status, ways: Collection[str
         )
         try:
             urllib.request.urlopen(request, timeout=PATIENCE).close()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             logger.warning("the site's notify.webhook failed: %s", error)
             failed.append("webhook")
     return failed

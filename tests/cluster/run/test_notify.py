@@ -89,11 +89,26 @@ def test_who_could_not_be_told_is_told_by_who_looks_next(tmp_path: Path) -> None
     assert len(told.read_text().splitlines()) == 1
 
 
+def test_who_ends_while_it_tells_has_left_word_that_nobody_may_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> list[str]:
+        raise SystemExit
+
+    run = make_run(tmp_path, Notify(command=("true",)))
+    with monkeypatch.context() as context, pytest.raises(SystemExit):
+        context.setattr("cluster.run.notify._tell", killed)
+        notify(run, FAILED)
+    assert is_untold(run)
+    notify(run, FAILED)
+    assert not is_untold(run)
+
+
 def test_a_hook_that_fails_fails_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     notify(make_run(tmp_path, Notify(command=("/does/not/exist",), webhook="http://127.0.0.1:9/")), FAILED)
     assert "/does/not/exist" in caplog.text
     notify(make_run(tmp_path, Notify(webhook="http://127.0.0.1:notaport/")), FAILED)
-    assert "nobody is told" in caplog.text
+    assert "nonnumeric port" in caplog.text
     notify(RunFolder.create(tmp_path / "nobody"), FAILED)  # a run without a site
 
 
