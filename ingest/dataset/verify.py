@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from cluster.errors import UserError
 from ingest.dataset import layout
 from ingest.dataset.keys import key_name, key_of
+from ingest.dataset.parquet import read_parquet
 from ingest.dataset.records import CommitRecord
 from ingest.dataset.schema import META_SCHEMA, UNITS_SCHEMA
 from ingest.dataset.seal import merkle_root
@@ -110,7 +110,7 @@ def read_seal(path: str | Path) -> tuple[Seal | None, list[Damage]]:
         mend = "remove it and run the crawl again, which makes it from the commits"
         return None, [_damage(list_name, f"is not the list that was sealed: {mend}")]
     head = json.loads(head_bytes)
-    rows = pq.read_table(io.BytesIO(list_bytes), schema=UNITS_SCHEMA).to_pylist()
+    rows = read_parquet(io.BytesIO(list_bytes), schema=UNITS_SCHEMA).to_pylist()
     counted = {"units": len(rows), "planned": _total(rows, "rows"), "kept": _total(rows, "kept")}
     counted |= {status: _total(rows, status) for status in ("rejected", "failed")}
     said = {name: _number_said(name, head.get(name)) for name in counted}
@@ -239,7 +239,7 @@ def _verify_images(
     """Each image of a unit against its row; and the rows against what was sealed."""
     try:
         with store.open(row["meta"]) as file:
-            table = pq.read_table(file, schema=META_SCHEMA)
+            table = read_parquet(file, schema=META_SCHEMA)
     except (pa.ArrowException, OSError):
         return [
             _damage(row["meta"], "is not readable Parquet: what it lists cannot be checked one by one")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset import layout
+from ingest.dataset.parquet import read_parquet
 from ingest.dataset.schema import VIEW_SCHEMA
 from ingest.store.open import open_store
 
@@ -143,7 +144,7 @@ def read_view(dataset_path: str | Path, name: str, *, root: str | None) -> ViewB
         known = f"it has {', '.join(there)}" if there else "it has no views"
         raise UserError(f"{dataset_path} has no view named {name}: {known}") from None
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = read_parquet(io.BytesIO(data))
         made_for = (table.schema.metadata or {})[b"root"].decode()
         columns = {field.name: table.column(field.name) for field in VIEW_SCHEMA}
     except (pa.ArrowInvalid, OSError, KeyError, UnicodeDecodeError):

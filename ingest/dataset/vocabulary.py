@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset import layout
+from ingest.dataset.parquet import read_parquet
 from ingest.dataset.schema import LABELS
 from ingest.store.store import Store
 
@@ -131,7 +132,7 @@ def read_vocabulary(store: Store, root: str) -> Vocabulary | None:
     except FileNotFoundError:
         return None
     try:
-        labels = pq.read_table(io.BytesIO(data), columns=["label"])["label"].combine_chunks()
+        labels = read_parquet(io.BytesIO(data), columns=["label"])["label"].combine_chunks()
         return Vocabulary(labels.cast(pa.string()), place)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(place) from error

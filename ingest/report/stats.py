@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset.open import open_dataset, sealed_units
+from ingest.dataset.parquet import read_parquet
 from ingest.dataset.plan_record import read_plan
 from ingest.dataset.schema import META_SCHEMA
 from ingest.report.clips import COLUMNS as CLIP_COLUMNS
@@ -214,9 +215,7 @@ def count(path: str | Path, *, progress: Callable[[int, int], None]) -> Stats:
         try:
             with store.open(meta) as file:
                 schema = pq.read_schema(file)
-                rows = pq.read_table(
-                    file, columns=[*COLUMNS, *({"split", *CLIP_COLUMNS} & set(schema.names))]
-                )
+                rows = read_parquet(file, columns=[*COLUMNS, *({"split", *CLIP_COLUMNS} & set(schema.names))])
         except (OSError, pa.ArrowException):
             raise UserError(
                 f"{store.where(meta)} cannot be read: see what else is damaged with `ingest verify {path}`"

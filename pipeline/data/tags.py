@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset
+from ingest.dataset.parquet import read_parquet
 from ingest.dataset.records import Record, Sha256
 from ingest.dataset.schema import VIEW_SCHEMA
 from ingest.dataset.view import ViewBitmaps
@@ -119,7 +119,7 @@ class Tags:
             UserError: they are damaged.
         """
         path = unit_path(self.folder, unit)
-        return pq.read_table(io.BytesIO(_checked(path, self.digests[unit])), use_threads=False)
+        return read_parquet(io.BytesIO(_checked(path, self.digests[unit])))
 
     def unit_labels(self, dataset: Dataset, unit_index: int) -> UnitLabels:
         """The tags of one unit's samples, all of which must have some, as `Dataset.unit_labels` gives labels.
@@ -165,7 +165,7 @@ def open_tags(folder: Path) -> Tags:
         raise UserError(f"{folder} has no tags: make some with `submit hashtags DATASET {folder}`") from None
     vocabulary = Vocabulary.read(data, where=path, remedy=_REMEDY)
     listing = _checked(folder / UNITS, bytes.fromhex(vocabulary.units_sha256))
-    table = pq.read_table(io.BytesIO(listing), schema=UNITS_SCHEMA)
+    table = read_parquet(io.BytesIO(listing), schema=UNITS_SCHEMA)
     units = table["unit"].to_numpy()
     sha256 = hashlib.sha256(data).hexdigest()
     return Tags(
