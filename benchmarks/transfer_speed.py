@@ -148,7 +148,7 @@ def finetune(options: argparse.Namespace, folder: Path, step: Callable[[int], No
     alone = World(rank=0, size=1, local_rank=0, device=CPU, group=None, control=None)
     training = set_up(pin_dataset(recipe, folder), folder, alone)
     profile: Any = SimpleNamespace(step=step, close=lambda: None)
-    train(replace(training, profile=profile), PreemptionFlag())
+    train(replace(training, profile=profile), PreemptionFlag(training.run))
 
 
 def features(options: argparse.Namespace, folder: Path) -> None:

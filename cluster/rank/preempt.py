@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from typing import Any, NoReturn, Protocol, Self
 from cluster.run.folder import RunFolder
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+SECONDS_BETWEEN_LOOKS = 5.0
 
 
 class Preempted(Exception):  # noqa: N818 -- not an error
@@ -20,12 +22,27 @@ class Preempted(Exception):  # noqa: N818 -- not an error
 class PreemptionFlag:
     """Within its `with` block, SIGTERM and SIGUSR2 set `requested` and do nothing else.
 
+    A signal may be lost: SLURM passes none on to a step that is suspended, or just being resumed, and says
+    nothing of it. So the first rank also looks, now and then, for a request to cancel in the run folder.
+
     Entered by the work itself, hence after any handler that a launcher has installed in the process.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._heard = False
+        self._looks = os.environ.get("RANK", "0") == "0"
+        self._next_look = 0.0
         self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether this rank knows that the work is to stop."""
+        if self._looks and not self._heard and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+            with contextlib.suppress(OSError):  # a disk that does not answer now is asked again
+                self._heard = self._run.cancel_requested()
+        return self._heard
 
     def __enter__(self) -> Self:
         for number in STOP_SIGNALS:
@@ -39,7 +56,7 @@ class PreemptionFlag:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self._heard = True
 
 
 def time_is_short(needed: float) -> bool:

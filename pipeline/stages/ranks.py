@@ -41,7 +41,7 @@ def _team(run: RunFolder, machines: Machines) -> Iterator[_Team]:
     with (
         Watchdog(run, rank=rank, local_rank=local_rank, seconds=seconds, nccl=nccl) as watchdog,
         distributed(machines.device) as world,
-        PreemptionFlag() as stop,
+        PreemptionFlag(run) as stop,
     ):
         yield _Team(world, watchdog, stop)
 

@@ -58,7 +58,8 @@ def pretrain(recipe: PretrainRecipe, folder: Path, watchdog: Watchdog | None = N
         UserError: if the recipe does not fit the data, the ranks or the folder, or training diverges.
         Preempted: if a signal asked to stop; everything is saved.
     """
-    with distributed(recipe.run.device) as world, PreemptionFlag() as preemption, ExitStack() as stack:
+    asked = PreemptionFlag(RunFolder(folder))
+    with distributed(recipe.run.device) as world, asked as preemption, ExitStack() as stack:
         training = set_up(recipe, folder, world, watchdog)
         if training.metrics is not None:
             stack.callback(training.metrics.close)

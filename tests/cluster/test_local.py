@@ -58,7 +58,7 @@ def fail_on_rank_1(how):
 
 def work_until_asked_to_stop(folder):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    with PreemptionFlag() as flag:
+    with PreemptionFlag(RunFolder(Path(folder))) as flag:
         Path(folder, f"ready-{RANK}").write_text(f"{os.getpid()} {child.pid}")
         while not flag.requested:
             time.sleep(0.01)

@@ -26,7 +26,7 @@ from cluster.run.folder import RunFolder
 
 def run(folder, deaf):
     run = RunFolder(Path(folder))
-    with PreemptionFlag() as flag:
+    with PreemptionFlag(run) as flag:
         Path(folder, f"began-{os.environ['SLURM_JOB_ID']}.{os.environ['SUBMIT_START']}").touch()
         while not Path(folder, "finish").exists():
             time.sleep(0.1)

@@ -88,7 +88,7 @@ def save_and_stop_once():
         raise Preempted("saved")
 
 def work_until_asked_to_stop(folder):
-    with PreemptionFlag() as flag:
+    with PreemptionFlag(RunFolder(Path(folder))) as flag:
         Path(folder, f"ready-{RANK}").write_text(f"{os.getpid()}")
         while not flag.requested:
             time.sleep(0.01)

@@ -96,7 +96,7 @@ def _train(group: dist.ProcessGroup | None, values: dict[str, Any], folder: Path
     """The whole training on one rank of a group; the keys of its rows of every batch."""
     training = set_up(PretrainRecipe.model_validate(values), folder, world_of(group))
     recorder = Recorder(training.loader)
-    train(training, PreemptionFlag())
+    train(training, PreemptionFlag(training.run))
     if training.metrics is not None:
         training.metrics.close()
     return recorder.keys
@@ -218,10 +218,10 @@ def test_T3_a_run_stopped_in_every_way_equals_one_that_was_not(
 def _preempted(group: dist.ProcessGroup, values: dict[str, Any], folder: Path) -> int:
     """Only rank 1 hears the signal."""
     training = set_up(PretrainRecipe.model_validate(values), folder, world_of(group))
-    flag = PreemptionFlag()
+    flag = PreemptionFlag(training.run)
     if training.world.rank == 1:
-        training.method.register_forward_hook(lambda *_: setattr(flag, "requested", True))
-    with pytest.raises(Preempted, match="saved at step 1 of 20"):
+        training.method.register_forward_hook(lambda *_: signal.raise_signal(signal.SIGTERM))
+    with flag, pytest.raises(Preempted, match="saved at step 1 of 20"):
         train(training, flag)
     return 0
 
@@ -244,17 +244,17 @@ def test_ranks_that_know_how_long_a_save_takes_stop_in_time_for_it(
     monkeypatch.setattr(Stopwatch, "total", 50_000.0)  # it has gone on for long
     training.checkpoints.slowest = 6_000.0
     with pytest.raises(Preempted, match="saved at step 1 of 20"):
-        train(training, PreemptionFlag())
+        train(training, PreemptionFlag(training.run))
 
     monkeypatch.setenv("SUBMIT_ENDS", str(int(time.time()) + 100_000))
     training = set_up(recipe, tmp_path / "run", ALONE)
-    train(training, PreemptionFlag())
+    train(training, PreemptionFlag(training.run))
     assert training.checkpoints.slowest > 0.0
 
 
 def run_alone(recipe: PretrainRecipe, folder: Path) -> Training:
     training = set_up(recipe, folder, ALONE)
-    train(training, PreemptionFlag())
+    train(training, PreemptionFlag(training.run))
     assert training.metrics is not None
     training.metrics.close()
     return training
@@ -327,7 +327,7 @@ def _poisoned(
 
     training.loader.augment = augment  # type: ignore[method-assign, assignment]
     try:
-        train(training, PreemptionFlag())
+        train(training, PreemptionFlag(training.run))
     except UserError as error:
         return str(error), recorder.keys
     assert all(value.isfinite().all() for value in training.method.state_dict().values())

@@ -75,7 +75,7 @@ def _train(
     loader.from_step, loader.augment = numbered, poisoned  # type: ignore[method-assign, assignment]
     error = ""
     try:
-        train(training, PreemptionFlag())
+        train(training, PreemptionFlag(training.run))
     except UserError as failure:
         error = str(failure)
     finally:

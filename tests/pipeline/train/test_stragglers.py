@@ -107,7 +107,7 @@ def _train_slowly(
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("pipeline.train.stragglers").addHandler(handler)
-    train(training, PreemptionFlag())
+    train(training, PreemptionFlag(training.run))
     if training.metrics is not None:
         training.metrics.close()
     return messages
