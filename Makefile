@@ -2,6 +2,7 @@
 # make demo IMAGES=folder   the same on your own pictures (sub-folder names become labels)
 # make test                 lint, types, import contracts, tests
 # make test-fast            the same without the tests that take long
+# make docs                 the documentation as a site, in docs/_build
 # make install              what the demo needs, in .venv
 # make lock                 new versions into requirements.lock, after a change of pyproject.toml or constraints.txt
 
@@ -31,7 +32,7 @@ BY_HASH := $(PIP) install --quiet --no-deps --require-hashes --requirement
 LOCKING := uv pip compile --quiet --upgrade pyproject.toml --constraint constraints.txt --no-annotate --no-header \
   --python-platform x86_64-manylinux_2_28 --python-version 3.11 --generate-hashes --no-emit-index-url
 
-.PHONY: demo test test-fast lint install lock clean
+.PHONY: demo test test-fast lint docs install lock clean
 
 demo: $(VENV)/.demo
 	@images=; [ -z "$$IMAGES" ] || images=$$(realpath -e -- "$$IMAGES") || exit 1; \
@@ -54,6 +55,12 @@ test-fast: $(VENV)/.test lint
 lint: $(VENV)/.test
 	$(LINT)
 
+# Sphinx reads docs/*.md; docs/reference.py makes the pages of commands and keys.
+docs: $(VENV)/.demo
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo "docs/_build/index.html"
+
 install: $(VENV)/.demo
 
 lock: $(VENV)/bin/python
@@ -65,7 +72,7 @@ lock: $(VENV)/bin/python
 	  >requirements.lock
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info docs/_build docs/reference
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info)' \
