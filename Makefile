@@ -29,7 +29,7 @@ TORCH_HASH := sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b26
 LOCK := $(if $(filter Linux-x86_64,$(shell uname -s -m | tr ' ' -)),requirements.lock)
 FOR_TESTS := \# For the tests:
 BY_HASH := $(PIP) install --quiet --no-deps --require-hashes --requirement
-LOCKING := uv pip compile --quiet --upgrade pyproject.toml --constraint constraints.txt --no-annotate --no-header \
+LOCKING := uv pip compile --quiet --upgrade pyproject.toml --group build --constraint constraints.txt --no-annotate --no-header \
   --python-platform x86_64-manylinux_2_28 --python-version 3.11 --generate-hashes --no-emit-index-url
 
 .PHONY: demo test test-fast lint docs install lock clean
@@ -72,7 +72,7 @@ lock: $(VENV)/bin/python
 	  >requirements.lock
 
 clean:
-	rm -rf $(VENV) build *.egg-info docs/_build docs/reference
+	rm -rf $(VENV) docs/_build docs/reference
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info)' \

@@ -20,7 +20,8 @@ def test_the_lock_agrees_with_the_constraints_and_the_ranges() -> None:
     assert {name: locked.get(name) for name in constraints} == constraints
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for text in project["dependencies"] + extras["demo"] + extras["test"]:
+    builds = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    for text in builds + project["dependencies"] + extras["demo"] + extras["test"]:
         wanted = Requirement(text)
         assert locked[canonicalize_name(wanted.name)] in wanted.specifier, text
 
