@@ -59,7 +59,6 @@ def make_app(name: str, *, resumable: Sequence[str] = (), **options: Any) -> typ
         name=name,
         cls=Commands,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "obj": frozenset(resumable)},
         **options,

@@ -25,6 +25,7 @@ from cluster.run.restarts import newest_checkpoint, read_restarts, set_aside
 from cluster.run.status import Status, explain, in_words
 from cluster.run.trust import CONTROLS, refuse_untrusted
 from cluster.site import users_site
+from cluster.site_doctor import site_findings
 from cluster.small_file import read_small
 from cluster.typed_json import read_record
 from cluster.wording import visible
@@ -259,7 +260,7 @@ def doctor(
     """Say what is installed and active, and how to mend what is not."""
     from ingest.image.doctor import image_checks
 
-    checks = [*image_checks(), *doctor_report(folder)]
+    checks = [*image_checks(), *doctor_report(folder), *site_findings()]
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:

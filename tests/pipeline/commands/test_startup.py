@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +96,17 @@ def test_looking_imports_no_torch_pyarrow_matplotlib_or_ray(here: Path) -> None:
 def test_a_rank_imports_what_every_training_needs_and_keeps_it_from_the_garbage_collector() -> None:
     finished = subprocess.run([sys.executable, "-c", RANK], capture_output=True, text=True, check=True)
     assert finished.stdout.splitlines() == ["", "True True"]
+
+
+@pytest.mark.parametrize(
+    ("program", "begun", "known"), [("submit", "pre", "preflight"), ("ingest", "ver", "verify")]
+)
+def test_shells_complete_commands(program: str, begun: str, known: str) -> None:
+    asked = {
+        f"_{program.upper()}_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"{program} {begun}",
+        "COMP_CWORD": "1",
+    }
+    command = [str(Path(sys.executable).parent / program)]
+    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=False)
+    assert known in done.stdout.split()
