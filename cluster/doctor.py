@@ -57,8 +57,10 @@ def doctor_report(folder: Path = Path()) -> list[Finding]:
         *torch_checks(),
         slurm_check(),
         package_check("submitit", remedy="pip install 'submitit>=1.5'", purpose="jobs on SLURM"),
-        package_check("ray", remedy="pip install '.[ray]'", purpose="jobs on Ray"),
-        package_check("fairscale", remedy="pip install '.[fairscale]'", purpose="the fairscale strategy"),
+        package_check("ray", remedy="pip install 'seer-pipeline[ray]'", purpose="jobs on Ray"),
+        package_check(
+            "fairscale", remedy="pip install 'seer-pipeline[fairscale]'", purpose="the fairscale strategy"
+        ),
         cpu_check(),
         memory_check(),
         disk_check(folder),

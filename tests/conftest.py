@@ -40,7 +40,7 @@ def ray_cluster() -> Iterator[Any]:
     and none of what nobody looks at.
     """
     if importlib.util.find_spec("ray") is None:
-        pytest.skip("Ray is not installed: pip install '.[ray]'")
+        pytest.skip("Ray is not installed: pip install 'seer-pipeline[ray]'")
     patch = pytest.MonkeyPatch()
     # A token that an earlier `ray.init` has left in the home folder must not decide who may join.
     patch.setenv("RAY_AUTH_MODE", "disabled")

@@ -36,7 +36,7 @@ def load_ray() -> Any:
         import ray
         import ray.util.scheduling_strategies  # not part of `import ray`
     except ImportError as error:
-        raise UserError(f"the Ray executor needs Ray: pip install '.[ray]' ({error})") from None
+        raise UserError(f"the Ray executor needs Ray: pip install 'seer-pipeline[ray]' ({error})") from None
     return ray
 
 

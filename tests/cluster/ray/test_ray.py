@@ -39,7 +39,7 @@ from cluster.site import Site
 from cluster.submit import submit
 
 needs_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'seer-pipeline[ray]'"
 )
 PATIENCE = 90.0
 
@@ -532,7 +532,7 @@ except UserError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.startswith("the Ray executor needs Ray: pip install '.[ray]'")
+    assert done.stdout.startswith("the Ray executor needs Ray: pip install 'seer-pipeline[ray]'")
 
 
 def test_ranks_share_the_smallest_of_the_largest_nodes() -> None:
