@@ -19,6 +19,7 @@ from pipeline.commands import (
     preflight,
     pretrain,
     runs,
+    serve,
     transfer,
 )
 from pipeline.transfer.evaluations import EVALUATIONS
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "status": runs.status,
     "logs": runs.logs,
     "cancel": runs.cancel,
+    "serve": serve.serve,
     "init-site": init_site.init_site,
     "preflight": preflight.preflight,
     "plan": plan.plan,

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,39 +21,18 @@ from cluster.executors import Look, settled, status_of
 from cluster.executors import cancel as cancel_run
 from cluster.job import State
 from cluster.run.folder import RunFolder, list_runs
-from cluster.run.restarts import newest_checkpoint, read_restarts, set_aside
-from cluster.run.status import Status, explain, in_words
+from cluster.run.status import in_words
 from cluster.run.trust import CONTROLS, refuse_untrusted
 from cluster.site import users_site
 from cluster.site_doctor import site_findings
-from cluster.small_file import read_small
-from cluster.typed_json import read_record
 from cluster.wording import visible
 from pipeline.commands.options import Json, RunName, Runs, Trust
-from pipeline.train.branch import Parent, read_parent
-from pipeline.train.steering import Change, read_changes
+from pipeline.train.branch import Parent
+from pipeline.train.look import UNREADABLE, look_at, name_in
+from pipeline.train.steering import Change
 
 CANCEL_PATIENCE = 60.0  # seconds
 WIDE = 200  # characters
-UNREADABLE = "unreadable"  # in place of a state: what lies in the folder does not tell one
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatestStep:
-    """How far a run is, as its first rank has written into progress.json.
-
-    Attributes:
-        loss: None if it is not finite.
-        seconds_left: at the present rate.
-        warnings: in words.
-    """
-
-    step: int
-    total_steps: int
-    loss: float | None = None
-    images_per_second: float | None = None
-    seconds_left: float = 0.0
-    warnings: tuple[str, ...] = ()
 
 
 def status(
@@ -69,7 +48,7 @@ def status(
         raise UserError(f"--state {state}: a run is {', '.join(State)} or {UNREADABLE}")
     looked_at = list_runs(folder) if run is None else [find_run(run, folder)]
     look = Look(looked_at)
-    found = [look_at(each, name_in(folder, each), look) for each in looked_at]
+    found = [look_at(each, name_in(folder, each), look.status) for each in looked_at]
     found = [each for each in found if state in (None, each["state"])]
     if as_json:
         typer.echo(json.dumps(found if run is None else found[0], indent=2))
@@ -84,42 +63,6 @@ def status(
         typer.echo(visible(f"{each['run']}: {each['why']}"), err=True)
     if run is not None and not as_json and not unreadable:
         _tell_more(found[0])
-
-
-def name_in(folder: Path, run: RunFolder) -> str:
-    """What a run is called below a folder: by its name, of a graph's with the graph's."""
-    return str(run.path.relative_to(folder)) if run.path.is_relative_to(folder) else run.path.name
-
-
-def look_at(run: RunFolder, name: str, look: Look) -> dict[str, Any]:
-    """Everything that is known of a run, as plain values. One that cannot be read hides no other."""
-    place = {"run": name, "folder": str(run.path)}
-    try:
-        return place | _known(run, look.status(run))
-    except UserError as error:
-        why = str(error)
-    except OSError as error:
-        why = f"{error.filename or run.path}: {error.strerror}"
-    except Exception as error:  # whatever somebody has put there
-        why = f"{run.path} is damaged: {type(error).__name__}: {error}"
-    return place | {"state": UNREADABLE, "why": why}
-
-
-def _known(run: RunFolder, now: Status) -> dict[str, Any]:
-    progress, parent = read_latest_step(run), read_parent(run.path)
-    watched_by_nobody = not now.state.ended and run.unwatched.is_file()
-    return {
-        **now.to_json(),
-        "why": explain(now),
-        "gpu_hours": round(now.until_now().gpu_hours, 3),
-        "checkpoint": newest_checkpoint(run),
-        "set_aside": set_aside(run),
-        "unwatched": read_small(run.unwatched).decode(errors="replace").strip() if watched_by_nobody else "",
-        "restarts": [asdict(restart) for restart in read_restarts(run)],
-        "parent": None if parent is None else asdict(parent),
-        "changes": [asdict(change) for change in read_changes(run.path)],
-        "progress": {} if progress is None else asdict(progress),
-    }
 
 
 def _table(found: list[dict[str, Any]]) -> Table:
@@ -209,13 +152,6 @@ def list_names(folder: Runs = Path("runs"), as_json: Json = False) -> None:
     """Name the runs, one to a line."""
     names = [name_in(folder, run) for run in list_runs(folder)]
     typer.echo(json.dumps(names) if as_json else "\n".join(map(visible, names)))
-
-
-def read_latest_step(run: RunFolder) -> LatestStep | None:
-    """What the first rank said last; None if it has not said anything yet."""
-    path = run.path / "progress.json"
-    remedy = "remove it: the run writes it anew"
-    return read_record(LatestStep, path, remedy=remedy) if path.exists() else None
 
 
 def find_run(run: str, folder: Path) -> RunFolder:

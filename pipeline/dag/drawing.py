@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from cluster.atomic_file import write_atomically
 from pipeline.dag.progress import Row, StageState
-from pipeline.dag.stage import Stage
 
 COLOURS = {
     StageState.FINISHED: "#b7dfb9",
@@ -25,31 +25,73 @@ COLOURS = {
 _COLUMN, _LINE, _WIDTH, _HEIGHT, _MARGIN = 250, 64, 190, 42, 14  # pixels
 
 
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """One stage of a picture.
+
+    Attributes:
+        key: names it among the others.
+        name, words: what stands in it.
+        sources: keys of those that it was made from, which come before it.
+    """
+
+    key: str
+    name: str
+    state: StageState
+    words: str
+    sources: Sequence[str]
+
+
 def draw_progress(rows: Sequence[Row], path: Path) -> None:
     """The graph from left to right, as an SVG file: a box per stage, in the colour of its state."""
-    places = {
-        name: (_MARGIN + _COLUMN * column, _MARGIN + _LINE * line)
-        for name, (column, line) in _places(rows).items()
-    }
-    arrows = [
-        _arrow(places[source], places[row.stage.name]) for row in rows for source in _drawn_sources(row.stage)
+    boxes = [
+        Box(
+            key=row.stage.name,
+            name=row.stage.name,
+            state=row.state,
+            words=" ".join(filter(None, [row.state, row.detail])),
+            sources=row.stage.sources,
+        )
+        for row in rows
     ]
-    boxes = [_box(row, places[row.stage.name]) for row in rows]
+    drawn, width, legend_y = draw_boxes(boxes)
     shown = [state for state in StageState if any(row.state is state for row in rows)]
-    legend_y = max(y for _, y in places.values()) + _LINE
     legend = [_legend(state, _MARGIN + 110 * number, legend_y) for number, state in enumerate(shown)]
-    width = max(*(x + _WIDTH for x, _ in places.values()), 110 * len(shown)) + _MARGIN
+    width = max(width, 110 * len(shown) + _MARGIN)
     picture = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {legend_y + 30:.0f}" '
         f'width="{width:.0f}" font-family="sans-serif" text-anchor="middle">',
-        '<marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
-        '<path d="M0 0 8 4 0 8z" fill="#888"/></marker>',
         '<rect width="100%" height="100%" fill="#fff"/>',
-        *(arrows + boxes + legend),
+        *(drawn + legend),
         "</svg>\n",
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "\n".join(picture))
+
+
+def draw_boxes(boxes: Sequence[Box]) -> tuple[list[str], float, float]:
+    """Boxes and the arrows between them, as elements of an SVG; and the width and height that they take."""
+    sources = {box.key: frozenset(box.sources) for box in boxes}
+    places = {
+        key: (_MARGIN + _COLUMN * column, _MARGIN + _LINE * line)
+        for key, (column, line) in _places(sources).items()
+    }
+    behind: dict[str, frozenset[str]] = {}
+    for key, before in sources.items():  # inputs come first
+        behind[key] = before.union(*(behind[source] for source in before))
+    arrows = [
+        _arrow(places[source], places[key])
+        for key, before in sources.items()
+        # Without those that another source already stands behind: the picture shows the order, not every use.
+        for source in sorted(before.difference(*(behind[source] for source in before)))
+    ]
+    tip = (
+        '<marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
+        '<path d="M0 0 8 4 0 8z" fill="#888"/></marker>'
+    )
+    width = max(x + _WIDTH for x, _ in places.values()) + _MARGIN
+    height = max(y for _, y in places.values()) + _LINE
+    return [tip, *arrows, *(_box(box, places[box.key]) for box in boxes)], width, height
 
 
 def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
@@ -60,14 +102,13 @@ def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
     )
 
 
-def _box(row: Row, place: tuple[float, float]) -> str:
+def _box(box: Box, place: tuple[float, float]) -> str:
     x, y = place
-    words = escape(" ".join(filter(None, [row.state, row.detail])))
     return (
         f'<rect x="{x:.0f}" y="{y:.0f}" width="{_WIDTH}" height="{_HEIGHT}" rx="6" '
-        f'fill="{COLOURS[row.state]}" stroke="#555"/>'
-        f'<text x="{x + _WIDTH / 2:.0f}" y="{y + 18:.0f}" font-size="13">{escape(row.stage.name)}</text>'
-        f'<text x="{x + _WIDTH / 2:.0f}" y="{y + 34:.0f}" font-size="10">{words}</text>'
+        f'fill="{COLOURS[box.state]}" stroke="#555"/>'
+        f'<text x="{x + _WIDTH / 2:.0f}" y="{y + 18:.0f}" font-size="13">{escape(box.name)}</text>'
+        f'<text x="{x + _WIDTH / 2:.0f}" y="{y + 34:.0f}" font-size="10">{escape(box.words)}</text>'
     )
 
 
@@ -78,41 +119,29 @@ def _legend(state: StageState, x: float, y: float) -> str:
     )
 
 
-def _places(rows: Sequence[Row]) -> dict[str, tuple[int, float]]:
-    """Column and line of each stage: to the right of its inputs, near the middle of their lines."""
+def _places(sources: Mapping[str, Collection[str]]) -> dict[str, tuple[int, float]]:
+    """Column and line of each box: to the right of its sources, near the middle of their lines."""
     columns: dict[str, int] = {}
-    for row in rows:  # inputs come first
-        columns[row.stage.name] = 1 + max((columns[source] for source in row.stage.sources), default=-1)
+    for key, before in sources.items():  # inputs come first
+        columns[key] = 1 + max((columns[source] for source in before), default=-1)
     lines: dict[str, float] = {}
     for column in range(1 + max(columns.values())):
-        members = [row.stage for row in rows if columns[row.stage.name] == column]
+        members = [key for key in sources if columns[key] == column]
         wishes = {
-            stage.name: _mean([lines[source] for source in stage.sources], default=float(index))
-            for index, stage in enumerate(members)
+            key: _mean([lines[source] for source in sources[key]], default=float(index))
+            for index, key in enumerate(members)
         }
         free = -math.inf
-        for stage in sorted(members, key=lambda stage: wishes[stage.name]):
-            lines[stage.name] = max(wishes[stage.name], free)
-            free = lines[stage.name] + 1
+        for key in sorted(members, key=wishes.__getitem__):
+            lines[key] = max(wishes[key], free)
+            free = lines[key] + 1
         # As much above the middle as below: a fan of stages opens around its source.
-        shift = _mean([wishes[s.name] - lines[s.name] for s in members], default=0.0)
-        for stage in members:
-            lines[stage.name] += shift
+        shift = _mean([wishes[key] - lines[key] for key in members], default=0.0)
+        for key in members:
+            lines[key] += shift
     top = min(lines.values())
-    return {name: (columns[name], line - top) for name, line in lines.items()}
+    return {key: (columns[key], line - top) for key, line in lines.items()}
 
 
 def _mean(values: Sequence[float], *, default: float) -> float:
     return sum(values) / len(values) if values else default
-
-
-def _drawn_sources(stage: Stage) -> list[str]:
-    """Without those that another source already stands behind: the picture shows the order, not every use."""
-    sources = {source.stage.name: source.stage for source in stage.inputs.values()}
-    behind = set().union(*(_ancestors(source) for source in sources.values()))
-    return sorted(sources.keys() - behind)
-
-
-def _ancestors(stage: Stage) -> set[str]:
-    sources = [source.stage for source in stage.inputs.values()]
-    return {source.name for source in sources}.union(*(_ancestors(source) for source in sources))

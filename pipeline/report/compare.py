@@ -19,7 +19,7 @@ from pipeline.report.curve import Curve, thinning
 from pipeline.report.figures import TONES, Series, line_chart
 from pipeline.report.page import environment
 from pipeline.train.branch import Parent, read_parent
-from pipeline.train.metrics import COLLAPSED_BELOW, signs_of_collapse
+from pipeline.train.collapse import COLLAPSED_BELOW, signs_of_collapse
 
 # Key in metrics.jsonl, title, unit, meaning.
 PANELS = (

@@ -10,22 +10,26 @@ import numpy as np
 from cluster.json_rows import read_rows
 
 COLUMNS = 1024  # that a chart has at most: it is about half as many pixels wide
-MOST = 4 * COLUMNS  # points of a curve that is drawn as it is
+MOST = 4 * COLUMNS  # points of such a curve that is drawn as it is
 
 
 class Curve:
     """Values over steps, which come in order; of very many those that make the picture.
 
-    A curve of more than MOST points is divided into columns, each as many steps wide, and of every column the
-    first, lowest, highest and last point are kept, as they are ("M4", Jugel et al., 2014,
+    A curve of more than four points for each column is divided into columns, each as many steps wide, and of
+    every column the first, lowest, highest and last point are kept, as they are ("M4", Jugel et al., 2014,
     https://doi.org/10.14778/2732951.2732953): no spike is lost, and lines between columns run as before.
     Widths are powers of two, so that what is kept depends on the points alone, not on when it was thinned.
+
+    Args:
+        columns: the most that there are.
 
     Attributes:
         points: how many there were.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int = COLUMNS) -> None:
+        self._columns, self._most = columns, 4 * columns
         self._steps: list[int] = []
         self._values: list[float] = []
         self._width = 1
@@ -34,15 +38,15 @@ class Curve:
     @property
     def width(self) -> int | None:
         """Of a column, in steps; None if every point is drawn."""
-        if self.points <= MOST:
+        if self.points <= self._most:
             return None
         self._thin()
         return self._width
 
     @property
     def drawn(self) -> tuple[list[int], list[float]]:
-        """Steps and values of the points to draw, MOST at most."""
-        if self.points > MOST:
+        """Steps and values of the points to draw, four times as many as columns at most."""
+        if self.points > self._most:
             self._thin()
         return self._steps, self._values
 
@@ -51,12 +55,12 @@ class Curve:
         self._steps.append(step)
         self._values.append(value)
         self.points += 1
-        if len(self._steps) >= 4 * MOST:
+        if len(self._steps) >= 4 * self._most:
             self._thin()
 
     def _thin(self) -> None:
         steps, values = np.array(self._steps), np.array(self._values)
-        while steps[-1] // self._width - steps[0] // self._width >= COLUMNS:
+        while steps[-1] // self._width - steps[0] // self._width >= self._columns:
             self._width *= 2
         column = steps // self._width
         first = np.flatnonzero(np.diff(column, prepend=column[0] - 1))

@@ -21,19 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cluster.atomic_file import write_atomically
+from pipeline.train.collapse import COLLAPSED_BELOW, signs_of_collapse
 from pipeline.train.row_file import RowFile
 from pipeline.train.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
 
 _RANKME_EPSILON = 1e-7
-# Below these the embeddings are one point, lie on one line, use one prototype, or all prototypes alike.
-COLLAPSED_BELOW = {
-    "embedding_std": 0.1,
-    "rankme": 2.0,
-    "prototype_entropy": math.log(2),
-    "assignment_information": 0.01,
-}
 
 
 def embedding_std(embeddings: Tensor) -> float:
@@ -63,11 +57,6 @@ def rankme(embeddings: Tensor) -> float:
         return 1.0
     shares = singular / total + _RANKME_EPSILON
     return float(torch.exp(-(shares * shares.log()).sum()))
-
-
-def signs_of_collapse(values: Mapping[str, Any]) -> list[str]:
-    """The indicators in a row of metrics that are below their thresholds."""
-    return [name for name, threshold in COLLAPSED_BELOW.items() if values.get(name, math.nan) < threshold]
 
 
 class Metrics:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from itertools import groupby
-from unittest import mock
 
 from hypothesis import given
 from hypothesis.strategies import floats, integers, lists, tuples
 
-from pipeline.report import curve
-from pipeline.report.curve import MOST, Curve, thinning
+from pipeline.report.curve import COLUMNS, MOST, Curve, thinning
 
 
-def made(points: list[tuple[int, float]]) -> Curve:
-    line = Curve()
+def made(points: list[tuple[int, float]], columns: int = COLUMNS) -> Curve:
+    line = Curve(columns)
     for step, value in points:
         line.add(step, value)
     return line
@@ -30,9 +28,8 @@ def test_each_column_keeps_its_first_lowest_highest_and_last_point(
     for gap, value in gaps:
         start += gap
         points.append((start, value))
-    with mock.patch.object(curve, "COLUMNS", 4), mock.patch.object(curve, "MOST", 16):
-        line = made(points)
-        drawn, width = list(zip(*line.drawn, strict=True)), line.width
+    line = made(points, columns=4)
+    drawn, width = list(zip(*line.drawn, strict=True)), line.width
     if len(points) <= 16:
         assert (drawn, width) == (points, None)
         return

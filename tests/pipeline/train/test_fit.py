@@ -20,8 +20,8 @@ from ingest.crawl.crawl import crawl_shards
 from ingest.plan.settings import CrawlSettings
 from pipeline.methods.swav import _entropies
 from pipeline.recipe.pretrain import PretrainRecipe
+from pipeline.train.collapse import signs_of_collapse
 from pipeline.train.fit import refuse_large_on_cpu, refuse_misfit, refuse_uneven
-from pipeline.train.metrics import signs_of_collapse
 from pipeline.train.probe import KnnProbe
 
 SWAV = make_recipe(Path("x")).method.model_dump(mode="json")

@@ -1,0 +1,1 @@
+"""A page on the loopback that shows runs, graphs, reports and datasets; it looks, and does nothing else."""

@@ -1,0 +1,48 @@
+"""Looks that take long, each in the background, one at a time, and only while somebody wants to know."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+LONG_AGO = 5.0  # times the pause: somebody looks again who has been away
+
+
+class Lookout(Generic[T]):
+    """What a slow look has found, never older than it takes to look again.
+
+    Args:
+        look: is called in a thread, never twice at a time.
+        pause: seconds between two looks, at least; four times as long as a look takes if that is more.
+    """
+
+    def __init__(self, look: Callable[[], T], *, pause: float) -> None:
+        self._look, self._pause = look, pause
+        self._found: T | None = None
+        self._due = self._ended = 0.0
+        self._now: asyncio.Task[None] | None = None
+
+    async def found(self) -> T:
+        """The newest answer there is, at once; only who comes first, or after long, waits for a new one."""
+        now = time.monotonic()
+        if self._now is None and now >= self._due:
+            self._now = asyncio.create_task(self._look_again())
+        if self._now is not None and (self._found is None or now - self._ended > LONG_AGO * self._pause):
+            patience = None if self._found is None else 1.0
+            await asyncio.wait({self._now}, timeout=patience)
+        if self._found is None:
+            raise RuntimeError("the folder could not be looked at")
+        return self._found
+
+    async def _look_again(self) -> None:
+        begun = time.monotonic()
+        try:
+            self._found = await asyncio.to_thread(self._look)
+        finally:
+            self._ended = time.monotonic()
+            self._due = self._ended + max(self._pause, 4 * (self._ended - begun))
+            self._now = None
