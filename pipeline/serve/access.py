@@ -61,20 +61,16 @@ def guard(host: str, token: str | None) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            response = _refusal(request, names, token) or await handler(request)
-        except web.HTTPException as error:
-            response = web.Response(status=error.status, text=f"{error.reason}\n", headers=_allowed(error))
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
-        response.headers.setdefault("Content-Security-Policy", PAGE_POLICY)
-        return response
+        return _refusal(request, names, token) or await handler(request)
 
     return middleware
 
 
-def _allowed(error: web.HTTPException) -> dict[str, str]:
-    return {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """What every answer says, also that to a mistake; a signal of aiohttp's."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers.setdefault("Content-Security-Policy", PAGE_POLICY)
 
 
 def _refusal(request: web.Request, names: set[str], token: str | None) -> web.Response | None:

@@ -16,7 +16,7 @@ from aiohttp import web
 import pipeline.report.page
 from cluster.errors import UserError
 from cluster.wording import visible
-from pipeline.serve.access import FILE_POLICY, guard
+from pipeline.serve.access import FILE_POLICY, add_headers, guard
 from pipeline.serve.below import open_below
 from pipeline.serve.datasets import Datasets
 from pipeline.serve.graphs import Graphs, graph_in_full, graphs_in_short
@@ -72,6 +72,7 @@ def make_app(folder: Path, data: tuple[Path, ...], *, host: str, token: str | No
     )
     requests = Requests(served)
     app = web.Application(middlewares=[guard(host, token)])
+    app.on_response_prepare.append(add_headers)
     for path, (file, media_type) in _ASSETS.items():
         app.router.add_get(path, _asset(file, media_type))
     app.router.add_get("/api/runs", requests.runs)

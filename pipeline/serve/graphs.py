@@ -172,22 +172,20 @@ def _told(stage: StageFolder, by_key: Mapping[str, StageFolder], runs: RunList) 
 
 def _picture(told: Sequence[dict[str, Any]]) -> str:
     """The stages that count now, from left to right; the boxes lie in their order, on no ground."""
-    current = [stage for stage in told if stage["current"]]
-    keys = {stage["id"] for stage in current}
-    if not current:
-        return ""
-    drawn, width, height = draw_boxes(
-        [
-            Box(
+    boxes: dict[str, Box] = {}
+    for stage in told:
+        if stage["current"]:
+            sources = {each["id"] for each in stage["inputs"]} & boxes.keys()  # made-up ones come later
+            boxes[stage["id"]] = Box(
                 key=stage["id"],
                 name=stage["name"],
                 state=StageState.FAILED if stage["state"] == DAMAGED else stage["state"],
                 words=stage["state"],
-                sources=sorted({each["id"] for each in stage["inputs"]} & keys),
+                sources=sorted(sources),
             )
-            for stage in current
-        ]
-    )
+    if not boxes:
+        return ""
+    drawn, width, height = draw_boxes(list(boxes.values()))
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" text-anchor="middle" role="img" '
         f'aria-label="what was made from what; the list below says the same">{"".join(drawn)}</svg>'
