@@ -63,7 +63,7 @@ def make_app(folder: Path, data: tuple[Path, ...], *, host: str, token: str | No
     roots = (folder, *(each for each in data if not each.is_relative_to(folder)))
     served = Served(
         folder=folder,
-        runs=Lookout(RunList(folder).look, pause=2.0),
+        runs=Lookout(RunList(folder).look, pause=1.0),
         graphs=Lookout(Graphs(folder).look, pause=4.0),
         pages=Lookout(Pages(roots).look, pause=15.0),
         datasets=Lookout(Datasets(roots).look, pause=4.0),

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-LONG_AGO = 5.0  # times the pause: somebody looks again who has been away
+PROMPT = 0.5  # seconds that an answer waits for a look; the last one's is told where that takes longer
 
 
 class Lookout(Generic[T]):
@@ -23,17 +23,15 @@ class Lookout(Generic[T]):
     def __init__(self, look: Callable[[], T], *, pause: float) -> None:
         self._look, self._pause = look, pause
         self._found: T | None = None
-        self._due = self._ended = 0.0
+        self._due = 0.0
         self._now: asyncio.Task[None] | None = None
 
     async def found(self) -> T:
-        """The newest answer there is, at once; only who comes first, or after long, waits for a new one."""
-        now = time.monotonic()
-        if self._now is None and now >= self._due:
+        """What was found: just now if a look is quick, else the time before; only the first is waited for."""
+        if self._now is None and time.monotonic() >= self._due:
             self._now = asyncio.create_task(self._look_again())
-        if self._now is not None and (self._found is None or now - self._ended > LONG_AGO * self._pause):
-            patience = None if self._found is None else 1.0
-            await asyncio.wait({self._now}, timeout=patience)
+        if self._now is not None:
+            await asyncio.wait({self._now}, timeout=None if self._found is None else PROMPT)
         if self._found is None:
             raise RuntimeError("the folder could not be looked at")
         return self._found
@@ -43,6 +41,6 @@ class Lookout(Generic[T]):
         try:
             self._found = await asyncio.to_thread(self._look)
         finally:
-            self._ended = time.monotonic()
-            self._due = self._ended + max(self._pause, 4 * (self._ended - begun))
+            ended = time.monotonic()
+            self._due = ended + max(self._pause, 4 * (ended - begun))
             self._now = None

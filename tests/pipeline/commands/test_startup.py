@@ -26,6 +26,7 @@ LOOKING = [
     ["evaluate", "one", "stages.knn.recipe.kk=1"],  # refused where its graph is read
     ["dag", "demo", "--plan", "--picture", "plan.svg", "stages.photographs.recipe.images=pictures"],
     ["dag", "evals", "stages.train.kind=nothing"],
+    ["serve", "--folder", "nothing"],
 ]
 SCRIPT = """
 import json, sys
@@ -81,7 +82,7 @@ def test_looking_imports_no_torch_pyarrow_matplotlib_or_ray(here: Path) -> None:
     told = [json.loads(line) for line in finished.stdout.splitlines()]
     assert [words for words, *_ in told] == LOOKING
     assert {tuple(slow) for _, _, slow, _ in told} == {()}, told
-    assert [code for _, code, _, _ in told] == [0, 0, 0, 0, 0, 2, 0, 2]
+    assert [code for _, code, _, _ in told] == [0, 0, 0, 0, 0, 2, 0, 2, 2]
     assert told[5][3].startswith("submit: recipe of stage knn: 'kk' is not a key of the recipe; ")
     assert "report" in told[6][3] and "missing" in told[6][3]
     picture = ElementTree.parse(here / "plan.svg")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -85,14 +86,47 @@ class Tab:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    async def until(self, expression: str) -> Any:
-        """The same, as soon as it is true."""
+    async def count(self, selector: str) -> int:
+        """How many elements of the page there are like this."""
+        return int(await self.value(f"document.querySelectorAll({json.dumps(selector)}).length"))
+
+    async def text(self, selector: str) -> str:
+        """What the first of them shows."""
+        return str(await self.value(f"document.querySelector({json.dumps(selector)})?.innerText"))
+
+    async def until(self, expression: str) -> None:
+        """Return as soon as something is true in the page."""
         deadline = asyncio.get_running_loop().time() + PATIENCE
-        while not (found := await self.value(expression)):
+        while not await self.value(f"Boolean({expression})"):
             text = await self.value("document.body.innerText")
             assert asyncio.get_running_loop().time() < deadline, f"{expression} does not come true: {text}"
             await asyncio.sleep(0.05)
-        return found
+
+    async def until_text(self, selector: str, text: str) -> None:
+        """Return as soon as the first element like this shows this text, and perhaps more."""
+        await self.until(
+            f"document.querySelector({json.dumps(selector)})?.innerText.includes({json.dumps(text)})"
+        )
+
+    async def until_count(self, selector: str, count: int) -> None:
+        """Return as soon as there are as many."""
+        await self.until(f"document.querySelectorAll({json.dumps(selector)}).length === {count}")
+
+    async def click(self, text: str) -> None:
+        """Click on what has this text, as soon as it is there."""
+        found = (
+            "[...document.querySelectorAll('a, button, summary')]"
+            f".find(each => each.innerText.trim() === {json.dumps(text)})"
+        )
+        await self.until(found)
+        await self.value(f"{found}.click()")
+
+    async def enter(self, selector: str, value: str) -> None:
+        """Give a field of a form a value."""
+        await self.value(
+            f"(field => {{ field.value = {json.dumps(value)}; for (const name of ['input', 'change']) "
+            f"field.dispatchEvent(new Event(name)); }})(document.querySelector({json.dumps(selector)}))"
+        )
 
     async def press(self, key: str, text: str = "") -> None:
         code = {"Tab": 9, "Enter": 13, " ": 32}.get(key, ord(key[0]))
