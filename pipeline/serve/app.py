@@ -24,7 +24,7 @@ from pipeline.serve.live_curves import MOST_RUNS, LiveCurves
 from pipeline.serve.lookout import Lookout
 from pipeline.serve.one_run import history, read_text, texts
 from pipeline.serve.pages import Page, Pages, pages_in_short
-from pipeline.serve.run_list import Entry, RunList
+from pipeline.serve.run_list import Entry, RunList, path_id
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ class Requests:
             **entry.known,
             "texts": await asyncio.to_thread(texts, entry.run),
             "pages": pages_in_short(pages, below=entry.run.path),
-            "stage": graphs.stage_of(entry.run.path) is not None,
+            "graph": path_id(entry.run.path.parent) if graphs.stage_of(entry.run.path) else None,
             **await asyncio.to_thread(history, entry.run),
         }
         return _answer(told)
@@ -145,8 +145,11 @@ class Requests:
         return _answer({"pages": pages_in_short(await self._served.pages.found())})
 
     async def datasets(self, request: web.Request) -> web.StreamResponse:
-        """All datasets."""
-        return _answer({"datasets": (await self._served.datasets.found()).told()})
+        """All datasets; those that a graph has made, with the name of their stage."""
+        graphs, datasets = await self._served.graphs.found(), await self._served.datasets.found()
+        stages = {path_id(stage.folder): stage.name for each in graphs.found.values() for stage in each}
+        rows = await asyncio.to_thread(datasets.told)
+        return _answer({"datasets": [row | {"stage": stages.get(row["id"])} for row in rows]})
 
     async def file(self, request: web.Request) -> web.StreamResponse:
         """A report, gallery, figure or card, as it lies there, but unable to do anything."""

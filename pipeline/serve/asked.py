@@ -29,7 +29,7 @@ def ask(runs: Sequence[RunFolder]) -> dict[Path, Status]:
     """Folder → status, of those of which there is something to say."""
     try:
         answer = subprocess.run(
-            [sys.executable, "-m", "pipeline.serve.asked"],
+            [sys.executable, "-P", "-m", "pipeline.serve.asked"],  # nothing of the folder that this runs in
             input=json.dumps([str(run.path) for run in runs]),
             capture_output=True,
             text=True,

@@ -18,7 +18,7 @@ from cluster.run.status import Status, in_words
 from pipeline.serve.asked import ask
 from pipeline.train.look import UNREADABLE, look_at, name_in
 
-ASK_AGAIN = 20.0  # seconds, after which SLURM and Ray are asked again; at least
+ASK_AGAIN = 30.0  # seconds, after which SLURM and Ray are asked again; at least
 
 Stamp = tuple[int, int, int] | None
 Asker = Callable[[Sequence[RunFolder]], dict[Path, Status]]

@@ -145,7 +145,8 @@ function runsPage() {
 
   function marks() {
     const ids = [...choice.marked].filter((id) => runs.has(id)).slice(0, 8);
-    compare.textContent = ids.length ? `Curves of ${ids.length} marked` : "Mark runs to overlay their curves";
+    const many = choice.marked.size > ids.length ? "the first " : "";
+    compare.textContent = ids.length ? `Curves of ${many}${ids.length} marked` : "Mark runs to overlay their curves";
     if (ids.length) compare.setAttribute("href", `#/run/${ids.join(",")}`);
     else compare.removeAttribute("href");
   }
@@ -247,7 +248,7 @@ function aboutRun(run) {
       ["restarts", restarts.map((restart) => el("div", {}, `attempt ${restart.attempt}, ${moment(restart.time)}: ${restart.cause}`
         + `${restart.rank == null ? "" : `, rank ${restart.rank}`}${restart.node ? ` on ${restart.node}` : ""}: ${restart.message} [${restart.checkpoint || "nothing saved"}]`))],
       ["folder", el("code", {}, run.folder)],
-      ["graph", run.stage ? el("a", { href: "#/graphs" }, "a stage of a graph") : ""],
+      ["graph", run.graph ? el("a", { href: `#/graph/${run.graph}` }, "what it was made from, and what of it") : ""],
       ["reports", (run.pages || []).length ? files(run.pages) : ""],
     ]),
   ].flat();
@@ -281,7 +282,8 @@ function curvesOf(ids) {
       if (news === null) return;
       have = news.version;
       heading.textContent = news.panels.length ? "Curves" : "No curves yet";
-      legend.replaceChildren(...(ids.length > 1 ? news.runs.map((run) => el("span", {}, el("i", { class: `key ${run.tone}` }), run.name)) : []));
+      legend.replaceChildren(...(ids.length > 1
+        ? news.runs.map((run, index) => el("a", { href: `#/run/${ids[index]}` }, el("i", { class: `key ${run.tone}` }), run.name)) : []));
       for (const panel of news.panels) {
         const there = panels.get(panel.key) || { figure: el("figure", { class: "card" }), chart: "" };
         if (there.chart !== panel.chart) {
@@ -431,7 +433,7 @@ function reportsPage() {
 function dataPage() {
   const list = part(({ datasets }) => datasets.length
     ? el("ul", { class: "cards" }, datasets.map((data) => el("li", { class: "card" },
-        el("h2", {}, data.name), badge(data.state), " ",
+        el("h2", {}, data.stage ? `${data.stage}: ${data.name}` : data.name), badge(data.state), " ",
         el("progress", { max: data.units || 1, value: data.committed, "aria-label": "units committed" }),
         el("small", {}, ` ${count(data.committed)} of ${count(data.units)} units`),
         data.trouble ? el("p", { class: "bad" }, data.trouble) : null,

@@ -207,10 +207,11 @@ def test_a_run_that_went_back_to_a_checkpoint_is_drawn_anew(tmp_path: Path) -> N
     kept = (run.path / "metrics.jsonl").read_text().splitlines(keepends=True)[:20]
     (run.path / "fresh").write_text("".join(kept))
     (run.path / "fresh").replace(run.path / "metrics.jsonl")
-    add_rows(run, range(21, 90))  # longer than before
-    found = curves.panels([("a", run.path)], have="")
+    add_rows(run, range(21, 90), loss=5.0)  # longer than before
+    curves.panels([("a", run.path)], have="")
     curve = curves._runs[run.path].curve("loss")
-    assert found is not None and curve is not None and curve.drawn[0] == [*range(1, 90)]
+    assert curve is not None and curve.drawn[0] == [*range(1, 90)]
+    assert curve.drawn[1] == [*(1 / step for step in range(1, 21)), *[5.0] * 69]
 
 
 def test_runs_are_overlaid_each_with_its_tone(tmp_path: Path) -> None:
