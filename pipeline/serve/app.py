@@ -71,7 +71,12 @@ def make_app(folder: Path, data: tuple[Path, ...], *, host: str, token: str | No
         drawing=asyncio.Lock(),
     )
     requests = Requests(served)
+
+    async def look_at_once(app: web.Application) -> None:
+        served.runs.begin()  # who opens the page finds the list ready
+
     app = web.Application(middlewares=[guard(host, token)])
+    app.on_startup.append(look_at_once)
     app.on_response_prepare.append(add_headers)
     for path, (file, media_type) in _ASSETS.items():
         app.router.add_get(path, _asset(file, media_type))

@@ -26,10 +26,14 @@ class Lookout(Generic[T]):
         self._due = 0.0
         self._now: asyncio.Task[None] | None = None
 
-    async def found(self) -> T:
-        """What was found: just now if a look is quick, else the time before; only the first is waited for."""
+    def begin(self) -> None:
+        """Look again, if that is due; nobody waits."""
         if self._now is None and time.monotonic() >= self._due:
             self._now = asyncio.create_task(self._look_again())
+
+    async def found(self) -> T:
+        """What was found: just now if a look is quick, else the time before; only the first is waited for."""
+        self.begin()
         if self._now is not None:
             await asyncio.wait({self._now}, timeout=None if self._found is None else PROMPT)
         if self._found is None:
