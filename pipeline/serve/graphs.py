@@ -165,7 +165,7 @@ def _told(stage: StageFolder, by_key: Mapping[str, StageFolder], runs: RunList) 
         "machine": receipt.machine,
         "key": receipt.key,
         "source": _source(stage.folder),
-        "data": _data(receipt.recipe),
+        "data": _data(receipt),
         "recipe": json.dumps(receipt.recipe, indent=2, ensure_ascii=False),
     }
 
@@ -297,16 +297,16 @@ def _source(folder: Path) -> str:
     try:
         rows = read_small(folder / "attempts.jsonl", most=8 << 20).splitlines()
         last = json.loads(rows[-1])
-        return " ".join(str(last[key]) for key in ("version", "commit") if last.get(key))[:_FEW]
+        return " ".join(str(last[key])[:12] for key in ("version", "commit") if last.get(key))
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return ""
 
 
-def _data(recipe: Mapping[str, Any]) -> str:
+def _data(receipt: Receipt) -> str:
     """The data from outside of the graph that its recipe names."""
-    section = recipe.get("data")
+    recipe, section = receipt.recipe, receipt.recipe.get("data")
     named = [recipe.get("source"), recipe.get("images"), recipe.get("path")]
-    if isinstance(section, dict):
+    if isinstance(section, dict) and "data" not in receipt.inputs:
         named += [section.get("root"), section.get("sealed")]
     return ", ".join(value for value in named if isinstance(value, str) and value)[:_FEW]
 

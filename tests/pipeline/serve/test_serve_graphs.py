@@ -53,7 +53,10 @@ def graph(tmp_path: Path) -> Path:
     finish(root, "shards", "data@1", latest=None, recipe={"source": "/data/old"})
     finish(root, "shards", "data@2", recipe={"source": "/data/images"})
     inputs = {"data": f"{key('data@2')}/"}
-    finish(root, "pretrain", "pretrain", inputs=inputs, metrics={"loss": 0.12345678})
+    recipe = {"data": {"root": "not/read"}}
+    finish(root, "pretrain", "pretrain", recipe=recipe, inputs=inputs, metrics={"loss": 0.12345678})
+    pretrain = folder_of(root, "pretrain", "pretrain")
+    (pretrain / "attempts.jsonl").write_text('{"version": "0.1", "commit": "0123456789abcdef"}\n')
     finish(root, "knn", "knn", inputs={"run": f"{key('pretrain')}/", "test": f"{key('data@1')}/test.tar"})
     gone = finish(root, "linear", "linear", inputs={"run": f"{key('pretrain')}/", "b": f"{key('lost')}/"})
     (gone / "out.txt").unlink()
@@ -108,7 +111,9 @@ def test_a_graph_says_what_made_what_and_how_far_each_stage_is(graph: Path) -> N
     ]
     assert stages[folder_of(root, "export", "broken").name]["detail"] == "ValueError: <b>why</b>"
     assert stages[folder_of(root, "shards", "data@2").name]["data"] == "/data/images"
-    assert stages[folder_of(root, "pretrain", "pretrain").name]["facts"] == {"loss": "0.123457"}
+    pretrain = stages[folder_of(root, "pretrain", "pretrain").name]
+    assert pretrain["facts"] == {"loss": "0.123457"}
+    assert (pretrain["source"], pretrain["data"]) == ("0.1 0123456789ab", "")
     order = [stage["folder"] for stage in full["stages"]]
     for stage in full["stages"]:
         for each in stage["inputs"]:
