@@ -76,7 +76,11 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
 def _refusal(request: web.Request, names: set[str], token: str | None) -> web.Response | None:
     """What is answered in place of what was asked for; None to let it in."""
     if not _is_ours(request.headers.get("Host", ""), names):
-        return web.Response(status=421, text="This page is asked for by another name than its own.\n")
+        sentence = (
+            "This page is not known by that name: open it by the name or the address of its machine, or "
+            "start `submit serve` with that name as --host.\n"
+        )
+        return web.Response(status=421, text=sentence)
     if token is None:
         return None
     cookie = _cookie(request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,13 +180,13 @@ def _asset(file: Path, media_type: str) -> Callable[[web.Request], Any]:
     return handler
 
 
-def _pieces(page: Page) -> Any:
+def _pieces(page: Page) -> Iterator[bytes]:
     with open_below(page.root, page.path) as file:
         while piece := file.read(_PIECE):
             yield piece
 
 
-async def _in_thread(pieces: Any) -> AsyncIterator[bytes]:
+async def _in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     while piece := await asyncio.to_thread(next, pieces, b""):
         yield piece
 

@@ -218,7 +218,7 @@ def _unfinished(stage: StageFolder, runs: RunList) -> tuple[str, str]:
             return StageState.QUEUED if state is State.PENDING else StageState.RUNNING, words
         if state is not State.COMPLETED:
             how = StageState.CANCELLED if state is State.CANCELLED else StageState.FAILED
-            return how, known["why"].splitlines()[0]
+            return how, known["why"].partition("\n")[0]
     if (error := _last_line(stage.folder / "error.txt")) is not None:
         return StageState.FAILED, error
     return StageState.MISSING, "begun, and not finished"

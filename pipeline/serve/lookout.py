@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -23,6 +26,7 @@ class Lookout(Generic[T]):
     def __init__(self, look: Callable[[], T], *, pause: float) -> None:
         self._look, self._pause = look, pause
         self._found: T | None = None
+        self._error: Exception | None = None
         self._due = 0.0
         self._now: asyncio.Task[None] | None = None
 
@@ -36,15 +40,18 @@ class Lookout(Generic[T]):
         self.begin()
         if self._now is not None:
             await asyncio.wait({self._now}, timeout=None if self._found is None else PROMPT)
-        if self._found is None:
-            raise RuntimeError("the folder could not be looked at")
+        if self._error is not None:
+            raise RuntimeError("the last look failed") from self._error
+        assert self._found is not None  # the first look has been waited for
         return self._found
 
     async def _look_again(self) -> None:
         begun = time.monotonic()
         try:
-            self._found = await asyncio.to_thread(self._look)
-        finally:
-            ended = time.monotonic()
-            self._due = ended + max(self._pause, 4 * (ended - begun))
-            self._now = None
+            self._found, self._error = await asyncio.to_thread(self._look), None
+        except Exception as error:  # who looks is told; the next look may do better
+            logger.exception("a look failed")
+            self._error = error
+        ended = time.monotonic()
+        self._due = ended + max(self._pause, 4 * (ended - begun))
+        self._now = None

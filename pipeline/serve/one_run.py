@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from pathlib import Path
@@ -33,7 +34,7 @@ def texts(run: RunFolder) -> list[str]:
 
 
 def read_text(root: Path, run: RunFolder, name: str, at: int | None) -> dict[str, Any]:
-    """A piece of such a text, in whole lines.
+    """A piece of such a text; the end of one begins with a whole line.
 
     Args:
         at: the byte at which the last piece ended; None for the end of the text.
@@ -53,11 +54,10 @@ def read_text(root: Path, run: RunFolder, name: str, at: int | None) -> dict[str
     if anew and start > 0:
         cut = data.find(b"\n") + 1
         data, start = data[cut:], start + cut
-    end = data.rfind(b"\n") + 1
-    if not end or (name.endswith(".json") and start + len(data) == size):
-        end = len(data)  # one line as long as that; or a file that was written whole
-    text = data[:end].decode(errors="replace")
-    return {"text": text, "at": start + end, "size": size, "anew": anew, "from": start}
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data)
+    pending, _ = decoder.getstate()  # the beginning of a character, of which the rest is not there yet
+    return {"text": text, "at": start + len(data) - len(pending), "size": size, "anew": anew}
 
 
 def history(run: RunFolder) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def pages_in_short(pages: Pages, *, below: Path | None = None) -> list[dict[str,
             "bytes": page.bytes,
         }
         for known_as, page in pages.found.items()
-        if below is None or page.path.is_relative_to(below)
+        if below is None or str(page.path).startswith(f"{below}/")
     ]
 
 

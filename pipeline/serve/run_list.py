@@ -153,7 +153,7 @@ def in_short(known: dict[str, Any]) -> dict[str, Any]:
         "name": known["run"],
         "state": known["state"],
         "words": in_words(known["state"], reason=known["reason"], since=known["since"]),
-        "why": known["why"].splitlines()[0] if known["failure"] else "",
+        "why": known["why"].partition("\n")[0] if known["failure"] else "",
         "where": known["executor"] + ("" if known["executor"] == "local" else f" {known['id']}"),
         "submitted": known["submitted"],
         "step": progress.get("step"),

@@ -28,7 +28,7 @@ function el(name, attributes, ...children) {
 async function get(path, parameters) {
   const answer = await fetch(`${path}?${new URLSearchParams(parameters)}`, { cache: "no-store" });
   if (answer.status === 204) return null;
-  if (!answer.ok) throw new Error((answer.statusText || (await answer.text())).trim());
+  if (!answer.ok) throw new Error((await answer.text()).trim().replace(/^\d{3}: /, ""));
   return answer.json();
 }
 
@@ -190,7 +190,8 @@ function runsPage() {
       version = news.version;
       for (const run of news.runs) runs.set(run.id, { run, row: null });
       if (news.order) order = news.order;
-      for (const id of [...runs.keys()]) if (!order.includes(id)) runs.delete(id);
+      const there = new Set(order);
+      for (const id of [...runs.keys()]) if (!there.has(id)) runs.delete(id);
       draw();
     },
   };
