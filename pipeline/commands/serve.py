@@ -20,10 +20,14 @@ def serve(
     folder: Runs = Path("runs"),
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", help="A dataset, or a folder of them; may be given again. [default: out]"),
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="A dataset, or a folder of them; may be given several times. By default: out.",
+        ),
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", help="The address to listen at; others than this machine's need a token.")
+        str, typer.Option("--host", help="The address to listen at; all but the loopback need a token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any that is free.")] = PORT,
     token: Annotated[
