@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -13,9 +13,10 @@ from pathlib import Path
 from cluster.errors import UserError
 from cluster.executors import Executor
 from cluster.typed_yaml import check_recipe
+from cluster.wording import duration
 from pipeline.dag.ensure import ensure
 from pipeline.dag.recipe import DagRecipe, Shown, StageSection, suggest
-from pipeline.dag.stage import Kind, Origin, Receipt, Stage, StopRequested
+from pipeline.dag.stage import Kind, Origin, Receipt, Stage, StopRequested, read_receipt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +94,12 @@ def build_graph(
 
 
 def run_graph(
-    stages: Iterable[Stage], executor: Executor, *, say: Callable[[str], None]
+    stages: Sequence[Stage], executor: Executor, *, say: Callable[[str], None]
 ) -> dict[str, Receipt | Failed]:
     """Ensure every stage, in the given order; one whose inputs failed is not tried."""
     results: dict[str, Receipt | Failed] = {}
-    for stage in stages:
+    before = {stage.name: _seconds_before(stage) for stage in stages}
+    for number, stage in enumerate(stages, start=1):
         blockers = tuple(name for name in stage.sources if isinstance(results[name], Failed))
         if blockers:
             results[stage.name] = Failed(error=None, blocked_by=blockers)
@@ -117,8 +119,27 @@ def run_graph(
         results[stage.name] = receipt
         point_to(stage)
         how = "done" if ran else "reused"
-        say(f"{stage.name:<20} {how:<8} {receipt.seconds:7.1f} s  {stage.folder.name}")
+        left = _what_is_left(stages[number:], before)
+        say(f"{stage.name:<20} {how:<8} {receipt.seconds:7.1f} s  {stage.folder.name}{left}")
     return results
+
+
+def _what_is_left(stages: Sequence[Stage], before: Mapping[str, float | None]) -> str:
+    """How many stages are to come, which is next, and how long they took the last time, if all are known."""
+    if not stages:
+        return ""
+    times = [before[stage.name] for stage in stages]
+    known = [time for time in times if time is not None]
+    time_left = f", about {duration(sum(known))}" if len(known) == len(times) else ""
+    return f"  ({len(stages)} to go{time_left}; next: {stages[0].name})"
+
+
+def _seconds_before(stage: Stage) -> float | None:
+    """What a stage of this name took the last time, here, perhaps with another recipe."""
+    try:
+        return read_receipt(stage.root / "latest" / stage.name / "receipt.json").seconds
+    except (OSError, UserError):
+        return None  # it has not run, or cannot be asked: the stages are counted all the same
 
 
 def closing_lines(recipe: DagRecipe, results: Mapping[str, Receipt | Failed]) -> list[str]:

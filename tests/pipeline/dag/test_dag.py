@@ -1,3 +1,4 @@
+import re
 import textwrap
 from collections import Counter
 
@@ -406,3 +407,10 @@ stages:
     }
     with pytest.raises(UserError, match=r"recipe .*twin.yaml \(base .*g.yaml\): 'fodler' is not a key"):
         load_dag(str(tmp_path / "twin.yaml"), ["fodler=x"])
+
+
+def test_it_is_told_what_is_left_and_how_long_it_took_the_last_time(tmp_path):
+    _, lines = run(graph(tmp_path, [set(), {0}, {1}]))
+    assert [line.partition("  (")[2] for line in lines] == ["2 to go; next: s1)", "1 to go; next: s2)", ""]
+    _, lines = run(graph(tmp_path, [set(), {0}, {1}], numbers={0: 100}))
+    assert re.fullmatch(r"s0 +done .*\(2 to go, about 0\.\d s; next: s1\)", lines[0])
