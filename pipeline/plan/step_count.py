@@ -17,6 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.weak import WeakIdKeyDictionary
 
 from cluster.rank.torch_dist import World
 from pipeline.data.modality import modality_of
@@ -180,7 +181,7 @@ def measure_steps(
     counting.remove()
     counted = (forward[0], float(counter.get_total_flops()), len(passes))
     update()
-    tracker = MemTracker()
+    tracker = _PeakTracker()
     method.requires_grad_(True)  # it hooks every parameter; a teacher gets no gradient all the same
     tracker.track_external(method, optimizer)
     with tracker:
@@ -190,6 +191,17 @@ def measure_steps(
         update()
     snapshot = tracker.get_tracker_snapshot("peak")[_HERE]
     return {str(kind).rpartition(".")[2]: size for kind, size in snapshot.items()}, counted
+
+
+class _PeakTracker(MemTracker):
+    """Keeps the fullest moment of all, and not that of each of hundreds of modules, which it would ask at
+    each of tens of thousands of operations.
+    """
+
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        modules, self.memory_tracking = self.memory_tracking, WeakIdKeyDictionary()
+        super()._update_peak_stats(peak_state)
+        self.memory_tracking = modules
 
 
 def _convolution_backward(
