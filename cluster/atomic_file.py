@@ -40,6 +40,9 @@ def replacing(path: Path, *, survives_power_cut: bool = True) -> Iterator[Path]:
             with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        error.filename = str(path)  # a full disk names no file
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk names no file
         raise

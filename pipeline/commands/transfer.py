@@ -99,8 +99,11 @@ def evaluation_command(name: str) -> Callable[..., None]:
         device: Device = "auto",
         as_json: Json = False,
     ) -> None:
+        from rich.console import Console
+
         from cluster.rank.torch_dist import choose_device
         from ingest.dataset.open import open_dataset
+        from ingest.progress.meter import Meter
         from pipeline.transfer.extract import extract_from_files
 
         recipe = load_recipe(evaluation.recipe, recipe_name, overrides, kind="transfer")
@@ -108,16 +111,20 @@ def evaluation_command(name: str) -> Callable[..., None]:
         learnt, asked = open_dataset(train, view=train_view), open_dataset(test, view=test_view)
         evaluation.refuse(recipe, len(learnt))
         with tempfile.TemporaryDirectory(prefix="submit-features-") as folder:  # in TMPDIR
-            features = extract_from_files(
-                trunk,
-                learnt,
-                asked,
-                Path(folder),
-                workers=workers,
-                device=where,
-                several_labels=evaluation.several_labels,
-                videos=Windows(windows=windows, each=each, layer=layer, pooling=evaluation.pooling),
-            )
+            with Meter(Console(stderr=True)) as meter:
+                features = extract_from_files(
+                    trunk,
+                    learnt,
+                    asked,
+                    Path(folder),
+                    workers=workers,
+                    device=where,
+                    several_labels=evaluation.several_labels,
+                    videos=Windows(windows=windows, each=each, layer=layer, pooling=evaluation.pooling),
+                    progress=lambda what, done, total: meter.tell(
+                        f"features of {what}", done=done, total=total
+                    ),
+                )
             scores = evaluation.score(*features, recipe, device=where)
         _print_scores(scores.metrics(), as_json=as_json)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,10 +43,7 @@ class _Sought:
     @classmethod
     def of(cls, dataset: Dataset, limit: int | None, *, several_labels: bool) -> _Sought:
         """Raises UserError if there is no sample, or one has no label, or several and is not to."""
-        if len(dataset) == 0:
-            raise UserError(
-                f"{dataset.path} has no image to evaluate with: see `ingest stats {dataset.path}`"
-            )
+        refuse_empty(dataset)
         positions = evenly_spaced(len(dataset), limit)
         classes, y = classes_of(dataset, positions, several_labels=several_labels)
         keys = _keys(dataset)
@@ -60,6 +58,12 @@ class _Sought:
         """The same, with as many rows for each sample."""
         y, keys = (each.repeat_interleave(count) for each in (self.y, self.keys))
         return replace(self, y=y, keys=keys)
+
+
+def refuse_empty(dataset: Dataset) -> None:
+    """Raises UserError if there is nothing to show a trunk."""
+    if len(dataset) == 0:
+        raise UserError(f"{dataset.path} has no image to evaluate with: see `ingest stats {dataset.path}`")
 
 
 def _keys(dataset: Dataset) -> NDArray[np.int64]:
@@ -97,7 +101,7 @@ def extract_features(
     sought = _Sought.of(dataset, limit, several_labels=several_labels)
     sought = sought.windows(rows_of(preprocessing, videos))
     x = torch.empty(0)
-    for first, part in _embed(
+    for first, part in embedded(
         trunk,
         dataset,
         sought.positions,
@@ -129,6 +133,7 @@ def write_features(
     batch_size: int = BATCH_SIZE,
     busy: Callable[[str], None] = lambda what: None,
     stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     several_labels: bool = False,
     videos: Windows = _ONE,
 ) -> bool:
@@ -142,6 +147,7 @@ def write_features(
         rank, ranks: of equal parts, only this one.
         busy: told of every batch.
         stop: asked before every batch.
+        progress: told of this rank's rows, how many are there and how many there will be.
         several_labels, videos: see `extract_features`.
 
     Returns:
@@ -161,7 +167,7 @@ def write_features(
         precision=precision,
         heading=rank == 0,
     ) as file:
-        for first, part in _embed(
+        for first, part in embedded(
             trunk,
             dataset,
             sought.positions[begin:end],
@@ -175,10 +181,11 @@ def write_features(
                 return False
             busy(f"extracting features into {path.name}, row {begin * each + first}")
             file.write(begin * each + first, part)
+            progress(first + len(part), each * len(sought.positions[begin:end]))
     return True
 
 
-def _embed(
+def embedded(
     trunk: nn.Module,
     dataset: Dataset,
     positions: NDArray[np.int64],
@@ -233,8 +240,13 @@ def extract_from_files(
     device: torch.device,
     several_labels: bool = False,
     videos: Windows,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> tuple[Features, Features]:
-    """Features of a training and a test set with an exported trunk, mapped from files in a folder."""
+    """Features of a training and a test set with an exported trunk, mapped from files in a folder.
+
+    Args:
+        progress: told which dataset it is at, how many of its rows are there, and of how many.
+    """
     from pipeline.trunks.files import load_trunk
 
     warn_of_shared(train, test)
@@ -250,6 +262,7 @@ def extract_from_files(
             preprocessing=trunk.preprocessing,
             workers=workers,
             device=device,
+            progress=partial(progress, str(dataset.path)),
             several_labels=several_labels,
             videos=videos,
         )

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -82,12 +82,7 @@ class FeatureWriter:
         """
         if x.shape[1] != self._dim or not 0 <= first <= self._rows - len(x):
             raise ValueError(f"{tuple(x.shape)} at row {first} is no part of ({self._rows}, {self._dim})")
-        written = x.to(self._dtype)
-        if self._dtype == torch.float16 and not torch.equal(written.isfinite(), x.isfinite()):
-            raise UserError(
-                f"{self._path.name}: features up to {float(x.abs().max()):.3g} do not fit into fp16, which "
-                "ends at 65504: give the stage the precision bf16 or fp32"
-            )
+        written = rounded(x, self._dtype, self._path)
         data = written.cpu().contiguous().view(torch.uint8).numpy()
         self._write(data.tobytes(), self._start + first * self._dim * self._dtype.itemsize)
 
@@ -110,6 +105,21 @@ class FeatureWriter:
             os.close(self._file)
 
 
+def rounded(x: Tensor, dtype: torch.dtype, path: Path) -> Tensor:
+    """Features in the precision in which a file is to have them.
+
+    Raises:
+        UserError: if a number is too large for it.
+    """
+    written = x.to(dtype)
+    if dtype == torch.float16 and not torch.equal(written.isfinite(), x.isfinite()):
+        raise UserError(
+            f"{path.name}: features up to {float(x.abs().max()):.3g} do not fit into fp16, which ends at "
+            "65504: choose the precision bf16 or fp32"
+        )
+    return written
+
+
 def _header(rows: int, dim: int, dtype: str, classes: Sequence[str]) -> bytes:
     """`x` comes last, so that what comes before is of multiples of 8 bytes, and every tensor lies even."""
     small, itemsize = 8 * rows, _DTYPES[dtype].itemsize
@@ -123,6 +133,11 @@ def _header(rows: int, dim: int, dtype: str, classes: Sequence[str]) -> bytes:
             "data_offsets": [2 * small, 2 * small + rows * dim * itemsize],
         },
     }
+    return safetensors_header(parts)
+
+
+def safetensors_header(parts: Mapping[str, Any]) -> bytes:
+    """The beginning of a safetensors file, of a multiple of 8 bytes: what `parts` says of its tensors."""
     text = json.dumps(parts, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
