@@ -6,6 +6,7 @@ import atexit
 import gc
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,20 @@ from cluster.output_trouble import trouble
 from cluster.wording import visible
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _tell_version(ctx: Any, asked: bool) -> None:
+    if asked:
+        typer.echo(f"{ctx.command.name} {metadata.version('seer-pipeline')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_tell_version, is_eager=True, help="Say which version this is, and stop."
+    ),
+]
 
 
 class Commands(TyperGroup):

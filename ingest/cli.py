@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import typer
 
-from cluster.command_line import Debug, make_app, run
+from cluster.command_line import Debug, Version, make_app, run
 from cluster.job import import_function
 
 COMMANDS = {
@@ -35,7 +35,7 @@ def app(names: Iterable[str] = COMMANDS) -> typer.Typer:
     return made
 
 
-def options(debug: Debug = False) -> None:
+def options(debug: Debug = False, version: Version = False) -> None:
     """Turn images nobody curated into sealed, checkable datasets."""
     logging.basicConfig(level=logging.INFO, format="ingest: %(message)s")
     # What Pillow warns of in a damaged file stands in that file's row, with its name.

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 
-from cluster.command_line import Debug, make_app, run
+from cluster.command_line import Debug, Version, make_app, run
 from cluster.rank.process import OPENMP_SETTINGS
 from pipeline.commands import (
     compare,
@@ -29,7 +29,7 @@ app = make_app("submit")
 
 
 @app.callback()
-def options(debug: Debug = False) -> None:
+def options(debug: Debug = False, version: Version = False) -> None:
     """Train trunks on images nobody curated, and see how well they transfer."""
 
 

@@ -27,6 +27,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Self
 
@@ -35,6 +36,7 @@ from cluster.errors import AlreadyRunning, UserError
 from cluster.file_lock import holder, lock_file
 from cluster.host import node_name
 from cluster.job import Job, State
+from cluster.json_rows import lines_from_end
 from cluster.run.rank_error import RankError, read_error
 from cluster.run.status import Failure, Status
 from cluster.typed_json import read_record
@@ -304,9 +306,14 @@ class RunFolder:
         """Where a rank writes the exception that ends it."""
         return self.path / "errors" / f"rank-{rank}.json"
 
-    def log_text(self, rank: int) -> Iterator[str]:
-        """A rank's log as it is now, piece by piece."""
+    def log_text(self, rank: int, *, lines: int | None = None) -> Iterator[str]:
+        """A rank's log as it is now, piece by piece.
+
+        Args:
+            lines: only so many, the last ones.
+        """
         with self.log(rank).open(errors="replace") as file:
+            file.seek(self._start_of(rank, lines))
             while text := file.read(PIECE):
                 yield text
 
@@ -328,17 +335,28 @@ class RunFolder:
         whose, _, own = last.partition("\n") if begun else (token, "", last.removeprefix("\n"))
         return own.splitlines()[-lines:] if token in (None, whose) else []
 
-    def follow(self, rank: int, *, status: Callable[[RunFolder], Status]) -> Iterator[str]:
+    def _start_of(self, rank: int, lines: int | None) -> int:
+        """The byte at which the last lines of a log begin, not counting one that is being written."""
+        start = 0
+        for end, line in islice(lines_from_end(self.log(rank)), lines or 0):
+            start = end - len(line)
+        return start
+
+    def follow(
+        self, rank: int, *, status: Callable[[RunFolder], Status], lines: int | None = None
+    ) -> Iterator[str]:
         """A rank's log from its start, piece by piece, until the run has ended.
 
         Args:
             status: tells the run's state; see `cluster.executors.status_of`.
+            lines: begin with so many of those that are there, the last ones.
         """
         while not self.log(rank).is_file():
             if status(self).state.ended:
                 return
             time.sleep(FOLLOW_SECONDS)
         with self.log(rank).open(errors="replace") as file:
+            file.seek(self._start_of(rank, lines))
             while True:
                 ended = status(self).state.ended  # asked before reading: what is written last is shown too
                 for _ in range(LOOKS_PER_QUESTION):

@@ -163,6 +163,10 @@ def logs(
     run: RunName,
     rank: Annotated[int, typer.Option("--rank", min=0, help="Whose log.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    lines: Annotated[
+        int | None,
+        typer.Option("--lines", "-n", min=1, help="Only so many, the last ones; with -f, to begin."),
+    ] = None,
     folder: Runs = Path("runs"),
 ) -> None:
     """Print the log of a rank."""
@@ -172,7 +176,8 @@ def logs(
             f"{found.path} has no log of rank {rank}: it has ranks 0 to {found.read_status().ranks - 1}"
         )
     raw = not sys.stdout.isatty()  # to a program the log itself; to a terminal nothing that would steer it
-    for text in found.follow(rank, status=status_of) if follow else found.log_text(rank):
+    texts = found.follow(rank, status=status_of, lines=lines) if follow else found.log_text(rank, lines=lines)
+    for text in texts:
         typer.echo(text if raw else visible(text, but="\n\r\t"), nl=False)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from cluster.job import State
 from cluster.run.folder import RunFolder
 from cluster.run.status import Failure, Status
 from cluster.typed_yaml import load_recipe
+from ingest.cli import app as ingest
 from ingest.dataset.open import open_dataset
 from ingest.dataset.view import write_view
 from pipeline.cli import app
@@ -63,6 +65,12 @@ def line(result: Result) -> str:
     return lines[0]
 
 
+def test_both_programs_say_their_version_without_a_command() -> None:
+    for program, name in ((app, "submit"), (ingest(), "ingest")):
+        told = CliRunner().invoke(program, ["--version"], prog_name=name)
+        assert (told.exit_code, told.output) == (0, f"{name} {metadata.version('seer-pipeline')}\n")
+
+
 @pytest.mark.slow
 def test_a_run_from_the_first_step_to_the_last_and_back_again(recipe: Path) -> None:
     words = ("pretrain", "--recipe", recipe, "--run", "first", "--ranks", 2)
@@ -94,7 +102,9 @@ def test_a_run_from_the_first_step_to_the_last_and_back_again(recipe: Path) -> N
     assert re.search(r"first\s+completed\s+local\s+20\d\d-\d\d-\d\d \d\d:\d\d\s+6/6", table), table
     assert "first is completed" in submit("status", "first").output
     assert "step 1/6" in submit("logs", "first").output
-    assert submit("logs", "runs/first", "--follow").output == submit("logs", "first").output
+    whole = submit("logs", "first").output
+    assert submit("logs", "runs/first", "--follow").output == whole
+    assert submit("logs", "first", "--lines", 2).output.splitlines() == whole.splitlines()[-2:]
     assert "has no log of rank 2: it has ranks 0 to 1" in line(submit("logs", "first", "--rank", 2))
     assert "is not running: it is completed" in line(submit("cancel", "first"))
 

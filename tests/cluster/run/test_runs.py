@@ -125,6 +125,23 @@ def test_a_log_comes_in_pieces_however_long_it_is(tmp_path: Path, monkeypatch: p
         assert max(map(len, pieces)) == 10
 
 
+@pytest.mark.parametrize(
+    ("lines", "shown"),
+    [
+        (None, "one\ntwo é\nthree\nhalf"),
+        (1, "three\nhalf"),
+        (2, "two é\nthree\nhalf"),
+        (9, "one\ntwo é\nthree\nhalf"),
+    ],
+)
+def test_the_last_lines_of_a_log_are_read_from_its_end(tmp_path: Path, lines: int | None, shown: str) -> None:
+    run = RunFolder.create(tmp_path / "mine")
+    run.write_status(make_status(state=State.COMPLETED))
+    run.log(0).write_text("one\ntwo é\nthree\nhalf")
+    assert "".join(run.log_text(0, lines=lines)) == shown
+    assert "".join(run.follow(0, status=RunFolder.read_status, lines=lines)) == shown
+
+
 def test_a_tail_is_a_few_lines_of_one_attempt(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "mine")
     assert run.tail(0) == []
