@@ -8,6 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
+from cluster import main_script
 from cluster.errors import UserError
 from cluster.map.tasks import MapTasks, R, T
 
@@ -33,7 +34,8 @@ def processes(workers: int) -> Iterator[MapTasks]:
         def map_tasks(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
             waiting: deque[Future[R]] = deque()
             for task in tasks:
-                waiting.append(pool.submit(function, task))
+                with main_script.left_out():
+                    waiting.append(pool.submit(function, task))
                 if len(waiting) >= AHEAD * workers:
                     yield waiting.popleft().result()
             while waiting:

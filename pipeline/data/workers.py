@@ -24,6 +24,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar, cast
 import torch
 from torch.utils.data import DataLoader
 
+from cluster import main_script
 from cluster.errors import UserError
 from cluster.output_trouble import refusal
 from pipeline.data.in_hand import InHand, Place
@@ -146,7 +147,9 @@ def _by_workers(make: Makes[T], first: int, *, workers: int, shared_bytes: int, 
         multiprocessing_context=start_fork_server(),
         worker_init_fn=partial(_prepare_worker, _MEMORY_TO_DECODE + 4 * size),
     )
-    answers = iter(loaded)
+    # What is defined in a script (a benchmark's) is found there only.
+    with contextlib.nullcontext() if type(make).__module__ == "__main__" else main_script.left_out():
+        answers = iter(loaded)
     processes = {process.pid: process for process in multiprocessing.active_children()}
     while True:
         try:

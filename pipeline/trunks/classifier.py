@@ -7,7 +7,7 @@ A folder holds `classifier.safetensors`, of images a checkpoint of timm's model 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from pipeline.models.classifier import Classifier, LinearHead
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.trunk import Architecture
 from pipeline.trunks.files import explain_invalid, facts_of, fill_card
+from pipeline.trunks.inputs import Source, input_of, outputs_of
 from pipeline.trunks.tensor_file import read_tensors, write_tensors
 
 TENSORS, SPEC = "classifier.safetensors", "classifier.json"
@@ -55,6 +56,20 @@ class ExportedClassifier(nn.Module):
         super().__init__()
         self.network = network
         self.spec = spec
+
+    def preprocess(self, source: Source) -> Tensor:
+        """One input, float32: see `input_of`."""
+        return input_of(source, self.spec.preprocessing)
+
+    def logits(self, sources: Iterable[Source], *, batch_size: int = 64) -> Tensor:
+        """Logits of many pictures or videos, (N, classes) float32 on the CPU, in their order.
+
+        Args:
+            sources: anything that `preprocess` takes: paths, images, arrays, of different sizes.
+        """
+        return outputs_of(
+            self, sources, self.spec.preprocessing, width=len(self.spec.classes), batch_size=batch_size
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalised inputs → logits (N, classes)."""
@@ -173,6 +188,7 @@ def _card(spec: ClassifierSpec, parameters: int) -> str:
         library="timm" if of_images else "pytorch",
         tag="image-classification" if of_images else "video-classification",
         things="images" if of_images else "videos",
+        example="image.jpg" if of_images else "video.mp4",
         weights=_TIMM.format(classes=classes) if of_images else _OWN,
     )
 
@@ -203,7 +219,7 @@ Training data is named by the Merkle root of a sealed dataset.
 from pipeline.export import load_classifier
 
 classifier = load_classifier("path/of/this/folder")
-logits = classifier({things})   # (N, {classes}); the classes are classifier.spec.classes
+logits = classifier.logits(["{example}"])   # (1, {classes}); the classes are classifier.spec.classes
 ```
 
 {weights}

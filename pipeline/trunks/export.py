@@ -33,8 +33,8 @@ CLASSES = "classes.json"  # of a run that learns from labels: their names, in th
 
 
 def export_trunk(
-    run: Path,
-    out: Path,
+    run: str | Path,
+    out: str | Path,
     *,
     which: Literal["student", "teacher", "audio"] = "student",
     interpolation: Interpolation | None = None,
@@ -52,7 +52,7 @@ def export_trunk(
     Raises:
         UserError: if there is no whole checkpoint there, no such trunk in it, or its numbers are not finite.
     """
-    opened = _open(run)
+    opened, out = _open(Path(run)), Path(out)
     if not force:
         refuse_foreign(out, "trunk.json", opened.provenance(which))
     name = opened.name_of(which)
@@ -72,8 +72,8 @@ def export_trunk(
 
 
 def export_classifier(
-    run: Path,
-    out: Path,
+    run: str | Path,
+    out: str | Path,
     *,
     which: Literal["student", "teacher"] | None = None,
     interpolation: Interpolation | None = None,
@@ -88,7 +88,7 @@ def export_classifier(
     Raises:
         UserError: if there is no whole checkpoint there, or it is of no classifier, or has no average.
     """
-    opened = _open(run)
+    opened, out = _open(Path(run)), Path(out)
     if not opened.recipe.method.supervised:
         raise UserError(
             f"{opened.run} was trained by {opened.recipe.method.name}, without labels: it has a trunk and no "

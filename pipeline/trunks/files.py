@@ -8,14 +8,12 @@ such folders too, so that one code path serves them all.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 import yaml
-from PIL import Image
 from pydantic import Field, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -24,17 +22,12 @@ from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.small_file import read_small
 from cluster.typed_yaml import Section
-from ingest.image.decode import decoded
-from pipeline.data.clip.evaluation import (
-    AudioPreprocessing,
-    ClipPreprocessing,
-    middle_clip,
-    middle_sound,
-)
-from pipeline.data.evaluation import Preprocessing, fit_image, normalise
+from pipeline.data.clip.evaluation import AudioPreprocessing, ClipPreprocessing
+from pipeline.data.evaluation import Preprocessing
 from pipeline.data.shown import AnyPreprocessing
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.trunk import Architecture
+from pipeline.trunks.inputs import Source, input_of, outputs_of
 from pipeline.trunks.tensor_file import read_tensors, write_tensors
 
 WEIGHTS = "trunk.safetensors"
@@ -62,7 +55,7 @@ class ExportedTrunk(nn.Module):
 
     `forward` takes normalised images (N, 3, S, S), clips (N, 3, T, S, S) or spectrograms (N, 1, frames, bins)
     and returns features (N, feature_dim); `preprocess` makes one image, or the middle of one video, into such
-    an input; `preprocessing` describes how.
+    an input; `preprocessing` describes how; `features` does both, of many.
     """
 
     def __init__(self, network: nn.Module, spec: TrunkSpec) -> None:
@@ -80,24 +73,19 @@ class ExportedTrunk(nn.Module):
         """How an image or a video becomes an input."""
         return self.spec.preprocessing
 
-    def preprocess(self, source: Image.Image | bytes) -> Tensor:
-        """One input, float32: of an image of any size and mode, upright, its colours and transparent parts as
-        wherever else this trunk is shown images; or of the bytes of a video's file.
+    def preprocess(self, source: Source) -> Tensor:
+        """One input, float32: of a picture of any size and mode, upright, its colours and transparent parts
+        as wherever else this trunk is shown pictures; or of the middle of a video. See `input_of`.
         """
-        view = self.preprocessing
-        if isinstance(source, bytes):
-            if isinstance(view, Preprocessing):
-                raise TypeError("this trunk is for images: give a PIL image")
-            return (
-                middle_clip(source, view)
-                if isinstance(view, ClipPreprocessing)
-                else middle_sound(source, view)
-            )
-        if not isinstance(view, Preprocessing):
-            raise TypeError("this trunk is for videos: give the bytes of a file")
-        fitted = fit_image(decoded(source), view)
-        pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
-        return normalise(pixels[None], view, torch.device("cpu"))[0]
+        return input_of(source, self.preprocessing)
+
+    def features(self, sources: Iterable[Source], *, batch_size: int = 64) -> Tensor:
+        """Features of many pictures or videos, (N, feature_dim) float32 on the CPU, in their order.
+
+        Args:
+            sources: anything that `preprocess` takes, of different sizes and kinds: paths, images, arrays.
+        """
+        return outputs_of(self, sources, self.preprocessing, width=self.feature_dim, batch_size=batch_size)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalised inputs → features (N, feature_dim)."""
@@ -109,7 +97,7 @@ def load_trunk(path: str | Path) -> ExportedTrunk:
     """Open an exported trunk, in evaluation mode, on the CPU.
 
     >>> trunk = load_trunk("runs/demo/latest/trunk")
-    >>> features = trunk(trunk.preprocess(image)[None])
+    >>> features = trunk.features(["cat.jpg", "dog.png"])
 
     Raises:
         UserError: if the folder is no exported trunk, or its tensors are not exactly those of its
@@ -325,18 +313,14 @@ def fill_card(
     )
 
 
-_OF_IMAGES = """from PIL import Image
-
-from pipeline.export import load_trunk
+_OF_IMAGES = """from pipeline.export import load_trunk
 
 trunk = load_trunk("path/of/this/folder")
-features = trunk(trunk.preprocess(Image.open("image.jpg"))[None])   # (1, feature_dim)"""
-_OF_VIDEOS = """from pathlib import Path
-
-from pipeline.export import load_trunk
+features = trunk.features(["image.jpg"])   # (1, feature_dim); also images, arrays and tensors of any size"""
+_OF_VIDEOS = """from pipeline.export import load_trunk
 
 trunk = load_trunk("path/of/this/folder")
-features = trunk(trunk.preprocess(Path("video.mp4").read_bytes())[None])   # (1, feature_dim)"""
+features = trunk.features(["video.mp4"])   # (1, feature_dim)"""
 # What a trunk is shown, what hubs call its task, and how to begin.
 _SHOWN: Mapping[type[Section], tuple[str, str, str]] = {
     Preprocessing: ("image", "image-feature-extraction", _OF_IMAGES),
