@@ -146,7 +146,7 @@ class CheckpointRecipe(Section):
 
 
 class TrunkRecipe(Section):
-    """A trunk that is there already: the folder of an exported one, or a checkpoint of timm's or VISSL's,
+    """A trunk that is there already: the folder of an exported one, or a file of others' weights,
     with its architecture in `trunk`. Of a checkpoint, `image_size`, `resize` and `interpolation` say how it
     is shown images, normalised as ImageNet's.
     """

@@ -33,9 +33,9 @@ class Architecture(Section):
     as solo-learn's: maps of 34, 17, 9 and 5 pixels where that has 32, 16, 8 and 4.
     An R(2+1)D network takes clips, and `conv2d_10` spectrograms; their "low_resolution" leaves out the first
     pooling, or the stride in its place. `width` are the channels of their first stage, 64 by default.
-    `init_from` starts its weights from an exported trunk, or from a checkpoint of timm's or VISSL's, instead
-    of the seed; a run that goes on does not read it again. `zero_init_residual` starts every block of a
-    ResNet as its shortcut: the gamma of its last BatchNorm is 0.
+    `init_from` starts its weights from an exported trunk, or from a file of weights that others publish,
+    instead of the seed; a run that goes on does not read it again. `zero_init_residual` starts every block of
+    a ResNet as its shortcut: the gamma of its last BatchNorm is 0.
     """
 
     name: Literal[

@@ -68,7 +68,7 @@ def _existing_path(recipe: TrunkRecipe) -> Path:
     if not path.exists():
         raise UserError(
             f"there is no trunk at {path}: give the folder of an exported one (`submit export`) as path, or "
-            "a checkpoint of timm's or VISSL's with trunk.name"
+            "a file of others' weights with trunk.name"
         )
     if path.is_dir() == (recipe.trunk is not None):
         raise UserError(

@@ -1,21 +1,19 @@
-"""Trunks of others as ours: timm's names, and those of VISSL's SEER checkpoints.
+"""Trunks of others as ours: what `trunk.init_from` may name.
 
-Tensors have the same shapes and meaning everywhere; only their names differ. Ours are timm's (torchvision's
-for a ResNet), so an exported `trunk.safetensors` is a checkpoint of timm's model with `num_classes=0`. VISSL
-wraps ClassyVision's AnyNet: `_feature_blocks.res2.block1-0.f.a.0.weight` is our `s1.b1.conv1.conv.weight`;
-its FSDP trunks, such as SEER-10B, have a further level, `res2.block1-part0.block1-0`.
-
-A file of others is data and not a program: pickles are read with `weights_only` (S1).
+A file of others is data and not a program: pickles are read with `weights_only` (S1). Wherever in it the
+trunk stands, and whoever has named its tensors, it is found by the name of its first convolution: before that
+stand names of a method, a wrapper or a checkpoint, such as `state_dict.module.encoder_q.`.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -26,47 +24,27 @@ from cluster.errors import UserError
 from pipeline.distributed.sharded import copy_own_piece, named_tensors
 from pipeline.models.trunk import build_trunk
 from pipeline.recipe.trunk import Architecture
+from pipeline.trunks.layouts import LAYOUTS, without_wrappers
 from pipeline.trunks.tensor_file import not_finite, stem_in
 
-_IN_VISSL_BLOCK = {
-    "f.a.0": "conv1.conv",
-    "f.a.1": "conv1.bn",
-    "f.b.0": "conv2.conv",
-    "f.b.1": "conv2.bn",
-    "f.se.excitation.0": "se.fc1",
-    "f.se.excitation.2": "se.fc2",
-    "f.c": "conv3.conv",
-    "f.final_bn": "conv3.bn",
-    "proj": "downsample.conv",
-    "bn": "downsample.bn",
-}
-_IN_VISSL_STEM = {"0": "conv", "1": "bn"}
-
-_VISSL_BLOCK = re.compile(r"_feature_blocks\.res\d+\.(?:block\d+-part\d+\.)?block(\d+)-(\d+)\.(.+)\.(\w+)")
-_VISSL_STEM = re.compile(r"_feature_blocks\.conv1\.stem\.([01])\.(\w+)")
+logger = logging.getLogger(__name__)
 
 _CLASSIFIERS = ("head.fc.", "fc.")
 _COUNTS = ".num_batches_tracked"
 # What follows the trunk that learns, in methods that have two.
 _FOLLOWER = re.compile(r"momentum|teacher|target|ema|encoder_k|key")
-_IN_TRUNK = re.compile(r"(stem|s\d+|conv\d+|bn\d+|layer\d+)\.")
-
-
-def from_vissl(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A trunk of VISSL's, sharded or not, under our names; names that are no RegNetY's stay as they are."""
-    return {_our_name(name): tensor for name, tensor in tensors.items()}
-
-
-def from_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A model of timm's (or a ResNet of torchvision's) under our names: its own, without the classifier."""
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_CLASSIFIERS)}
+_DEEPEST = 8  # of the dictionaries in a checkpoint
+_SHOWN = 3  # differences in a message
+# In a folder: ours, and those that timm and transformers write.
+_IN_FOLDER = ("trunk.safetensors", "model.safetensors", "pytorch_model.bin")
 
 
 def read_weights(section: Architecture) -> dict[str, Tensor]:
     """The tensors that `trunk.init_from` names, under our names, on the CPU, mapped from the file.
 
-    It is the folder of an exported trunk, or a file: safetensors, a PyTorch checkpoint of timm's, or one of
-    VISSL's. Only the counts of batches that BatchNorm has seen may be missing.
+    It is the folder of an exported trunk, or a file, safetensors or a PyTorch checkpoint, that holds such a
+    trunk under the names of timm, torchvision, transformers, VISSL or lightly, alone or within a method. Only
+    the counts of batches that BatchNorm has seen may be missing.
 
     Raises:
         UserError: if there is no such file, if it holds more than tensors, or others than this trunk's.
@@ -76,10 +54,11 @@ def read_weights(section: Architecture) -> dict[str, Tensor]:
         raise ValueError("this trunk starts from no file")
     path = init_file(section.init_from)
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if (stem := stem_in(tensors)) not in (None, section.stem):
+        raise UserError(f"trunk.init_from: {path} has another stem than this trunk: set trunk.stem={stem}")
     with torch.device("meta"):
         expected = {name: list(tensor.shape) for name, tensor in build_trunk(section).state_dict().items()}
-    theirs = any(name.startswith("_feature_blocks.") for name in tensors)
-    weights = from_vissl(tensors) if theirs else from_timm(_inside(tensors, list(expected), path))
+    weights = {name: tensors[there] for name, there in _find(tensors, list(expected), section, path).items()}
     _check(weights, expected, section, path)
     if (broken := not_finite(weights)) is not None:
         raise UserError(
@@ -95,11 +74,12 @@ def init_file(init_from: str) -> Path:
         UserError: if there is none.
     """
     path = Path(init_from)
-    path = path / "trunk.safetensors" if path.is_dir() else path
+    if path.is_dir():
+        path = next((path / name for name in _IN_FOLDER if (path / name).is_file()), path / _IN_FOLDER[0])
     if not path.is_file():
         raise UserError(
             f"trunk.init_from: there is no file {path}; give an exported trunk (`submit export`), or a "
-            "checkpoint of timm's or VISSL's"
+            "file of weights, such as timm, torchvision, transformers and VISSL publish"
         )
     return path
 
@@ -113,17 +93,6 @@ def warm_start(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name, tensor in named_tensors(network):
         if name in weights:
             copy_own_piece(tensor, weights[name])
-
-
-def _our_name(name: str) -> str:
-    if found := _VISSL_STEM.fullmatch(name):
-        part, tensor = found.groups()
-        return f"stem.{_IN_VISSL_STEM[part]}.{tensor}"
-    found = _VISSL_BLOCK.fullmatch(name)
-    if found is None or found[3] not in _IN_VISSL_BLOCK:
-        return name
-    stage, block, part, tensor = int(found[1]), int(found[2]), found[3], found[4]
-    return f"s{stage}.b{block + 1}.{_IN_VISSL_BLOCK[part]}.{tensor}"
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -148,63 +117,105 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"trunk.init_from: {path} is not a PyTorch checkpoint ({_line(error)}); was it copied whole?"
         ) from error
-    tensors = _trunk_in(saved)
-    if tensors is None:
-        raise UserError(
-            f"trunk.init_from: {path} holds no trunk: neither names and tensors, nor those under "
-            "`state_dict`, `model` or VISSL's `classy_state_dict`"
-        )
+    tensors = dict(_tensors_in(saved))
+    if not tensors:
+        raise UserError(f"trunk.init_from: {path} holds no tensors under names: is it a checkpoint?")
     return tensors
 
 
-def _trunk_in(saved: Any) -> dict[str, Tensor] | None:
-    """The trunk's tensors in what timm, its relatives or VISSL save."""
-    for path in (("classy_state_dict", "base_model", "model", "trunk"), ("state_dict",), ("model",), ()):
-        found = saved
-        for key in path:
-            found = found.get(key) if isinstance(found, dict) else None
-        if isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values()):
-            return found
-    return None
+def _tensors_in(saved: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in dictionaries, one within another, by their names with dots between."""
+    if isinstance(saved, Tensor):
+        yield prefix.removesuffix("."), saved
+    elif isinstance(saved, dict) and depth < _DEEPEST:
+        for name, value in saved.items():
+            yield from _tensors_in(value, f"{prefix}{name}.", depth + 1)
 
 
-def _inside(tensors: Mapping[str, Tensor], expected: list[str], path: Path) -> Mapping[str, Tensor]:
-    """The trunk where its names stand behind a prefix, such as a wrapper's `module.` or a method's
-    `backbone.`, without the heads that stand beside it; else all tensors as they are.
+class _Candidate(NamedTuple):
+    """What may be a trunk: what stands before its names, and the file's names by ours."""
+
+    prefix: str
+    names: Mapping[str, str]
+
+
+def _find(
+    tensors: Mapping[str, Tensor], expected: list[str], section: Architecture, path: Path
+) -> dict[str, str]:
+    """The file's names of the trunk's tensors, by ours; with those that look like a trunk's and are none of
+    ours, and without the heads that stand beside it.
 
     Raises:
-        UserError: if there are several of which none is the one that learns.
+        UserError: if there is none, or there are several of which none is the one that learns.
     """
-    first = expected[0]
-    found = [
-        name.removesuffix(first)
-        for name in tensors
-        if name.endswith(f".{first}") and _has_all(tensors, expected, name.removesuffix(first))
-    ]
-    if first in tensors or not found:
-        return tensors
-    learning = [prefix for prefix in found if not _FOLLOWER.search(prefix)] if len(found) > 1 else found
-    if len(learning) != 1:
-        raise UserError(
-            f"trunk.init_from: {path} holds {len(found)} trunks, {', '.join(found)}: save one of them alone"
+    clean: dict[str, str] = {}
+    for name in tensors:
+        clean.setdefault(without_wrappers(name), name)
+    candidates = [
+        _Candidate(
+            prefix,
+            {ours(name.removeprefix(prefix)): clean[name] for name in clean if name.startswith(prefix)},
         )
-    weights = {
-        name.removeprefix(learning[0]): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(learning[0])
+        for mark, ours in _namings(expected[0])
+        for prefix in _before(mark, clean)
+    ]
+    needed = {name for name in expected if not name.endswith(_COUNTS)}
+    whole: dict[str, _Candidate] = {}
+    for each in candidates:
+        if needed <= each.names.keys():
+            whole.setdefault(each.prefix, each)
+    if whole:
+        names = _that_learns(list(whole.values()), tensors, needed, path).names
+    else:
+        names = max(
+            (each.names for each in candidates), key=lambda each: len(needed & each.keys()), default={}
+        )
+    if len({name.partition(".")[0] for name in needed & names.keys()}) < 3:  # a stem is in any network
+        raise UserError(
+            f"trunk.init_from: {path} has other names than a {section.name}: {next(iter(tensors))} comes "
+            f"first there, and here {expected[0]}; save its tensors under our names"
+        )
+    kinds = {_kind(name) for name in expected}
+    return {
+        name: there
+        for name, there in names.items()
+        if name in expected or (_kind(name) in kinds and not name.startswith(_CLASSIFIERS))
     }
-    return {name: tensor for name, tensor in weights.items() if name in expected or _IN_TRUNK.match(name)}
 
 
-def _has_all(tensors: Mapping[str, Tensor], expected: list[str], prefix: str) -> bool:
-    return all(prefix + name in tensors for name in expected if not name.endswith(_COUNTS))
+def _namings(first: str) -> list[tuple[str, Callable[[str], str]]]:
+    """Each with the name of the first convolution: our own, and those of others."""
+    return [(first, lambda name: name), *((layout.mark, layout.ours) for layout in LAYOUTS)]
+
+
+def _before(mark: str, names: Mapping[str, str]) -> list[str]:
+    """What stands before a name wherever it is; and nothing, where it may be missing."""
+    return ["", *(name.removesuffix(mark) for name in names if name.endswith(f".{mark}"))]
+
+
+def _kind(name: str) -> str:
+    """What a tensor's outermost module is called, without its number: of layer3.0.conv1.weight, layer."""
+    return name.partition(".")[0].rstrip("0123456789")
+
+
+def _that_learns(
+    found: list[_Candidate], tensors: Mapping[str, Tensor], needed: set[str], path: Path
+) -> _Candidate:
+    learning = [each for each in found if not _FOLLOWER.search(each.prefix)] if len(found) > 1 else found
+    first, *others = learning or found
+    if learning and all(  # one network under two names
+        torch.equal(tensors[first.names[name]], tensors[other.names[name]])
+        for other in others
+        for name in needed
+    ):
+        return first
+    prefixes = ", ".join(each.prefix for each in found)
+    raise UserError(f"trunk.init_from: {path} holds {len(found)} trunks, {prefixes}: save one of them alone")
 
 
 def _check(
     weights: dict[str, Tensor], expected: Mapping[str, list[int]], section: Architecture, path: Path
 ) -> None:
-    if (stem := stem_in(weights)) not in (None, section.stem):
-        raise UserError(f"trunk.init_from: {path} has another stem than this trunk: set trunk.stem={stem}")
     found = {name: list(tensor.shape) for name, tensor in weights.items()}
     wrong = [
         f"{name} is {found[name]} there and {shape} here"
@@ -213,17 +224,15 @@ def _check(
     ]
     wrong += [f"it lacks {name}" for name in expected if name not in found and not name.endswith(_COUNTS)]
     wrong += [f"it has {name}, which is not known here" for name in found if name not in expected]
-    if wrong and not found.keys() & expected.keys():
-        raise UserError(
-            f"trunk.init_from: {path} has other names than a {section.name}: {next(iter(found))} comes first "
-            f"there, and here {next(iter(expected))}; save its tensors under our names"
-        )
-    if wrong:
-        more = f", and {len(wrong) - 1} more differences" if len(wrong) > 1 else ""
-        raise UserError(
-            f"trunk.init_from: {path} does not hold the tensors of {section.name}: {wrong[0]}{more}; set "
-            "trunk.name to the architecture of that file, or give another file"
-        )
+    if not wrong:
+        return
+    for each in wrong if len(wrong) > _SHOWN else ():
+        logger.warning("trunk.init_from: %s: %s", path, each)
+    more = f", and {len(wrong) - _SHOWN} more, each in the log" if len(wrong) > _SHOWN else ""
+    raise UserError(
+        f"trunk.init_from: {path} does not hold the tensors of {section.name}: {', '.join(wrong[:_SHOWN])}"
+        f"{more}; set trunk.name to the architecture of that file, or give another file"
+    )
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Weights of timm's and VISSL's pass to our names, and a run starts from any of them."""
+"""Weights that others publish pass to our names, and a run starts from any of them."""
 
 import argparse
 import json
@@ -28,7 +28,9 @@ from pipeline.train.loop import pretrain
 from pipeline.train.setup import set_up
 from pipeline.trunks.export import export_trunk
 from pipeline.trunks.files import TrunkSpec, load_trunk, save_trunk
-from pipeline.trunks.interop import from_timm, from_vissl, read_weights, warm_start
+from pipeline.trunks.interop import read_weights, warm_start
+from pipeline.trunks.layouts import LAYOUTS as NAMINGS
+from pipeline.trunks.layouts import without_wrappers
 
 TINY = Architecture(name="regnety_tiny")
 
@@ -104,6 +106,14 @@ class VisslTrunk(nn.Module):
         for block in self._feature_blocks.values():
             x = block(x)
         return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+def from_vissl(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {NAMINGS[0].ours(without_wrappers(name)): tensor for name, tensor in tensors.items()}
+
+
+def from_timm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("head.fc.")}
 
 
 def randomise(network: Any) -> Any:
@@ -336,7 +346,7 @@ def test_what_does_not_fit_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "broken.pth").write_bytes((tmp_path / "broken.pth").read_bytes()[:5000])
     assert "checkpoint" in told(broken)
     torch.save({"epoch": 3}, tmp_path / "broken.pth")
-    assert "holds no trunk" in told(broken)
+    assert "holds no tensors under names" in told(broken)
 
 
 def test_a_run_starts_from_the_file_once_and_goes_on_without_it(tmp_path: Path) -> None:
