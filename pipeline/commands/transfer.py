@@ -37,7 +37,12 @@ Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that r
 
 
 def export(  # noqa: PLR0917 -- typer passes by name
-    run: Annotated[Path, typer.Argument(help="A run's name or folder, or one of its checkpoints/step-….")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="A run's name or folder, or one of its checkpoints/step-…; with --format also a trunk."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     which: Annotated[
         Literal["student", "teacher", "audio"] | None,
@@ -56,15 +61,29 @@ def export(  # noqa: PLR0917 -- typer passes by name
     classifier: Annotated[
         bool, typer.Option("--classifier", help="Of a run with labels: the trunk and its head.")
     ] = False,
+    format_: Annotated[
+        Literal["timm", "transformers", "onnx"] | None,
+        typer.Option("--format", help="As the folder that another library reads; by default as ours."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite what another run or somebody else has put there.")
     ] = False,
     folder: Runs = Path("runs"),
     trust: Trust = False,
 ) -> None:
-    """Write a run's trunk as safetensors with a model card; or its classifier, as one of timm's."""
-    from pipeline.trunks.export import export_classifier, export_trunk
+    """Write a run's trunk as safetensors with a model card, or for another library; or its classifier."""
+    from pipeline.trunks.export import convert_trunk, export_classifier, export_trunk
 
+    if classifier and format_ is not None:
+        raise UserError("a classifier is a checkpoint of timm's as it is: leave --format out")
+    if format_ is not None and (run / "trunk.json").is_file():
+        if which is not None or interpolation is not None:
+            raise UserError(
+                f"{run} is a trunk that was exported already: leave --which and --interpolation out"
+            )
+        spec = convert_trunk(run, out, format_, force=force)
+        typer.echo(f"{out}: {spec.architecture.name} for {format_}, {spec.feature_dim} features")
+        return
     run = run if run.is_dir() else folder / run
     if run.is_dir() and not trust:
         a_checkpoint = (run / "manifest.json").is_file()
@@ -75,7 +94,9 @@ def export(  # noqa: PLR0917 -- typer passes by name
         made = export_classifier(run, out, which=which, interpolation=interpolation, force=force)
         typer.echo(f"{out}: a {made.architecture.name} that tells {len(made.classes)} classes apart")
         return
-    spec = export_trunk(run, out, which=which or "student", interpolation=interpolation, force=force)
+    spec = export_trunk(
+        run, out, which=which or "student", interpolation=interpolation, format_=format_, force=force
+    )
     whose = f"the {spec.provenance['which']}'s " if "which" in spec.provenance else ""
     typer.echo(f"{out}: {whose}{spec.architecture.name}, {spec.feature_dim} features")
 

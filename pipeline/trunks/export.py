@@ -27,7 +27,8 @@ from pipeline.recipe.data import Interpolation
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.trunk import Architecture
 from pipeline.trunks.classifier import MOST_BYTES, SPEC, ClassifierSpec, save_classifier
-from pipeline.trunks.files import TrunkSpec, refuse_foreign, save_trunk
+from pipeline.trunks.files import TrunkSpec, load_trunk, refuse_foreign, save_trunk
+from pipeline.trunks.formats import Format, save_as
 
 CLASSES = "classes.json"  # of a run that learns from labels: their names, in the order of the logits
 
@@ -38,6 +39,7 @@ def export_trunk(
     *,
     which: Literal["student", "teacher", "audio"] = "student",
     interpolation: Interpolation | None = None,
+    format_: Format | None = None,
     force: bool = False,
 ) -> TrunkSpec:
     """Export the trunk of a run's newest checkpoint, or of the checkpoint given.
@@ -47,28 +49,43 @@ def export_trunk(
         which: the trunk that learns, the one that follows it, or the one for sound.
         interpolation: the filter that resizes the images which it is shown from now on; None: that of the
             run's recipe.
+        format_: of another library's, see `pipeline.trunks.formats`; None: ours.
         force: overwrite what another run has left in `out`, or somebody else.
 
     Raises:
         UserError: if there is no whole checkpoint there, no such trunk in it, or its numbers are not finite.
     """
     opened, out = _open(Path(run)), Path(out)
-    if not force:
+    if not force and format_ is None:
         refuse_foreign(out, "trunk.json", opened.provenance(which))
     name = opened.name_of(which)
     with torch.device("meta"):
         network = build_trunk(opened.recipe.trunk_section(which))
     tensors = read_tensors(opened.checkpoint, prefix=f"{name}.")
     network.load_state_dict(tensors, strict=True, assign=True)
-    network.float()
+    network.float().eval()
     spec = TrunkSpec(
         architecture=opened.architecture(which),
         preprocessing=opened.preprocessing(which, interpolation),
         feature_dim=declared(network).feature_dim,
         provenance=opened.provenance(which),
     )
-    save_trunk(network, spec, out)
+    if format_ is None:
+        save_trunk(network, spec, out)
+    else:
+        save_as(format_, network, spec, out, force=force)
     return spec
+
+
+def convert_trunk(trunk: Path, out: Path, format_: Format, *, force: bool = False) -> TrunkSpec:
+    """Write an exported trunk once more, as a folder of another library.
+
+    Raises:
+        UserError: as of `load_trunk` and `save_as`.
+    """
+    loaded = load_trunk(trunk)
+    save_as(format_, loaded.network, loaded.spec, out, force=force)
+    return loaded.spec
 
 
 def export_classifier(

@@ -239,12 +239,35 @@ def _build(architecture: Architecture | Pixels) -> nn.Module:
     return build_trunk(architecture) if isinstance(architecture, Architecture) else nn.Flatten()
 
 
-def model_card(spec: TrunkSpec, parameters: int) -> str:
-    """README.md of an exported trunk: Markdown with the front matter that model hubs read."""
+def model_card(
+    spec: TrunkSpec,
+    parameters: int,
+    *,
+    library: str = "pytorch",
+    example: str | None = None,
+    weights: str = "The weights are in `trunk.safetensors`, under the names of the architecture's modules.",
+) -> str:
+    """README.md of an exported trunk: Markdown with the front matter that model hubs read.
+
+    Args:
+        library: that reads it.
+        example: of its use, in Python; None: of `load_trunk`.
+        weights: where they are, in a sentence.
+    """
     facts = facts_of(spec.architecture, spec.preprocessing, parameters, spec.provenance)
-    things, tag, example = _SHOWN[type(spec.preprocessing)]
+    things, tag, ours = _SHOWN[type(spec.preprocessing)]
     facts = {"features": f"{spec.feature_dim} per {things}"} | facts
-    return fill_card(CARD, spec.architecture, facts, spec.provenance, tag=tag, example=example, things=things)
+    return fill_card(
+        CARD,
+        spec.architecture,
+        facts,
+        spec.provenance,
+        tag=tag,
+        example=example or ours,
+        things=things,
+        library=library,
+        weights=weights,
+    )
 
 
 def facts_of(
@@ -329,7 +352,7 @@ _SHOWN: Mapping[type[Section], tuple[str, str, str]] = {
 }
 
 CARD = """---
-library_name: pytorch
+library_name: {library}
 pipeline_tag: {tag}
 license: unknown
 ---
@@ -347,7 +370,7 @@ Training data is named by the Merkle root of a sealed dataset.
 {example}
 ```
 
-The weights are in `trunk.safetensors`, under the names of the architecture's own modules.
+{weights}
 
 ## Intended use and limits
 
