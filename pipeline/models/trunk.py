@@ -17,6 +17,7 @@ from pipeline.models.audio_convnet import AudioConvNet
 from pipeline.models.r2plus1d import R2Plus1D
 from pipeline.models.regnet import PRESETS, RegNet
 from pipeline.models.resnet import ResNet
+from pipeline.models.timm_trunk import timm_trunk
 from pipeline.recipe.trunk import Architecture
 
 
@@ -95,7 +96,12 @@ def build_trunk(section: Architecture) -> nn.Module:
 
     Returns:
         A module that declares what `Trunk` lists. Built under `torch.device("meta")` it takes no memory.
+
+    Raises:
+        UserError: if a model of timm's cannot be had; see `timm_trunk`.
     """
+    if section.is_timms:
+        return timm_trunk(section.name)
     return cast(nn.Module, TRUNKS[section.name](section))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cluster.typed_yaml import Place, Section
 
@@ -25,8 +27,50 @@ class RegNetParameters(Section):
     group_width: Annotated[int, Field(gt=0, le=16_384)]
 
 
+NAMES = (
+    "regnet_y",
+    "regnety_tiny",
+    "regnety_200mf",
+    "regnety_400mf",
+    "regnety_600mf",
+    "regnety_800mf",
+    "regnety_1_6gf",
+    "regnety_3_2gf",
+    "regnety_4gf",
+    "regnety_6_4gf",
+    "regnety_8gf",
+    "regnety_12gf",
+    "regnety_16gf",
+    "regnety_32gf",
+    "regnety_64gf",
+    "regnety_128gf",
+    "regnety_256gf",
+    "regnety_10b",
+    "resnet18",
+    "resnet50",
+    "r2plus1d_10",
+    "r2plus1d_18",
+    "r2plus1d_34",
+    "conv2d_10",
+)
+# A name alone: no address to download from, and no path.
+_TIMMS = re.compile(r"timm/[a-z0-9_]{1,100}")
+
+
+def _known(name: str) -> str:
+    if name in NAMES or _TIMMS.fullmatch(name):
+        return name
+    near = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(f"there is no such trunk; {hint}Allowed: {', '.join(NAMES)}, and timm/MODEL")
+
+
+TrunkName = Annotated[str, AfterValidator(_known)]
+
+
 class Architecture(Section):
-    """The network that is kept: a published size by name, or `regnet_y` with `regnet` parameters.
+    """The network that is kept: a published size by name, or `regnet_y` with `regnet` parameters; or a model
+    of timm's, `timm/convnext_tiny`, where that is installed.
 
     The stem "low_resolution" keeps the resolution of small images: a 3x3 convolution of stride 1, and no
     pooling, as lightly has it for CIFAR. A ResNet's "low_resolution_padded" pads by 2 where that pads by 1,
@@ -38,38 +82,18 @@ class Architecture(Section):
     a ResNet as its shortcut: the gamma of its last BatchNorm is 0.
     """
 
-    name: Literal[
-        "regnet_y",
-        "regnety_tiny",
-        "regnety_200mf",
-        "regnety_400mf",
-        "regnety_600mf",
-        "regnety_800mf",
-        "regnety_1_6gf",
-        "regnety_3_2gf",
-        "regnety_4gf",
-        "regnety_6_4gf",
-        "regnety_8gf",
-        "regnety_12gf",
-        "regnety_16gf",
-        "regnety_32gf",
-        "regnety_64gf",
-        "regnety_128gf",
-        "regnety_256gf",
-        "regnety_10b",
-        "resnet18",
-        "resnet50",
-        "r2plus1d_10",
-        "r2plus1d_18",
-        "r2plus1d_34",
-        "conv2d_10",
-    ]
+    name: TrunkName
     stem: Stem = "imagenet"
     regnet: RegNetParameters | None = None
     zero_init_residual: bool = False
     init_from: Place | None = None
     width: Annotated[int, Field(gt=0, le=1024)] | None = None
     unwritten: ClassVar[frozenset[str]] = frozenset({"width"})
+
+    @property
+    def is_timms(self) -> bool:
+        """Whether the network is a model of timm's."""
+        return self.name.startswith("timm/")
 
     @property
     def takes(self) -> Literal["images", "clips", "spectrograms"]:
@@ -88,6 +112,12 @@ class Architecture(Section):
     def _only_resnets_start_as_shortcuts(self) -> Self:
         if self.zero_init_residual and not self.name.startswith("resnet"):
             raise ValueError("`zero_init_residual` goes with name: resnet18 or resnet50")
+        return self
+
+    @model_validator(mode="after")
+    def _timms_have_their_own_stems(self) -> Self:
+        if self.is_timms and self.stem != "imagenet":
+            raise ValueError(f"{self.name} has the stem that timm gives it: leave `stem` out")
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from cluster.typed_yaml import Section
 from pipeline.data.evaluation import Preprocessing
 from pipeline.data.shown import AnyPreprocessing
 from pipeline.models.classifier import Classifier, LinearHead
+from pipeline.models.timm_trunk import classifier_name
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.trunk import Architecture
 from pipeline.trunks.files import explain_invalid, facts_of, fill_card
@@ -147,14 +148,16 @@ def _build(spec: ClassifierSpec) -> Classifier:
     return Classifier(build_trunk(spec.architecture), head)
 
 
-def _head_name(architecture: Architecture) -> str:
+def head_name(architecture: Architecture) -> str:
     """What timm calls the last layer."""
+    if architecture.is_timms:
+        return classifier_name(architecture.name)
     return "fc" if architecture.name.startswith("resnet") else "head.fc"
 
 
 def _to_timm(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
     """Our trunks have timm's names already."""
-    head = _head_name(architecture)
+    head = head_name(architecture)
     return {
         (
             name.removeprefix("trunk.")
@@ -166,7 +169,7 @@ def _to_timm(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[
 
 
 def _from_timm(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    head = f"{_head_name(architecture)}."
+    head = f"{head_name(architecture)}."
     return {
         (f"head.{name.removeprefix(head)}" if name.startswith(head) else f"trunk.{name}"): tensor
         for name, tensor in tensors.items()

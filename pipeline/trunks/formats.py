@@ -28,7 +28,9 @@ from pipeline.data.evaluation import Preprocessing
 from pipeline.data.shown import AnyPreprocessing
 from pipeline.models.regnet import PRESETS, STEM_WIDTH, widths_and_depths
 from pipeline.models.resnet import STAGE_WIDTHS
+from pipeline.models.timm_trunk import own_name
 from pipeline.recipe.trunk import Architecture, RegNetParameters
+from pipeline.trunks.classifier import head_name
 from pipeline.trunks.files import TrunkSpec, model_card
 from pipeline.trunks.layouts import TRANSFORMERS_REGNET, TRANSFORMERS_RESNET
 from pipeline.trunks.tensor_file import write_tensors
@@ -88,14 +90,13 @@ def _timm_config(architecture: Architecture, spec: TrunkSpec) -> dict[str, Any]:
         "std": list(view.std),
         "custom_load": False,
         "num_classes": 0,
-        "first_conv": "conv1" if architecture.name.startswith("resnet") else "stem.conv",
-        "classifier": "fc" if architecture.name.startswith("resnet") else "head.fc",
+        "classifier": head_name(architecture),
     }
     return {
         "architecture": name,
         "num_classes": 0,
         "num_features": spec.feature_dim,
-        "global_pool": "avg",
+        **({} if architecture.is_timms else {"global_pool": "avg"}),
         **({"model_args": arguments} if arguments else {}),
         "pretrained_cfg": shown,
     }
@@ -103,6 +104,8 @@ def _timm_config(architecture: Architecture, spec: TrunkSpec) -> dict[str, Any]:
 
 def _timm_name(architecture: Architecture) -> tuple[str, dict[str, Any]]:
     """What timm calls it, and what else its `create_model` has to be told."""
+    if architecture.is_timms:
+        return own_name(architecture.name)
     _refuse_other_networks(architecture, "timm")
     if architecture.name.startswith("resnet"):
         return architecture.name, {}
@@ -214,7 +217,7 @@ def _input_shape(view: AnyPreprocessing) -> tuple[int, ...]:
 
 
 def _refuse_other_networks(architecture: Architecture, library: str) -> None:
-    if architecture.takes != "images":
+    if architecture.takes != "images" or architecture.is_timms:
         raise UserError(f"{library} has no {architecture.name}: export it as onnx, or without --format")
     if architecture.stem != "imagenet":
         raise UserError(
