@@ -7,6 +7,7 @@ what cannot be drawn or coupled is refused by name.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
@@ -51,8 +53,7 @@ def timm_trunk(name: str) -> nn.Module:
             f"did you mean {' or '.join(PREFIX + each for each in near)}?" if near else "see its list_models"
         )
         raise UserError(f"trunk.name {name}: timm {timm.__version__} has no such model; {hint}")
-    _, arguments = own_name(name)
-    model = timm.create_model(wanted, num_classes=0, **arguments)
+    model = _made(name)
     for path, module in model.named_modules():
         _give_rule(module, f"{name}: {path or type(module).__name__}")
     model.__class__ = _as(_Trunk, type(model))  # type: ignore[arg-type]
@@ -67,10 +68,25 @@ def own_name(name: str) -> tuple[str, dict[str, Any]]:
     import timm
 
     own = name.removeprefix(PREFIX)
-    with torch.device("meta"):
+    with unset_fake_temporarily(), torch.device("meta"):
         model = timm.create_model(own, num_classes=0)
     any_size = "dynamic_img_size" in inspect.signature(type(model).__init__).parameters
     return own, {"dynamic_img_size": True} if any_size else {}
+
+
+def _made(name: str) -> Any:
+    """The model. Where tensors are fake its own become so afterwards, for timm reads some as it builds."""
+    import timm
+
+    own, arguments = own_name(name)
+    with unset_fake_temporarily() as fake, torch.device("meta") if fake else contextlib.nullcontext():
+        model = timm.create_model(own, num_classes=0, **arguments)
+    for module in model.modules() if fake else ():
+        for key, tensor in list(module.named_parameters(recurse=False)):
+            setattr(module, key, nn.Parameter(torch.empty(tensor.shape, dtype=tensor.dtype)))
+        for key, tensor in list(module.named_buffers(recurse=False)):
+            setattr(module, key, torch.empty(tensor.shape, dtype=tensor.dtype))
+    return model
 
 
 def classifier_name(name: str) -> str:

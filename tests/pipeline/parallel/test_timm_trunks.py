@@ -24,6 +24,7 @@ from pipeline.models.classifier import Classifier, LinearHead
 from pipeline.models.timm_trunk import own_name, timm_trunk
 from pipeline.models.trunk import Trunk, build_trunk, declared
 from pipeline.parallel.initialize import initialize
+from pipeline.plan.step_count import count_step
 from pipeline.recipe.trunk import Architecture
 from pipeline.train.loop import forward_backward, gradient_norm, pretrain, steps
 from pipeline.train.metrics import Stopwatch
@@ -148,6 +149,14 @@ def test_weights_of_timms_come_in_and_a_trained_trunk_goes_out(tmp_path: Path) -
     torch.testing.assert_close(elsewhere(images), ours(images))
     with pytest.raises(UserError, match="transformers has no timm/test_convnext"):
         save_as("transformers", ours.network, spec, tmp_path / "no")
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_what_a_step_takes_is_counted_without_computing_it(model: str, tmp_path: Path) -> None:
+    recipe = recipe_of(model, tmp_path, train={"steps": 2})
+    counted = count_step(recipe, rank_rows=4)
+    assert counted.trunk == sum(each.numel() for each in timm_trunk(f"timm/{model}").parameters())
+    assert counted.forward_flops > 1e6 and counted.passes == len(set(SIZES[model]))
 
 
 @pytest.mark.parametrize("model", SIZES)
