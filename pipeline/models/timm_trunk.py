@@ -57,6 +57,9 @@ def timm_trunk(name: str) -> nn.Module:
     for path, module in model.named_modules():
         _give_rule(module, f"{name}: {path or type(module).__name__}")
     model.__class__ = _as(_Trunk, type(model))  # type: ignore[arg-type]
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    # One alone embeds patches, and all after it has no pixels.
+    model.memory_format = torch.channels_last if convolutions > 1 else torch.contiguous_format
     trunk: nn.Module = model
     return trunk
 
@@ -109,15 +112,12 @@ class _Drawn:
 class _Trunk(_Drawn):
     """See `pipeline.models.trunk.Trunk`. Without a classifier, timm's `forward` gives pooled features."""
 
+    memory_format: torch.memory_format
+
     @property
     def feature_dim(self) -> int:
         width: int = self.head_hidden_size  # type: ignore[attr-defined]
         return width
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        convolutions = sum(isinstance(each, nn.Conv2d) for each in self.modules())  # type: ignore[attr-defined]
-        return torch.channels_last if convolutions > 1 else torch.contiguous_format  # one embeds patches
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = super().forward(images)  # type: ignore[misc]

@@ -105,6 +105,21 @@ def build_trunk(section: Architecture) -> nn.Module:
     return cast(nn.Module, TRUNKS[section.name](section))
 
 
+def choose_layout(trunk: nn.Module, *, channels_last: bool | None) -> None:
+    """Let a trunk declare another layout than its own: before `arrange_weights` and `arrange_inputs`.
+
+    Args:
+        channels_last: whether the channels of a pixel lie side by side; None: as it declares.
+    """
+    if channels_last is None:
+        return
+    it = declared(trunk)
+    if not channels_last:
+        it.memory_format = torch.contiguous_format
+    elif it.memory_format not in _DIMENSIONS:
+        it.memory_format = torch.channels_last
+
+
 def arrange_weights(trunk: nn.Module) -> None:
     """Lay a trunk's weights out in memory as it declares, in place."""
     memory_format = declared(trunk).memory_format

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Shard
 from cluster.rank.torch_dist import World
 from pipeline.distributed.rows import own_rows
 from pipeline.methods.method import Method
-from pipeline.models.trunk import arrange_inputs, arrange_weights
+from pipeline.models.trunk import arrange_inputs, arrange_weights, choose_layout
 from pipeline.parallel.activation_checkpointing import checkpoint_activations
 from pipeline.parallel.batchnorm import CoupledBatchNorm, convert_batchnorm
 from pipeline.parallel.ddp import ReplicatedEngine
@@ -45,6 +45,7 @@ def parallelize(method: Method, *, train: Train, seed: int, rank_rows: int, worl
     _lay_tables(method, world)
     convert_batchnorm(method, rank_rows=rank_rows, sync_samples=train.sync_bn_samples, group=world.group)
     for trunk in method.trunks().values():
+        choose_layout(trunk, channels_last=train.channels_last)
         arrange_inputs(trunk)
         if train.compile:
             compile_blocks(trunk)

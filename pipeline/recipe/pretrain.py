@@ -100,6 +100,7 @@ STEERING = (
     "cpu_offload",
     "activation_checkpointing",
     "compile",
+    "channels_last",
     "max_skipped_steps",
     "spike_deviations",
     "max_rollbacks",
@@ -112,6 +113,9 @@ class Train(Section):
     `activation_checkpointing` recomputes activations in the backward pass: of every block ("full"), or, for
     each stage of the trunk, of the runs of blocks that end at these numbers: SEER-10B has [[2], [7], [9, 17],
     []].
+    `channels_last` lays images and weights of convolutions out with the channels of a pixel side by side
+    (true), or each channel's pixels (false); by default as the trunk declares: convolutional ones say true.
+    Which is faster depends on the GPU and on the width of grouped convolutions.
     `shard_ranks` are the ranks that share one copy of the parameters, all by default; the GPUs of one node
     keep the gathering within it. `cpu_offload` keeps parameters and optimizer in host memory.
     A step whose loss or gradient is not finite, or whose loss is `spike_deviations` above the last ones, is
@@ -122,7 +126,7 @@ class Train(Section):
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"checkpointing": "activation_checkpointing"}
-    unwritten: ClassVar[frozenset[str]] = frozenset({"init_from"})
+    unwritten: ClassVar[frozenset[str]] = frozenset({"init_from", "channels_last"})
 
     steps: PositiveInt | None = None
     epochs: PositiveInt | None = None
@@ -131,6 +135,7 @@ class Train(Section):
     sync_bn_samples: PositiveInt | None = None
     activation_checkpointing: Literal["none", "full"] | tuple[tuple[PositiveInt, ...], ...] = "none"
     compile: bool = False
+    channels_last: bool | None = None
     strategy: Literal["ddp", "fsdp2", "fairscale"] = "ddp"
     shard_ranks: PositiveInt | None = None
     cpu_offload: bool = False

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from pipeline.distributed.sharded import named_tensors, whole
-from pipeline.models.trunk import TRUNKS, Trunk, arrange_inputs, arrange_weights
+from pipeline.models.trunk import TRUNKS, Trunk, arrange_inputs, arrange_weights, choose_layout
 from pipeline.parallel.activation_checkpointing import checkpoint_activations
 from pipeline.parallel.batchnorm import CoupledBatchNorm
 from pipeline.parallel.parallelize import compile_blocks
@@ -239,6 +239,36 @@ def test_weights_and_inputs_are_laid_out_as_a_trunk_declares(build: type[Any], d
     permuted = torch.channels_last if build is ViT else torch.contiguous_format
     trunk(torch.zeros(2, 3, *[6] * (dimensions - 2)).contiguous(memory_format=permuted))
     assert seen[0].is_contiguous(memory_format=trunk.memory_format)
+
+
+def test_a_recipe_chooses_another_layout_and_none_changes_a_number(data: Path, tmp_path: Path) -> None:
+    found: dict[bool | None, Tensors] = {}
+    for chosen in (None, True, False):
+        train = {"steps": 3, "precision": "fp64", "channels_last": chosen}
+        t = set_up(make_recipe(data, train=train, method__head=HEAD), tmp_path / str(chosen), world_of(None))
+        weight = next(each for each in t.method.trunk.parameters() if each.ndim == 4 and each.shape[1] > 1)
+        assert weight.is_contiguous(memory_format=torch.channels_last) == (chosen is not False)
+        step, batches = next(steps(t, Stopwatch()))
+        terms, _ = forward_backward(t, batches, step)
+        gradients = {name: each.grad for name, each in named_tensors(t.method) if each.grad is not None}
+        found[chosen] = {"loss": terms["loss"].detach(), **gradients}
+        if t.metrics is not None:
+            t.metrics.close()
+    for values in found.values():
+        for name, expected in found[None].items():
+            torch.testing.assert_close(values[name], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_layout_is_that_of_the_trunks_own_dimensions() -> None:
+    for build, chosen, layout in [
+        (ViT, True, torch.channels_last),
+        (Video, True, torch.channels_last_3d),
+        (Video, False, torch.contiguous_format),
+        (Video, None, torch.channels_last_3d),
+    ]:
+        trunk: Any = build()
+        choose_layout(trunk, channels_last=chosen)
+        assert trunk.memory_format == layout
 
 
 def test_blocks_in_a_list_are_compiled_one_by_one_and_recomputed_around_it() -> None:
