@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import re
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from cluster.typed_yaml import Place, Section
 
@@ -27,7 +26,7 @@ class RegNetParameters(Section):
     group_width: Annotated[int, Field(gt=0, le=16_384)]
 
 
-NAMES = (
+Named = Literal[
     "regnet_y",
     "regnety_tiny",
     "regnety_200mf",
@@ -52,20 +51,20 @@ NAMES = (
     "r2plus1d_18",
     "r2plus1d_34",
     "conv2d_10",
-)
-# A name alone: no address to download from, and no path.
-_TIMMS = re.compile(r"timm/[a-z0-9_]{1,100}")
+]
+NAMES: tuple[str, ...] = get_args(Named)
 
 
-def _known(name: str) -> str:
-    if name in NAMES or _TIMMS.fullmatch(name):
+def _known(name: Any) -> Any:
+    # Of timm's a name alone: no address to download from, and no path.
+    if name in NAMES or (isinstance(name, str) and name.startswith("timm/") and name[5:].isidentifier()):
         return name
-    near = difflib.get_close_matches(name, NAMES, n=1)
+    near = difflib.get_close_matches(str(name), NAMES, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ValueError(f"there is no such trunk; {hint}Allowed: {', '.join(NAMES)}, and timm/MODEL")
 
 
-TrunkName = Annotated[str, AfterValidator(_known)]
+TrunkName = Annotated[Named | str, BeforeValidator(_known)]
 
 
 class Architecture(Section):

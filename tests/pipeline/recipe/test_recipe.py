@@ -13,6 +13,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tiny_training import make_values
 from torch import nn
 
@@ -24,6 +25,7 @@ from pipeline.parallel.activation_checkpointing import checkpoint_activations
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.stages import HashtagsRecipe
 from pipeline.recipe.transfer import PredictRecipe
+from pipeline.recipe.trunk import Architecture
 from pipeline.transfer.evaluations import EVALUATIONS
 
 SHIPPED = sorted(
@@ -419,3 +421,20 @@ def test_a_name_may_have_its_folder_in_front_as_in_graphs(tmp_path: Path) -> Non
     assert read_recipe("transfer/lowshot_swav_1", kind="pretrain")[0]["optim"]["lr_head"] == 5.0
     with pytest.raises(UserError, match="did you mean 'transfer/lowshot_swav_1'"):
         read_recipe("lowshot_swav_1", kind="pretrain")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("resnet51", "did you mean resnet50"),
+        ("timm/hf-hub:someone/model", "and timm/MODEL"),
+        ("timm/../weights", "and timm/MODEL"),
+        (["resnet50"], "there is no such trunk"),
+    ],
+)
+def test_S1_a_trunk_is_one_by_name_and_no_address(name: Any, told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        Architecture.model_validate({"name": name})
+    assert Architecture.model_validate({"name": "timm/convnext_tiny"}).takes == "images"
+    with pytest.raises(ValidationError, match="has the stem that timm gives it"):
+        Architecture.model_validate({"name": "timm/convnext_tiny", "stem": "low_resolution"})
