@@ -117,6 +117,7 @@ def score(
         raise UserError(f"there is no evaluation {evaluation!r}; there are {', '.join(EVALUATIONS)}")
     chosen, device = EVALUATIONS[evaluation], _device_of(trunk)
     recipe = load_recipe(chosen.recipe, evaluation, list(changes), kind="transfer")
+    chosen.refuse(recipe, len(train))
     learnt, asked = (
         extract_features(
             trunk,

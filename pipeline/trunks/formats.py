@@ -56,7 +56,7 @@ def save_as(format_: Format, network: nn.Module, spec: TrunkSpec, out: Path, *, 
     architecture = spec.architecture
     if not isinstance(architecture, Architecture):
         raise UserError(f"raw pixels are no network, and cannot be exported as {format_}")
-    config = _CONFIGS[format_](architecture, spec) if format_ != "onnx" else {}
+    config = _CONFIGS[format_](architecture, spec)
     taken = sorted(name for name in _FILES[format_] if (out / name).exists())
     if taken and not force:
         raise UserError(f"{out} holds a {taken[0]} already: give another folder, or --force to overwrite it")
@@ -178,15 +178,23 @@ def _processor(view: AnyPreprocessing) -> dict[str, Any]:
     }
 
 
-_CONFIGS = {"timm": _timm_config, "transformers": _transformers_config}
-
-
-def _write_onnx(network: nn.Module, spec: TrunkSpec, path: Path) -> None:
+def _nothing_but_an_exporter(architecture: Architecture, spec: TrunkSpec) -> dict[str, Any]:
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         raise UserError(
             f"--format onnx needs {' and '.join(missing)}: pip install 'seer-pipeline[onnx]', or in a clone "
             "pip install '.[onnx]'"
         )
+    return {}
+
+
+_CONFIGS = {
+    "timm": _timm_config,
+    "transformers": _transformers_config,
+    "onnx": _nothing_but_an_exporter,
+}
+
+
+def _write_onnx(network: nn.Module, spec: TrunkSpec, path: Path) -> None:
     logging.getLogger("onnxscript").setLevel(logging.WARNING)
     size = sum(tensor.nbytes for tensor in network.state_dict().values())
     program = torch.onnx.export(

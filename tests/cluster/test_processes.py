@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +32,26 @@ def touch(path: str) -> str:
 def test_answers_come_in_the_order_of_the_tasks() -> None:
     with processes(2) as map_tasks:
         assert list(map_tasks(square, range(20))) == [number**2 for number in range(20)]
+
+
+def test_a_script_without_a_main_guard_runs_once(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import math\n"
+        "print('begun')\n"
+        "from cluster.map.processes import processes\n"
+        "with processes(2) as map_tasks:\n"
+        "    print(sum(map_tasks(math.sqrt, [4.0] * 20)))\n"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, script],
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "begun\n40.0\n"
 
 
 def test_no_more_is_done_than_the_answers_that_are_taken_allow(tmp_path: os.PathLike[str]) -> None:

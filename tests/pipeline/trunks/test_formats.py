@@ -187,3 +187,11 @@ def test_what_another_library_has_not_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match="raw pixels are no network"):
         save_as(format_, torch.nn.Flatten(), pixels, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_onnx_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    trunk = trunk_of(name="regnety_200mf")
+    with pytest.raises(UserError, match=r"--format onnx needs onnx and onnxscript: pip install '"):
+        save_as("onnx", trunk.network, trunk.spec, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
