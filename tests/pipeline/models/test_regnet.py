@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.models.regnet import PRESETS, RegNet, widths_and_depths
 from pipeline.models.trunk import build_trunk
-from pipeline.recipe.trunk import Architecture, RegNetParameters
+from pipeline.recipe.trunk import NAMES, Architecture, RegNetParameters
 
 # Stage widths and depths, and millions of parameters with a head of 1000 classes, as in timm's results.
 # Up to 32GF: Radosavovic et al., 2020. 64GF: timm's `regnety_640`, transformers' `regnet-y-640-seer`. 128GF,
@@ -77,10 +77,9 @@ def test_published_sizes(name: str) -> None:
 
 
 def test_every_name_of_the_recipe_is_built() -> None:
-    names = Architecture.model_fields["name"].annotation.__args__  # type: ignore[union-attr]
     explicit = {"depth": 3, "w_0": 16, "w_a": 8.0, "w_m": 2.0, "group_width": 8}
     with torch.device("meta"):
-        for name in names:
+        for name in NAMES:
             values = {"name": name, "regnet": explicit if name == "regnet_y" else None}
             assert build_trunk(Architecture.model_validate(values)).feature_dim > 0
 
