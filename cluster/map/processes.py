@@ -21,7 +21,7 @@ AHEAD = 4
 def processes(workers: int) -> Iterator[MapTasks]:
     """A pool of so many processes; with one worker, this process does the work."""
     if workers == 1:
-        yield _one_by_one
+        yield one_by_one
         return
     pool = ProcessPoolExecutor(
         workers,
@@ -55,5 +55,6 @@ def processes(workers: int) -> Iterator[MapTasks]:
         pool.shutdown(cancel_futures=True)
 
 
-def _one_by_one(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+def one_by_one(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+    """Tasks in this process."""
     return map(function, tasks)

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cluster.host import CORES
+from cluster.map.processes import processes
 from cluster.wording import in_bytes, several, visible
 from ingest.commands.options import DatasetFolder, Json
 from ingest.progress.meter import Meter
@@ -63,8 +65,8 @@ def _print_stats(found: Stats) -> None:
     failing = {host.host: host.failed for host in found.hosts.most_failed[:HOSTS_LISTED]}
     for name, counts in (
         ("format", found.formats),
-        ("video codec", dict(clips.video_codecs.most_common())),
-        ("audio codec", dict(clips.audio_codecs.most_common())),
+        ("video codec", clips.video_codecs),
+        ("audio codec", clips.audio_codecs),
         ("label", found.labels),
         ("split", found.splits),
         ("http status", statuses),
@@ -102,7 +104,9 @@ def _size_table(found: Stats) -> Table:
 
 def counted(dataset: str) -> Stats:
     """Count it, and show how far that is."""
-    with Meter(Console(stderr=True)) as meter:
+    with Meter(Console(stderr=True)) as meter, processes(CORES) as map_tasks:
         return count(
-            dataset, progress=lambda done, total: meter.tell("counting units", done=done, total=total)
+            dataset,
+            progress=lambda done, total: meter.tell("counting units", done=done, total=total),
+            map_tasks=map_tasks,
         )

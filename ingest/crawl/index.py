@@ -100,6 +100,6 @@ def _name(store: Store, place: str) -> str:
     if not place.startswith(f"{root}/"):
         return place
     name = place.removeprefix(f"{root}/")
-    if name.startswith((f"{layout.SHARDS}/", f"{layout.META}/")):
+    if name.startswith((f"{layout.SHARDS}/", f"{layout.META}/", f"{layout.COUNTS}/")):
         raise UserError(f"{place} lies among the dataset's own files: move it, or use another --output")
     return name

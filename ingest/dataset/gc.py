@@ -20,6 +20,7 @@ from ingest.store.store import Entry, Store
 # A write that has not ended by then was killed; a slow second worker's is left alone.
 STALE_SECONDS = 24 * 3600
 _COMMIT = re.compile(rf"{layout.COMMITS}/(\d+)\.json")
+_OF_UNITS = (layout.SHARDS, layout.META, layout.COUNTS, layout.COMMITS)
 _OF_UNIT = re.compile(r"[^/]+(?:/[^/]+)?/\.?(\d{8,})-[^/]+")
 
 
@@ -41,14 +42,15 @@ def _garbage(store: Store) -> Iterator[Entry]:
     named: dict[int, set[str]] = {}
     for unit, record in read_commits(store, [int(match[1]) for match in matches if match]):
         if record is not None:
-            named[unit] = {record.shard.name, record.meta.name}
+            counts = layout.counts_name(unit, record.meta.sha256)
+            named[unit] = {record.shard.name, record.meta.name, counts}
     old = time.time() - STALE_SECONDS
-    for folder in (layout.SHARDS, layout.META):
+    for folder in (layout.SHARDS, layout.META, layout.COUNTS):
         for entry in store.list(folder):
             names = named.get(_unit(entry.name))
             if names is not None and entry.name not in names:
                 yield entry
-    for folder in (layout.SHARDS, layout.META, layout.COMMITS):
+    for folder in _OF_UNITS:
         for entry in store.unfinished(folder):
             if _unit(entry.name) in named and entry.modified < old:
                 yield entry
@@ -60,9 +62,7 @@ def _other_leftovers(store: Store, old: float) -> Iterator[Entry]:
     seen: set[str] = set()
     for folder in ("plan", "sealed", layout.VIEWS, "."):
         for entry in store.unfinished(folder):
-            of_units = entry.name.startswith(
-                tuple(f"{each}/" for each in (layout.SHARDS, layout.META, layout.COMMITS))
-            )
+            of_units = entry.name.startswith(tuple(f"{each}/" for each in _OF_UNITS))
             if entry.modified < old and entry.name not in seen and not of_units:
                 seen.add(entry.name)
                 yield entry

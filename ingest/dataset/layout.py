@@ -5,6 +5,7 @@ plan/{g}/units-{sha16}.parquet
 shards/{unit%4096:03x}/{unit:08d}-{sha8}.tar
 meta/{unit%4096:03x}/{unit:08d}-{sha8}.parquet
 commits/{unit:08d}.json
+counts/{unit%4096:03x}/{unit:08d}-{sha8}.counts  may be there, by the sha256 of the unit's metadata
 sealed/{root}.json, {root}.parquet, {root}.labels.parquet
 DATASET.json                                 names the latest sealed root
 views/{name}.parquet, {name}.duplicates.parquet
@@ -14,6 +15,7 @@ DATASET = "DATASET.json"
 COMMITS = "commits"
 SHARDS = "shards"
 META = "meta"
+COUNTS = "counts"
 SEALED = "sealed"
 VIEWS = "views"
 EXTENSIONS = {
@@ -58,6 +60,10 @@ def meta_stem(unit: int) -> str:
 
 def meta_name(unit: int, sha256: str) -> str:
     return f"{meta_stem(unit)}-{sha256[:8]}.parquet"
+
+
+def counts_name(unit: int, meta_sha256: str) -> str:
+    return f"{COUNTS}/{unit % 4096:03x}/{unit:08d}-{meta_sha256[:8]}.counts"
 
 
 def commit_name(unit: int) -> str:

@@ -21,6 +21,7 @@ from ingest.dataset import layout
 from ingest.dataset.keys import key_name, key_of
 from ingest.dataset.records import CommitRecord, FileRecord
 from ingest.dataset.schema import META_SCHEMA, NO_COLUMNS
+from ingest.dataset.unit_counts import count_rows, counts_bytes
 from ingest.image.check import Checked
 from ingest.store.store import Store
 
@@ -86,23 +87,27 @@ class MetaWriter:
             self._columns[name].append(value)
 
     def publish(self, *, generation: int, fingerprint: str, shard: FileRecord) -> CommitRecord:
-        """Make the Parquet durable under its content name; returns the record to commit.
+        """Make the Parquet durable under its content name, and its counts; returns the record to commit.
 
         Args:
             generation, fingerprint: of the plan.
             shard: the tar that the images are in.
         """
-        table = _meta_bytes(pa.table(self._columns, schema=self._schema))
-        sha256 = hashlib.sha256(table).hexdigest()
+        rows = pa.table(self._columns, schema=self._schema)
+        table = _meta_bytes(rows)
+        digest = hashlib.sha256(table)
+        sha256 = digest.hexdigest()
         name = layout.meta_name(self._unit, sha256)
         with self._store.draft(layout.meta_stem(self._unit)) as draft:
             draft.file.write(table)
             draft.publish(name, sha256)
+        counts = counts_bytes(count_rows(rows, rows.column_names), digest.digest())
+        self._store.replace(layout.counts_name(self._unit, sha256), counts)
         return CommitRecord(
             unit=self._unit,
             generation=generation,
             fingerprint=fingerprint,
-            rows=len(self._columns["unit"]),
+            rows=rows.num_rows,
             bytes=self._stored,
             kept=self.kept,
             rejected=dict(self._counts["rejected"]),

@@ -12,8 +12,9 @@ from cluster.wording import in_bytes, several, visible
 from ingest.dataset import layout
 from ingest.dataset.open import sealed_head
 from ingest.dataset.plan_record import PlanRecord
+from ingest.dataset.unit_counts import QUIET_DB
 from ingest.dataset.view import read_view, view_names
-from ingest.report.clips import QUIET_DB, ClipStats
+from ingest.report.clips import ClipStats
 from ingest.report.histogram import Histogram
 from ingest.report.provenance import (
     ANOTHER_TRY,
@@ -227,7 +228,7 @@ def _images(stats: Stats) -> str:
 
 
 def _clips(clips: ClipStats) -> Iterator[str]:
-    codecs = [*clips.video_codecs.most_common(), *clips.audio_codecs.most_common()]
+    codecs = [*clips.video_codecs.items(), *clips.audio_codecs.items()]
     yield f"Codecs: {', '.join(f'{_words(name)} {count:,}' for name, count in codecs)}."
     yield (
         f"Without a sound: {clips.without_sound:,}; with one that is hardly heard (below {QUIET_DB:.0f} dB): "

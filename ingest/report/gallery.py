@@ -12,9 +12,11 @@ import jinja2
 import numpy as np
 
 from cluster.wording import in_bytes, several, visible
+from ingest.dataset.cells import cells_of, starts_of
 from ingest.dataset.open import Dataset, open_dataset, sealed_head
 from ingest.report.duplicate_groups import Group, Groups, Member, read_groups
 from ingest.report.histogram import Histogram
+from ingest.report.lost_samples import Loss, sample_losses
 from ingest.report.provenance import made_of
 from ingest.report.stats import Losses, Stats
 from ingest.report.thumbnails import Photo, photos_of, sample_photos
@@ -48,17 +50,18 @@ def chart(title: str, histogram: Histogram, *, unit: str) -> Chart:
     def show(value: float) -> str:
         return in_bytes(value) if unit == "B" else f"{value:,.0f} {unit}"
 
-    first, last = histogram.smallest // histogram.cell, histogram.largest // histogram.cell
+    first, last = cells_of(np.array([histogram.smallest, histogram.largest])).tolist()
     if last - first < BINS:
         edges = np.arange(first, last + 2)
     else:
         # At least three cells to a bar, or bars of one cell and bars of two would make a comb.
         bins = min(BINS, (last - first) // 3)
-        steps = np.geomspace(max(1, first), last + 1, bins + 1).astype(np.int64)
-        edges = np.unique(np.concatenate([[first], steps.clip(first, last + 1), [last + 1]]))
+        steps = np.geomspace(max(1, histogram.smallest), histogram.largest + 1, bins + 1)[1:-1]
+        between = cells_of(steps.astype(np.int64)).clip(first, last + 1)
+        edges = np.unique(np.concatenate([[first], between, [last + 1]]))
     counts = np.add.reduceat(histogram.counts[: last + 1], edges[:-1])
-    tallest = int(counts.max())
-    starts = [max(histogram.smallest, int(edge) * histogram.cell) for edge in edges[:-1]]
+    tallest = max(1, int(counts.max()))
+    starts = np.maximum(starts_of(edges[:-1]), histogram.smallest).tolist()
     bars = tuple(
         Bar(label=f"from {show(start)}", count=int(count), height=100 * int(count) / tallest)
         for start, count in zip(starts, counts, strict=True)
@@ -101,6 +104,7 @@ def show(dataset: str, stats: Stats, *, view: str | None, samples: int, seed: in
     photos = list(sample_photos(opened, samples=samples, seed=seed))
     text = render(
         stats,
+        sample_losses(stats),
         photos,
         made_of(dataset, sealed_head(dataset, stats.root).generations),
         view=None if view is None else (view, len(opened)),
@@ -141,6 +145,7 @@ def _likeness(member: Member) -> str:
 
 def render(
     stats: Stats,
+    lost: Sequence[Sequence[Loss]],
     photos: Sequence[Photo],
     made: Sequence[tuple[str, str]],
     *,
@@ -151,6 +156,7 @@ def render(
 
     Args:
         stats: of the whole dataset.
+        lost: some of each of its losses.
         photos: samples of it, or of the view.
         made: how it was made, names and values.
         view: its name, and how many samples it has.
@@ -185,16 +191,16 @@ def render(
                     ("Length", stats.clips.milliseconds),
                     ("Longest time between keyframes", stats.clips.gaps),
                 )
-                if len(histogram.counts)
+                if histogram.counts.any()
             ),
         ]
         if stats.kept
         else [],
         formats=share_bars(list(stats.formats.items())),
-        codecs=share_bars([*stats.clips.video_codecs.most_common(), *stats.clips.audio_codecs.most_common()]),
+        codecs=share_bars([*stats.clips.video_codecs.items(), *stats.clips.audio_codecs.items()]),
         labels=share_bars(labels[:LABELS_SHOWN]),
         labels_left_out=max(0, len(labels) - LABELS_SHOWN),
-        losses=[_loss(loss) for loss in stats.losses],
+        losses=[_loss(*each) for each in zip(stats.losses, lost, strict=True)],
         hosts=stats.hosts,
         host_bars={
             "URLs by host": share_bars(
@@ -209,8 +215,7 @@ def render(
     )
 
 
-def _loss(loss: Losses) -> dict[str, Any]:
-    samples = loss.samples
+def _loss(loss: Losses, samples: Sequence[Loss]) -> dict[str, Any]:
     return {
         "status": loss.status,
         "reason": visible(loss.reason),

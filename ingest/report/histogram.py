@@ -3,38 +3,45 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from ingest.dataset.cells import cells_of, starts_of
+
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
 class Histogram:
-    """Counts of non-negative integers in cells of equal width, growing as needed."""
+    """Counts of non-negative integers in cells, see `ingest.dataset.cells`, growing as needed."""
 
-    def __init__(self, *, cell: int) -> None:
-        self.cell = cell
+    def __init__(self) -> None:
         self.counts: NDArray[np.int64] = np.zeros(0, np.int64)
         self.smallest = 0
         self.largest = 0
         self.total = 0
 
-    def add(self, values: NDArray[np.int64]) -> None:
-        if not len(values):
-            return
-        low, high = int(values.min()), int(values.max())
-        self.smallest = min(self.smallest, low) if len(self.counts) else low
-        self.largest = max(self.largest, high)
-        self.total += int(values.sum())
-        cells, counts = np.unique(values // self.cell, return_counts=True)
-        if cells[-1] >= len(self.counts):
-            self.counts = np.pad(self.counts, (0, int(cells[-1]) + 1 - len(self.counts)))
-        self.counts[cells] += counts
+    def add(
+        self, values: NDArray[np.int64], times: NDArray[np.int64], *, smallest: int, largest: int, total: int
+    ) -> None:
+        """Take account of values.
+
+        Args:
+            values: what they are, or the smallest of their cells.
+            times: how often there is each.
+            smallest, largest, total: of the values themselves.
+        """
+        self.smallest = min(self.smallest, smallest) if len(self.counts) else smallest
+        self.largest = max(self.largest, largest)
+        self.total += total
+        cells = cells_of(values)
+        size = 1 + int(max(cells.max(initial=0), cells_of(np.array(self.largest))))
+        self.counts = np.pad(self.counts, (0, max(0, size - len(self.counts))))
+        np.add.at(self.counts, cells, times)
 
     def percentile(self, percent: float) -> int:
         """The smallest value that at least `percent` of all do not exceed, to the width of a cell."""
         running = np.cumsum(self.counts)
         if not len(running) or not running[-1]:
             return 0
-        cell = int(np.searchsorted(running, running[-1] * percent / 100))
-        return min(max(cell * self.cell, self.smallest), self.largest)
+        cell = np.searchsorted(running, running[-1] * percent / 100)
+        return min(max(int(starts_of(cell)), self.smallest), self.largest)
 
     def summary(self) -> dict[str, int]:
         """Smallest, percentiles and largest, ready for JSON."""

@@ -1,54 +1,32 @@
-"""What is in a sealed dataset, counted from its metadata in one pass and bounded memory."""
+"""What is in a sealed dataset, added up from the counts of its units in bounded memory."""
 
-from collections import Counter
-from collections.abc import Callable
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from cluster.errors import UserError
+from cluster.map.processes import one_by_one
+from cluster.map.tasks import MapTasks
 from ingest.dataset.open import open_dataset, sealed_units
-from ingest.dataset.parquet import read_parquet
 from ingest.dataset.plan_record import read_plan
-from ingest.dataset.schema import META_SCHEMA
-from ingest.report.clips import COLUMNS as CLIP_COLUMNS
+from ingest.dataset.unit_counts import MEASURES, UnitCounts, count_rows, has_counted, read_counts
+from ingest.dataset.unit_rows import read_units
 from ingest.report.clips import ClipStats
 from ingest.report.frequent import Frequent
 from ingest.report.histogram import Histogram
 from ingest.store.open import open_store
 from ingest.store.store import Store
 from ingest.video.container import CONTAINERS
-from ingest.web.domain import hosts_of
 
-# Bytes are counted in cells of this many; percentiles of file sizes are exact to one cell.
-BYTES_CELL = 8
-SAMPLES_PER_REASON = 50
+ROWS_PER_TASK = 200_000
+UNITS_PER_TASK = 256
+_LINES_AT_ONCE = 1 << 20
 HOSTS_LISTED = 50
-COLUMNS = [
-    "status",
-    "reason",
-    "retryable",
-    "http_status",
-    "url",
-    "format",
-    "width",
-    "height",
-    "size",
-    "labels",
-]
-
-
-class Loss(NamedTuple):
-    """An attempt that was not kept: its URL or path, and what the server answered."""
-
-    url: str
-    http_status: int | None
 
 
 @dataclass(kw_only=True)
@@ -59,28 +37,15 @@ class Losses:
         status, reason: what they have in common.
         count: how many they are.
         retryable: how many of them `ingest retry` would try again.
-        samples: some of them, drawn without regard to anything; always the same of one dataset.
+        units, counts: places of units in the sealed list, ascending, and how many of them each has.
     """
 
     status: str
     reason: str
     count: int = 0
     retryable: int = 0
-    _drawn: list[tuple[float, str, int | None]] = field(default_factory=list)
-
-    @property
-    def samples(self) -> list[Loss]:
-        return [Loss(url, http_status) for _, url, http_status in self._drawn]
-
-    def draw(self, rows: pa.Table, random: NDArray[np.float64]) -> None:
-        """Keep the rows with the lowest of these numbers, of all so far."""
-        lowest = np.argsort(random, kind="stable")[:SAMPLES_PER_REASON]
-        if len(self._drawn) == SAMPLES_PER_REASON:
-            lowest = lowest[random[lowest] < self._drawn[-1][0]]
-        chosen = rows.select(["url", "http_status"]).take(lowest)
-        urls, http = (column.to_pylist() for column in chosen.columns)
-        self._drawn += zip(random[lowest].tolist(), urls, http, strict=True)
-        self._drawn = sorted(self._drawn, key=lambda drawn: drawn[0])[:SAMPLES_PER_REASON]
+    units: "array[int]" = field(default_factory=lambda: array("q"))
+    counts: "array[int]" = field(default_factory=lambda: array("q"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,152 +159,216 @@ class Stats:
         }
 
 
-def count(path: str | Path, *, progress: Callable[[int, int], None]) -> Stats:
-    """Count a sealed dataset, one unit's metadata in memory at a time.
+def count(
+    path: str | Path, *, progress: Callable[[int, int], None], map_tasks: MapTasks = one_by_one
+) -> Stats:
+    """Count a sealed dataset: what was counted when units were made is added up, other units' rows are read.
 
     Args:
         path: the dataset's folder or URL.
         progress: is told units counted and units there are.
+        map_tasks: counts many rows.
 
     Raises:
         UserError: it is not a sealed dataset, or a metadata file cannot be read.
     """
     store = open_store(path)
     root = open_dataset(path).root
-    units = sealed_units(path, root)
-    metas = units["meta"].to_pylist()
-    retried = _retried(store, set(units["generation"].to_pylist()))
+    sealed = sealed_units(path, root)
+    units = sealed.to_pylist()
+    retried = retried_generations(store, sealed)
     tally = _Tally()
-    for done, (meta, generation) in enumerate(zip(metas, units["generation"].to_pylist(), strict=True)):
-        progress(done, len(metas))
-        try:
-            with store.open(meta) as file:
-                schema = pq.read_schema(file)
-                rows = read_parquet(file, columns=[*COLUMNS, *({"split", *CLIP_COLUMNS} & set(schema.names))])
-        except (OSError, pa.ArrowException):
-            raise UserError(
-                f"{store.where(meta)} cannot be read: see what else is damaged with `ingest verify {path}`"
-            ) from None
+    missing: list[int] = []
+    done = 0
+    progress(0, len(units))
+
+    def take(place: int, counts: UnitCounts) -> None:
+        nonlocal done
         # An attempt that was made again counts by its newest row.
-        tally.add(rows.filter(pc.invert(rows["retryable"])) if generation in retried else rows, schema)
-    progress(len(metas), len(metas))
+        tally.add(place, counts, settled=units[place]["generation"] in retried)
+        progress(done := done + 1, len(units))
+
+    for place, counts in enumerate(read_counts(store, units)):
+        if counts is None:
+            missing.append(place)
+        else:
+            take(place, counts)
+    tasks = [
+        CountTask(path=str(path), metas=[units[place]["meta"] for place in some])
+        for some in _portions(missing, units)
+    ]
+    # To start a process takes as long as to count a hundred thousand rows.
+    answers = (map_tasks if len(tasks) > 1 else one_by_one)(count_units, tasks)
+    places = iter(missing)
+    for answer in answers:
+        for counts in answer:
+            take(next(places), counts)
+    tally.end()
     # A foreign tar may be the shard of several units.
-    shards = units.group_by("shard").aggregate([("shard_bytes", "max")])
+    shards = sealed.group_by("shard", use_threads=False).aggregate([("shard_bytes", "max")])
     losses = sorted(
         tally.losses.values(), key=lambda loss: (loss.status != "rejected", -loss.count, loss.reason)
+    )
+    width, height, short_side, long_side, size, milliseconds, gap = (
+        tally.measures[name] for name in MEASURES
     )
     return Stats(
         path=str(path),
         root=root,
-        units=len(metas),
+        units=len(units),
         planned=tally.planned,
         kept=tally.kept,
         rejected=sum(loss.count for loss in losses if loss.status == "rejected"),
         failed=sum(loss.count for loss in losses if loss.status == "failed"),
         retryable=sum(loss.retryable for loss in losses),
         losses=tuple(losses),
-        http_statuses=dict(sorted(tally.http_statuses.items())),
+        http_statuses=dict(sorted(tally.values["http"].items())),
         hosts=tally.host_counts(),
-        columns=tuple(sorted(tally.columns)),
-        image_bytes=tally.sizes.total,
+        columns=tuple(sorted(tally.names["column"])),
+        image_bytes=size.total,
         shard_bytes=pc.sum(shards["shard_bytes_max"]).as_py(),
-        meta_bytes=pc.sum(units["meta_bytes"]).as_py(),
-        formats=dict(tally.formats.most_common()),
+        meta_bytes=pc.sum(sealed["meta_bytes"]).as_py(),
+        formats=_most_first(tally.names["format"]),
         labels={label: count for label, (count,) in tally.labels.top()},
         labels_missing_at_most=tally.labels.missing,
-        labelled=tally.labelled,
-        many_labels=tally.many_labels,
+        labelled=sum(times for labels, times in tally.values["labels"].items() if labels),
+        many_labels=sum(times for labels, times in tally.values["labels"].items() if labels > 1),
         splits={split: count for split, (count,) in tally.splits.top()},
-        widths=tally.widths,
-        heights=tally.heights,
-        short_sides=tally.short_sides,
-        long_sides=tally.long_sides,
-        sizes=tally.sizes,
-        clips=tally.clips,
+        widths=width,
+        heights=height,
+        short_sides=short_side,
+        long_sides=long_side,
+        sizes=size,
+        clips=ClipStats(
+            clips=tally.values["clip"].total(),
+            video_codecs=_most_first(tally.names["video codec"]),
+            audio_codecs=_most_first(tally.names["audio codec"]),
+            quiet=tally.values["quiet"].total(),
+            still=tally.values["still"].total(),
+            milliseconds=milliseconds,
+            gaps=gap,
+        ),
     )
 
 
-def _retried(store: Store, sealed: set[int]) -> set[int]:
-    """The generations whose attempts that may succeed later were all made again in one of the sealed ones."""
-    plans = [read_plan(store, generation) for generation in sorted(sealed)]
+def retried_generations(store: Store, sealed: pa.Table) -> set[int]:
+    """Those whose attempts that may succeed later were all made again in another of the sealed units'."""
+    plans = [read_plan(store, generation) for generation in sorted(set(sealed["generation"].to_pylist()))]
     return {each for plan in plans if plan is not None for each in plan.retries or ()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class CountTask:
+    """Units of a dataset to count, by their metadata files."""
+
+    path: str
+    metas: list[str]
+
+
+def count_units(task: CountTask) -> list[UnitCounts]:
+    """The counts of each of these units.
+
+    Raises:
+        UserError: a metadata file cannot be read.
+    """
+    store = open_store(task.path)
+    return [count_rows(rows, columns) for columns, rows in read_units(store, task.metas, has_counted)]
+
+
+def _portions(places: Sequence[int], units: Sequence[Mapping[str, Any]]) -> Iterator[list[int]]:
+    """These units in tasks of so many rows, or units."""
+    some: list[int] = []
+    rows = 0
+    for place in places:
+        some.append(place)
+        rows += units[place]["rows"]
+        if rows >= ROWS_PER_TASK or len(some) == UNITS_PER_TASK:
+            yield some
+            some, rows = [], 0
+    if some:
+        yield some
+
+
 class _Tally:
-    """What has been counted so far."""
+    """What has been added up so far.
+
+    Attributes:
+        planned, kept: attempts.
+        losses: by status and reason.
+        names, values: counts by what they are of, see `ingest.dataset.unit_counts`.
+        measures: those of kept images and clips.
+    """
 
     def __init__(self) -> None:
         self.planned = 0
         self.kept = 0
         self.losses: dict[tuple[str, str], Losses] = {}
-        self.formats: Counter[str] = Counter()
-        self.labels = Frequent()
-        self.labelled = self.many_labels = 0
-        self.splits = Frequent()
-        self.http_statuses: Counter[int] = Counter()
-        self.hosts = Frequent()
-        self.columns: set[str] = set()
-        # Only which samples are shown depends on it.
-        self._random = np.random.Generator(np.random.Philox(0))
-        self.widths = Histogram(cell=1)
-        self.heights = Histogram(cell=1)
-        self.short_sides = Histogram(cell=1)
-        self.long_sides = Histogram(cell=1)
-        self.sizes = Histogram(cell=BYTES_CELL)
-        self.clips = ClipStats()
+        self.names: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.values: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        self.labels, self.splits, self.hosts = Frequent(), Frequent(), Frequent()
+        self.measures = {name: Histogram() for name in MEASURES}
+        self._waiting: list[pa.Table] = []
+        self._lines = 0
 
-    def add(self, rows: pa.Table, schema: pa.Schema) -> None:
-        """Take account of one unit: its rows, and all columns that it has."""
-        self.columns.update(set(schema.names) - set(META_SCHEMA.names))
-        self.planned += rows.num_rows
-        is_kept = pc.equal(rows["status"], "kept")
-        kept = rows.filter(is_kept)
-        self.kept += kept.num_rows
-        self.formats.update(_value_counts(kept["format"]))
-        self.labels.add_all(_value_counts(pc.list_flatten(kept["labels"])))
-        labels = pc.list_value_length(kept["labels"]).to_numpy()
-        self.labelled += int(np.count_nonzero(labels))
-        self.many_labels += int(np.count_nonzero(labels > 1))
-        if "split" in kept.column_names:
-            splits = pc.drop_null(kept["split"].cast(pa.string()))
-            self.splits.add_all(_value_counts(splits))
-        widths, heights = (kept[name].to_numpy().astype(np.int64) for name in ("width", "height"))
-        self.widths.add(widths)
-        self.heights.add(heights)
-        self.short_sides.add(np.minimum(widths, heights))
-        self.long_sides.add(np.maximum(widths, heights))
-        self.sizes.add(kept["size"].to_numpy().astype(np.int64))
-        self.clips.add(kept)
-        self.http_statuses.update(_value_counts(pc.drop_null(rows["http_status"])))
-        self._add_losses(rows.filter(pc.invert(is_kept)))
-        self._add_hosts(rows)
+    def add(self, place: int, counts: UnitCounts, *, settled: bool) -> None:
+        """Take account of one unit.
 
-    def _add_losses(self, rows: pa.Table) -> None:
-        random = self._random.random(rows.num_rows)
-        rows = rows.set_column(
-            rows.column_names.index("reason"), "reason", pc.fill_null(rows["reason"], "no reason given")
-        )
-        kinds = rows.group_by(["status", "reason"]).aggregate([])
-        for kind in sorted(kinds.to_pylist(), key=lambda kind: (kind["status"], kind["reason"])):
-            status, reason = kind["status"], kind["reason"]
-            ours = pc.and_(pc.equal(rows["status"], status), pc.equal(rows["reason"], reason))
-            loss = self.losses.setdefault((status, reason), Losses(status=status, reason=reason))
-            lost = rows.filter(ours)
-            loss.count += lost.num_rows
-            loss.retryable += pc.sum(lost["retryable"]).as_py()
-            loss.draw(lost, random[ours.to_numpy()])
+        Args:
+            place: in the sealed list.
+            counts: see `ingest.dataset.unit_counts`.
+            settled: leave out what may succeed later.
+        """
+        found: Counter[tuple[str, str]] = Counter()
+        for each in counts.attempts:
+            if each.retryable and settled:
+                continue
+            self.planned += each.rows
+            if each.status == "kept":
+                self.kept += each.rows
+                continue
+            kind = each.status, each.reason
+            loss = self.losses.setdefault(kind, Losses(status=each.status, reason=each.reason))
+            loss.count += each.rows
+            loss.retryable += each.rows if each.retryable else 0
+            found[kind] += each.rows
+        for kind, times in found.items():
+            self.losses[kind].units.append(place)
+            self.losses[kind].counts.append(times)
+        lines = counts.lines.filter(pc.invert(counts.lines["retryable"])) if settled else counts.lines
+        self._waiting.append(lines)
+        self._lines += len(lines)
+        if self._lines > _LINES_AT_ONCE:
+            self.end()
 
-    def _add_hosts(self, rows: pa.Table) -> None:
-        # A tar that is used in place may have a URL as well, of a bucket.
-        rows = rows.filter(pc.match_substring_regex(rows["url"], r"(?i)^\s*https?://"))
-        hosts = hosts_of(rows["url"])
-        statuses = {name: pc.equal(rows["status"], name).cast(pa.int64()) for name in ("rejected", "failed")}
-        table = pa.table({"host": hosts, **statuses}).filter(pc.is_valid(hosts))
-        counted = table.group_by("host").aggregate(
-            [([], "count_all"), ("rejected", "sum"), ("failed", "sum")]
-        )
-        for row in counted.sort_by("host").to_pylist():
-            self.hosts.add(row["host"], row["count_all"], row["rejected_sum"], row["failed_sum"])
+    def end(self) -> None:
+        """Add up what is waiting: many units take little longer than one."""
+        counts = pa.concat_tables(self._waiting).combine_chunks()
+        self._waiting, self._lines = [], 0
+        whats = counts["what"].chunk(0).dictionary_encode()
+        groups = {
+            what: counts.filter(pc.equal(whats.indices, code))
+            for code, what in enumerate(whats.dictionary.to_pylist())
+        }
+        for what in ("column", "format", "video codec", "audio codec"):
+            self.names[what].update(dict(_by("name", groups.get(what))))
+        for what in ("http", "labels", "clip", "quiet", "still"):
+            self.values[what].update(dict(_by("value", groups.get(what))))
+        for what, frequent in (("label", self.labels), ("split", self.splits)):
+            for name, times in _by("name", groups.get(what)):
+                frequent.add(name, times)
+        for place, status in enumerate(("kept", "rejected", "failed")):
+            for host, times in _by("name", groups.get(f"host {status}")):
+                self.hosts.add(host, times, *(times if place == which else 0 for which in (1, 2)))
+        for what, histogram in self.measures.items():
+            if what in groups:
+                histogram.add(
+                    *(groups[what][column].to_numpy() for column in ("value", "count")),
+                    smallest=min(
+                        (value for value, _ in _by("value", groups.get(f"least {what}"))), default=0
+                    ),
+                    largest=max((value for value, _ in _by("value", groups.get(f"most {what}"))), default=0),
+                    total=sum(times for _, times in _by("value", groups.get(f"total {what}"))),
+                )
 
     def host_counts(self) -> HostCounts:
         """The hosts of all rows so far."""
@@ -358,5 +387,12 @@ class _Tally:
         )
 
 
-def _value_counts(column: pa.ChunkedArray) -> dict[Any, int]:
-    return {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}
+def _by(column: str, counts: pa.Table | None) -> Iterator[tuple[Any, int]]:
+    """Each name or value, in their order, and how many there are."""
+    if counts is not None:
+        sums = counts.group_by(column, use_threads=False).aggregate([("count", "sum")]).sort_by(column)
+        yield from zip(sums[column].to_pylist(), sums["count_sum"].to_pylist(), strict=True)
+
+
+def _most_first(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

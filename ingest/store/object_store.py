@@ -26,7 +26,7 @@ from cluster.errors import UserError
 from ingest.store import clients, s3_uploads
 from ingest.store.object_requests import MOST_TRIES, PastTheEndError, call, client, run, start
 from ingest.store.ranged_file import RangedFile
-from ingest.store.store import Entry
+from ingest.store.store import READS_AT_ONCE, Entry
 
 if TYPE_CHECKING:
     from obstore import Bytes, ObjectMeta
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 PART_BYTES = 16 << 20
 MOST_PARTS = 10_000
 READ_AHEAD_BYTES = 8 << 20
-READS_AT_ONCE = 128
 UPLOADS_AT_ONCE = 4
 UPLOAD_TRIES = 3  # of the whole; each of its requests is sent again by itself
 LISTED_AT_ONCE = 1000
@@ -87,12 +86,12 @@ class ObjectStore:
 
         return await call("get", self.where(name), send)
 
-    def read_many(self, names: Sequence[str]) -> Iterator[bytes | None]:
+    def read_many(self, names: Sequence[str], *, at_once: int = READS_AT_ONCE) -> Iterator[bytes | None]:
         reading: deque[Future[Bytes | None]] = deque()
         try:
             for name in names:
                 reading.append(start(self._read_if_there(name)))
-                if len(reading) == READS_AT_ONCE:
+                if len(reading) == at_once:
                     yield _as_bytes(reading.popleft().result())
             while reading:
                 yield _as_bytes(reading.popleft().result())

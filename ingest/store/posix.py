@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from ingest.store.store import Entry
+from ingest.store.store import READS_AT_ONCE, Entry
 
 
 def make_folder(path: Path) -> None:
@@ -37,7 +37,7 @@ class PosixStore:
     def read(self, name: str) -> bytes:
         return self.where(name).read_bytes()
 
-    def read_many(self, names: Sequence[str]) -> Iterator[bytes | None]:
+    def read_many(self, names: Sequence[str], *, at_once: int = READS_AT_ONCE) -> Iterator[bytes | None]:
         for name in names:
             try:
                 yield self.read(name)

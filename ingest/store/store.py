@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+READS_AT_ONCE = 128
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -70,8 +72,10 @@ class Store(Protocol):
     def read(self, name: str) -> bytes:
         """The file; FileNotFoundError if there is none."""
 
-    def read_many(self, names: Sequence[str]) -> Iterator[bytes | None]:
-        """The files in the order of their names, None for those that are not there; many at once."""
+    def read_many(self, names: Sequence[str], *, at_once: int = READS_AT_ONCE) -> Iterator[bytes | None]:
+        """The files in the order of their names, None for those that are not there; so many at once,
+        where one takes long.
+        """
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset` on: fewer only where the file ends."""

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ingest import cli
 from ingest.dataset import gc
 from ingest.dataset.commit import commit, read_commit
-from ingest.dataset.layout import meta_name, shard_name
+from ingest.dataset.layout import counts_name, meta_name, shard_name
 from ingest.dataset.open import open_dataset
 from ingest.store.open import open_store
 
@@ -31,9 +31,9 @@ def dataset(request, tmp_path, folder, crawl):
     path = tmp_path / "out" if request.param == "posix" else f"{request.getfixturevalue('bucket')}/set"
     crawl([folder(count=10)], path, unit_rows=4)
     store = open_store(path)
-    for name in (shard_name(1, OTHER), meta_name(1, OTHER)):
+    for name in (shard_name(1, OTHER), meta_name(1, OTHER), counts_name(1, OTHER)):
         store.replace(name, b"loser")
-    for name in (shard_name(3, OTHER), meta_name(3, OTHER)):
+    for name in (shard_name(3, OTHER), meta_name(3, OTHER), counts_name(3, OTHER)):
         store.replace(name, b"about to be committed")
     return path
 
@@ -42,19 +42,19 @@ def names(path):
     store = open_store(path)
     return {
         entry.name
-        for folder in ("plan", "shards", "meta", "commits", "sealed")
+        for folder in ("plan", "shards", "meta", "counts", "commits", "sealed")
         for entry in store.list(folder)
     }
 
 
 def test_only_what_no_commit_of_the_unit_names_is_deleted(dataset):
-    before, losers = names(dataset), {shard_name(1, OTHER), meta_name(1, OTHER)}
+    before, losers = names(dataset), {shard_name(1, OTHER), meta_name(1, OTHER), counts_name(1, OTHER)}
     told = run(dataset, "--dry-run")
-    assert told.splitlines()[-1] == f"2 files, 10 B, would be deleted from {dataset}"
+    assert told.splitlines()[-1] == f"3 files, 15 B, would be deleted from {dataset}"
     assert all(f"{name}  5 B" in told for name in losers)
     assert names(dataset) == before
     answer = json.loads(run(dataset, "--json"))
-    assert (answer["deleted"], answer["bytes"]) == (True, 10)
+    assert (answer["deleted"], answer["bytes"]) == (True, 15)
     assert {file["name"] for file in answer["files"]} == losers
     assert names(dataset) == before - losers
     assert run(dataset) == f"0 files, 0 B, deleted from {dataset}\n"
@@ -72,6 +72,7 @@ def test_unit_that_is_committed_later_is_cleaned_later(dataset):
     assert {file["name"] for file in json.loads(run(dataset, "--json"))["files"]} == {
         shard_name(3, OTHER),
         meta_name(3, OTHER),
+        counts_name(3, OTHER),
     }
 
 

@@ -1,6 +1,7 @@
 """Counts of a dataset: nothing disappears, and percentiles are those of the values."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -11,20 +12,27 @@ from hypothesis import strategies as st
 from small_web import MARKUP, crawl_small_web
 
 from cluster.errors import UserError
+from ingest.dataset.cells import cells_of, starts_of
 from ingest.report.frequent import Frequent
 from ingest.report.histogram import Histogram
-from ingest.report.stats import SAMPLES_PER_REASON, count
+from ingest.report.lost_samples import SAMPLES_PER_REASON, sample_losses
+from ingest.report.stats import count
 
 
 def silent(done, total):
     pass
 
 
+def add(histogram, values):
+    found, times = np.unique(values, return_counts=True)
+    histogram.add(found, times, smallest=min(values), largest=max(values), total=sum(values))
+
+
 @given(st.lists(st.lists(st.integers(0, 5000), max_size=30), max_size=5), st.integers(0, 100))
 def test_percentiles_are_those_of_the_sorted_values(parts, percent):
-    histogram = Histogram(cell=1)
-    for part in parts:
-        histogram.add(np.array(part, np.int64))
+    histogram = Histogram()
+    for part in filter(None, parts):
+        add(histogram, part)
     values = sorted(value for part in parts for value in part)
     if not values:
         assert histogram.percentile(percent) == 0
@@ -37,13 +45,23 @@ def test_percentiles_are_those_of_the_sorted_values(parts, percent):
     assert histogram.counts.sum() == len(values)
 
 
-@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=50), st.sampled_from([5, 50, 95]))
-def test_percentiles_are_exact_to_a_cell(values, percent):
-    coarse, fine = Histogram(cell=8), Histogram(cell=1)
-    for histogram in (coarse, fine):
-        histogram.add(np.array(values, np.int64))
-    assert abs(coarse.percentile(percent) - fine.percentile(percent)) < 8
-    assert min(values) <= coarse.percentile(percent) <= max(values)
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=50), st.sampled_from([5, 50, 95]))
+def test_percentiles_of_large_values_are_right_to_a_thousandth_and_need_no_more_memory(values, percent):
+    histogram = Histogram()
+    add(histogram, values)
+    exact = sorted(values)[-(-len(values) * percent // 100) - 1]
+    assert exact * (1 - 1 / 4096) <= histogram.percentile(percent) <= exact
+    assert len(histogram.counts) < 4096 * 40
+
+
+@given(st.lists(st.integers(0, 2**53 - 1), max_size=50))
+def test_cells_are_in_the_order_of_their_values_and_begin_at_their_smallest(values):
+    found = np.array(sorted(values), np.int64)
+    cells = cells_of(found)
+    assert (np.diff(cells) >= 0).all()
+    assert (starts_of(cells) <= found).all()
+    assert (starts_of(cells + 1) > found).all()
+    assert (cells_of(starts_of(cells)) == cells).all()
 
 
 def test_D2_statuses_add_up_to_the_plan_over_all_units(folder, crawl, tmp_path):
@@ -63,7 +81,7 @@ def test_D2_statuses_add_up_to_the_plan_over_all_units(folder, crawl, tmp_path):
         ("rejected", "not_an_image"): 1,
         ("failed", "truncated"): 1,
     }
-    assert [lost.url for loss in stats.losses for lost in loss.samples if "half" in lost.url] == [
+    assert [lost.url for samples in sample_losses(stats) for lost in samples if "half" in lost.url] == [
         "pictures/dog/half.png"
     ]
     assert stats.formats == {"jpeg": 4, "png": 3, "webp": 3}
@@ -93,7 +111,7 @@ def test_dataset_without_one_image_counts_too(tmp_path, crawl):
     crawl([source], tmp_path / "out")
     stats = count(tmp_path / "out", progress=silent)
     assert (stats.kept, stats.rejected, stats.labels, stats.formats) == (0, SAMPLES_PER_REASON + 5, {}, {})
-    assert len(stats.losses[0].samples) == SAMPLES_PER_REASON
+    assert [len(samples) for samples in sample_losses(stats)] == [SAMPLES_PER_REASON]
     json.dumps(stats.as_json())
 
 
@@ -107,6 +125,7 @@ def test_json_holds_every_number(folder, crawl, tmp_path):
 
 def test_unreadable_metadata_is_one_sentence(folder, crawl, tmp_path):
     crawl([folder()], tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "counts")
     meta = next((tmp_path / "out" / "meta").rglob("*.parquet"))
     meta.write_bytes(b"gone")
     with pytest.raises(UserError, match=f"{meta.name} cannot be read: .* `ingest verify"):
@@ -140,7 +159,8 @@ def test_samples_of_what_was_lost_come_from_everywhere_and_are_always_the_same(t
     for number in range(6 * SAMPLES_PER_REASON):
         (source / f"{number:03}.jpg").write_text("no picture")
     crawl([source], tmp_path / "out", unit_rows=SAMPLES_PER_REASON)
-    samples, again = (count(tmp_path / "out", progress=silent).losses[0].samples for _ in range(2))
+    stats = count(tmp_path / "out", progress=silent)
+    (samples,), (again,) = sample_losses(stats), sample_losses(stats)
     assert samples == again
     assert len(set(samples)) == SAMPLES_PER_REASON
     units = Counter(int(lost.url[-7:-4]) // SAMPLES_PER_REASON for lost in samples)
@@ -149,10 +169,14 @@ def test_samples_of_what_was_lost_come_from_everywhere_and_are_always_the_same(t
 
 def test_samples_have_url_and_http_status(tmp_path):
     crawl_small_web(tmp_path)
-    losses = {loss.reason: loss for loss in count(tmp_path / "web", progress=silent).losses}
-    assert {lost.http_status for lost in losses["http_404"].samples} == {404}
-    assert any(lost.url.endswith(MARKUP) for lost in losses["http_404"].samples)
-    assert {lost.http_status for lost in losses["robots_disallowed"].samples} == {None}
+    stats = count(tmp_path / "web", progress=silent)
+    samples = dict(zip([loss.reason for loss in stats.losses], sample_losses(stats), strict=True))
+    assert {reason: len(lost) for reason, lost in samples.items()} == {
+        loss.reason: loss.count for loss in stats.losses
+    }
+    assert {lost.http_status for lost in samples["http_404"]} == {404}
+    assert any(lost.url.endswith(MARKUP) for lost in samples["http_404"])
+    assert {lost.http_status for lost in samples["robots_disallowed"]} == {None}
 
 
 @given(
