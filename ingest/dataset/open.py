@@ -3,11 +3,11 @@
 import contextlib
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +35,11 @@ from ingest.store.store import Store
 ROW = np.dtype([("offset", "<u8"), ("size", "<u8"), ("slot", "<u4"), ("sha256", "V32")])
 # Of 4,096 units each: a billion samples of units of 16,384 have 15. A reader of shuffled windows uses all.
 _BLOCKS_KEPT = 64
+# Metadata of units, of some MB each, in memory at a time.
+_FILES_AT_ONCE = 16
 _COLUMNS = {"shard": ["shard"], "meta": ["meta", "meta_sha256"]}
+
+T = TypeVar("T")
 
 
 class UnitFiles:
@@ -188,10 +192,21 @@ class Dataset:
         return encoded(self._checked(unit_index, LABEL_COLUMNS), self.vocabulary)
 
     def _all_labels(self) -> Iterator[pa.Table]:
-        for name in sealed_units(self.path, self.root, columns=["meta"])["meta"].to_pylist():
-            with open_parquet(self.store, name) as parquet:
-                there = [column for column in LABEL_COLUMNS if column in parquet.schema_arrow.names]
-                yield parquet.read(columns=there, use_threads=False)
+        def labels(_: int, parquet: pq.ParquetFile) -> pa.Table:
+            there = [column for column in LABEL_COLUMNS if column in parquet.schema_arrow.names]
+            return parquet.read(columns=there, use_threads=False)
+
+        metas = sealed_units(self.path, self.root, columns=["meta"])["meta"].to_pylist()
+        return read_each(self.store, metas, labels)
+
+    def kept_rows_of(
+        self, unit_indices: Sequence[int], columns: Sequence[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """As `kept_rows`, of many units; see `read_each`."""
+        names = [self.files.name(index, "meta") for index in unit_indices]
+        return read_each(
+            self.store, names, lambda place, parquet: self._kept(unit_indices[place], parquet, columns)
+        )
 
     def kept_rows(self, unit_index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One unit's samples in slot order: `slot`, and those of the columns that it has; None for all."""
@@ -302,8 +317,37 @@ def open_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
         file = store.open(name)
     except FileNotFoundError:
         raise _damaged(store, name, "missing") from None
+    with file, _as_parquet(store, name, file) as parquet:
+        yield parquet
+
+
+def read_each(store: Store, names: Sequence[str], read: Callable[[int, pq.ParquetFile], T]) -> Iterator[T]:
+    """What `read` makes of each of many Parquet files, which is given its place among them, too; in order.
+
+    In an object store they are read whole and many at once: its delays cost more than the bytes.
+
+    Raises:
+        UserError: one is damaged or missing.
+    """
+    if isinstance(store.root, Path):
+        for place, name in enumerate(names):
+            with open_parquet(store, name) as parquet:
+                found = read(place, parquet)
+            yield found
+        return
+    whole = store.read_many(names, at_once=_FILES_AT_ONCE)
+    for place, (name, data) in enumerate(zip(names, whole, strict=True)):
+        if data is None:
+            raise _damaged(store, name, "missing")
+        with _as_parquet(store, name, pa.BufferReader(data)) as parquet:
+            found = read(place, parquet)
+        yield found
+
+
+@contextlib.contextmanager
+def _as_parquet(store: Store, name: str, file: Any) -> Iterator[pq.ParquetFile]:
     try:
-        with file, pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(file) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         if not is_damage(error):

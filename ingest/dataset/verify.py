@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from cluster.errors import UserError
@@ -40,6 +41,11 @@ from ingest.video.container import CONTAINERS, pyav
 # Of CPU time and memory for one image or clip: several times what a crawl allows, if nothing else is said.
 DECODE_SECONDS = 600.0
 DECODE_MB = 4_096
+# Threads that read objects, each with some MB of them, and those that ask for nothing but sizes.
+_WORKERS_THAT_WAIT = 16
+_WORKERS_THAT_ASK = 64
+# What is compared with the images.
+_OF_IMAGES = ["status", "slot", "offset", "size", "sha256", "format", "width", "height"]
 
 # A row, as a dictionary.
 _Sample = dict[str, Any]
@@ -123,12 +129,15 @@ def read_seal(path: str | Path) -> tuple[Seal | None, list[Damage]]:
 
 
 def verify_units(path: str | Path, seal: Seal, level: Level, *, workers: int) -> Iterator[UnitReport]:
-    """Check every unit, in order; `workers` threads share the work, each with a process that decodes.
+    """Check every unit, in order; `workers` threads share the work, each with a process that decodes. More of
+    them ask an object store, which answers late, and many at once.
 
     Raises:
         UserError: there are clips to decode, and PyAV is not installed.
     """
     store = open_store(path)
+    if level < Level.DECODE and not isinstance(store.root, Path):
+        workers = max(workers, _WORKERS_THAT_WAIT if level >= Level.SHA else _WORKERS_THAT_ASK)
     with ExitStack() as stack:
         decoders = deque(stack.enter_context(_decoder()) for _ in range(workers))
 
@@ -206,31 +215,32 @@ def _verify_unit(
         damages.append(_damage(layout.commit_name(row["unit"]), "is missing"))
     there = []
     for kind in ("shard", "meta"):
-        home, name = home_of(store, row[kind])
-        there.append(home.exists(name))
-        if first or kind == "meta":
-            found = _file_damage(store, row, kind, level) if there[-1] else _damage(row[kind], "is missing")
-            damages += [found] if found else []
+        told = first or kind == "meta"
+        found, is_there = _file_damage(store, row, kind, level if told else Level.NAMES)
+        there.append(is_there)
+        damages += [found] if found and told else []
     if level >= Level.SHA and all(there):
         members, images = _verify_images(store, row, decoder if level >= Level.DECODE else None)
         damages += members
     return UnitReport(unit=row["unit"], images=images, damages=tuple(damages))
 
 
-def _file_damage(store: Store, row: dict[str, Any], kind: str, level: Level) -> Damage | None:
-    """The first thing that is wrong with a unit's shard or metadata as a whole file."""
+def _file_damage(store: Store, row: dict[str, Any], kind: str, level: Level) -> tuple[Damage | None, bool]:
+    """The first thing that is wrong with a shard or metadata as a whole file, and whether there is one."""
     home, name = home_of(store, row[kind])
     try:
         size, sealed = home.size(name), row[f"{kind}_bytes"]
         if level >= Level.SIZES and size != sealed:
-            return _damage(row[kind], f"has {size:,} bytes, and {sealed:,} were sealed")
+            return _damage(row[kind], f"has {size:,} bytes, and {sealed:,} were sealed"), True
         if level >= Level.SHA:
             with home.open(name) as file:
                 if hashlib.file_digest(file, "sha256").digest() != row[f"{kind}_sha256"]:
-                    return _damage(row[kind], "does not have the sha256 that was sealed")
+                    return _damage(row[kind], "does not have the sha256 that was sealed"), True
+    except (FileNotFoundError, NotADirectoryError):
+        return _damage(row[kind], "is missing"), False
     except OSError as error:
-        return _damage(row[kind], f"cannot be read: {error.strerror}")
-    return None
+        return _damage(row[kind], f"cannot be read: {error.strerror}"), True
+    return None, True
 
 
 def _verify_images(
@@ -239,13 +249,13 @@ def _verify_images(
     """Each image of a unit against its row; and the rows against what was sealed."""
     try:
         with store.open(row["meta"]) as file:
-            table = read_parquet(file, schema=META_SCHEMA)
+            table = read_parquet(file, columns=_OF_IMAGES, schema=META_SCHEMA)
     except (pa.ArrowException, OSError):
         return [
             _damage(row["meta"], "is not readable Parquet: what it lists cannot be checked one by one")
         ], 0
     damages = []
-    kept = [sample for sample in table.to_pylist() if sample["status"] == "kept"]
+    kept = table.filter(pc.equal(table["status"], "kept")).to_pylist()
     if (table.num_rows, len(kept)) != (row["rows"], row["kept"]):
         text = (
             f"has {table.num_rows} rows and {len(kept)} kept, and {row['rows']} and {row['kept']} were sealed"

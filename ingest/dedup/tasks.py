@@ -116,8 +116,9 @@ def scatter(values: Mapping[str, Any]) -> tuple[int, int]:
     opened = sources.open(task.dataset)
     digests, hashes, ids, hashed_ids = [], [], [], []
     unhashed = flat = 0
-    for index in range(task.first, task.last):
-        rows = opened.kept_rows(index, ["sha256", "phash", "duration_ms"])
+    indices = range(task.first, task.last)
+    read = opened.kept_rows_of(indices, ["sha256", "phash", "duration_ms"])
+    for index, rows in zip(indices, read, strict=True):
         keys = keys_of(int(opened.units[index]), rows["slot"].to_numpy())
         own = keys + np.uint64(task.dataset << DATASET_SHIFT)
         ids.append(own)

@@ -247,9 +247,9 @@ def filter_units(task: FilterTask) -> FilteredUnits:
         drawn=np.empty(0, ENTRY),
     )
     drawn = []
-    for index in range(task.first, task.last):
+    indices = range(task.first, task.last)
+    for index, rows in zip(indices, opened.kept_rows_of(indices, sorted(columns)), strict=True):
         unit = int(opened.units[index])
-        rows = opened.kept_rows(index, sorted(columns))
         passes = [view.of_slots(unit, len(rows)) for view in views]
         found = [_listed(*each, unit, rows) for each in zip(lists, by_file_name, strict=True)]
         passes += [~named for named, _ in found[: len(wanted.remove)]]

@@ -6,14 +6,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
-from ingest.dataset.open import sealed_units
-from ingest.dataset.unit_rows import read_units
+from ingest.dataset.open import read_each, sealed_units
 from ingest.report.stats import Losses, Stats, retried_generations
 from ingest.report.thumbnails import draw_positions
 from ingest.store.open import open_store
 
 SAMPLES_PER_REASON = 50
-_COLUMNS = ("status", "reason", "retryable", "url", "http_status")
+_COLUMNS = ["status", "reason", "retryable", "url", "http_status"]
 
 
 class Loss(NamedTuple):
@@ -42,8 +41,8 @@ def sample_losses(stats: Stats) -> list[list[Loss]]:
     retried = retried_generations(store, sealed)
     places = sorted(wanted)
     metas, generations = (sealed[name].take(places).to_pylist() for name in ("meta", "generation"))
-    read = read_units(store, metas, lambda columns: _COLUMNS)
-    for place, generation, (_, rows) in zip(places, generations, read, strict=True):
+    read = read_each(store, metas, lambda _, parquet: parquet.read(columns=_COLUMNS, use_threads=False))
+    for place, generation, rows in zip(places, generations, read, strict=True):
         lost = rows.filter(pc.invert(rows["retryable"])) if generation in retried else rows
         reasons = pc.fill_null(lost["reason"], "no reason given")
         for number, positions in wanted[place]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from cluster.map.processes import one_by_one
 from cluster.map.tasks import MapTasks
-from ingest.dataset.open import open_dataset, sealed_units
+from ingest.dataset.open import open_dataset, read_each, sealed_units
 from ingest.dataset.plan_record import read_plan
 from ingest.dataset.unit_counts import MEASURES, UnitCounts, count_rows, has_counted, read_counts
-from ingest.dataset.unit_rows import read_units
 from ingest.report.clips import ClipStats
 from ingest.report.frequent import Frequent
 from ingest.report.histogram import Histogram
@@ -271,8 +271,12 @@ def count_units(task: CountTask) -> list[UnitCounts]:
     Raises:
         UserError: a metadata file cannot be read.
     """
-    store = open_store(task.path)
-    return [count_rows(rows, columns) for columns, rows in read_units(store, task.metas, has_counted)]
+
+    def counted(_: int, parquet: pq.ParquetFile) -> UnitCounts:
+        columns = parquet.schema_arrow.names
+        return count_rows(parquet.read(columns=has_counted(columns), use_threads=False), columns)
+
+    return list(read_each(open_store(task.path), task.metas, counted))
 
 
 def _portions(places: Sequence[int], units: Sequence[Mapping[str, Any]]) -> Iterator[list[int]]:

@@ -5,8 +5,9 @@ import hashlib
 import io
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ TINY = 100
 _LONGEST_CAPTION = 300
 # What is said of clips besides, if the dataset has it: one that others made need not.
 CLIP = ["duration_ms", "video_codec", "audio_codec", "loudness_db", "parent"]
+READ_AT_ONCE = 16
 COLUMNS = ["offset", "size", "sha256", "width", "height", "format", "url", "labels", "caption", *CLIP]
 # What browsers play, by the container.
 _PLAYED = {"mp4": "video/mp4", "matroska": "video/webm"}
@@ -98,33 +100,40 @@ def sample_photos(dataset: Dataset, *, samples: int, seed: int) -> Iterator[Phot
 
 def _drawn(dataset: Dataset, *, samples: int, seed: int) -> Iterator[Photo]:
     ends = np.cumsum(dataset.counts)
-    positions = draw_positions(len(dataset), samples, seed)
-    placed = [(int(np.searchsorted(ends, position, side="right")), position) for position in positions]
-    for unit_index, group in groupby(placed, key=lambda pair: pair[0]):
+    drawn: dict[int, list[int]] = {}
+    for position in draw_positions(len(dataset), samples, seed):
+        unit_index = int(np.searchsorted(ends, position, side="right"))
         first = int(ends[unit_index] - dataset.counts[unit_index])
-        rows = dataset.kept_rows(unit_index, COLUMNS).take([position - first for _, position in group])
-        yield from _photos(dataset, unit_index, rows)
+        drawn.setdefault(unit_index, []).append(position - first)
+    tables = dataset.kept_rows_of(list(drawn), COLUMNS)
+    rows = (table.take(places) for table, places in zip(tables, drawn.values(), strict=True))
+    yield from _photos(dataset, zip(drawn, rows, strict=True))
 
 
 def photos_of(dataset: Dataset, keys: Iterable[int]) -> dict[int, Photo]:
     """The images with these keys, as far as the dataset has them; clips by their pictures only."""
-    found = {}
-    for unit, group in groupby(sorted(set(keys)), key=lambda key: unit_and_slot(key)[0]):
+    wanted: dict[int, list[int]] = {}
+    for unit, slot in map(unit_and_slot, sorted(set(keys))):
         unit_index = int(np.searchsorted(dataset.units, unit))
-        if unit_index == len(dataset.units) or dataset.units[unit_index] != unit:
-            continue
-        table = dataset.kept_rows(unit_index, COLUMNS)
-        slots = pa.array([unit_and_slot(key)[1] for key in group], table["slot"].type)
-        rows = table.filter(pc.is_in(table["slot"], value_set=slots))
-        for photo in _photos(dataset, unit_index, rows):
-            found[int(photo.key)] = replace(photo, clip=None)
-    return found
+        if unit_index < len(dataset.units) and dataset.units[unit_index] == unit:
+            wanted.setdefault(unit_index, []).append(slot)
+    tables = dataset.kept_rows_of(list(wanted), COLUMNS)
+    rows = (
+        table.filter(pc.is_in(table["slot"], value_set=pa.array(slots, table["slot"].type)))
+        for table, slots in zip(tables, wanted.values(), strict=True)
+    )
+    photos = _photos(dataset, zip(wanted, rows, strict=True))
+    return {int(photo.key): replace(photo, clip=None) for photo in photos}
 
 
-def _photos(dataset: Dataset, unit_index: int, rows: pa.Table) -> Iterator[Photo]:
-    for row in rows.to_pylist():
-        key = key_name(key_of(int(dataset.units[unit_index]), row["slot"]))
-        yield _photo(key, row, _read(dataset, unit_index, row))
+def _photos(dataset: Dataset, rows: Iterable[tuple[int, pa.Table]]) -> Iterator[Photo]:
+    """Those of rows of units, by the units' places; their bytes are read many at once."""
+    images = ((unit_index, row) for unit_index, table in rows for row in table.to_pylist())
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        while some := list(islice(images, READ_AT_ONCE)):
+            read = pool.map(lambda image: _read(dataset, *image), some)
+            for (unit_index, row), data in zip(some, read, strict=True):
+                yield _photo(key_name(key_of(int(dataset.units[unit_index]), row["slot"])), row, data)
 
 
 def _read(dataset: Dataset, unit_index: int, row: dict[str, Any]) -> bytes:

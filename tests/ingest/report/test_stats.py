@@ -128,7 +128,7 @@ def test_unreadable_metadata_is_one_sentence(folder, crawl, tmp_path):
     shutil.rmtree(tmp_path / "out" / "counts")
     meta = next((tmp_path / "out" / "meta").rglob("*.parquet"))
     meta.write_bytes(b"gone")
-    with pytest.raises(UserError, match=f"{meta.name} cannot be read: .* `ingest verify"):
+    with pytest.raises(UserError, match=f"{meta.name} is damaged, .* `ingest verify"):
         count(tmp_path / "out", progress=silent)
 
 
