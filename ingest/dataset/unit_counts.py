@@ -139,7 +139,10 @@ def _count(rows: pa.Table) -> Iterator[pa.Table]:
         yield _named(f"{_STATUS}{status}", reasons)
         yield _named(f"host {status}", hosts_of(rows["url"].filter(pc.and_(ours, on_web))))
     yield _valued("http", pc.drop_null(rows["http_status"]).to_numpy())
-    kept = rows.filter(pc.equal(rows["status"], "kept"))
+    yield from _count_kept(rows.filter(pc.equal(rows["status"], "kept")))
+
+
+def _count_kept(kept: pa.Table) -> Iterator[pa.Table]:
     yield _named("format", kept["format"])
     yield _named("label", pc.list_flatten(kept["labels"]))
     yield _valued("labels", pc.list_value_length(kept["labels"]).to_numpy())
@@ -153,6 +156,7 @@ def _count(rows: pa.Table) -> Iterator[pa.Table]:
         "long side": np.maximum(widths, heights),
         "size": kept["size"].to_numpy(),
     }
+    single: list[tuple[str, int, int]] = []
     if set(CLIP_COLUMNS) <= set(kept.column_names):
         clips = kept.filter(pc.equal(kept["media"], "video"))
         yield _named("video codec", clips["video_codec"])
@@ -162,15 +166,16 @@ def _count(rows: pa.Table) -> Iterator[pa.Table]:
         )
         quiet = pc.sum(pc.less(clips["loudness_db"], QUIET_DB)).as_py() or 0
         still = pc.sum(pc.greater_equal(clips["still"], STILL)).as_py() or 0
-        for what, count in (("clip", clips.num_rows), ("quiet", quiet), ("still", still)):
-            yield _lines(what, counts=[count])
+        single += [("clip", 0, clips.num_rows), ("quiet", 0, quiet), ("still", 0, still)]
     for what, values in measures.items():
         if len(values):
             exact = values.astype(np.int64)
             yield _valued(what, rounded(exact))
-            yield _lines(f"least {what}", values=[exact.min()], counts=[1])
-            yield _lines(f"most {what}", values=[exact.max()], counts=[1])
-            yield _lines(f"total {what}", counts=[exact.sum()])
+            single += [(f"least {what}", exact.min(), 1), (f"most {what}", exact.max(), 1)]
+            single.append((f"total {what}", 0, exact.sum()))
+    if single:
+        whats, numbers, counts = zip(*single, strict=True)
+        yield _lines(whats, values=numbers, counts=counts)
 
 
 def _named(what: str, names: pa.ChunkedArray) -> pa.Table:
@@ -183,10 +188,10 @@ def _valued(what: str, values: NDArray[Any]) -> pa.Table:
     return _lines(what, values=found, counts=counts)
 
 
-def _lines(what: str, *, counts: Any, names: Any = None, values: Any = None) -> pa.Table:
+def _lines(what: str | Sequence[str], *, counts: Any, names: Any = None, values: Any = None) -> pa.Table:
     size = len(counts)
     columns = [
-        pa.repeat(what, size),
+        pa.repeat(what, size) if isinstance(what, str) else pa.array(what),
         pa.repeat("", size) if names is None else pa.array(names, pa.string()),
         pa.repeat(np.int64(0), size) if values is None else pa.array(values).cast(pa.int64()),
         pa.repeat(False, size),
