@@ -2,6 +2,7 @@
 
 plan/{g}/plan.json                           names the list of frozen units of generation g
 plan/{g}/units-{sha16}.parquet
+plan/listed.json                             may be there: which sources need not be listed again
 shards/{unit%4096:03x}/{unit:08d}-{sha8}.tar
 meta/{unit%4096:03x}/{unit:08d}-{sha8}.parquet
 commits/{unit:08d}.json
@@ -18,6 +19,7 @@ META = "meta"
 COUNTS = "counts"
 SEALED = "sealed"
 VIEWS = "views"
+LISTED = "plan/listed.json"
 EXTENSIONS = {
     "jpeg": "jpg",
     "png": "png",

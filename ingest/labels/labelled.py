@@ -16,7 +16,7 @@ from ingest.labels.label_list import LabelList, read_label_list, voc_list
 from ingest.labels.rule import Rule, read_rule
 from ingest.labels.said import NOTHING, Said
 from ingest.labels.voc import files_in_source
-from ingest.sources.source import Listing
+from ingest.sources.source import Found, Listing
 
 # Annotations are called as the images that they are about.
 _NO_IMAGES = {"xml", "json", "txt", "csv", "mat"}
@@ -174,8 +174,8 @@ class Labelled:
         for table in self._listing.rows():
             yield self._labelled(table)
 
-    def describe(self, listed: Callable[[int], None]) -> SourceRecord:
-        return self._listing.describe(listed)
+    def describe(self, listed: Callable[[int], None], found: Found | None = None) -> SourceRecord:
+        return self._listing.describe(listed, found)
 
     def close(self) -> None:
         self._listing.close()

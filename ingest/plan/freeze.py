@@ -5,7 +5,7 @@ settings and builds go on with the plan that is there, anything else is refused 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any
 
 import pyarrow as pa
@@ -15,10 +15,11 @@ from ingest.dataset.plan_record import SourceRecord
 from ingest.dataset.schema import ITEMS_SCHEMA
 from ingest.plan.by_lane import ByLane
 from ingest.plan.cut_into_units import filled, in_lanes, in_units, with_url
+from ingest.plan.listed_before import ListedBefore
 from ingest.plan.plan import Plan, fingerprint_of, publish_plan, read_plans
 from ingest.plan.planned_before import PlannedBefore
 from ingest.plan.settings import CrawlSettings, difference, identity_of
-from ingest.sources.source import Listing
+from ingest.sources.source import Found, Listing
 from ingest.store.store import Store
 
 
@@ -47,10 +48,16 @@ def freeze(
         UserError: there is nothing to ingest, or the output was planned for other work.
     """
     plans = read_plans(store)
+    listed_before = ListedBefore(store, locations)
     if plans:
-        found = _described(sources, listed)
+        known = [listed_before.found(location) for location in locations]
+        found = _described(sources, listed, known)
         there = _already_planned(plans, found, settings)
+        if there is None and any(known):  # it was listed last with other settings
+            found = _described(sources, listed, ())
+            there = _already_planned(plans, found, settings)
         if there is not None:
+            listed_before.remember(locations, found)
             return there
         if not extend:
             ours = identity_of(settings, found, extends=())
@@ -90,6 +97,7 @@ def freeze(
     identity = identity_of(settings, described, extends=extends)
     if plan.fingerprint != fingerprint_of(identity):  # somebody else was faster, with other work
         raise UserError(f"{store.root} was planned {difference(plan.record, identity)}, or another --output")
+    listed_before.remember(locations, described)
     return plan
 
 
@@ -107,7 +115,9 @@ def _already_planned(
     return None
 
 
-def _described(sources: Sequence[Listing], listed: Callable[[int], None]) -> list[SourceRecord]:
+def _described(
+    sources: Sequence[Listing], listed: Callable[[int], None], known: Sequence[Found | None]
+) -> list[SourceRecord]:
     count = 0
 
     def more(items: int) -> None:
@@ -115,7 +125,7 @@ def _described(sources: Sequence[Listing], listed: Callable[[int], None]) -> lis
         count += items
         listed(count)
 
-    return [source.describe(more) for source in sources]
+    return [source.describe(more, found) for source, found in zip_longest(sources, known)]
 
 
 def _tables(

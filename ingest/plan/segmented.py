@@ -16,7 +16,7 @@ from ingest.dataset.schema import SPAN_COLUMNS, VIDEO_SCHEMA
 from ingest.plan.settings import CrawlSettings
 from ingest.sources.file_list import ListedFiles
 from ingest.sources.folder import FolderSource
-from ingest.sources.source import Images, Item, Listing
+from ingest.sources.source import Found, Images, Item, Listing
 from ingest.sources.url_list import own_names
 from ingest.video.check import VideoTreatment
 from ingest.video.probe import seconds_of
@@ -65,9 +65,9 @@ class Segmented:
         own = [field.with_name(self._names[field.name]) for field in self._listing.extra]
         return pa.schema([*own, *SPAN_COLUMNS])
 
-    def describe(self, listed: Callable[[int], None]) -> SourceRecord:
+    def describe(self, listed: Callable[[int], None], found: Found | None = None) -> SourceRecord:
         """Of the videos: which parts they have follows from them."""
-        return self._listing.describe(listed)
+        return self._listing.describe(listed, found)
 
     def close(self) -> None:
         self._listing.close()

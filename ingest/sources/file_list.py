@@ -15,7 +15,7 @@ import pyarrow as pa
 from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.problem import PROBLEMS, Problem
 from ingest.sources.folder import bytes_of, file_of
-from ingest.sources.source import Item
+from ingest.sources.source import Found, Item
 from ingest.sources.url_list import PATH_NAMES
 from ingest.sources.url_listing import UrlListing
 
@@ -37,8 +37,8 @@ class FileList:
     def rows(self) -> Iterator[pa.Table]:
         return self._rows.rows()
 
-    def describe(self, listed: Callable[[int], None]) -> SourceRecord:
-        return self._rows.describe(listed).model_copy(update={"kind": self.kind})
+    def describe(self, listed: Callable[[int], None], found: Found | None = None) -> SourceRecord:
+        return self._rows.describe(listed, found).model_copy(update={"kind": self.kind})
 
     def close(self) -> None:
         self._rows.close()

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ingest.dataset.plan_record import SourceRecord
 from ingest.dataset.schema import LABELS
-from ingest.sources.source import Listing
+from ingest.sources.source import Found, Listing
 from ingest.sources.table_layout import own_name
 from ingest.sources.url_list import CAPTION_NAMES, LABEL_NAMES
 
@@ -58,10 +58,10 @@ class InValuedFolder:
                 rows = rows.append_column(column, cells)
             yield rows
 
-    def describe(self, listed: Callable[[int], None]) -> SourceRecord:
-        found = self._listing.describe(listed)
+    def describe(self, listed: Callable[[int], None], found: Found | None = None) -> SourceRecord:
+        record = self._listing.describe(listed, found)
         values = {f"value of {name}": value for name, value in self._values.items()}
-        return found.model_copy(update={"columns": (found.columns or {}) | values})
+        return record.model_copy(update={"columns": (record.columns or {}) | values})
 
     def close(self) -> None:
         self._listing.close()

@@ -9,7 +9,7 @@ import pyarrow as pa
 from ingest.dataset.plan_record import SourceRecord
 from ingest.dataset.records import canonical_json
 from ingest.dataset.schema import ITEMS_SCHEMA
-from ingest.sources.source import Item, Source, first_folder
+from ingest.sources.source import Found, Item, Source, first_folder
 
 _BATCH = 1_024
 # A stranger's item may have a name of 1 MB, and 128 KB of a companion's text.
@@ -30,7 +30,9 @@ class ImageListing:
         for batch in _batches(self._items()):
             yield _table(batch, self.extra)
 
-    def describe(self, listed: Callable[[int], None]) -> SourceRecord:
+    def describe(self, listed: Callable[[int], None], found: Found | None = None) -> SourceRecord:
+        if found is not None:
+            return self._source.describe().model_copy(update=found._asdict())
         if self._description is None:
             for batch in _batches(self._items()):
                 listed(len(batch))

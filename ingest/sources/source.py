@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -32,6 +32,13 @@ class Item:
     caption: str | None = None
     labels: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Found(NamedTuple):
+    """What listing a source found, as `SourceRecord` has it."""
+
+    items: int | None
+    sha256: str
 
 
 def first_folder(path: bytes) -> tuple[str, ...]:
@@ -98,10 +105,10 @@ class Listing(Protocol):
     def rows(self) -> Iterator[pa.Table]:
         """Its attempts in order: columns of ITEMS_SCHEMA but `source`, and those of `extra`."""
 
-    def describe(self, listed: Callable[[int], None]) -> SourceRecord:
+    def describe(self, listed: Callable[[int], None], found: Found | None = None) -> SourceRecord:
         """What it is; `listed` is told how many more items were listed to know it.
 
-        Rows that were listed to their end are not listed again.
+        Rows that were listed to their end are not listed again, nor is a source if it is said what was found.
         """
 
     def close(self) -> None: ...

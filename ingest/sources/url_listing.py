@@ -13,6 +13,7 @@ import pyarrow as pa
 from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.fence.reading import end_waiting, read_fenced
 from ingest.sources.remote_trouble import reading
+from ingest.sources.source import Found
 from ingest.sources.url_list import Columns, list_format, look, name_of, rows
 from ingest.store.files import open_file
 
@@ -50,10 +51,13 @@ class UrlListing:
         """It is planned: no list is read any more."""
         end_waiting()
 
-    def describe(self, listed: Callable[[int], None]) -> SourceRecord:
+    def describe(self, listed: Callable[[int], None], found: Found | None = None) -> SourceRecord:
         """What the list is: a digest of its bytes, and which columns are used. Its rows are not looked at."""
-        with self._open() as file, reading(self._location):
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if found is not None:
+            digest = found.sha256
+        else:
+            with self._open() as file, reading(self._location):
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         used = dict(self._used)
         if self._columns.names:
             used["names"] = ",".join(self._columns.names)
