@@ -2,11 +2,11 @@
 
 plan/{g}/plan.json                           names the list of frozen units of generation g
 plan/{g}/units-{sha16}.parquet
-plan/listed.json                             may be there: which sources need not be listed again
+plan/.listed.json                            may be there: which sources need not be listed again
 shards/{unit%4096:03x}/{unit:08d}-{sha8}.tar
 meta/{unit%4096:03x}/{unit:08d}-{sha8}.parquet
 commits/{unit:08d}.json
-counts/{unit%4096:03x}/{unit:08d}-{sha8}.counts  may be there, by the sha256 of the unit's metadata
+counts/{unit%4096:03x}/{unit:08d}-{sha8}.counts, which may be there, by the sha256 of the metadata
 sealed/{root}.json, {root}.parquet, {root}.labels.parquet
 DATASET.json                                 names the latest sealed root
 views/{name}.parquet, {name}.duplicates.parquet
@@ -19,7 +19,7 @@ META = "meta"
 COUNTS = "counts"
 SEALED = "sealed"
 VIEWS = "views"
-LISTED = "plan/listed.json"
+LISTED = "plan/.listed.json"
 EXTENSIONS = {
     "jpeg": "jpg",
     "png": "png",

@@ -1,6 +1,6 @@
 """What sources were found to hold when they were listed: one that has not changed since is not listed again.
 
-`plan/listed.json` lies beside the plans and outside of every fingerprint: it only saves the time to list a
+`plan/.listed.json` lies beside the plans and outside of every fingerprint: it only saves the time to list a
 million members. A file's size and its times say whether it has changed: that of its content, and that of its
 inode, which nobody sets. Folders are always listed.
 """

@@ -79,7 +79,7 @@ def test_tar_that_was_written_just_now_is_not_trusted_to_stay(packed, crawl, tmp
     assert time.time() - path.stat().st_ctime < 2
     crawl([path], tmp_path / "out")
     assert len(listings) == 2
-    assert not (tmp_path / "out" / "plan" / "listed.json").exists()
+    assert not (tmp_path / "out" / "plan" / ".listed.json").exists()
 
 
 @pytest.mark.parametrize("what", ["nothing", "no JSON", "another digest", "another shape"])
@@ -88,7 +88,7 @@ def test_record_that_is_gone_damaged_or_wrong_costs_time_and_nothing_else(
 ):
     path = packed(4)
     first = crawl([path], tmp_path / "out")
-    file = tmp_path / "out" / "plan" / "listed.json"
+    file = tmp_path / "out" / "plan" / ".listed.json"
     written = file.read_bytes()
     if what == "nothing":
         file.unlink()

@@ -52,7 +52,7 @@ def files(path):
 
 
 def listed(store):
-    folders = ("plan", "shards", "meta", "commits", "sealed", "views")
+    folders = ("plan", "shards", "meta", "counts", "commits", "sealed", "views")
     return [entry.name for folder in folders for entry in store.list(folder)] + ["DATASET.json"]
 
 
