@@ -120,14 +120,8 @@ def count_rows(rows: pa.Table, columns: Sequence[str]) -> UnitCounts:
             counted = pa.concat_tables(_count(some))
             same = pa.repeat(retryable, len(counted))
             parts.append(counted.set_column(3, COUNTS_SCHEMA.field("retryable"), same))
-    return _with_attempts(pa.concat_tables(parts).combine_chunks())
-
-
-def _with_attempts(lines: pa.Table) -> UnitCounts:
-    ours = lines.filter(pc.starts_with(lines["what"], _STATUS))
-    columns = (ours[name].to_pylist() for name in ("what", "name", "retryable", "count"))
-    attempts = [Attempts(what.removeprefix(_STATUS), *others) for what, *others in zip(*columns, strict=True)]
-    return UnitCounts(lines, attempts)
+    lines = pa.concat_tables(parts).combine_chunks()
+    return UnitCounts(lines, _attempts([lines])[0])
 
 
 def _count(rows: pa.Table) -> Iterator[pa.Table]:
@@ -232,8 +226,11 @@ def read_counts(store: Store, units: Sequence[Mapping[str, Any]]) -> Iterator[Un
     for start in range(0, len(units), _READ_AT_ONCE):
         some = units[start : start + _READ_AT_ONCE]
         names = [layout.counts_name(unit["unit"], unit["meta_sha256"].hex()) for unit in some]
-        for unit, data in zip(some, _there(store, names), strict=True):
-            yield None if data is None else _checked(data, unit)
+        lines = [_lines_in(*each) for each in zip(some, _there(store, names), strict=True)]
+        attempts = iter(_attempts([each for each in lines if each is not None]))
+        for unit, found in zip(some, lines, strict=True):
+            counts = None if found is None else UnitCounts(found, next(attempts))
+            yield counts if counts is None or _agree(counts, unit) else None
 
 
 def _there(store: Store, names: Sequence[str]) -> Iterator[bytes | None]:
@@ -247,8 +244,10 @@ def _there(store: Store, names: Sequence[str]) -> Iterator[bytes | None]:
                 yield None
 
 
-def _checked(data: bytes, unit: Mapping[str, Any]) -> UnitCounts | None:
-    """What is in a file, if it is this unit's, whole, agrees with what was sealed, and can be added up."""
+def _lines_in(unit: Mapping[str, Any], data: bytes | None) -> pa.Table | None:
+    """What is in a file, if it is this unit's, whole, and can be added up."""
+    if data is None:
+        return None
     body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
     if hashlib.sha256(unit["meta_sha256"] + body).digest() != digest:
         return None
@@ -261,10 +260,30 @@ def _checked(data: bytes, unit: Mapping[str, Any]) -> UnitCounts | None:
     if lines.schema.remove_metadata() != COUNTS_SCHEMA or any(column.null_count for column in lines.columns):
         return None
     numbers = [lines[name].to_numpy() for name in ("value", "count")]
-    if not len(lines) or any(each.min() < 0 or each.max() > _MOST for each in numbers):
-        return None
-    counts = _with_attempts(lines)
+    return (
+        lines if all(0 <= each.min(initial=0) <= each.max(initial=0) <= _MOST for each in numbers) else None
+    )
+
+
+def _attempts(units: Sequence[pa.Table]) -> list[list[Attempts]]:
+    """The lines of attempts of each unit: of many at once, for each by itself takes longer than to read it."""
+    found: list[list[Attempts]] = [[] for _ in units]
+    if not units:
+        return found
+    every = pa.concat_tables(units)
+    places = np.flatnonzero(pc.starts_with(every["what"], _STATUS).to_numpy())
+    owners = np.searchsorted(np.cumsum([len(lines) for lines in units]), places, side="right")
+    lines = every.select(["what", "name", "retryable", "count"]).take(places)
+    for owner, what, *others in zip(
+        owners.tolist(), *(each.to_pylist() for each in lines.columns), strict=True
+    ):
+        found[owner].append(Attempts(what.removeprefix(_STATUS), *others))
+    return found
+
+
+def _agree(counts: UnitCounts, unit: Mapping[str, Any]) -> bool:
+    """Whether there are as many attempts of each status as were sealed."""
     sums = Counter[str]()
     for each in counts.attempts:
         sums[each.status] += each.rows
-    return counts if sums == Counter({status: unit[status] for status in _STATUSES}) else None
+    return sums == Counter({status: unit[status] for status in _STATUSES})
