@@ -44,6 +44,7 @@ LOST = (
     ("failed", "timeout"),
     ("failed", "robots_disallowed"),
 )
+DATASETS = ("small", "whole", "remote")
 COMMANDS = {
     "stats": ["stats", "--json"],
     "card": ["card"],
@@ -99,6 +100,16 @@ def make(folder: Path, units: int, rows: int) -> None:
     seal(store, dict.fromkeys(range(units), FINGERPRINT))
 
 
+def prepared(folder: Path, name: str, units: int, rows: int) -> Path:
+    """A dataset, and beside it the same one without counts; made, if they are not there."""
+    whole, bare = folder / f"{name}-{units}", folder / f"{name}-{units}-no-counts"
+    if not whole.exists():
+        make(whole, units, rows)
+    if not bare.exists():
+        shutil.copytree(whole, bare, ignore=shutil.ignore_patterns("counts"))
+    return whole
+
+
 def measure(words: Sequence[str], tree: Path, environment: dict[str, str]) -> tuple[float, float]:
     """Wall and CPU seconds of a command."""
     command = [sys.executable, "-c", "from ingest.cli import main; main()", *words]
@@ -123,23 +134,18 @@ def main() -> None:
     parser.add_argument("--remote-units", type=int, default=100, help="small ones in an object store")
     parser.add_argument("--latency-ms", type=float, default=30.0)
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--before", type=Path, help="another checkout, which is measured, too")
     options = parser.parse_args()
     trees = {"now": Path(__file__).resolve().parent.parent}
     if options.before:
         trees["before"] = options.before.resolve()
-    made = {}
-    for name, units, rows in (
-        ("small", options.units, 20),
-        ("whole", options.whole_units, 16_384),
-        ("remote", options.remote_units, 20),
-    ):
-        made[name] = options.folder / f"{name}-{units}"
-        if not made[name].exists():
-            make(made[name], units, rows)
-        bare = options.folder / f"{name}-{units}-no-counts"
-        if not bare.exists():
-            shutil.copytree(made[name], bare, ignore=shutil.ignore_patterns("counts"))
+    sizes = {
+        "small": (options.units, 20),
+        "whole": (options.whole_units, 16_384),
+        "remote": (options.remote_units, 20),
+    }
+    made = {name: prepared(options.folder, name, *sizes[name]) for name in options.datasets}
     print("| dataset | command | checkout | s | CPU s |\n|---|---|---|---|---|", flush=True)
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
     with served(options.folder.parent, latency_ms=options.latency_ms) as url:

@@ -246,7 +246,7 @@ def open_dataset(path: str | Path, *, sealed: str | None = None, view: str | Non
         UserError: it is no dataset, is not sealed, has no such root or view, or is damaged.
     """
     store = open_store(path)
-    root = _latest(store) if sealed is None else sealed
+    root = latest_root(store) if sealed is None else sealed
     table = sealed_units(path, root, columns=["unit", "kept"])
     units = table["unit"].to_numpy().astype(np.uint32)
     counts = table["kept"].to_numpy().astype(np.int64)
@@ -366,7 +366,12 @@ def is_damage(error: Exception) -> bool:
     return isinstance(error, pa.ArrowException) and not isinstance(error, MemoryError)
 
 
-def _latest(store: Store) -> str:
+def latest_root(store: Store) -> str:
+    """The Merkle root, hex, that was sealed last.
+
+    Raises:
+        UserError: it is no dataset, or is not sealed.
+    """
     path = store.root
     try:
         data = store.read(layout.DATASET)

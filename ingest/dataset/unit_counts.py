@@ -266,7 +266,7 @@ def _lines_in(unit: Mapping[str, Any], data: bytes | None) -> pa.Table | None:
 
 
 def _attempts(units: Sequence[pa.Table]) -> list[list[Attempts]]:
-    """The lines of attempts of each unit: of many at once, for each by itself takes longer than to read it."""
+    """The lines of attempts of each unit: of many at once, for one alone takes longer than to read it."""
     found: list[list[Attempts]] = [[] for _ in units]
     if not units:
         return found

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from cluster.map.processes import one_by_one
 from cluster.map.tasks import MapTasks
-from ingest.dataset.open import open_dataset, read_each, sealed_units
+from ingest.dataset.open import latest_root, read_each, sealed_units
 from ingest.dataset.plan_record import read_plan
 from ingest.dataset.unit_counts import MEASURES, UnitCounts, count_rows, has_counted, read_counts
 from ingest.report.clips import ClipStats
@@ -173,7 +173,7 @@ def count(
         UserError: it is not a sealed dataset, or a metadata file cannot be read.
     """
     store = open_store(path)
-    root = open_dataset(path).root
+    root = latest_root(store)
     sealed = sealed_units(path, root)
     units = sealed.to_pylist()
     retried = retried_generations(store, sealed)
