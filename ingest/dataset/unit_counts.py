@@ -257,7 +257,7 @@ def _lines_in(unit: Mapping[str, Any], data: bytes | None) -> pa.Table | None:
         lines.validate(full=True)
     except (pa.ArrowException, OSError, ValueError):
         return None
-    if lines.schema.remove_metadata() != COUNTS_SCHEMA or any(column.null_count for column in lines.columns):
+    if lines.schema.remove_metadata() != COUNTS_SCHEMA:
         return None
     numbers = [lines[name].to_numpy() for name in ("value", "count")]
     return (

@@ -12,7 +12,7 @@ class Histogram:
     """Counts of non-negative integers in cells, see `ingest.dataset.cells`, growing as needed."""
 
     def __init__(self) -> None:
-        self.counts: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.counts: NDArray[np.int64] = np.zeros(1, np.int64)
         self.smallest = 0
         self.largest = 0
         self.total = 0
@@ -27,8 +27,8 @@ class Histogram:
             times: how often there is each.
             smallest, largest, total: of the values themselves.
         """
-        self.smallest = min(self.smallest, smallest) if len(self.counts) else smallest
-        self.largest = max(self.largest, largest)
+        self.smallest = min(self.smallest, smallest) if self.counts.any() else smallest
+        self.largest = max(self.largest, largest, smallest)  # whoever says so
         self.total += total
         cells = cells_of(values)
         size = 1 + int(max(cells.max(initial=0), cells_of(np.array(self.largest))))
@@ -38,7 +38,7 @@ class Histogram:
     def percentile(self, percent: float) -> int:
         """The smallest value that at least `percent` of all do not exceed, to the width of a cell."""
         running = np.cumsum(self.counts)
-        if not len(running) or not running[-1]:
+        if not running[-1]:
             return 0
         cell = np.searchsorted(running, running[-1] * percent / 100)
         return min(max(int(starts_of(cell)), self.smallest), self.largest)

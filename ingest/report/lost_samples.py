@@ -4,6 +4,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest.dataset.open import read_each, sealed_units
@@ -48,7 +49,8 @@ def sample_losses(stats: Stats) -> list[list[Loss]]:
         for number, positions in wanted[place]:
             loss = stats.losses[number]
             ours = lost.filter(pc.and_(pc.equal(lost["status"], loss.status), pc.equal(reasons, loss.reason)))
-            chosen = ours.take([position for position in positions if position < len(ours)])
+            there = [position for position in positions if position < len(ours)]  # if counts are right, all
+            chosen = ours.take(pa.array(there, pa.int64()))
             samples[number] += map(Loss, chosen["url"].to_pylist(), chosen["http_status"].to_pylist())
     return samples
 

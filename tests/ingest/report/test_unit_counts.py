@@ -21,6 +21,8 @@ from ingest.dataset.shard import InPlaceWriter
 from ingest.dataset.unit_counts import COUNTS_SCHEMA, counts_bytes, read_counts
 from ingest.image.check import Checked
 from ingest.report import stats
+from ingest.report.card import dataset_card
+from ingest.report.gallery import show
 from ingest.report.stats import count
 from ingest.store.open import open_store
 
@@ -137,7 +139,10 @@ def dataset(tmp_path):
     """Two units, and how their numbers are counted."""
     common = {"reason": "one", "retryable": False, "http_status": 200, "url": "https://a.example/1"}
     common |= {"format": "jpeg", "width": 640, "height": 480, "size": 1000, "labels": ["a"], "split": "train"}
-    units = [[common | {"status": status} for status in ["kept"] * kept + ["failed"] * 2] for kept in (3, 5)]
+    units = [
+        [common | {"status": status, "width": width} for status in ["kept"] * 4 + ["failed"] * 2]
+        for width in (640, 800)
+    ]
     path = tmp_path / "out"
     root = make(path, units)
     found = answer(path)
@@ -173,7 +178,7 @@ def lines_of(path):
 def changed(lines, column, value):
     """The first line with another value in a column."""
     values = lines[column].to_pylist()
-    field = lines.schema.field(column).with_nullable(True)
+    field = lines.schema.field(column).with_nullable(value is None)
     return lines.set_column(
         lines.column_names.index(column), field, pa.array([value, *values[1:]], field.type)
     )
@@ -213,7 +218,7 @@ def test_counts_that_are_damaged_foreign_or_forged_are_counted_again(dataset, ho
     elif how == "cut off":
         first.write_bytes(data[:-1])
     elif how == "a bit":
-        data[len(data) // 2] ^= 1
+        data[data.index(b"train")] ^= 1
         first.write_bytes(data)
     elif how == "another unit's":
         shutil.copy(second, first)
@@ -231,6 +236,34 @@ def test_what_only_looks_forged_is_taken(dataset):
     first.write_bytes(forged(path, lines_of(path)))
     shutil.rmtree(path / "meta")
     assert answer(path) == found
+
+
+@pytest.mark.parametrize("what", ["nothing but attempts", "sizes that contradict each other", "markup"])
+def test_lies_of_who_can_write_rows_too_are_shown_and_break_nothing(dataset, what):
+    path, _, _ = dataset
+    lines = lines_of(path)
+    whats = lines["what"].to_pylist()
+    attempts = pa.array([name.startswith("status ") for name in whats])
+    values = [
+        9_999_999 if name.startswith("least ") else value
+        for name, value in zip(whats, lines["value"].to_pylist(), strict=True)
+    ]
+    forgery = {
+        "nothing but attempts": lines.filter(attempts),
+        "sizes that contradict each other": lines.set_column(
+            2, COUNTS_SCHEMA.field("value"), pa.array(values)
+        ),
+        "markup": lines.set_column(1, COUNTS_SCHEMA.field("name"), pa.array(["<script>\u202e"] * len(lines))),
+    }[what]
+    first = min(path.glob("counts/*/*"))
+    first.write_bytes(forged(path, forgery))
+    for other in path.glob("counts/*/*"):
+        other.unlink() if other != first else None
+    found = count(path, progress=silent)
+    assert found.kept == 8
+    page = show(str(path), found, view=None, samples=0, seed=0).text
+    assert "<script>" not in page
+    assert "\u202e" not in page + dataset_card(str(path), found, name="x")
 
 
 def test_D1_counts_are_a_function_of_the_unit_and_no_root_knows_them(dataset):
