@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ingest.crawl.divide import divide
 from ingest.crawl.lanes import WINDOW, Lane, Lanes
 from ingest.plan.by_lane import lane_of, lanes_for, share_of
+from ingest.web.host_limits import HostLimits
 from ingest.web.host_queues import STRIKES, Hosts
 from ingest.web.turns import Turn
 
@@ -100,14 +101,16 @@ def crawl(  # noqa: PLR0915 -- one loop over what happens
         Lanes(
             map(requests, lanes),
             host_of=lambda request: request[0][2],
-            per_host=per_host,
+            per_host=lambda site: per_host,
             is_idle=lambda: active < connections,
             clock=lambda: now,
         )
     )
     more, outstanding, done, waiting, most_open, most_waiting = True, 0, 0, 0, 0, 0
     total = int(web.sizes[np.isin(web.lane, lanes)].sum())
-    hosts: Hosts[Job] = Hosts(per_host=per_host, per_address=32, rate=None, idle_limit=connections)
+    hosts: Hosts[Job] = Hosts(
+        HostLimits((), connections=per_host, rate=None), per_address=32, idle_limit=connections
+    )
     marks = [math.ceil(share * total) for share in SHARES]
     events: list[tuple[float, int, Turn[Job]]] = []
     found: list[float] = []

@@ -26,6 +26,7 @@ from ingest.commands.crawl_options import (
     EncodingOption,
     Extend,
     FollowLinks,
+    HostLimitsPath,
     Icc,
     IgnoreRobots,
     LabelColumn,
@@ -80,6 +81,7 @@ from ingest.progress.crawl_progress import CrawlProgress
 from ingest.progress.meter import Meter
 from ingest.sources.url_list import TYPES, Columns
 from ingest.video.check import VideoTreatment
+from ingest.web.host_limits import read_host_limits
 from ingest.web.settings import FetchSettings
 
 DEFAULTS = CrawlSettings()
@@ -120,6 +122,7 @@ def crawl(
     per_host: PerHost = DEFAULTS.fetch.per_host,
     per_address: PerAddress = DEFAULTS.fetch.per_address,
     per_host_rate: PerHostRate = DEFAULTS.fetch.per_host_rate,
+    host_limits: HostLimitsPath = None,
     connections: Connections = DEFAULTS.fetch.connections,
     ignore_robots: IgnoreRobots = False,
     ignore_x_robots: IgnoreXRobots = False,
@@ -168,6 +171,7 @@ def crawl(
         per_host=per_host,
         per_address=per_address,
         per_host_rate=per_host_rate,
+        host_limits=() if host_limits is None else read_host_limits(host_limits, per_address=per_address),
         connections=connections,
         deadline=deadline,
         tries=tries,

@@ -158,6 +158,14 @@ PerAddress = Annotated[
     int, typer.Option(min=1, help="Connections to an address at a time, whichever hosts it serves.")
 ]
 PerHostRate = Annotated[float | None, typer.Option(min=0.001, help="Requests to a host per second.")]
+HostLimitsPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--host-limits",
+        help="Hosts with limits of their own, a line each: HOST CONNECTIONS RATE; - for that of others, "
+        "*.HOST for each host below. A Crawl-delay is kept all the same.",
+    ),
+]
 Connections = Annotated[int, typer.Option(min=1, help="At a time, over all hosts.")]
 IgnoreRobots = Annotated[
     bool, typer.Option("--ignore-robots", help="Do not ask for robots.txt; the dataset says so.")

@@ -10,7 +10,14 @@ from rich.console import Console
 
 from cluster.output_trouble import writing
 from ingest.commands.crawl import crawl_json, tell_crawl
-from ingest.commands.crawl_options import Connections, Contact, PerAddress, PerHost, PerHostRate
+from ingest.commands.crawl_options import (
+    Connections,
+    Contact,
+    HostLimitsPath,
+    PerAddress,
+    PerHost,
+    PerHostRate,
+)
 from ingest.commands.executor_options import (
     Cluster,
     ExecutorOption,
@@ -29,6 +36,7 @@ from ingest.progress.counts import Counts, CrawlReport
 from ingest.progress.crawl_progress import CrawlProgress
 from ingest.progress.meter import Meter
 from ingest.store.open import open_store
+from ingest.web.host_limits import read_host_limits
 from ingest.web.settings import FetchSettings
 
 DEFAULTS = FetchSettings()
@@ -47,6 +55,7 @@ def retry(
     per_host: PerHost = DEFAULTS.per_host,
     per_address: PerAddress = DEFAULTS.per_address,
     per_host_rate: PerHostRate = None,
+    host_limits: HostLimitsPath = None,
     connections: Connections = DEFAULTS.connections,
     workers: PartWorkers = None,
     executor: ExecutorOption = "local",
@@ -69,6 +78,9 @@ def retry(
                 per_host=per_host,
                 per_address=per_address,
                 per_host_rate=per_host_rate,
+                host_limits=()
+                if host_limits is None
+                else read_host_limits(host_limits, per_address=per_address),
                 connections=connections,
             )
             report = run_plan(plan, spread, fetch=fetch, progress=progress, counts=counts)

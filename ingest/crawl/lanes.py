@@ -31,10 +31,12 @@ _PAUSE_S = 0.25
 class _Host(Generic[Request]):
     """
     Attributes:
+        most: rows that may be known at a time.
         known: rows that are asked for, and whose outcome is not there.
         aside: requests whose turn has come, and which wait.
     """
 
+    most: int
     known: int = 0
     aside: deque[Request] = field(default_factory=deque)
 
@@ -45,14 +47,14 @@ class Lane(Generic[Request]):
 
     Attributes:
         requests: what is to be asked for, in order.
-        of_host: rows of one host that may be known at a time.
+        of_host: rows of a host that may be known at a time.
         known: rows of these that are asked for, and whose outcome is not there.
         ahead: rows that were begun and are not written. Whoever writes rows counts it down.
         read: there are no further requests, but those put aside.
     """
 
     requests: Iterator[Request]
-    of_host: int
+    of_host: Callable[[Hashable], int]
     known: int = 0
     ahead: int = 0
     read: bool = False
@@ -68,7 +70,7 @@ class Lane(Generic[Request]):
         """The next request that its host need not wait for; None if there is none now."""
         while self._ready:
             host = self._ready[0]
-            if host.aside and host.known < self.of_host:
+            if host.aside and host.known < host.most:
                 return self._given(host, host.aside.popleft())
             self._ready.popleft()
         while not self.read and (self.ahead < most_ahead or not self.known):
@@ -77,8 +79,10 @@ class Lane(Generic[Request]):
                 self.read = True
                 break
             self.ahead += len(request)
-            host = self._hosts.setdefault(host_of(request), _Host())
-            if host.known < self.of_host:
+            if (name := host_of(request)) not in self._hosts:
+                self._hosts[name] = _Host(self.of_host(name))
+            host = self._hosts[name]
+            if host.known < host.most:
                 return self._given(host, request)
             host.aside.append(request)
         return None
@@ -112,7 +116,7 @@ class Lanes(Generic[Request]):
     Args:
         lanes: the requests of each; they have the length of their rows.
         host_of: the host that a request is for.
-        per_host: requests of one host that may be under way at a time.
+        per_host: requests of a host that may be under way at a time.
         is_idle: whether more requests could be under way.
         is_full: whether there is no room for more that waits for its place: lanes go on with what was begun.
         clock: seconds.
@@ -123,7 +127,7 @@ class Lanes(Generic[Request]):
         lanes: Iterable[Iterator[Request]],
         *,
         host_of: Callable[[Request], Hashable],
-        per_host: int,
+        per_host: Callable[[Hashable], int],
         is_idle: Callable[[], bool],
         is_full: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
@@ -131,7 +135,7 @@ class Lanes(Generic[Request]):
         self._unopened = deque(lanes)
         self._open: deque[Lane[Request]] = deque()
         self._host_of = host_of
-        self._of_host = max(_OF_HOST, _FOR_EACH * per_host)
+        self._per_host = per_host
         self._is_idle = is_idle
         self._is_full = is_full
         self._clock = clock
@@ -147,10 +151,13 @@ class Lanes(Generic[Request]):
             if turn is not None:
                 yield turn
             elif self._may_open():
-                self._open.append(Lane(requests=self._unopened.popleft(), of_host=self._of_host))
+                self._open.append(Lane(requests=self._unopened.popleft(), of_host=self._most_known))
                 self._opened_at = self._clock()
             elif self._open:
                 yield None
+
+    def _most_known(self, host: Hashable) -> int:
+        return max(_OF_HOST, _FOR_EACH * self._per_host(host))
 
     def _turn(self) -> tuple[Lane[Request], Request] | None:
         """The next request of the next lane that has one."""

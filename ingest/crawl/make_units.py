@@ -278,10 +278,11 @@ class _Crawl:
                 yield _Attempt(unit, row, source, item, host)
 
     def _turns(self, is_idle: Callable[[], bool]) -> Lanes[list[_Attempt]]:
+        limits = self._fetch.limits()
         return Lanes(
             (_by_file(self._attempts(units)) for units in self._lanes_left()),
             host_of=lambda attempts: attempts[0].host,
-            per_host=self._fetch.per_host,
+            per_host=lambda host: limits.connections(host) if isinstance(host, str) else 1,
             is_idle=is_idle,
             is_full=self._lacks_room,
         )

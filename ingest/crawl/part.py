@@ -29,6 +29,7 @@ from ingest.dataset.commit import read_commits
 from ingest.plan.plan import Plan, read_plans
 from ingest.progress.counts import Counts, Progress
 from ingest.store.open import open_store
+from ingest.web.host_limits import HostLimit
 from ingest.web.opt_outs import OptOut
 from ingest.web.settings import FetchSettings
 
@@ -68,6 +69,7 @@ class Part:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         fetch = values["fetch"] | {
             **{name: tuple(values["fetch"][name]) for name in ("allow_private", "deny_network")},
+            "host_limits": tuple(HostLimit(**limit) for limit in values["fetch"]["host_limits"]),
             "heeded": frozenset(map(OptOut, values["fetch"]["heeded"])),
         }
         units = list(chain.from_iterable(range(first, stop) for first, stop in values["units"]))

@@ -64,11 +64,9 @@ class FetchLoop(Generic[Token]):
         )
         self._robots = Robots()
         self._questions: dict[URL, Question[Token]] = {}
+        self._limits = settings.limits()
         self._hosts: Hosts[Job[Token]] = Hosts(
-            per_host=settings.per_host,
-            per_address=settings.per_address,
-            rate=settings.per_host_rate,
-            idle_limit=settings.connections,
+            self._limits, per_address=settings.per_address, idle_limit=settings.connections
         )
         self._tasks: set[asyncio.Task[None]] = set()
         # Of URLs that pause before they are tried again.
@@ -306,7 +304,7 @@ class FetchLoop(Generic[Token]):
         """For as many as would have asked at a time, this was a try; the others ask again."""
         del self._questions[question.origin]
         told = as_told(error, elsewhere=question.redirects > 0)
-        tried = self._settings.per_host if told.problem.retryable else len(question.waiting)
+        tried = self._limits.connections(question.host) if told.problem.retryable else len(question.waiting)
         for number, errand in enumerate(question.waiting):
             if number < tried:
                 self._failed(errand.host, errand, told)

@@ -14,6 +14,7 @@ from typing import Generic
 from weakref import WeakValueDictionary
 
 from ingest.problem import Problem
+from ingest.web.host_limits import HostLimits
 from ingest.web.problems import HOST_ASKS_TO_WAIT, HOST_UNREACHABLE
 from ingest.web.turns import Host, Job, Place, Turn
 
@@ -59,16 +60,14 @@ class Hosts(Generic[Job]):
     """Queues of jobs by host.
 
     Args:
-        per_host: jobs of one host that may be under way together.
+        limits: jobs of one host that may be under way together, and the time between them.
         per_address: jobs that may be under way together of all hosts that are at one address.
-        rate: jobs per second and host; None for as many as they can.
         idle_limit: hosts that may be kept connected though nothing waits for them.
     """
 
-    def __init__(self, *, per_host: int, per_address: int, rate: float | None, idle_limit: int) -> None:
-        self._per_host = per_host
+    def __init__(self, limits: HostLimits, *, per_address: int, idle_limit: int) -> None:
+        self._limits = limits
         self._per_address = per_address
-        self._interval = 1 / rate if rate else 0.0
         self._idle_limit = idle_limit
         self._hosts: dict[str, Host[Job]] = {}
         self._places: WeakValueDictionary[str, Place] = WeakValueDictionary()
@@ -216,7 +215,9 @@ class Hosts(Generic[Job]):
     def _host(self, name: str) -> Host[Job]:
         host = self._hosts.get(name)
         if host is None:
-            host = self._hosts[name] = Host(name, self._interval)
+            host = self._hosts[name] = Host(
+                name, most=self._limits.connections(name), interval=self._limits.interval(name)
+            )
         return host
 
     def _place(self, address: str) -> Place:
@@ -235,7 +236,7 @@ class Hosts(Generic[Job]):
             self._list(host, now)
             self._rest(host, now)
             return Turn(host, job, refusal)
-        if host.active >= self._per_host:
+        if host.active >= host.most:
             return None
         if host.not_before > now or self._kept_apart(host, now):
             self._list(host, now)
@@ -289,7 +290,7 @@ class Hosts(Generic[Job]):
 
     def _watch(self, host: Host[Job], now: float) -> None:
         """Count the time since the last look, before what holds the host back changes."""
-        until = now if host.active >= self._per_host else min(host.not_before, now)
+        until = now if host.active >= host.most else min(host.not_before, now)
         host.held_back += max(0.0, until - host.seen)
         host.seen = now
 
@@ -316,7 +317,7 @@ class Hosts(Generic[Job]):
                 for place in host.places:
                     place.reserved = when + host.delay
             heapq.heappush(self._waiting, (when, next(self._numbers), host))
-        elif host.active < self._per_host or host.refusal is not None:
+        elif host.active < host.most or host.refusal is not None:
             if host.soon or len(host.queue) >= _LONG_QUEUE:
                 self._ring.appendleft(host)
             else:

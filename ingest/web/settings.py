@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ingest.web.host_limits import HostLimit, HostLimits
 from ingest.web.opt_outs import ALL, OptOut
 
 
@@ -19,6 +20,7 @@ class FetchSettings:
         per_address: requests under way at a time of all hosts that share an address.
         per_host_rate: requests per second of one host; None for as many as it answers.
         connections: requests under way at a time, of all hosts.
+        host_limits: hosts with limits of their own, which come before `per_host` and `per_host_rate`.
         robots: ask for robots.txt, and obey it.
         heeded: ways to opt out that are obeyed, besides robots.txt's Disallow.
         allow_private: networks, as CIDRs, that may be asked though they are not public.
@@ -34,7 +36,12 @@ class FetchSettings:
     per_address: int = 32
     per_host_rate: float | None = None
     connections: int = 256
+    host_limits: tuple[HostLimit, ...] = ()
     robots: bool = True
     heeded: frozenset[OptOut] = ALL
     allow_private: tuple[str, ...] = ()
     deny_network: tuple[str, ...] = ()
+
+    def limits(self) -> HostLimits:
+        """What each host may be asked."""
+        return HostLimits(self.host_limits, connections=self.per_host, rate=self.per_host_rate)

@@ -33,6 +33,7 @@ class Host(Generic[Job]):
     """
     Attributes:
         active: requests under way.
+        most: requests that may be under way together.
         interval: seconds between requests, from the beginning of one to that of the next.
         delay: of these, what hosts of one address keep together: its Crawl-delay.
         not_before: no request before this time.
@@ -50,6 +51,7 @@ class Host(Generic[Job]):
     """
 
     name: str
+    most: int
     interval: float
     queue: deque[Job] | None = None
     active: int = 0

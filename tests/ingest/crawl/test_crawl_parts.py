@@ -26,6 +26,7 @@ from ingest.crawl.part import Part, counts_json, read_report
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts
 from ingest.web.domain import domain_hashes
+from ingest.web.host_limits import HostLimit
 from ingest.web.opt_outs import OptOut
 from ingest.web.settings import FetchSettings
 
@@ -121,7 +122,12 @@ def test_units_without_urls_are_divided_evenly(count, parts):
     units=st.lists(st.integers(0, 300), unique=True, min_size=1).map(sorted), rate=st.none() | st.just(0.5)
 )
 def test_what_a_crawler_is_given_survives_as_json(units, rate):
-    fetch = replace(FETCH, per_host_rate=rate, heeded=frozenset([OptOut.CONTENT_USAGE, OptOut.X_ROBOTS_TAG]))
+    fetch = replace(
+        FETCH,
+        per_host_rate=rate,
+        host_limits=(HostLimit(name="a", rate=rate),),
+        heeded=frozenset([OptOut.CONTENT_USAGE, OptOut.X_ROBOTS_TAG]),
+    )
     part = Part(output="s3://a/b", generation=2, units=units, fetch=fetch, workers=3)
     assert Part.from_json(part.to_json()) == part
 

@@ -26,7 +26,7 @@ def lanes_of(lanes, *, per_host=2, is_idle=lambda: True, is_full=lambda: False, 
     return Lanes(
         lanes,
         host_of=lambda request: request[0][::2],
-        per_host=per_host,
+        per_host=per_host if callable(per_host) else lambda host: per_host,
         is_idle=is_idle,
         is_full=is_full,
         clock=clock,

@@ -1,10 +1,11 @@
 """Whose turn it is, on no clock: hosts take turns, and those with most to ask for come first."""
 
+from ingest.web.host_limits import HostLimits
 from ingest.web.host_queues import Hosts
 
 
 def test_a_host_with_a_long_queue_has_all_its_turns_before_others_have_theirs() -> None:
-    hosts: Hosts[int] = Hosts(per_host=3, per_address=9, rate=None, idle_limit=9)
+    hosts: Hosts[int] = Hosts(HostLimits((), connections=3, rate=None), per_address=9, idle_limit=9)
     for name, jobs in (("small", 2), ("long", 40), ("other", 2)):
         for job in range(jobs):
             hosts.add(name, job, 0.0)
