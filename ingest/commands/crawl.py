@@ -39,6 +39,7 @@ from ingest.commands.crawl_options import (
     PerAddress,
     PerHost,
     PerHostRate,
+    PerSite,
     Phash,
     Quality,
     Resize,
@@ -124,6 +125,7 @@ def crawl(
     per_host_rate: PerHostRate = DEFAULTS.fetch.per_host_rate,
     host_limits: HostLimitsPath = None,
     connections: Connections = DEFAULTS.fetch.connections,
+    per_site: PerSite = None,
     ignore_robots: IgnoreRobots = False,
     ignore_x_robots: IgnoreXRobots = False,
     ignore_tdm_reservation: IgnoreTdmReservation = False,
@@ -192,6 +194,7 @@ def crawl(
         seconds=seconds or usual.seconds,
         memory_mb=memory_mb or usual.memory_mb,
         fetch=fetch,
+        per_site=per_site,
         video=VideoTreatment(
             segment_seconds=VideoTreatment().segment_seconds if segment_seconds is None else segment_seconds,
             allow_silent=allow_silent,
@@ -302,7 +305,9 @@ def _left_out(counts: Counts) -> str:
     """Rows of lists that are no attempts of their own."""
     merged = f"; {several(counts.merged, 'row')} merged, as their URL is that of a row before"
     known = f"; {several(counts.known, 'row')} left out, as planned before"
-    return (merged if counts.merged else "") + (known if counts.known else "")
+    over = f"; {several(counts.over_per_site, 'row')} left out, as their site has enough (--per-site)"
+    told = ((merged, counts.merged), (known, counts.known), (over, counts.over_per_site))
+    return "".join(text for text, rows in told if rows)
 
 
 def _reasons(counts: dict[str, int]) -> str:

@@ -167,6 +167,12 @@ HostLimitsPath = Annotated[
     ),
 ]
 Connections = Annotated[int, typer.Option(min=1, help="At a time, over all hosts.")]
+PerSite = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="URLs of a site (of all its hosts) that are planned at most: the first of the lists."
+    ),
+]
 IgnoreRobots = Annotated[
     bool, typer.Option("--ignore-robots", help="Do not ask for robots.txt; the dataset says so.")
 ]

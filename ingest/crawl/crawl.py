@@ -219,6 +219,7 @@ def count_planned(plan: Plan, counts: Counts) -> None:
     """What there is to do, and what was left out of it."""
     counts.units, counts.planned = len(plan.units), plan.rows
     counts.merged, counts.known = plan.record.repeated or 0, plan.record.known or 0
+    counts.over_per_site = plan.record.over_per_site or 0
 
 
 def refuse_to_start(plan: Plan, fetch: FetchSettings) -> None:

@@ -36,6 +36,8 @@ from ingest.web.settings import FetchSettings
 CRAWL_RANK = f"{__name__}:crawl_rank"
 CRAWL_CALL = f"{__name__}:crawl_call"
 _REPORT_EVERY_S = 1.0
+# What no part adds to.
+_OF_PLAN = ("planned", "merged", "known", "over_per_site", "units", "slowest_hosts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ def read_report(folder: Path, rank: int) -> Counts:
 def sum_into(total: Counts, parts: Sequence[Counts]) -> None:
     """Make `total` the sum of the parts; what is planned stays."""
     for field in fields(Counts):
-        if field.name not in ("planned", "merged", "known", "units", "slowest_hosts"):
+        if field.name not in _OF_PLAN:
             values = [getattr(part, field.name) for part in parts]
             empty = Counter[str]() if field.name in ("rejected", "failed") else 0
             setattr(total, field.name, sum(values, empty))

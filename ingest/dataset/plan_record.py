@@ -86,6 +86,7 @@ class Flags(Record):
     deny_network: list[str] | None = None
     labels_from: str | None = None
     labels: list[str] | None = None
+    per_site: int | None = None
     # Only of crawls of videos.
     video: bool | None = None
     segment_seconds: int | float | None = None
@@ -135,6 +136,7 @@ class PlanRecord(Identity):
         contact: whom webmasters were told of.
         repeated, known: rows that were left out because they came before: their URL in these sources, or they
             in generations before.
+        over_per_site: rows that were left out because their site had as many as --per-site says.
         labels_unused: entries of --labels that name no image.
     """
 
@@ -149,6 +151,7 @@ class PlanRecord(Identity):
     contact: str | None = None
     repeated: int | None = None
     known: int | None = None
+    over_per_site: int | None = None
     labels_unused: int | None = None
 
 

@@ -48,16 +48,21 @@ class ByLane:
     one `file` (parts of a video) stand together, where the first of them does. All tables must have one
     schema.
 
+    Args:
+        per_site: rows of a site that stay at most, with those that are known: the first; None for all.
+
     Attributes:
         rows: that were taken.
         repeated: rows that were left out because their URL had come before.
         known: rows that were left out because their URL was known.
+        over_per_site: rows that were left out because their site had enough.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, per_site: int | None = None) -> None:
+        self._per_site = per_site
         self._folder = tempfile.TemporaryDirectory(prefix="ingest-")
         self._schema: pa.Schema | None = None
-        self.rows = self.repeated = self.known = 0
+        self.rows = self.repeated = self.known = self.over_per_site = 0
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +93,7 @@ class ByLane:
         }.items():
             quoted = str(value).replace("'", "''")
             database.execute(f"SET {name} = '{quoted}'")
-        database.execute("CREATE TABLE known (url VARCHAR)")
+        database.execute("CREATE TABLE known (url VARCHAR, domain UBIGINT)")
         return database
 
     def add(self, table: pa.Table) -> None:
@@ -110,7 +115,9 @@ class ByLane:
 
     def add_known(self, urls: pa.ChunkedArray) -> None:
         """Leave rows with these URLs out."""
-        self._insert("known", pa.table({"url": urls.cast(pa.string())}))
+        urls = urls.cast(pa.string())
+        domains = pa.nulls(len(urls), pa.uint64()) if self._per_site is None else domain_hashes(urls)
+        self._insert("known", pa.table({"url": urls, "domain": domains}))
 
     def lanes(self, unit_rows: int) -> Iterator[tuple[int, pa.Table]]:
         """The rows in order, each table with the number of its lane; some lanes may be empty.
@@ -147,14 +154,14 @@ class ByLane:
         distinct, without = self._number("firsts"), self._number("rows WHERE url IS NULL")
         self.repeated = self.rows - without - distinct
         self.known = distinct + without - self._number("chosen")
-        self._database.execute("DROP TABLE firsts; DROP TABLE known")
+        self._database.execute("DROP TABLE firsts")
 
     def _place(self, unit_rows: int) -> None:
-        """The table `places`: where each chosen row stands."""
-        lanes = lanes_for(self._number("chosen"), unit_rows)
-        self._database.execute(
-            "CREATE TABLE sizes AS SELECT domain, count(*) AS rows FROM chosen GROUP BY domain"
-        )
+        """The table `places`: where each chosen row stands that its site has room for."""
+        self._size()
+        planned = self._number("sizes", of="coalesce(sum(rows), 0)")
+        self.over_per_site = self._number("chosen") - planned
+        lanes = lanes_for(planned, unit_rows)
         self._database.execute(
             "CREATE TABLE leads AS SELECT file, min(seq) AS lead FROM chosen WHERE shared GROUP BY file"
         )
@@ -168,7 +175,9 @@ class ByLane:
         writer, turns = self._database.cursor(), _Turns()
         for batch in by_site.to_arrow_reader(_BATCH):
             seq, domain, rows, file, shared = (column.to_numpy(zero_copy_only=False) for column in batch)
-            turn = turns.of(domain, file, shared)
+            place, turn = turns.of(domain, file, shared)
+            stays = place < rows
+            seq, domain, rows, turn = seq[stays], domain[stays], rows[stays], turn[stays]
             columns = {
                 "seq": seq,
                 "lane": lane_of(domain, lanes),
@@ -179,6 +188,22 @@ class ByLane:
             writer.execute("INSERT INTO places FROM batch")
         writer.close()
         self._database.execute("DROP TABLE chosen; DROP TABLE sizes; DROP TABLE leads")
+
+    def _size(self) -> None:
+        """The table `sizes`: how many rows of each site are planned."""
+        rows = "count(*)"
+        if self._per_site is not None:
+            # What has no address is of no site.
+            without = domain_hashes(pa.chunked_array([pa.array([""])]))[0]
+            rows = (
+                f"CASE domain WHEN {without} THEN count(*) ELSE greatest(least(count(*), "
+                f"{self._per_site} - coalesce(any_value(there.rows), 0)), 0) END"
+            )
+        self._database.execute(
+            f"CREATE TABLE sizes AS SELECT domain, {rows} AS rows FROM chosen LEFT JOIN (SELECT domain, "
+            "count(DISTINCT url) AS rows FROM known GROUP BY domain) AS there USING (domain) GROUP BY domain"
+        )
+        self._database.execute("DROP TABLE known")
 
     def _in_order(self, schema: pa.Schema) -> Iterator[tuple[int, pa.Table]]:
         columns = ", ".join(f"c{number}" for number in range(len(schema)))
@@ -198,14 +223,16 @@ class ByLane:
                 if end > start:
                     yield int(lane[start]), table.slice(start, end - start)
 
-    def _number(self, rows: str) -> int:
-        found = self._database.execute(f"SELECT count(*) FROM {rows}").fetchone()
+    def _number(self, rows: str, *, of: str = "count(*)") -> int:
+        found = self._database.execute(f"SELECT {of} FROM {rows}").fetchone()
         assert found is not None
         return int(found[0])
 
 
 class _Turns:
-    """The turns of sites' rows that come site by site, in batches: 0, 1, 2, …; rows of one file share one."""
+    """The places of sites' rows that come site by site, in batches: 0, 1, 2, …; and their turns, which are
+    the same, but that rows of one file share one.
+    """
 
     def __init__(self) -> None:
         self._domain: np.uint64 | None = None  # of the last row of the batch before
@@ -214,8 +241,8 @@ class _Turns:
 
     def of(
         self, domain: NDArray[np.uint64], file: NDArray[np.uint64], shared: NDArray[np.bool_]
-    ) -> NDArray[np.int64]:
-        """The turns of the next rows, (n,)."""
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Places and turns of the next rows, (n,) each."""
         at = np.arange(len(domain))
         begins = np.append(self._domain is None or domain[0] != self._domain, domain[1:] != domain[:-1])
         # Of the site: a row that goes on with the batch before counts from there.
@@ -227,7 +254,7 @@ class _Turns:
         turn = np.where(last < 0, self._turn, place[last])
         self._domain, self._file = domain[-1], file[-1]
         self._place, self._turn = int(place[-1]), int(turn[-1])
-        return turn
+        return place, turn
 
 
 def lanes_for(rows: int, unit_rows: int) -> int:

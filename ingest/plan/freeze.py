@@ -71,7 +71,7 @@ def freeze(
     described: list[SourceRecord] = []
     extends = [plan.fingerprint for plan in plans]
     lanes: list[int] = []
-    with ByLane() as urls:
+    with ByLane(per_site=settings.per_site) as urls:
         before = PlannedBefore(plans, sources, locations)
         tables = _tables(sources, described, urls, before, listed)
         kinds = [source.kind for source in sources]
@@ -86,6 +86,7 @@ def freeze(
                 "lanes": tuple(lanes),
                 "repeated": urls.repeated,
                 "known": urls.known + before.found,
+                "over_per_site": urls.over_per_site or None,
                 "locations": tuple(locations),
                 "contact": settings.fetch.contact,
                 **more(),

@@ -40,6 +40,7 @@ class CrawlSettings:
             nothing, and are no flags.
         labels_from: the rule that labels come by, as it was given.
         labels: names and digests of the lists that labels come from.
+        per_site: rows of lists of URLs that are planned of a site, at most; None for all.
         video: what is made of videos, if the sources are such; then `treatment` counts by its limits only.
     """
 
@@ -50,6 +51,7 @@ class CrawlSettings:
     fetch: FetchSettings = field(default_factory=FetchSettings)
     labels_from: str | None = None
     labels: tuple[str, ...] = ()
+    per_site: int | None = None
     video: VideoTreatment | None = None
 
     def __post_init__(self) -> None:
@@ -115,6 +117,7 @@ class CrawlSettings:
             ),
             labels_from=flags.labels_from,
             labels=tuple(flags.labels or ()),
+            per_site=flags.per_site,
             video=VideoTreatment(
                 segment_seconds=flags.segment_seconds or VideoTreatment().segment_seconds,
                 allow_silent=bool(flags.allow_silent),
@@ -131,6 +134,7 @@ class CrawlSettings:
             "--deny-network": list(self.fetch.deny_network) or None,
             "--labels-from": self.labels_from,
             "--labels": list(self.labels) or None,
+            "--per-site": self.per_site,
         }
         if self.video is not None:
             given |= {

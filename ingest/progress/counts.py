@@ -18,6 +18,7 @@ class Counts:
         planned: attempts in the plan; grows while sources are being listed.
         merged, known: rows that are no attempts: their URL is that of an earlier row, or they were planned in
             a generation before.
+        over_per_site: rows that are no attempts, for their site has as many as --per-site says.
         kept, rejected, failed: attempts with a verdict, the latter two by reason.
         bytes_read: of this run, from the sources.
         bytes_stored: size of the kept images.
@@ -29,6 +30,7 @@ class Counts:
     planned: int = 0
     merged: int = 0
     known: int = 0
+    over_per_site: int = 0
     kept: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import psutil
 import pyarrow as pa
@@ -51,13 +52,16 @@ def server():
         yield server
 
 
-def url_crawl(source, output, *, extend=False, workers=2, unit_rows=32, treatment=KEEP_BYTES, **fetch):
+def url_crawl(
+    source, output, *, extend=False, workers=2, unit_rows=32, treatment=KEEP_BYTES, per_site=None, **fetch
+):
     return crawl_shards(
         [str(source)],
         output,
         CrawlSettings(
             unit_rows=unit_rows,
             treatment=treatment,
+            per_site=per_site,
             fetch=FetchSettings(**{"contact": CONTACT, "allow_private": ALLOWED, "tries": 1} | fetch),
         ),
         workers=workers,
@@ -195,6 +199,19 @@ def test_extending_fetches_only_what_is_new_and_the_old_root_still_opens(tmp_pat
     assert open_dataset(tmp_path / "out").root == second.root
     with pytest.raises(UserError, match=r"there is nothing new in a2\.txt"):
         url_crawl(write_list(tmp_path / "a2.txt", server.urls(50)), tmp_path / "out", extend=True)
+
+
+def test_a_site_is_planned_up_to_a_bound_of_which_the_plan_tells(tmp_path, server):
+    first = url_crawl(write_list(tmp_path / "a.txt", server.urls(60)), tmp_path / "out", per_site=4)
+    planned = first.counts.planned
+    assert first.counts.over_per_site == 60 - planned > 0
+    assert read_plans(open_store(tmp_path / "out"))[0].record.over_per_site == 60 - planned
+    sites = Counter(urlsplit(row["url"]).hostname for row in rows_of(first))
+    assert max(sites.values()) == 4
+    with pytest.raises(UserError, match=r"with --per-site 4, not 5: use --per-site 4 to go on"):
+        url_crawl(tmp_path / "a.txt", tmp_path / "out", per_site=5)
+    more = url_crawl(tmp_path / "a.txt", tmp_path / "out", per_site=5, extend=True)
+    assert more.counts.planned == len(sites)
 
 
 def test_a_plan_without_lanes_is_extended_and_read_if_it_is_made_and_else_refused(tmp_path, server):

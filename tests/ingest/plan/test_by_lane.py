@@ -21,9 +21,9 @@ HOSTS = st.sampled_from(
 URLS = st.builds(lambda host, path: f"https://{host}/{path}", HOSTS, st.integers(0, 5)) | st.text(max_size=8)
 
 
-def lanes_of(urls, *, known=(), size=3, unit_rows=2):
+def lanes_of(urls, *, known=(), size=3, unit_rows=2, per_site=None):
     """Rows as (URL, place in the list), by lanes; and how many were repeated, and known."""
-    with ByLane() as rows:
+    with ByLane(per_site=per_site) as rows:
         for start in range(0, len(urls), size):
             part = urls[start : start + size]
             columns = {"url": pa.array(part, pa.string()), "file": pa.nulls(len(part), pa.string())}
@@ -62,6 +62,29 @@ def test_D1_each_url_comes_once_and_a_site_is_in_one_lane_in_its_order(urls, kno
             by_site[hashed].append(number)
         assert all(numbers == sorted(numbers) for numbers in by_site.values())
     assert all(len(lanes) == 1 for lanes in lanes_of_site.values())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    urls=st.lists(URLS, min_size=1, max_size=30),
+    known=st.lists(URLS, max_size=5),
+    most=st.integers(1, 4),
+    size=st.integers(1, 40),
+)
+def test_D1_of_a_site_the_first_rows_are_planned_and_those_that_are_known_count(urls, known, most, size):
+    urls = [*urls, None, None]
+    lanes, repeated, left_out = lanes_of(urls, known=known, size=size, per_site=most)
+    everything, *counted = lanes_of(urls, known=known, size=size)
+    assert [repeated, left_out] == counted
+    rows = sorted((number, url) for lane in everything.values() for url, number in lane)
+    there = Counter(site_hashes(list(set(known))))
+    no_site, expected = site_hashes([""])[0], []
+    for (number, url), site in zip(rows, site_hashes([url or "" for _, url in rows]), strict=True):
+        there[site] += 1
+        if site == no_site or there[site] <= most:
+            expected.append((number, url))
+    assert sorted((number, url) for lane in lanes.values() for url, number in lane) == expected
+    assert all(lane < lanes_for(len(expected), 2) for lane in lanes)
 
 
 def test_sites_take_turns_in_proportion():
@@ -118,14 +141,14 @@ def test_turns_do_not_depend_on_batches():
     domain = np.sort(rng.integers(0, 6, 200).astype(np.uint64))
     file = np.cumsum(rng.random(200) < 0.6).astype(np.uint64)
     shared = rng.random(200) < 0.7
-    whole = by_lane._Turns().of(domain, file, shared)
+    places, whole = by_lane._Turns().of(domain, file, shared)
     for size in (1, 2, 3, 7, 199):
         turns = by_lane._Turns()
         parts = [
             turns.of(domain[at : at + size], file[at : at + size], shared[at : at + size])
             for at in range(0, 200, size)
         ]
-        assert np.concatenate(parts).tolist() == whole.tolist()
+        assert np.concatenate(parts, axis=1).tolist() == [places.tolist(), whole.tolist()]
     for site in range(6):
         mine = np.flatnonzero(domain == site)
         expected = [0]
@@ -133,6 +156,7 @@ def test_turns_do_not_depend_on_batches():
             at, before = mine[row], mine[row - 1]
             goes_on = shared[at] and file[at] == file[before]
             expected.append(expected[-1] if goes_on else row)
+        assert places[mine].tolist() == list(range(len(mine)))
         assert whole[mine].tolist() == expected
 
 
