@@ -2,7 +2,9 @@
 
 import json
 import shlex
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from ingest.commands.crawl_options import (
     EncodingOption,
     Extend,
     FollowLinks,
+    GiveUp,
     HostLimitsPath,
     Icc,
     IgnoreRobots,
@@ -126,6 +129,7 @@ def crawl(
     host_limits: HostLimitsPath = None,
     connections: Connections = DEFAULTS.fetch.connections,
     per_site: PerSite = None,
+    give_up: GiveUp = None,
     ignore_robots: IgnoreRobots = False,
     ignore_x_robots: IgnoreXRobots = False,
     ignore_tdm_reservation: IgnoreTdmReservation = False,
@@ -230,6 +234,7 @@ def crawl(
             extend=extend,
             follow_links=follow_links,
         )
+        fetch = replace(fetch, give_up_at=in_hours(give_up))
         report = run_plan(plan, spread, fetch=fetch, progress=progress, counts=counts)
         progress.end(counts)
     if report is not None:
@@ -252,6 +257,11 @@ def _types(given: Sequence[str]) -> dict[str, str]:
             raise UserError(f"--column-type {text} is not NAME=TYPE with a type of {', '.join(TYPES)}")
         types[name] = kind
     return types
+
+
+def in_hours(hours: float | None) -> float | None:
+    """When --give-up is, seconds since 1970."""
+    return None if hours is None else time.time() + 3600 * hours
 
 
 def crawl_json(report: CrawlReport, seconds: float) -> dict[str, Any]:
@@ -291,6 +301,8 @@ def _print(report: CrawlReport, seconds: float, noun: str) -> None:
         typer.echo(
             "What is in unreadable folders and archives is added, once they are readable, with --extend."
         )
+    if counts.failed["given_up"]:
+        typer.echo("What was given up is asked for with `ingest retry`.")
     if not counts.kept:
         typer.echo("Nothing was kept: see the reasons above, and with `ingest show`.")
         if counts.rejected["not_an_image"]:

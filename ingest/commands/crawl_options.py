@@ -173,6 +173,14 @@ PerSite = Annotated[
         min=1, help="URLs of a site (of all its hosts) that are planned at most: the first of the lists."
     ),
 ]
+GiveUp = Annotated[
+    float | None,
+    typer.Option(
+        metavar="HOURS",
+        min=0,
+        help="After planning; what was not asked for by then fails (given_up): `ingest retry` asks for it.",
+    ),
+]
 IgnoreRobots = Annotated[
     bool, typer.Option("--ignore-robots", help="Do not ask for robots.txt; the dataset says so.")
 ]

@@ -9,10 +9,11 @@ import typer
 from rich.console import Console
 
 from cluster.output_trouble import writing
-from ingest.commands.crawl import crawl_json, tell_crawl
+from ingest.commands.crawl import crawl_json, in_hours, tell_crawl
 from ingest.commands.crawl_options import (
     Connections,
     Contact,
+    GiveUp,
     HostLimitsPath,
     PerAddress,
     PerHost,
@@ -57,6 +58,7 @@ def retry(
     per_host_rate: PerHostRate = None,
     host_limits: HostLimitsPath = None,
     connections: Connections = DEFAULTS.connections,
+    give_up: GiveUp = None,
     workers: PartWorkers = None,
     executor: ExecutorOption = "local",
     parts: Parts = None,
@@ -82,6 +84,7 @@ def retry(
                 if host_limits is None
                 else read_host_limits(host_limits, per_address=per_address),
                 connections=connections,
+                give_up_at=in_hours(give_up),
             )
             report = run_plan(plan, spread, fetch=fetch, progress=progress, counts=counts)
             progress.end(counts)

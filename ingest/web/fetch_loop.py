@@ -6,8 +6,10 @@ either queues at the host that it points to; a URL that may succeed later queues
 
 import asyncio
 import logging
+import math
 import random
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Generic, TypeVar
@@ -25,6 +27,7 @@ from ingest.web.opt_outs import image_opt_out
 from ingest.web.problems import (
     DEADLINE,
     FETCHER_ERROR,
+    GIVEN_UP,
     NOT_HTTP_URL,
     ROBOTS_DISALLOWED,
     UnfetchableError,
@@ -74,6 +77,10 @@ class FetchLoop(Generic[Token]):
         self._alarm: asyncio.TimerHandle | None = None
         self._bytes_waiting = 0
         self._bytes_lock = threading.Lock()
+        left = math.inf if settings.give_up_at is None else settings.give_up_at - time.time()
+        self._gave_up = left <= 0
+        if 0 < left < math.inf:
+            self._loop.call_later(left, self._give_up)
 
     def add(
         self,
@@ -83,6 +90,9 @@ class FetchLoop(Generic[Token]):
         for token, asked in requests:
             if isinstance(asked, Problem):
                 report((token, asked))
+                continue
+            if self._gave_up:
+                report((token, GIVEN_UP))
                 continue
             try:
                 url = http_url(asked)
@@ -165,8 +175,29 @@ class FetchLoop(Generic[Token]):
         await self._client.close()
         await self._resolver.close()
 
+    def _give_up(self) -> None:
+        """The time is over: what is under way comes to its end, all else fails."""
+        self._gave_up = True
+        waiting = list(self._pauses)
+        for pause in self._pauses.values():
+            pause.cancel()
+        self._pauses.clear()
+        for job in list(self._hosts.clear()):
+            if isinstance(job, Errand):
+                waiting.append(job)
+            else:
+                waiting += self._questions.pop(job.origin).waiting
+        for question in self._questions.values():
+            waiting += question.waiting
+            question.waiting.clear()
+        for errand in waiting:
+            self._finish(errand, GIVEN_UP)
+
     def _queue(self, errand: Errand[Token]) -> None:
         """At its host; or among those who wait to hear what its origin asks of robots."""
+        if self._gave_up:
+            self._finish(errand, GIVEN_UP)
+            return
         if self._settings.robots:
             origin = errand.url.origin()
             rules = self._robots.known(origin)
@@ -297,6 +328,9 @@ class FetchLoop(Generic[Token]):
         if question.redirects > MOST_REDIRECTS:
             return b""  # RFC 9309, 2.3.1.2: as if there were no file
         question.url = redirect.target(question.url, answer.location)
+        if self._gave_up:  # nobody waits for it
+            del self._questions[question.origin]
+            return None
         self._hosts.add(question.url.raw_host or "", question, self._loop.time())
         return None
 
@@ -357,7 +391,7 @@ class FetchLoop(Generic[Token]):
         pause = _BACK_OFF * 2 ** (errand.tries - 1) * random.uniform(0.5, 1.5)
         if error.retry_after is not None or problem.http_status == 429:
             self._hosts.wait(host, pause if error.retry_after is None else error.retry_after, now)
-        if not problem.retryable or errand.tries >= self._settings.tries:
+        if not problem.retryable or errand.tries >= self._settings.tries or self._gave_up:
             self._finish(errand, problem)
             return
         errand.tries, errand.redirects, errand.spent, errand.url = errand.tries + 1, 0, 0.0, errand.start

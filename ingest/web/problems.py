@@ -25,6 +25,8 @@ FETCHER_ERROR = Problem("failed", "fetcher_error")
 # Said of all URLs of a host that is left alone for a while.
 HOST_UNREACHABLE = Problem("failed", "host_unreachable", retryable=True)
 HOST_ASKS_TO_WAIT = Problem("failed", "host_asks_to_wait", retryable=True)
+# Said of all URLs that were not asked for when the crawl's time was over.
+GIVEN_UP = Problem("failed", "given_up", retryable=True)
 
 # Other 5xx may pass; these say that the server will never do it.
 _LASTING = (501, 505, 506, 510)

@@ -21,6 +21,7 @@ class FetchSettings:
         per_host_rate: requests per second of one host; None for as many as it answers.
         connections: requests under way at a time, of all hosts.
         host_limits: hosts with limits of their own, which come before `per_host` and `per_host_rate`.
+        give_up_at: when what was not asked for fails, seconds since 1970; None: never.
         robots: ask for robots.txt, and obey it.
         heeded: ways to opt out that are obeyed, besides robots.txt's Disallow.
         allow_private: networks, as CIDRs, that may be asked though they are not public.
@@ -37,6 +38,7 @@ class FetchSettings:
     per_host_rate: float | None = None
     connections: int = 256
     host_limits: tuple[HostLimit, ...] = ()
+    give_up_at: float | None = None
     robots: bool = True
     heeded: frozenset[OptOut] = ALL
     allow_private: tuple[str, ...] = ()

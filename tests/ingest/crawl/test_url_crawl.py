@@ -31,6 +31,7 @@ from ingest.dataset.open import open_dataset, sealed_units
 from ingest.image.check import Treatment
 from ingest.image.decode import ImageLimits
 from ingest.plan.plan import read_plans
+from ingest.plan.retry import plan_retry
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts
 from ingest.sources.url_list import Columns
@@ -212,6 +213,17 @@ def test_a_site_is_planned_up_to_a_bound_of_which_the_plan_tells(tmp_path, serve
         url_crawl(tmp_path / "a.txt", tmp_path / "out", per_site=5)
     more = url_crawl(tmp_path / "a.txt", tmp_path / "out", per_site=5, extend=True)
     assert more.counts.planned == len(sites)
+
+
+def test_what_was_given_up_is_a_row_and_is_taken_up_by_a_retry(tmp_path, server):
+    given_up = url_crawl(write_list(tmp_path / "a.txt", server.urls(20)), tmp_path / "out", give_up_at=1.0)
+    assert given_up.counts.failed == {"given_up": 20} and server.answered == 0
+    plan = plan_retry(open_store(tmp_path / "out"), deadline=None, tries=None)
+    fetch = replace(plan.settings.fetch, contact=CONTACT)
+    counts = Counts()
+    crawl_plan(plan, fetch=fetch, workers=1, progress=lambda counts: None, counts=counts)
+    whole = url_crawl(tmp_path / "a.txt", tmp_path / "whole")
+    assert (counts.kept, counts.failed) == (whole.counts.kept, whole.counts.failed)
 
 
 def test_a_plan_without_lanes_is_extended_and_read_if_it_is_made_and_else_refused(tmp_path, server):
