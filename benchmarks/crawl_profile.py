@@ -26,7 +26,7 @@ _PARTS = {
         "(ingest/dataset/commit.py",
         "(ingest/store/",
     ),
-    "crawler: reordering": ("(ingest/crawl/reorder.py",),
+    "crawler: reordering": ("(ingest/crawl/results.py",),
     "crawler: planning": ("(ingest/plan/", "(ingest/sources/"),
     "start-up": ("_find_and_load (",),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.output_trouble import writing
+from ingest.crawl.kept import remove_folder
 from ingest.crawl.make_units import crawl_units
 from ingest.dataset import layout
 from ingest.dataset.commit import read_commits
@@ -259,6 +260,7 @@ def seal_plan(plan: Plan) -> str:
         # The plan has the labels of all rows in one file; reading each unit's would take long.
         labelled = (each.columns_of_units(LABEL_COLUMNS) for each in plans if each.has_labels())
         publish_vocabulary(plan.store, root, distinct_labels(chain.from_iterable(labelled)))
+    remove_folder(plan.store)
     return root
 
 

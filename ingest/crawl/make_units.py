@@ -8,16 +8,24 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
-from itertools import groupby, repeat
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, groupby, pairwise
+from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from cluster.errors import UserError
+from ingest.crawl.kept import Kept
 from ingest.crawl.lanes import WINDOW, Lane, Lanes
-from ingest.crawl.reorder import Memory, Reorder
+from ingest.crawl.results import Memory, Result, Results
 from ingest.dataset.commit import commit, read_commit, read_commits
+from ingest.dataset.records import CommitRecord
+from ingest.dataset.schema import SPAN_COLUMNS
 from ingest.dataset.shard import InPlaceWriter, ShardWriter
 from ingest.image.check import Checked
 from ingest.image.check_pool import Checker
@@ -28,6 +36,7 @@ from ingest.problem import PROBLEMS, Problem
 from ingest.progress.counts import Counts, Progress
 from ingest.sources.opening import open_planned
 from ingest.sources.source import Images, Item
+from ingest.video.segments import Span
 from ingest.web.domain import hosts_of
 from ingest.web.errands import Fetched
 from ingest.web.settings import FetchSettings
@@ -50,12 +59,31 @@ logger = logging.getLogger(__name__)
 
 
 class _Attempt(NamedTuple):
-    unit: int
+    """A row whose bytes, or problem, are there."""
+
+    unit: "_Unit"
     row: int
-    source: int
-    item: Item
-    host: str | None = None
     http_status: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """Rows of a unit that follow each other, and are asked for once.
+
+    Attributes:
+        unit, first, rows: which ones.
+        host: that they are asked from; None if nobody is asked.
+        kept: an earlier process has asked.
+    """
+
+    unit: "_Unit"
+    first: int
+    rows: int
+    host: str | None
+    kept: bool
+
+    def __len__(self) -> int:
+        return self.rows
 
 
 def crawl_units(
@@ -103,7 +131,7 @@ def _checker(settings: CrawlSettings, workers: int) -> Checker[_Attempt]:
         **bounds,
         module="ingest.video.check_worker",
         more={"video": asdict(settings.video)},
-        detail=lambda attempt: span_of(attempt.item.extra),
+        detail=lambda attempt: attempt.unit.span(attempt.row),
     )
 
 
@@ -135,18 +163,64 @@ def _few_collections() -> Iterator[None]:
 
 
 class _Unit:
-    """A unit under way: rows come in any order, and are written in the plan's."""
+    """A unit under way: results come in any order, and are written in the plan's.
 
-    def __init__(self, rows: int, writer: ShardWriter | InPlaceWriter, memory: Memory) -> None:
-        self.rows = rows
-        self.writer = writer
-        self.reorder = Reorder[tuple[_Attempt, bool, Checked]](memory)
+    Attributes:
+        number: of the unit.
+        table: its rows, as they were planned.
+        results: of its rows, so far.
+        items: in order, of the rows that are not written: the source's number, and what it is.
+        lane: of units with URLs.
+        writer: once there is a result.
+    """
+
+    def __init__(self, number: int, table: pa.Table, results: Results) -> None:
+        self.number = number
+        self.table = table
+        self.results = results
+        self.items = items_of(table)
+        self.lane: Lane[_Request] | None = None
+        self.writer: ShardWriter | InPlaceWriter | None = None
         self._closing = ExitStack()
-        self._closing.callback(self.reorder.close)
-        self._closing.enter_context(self.writer)
+        self._closing.callback(results.close)
+
+    def begin(self, writer: ShardWriter | InPlaceWriter) -> None:
+        self._closing.enter_context(writer)
+        self.writer = writer
 
     def close(self) -> None:
         self._closing.close()
+
+    def span(self, row: int) -> Span | None:
+        """The part of a video that a row means."""
+        names = [name for name in SPAN_COLUMNS.names if name in self.table.column_names]
+        return span_of({name: self.table[name][row].as_py() for name in names})
+
+    def asked(self, row: int) -> str | Problem:
+        """The URL of a row, or why there is none."""
+        problem: str = self.table["problem"][row].as_py()
+        return PROBLEMS[problem] if problem else self.table["path"][row].as_py().decode()
+
+    def requests(self) -> Iterator[_Request]:
+        """For all rows, in order. Parts of one video that follow each other are one; and so are rows whose
+        results are kept.
+        """
+        hosts = hosts_of(self.table["path"].cast(pa.string())).combine_chunks().dictionary_encode()
+        names, known = hosts.dictionary.to_pylist(), hosts.indices.to_pylist()
+        rows = len(self.table)
+        kept = np.fromiter(map(self.results.is_kept, range(rows)), bool, rows)
+        goes_on = (kept[1:] & kept[:-1]) | (self._same_file() & (kept[1:] == kept[:-1]))
+        for first, stop in pairwise([0, *(np.flatnonzero(~goes_on) + 1).tolist(), rows]):
+            host = None if kept[first] or known[first] is None else names[known[first]]
+            yield _Request(self, first, stop - first, host, bool(kept[first]))
+
+    def _same_file(self) -> NDArray[np.bool_]:
+        """Of each row but the first, whether its file is that of the row before."""
+        same = np.ones(max(len(self.table) - 1, 0), bool)
+        for name in ("path", "offset", "problem"):
+            column = self.table[name].combine_chunks()
+            same &= pc.equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
+        return same
 
 
 class _Crawl:
@@ -170,9 +244,8 @@ class _Crawl:
         self._progress = progress
         self._memory = Memory(_WAITING_BYTES)
         self._extra = plan.extra_columns()
-        self._rows: dict[int, int] = {}
         self._open: dict[int, _Unit] = {}
-        self._lanes: dict[int, Lane[list[_Attempt]]] = {}  # of the units with URLs that are under way
+        self._kept = Kept(plan, units)
         self._hosts_due = self._room_due = 0.0
         self._room = self._room_before = 0  # bytes: now, and when the crawl began
         self._indexed: dict[str, str] = {}  # sha256 of foreign tars that units name
@@ -183,25 +256,32 @@ class _Crawl:
         for unit in self._open.values():
             unit.close()
 
-    def arrivals(self) -> Iterator[tuple[_Attempt, bytes | Problem]]:
-        """Every attempt of the units left, with what came of getting its bytes, in the order of arrival."""
+    def arrivals(self) -> Iterator[tuple[_Attempt, bytes | Problem] | None]:
+        """Every attempt of the units left, with what came of getting its bytes, in the order of arrival; None
+        while none comes.
+        """
         if self._sources:
             yield from self._read()
         if len(self._sources) < len(self._plan.sources):
             from ingest.web.fetcher import Fetcher  # takes long, and folders need none
 
-            with Fetcher[list[_Attempt]](self._fetch, window=WINDOW) as fetcher:
+            with Fetcher[_Request](self._fetch, window=WINDOW) as fetcher:
                 turns = self._turns(fetcher.is_idle)
-                for attempts, outcome in fetcher.run(self._requests(turns)):
+                for answer in fetcher.run_with_pauses(self._requests(turns)):
                     self._look_at_hosts(fetcher, turns)
-                    self._lanes[attempts[0].unit].ended(attempts, attempts[0].host)
+                    if answer is None:
+                        yield None
+                        continue
+                    request, outcome = answer
+                    assert request.unit.lane is not None
+                    request.unit.lane.ended(request, request.host)
                     body = outcome.data if isinstance(outcome, Fetched) else outcome
                     self._counts.bytes_read += len(body) if isinstance(body, bytes) else 0
-                    for attempt in attempts:
-                        yield attempt._replace(http_status=outcome.http_status), body
+                    for row in range(request.first, request.first + request.rows):
+                        yield _Attempt(request.unit, row, outcome.http_status), body
             self._counts.slowest_hosts = ()
 
-    def _look_at_hosts(self, fetcher: "Fetcher[list[_Attempt]]", turns: Lanes[list[_Attempt]]) -> None:
+    def _look_at_hosts(self, fetcher: "Fetcher[_Request]", turns: Lanes[_Request]) -> None:
         now = time.monotonic()
         if now >= self._hosts_due:
             # What is no URL is of no host.
@@ -213,37 +293,38 @@ class _Crawl:
 
     def take(self, attempt: _Attempt, data: bytes | Problem, verdict: Checked) -> None:
         """Write what is due; commit a unit that is whole. If another worker was first, its result stands."""
-        unit = self._open.get(attempt.unit)
-        if unit is None:
-            unit = _Unit(self._rows[attempt.unit], self._writer(attempt), self._memory)
-            self._open[attempt.unit] = unit
-        original = data if isinstance(data, bytes) else b""
-        stored = unit.writer.stored(original, verdict)
-        self._count(verdict, stored)
+        unit = attempt.unit
+        writer = self._begun(unit)
+        stored = b""
+        if verdict.status == "kept":
+            stored = writer.stored(data if isinstance(data, bytes) else b"", verdict)
+        self._count(verdict, len(stored))
         if verdict.data is not None:  # held once, as `stored`
             verdict = replace(verdict, data=None)
-        outcome = attempt, isinstance(data, Problem) and data.retryable, verdict
-        lane = self._lanes.get(attempt.unit)
-        for (due, retryable, judged), image in unit.reorder.put(attempt.row, outcome, stored):
-            if lane is not None:
-                lane.ahead -= 1
-            self._write(unit.writer, due, retryable, judged, image)
-        if unit.reorder.next == unit.rows:
-            self._commit(attempt.unit, self._open.pop(attempt.unit))
-            self._lanes.pop(attempt.unit, None)
+        retryable = isinstance(data, Problem) and data.retryable
+        self._write(
+            unit, unit.results.put(attempt.row, Result(verdict, retryable, attempt.http_status), stored)
+        )
         self._progress(self._counts)
 
-    def _writer(self, attempt: _Attempt) -> ShardWriter | InPlaceWriter:
-        source = self._sources.get(attempt.source)
+    def _begun(self, unit: _Unit) -> ShardWriter | InPlaceWriter:
+        if unit.writer is None:
+            unit.begin(self._writer(unit))
+        assert unit.writer is not None
+        return unit.writer
+
+    def _writer(self, unit: _Unit) -> ShardWriter | InPlaceWriter:
+        # Units of what stays in its place have rows of one source.
+        source = self._sources.get(unit.table["source"][0].as_py())
         shard = None if source is None else source.shard()
         if shard is None:
-            return ShardWriter(self._plan.store, attempt.unit, extra=self._extra)
+            return ShardWriter(self._plan.store, unit.number, extra=self._extra)
         if self._indexed.setdefault(shard.name, shard.sha256) != shard.sha256:
             raise UserError(
                 f"{shard.name} has changed since a part of it was indexed: restore it to go on, or use "
                 "another --output"
             )
-        return InPlaceWriter(self._plan.store, attempt.unit, shard=shard, extra=self._extra)
+        return InPlaceWriter(self._plan.store, unit.number, shard=shard, extra=self._extra)
 
     def _not_done(self, units: Sequence[int]) -> list[int]:
         left = []
@@ -252,7 +333,7 @@ class _Crawl:
             if record is None:
                 left.append(unit)
             else:
-                self._counts.add_committed(record)
+                self._add_committed(unit, record)
                 if record.shard.name in tars:
                     self._indexed[record.shard.name] = record.shard.sha256
         return left
@@ -263,48 +344,61 @@ class _Crawl:
             if units := [unit for unit in lane if unit in left]:
                 yield units
 
-    def _attempts(self, units: Iterable[int]) -> Iterator[_Attempt]:
-        """Those of units that nobody has made, in the plan's order."""
-        for unit in units:
+    def _units(self, numbers: Iterable[int]) -> Iterator[_Unit]:
+        """Those that nobody has made, under way from now on."""
+        for number in numbers:
             # Hours may have passed: another worker may have made it.
-            if unit not in self._rows and (record := read_commit(self._plan.store, unit)) is not None:
-                self._counts.add_committed(record)
+            if (record := read_commit(self._plan.store, number)) is not None:
+                self._add_committed(number, record)
                 continue
-            table = self._plan.table(unit)
-            self._rows[unit] = len(table)
-            fetched = unit not in self._plan.local_units
-            hosts = hosts_of(table["path"].cast(pa.string())).to_pylist() if fetched else repeat(None)
-            for row, ((source, item), host) in enumerate(zip(items_of(table), hosts, strict=False)):
-                yield _Attempt(unit, row, source, item, host)
+            table = self._plan.table(number)
+            results = self._kept.results(number, len(table), self._memory)
+            unit = self._open[number] = _Unit(number, table, results)
+            for result, size in results.load(self._kept.files(number)):
+                self._count(result.verdict, size)
+                self._counts.resumed += 1
+            yield unit
 
-    def _turns(self, is_idle: Callable[[], bool]) -> Lanes[list[_Attempt]]:
+    def _add_committed(self, number: int, record: CommitRecord) -> None:
+        self._counts.add_committed(record)
+        self._kept.remove(number)
+
+    def _turns(self, is_idle: Callable[[], bool]) -> Lanes[_Request]:
         limits = self._fetch.limits()
         return Lanes(
-            (_by_file(self._attempts(units)) for units in self._lanes_left()),
-            host_of=lambda attempts: attempts[0].host,
+            (
+                chain.from_iterable(unit.requests() for unit in self._units(numbers))
+                for numbers in self._lanes_left()
+            ),
+            host_of=lambda request: request.host,
             per_host=lambda host: limits.connections(host) if isinstance(host, str) else 1,
             is_idle=is_idle,
             is_full=self._lacks_room,
         )
 
-    def _requests(
-        self, turns: Lanes[list[_Attempt]]
-    ) -> Iterator[tuple[list[_Attempt], str | Problem] | None]:
-        """What to ask for, and whose it is: parts of a video that follow each other are asked for once."""
+    def _requests(self, turns: Lanes[_Request]) -> Iterator[tuple[_Request, str | Problem] | None]:
+        """What to ask for, and whose it is."""
         for turn in turns:
             if turn is None:
                 yield None
                 continue
-            lane, attempts = turn
-            self._lanes[attempts[0].unit] = lane
-            path, _, problem = _whole(attempts[0].item)
-            yield attempts, PROBLEMS[problem] if problem else path.decode()
+            lane, request = turn
+            unit = request.unit
+            unit.lane = lane
+            if not request.kept:
+                yield request, unit.asked(request.first)
+                continue
+            lane.ended(request, request.host)
+            for row in range(request.first, request.first + request.rows):
+                self._write(unit, unit.results.take_up(row))
 
     def _lacks_room(self) -> bool:
         """Whether most of the room is gone in which images wait for their place: a million, at worst."""
         now = time.monotonic()
         if now >= self._room_due:
-            self._room = shutil.disk_usage(tempfile.gettempdir()).free
+            root = self._plan.store.root
+            place = root if isinstance(root, Path) else tempfile.gettempdir()
+            self._room = shutil.disk_usage(place).free
             self._room_before = self._room_before or self._room
             self._room_due = now + _ROOM_EVERY_S
         return self._room < min(self._room_before * _ROOM_KEPT, _MOST_KEPT)
@@ -313,65 +407,62 @@ class _Crawl:
         """What lies in folders and archives, in the plan's order."""
         max_bytes = self._settings.treatment.limits.max_bytes
         opened: int | None = None
-        local = self._attempts(unit for unit in self._left if unit in self._plan.local_units)
-        for (_, source), group in groupby(local, key=lambda each: (each.unit, each.source)):
-            if opened not in (None, source):
-                self._sources[opened].close()  # thousands of archives cannot all be open
-            opened = source
-            attempts = list(group)
-            # Parts of one file follow each other: it is read once.
-            files = list(_by_file(attempts))
-            read = self._sources[source].read([parts[0].item for parts in files], max_bytes=max_bytes)
-            for parts, data in zip(files, read, strict=True):
-                self._counts.bytes_read += len(data) if isinstance(data, bytes) else 0
-                for attempt in parts:
-                    yield attempt, data
+        for unit in self._units(number for number in self._left if number in self._plan.local_units):
+            row = 0
+            for source, group in groupby(items_of(unit.table), key=itemgetter(0)):
+                if opened not in (None, source):
+                    self._sources[opened].close()  # thousands of archives cannot all be open
+                opened = source
+                # Parts of one file follow each other: it is read once.
+                files = [list(parts) for _, parts in groupby((item for _, item in group), key=_whole)]
+                read = self._sources[source].read([parts[0] for parts in files], max_bytes=max_bytes)
+                for parts, data in zip(files, read, strict=True):
+                    self._counts.bytes_read += len(data) if isinstance(data, bytes) else 0
+                    for _ in parts:
+                        yield _Attempt(unit, row), data
+                        row += 1
 
-    def _write(
-        self,
-        writer: ShardWriter | InPlaceWriter,
-        attempt: _Attempt,
-        retryable: bool,
-        verdict: Checked,
-        image: bytes,
-    ) -> None:
-        item = attempt.item
-        url = _text(item.path)
-        if attempt.source in self._sources and not _is_address(item.path):
-            url = _within(self._sources[attempt.source].name, url)
-        columns = {**item.extra, **verdict.columns}
-        if (span := span_of(item.extra)) is not None:
-            columns["parent"] = f"{url}#{span.fragment}"
-        row = {
-            "url": url,
-            "labels": item.labels,
-            "caption": item.caption,
-            "retryable": retryable,
-            "http_status": attempt.http_status,
-            "extra": columns,
-        }
-        writer.add(verdict, image, offset=item.offset, **row)
+    def _write(self, unit: _Unit, due: Iterable[tuple[Result, bytes]]) -> None:
+        """Write results that are due; commit the unit when it is whole."""
+        writer = self._begun(unit)
+        for (verdict, retryable, http_status), image in due:
+            if unit.lane is not None:
+                unit.lane.ahead -= 1
+            source, item = next(unit.items)
+            url = _text(item.path)
+            if source in self._sources and not _is_address(item.path):
+                url = _within(self._sources[source].name, url)
+            columns = {**item.extra, **verdict.columns}
+            if (span := span_of(item.extra)) is not None:
+                columns["parent"] = f"{url}#{span.fragment}"
+            row = {
+                "url": url,
+                "labels": item.labels,
+                "caption": item.caption,
+                "retryable": retryable,
+                "http_status": http_status,
+                "extra": columns,
+            }
+            writer.add(verdict, image, offset=item.offset, **row)
+        if unit.results.next == len(unit.table):
+            self._commit(unit)
 
-    def _commit(self, number: int, unit: _Unit) -> None:
-        ours = unit.writer.publish(generation=self._plan.generation, fingerprint=self._plan.fingerprint)
+    def _commit(self, unit: _Unit) -> None:
+        ours = self._begun(unit).publish(generation=self._plan.generation, fingerprint=self._plan.fingerprint)
         unit.close()
+        del self._open[unit.number]
         if commit(self._plan.store, ours) != ours:
-            logger.info("unit %d was committed by another worker first, with another result", number)
+            logger.info("unit %d was committed by another worker first, with another result", unit.number)
+        self._kept.remove(unit.number)
         self._counts.units_done += 1
 
-    def _count(self, verdict: Checked, stored: bytes) -> None:
+    def _count(self, verdict: Checked, size: int) -> None:
         if verdict.status == "kept":
             self._counts.kept += 1
-            self._counts.bytes_stored += len(stored)
+            self._counts.bytes_stored += size
         else:
             reasons = self._counts.rejected if verdict.status == "rejected" else self._counts.failed
             reasons[verdict.reason] += 1
-
-
-def _by_file(attempts: Iterable[_Attempt]) -> Iterator[list[_Attempt]]:
-    """Parts of one file that follow each other in a unit."""
-    for _, parts in groupby(attempts, key=lambda each: (each.unit, _whole(each.item))):
-        yield list(parts)
 
 
 def _whole(item: Item) -> tuple[bytes, int, str]:

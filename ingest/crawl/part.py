@@ -1,8 +1,8 @@
 """A part of a crawl: some of a plan's units, made by one crawler, as a rank of a job or a call on Ray.
 
-Units are the checkpoint. What a part has committed stays, whatever becomes of it; a part that starts again
-makes what is missing. So it ends at once when it is asked to: many units are open together, and to wait for
-the end of one would lose what there is of the others all the same.
+Units are the checkpoint. What a part has committed stays, whatever becomes of it, and so does what it has
+fetched for others (`ingest.crawl.kept`); a part that starts again makes what is missing. So it ends at once
+when it is asked to.
 """
 
 import json

@@ -44,6 +44,9 @@ def _garbage(store: Store) -> Iterator[Entry]:
         if record is not None:
             counts = layout.counts_name(unit, record.meta.sha256)
             named[unit] = {record.shard.name, record.meta.name, counts}
+    for entry in store.list(layout.WAITING):
+        if _unit(entry.name) in named:
+            yield entry
     old = time.time() - STALE_SECONDS
     for folder in (layout.SHARDS, layout.META, layout.COUNTS):
         for entry in store.list(folder):

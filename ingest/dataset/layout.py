@@ -10,6 +10,7 @@ counts/{unit%4096:03x}/{unit:08d}-{sha8}.counts, which may be there, by the sha2
 sealed/{root}.json, {root}.parquet, {root}.labels.parquet
 DATASET.json                                 names the latest sealed root
 views/{name}.parquet, {name}.duplicates.parquet
+waiting/{unit:08d}-{random16}.results        of units that are not committed yet
 """
 
 DATASET = "DATASET.json"
@@ -20,6 +21,7 @@ COUNTS = "counts"
 SEALED = "sealed"
 VIEWS = "views"
 LISTED = "plan/.listed.json"
+WAITING = "waiting"
 EXTENSIONS = {
     "jpeg": "jpg",
     "png": "png",

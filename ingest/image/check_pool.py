@@ -96,14 +96,17 @@ class Checker(Generic[Token]):
             process.kill()
             process.close()
 
-    def run(self, rows: Iterable[Row[Token]]) -> Iterator[Result[Token]]:
+    def run(self, rows: Iterable[Row[Token] | None]) -> Iterator[Result[Token]]:
         """Check every row that has bytes; answers come in the order of the rows.
+
+        None among them says that there is no row now: what came before does not wait for the next.
 
         At most three batches per process are under way: that bounds memory, and how far ahead `rows` is read.
         """
         pending: deque[Future[list[Result[Token]]]] = deque()
         for batch in _batches(rows):
-            pending.append(self._threads.submit(self._check_batch, batch))
+            if batch:
+                pending.append(self._threads.submit(self._check_batch, batch))
             while pending and (len(pending) >= 3 * self._workers or pending[0].done()):
                 yield from pending.popleft().result()
         while pending:
@@ -247,10 +250,17 @@ class _Process:
             self._input.close()
 
 
-def _batches(rows: Iterable[Row[Token]]) -> Iterator[list[Row[Token]]]:
+def _batches(rows: Iterable[Row[Token] | None]) -> Iterator[list[Row[Token]]]:
+    """Rows to check together; none when there is no row now."""
     batch: list[Row[Token]] = []
-    size = 0
+    size, due = 0, 0.0
     for row in rows:
+        if row is None:
+            if batch and time.monotonic() < due:
+                continue
+            yield batch
+            batch, size = [], 0
+            continue
         if not batch:
             due = time.monotonic() + _BATCH_SECONDS
         if isinstance(row[1], bytes) and not (batch and batch[-1][1] is row[1]):

@@ -76,6 +76,16 @@ class Fetcher(Generic[Token]):
         way.
 
         Args:
+            requests: see `run_with_pauses`.
+        """
+        return (result for result in self.run_with_pauses(requests) if result is not None)
+
+    def run_with_pauses(
+        self, requests: Iterable[tuple[Token, str | Problem] | None]
+    ) -> Iterator[tuple[Token, Outcome] | None]:
+        """The same, and None now and then while no outcome comes.
+
+        Args:
             requests: read in the caller's thread, at most `window` ahead; a problem is its own outcome. None:
                 there are more, but not now; they are asked for again after each outcome, and now and then.
         """
@@ -95,6 +105,8 @@ class Fetcher(Generic[Token]):
                 try:
                     result = results.get(block=not jobs and outstanding > 0, timeout=_PATIENCE_S)
                 except queue.Empty:
+                    if not jobs:
+                        yield None
                     continue
                 if isinstance(result, BaseException):
                     raise result
