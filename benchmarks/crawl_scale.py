@@ -99,7 +99,7 @@ def crawl(  # noqa: PLR0915 -- one loop over what happens
 
     turns = iter(
         Lanes(
-            map(requests, lanes),
+            ((0, requests(lane)) for lane in lanes),
             host_of=lambda request: request[0][2],
             per_host=lambda site: per_host,
             is_idle=lambda: active < connections,

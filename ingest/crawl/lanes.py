@@ -33,10 +33,12 @@ class _Host(Generic[Request]):
     Attributes:
         most: rows that may be known at a time.
         known: rows that are asked for, and whose outcome is not there.
+        seen: rows whose turn has come.
         aside: requests whose turn has come, and which wait.
     """
 
     most: int
+    seen: int = 0
     known: int = 0
     aside: deque[Request] = field(default_factory=deque)
 
@@ -47,6 +49,7 @@ class Lane(Generic[Request]):
 
     Attributes:
         requests: what is to be asked for, in order.
+        unseen: rows whose turn has not come.
         of_host: rows of a host that may be known at a time.
         known: rows of these that are asked for, and whose outcome is not there.
         ahead: rows that were begun and are not written. Whoever writes rows counts it down.
@@ -54,10 +57,12 @@ class Lane(Generic[Request]):
     """
 
     requests: Iterator[Request]
+    unseen: int
     of_host: Callable[[Hashable], int]
     known: int = 0
     ahead: int = 0
     read: bool = False
+    _seen: int = 0
     _hosts: dict[Hashable, _Host[Request]] = field(default_factory=dict)
     _ready: deque[_Host[Request]] = field(default_factory=deque)
 
@@ -82,14 +87,22 @@ class Lane(Generic[Request]):
             if (name := host_of(request)) not in self._hosts:
                 self._hosts[name] = _Host(self.of_host(name))
             host = self._hosts[name]
+            host.seen += len(request)
+            self._seen, self.unseen = self._seen + len(request), self.unseen - len(request)
             if host.known < host.most:
                 return self._given(host, request)
             host.aside.append(request)
         return None
 
-    def aside(self) -> dict[Hashable, int]:
-        """Rows that are put aside, by host."""
-        return {name: sum(map(len, host.aside)) for name, host in self._hosts.items() if host.aside}
+    def left(self) -> dict[Hashable, int]:
+        """Rows that are not asked for, by host, of those that wait: what is put aside, and what is to be
+        expected of the rest, as sites take turns in proportion.
+        """
+        return {
+            name: sum(map(len, host.aside)) + host.seen * max(self.unseen, 0) // self._seen
+            for name, host in self._hosts.items()
+            if host.aside
+        }
 
     def ended(self, request: Request, name: Hashable) -> None:
         """The outcome of a request is there."""
@@ -114,7 +127,7 @@ class Lanes(Generic[Request]):
     are more requests, but not before that has happened.
 
     Args:
-        lanes: the requests of each; they have the length of their rows.
+        lanes: how many rows each has, and its requests; they have the length of their rows.
         host_of: the host that a request is for.
         per_host: requests of a host that may be under way at a time.
         is_idle: whether more requests could be under way.
@@ -124,7 +137,7 @@ class Lanes(Generic[Request]):
 
     def __init__(
         self,
-        lanes: Iterable[Iterator[Request]],
+        lanes: Iterable[tuple[int, Iterator[Request]]],
         *,
         host_of: Callable[[Request], Hashable],
         per_host: Callable[[Hashable], int],
@@ -141,9 +154,11 @@ class Lanes(Generic[Request]):
         self._clock = clock
         self._opened_at = -_PAUSE_S
 
-    def aside(self) -> dict[Hashable, int]:
-        """Rows that are put aside, by host; each is of one lane. Looks at all: to be asked now and then."""
-        return {name: rows for lane in self._open for name, rows in lane.aside().items()}
+    def left(self) -> dict[Hashable, int]:
+        """Rows that are not asked for, by host, of those that wait and as far as is known; each is of one
+        lane. Looks at all: to be asked now and then.
+        """
+        return {name: rows for lane in self._open for name, rows in lane.left().items()}
 
     def __iter__(self) -> Iterator[tuple[Lane[Request], Request] | None]:
         while self._open or self._unopened:
@@ -151,7 +166,8 @@ class Lanes(Generic[Request]):
             if turn is not None:
                 yield turn
             elif self._may_open():
-                self._open.append(Lane(requests=self._unopened.popleft(), of_host=self._most_known))
+                rows, requests = self._unopened.popleft()
+                self._open.append(Lane(requests=requests, unseen=rows, of_host=self._most_known))
                 self._opened_at = self._clock()
             elif self._open:
                 yield None

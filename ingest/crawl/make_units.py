@@ -285,8 +285,8 @@ class _Crawl:
         now = time.monotonic()
         if now >= self._hosts_due:
             # What is no URL is of no host.
-            aside = {host: rows for host, rows in turns.aside().items() if isinstance(host, str)}
-            self._counts.slowest_hosts = fetcher.slowest_hosts(aside)
+            left = {host: rows for host, rows in turns.left().items() if isinstance(host, str)}
+            self._counts.slowest_hosts = fetcher.slowest_hosts(left)
             self._hosts_due = now + _HOSTS_EVERY_S
             # Verdicts come in batches: when only slow hosts are left, long after one another.
             self._progress(self._counts)
@@ -367,7 +367,10 @@ class _Crawl:
         limits = self._fetch.limits()
         return Lanes(
             (
-                chain.from_iterable(unit.requests() for unit in self._units(numbers))
+                (
+                    sum(map(self._plan.rows_of, numbers)),
+                    chain.from_iterable(unit.requests() for unit in self._units(numbers)),
+                )
                 for numbers in self._lanes_left()
             ),
             host_of=lambda request: request.host,

@@ -10,9 +10,9 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain, pairwise
 from pathlib import Path
 from types import FrameType
@@ -28,8 +28,10 @@ from ingest.crawl.make_units import crawl_units
 from ingest.dataset.commit import read_commits
 from ingest.plan.plan import Plan, read_plans
 from ingest.progress.counts import Counts, Progress
+from ingest.progress.pace import Pace, what_waits
 from ingest.store.open import open_store
 from ingest.web.host_limits import HostLimit
+from ingest.web.host_queues import MOST_SLOW
 from ingest.web.opt_outs import OptOut
 from ingest.web.settings import FetchSettings
 
@@ -89,7 +91,7 @@ def crawl_rank(parts: Sequence[Mapping[str, Any]], folder: str) -> None:
     part = Part.from_json(parts[rank])
     report = _Report(Path(folder), rank)
     with _ended_at_once_when_asked(report) as progress:
-        plan, counts = _crawl(part, progress)
+        plan, counts = _crawl(part, progress, report.begin)
         report.write(counts)
         if _is_whole(plan, part):
             seal_plan(plan)
@@ -97,7 +99,7 @@ def crawl_rank(parts: Sequence[Mapping[str, Any]], folder: str) -> None:
 
 def crawl_call(values: Mapping[str, Any]) -> dict[str, Any]:
     """A call on Ray: makes a part, and returns its counts as JSON."""
-    _, counts = _crawl(Part.from_json(values), lambda counts: None)
+    _, counts = _crawl(Part.from_json(values), lambda counts: None, lambda rows: None)
     return counts_json(counts)
 
 
@@ -132,11 +134,14 @@ def sum_into(total: Counts, parts: Sequence[Counts]) -> None:
             values = [getattr(part, field.name) for part in parts]
             empty = Counter[str]() if field.name in ("rejected", "failed") else 0
             setattr(total, field.name, sum(values, empty))
+    hosts = chain.from_iterable(part.slowest_hosts for part in parts)
+    total.slowest_hosts = sorted(hosts, key=lambda host: host.seconds_left, reverse=True)[:MOST_SLOW]
 
 
-def _crawl(part: Part, progress: Progress) -> tuple[Plan, Counts]:
+def _crawl(part: Part, progress: Progress, begin: Callable[[int], None]) -> tuple[Plan, Counts]:
     store = open_store(part.output)
     plan = read_plans(store)[part.generation]
+    begin(sum(map(plan.rows_of, part.units)))
     counts = Counts()
     with writing(store.root):
         crawl_units(
@@ -161,8 +166,14 @@ class _Report:
         self._folder = folder
         self._rank = rank
         self._due = 0.0
-        self._marked = 0
+        self._marked = self._rows = 0
+        self._pace = Pace(time.monotonic())
         (folder / "checkpoints").mkdir(exist_ok=True)
+
+    def begin(self, rows: int) -> None:
+        """So many attempts are the part's."""
+        self._rows = rows
+        self._pace = Pace(time.monotonic())
 
     def __call__(self, counts: Counts) -> None:
         if time.monotonic() >= self._due:
@@ -172,12 +183,28 @@ class _Report:
     def write(self, counts: Counts) -> None:
         # A node that was cut off goes on: what it makes is right, but it asks sites a second time.
         RunFolder(self._folder).refuse_if_superseded()
-        write_atomically(_report_file(self._folder, self._rank), json.dumps(counts_json(counts)))
+        now = counts_json(counts) | {"slowest_hosts": [asdict(host) for host in counts.slowest_hosts]}
+        write_atomically(_report_file(self._folder, self._rank), json.dumps(now))
+        if self._rank == 0:  # of a run by itself
+            self._tell(counts)
         if counts.units_done > self._marked:
             # A newer name is progress to whoever starts the job again, and renews its budget of restarts.
             mark = f"{counts.units_done} units of part {self._rank}\n"
             write_atomically(self._folder / "checkpoints" / "latest", mark)
             self._marked = counts.units_done
+
+    def _tell(self, counts: Counts) -> None:
+        """For `submit status`."""
+        self._pace.note(counts, time.monotonic())
+        left = self._pace.time_left(replace(counts, planned=self._rows))
+        told = {
+            "step": counts.done,
+            "total_steps": self._rows,
+            "images_per_second": self._pace.images_per_second,
+            "seconds_left": left.seconds if left is not None else 0.0,
+            "waits_for": what_waits(left.host) if left is not None and left.host is not None else "",
+        }
+        write_atomically(self._folder / "progress.json", json.dumps(told) + "\n")
 
 
 def _report_file(folder: Path, rank: int) -> Path:

@@ -98,6 +98,11 @@ class Plan:
         with self._listing(self._metadata) as parquet:
             return parquet.read_row_group(unit - self.units.start, use_threads=False)
 
+    def rows_of(self, unit: int) -> int:
+        """How many attempts a unit has."""
+        rows: int = self._metadata.row_group(unit - self.units.start).num_rows
+        return rows
+
     def columns_of_units(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Some columns, as far as there are such, of each unit in turn."""
         there = [name for name in columns if name in self.columns().names]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cluster.wording import duration, visible
 from ingest.progress.counts import Counts
 from ingest.progress.meter import Meter
-from ingest.progress.pace import Pace
+from ingest.progress.pace import Pace, brief, what_waits
 
 if TYPE_CHECKING:
     from ingest.progress.metrics_file import MetricsFile
@@ -17,7 +17,6 @@ SHORTEST_LEFT_S = 10.0
 TELL_EVERY_S = 0.25
 REASONS_SHOWN = 4
 HOSTS_SHOWN = 3
-HOST_WIDTH = 48
 
 
 class CrawlProgress:
@@ -81,8 +80,9 @@ class CrawlProgress:
         ]
         left = self._pace.time_left(counts)
         if left is not None and left.seconds >= SHORTEST_LEFT_S:
-            for_whom = f", for {_brief(left.host.name)}" if left.host else ""
-            figures.append(f"{'at least' if left.host else 'about'} {duration(left.seconds)} left{for_whom}")
+            host = left.host
+            for_whom = f", for {what_waits(host)}" if host else ""
+            figures.append(f"{'at least' if host else 'about'} {duration(left.seconds)} left{for_whom}")
         return figures
 
     @property
@@ -98,7 +98,7 @@ def crawl_details(counts: Counts) -> dict[str, str]:
     details = {
         "not kept": ", ".join(f"{count:,} {visible(reason)}" for reason, count in reasons),
         "slowest": ", ".join(
-            f"{_brief(host.name)} ({host.waiting:,} waiting, {duration(host.seconds)} each)" for host in hosts
+            f"{brief(host.name)} ({host.waiting:,} waiting, {duration(host.seconds)} each)" for host in hosts
         ),
     }
     return {name: text for name, text in details.items() if text}
@@ -106,9 +106,3 @@ def crawl_details(counts: Counts) -> dict[str, str]:
 
 def _share(part: int, whole: int) -> str:
     return f" ({100 * part / whole:.1f} %)" if whole else ""
-
-
-def _brief(host: str) -> str:
-    """A host's name comes from the wild, and may have 253 characters."""
-    shown = visible(host)
-    return shown if len(shown) <= HOST_WIDTH else f"…{shown[1 - HOST_WIDTH :]}"

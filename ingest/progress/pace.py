@@ -3,6 +3,7 @@
 from collections import deque
 from typing import NamedTuple
 
+from cluster.wording import duration, visible
 from ingest.progress.counts import Counts
 from ingest.web.host_queues import SlowHost
 
@@ -26,6 +27,21 @@ class TimeLeft(NamedTuple):
 
     seconds: float
     host: SlowHost | None
+
+
+# Of a host's name, which comes from the wild and may have 253 characters.
+_HOST_WIDTH = 48
+
+
+def brief(host: str) -> str:
+    """A host's name for a line that people read."""
+    shown = visible(host)
+    return shown if len(shown) <= _HOST_WIDTH else f"…{shown[1 - _HOST_WIDTH :]}"
+
+
+def what_waits(host: SlowHost) -> str:
+    """What is left of a host, and the time that its politeness needs for it."""
+    return f"{host.waiting:,} URLs of {brief(host.name)}, {duration(host.seconds)} each"
 
 
 class Pace:

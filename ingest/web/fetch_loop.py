@@ -44,7 +44,6 @@ Token = TypeVar("Token")
 _BACK_OFF = 1.0
 # Finished and not yet taken: beyond this, nothing new is asked for.
 _BYTES_WAITING = 32 << 20
-_SLOWEST = 5
 # Trouble with the host rather than with the URL; an answer of any other kind shows that it is well.
 _STRIKES = frozenset(
     "dns_failed connect_failed reset deadline robots_unreachable http_429 http_503".split()  # noqa: SIM905
@@ -150,7 +149,7 @@ class FetchLoop(Generic[Token]):
         self.pump()
 
     async def slowest_hosts(self, aside: Mapping[str, int]) -> list[SlowHost]:
-        return self._hosts.slowest(_SLOWEST, aside)
+        return self._hosts.slowest(aside)
 
     async def abandon(self) -> None:
         """Forget all URLs."""

@@ -31,6 +31,8 @@ _LONG_QUEUE = 16
 _HOSTS_KNOWN = 100_000
 # With those that asked not to be asked; beyond this, the longest idle are asked again too early.
 _HOSTS_REMEMBERED = 200_000
+# Slow hosts that are told of.
+MOST_SLOW = 5
 # As long as the connector keeps an idle connection.
 KEPT_ALIVE = 15.0
 
@@ -41,7 +43,7 @@ class SlowHost:
 
     Attributes:
         name: of the host.
-        waiting: URLs that it is still to be asked for, as far as they are known.
+        waiting: URLs that it is still to be asked for, as far as can be told.
         seconds: that it has taken for each request so far, and for its pauses; of what it can do, not of our
             turn.
     """
@@ -189,11 +191,10 @@ class Hosts(Generic[Job]):
             recent += 1
         return recent < self._idle_limit
 
-    def slowest(self, most: int, aside: Mapping[str, int]) -> list[SlowHost]:
+    def slowest(self, aside: Mapping[str, int]) -> list[SlowHost]:
         """The hosts whose URLs take longest at their own pace, the longest first.
 
         Args:
-            most: so many of them.
             aside: URLs that wait outside of the queues, by host.
         """
         paces = (
@@ -201,7 +202,7 @@ class Hosts(Generic[Job]):
             for name, host in self._hosts.items()
             if host.queue and host.held_back and host.requests
         )
-        return heapq.nlargest(most, paces, key=lambda host: (host.seconds_left, host.name))
+        return heapq.nlargest(MOST_SLOW, paces, key=lambda host: (host.seconds_left, host.name))
 
     def clear(self) -> Iterator[Job]:
         """Take all jobs out of the queues."""

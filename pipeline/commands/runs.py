@@ -118,6 +118,8 @@ def _tell_more(run: dict[str, Any]) -> None:
         typer.echo(visible(f"attempt {run['attempt']} on {run['nodes']}, {run['ranks']} ranks"))
     if run["unwatched"]:
         typer.echo(visible(run["unwatched"]))
+    if run["progress"].get("waits_for"):
+        typer.echo(visible(f"its end waits for {run['progress']['waits_for']}"))
     for warning in run["progress"].get("warnings", []):
         typer.echo(visible(warning))
     if run["parent"]:

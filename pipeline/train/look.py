@@ -26,6 +26,7 @@ class LatestStep:
     Attributes:
         loss: None if it is not finite.
         seconds_left: at the present rate.
+        waits_for: of a crawl whose end waits for one site: what is left of it.
         warnings: in words.
     """
 
@@ -34,6 +35,7 @@ class LatestStep:
     loss: float | None = None
     images_per_second: float | None = None
     seconds_left: float = 0.0
+    waits_for: str = ""
     warnings: tuple[str, ...] = ()
 
 

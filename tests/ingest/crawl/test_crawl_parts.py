@@ -18,17 +18,20 @@ from picture_server import NETWORK, PictureServer
 from typer.testing import CliRunner
 
 from cluster.errors import UserError
+from cluster.run.folder import RunFolder
 from ingest import cli
 from ingest.crawl.crawl import plan_shards
 from ingest.crawl.divide import divide, in_parts, together
 from ingest.crawl.on_this_machine import crawl_here
-from ingest.crawl.part import Part, counts_json, read_report
+from ingest.crawl.part import Part, _Report, counts_json, read_report, sum_into
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts
 from ingest.web.domain import domain_hashes
 from ingest.web.host_limits import HostLimit
+from ingest.web.host_queues import SlowHost
 from ingest.web.opt_outs import OptOut
 from ingest.web.settings import FetchSettings
+from pipeline.commands.runs import read_latest_step
 
 FETCH = FetchSettings(contact="test@example.org", allow_private=(NETWORK,))
 SETTINGS = CrawlSettings(unit_rows=5, fetch=FETCH)
@@ -230,3 +233,17 @@ def test_a_crawler_s_counts_are_read_as_written_or_told_with_their_file(tmp_path
         report.write_text(damage)
         with pytest.raises(UserError, match=r"counts-0\.json is damaged: .*; remove it"):
             read_report(tmp_path, 0)
+
+
+def test_what_a_crawler_waits_for_is_told_to_whoever_asks(tmp_path):
+    report = _Report(tmp_path, 0)
+    report.begin(1000)
+    giants = [SlowHost("a.example", 300, 2.0), SlowHost("b.example", 10, 1.0)]
+    report.write(Counts(kept=100, slowest_hosts=giants))
+    total = Counts()
+    sum_into(total, [read_report(tmp_path, 0), Counts(slowest_hosts=[SlowHost("c.example", 100, 3.0)])])
+    assert [host.name for host in total.slowest_hosts] == ["a.example", "c.example", "b.example"]
+    latest = read_latest_step(RunFolder(tmp_path))
+    assert (latest.step, latest.total_steps) == (100, 1000)
+    assert latest.waits_for == "300 URLs of a.example, 2.0 s each"
+    assert latest.seconds_left == 600.0

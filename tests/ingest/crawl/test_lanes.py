@@ -22,9 +22,9 @@ def lane(name, count, hosts=10**9):
     return ([(name, number, number % hosts)] for number in range(count))
 
 
-def lanes_of(lanes, *, per_host=2, is_idle=lambda: True, is_full=lambda: False, clock):
+def lanes_of(lanes, *, per_host=2, is_idle=lambda: True, is_full=lambda: False, clock, rows=0):
     return Lanes(
-        lanes,
+        ((rows, requests) for requests in lanes),
         host_of=lambda request: request[0][::2],
         per_host=per_host if callable(per_host) else lambda host: per_host,
         is_idle=is_idle,
@@ -86,7 +86,17 @@ def test_a_host_that_does_not_answer_stops_no_other_of_its_lane():
             done += 1
     assert stuck == 64  # it knows so many, and the others are put aside
     assert done == 10_000
-    assert lanes.aside() == {("a", 1): 10_000 - 64}
+    assert lanes.left() == {("a", 1): 10_000 - 64}
+
+
+def test_of_what_waits_the_rest_is_expected_as_sites_take_turns_in_proportion():
+    lanes = lanes_of([lane("a", 100_000, 2)], rows=100_000, clock=Clock())
+    for turn in lanes:
+        if turn is None:  # so many rows wait for their place
+            break
+        if turn[1][0][2] == 0:
+            end(turn, written=False)
+    assert lanes.left() == {("a", 1): 50_000 - 64}
 
 
 def known_of_one_host(per_host, requests):

@@ -121,7 +121,7 @@ def test_a_crawl_is_not_said_to_end_before_its_slowest_host(clock):
     hosts = [SlowHost("slow.example\u202e", 400, 9.0), SlowHost("quick.example", 500, 0.01)]
     progress(Counts(planned=1000, units=1, kept=100, slowest_hosts=hosts))
     assert meter.last[3][0] == "10 images/s"
-    assert meter.last[3][-1] == "at least 1 h 0 min left, for slow.example\\u202e"
+    assert meter.last[3][-1] == "at least 1 h 0 min left, for 400 URLs of slow.example\\u202e, 9.0 s each"
     assert meter.details["slowest"] == (
         "slow.example\\u202e (400 waiting, 9.0 s each), quick.example (500 waiting, 0.0 s each)"
     )

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
+from ingest.web.host_limits import HostLimits
 from ingest.web.host_queues import LONGEST_WAIT, STRIKES, Hosts
 from ingest.web.opt_outs import image_opt_out
 from ingest.web.problems import retry_after
@@ -113,15 +114,19 @@ def taken(hosts, now):
     return turns
 
 
+def hosts_with(*, per_host, per_address=99, rate=None):
+    return Hosts(HostLimits((), connections=per_host, rate=rate), per_address=per_address, idle_limit=10)
+
+
 def test_hosts_take_turns():
-    hosts = Hosts(per_host=2, per_address=99, rate=None, idle_limit=10)
+    hosts = hosts_with(per_host=2, per_address=99, rate=None)
     for job in ("a1", "a2", "a3", "b1", "c1", "c2"):
         hosts.add(job[0], job, 0.0)
     assert [job for job, _ in taken(hosts, 0.0)] == ["a1", "b1", "c1", "a2", "c2", "a3"]
 
 
 def test_a_host_is_asked_by_few_at_a_time():
-    hosts = Hosts(per_host=2, per_address=99, rate=None, idle_limit=10)
+    hosts = hosts_with(per_host=2, per_address=99, rate=None)
     for number in range(5):
         hosts.add("a", number, 0.0)
     first, second = hosts.take(0.0), hosts.take(0.0)
@@ -132,7 +137,7 @@ def test_a_host_is_asked_by_few_at_a_time():
 
 
 def test_a_rate_spaces_requests_and_so_does_a_crawl_delay():
-    hosts = Hosts(per_host=9, per_address=99, rate=2.0, idle_limit=10)
+    hosts = hosts_with(per_host=9, per_address=99, rate=2.0)
     for number in range(4):
         hosts.add("a", number, 0.0)
     assert [job for job, _ in taken(hosts, 0.0)] == [0]
@@ -146,7 +151,7 @@ def test_a_rate_spaces_requests_and_so_does_a_crawl_delay():
 
 
 def test_a_host_that_asks_for_a_pause_gets_it_or_is_left_alone():
-    hosts = Hosts(per_host=9, per_address=99, rate=None, idle_limit=10)
+    hosts = hosts_with(per_host=9, per_address=99, rate=None)
     hosts.wait("a", 5.0, 0.0)
     hosts.add("a", 1, 0.0)
     hosts.add("b", 2, 0.0)
@@ -158,7 +163,7 @@ def test_a_host_that_asks_for_a_pause_gets_it_or_is_left_alone():
 
 
 def test_a_host_that_keeps_failing_is_given_up_until_later():
-    hosts = Hosts(per_host=1, per_address=99, rate=None, idle_limit=10)
+    hosts = hosts_with(per_host=1, per_address=99, rate=None)
     for _ in range(STRIKES - 1):
         hosts.strike("a", 0.0)
     hosts.answered("a")
@@ -176,11 +181,11 @@ def test_a_host_that_keeps_failing_is_given_up_until_later():
 
 
 def test_slowest_hosts_are_told_by_what_holds_them_back_and_not_by_our_turn():
-    hosts = Hosts(per_host=1, per_address=99, rate=None, idle_limit=10)
+    hosts = hosts_with(per_host=1, per_address=99, rate=None)
     for name in ("slow", "quick"):
         for job in range(4):
             hosts.add(name, job, 0.0)
-    assert hosts.slowest(5, {}) == []
+    assert hosts.slowest({}) == []
     # Both are asked; slow answers after 8 s, quick after 1 s, and then is not asked again until 20 s.
     slow, quick = hosts.take(0.0), hosts.take(0.0)
     assert [slow.name, quick.name] == ["slow", "quick"]
@@ -189,37 +194,36 @@ def test_slowest_hosts_are_told_by_what_holds_them_back_and_not_by_our_turn():
     turns = {turn.name: turn for turn in (hosts.take(20.0), hosts.take(20.0))}
     assert set(turns) == {"slow", "quick"}
     hosts.done(turns["quick"], 21.0)
-    told = hosts.slowest(5, {})
+    told = hosts.slowest({})
     assert [(host.name, host.waiting, host.seconds) for host in told] == [("slow", 2, 8.0), ("quick", 2, 1.0)]
     assert told[0].seconds_left == 16.0
-    assert hosts.slowest(1, {}) == told[:1]
-    (first,) = hosts.slowest(1, {"quick": 30, "unknown": 99})
+    first, *_ = hosts.slowest({"quick": 30, "unknown": 99})
     assert (first.name, first.waiting, first.seconds_left) == ("quick", 32, 32.0)
 
 
 def test_pauses_that_a_host_asked_for_count_as_its_time():
-    hosts = Hosts(per_host=9, per_address=99, rate=0.5, idle_limit=10)
+    hosts = hosts_with(per_host=9, per_address=99, rate=0.5)
     for job in range(5):
         hosts.add("polite", job, 0.0)
     for now in (0.0, 2.0, 4.0):
         hosts.done(hosts.take(now), now + 0.1)
     hosts.wait("polite", 30.0, 4.1)
     assert hosts.take(34.1) is not None
-    (told,) = hosts.slowest(5, {})
+    (told,) = hosts.slowest({})
     assert told.seconds == pytest.approx((4.0 + 30.1) / 3)
 
 
 def test_a_host_that_could_be_asked_more_is_not_slow():
-    hosts = Hosts(per_host=2, per_address=99, rate=None, idle_limit=10)
+    hosts = hosts_with(per_host=2, per_address=99, rate=None)
     for job in range(4):
         hosts.add("idle", job, 0.0)
     hosts.done(hosts.take(0.0), 50.0)
-    assert hosts.slowest(5, {}) == []
+    assert hosts.slowest({}) == []
 
 
 def test_hosts_are_forgotten_also_those_that_were_left_alone(monkeypatch):
     monkeypatch.setattr("ingest.web.host_queues._HOSTS_KNOWN", 100)
-    hosts = Hosts(per_host=1, per_address=99, rate=None, idle_limit=10)
+    hosts = hosts_with(per_host=1, per_address=99, rate=None)
     for now in range(2_000):
         for job in range(STRIKES + 3):
             hosts.add(f"{now}.example", job, now)
@@ -244,7 +248,7 @@ def at_one_address(hosts, names, now=0.0, address=("1.1.1.1",)):
 
 
 def test_hosts_of_one_address_are_few_at_a_time_and_all_have_their_turns():
-    hosts = Hosts(per_host=2, per_address=3, rate=None, idle_limit=10)
+    hosts = hosts_with(per_host=2, per_address=3, rate=None)
     names = [f"{number}.example" for number in range(10)]
     at_one_address(hosts, names)
     for job in range(4):
@@ -264,7 +268,7 @@ def test_hosts_of_one_address_are_few_at_a_time_and_all_have_their_turns():
 
 
 def test_a_host_that_moves_to_a_busy_address_waits_there_and_one_that_leaves_makes_room():
-    hosts = Hosts(per_host=9, per_address=1, rate=None, idle_limit=10)
+    hosts = hosts_with(per_host=9, per_address=1, rate=None)
     at_one_address(hosts, ["a"])
     at_one_address(hosts, ["b"], address=("2.2.2.2", "3.3.3.3"))
     for job in range(2):
@@ -284,7 +288,7 @@ def test_a_host_that_moves_to_a_busy_address_waits_there_and_one_that_leaves_mak
 
 
 def test_hosts_of_one_address_keep_their_crawl_delay_together_in_turn():
-    hosts = Hosts(per_host=2, per_address=9, rate=None, idle_limit=10)
+    hosts = hosts_with(per_host=2, per_address=9, rate=None)
     names = [f"{number}.example" for number in range(5)]
     at_one_address(hosts, [*names, "quick"])
     for name in names:
@@ -306,7 +310,7 @@ def test_hosts_of_one_address_keep_their_crawl_delay_together_in_turn():
 
 
 def test_promised_turns_are_forgotten_with_the_jobs():
-    hosts = Hosts(per_host=1, per_address=9, rate=None, idle_limit=10)
+    hosts = hosts_with(per_host=1, per_address=9, rate=None)
     names = [f"{number}.example" for number in range(50)]
     at_one_address(hosts, names)
     for name in names:
@@ -320,7 +324,7 @@ def test_promised_turns_are_forgotten_with_the_jobs():
 def test_D4_hosts_that_ask_not_to_be_asked_for_years_are_remembered_in_bounded_memory(monkeypatch):
     monkeypatch.setattr("ingest.web.host_queues._HOSTS_KNOWN", 100)
     monkeypatch.setattr("ingest.web.host_queues._HOSTS_REMEMBERED", 1_000)
-    hosts = Hosts(per_host=1, per_address=9, rate=None, idle_limit=10)
+    hosts = hosts_with(per_host=1, per_address=9, rate=None)
     for number in range(5_000):
         hosts.add(f"{number}.example", "job", now=0)
         turn = hosts.take(now=0)
@@ -342,7 +346,7 @@ def test_hosts_that_stay_left_alone_are_not_looked_at_for_every_request(monkeypa
 
     monkeypatch.setattr("ingest.web.host_queues._HOSTS_KNOWN", 100)
     monkeypatch.setattr("ingest.web.host_queues.islice", counted)
-    hosts = Hosts(per_host=1, per_address=99, rate=None, idle_limit=10)
+    hosts = hosts_with(per_host=1, per_address=99, rate=None)
     for number in range(1_000):
         hosts.add(f"{number}.example", "job", now=0)
         turn = hosts.take(now=0)
