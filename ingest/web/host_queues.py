@@ -26,8 +26,10 @@ LONGEST_WAIT = 60.0
 LONGEST_DELAY = 30.0
 # Hosts of one address that ask for less are not kept apart.
 _SHORTEST_DELAY = 0.1
-# Hosts with so many jobs in their queues come first: they are the last to end.
+# Hosts with so many jobs in their queues come first: they are the last to end. Of so many turns one is for
+# the others, or they would never come while all connections are busy.
 _LONG_QUEUE = 16
+_TURNS = 8
 _HOSTS_KNOWN = 100_000
 # With those that asked not to be asked; beyond this, the longest idle are asked again too early.
 _HOSTS_REMEMBERED = 200_000
@@ -73,7 +75,9 @@ class Hosts(Generic[Job]):
         self._idle_limit = idle_limit
         self._hosts: dict[str, Host[Job]] = {}
         self._places: WeakValueDictionary[str, Place] = WeakValueDictionary()
+        self._first: deque[Host[Job]] = deque()
         self._ring: deque[Host[Job]] = deque()
+        self._turns = 0
         self._waiting: list[tuple[float, int, Host[Job]]] = []
         self._numbers = count()
         # In the order in which they became idle.
@@ -101,8 +105,8 @@ class Hosts(Generic[Job]):
         """The next job whose time has come."""
         while self._waiting and self._waiting[0][0] <= now:
             self._ring.append(heapq.heappop(self._waiting)[2])
-        while self._ring:
-            host = self._ring.popleft()
+        while ring := self._next_ring():
+            host = ring.popleft()
             if host.waits_at is not None:  # it was listed twice, and is listed there
                 continue
             called_by, host.called_by = host.called_by, None
@@ -114,6 +118,7 @@ class Hosts(Generic[Job]):
                 turn = self._turn(host, now)
                 self._call(called_by)
             if turn is not None:
+                self._turns += 1
                 return turn
         return None
 
@@ -227,6 +232,10 @@ class Hosts(Generic[Job]):
             place = self._places[address] = Place()
         return place
 
+    def _next_ring(self) -> deque[Host[Job]]:
+        """Whose turn it is: that of hosts that come first, or of the others; empty if it is nobody's."""
+        return self._first if self._first and (self._turns % _TURNS or not self._ring) else self._ring
+
     def _turn(self, host: Host[Job], now: float) -> Turn[Job] | None:
         """The host's, if it has one now."""
         if not host.queue:
@@ -319,8 +328,10 @@ class Hosts(Generic[Job]):
                     place.reserved = when + host.delay
             heapq.heappush(self._waiting, (when, next(self._numbers), host))
         elif host.active < host.most or host.refusal is not None:
-            if host.soon or len(host.queue) >= _LONG_QUEUE:
-                self._ring.appendleft(host)
+            if host.soon:
+                self._first.appendleft(host)
+            elif len(host.queue) >= _LONG_QUEUE:
+                self._first.append(host)
             else:
                 self._ring.append(host)
             host.soon = False
