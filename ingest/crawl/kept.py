@@ -1,10 +1,11 @@
 """Results of units that are not committed, under the output: whoever goes on with a unit takes them up.
 
 Units with giants stay open for long, a day at a Crawl-delay of 10 s, and jobs end after an hour. Each process
-has a file of its own for each unit, so that two of them never write to one; the first result of a row counts.
+has files of its own for each unit, so that two of them never write to one; the first result of a row counts.
 Files go when their unit is committed. They name the plan that they are of: another one's are not looked at.
 
-Datasets in buckets have none: what waits for its place there is lost with its process.
+In a folder a unit has one file, which is written as results come. To a bucket, what has come since the last
+time goes now and then, as a file by itself, of units that have been open for a while: `save`.
 """
 
 import os
@@ -12,7 +13,8 @@ import re
 import secrets
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,9 +23,9 @@ from ingest.dataset import layout
 from ingest.dataset.records import canonical_json
 from ingest.plan.plan import Plan
 from ingest.store.posix import make_folder
-from ingest.store.store import Store
+from ingest.store.store import Entry, Store
 
-_NAME = re.compile(r"(\d{8,})-[0-9a-f]{16}\.results")
+_NAME = re.compile(rf"{layout.WAITING}/(\d{{8,}})-[0-9a-f]{{16}}\.results")
 
 
 class Kept:
@@ -36,44 +38,84 @@ class Kept:
 
     def __init__(self, plan: Plan, units: Iterable[int]) -> None:
         self._plan = plan
-        self._files: defaultdict[int, list[Path]] = defaultdict(list)
+        self._store = plan.store
+        self._folder = _folder(plan.store)
+        self._files: defaultdict[int, list[str]] = defaultdict(list)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="keeper")
+        self._saves: dict[int, Future[None]] = {}
         ours = set(units)
-        for path in _listed(plan.store):
-            match = _NAME.fullmatch(path.name)
+        for name in _listed(plan.store) if plan.lanes else ():
+            match = _NAME.fullmatch(name)
             if match is not None and int(match[1]) in ours:
-                self._files[int(match[1])].append(path)
+                self._files[int(match[1])].append(name)
+
+    def close(self) -> None:
+        """What is not saved by now is not; what is being saved will be."""
+        self._thread.shutdown(cancel_futures=True)
 
     def results(self, unit: int, rows: int, memory: Memory) -> Results:
         """For the results of a unit; `load` them from `files`."""
-        if _folder(self._plan.store) is None or unit in self._plan.local_units:
+        if unit in self._plan.local_units:
             return Results(rows, memory, new_file=_without_name)
         header = {"plan": self._plan.fingerprint, "items": self._plan.record.items.sha256, "unit": unit}
-        return Results(
-            rows,
-            memory,
-            new_file=lambda: self._new_file(unit),
-            header=canonical_json(header),
-            keep=True,
-        )
+        new_file: Callable[[], int] = _without_name
+        if (folder := self._folder) is not None:
+            new_file = lambda: self._new_file(folder, unit)  # noqa: E731
+        return Results(rows, memory, new_file=new_file, header=canonical_json(header), keep=True)
 
     def files(self, unit: int) -> Iterator[int]:
         """Descriptors of what others have kept of a unit."""
-        for path in self._files.get(unit, ()):
+        for name in self._files.get(unit, ()):
             with suppress(OSError):  # of what is gone, or not to be read, all is asked for again
-                yield os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+                yield self._open(name)
+
+    def save(self, unit: int, results: Results) -> None:
+        """See that what has come survives; does not wait until it does.
+
+        Raises:
+            OSError: what came before could not be saved.
+        """
+        if self._folder is not None:
+            return
+        if (before := self._saves.get(unit)) is not None:
+            if not before.done():
+                return
+            before.result()
+        if (pieces := results.unsaved()) is not None:
+            saving = self._saves[unit] = self._thread.submit(self._upload, unit, pieces)
+            saving.add_done_callback(lambda _: pieces.close())
 
     def remove(self, unit: int) -> None:
         """The unit is committed."""
-        for path in self._files.pop(unit, ()):
-            path.unlink(missing_ok=True)
+        if (saving := self._saves.pop(unit, None)) is not None and not saving.cancel():
+            saving.exception()  # it was waited for, and is not needed any more
+        for name in self._files.pop(unit, ()):
+            self._store.delete(Entry(name=name, bytes=0, modified=0.0))
 
-    def _new_file(self, unit: int) -> int:
-        folder = _folder(self._plan.store)
-        assert folder is not None
+    def _new_file(self, folder: Path, unit: int) -> int:
         make_folder(folder)
-        path = folder / f"{unit:08d}-{secrets.token_hex(8)}.results"
-        self._files[unit].append(path)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        name = self._new_name(unit)
+        return os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def _new_name(self, unit: int) -> str:
+        name = f"{layout.WAITING}/{unit:08d}-{secrets.token_hex(8)}.results"
+        self._files[unit].append(name)
+        return name
+
+    def _upload(self, unit: int, pieces: Iterable[bytes]) -> None:
+        for piece in pieces:
+            self._store.replace(self._new_name(unit), piece)
+
+    def _open(self, name: str) -> int:
+        if self._folder is not None:
+            return os.open(self._path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with tempfile.TemporaryFile(prefix="ingest-") as file:
+            file.write(self._store.read(name))
+            file.flush()
+            return os.dup(file.fileno())
+
+    def _path(self, name: str) -> Path:
+        return Path(self._store.where(name))
 
 
 def remove_folder(store: Store) -> None:
@@ -84,16 +126,20 @@ def remove_folder(store: Store) -> None:
 
 
 def _folder(store: Store) -> Path | None:
+    """Of datasets in folders."""
     return store.root / layout.WAITING if isinstance(store.root, Path) else None
 
 
-def _listed(store: Store) -> list[Path]:
+def _listed(store: Store) -> list[str]:
     """Files only: a pipe would keep its reader waiting."""
     folder = _folder(store)
-    if folder is None or not folder.is_dir():
+    if folder is None:
+        return [entry.name for entry in store.list(layout.WAITING)]
+    if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False))
+        files = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+    return sorted(f"{layout.WAITING}/{name}" for name in files)
 
 
 def _without_name() -> int:

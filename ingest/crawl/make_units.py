@@ -39,6 +39,7 @@ from ingest.sources.source import Images, Item
 from ingest.video.segments import Span
 from ingest.web.domain import hosts_of
 from ingest.web.errands import Fetched
+from ingest.web.problems import GIVEN_UP
 from ingest.web.settings import FetchSettings
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _WAITING_BYTES = 32 << 20
 _HOSTS_EVERY_S = 2.0
 _ROOM_EVERY_S = 1.0
+_SAVE_EVERY_S = 60.0
 # Of the room that there was for temporary files: a quarter, but not more where the dataset fills the disk.
 _ROOM_KEPT = 0.25
 _MOST_KEPT = 16 << 30
@@ -169,6 +171,7 @@ class _Unit:
         number: of the unit.
         table: its rows, as they were planned.
         results: of its rows, so far.
+        begun: when, seconds.
         items: in order, of the rows that are not written: the source's number, and what it is.
         lane: of units with URLs.
         writer: once there is a result.
@@ -179,6 +182,7 @@ class _Unit:
         self.table = table
         self.results = results
         self.items = items_of(table)
+        self.begun = time.monotonic()
         self.lane: Lane[_Request] | None = None
         self.writer: ShardWriter | InPlaceWriter | None = None
         self._closing = ExitStack()
@@ -246,7 +250,7 @@ class _Crawl:
         self._extra = plan.extra_columns()
         self._open: dict[int, _Unit] = {}
         self._kept = Kept(plan, units)
-        self._hosts_due = self._room_due = 0.0
+        self._hosts_due = self._room_due = self._save_due = 0.0
         self._room = self._room_before = 0  # bytes: now, and when the crawl began
         self._indexed: dict[str, str] = {}  # sha256 of foreign tars that units name
         self._left = self._not_done(units)
@@ -255,6 +259,7 @@ class _Crawl:
         """Give up what is under way."""
         for unit in self._open.values():
             unit.close()
+        self._kept.close()
 
     def arrivals(self) -> Iterator[tuple[_Attempt, bytes | Problem] | None]:
         """Every attempt of the units left, with what came of getting its bytes, in the order of arrival; None
@@ -269,6 +274,7 @@ class _Crawl:
                 turns = self._turns(fetcher.is_idle)
                 for answer in fetcher.run_with_pauses(self._requests(turns)):
                     self._look_at_hosts(fetcher, turns)
+                    self._save()
                     if answer is None:
                         yield None
                         continue
@@ -291,6 +297,14 @@ class _Crawl:
             # Verdicts come in batches: when only slow hosts are left, long after one another.
             self._progress(self._counts)
 
+    def _save(self) -> None:
+        now = time.monotonic()
+        if now >= self._save_due:
+            for unit in self._open.values():
+                if unit.begun <= now - _SAVE_EVERY_S:  # others may soon be whole
+                    self._kept.save(unit.number, unit.results)
+            self._save_due = now + _SAVE_EVERY_S
+
     def take(self, attempt: _Attempt, data: bytes | Problem, verdict: Checked) -> None:
         """Write what is due; commit a unit that is whole. If another worker was first, its result stands."""
         unit = attempt.unit
@@ -302,9 +316,9 @@ class _Crawl:
         if verdict.data is not None:  # held once, as `stored`
             verdict = replace(verdict, data=None)
         retryable = isinstance(data, Problem) and data.retryable
-        self._write(
-            unit, unit.results.put(attempt.row, Result(verdict, retryable, attempt.http_status), stored)
-        )
+        result = Result(verdict, retryable, attempt.http_status)
+        # Whoever goes on with the unit may have more time.
+        self._write(unit, unit.results.put(attempt.row, result, stored, lasts=data is not GIVEN_UP))
         self._progress(self._counts)
 
     def _begun(self, unit: _Unit) -> ShardWriter | InPlaceWriter:

@@ -30,7 +30,9 @@ _HEAD = struct.Struct("<4sIQI")
 _MARK = b"IRS1"
 _MOST_TEXT = 1 << 20
 _MOST_BYTES = 1 << 30
-_PIECE = 1 << 20
+_DIGESTED = 1 << 20  # at a time
+_MOST_PIECE = 32 << 20
+_AT_FAULT = "a file of results does not read back as it was written: the disk is at fault"
 _FILE_BITS = 40
 # Of what waits in memory, besides its bytes.
 _ROW_BYTES = 1024
@@ -95,7 +97,7 @@ class _ResultFile:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._end = os.fstat(descriptor).st_size
+        self._end = self._saved = os.fstat(descriptor).st_size
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -103,6 +105,12 @@ class _ResultFile:
     def begin(self, header: bytes) -> None:
         """Say whose results these are."""
         self._append(header, b"")
+        self._saved = self._end
+
+    def unsaved(self) -> "Pieces | None":
+        """What was appended since the last call."""
+        start, self._saved = self._saved, self._end
+        return Pieces(os.dup(self._descriptor), start, self._end) if start < self._end else None
 
     def append(self, row: int, result: Result, data: bytes) -> int:
         """Add a record; where it lies."""
@@ -117,8 +125,22 @@ class _ResultFile:
         record = self._text(offset)
         data = b"" if record is None else os.pread(self._descriptor, record[2], record[1])
         if record is None or len(data) != record[2]:
-            raise OSError("a file of results does not read back as it was written: the disk is at fault")
+            raise OSError(_AT_FAULT)
         return _Text.model_validate_json(record[0]).result(), data
+
+    def after(self, offset: int) -> int:
+        """Where the record that lies there ends."""
+        record = self._text(offset)
+        if record is None:
+            raise OSError(_AT_FAULT)
+        return record[1] + record[2]
+
+    def piece(self, start: int, stop: int) -> bytes:
+        """Of the file, as they are."""
+        data = os.pread(self._descriptor, stop - start, start)
+        if len(data) != stop - start:
+            raise OSError(_AT_FAULT)
+        return data
 
     def found(self, header: bytes) -> Iterator[_Found]:
         """The records after this header, up to the first that is not whole."""
@@ -164,9 +186,37 @@ class _ResultFile:
 
     def _digest(self, start: int, size: int) -> str:
         digest = hashlib.sha256()
-        for offset in range(start, start + size, _PIECE):
-            digest.update(os.pread(self._descriptor, min(_PIECE, start + size - offset), offset))
+        for offset in range(start, start + size, _DIGESTED):
+            digest.update(os.pread(self._descriptor, min(_DIGESTED, start + size - offset), offset))
         return digest.hexdigest()
+
+
+class Pieces:
+    """Some of a file's records as files by themselves, of bounded size; for another thread.
+
+    Args:
+        descriptor: of the file; it is closed with this.
+        start, end: where they begin and end.
+    """
+
+    def __init__(self, descriptor: int, start: int, end: int) -> None:
+        self._file = _ResultFile(descriptor)
+        self._start = start
+        self._end = end
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __iter__(self) -> Iterator[bytes]:
+        header = self._file.piece(0, self._file.after(0))
+        first = offset = self._start
+        while offset < self._end:
+            after = self._file.after(offset)
+            if after - first > _MOST_PIECE and offset > first:
+                yield header + self._file.piece(first, offset)
+                first = offset
+            offset = after
+        yield header + self._file.piece(first, self._end)
 
 
 class Results:
@@ -224,11 +274,21 @@ class Results:
         self._at[row] = self._kept[row]
         yield from self._due()
 
-    def put(self, row: int, result: Result, data: bytes) -> Iterator[tuple[Result, bytes]]:
-        """Take one; yields all that are due now. Each row comes once."""
+    def unsaved(self) -> Pieces | None:
+        """What went to the file since the last call."""
+        return None if self._own is None else self._own.unsaved()
+
+    def put(
+        self, row: int, result: Result, data: bytes, *, lasts: bool = True
+    ) -> Iterator[tuple[Result, bytes]]:
+        """Take one; yields all that are due now. Each row comes once.
+
+        Args:
+            lasts: it is kept for others.
+        """
         fits = len(data) + _ROW_BYTES <= self._memory.left
         is_due = row == self.next
-        if self._keep or not (fits or is_due):
+        if (self._keep and lasts) or not (fits or is_due):
             self._at[row] = self._append(row, result, data)
         if is_due:
             self.next += 1

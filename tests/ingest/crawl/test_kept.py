@@ -137,6 +137,36 @@ def test_D1_D3_what_came_before_a_mistake_is_not_asked_for_again(tmp_path, serve
     assert dataset_bytes(tmp_path / "out") == dataset_bytes(tmp_path / "whole")
 
 
+def test_D1_D3_what_went_to_a_bucket_is_not_asked_for_again(tmp_path, servers, urls, bucket, monkeypatch):
+    quick, slow = servers
+    monkeypatch.setattr("ingest.crawl.make_units._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("ingest.crawl.results._MOST_PIECE", 2000)
+    settings = CrawlSettings(unit_rows=200, fetch=FETCH)
+    expected = crawl_shards([str(urls)], tmp_path / "whole", settings, workers=1, progress=quietly)
+    for server in servers:
+        server.asked.clear()
+    slow.answering.clear()
+    (store, files) = open_store(f"{bucket}/set"), 0
+
+    def progress(counts: Counts) -> None:
+        nonlocal files
+        if counts.done >= QUICK:  # told now and then while the slow site is waited for
+            found = len(list(store.list("waiting")))
+            if files == found > 3:
+                slow.answering.set()
+                raise ZeroDivisionError
+            files = found
+
+    with pytest.raises(ZeroDivisionError):
+        crawl_shards([str(urls)], store.root, settings, workers=1, progress=progress)
+    (plan,) = read_plans(store)
+    counts = Counts()
+    report = crawl_plan(plan, fetch=FETCH, workers=1, progress=quietly, counts=counts)
+    assert report.root == expected.root
+    assert counts.resumed == QUICK and set(pictures(quick.asked).values()) == {1}
+    assert list(store.list("waiting")) == []
+
+
 def test_D1_another_crawler_that_ends_first_takes_nothing_away(tmp_path, urls):
     expected = whole(urls, tmp_path / "whole")
     gone = 0
