@@ -5,7 +5,7 @@ has files of its own for each unit, so that two of them never write to one; the 
 Files go when their unit is committed. They name the plan that they are of: another one's are not looked at.
 
 In a folder a unit has one file, which is written as results come. To a bucket, what has come since the last
-time goes now and then, as a file by itself, of units that have been open for a while: `save`.
+time goes now and then, as a file by itself: `save`.
 """
 
 import os
@@ -61,7 +61,7 @@ class Kept:
         new_file: Callable[[], int] = _without_name
         if (folder := self._folder) is not None:
             new_file = lambda: self._new_file(folder, unit)  # noqa: E731
-        return Results(rows, memory, new_file=new_file, header=canonical_json(header), keep=True)
+        return Results(rows, memory, new_file=new_file, header=canonical_json(header))
 
     def files(self, unit: int) -> Iterator[int]:
         """Descriptors of what others have kept of a unit."""

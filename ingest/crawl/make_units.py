@@ -25,7 +25,7 @@ from ingest.crawl.lanes import WINDOW, Lane, Lanes
 from ingest.crawl.results import Memory, Result, Results
 from ingest.dataset.commit import commit, read_commit, read_commits
 from ingest.dataset.records import CommitRecord
-from ingest.dataset.schema import SPAN_COLUMNS
+from ingest.dataset.schema import SPAN_COLUMNS, VIDEO_SCHEMA
 from ingest.dataset.shard import InPlaceWriter, ShardWriter
 from ingest.image.check import Checked
 from ingest.image.check_pool import Checker
@@ -49,7 +49,10 @@ if TYPE_CHECKING:
 _WAITING_BYTES = 32 << 20
 _HOSTS_EVERY_S = 2.0
 _ROOM_EVERY_S = 1.0
-_SAVE_EVERY_S = 60.0
+# Most units are whole before.
+_KEEP_AFTER_S = 30.0
+_KEEP_EVERY_S = 1.0
+_SAVE_EVERY_S = 60.0  # to a bucket
 # Of the room that there was for temporary files: a quarter, but not more where the dataset fills the disk.
 _ROOM_KEPT = 0.25
 _MOST_KEPT = 16 << 30
@@ -250,7 +253,7 @@ class _Crawl:
         self._extra = plan.extra_columns()
         self._open: dict[int, _Unit] = {}
         self._kept = Kept(plan, units)
-        self._hosts_due = self._room_due = self._save_due = 0.0
+        self._hosts_due = self._room_due = self._keep_due = self._save_due = 0.0
         self._room = self._room_before = 0  # bytes: now, and when the crawl began
         self._indexed: dict[str, str] = {}  # sha256 of foreign tars that units name
         self._left = self._not_done(units)
@@ -274,7 +277,7 @@ class _Crawl:
                 turns = self._turns(fetcher.is_idle)
                 for answer in fetcher.run_with_pauses(self._requests(turns)):
                     self._look_at_hosts(fetcher, turns)
-                    self._save()
+                    self._keep()
                     if answer is None:
                         yield None
                         continue
@@ -297,13 +300,34 @@ class _Crawl:
             # Verdicts come in batches: when only slow hosts are left, long after one another.
             self._progress(self._counts)
 
-    def _save(self) -> None:
+    def _keep(self) -> None:
+        """See that what has come of units that do not end soon survives a kill."""
         now = time.monotonic()
+        if now < self._keep_due:
+            return
+        self._keep_due = now + _KEEP_EVERY_S
+        for unit in self._open.values():
+            # Of those in lanes: what lies in folders and archives is read again.
+            if unit.lane is not None and not unit.results.keeps and unit.begun <= now - _KEEP_AFTER_S:
+                written = unit.writer.rows_so_far() if isinstance(unit.writer, ShardWriter) else ()
+                unit.results.keep((self._result_of(row), data) for row, data in written)
         if now >= self._save_due:
-            for unit in self._open.values():
-                if unit.begun <= now - _SAVE_EVERY_S:  # others may soon be whole
-                    self._kept.save(unit.number, unit.results)
             self._save_due = now + _SAVE_EVERY_S
+            for unit in self._open.values():
+                if unit.results.keeps:
+                    self._kept.save(unit.number, unit.results)
+
+    def _result_of(self, row: Mapping[str, Any]) -> Result:
+        """The result that a row was made of."""
+        names = ("status", "format", "width", "height", "original_width", "original_height", "phash")
+        own = VIDEO_SCHEMA.names if self._settings.video is not None else ()
+        verdict = Checked(
+            **{name: row[name] for name in names},
+            reason=row["reason"] or "",
+            sha256=None if row["sha256"] is None else row["sha256"].hex(),
+            columns={name: row[name] for name in own},
+        )
+        return Result(verdict, row["retryable"], row["http_status"])
 
     def take(self, attempt: _Attempt, data: bytes | Problem, verdict: Checked) -> None:
         """Write what is due; commit a unit that is whole. If another worker was first, its result stands."""
@@ -317,8 +341,7 @@ class _Crawl:
             verdict = replace(verdict, data=None)
         retryable = isinstance(data, Problem) and data.retryable
         result = Result(verdict, retryable, attempt.http_status)
-        # Whoever goes on with the unit may have more time.
-        self._write(unit, unit.results.put(attempt.row, result, stored, lasts=data is not GIVEN_UP))
+        self._write(unit, unit.results.put(attempt.row, result, stored))
         self._progress(self._counts)
 
     def _begun(self, unit: _Unit) -> ShardWriter | InPlaceWriter:
@@ -368,7 +391,7 @@ class _Crawl:
             table = self._plan.table(number)
             results = self._kept.results(number, len(table), self._memory)
             unit = self._open[number] = _Unit(number, table, results)
-            for result, size in results.load(self._kept.files(number)):
+            for result, size in results.load(self._kept.files(number), lasts=_lasts):
                 self._count(result.verdict, size)
                 self._counts.resumed += 1
             yield unit
@@ -480,6 +503,11 @@ class _Crawl:
         else:
             reasons = self._counts.rejected if verdict.status == "rejected" else self._counts.failed
             reasons[verdict.reason] += 1
+
+
+def _lasts(result: Result) -> bool:
+    """Whoever goes on may have more time."""
+    return result.verdict.reason != GIVEN_UP.reason
 
 
 def _whole(item: Item) -> tuple[bytes, int, str]:

@@ -4,10 +4,10 @@ What comes early waits: in memory as long as a budget lasts that all units under
 one slow site delays its unit's end and nothing else, and memory stays bounded: of a row that waits in the
 file, there is a number in memory.
 
-Of rows with URLs every result goes to a file, whether it waits or not, and the file outlives its process:
-whoever goes on with the unit asks for the rest only (`ingest.crawl.kept`). Records follow each other in it.
-One that was torn by a kill or a full disk ends what is believed of a file, and so does one that says anything
-else than what was kept.
+The file may outlive its process: once a unit has been open for a while, every result goes there, whether it
+waits or not, and whoever goes on with the unit asks for the rest only (`ingest.crawl.kept`). Records follow
+each other in it. One that was torn by a kill or a full disk ends what is believed of a file, and so does one
+that says anything else than what was kept.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -228,26 +229,20 @@ class Results:
         memory: shared by all units under way.
         new_file: makes the file for them, and returns its descriptor.
         header: what the file begins with: whose results these are.
-        keep: every result goes to the file; otherwise those for which memory lacks.
 
     Attributes:
         next: the row that is due.
+        keeps: every result goes to the file; otherwise those for which memory lacks.
     """
 
     def __init__(
-        self,
-        rows: int,
-        memory: Memory,
-        *,
-        new_file: Callable[[], int],
-        header: bytes = b"",
-        keep: bool = False,
+        self, rows: int, memory: Memory, *, new_file: Callable[[], int], header: bytes = b""
     ) -> None:
         self._rows = rows
         self._memory = memory
         self._new_file = new_file
         self._header = header
-        self._keep = keep
+        self.keeps = False
         self._own: _ResultFile | None = None
         self._files: list[_ResultFile] = []
         self._held: dict[int, tuple[Result, bytes]] = {}
@@ -256,12 +251,19 @@ class Results:
         self._kept = self._nowhere()
         self.next = 0
 
-    def load(self, descriptors: Iterable[int]) -> Iterator[tuple[Result, int]]:
-        """Look for what earlier processes have kept; yields each result, and the number of its bytes."""
+    def load(
+        self, descriptors: Iterable[int], *, lasts: Callable[[Result], bool] = lambda result: True
+    ) -> Iterator[tuple[Result, int]]:
+        """Look for what earlier processes have kept; yields each result, and the number of its bytes.
+
+        Args:
+            descriptors: of their files.
+            lasts: whether a result is one for this process, too.
+        """
         for descriptor in descriptors:
             file = self._add(descriptor)
             for row, result, offset, size in file.found(self._header):
-                if 0 <= row < self._rows and self._kept[row] < 0:
+                if 0 <= row < self._rows and self._kept[row] < 0 and lasts(result):
                     self._kept[row] = self._place(file, offset)
                     yield result, size
 
@@ -278,17 +280,22 @@ class Results:
         """What went to the file since the last call."""
         return None if self._own is None else self._own.unsaved()
 
-    def put(
-        self, row: int, result: Result, data: bytes, *, lasts: bool = True
-    ) -> Iterator[tuple[Result, bytes]]:
-        """Take one; yields all that are due now. Each row comes once.
+    def keep(self, written: Iterable[tuple[Result, bytes]]) -> None:
+        """From now on all results go to the file, and so do those that came before.
 
         Args:
-            lasts: it is kept for others.
+            written: those that were due, in order.
         """
+        self.keeps = True
+        for row, (result, data) in chain(enumerate(written), self._held.items()):
+            if self._at[row] < 0:
+                self._at[row] = self._append(row, result, data)
+
+    def put(self, row: int, result: Result, data: bytes) -> Iterator[tuple[Result, bytes]]:
+        """Take one; yields all that are due now. Each row comes once."""
         fits = len(data) + _ROW_BYTES <= self._memory.left
         is_due = row == self.next
-        if (self._keep and lasts) or not (fits or is_due):
+        if self.keeps or not (fits or is_due):
             self._at[row] = self._append(row, result, data)
         if is_due:
             self.next += 1

@@ -8,7 +8,7 @@ import hashlib
 import io
 import tarfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
@@ -122,6 +122,12 @@ class MetaWriter:
             meta=FileRecord(name=name, bytes=len(table), sha256=sha256),
         )
 
+    def rows_so_far(self) -> Iterator[dict[str, Any]]:
+        """What was added until now, in order."""
+        self._pack()
+        for chunk in self._chunks:
+            yield from chunk.to_pylist()
+
     def _no_rows(self) -> dict[str, list[Any]]:
         return {name: [] for name in self._schema.names}
 
@@ -179,6 +185,16 @@ class ShardWriter:
             self._write(b"\0" * (-len(data) % _BLOCK))
         else:
             self._meta.add(verdict, offset=0, size=0, **row)
+
+    def rows_so_far(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """What was added until now, in order: each row, and its image if it is kept."""
+        for row in self._meta.rows_so_far():
+            data = b""
+            if row["status"] == "kept":
+                self._tar.file.seek(row["offset"])
+                data = self._tar.file.read(row["size"])
+            yield row, data
+        self._tar.file.seek(self._offset)
 
     def publish(self, *, generation: int, fingerprint: str) -> CommitRecord:
         """Make tar and Parquet durable under their content names; returns the record to commit."""

@@ -35,6 +35,13 @@ def quietly(counts: Counts) -> None:
 
 
 @pytest.fixture
+def at_once(monkeypatch):
+    """Units are kept as soon as they are begun."""
+    monkeypatch.setattr("ingest.crawl.make_units._KEEP_AFTER_S", 0.0)
+    monkeypatch.setattr("ingest.crawl.make_units._KEEP_EVERY_S", 0.0)
+
+
+@pytest.fixture
 def servers():
     with PictureServer() as quick, PictureServer() as slow:
         yield quick, slow
@@ -80,7 +87,8 @@ def kill_when(urls: Path, output: Path, parts: int, done) -> None:
     """Crawl in another process until that is true, and kill it with all that it has started."""
     words = ["crawl-shards", str(urls), "--output", str(output), "--parts", str(parts), "--unit-rows", "5"]
     words += ["--contact", "test@example.org", "--allow-private", NETWORK, "--deadline", "60"]
-    command = [sys.executable, "-c", "from ingest.cli import main; main()", *words]
+    at_once = "from ingest.crawl import make_units as m; m._KEEP_AFTER_S = m._KEEP_EVERY_S = 0.0"
+    command = [sys.executable, "-c", f"{at_once}; from ingest.cli import main; main()", *words]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     while not done():
         assert process.poll() is None
@@ -117,27 +125,36 @@ def test_D1_D3_what_was_kept_is_not_asked_for_again_whatever_kills_and_parts(tmp
     assert not (output / "waiting").exists()
 
 
-def test_D1_D3_what_came_before_a_mistake_is_not_asked_for_again(tmp_path, servers, urls):
-    expected = whole(urls, tmp_path / "whole")
+@pytest.mark.parametrize("kept_from", [0, 70])
+def test_D1_D3_what_came_before_a_mistake_is_not_asked_for_again(
+    tmp_path, servers, urls, at_once, monkeypatch, kept_from
+):
+    quick, slow = servers
+    settings = CrawlSettings(unit_rows=60, fetch=FETCH)
+    expected = crawl_shards([str(urls)], tmp_path / "whole", settings, workers=1, progress=quietly)
     for server in servers:
         server.asked.clear()
+    slow.answering.clear()
+    monkeypatch.setattr("ingest.crawl.make_units._KEEP_AFTER_S", 1e9)
 
     def progress(counts: Counts) -> None:
-        if counts.done == 70:
+        if counts.done >= kept_from:
+            monkeypatch.setattr("ingest.crawl.make_units._KEEP_AFTER_S", 0.0)
+        if counts.done == QUICK and kept_rows(tmp_path / "out") == QUICK:
+            slow.answering.set()
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        crawl_shards([str(urls)], tmp_path / "out", SETTINGS, workers=1, progress=progress)
-    asked = sum(pictures(server.asked).total() for server in servers)
-    report = whole(urls, tmp_path / "out")
+        crawl_shards([str(urls)], tmp_path / "out", settings, workers=1, progress=progress)
+    report = crawl_shards([str(urls)], tmp_path / "out", settings, workers=1, progress=quietly)
     assert report.root == expected.root
-    assert report.counts.resumed == 70
-    again = sum(pictures(server.asked).total() for server in servers) - asked
-    assert again == QUICK + SLOW - 70
+    assert report.counts.resumed == QUICK and set(pictures(quick.asked).values()) == {1}
     assert dataset_bytes(tmp_path / "out") == dataset_bytes(tmp_path / "whole")
 
 
-def test_D1_D3_what_went_to_a_bucket_is_not_asked_for_again(tmp_path, servers, urls, bucket, monkeypatch):
+def test_D1_D3_what_went_to_a_bucket_is_not_asked_for_again(
+    tmp_path, servers, urls, at_once, bucket, monkeypatch
+):
     quick, slow = servers
     monkeypatch.setattr("ingest.crawl.make_units._SAVE_EVERY_S", 0.0)
     monkeypatch.setattr("ingest.crawl.results._MOST_PIECE", 2000)
@@ -167,7 +184,7 @@ def test_D1_D3_what_went_to_a_bucket_is_not_asked_for_again(tmp_path, servers, u
     assert list(store.list("waiting")) == []
 
 
-def test_D1_another_crawler_that_ends_first_takes_nothing_away(tmp_path, urls):
+def test_D1_another_crawler_that_ends_first_takes_nothing_away(tmp_path, urls, at_once):
     expected = whole(urls, tmp_path / "whole")
     gone = 0
 
@@ -181,7 +198,7 @@ def test_D1_another_crawler_that_ends_first_takes_nothing_away(tmp_path, urls):
     assert gone and report.root == expected.root
 
 
-def test_D1_a_crawl_goes_on_after_a_full_disk_and_with_what_was_torn(tmp_path, servers, urls):
+def test_D1_a_crawl_goes_on_after_a_full_disk_and_with_what_was_torn(tmp_path, servers, urls, at_once):
     quick, _ = servers
     settings = CrawlSettings(unit_rows=200, fetch=FETCH)
     expected = crawl_shards([str(urls)], tmp_path / "whole", settings, workers=1, progress=quietly)
