@@ -5,6 +5,7 @@ fetched for others (`ingest.crawl.kept`); a part that starts again makes what is
 when it is asked to.
 """
 
+import heapq
 import json
 import os
 import signal
@@ -135,7 +136,7 @@ def sum_into(total: Counts, parts: Sequence[Counts]) -> None:
             empty = Counter[str]() if field.name in ("rejected", "failed") else 0
             setattr(total, field.name, sum(values, empty))
     hosts = chain.from_iterable(part.slowest_hosts for part in parts)
-    total.slowest_hosts = sorted(hosts, key=lambda host: host.seconds_left, reverse=True)[:MOST_SLOW]
+    total.slowest_hosts = tuple(heapq.nlargest(MOST_SLOW, hosts, key=lambda host: host.seconds_left))
 
 
 def _crawl(part: Part, progress: Progress, begin: Callable[[int], None]) -> tuple[Plan, Counts]:
