@@ -33,7 +33,7 @@ def lines() -> str:
     """URLs as long as those of the web, and captions."""
     names = [hashlib.md5(str(n).encode()).hexdigest() for n in range(UNIT_ROWS * UNITS)]
     return "".join(
-        f"https://img{n % 5000}.example{n % 5000}.org/photos/2023/11/{name}.jpg,a caption of some letters {n}\n"
+        f"https://img{n % 5000}.example{n % 5000}.org/photos/2023/{name}.jpg,a caption of some letters {n}\n"
         for n, name in enumerate(names)
     )
 
