@@ -31,7 +31,7 @@ from ingest.web.host_limits import HostLimit
 from ingest.web.host_queues import SlowHost
 from ingest.web.opt_outs import OptOut
 from ingest.web.settings import FetchSettings
-from pipeline.commands.runs import read_latest_step
+from pipeline.train.look import read_latest_step
 
 FETCH = FetchSettings(contact="test@example.org", allow_private=(NETWORK,))
 SETTINGS = CrawlSettings(unit_rows=5, fetch=FETCH)
