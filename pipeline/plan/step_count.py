@@ -77,7 +77,8 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
     with FakeTensorMode(allow_non_fake_inputs=True):
         method = prepare(recipe, rank_rows=rank_rows)
         frozen = [parameter for parameter in method.parameters() if not parameter.requires_grad]
-        peak, (forward_flops, flops, passes) = measure_steps(method, recipe, rank_rows=rank_rows)
+        forward_flops, flops, passes = measure_flops(method, recipe, rank_rows=rank_rows)
+        peak = measure_peak(method, recipe, rank_rows=rank_rows)
     numbers = sum(p.numel() for p in method.parameters())
     # What the optimizer keeps for each parameter, and the gradients, are kept in float32.
     held = {p.dtype: p.element_size() for p in method.parameters()}
@@ -100,7 +101,7 @@ def count_step(recipe: PretrainRecipe, *, rank_rows: int) -> StepCount:
         gradients=round(peak["GRAD"] * wide),
         optimizer=round(peak["OPT"] * wide),
         buffers=peak["BUFFER"],
-        activations=peak["ACT"] + peak["TEMP"] + peak["OTH"],
+        activations=_activations(peak),
         passes=passes,
         batch_norms=norms * passes,
     )
@@ -113,12 +114,14 @@ def step_counter(recipe: PretrainRecipe, *, near: int) -> Callable[[int], StepCo
     """
 
     @cache
-    def counted(rows: int) -> StepCount:
-        return count_step(recipe, rank_rows=rows)
+    def counted() -> tuple[StepCount, float]:
+        here = count_step(recipe, rank_rows=near)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            twice = measure_peak(prepare(recipe, rank_rows=2 * near), recipe, rank_rows=2 * near)
+        return here, (_activations(twice) - here.activations) / near
 
     def count(rows: int) -> StepCount:
-        here = counted(near)
-        per_row = (counted(2 * near).activations - here.activations) / near
+        here, per_row = counted()
         return replace(here, activations=round(here.activations + (rows - near) * per_row))
 
     return count
@@ -149,48 +152,72 @@ def prepare(recipe: PretrainRecipe, *, rank_rows: int) -> Method:
     return method
 
 
-def measure_steps(
-    method: Method, recipe: PretrainRecipe, *, rank_rows: int
-) -> tuple[dict[str, int], tuple[float, float, int]]:
-    """Two steps, on tensors that may be fake, of which the second finds the optimizer's state.
-
-    Returns:
-        Bytes at the fullest moment by kind; and of a micro-batch the FLOPs of the forward pass, the FLOPs of
-        all of it, and how often the trunk is passed.
+def measure_flops(method: Method, recipe: PretrainRecipe, *, rank_rows: int) -> tuple[float, float, int]:
+    """A micro-batch, on tensors that may be fake: the FLOPs of its forward pass, the FLOPs of all of it, and
+    how often the trunk is passed.
     """
-    alone = World(rank=0, size=1, local_rank=0, device=_HERE, group=None, control=None)
-    engine = ReplicatedEngine(method, world=alone)
-    optimizer = build_optimizer(engine, recipe.optim)
+    passes: list[nn.Module] = []
+    forward: list[float] = []
+    counting = method.trunk.register_forward_hook(lambda trunk, *_: passes.append(trunk))
+    with FlopCounterMode(display=False, custom_mapping=_BACKWARD) as counter:
+        _backward(
+            _engine(method),
+            recipe,
+            rank_rows=rank_rows,
+            forward_done=lambda: forward.append(counter.get_total_flops()),
+        )
+    counting.remove()
+    return forward[0], float(counter.get_total_flops()), len(passes)
 
-    def backward(step: int) -> None:
-        inputs = modality_of(recipe.data).placeholders(rank_rows, dtype=DTYPES[recipe.train.precision])
-        with arithmetic(recipe.train, _HERE):
-            terms = engine(inputs, step)
-        forward.append(counter.get_total_flops())
-        torch.autograd.backward(terms["loss"])
+
+def measure_peak(method: Method, recipe: PretrainRecipe, *, rank_rows: int) -> dict[str, int]:
+    """Bytes by kind at the fullest moment of a step, on tensors that may be fake, of an optimizer that has
+    taken one before.
+    """
+    engine = _engine(method)
+    optimizer = build_optimizer(engine, recipe.optim)
 
     def update() -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    forward: list[float] = []
-    passes: list[nn.Module] = []
-    counting = method.trunk.register_forward_hook(lambda trunk, *_: passes.append(trunk))
-    with FlopCounterMode(display=False, custom_mapping=_BACKWARD) as counter:
-        backward(0)
-    counting.remove()
-    counted = (forward[0], float(counter.get_total_flops()), len(passes))
+    for parameter in method.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     update()
     tracker = _PeakTracker()
     method.requires_grad_(True)  # it hooks every parameter; a teacher gets no gradient all the same
     tracker.track_external(method, optimizer)
     with tracker:
         for _ in range(min(2, recipe.train.accumulate)):
-            backward(1)
+            _backward(engine, recipe, rank_rows=rank_rows)
             tracker.reset_mod_stats()  # it keeps those of one pass
         update()
     snapshot = tracker.get_tracker_snapshot("peak")[_HERE]
-    return {str(kind).rpartition(".")[2]: size for kind, size in snapshot.items()}, counted
+    return {str(kind).rpartition(".")[2]: size for kind, size in snapshot.items()}
+
+
+def _engine(method: Method) -> ReplicatedEngine:
+    alone = World(rank=0, size=1, local_rank=0, device=_HERE, group=None, control=None)
+    return ReplicatedEngine(method, world=alone)
+
+
+def _backward(
+    engine: ReplicatedEngine,
+    recipe: PretrainRecipe,
+    *,
+    rank_rows: int,
+    forward_done: Callable[[], None] = lambda: None,
+) -> None:
+    """A micro-batch; as in training, its inputs and terms live until the end."""
+    inputs = modality_of(recipe.data).placeholders(rank_rows, dtype=DTYPES[recipe.train.precision])
+    with arithmetic(recipe.train, _HERE):
+        terms = engine(inputs, 0)
+    forward_done()
+    torch.autograd.backward(terms["loss"])
+
+
+def _activations(peak: dict[str, int]) -> int:
+    return peak["ACT"] + peak["TEMP"] + peak["OTH"]
 
 
 class _PeakTracker(MemTracker):
