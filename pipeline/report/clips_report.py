@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -19,28 +18,13 @@ from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.stages import ClipsReportRecipe
 from pipeline.report.clip_gallery import PositiveSets, across, labels_of, near_rows, players, positive_sets
 from pipeline.report.clip_scores import TRUNKS, ScoreRow, score_rows
-from pipeline.report.curve import read_curves, thinning
-from pipeline.report.figures import Bar, Series, bar_chart, line_chart
+from pipeline.report.figures import Bar, bar_chart
 from pipeline.report.page import environment
 from pipeline.report.run_report import hardware, stages_of
+from pipeline.report.training_curves import training_curves
 from pipeline.transfer.features import Features, load_features
 
 _TONES = {"": "t1", "_cma": "t5", "_random": "t2"}
-# Key of a run's metrics → title, meaning.
-_CURVES = {
-    "loss": ("Loss", "of the whole batch"),
-    "pair_cosine": ("Cosine of a picture and its sound", "in the bank; what is to rise"),
-    "random_cosine_across": ("Cosine of a picture and another's sound", "in the bank"),
-    "random_cosine_video": ("Cosine of any two pictures", "in the bank; 1 would be a collapse"),
-    "random_cosine_audio": ("Cosine of any two sounds", "in the bank; 1 would be a collapse"),
-    "bank_agreement": (
-        "Shared neighbourhoods",
-        "how much more alike in one modality those are that are near in the other, in standard deviations",
-    ),
-    "positives_mutual": ("Mutual positives", "share of the positives of which each is the other's"),
-    "positives_kept": ("Positives kept", "share that the last search had found, too"),
-    "rankme": ("RankMe", "effective number of dimensions that the pictures' embedding uses"),
-}
 
 
 def build_clips_report(inputs: Mapping[str, Input], recipe: ClipsReportRecipe, out: Path) -> None:
@@ -84,7 +68,7 @@ def build_clips_report(inputs: Mapping[str, Input], recipe: ClipsReportRecipe, o
             positives=_positive_sets(inputs, sound, recipe) if "cma" in inputs else None,
             data={name: inputs[name].receipt.metrics for name in ("data", "test")},
             pretrain=pretrain,
-            curves=_curves(runs),
+            curves=training_curves(runs, tones=("t1", "t5")[: len(runs)]),
             hardware=hardware(run),
             machine=inputs["run"].receipt.machine,
             stages=stages_of(inputs),
@@ -139,20 +123,3 @@ def _chart(rows: list[ScoreRow]) -> str:
         for row in rows
     ]
     return bar_chart(groups, title="Accuracy on the test videos")
-
-
-def _curves(runs: Mapping[str, Path]) -> list[dict[str, Any]]:
-    read = {name: read_curves(run / "metrics.jsonl", _CURVES) for name, run in runs.items()}
-    charts = []
-    for key, (title, meaning) in _CURVES.items():
-        found = {name: curves[key] for name, curves in read.items() if curves[key].points}
-        if found:
-            lines = [
-                Series(name=name, x=curve.drawn[0], y=curve.drawn[1], tone="t1" if name == "AVID" else "t5")
-                for name, curve in found.items()
-            ]
-            chart = line_chart(lines, title=title, x_label="step")
-            charts.append(
-                {"title": title, "meaning": meaning + thinning(list(found.values())), "chart": chart}
-            )
-    return charts

@@ -11,11 +11,10 @@ from typing import Any
 from markupsafe import Markup
 
 from cluster.errors import UserError
-from cluster.json_rows import Row, read_rows
 from cluster.typed_yaml import load_recipe
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.stages import CompareRecipe
-from pipeline.report.curve import Curve, thinning
+from pipeline.report.curve import Curve, numbered_rows, thinning
 from pipeline.report.figures import TONES, Series, line_chart
 from pipeline.report.page import environment
 from pipeline.train.branch import Parent, read_parent
@@ -23,12 +22,13 @@ from pipeline.train.collapse import COLLAPSED_BELOW, signs_of_collapse
 
 # Key in metrics.jsonl, title, unit, meaning.
 PANELS = (
+    ("loss", "Loss", "", "of the whole batch; those of different methods are different numbers"),
+    ("lr", "Learning rate", "", "warm-up, then the schedule"),
     ("embedding_std", "Embedding spread", "", "1 on the whole sphere; 0 where all images are one point"),
     ("rankme", "RankMe", "", "effective number of dimensions that the embedding uses"),
     ("knn", "Nearest-neighbour accuracy", " %", "of the trunk, by the labels of the recipe's probe"),
 )
 _LONGEST_VALUE = 60  # characters
-_TOO_LARGE = 1e300  # for arithmetic; no number that is not finite is smaller
 _ABSENT = object()
 
 
@@ -168,11 +168,7 @@ def _read_run(name: str, folder: Path, recipe: PretrainRecipe) -> ComparedRun:
     parent = read_parent(folder)
     for key, point in _where_it_left(parent).items() if parent else ():
         curves[key].add(*point)
-    for row in read_rows(path) if path.is_file() else ():
-        values = _numbers(row)
-        step = values.get("step")
-        if not isinstance(step, int):
-            raise UserError(f"{path} is damaged: a row of it has no step; remove that line")
+    for step, values in numbered_rows(path):
         last |= values
         for sign in signs_of_collapse(values) if step > recipe.optim.warmup_steps else ():
             collapse.setdefault(sign, Sign(name=sign, step=step, value=values[sign]))
@@ -198,18 +194,11 @@ def _where_it_left(parent: Parent) -> dict[str, tuple[int, float]]:
     """
     path = Path(parent.run) / "metrics.jsonl"
     found: dict[str, tuple[int, float]] = {}
-    for row in read_rows(path) if path.is_file() else ():
-        values = _numbers(row)
-        step = int(values.get("step", 0))
+    for step, values in numbered_rows(path):
         if step > parent.step:
             break
         found |= {key: (step, values[key]) for key, *_ in PANELS if key in values}
     return found
-
-
-def _numbers(row: Row) -> dict[str, int | float]:
-    """What of a row can be drawn."""
-    return {k: v for k, v in row.items() if isinstance(v, int | float) and abs(v) < _TOO_LARGE}
 
 
 def _recipe(folder: Path) -> PretrainRecipe:

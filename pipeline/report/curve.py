@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from cluster.errors import UserError
 from cluster.json_rows import read_rows
 
 COLUMNS = 1024  # that a chart has at most: it is about half as many pixels wide
 MOST = 4 * COLUMNS  # points of such a curve that is drawn as it is
+MOST_CURVES = 64  # of a file: whoever has written it
+_TOO_LARGE = 1e300  # for arithmetic; no number that is not finite is smaller
 
 
 class Curve:
@@ -70,13 +73,32 @@ class Curve:
         self._steps, self._values = steps[kept].tolist(), values[kept].tolist()
 
 
-def read_curves(path: Path, keys: Collection[str]) -> dict[str, Curve]:
-    """The curves of these keys of a file of rows, of those values that were finite."""
-    curves = {key: Curve() for key in keys}
-    for row in read_rows(path):
-        for key, curve in curves.items():
-            if (value := row.get(key)) is not None:
-                curve.add(row["step"], value)
+def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, int | float]]]:
+    """The rows of a file from its start: the step of each, and what of it can be drawn; none if there is no
+    file yet.
+
+    Raises:
+        UserError: if a row is damaged, or has no step.
+    """
+    for row in read_rows(path) if path.is_file() else ():
+        values = {k: v for k, v in row.items() if isinstance(v, int | float) and abs(v) < _TOO_LARGE}
+        step = values.get("step")
+        if not isinstance(step, int):
+            raise UserError(f"{path} is damaged: a row of it has no step; remove that line")
+        yield step, values
+
+
+def read_curves(path: Path, keys: Collection[str] | None = None) -> dict[str, Curve]:
+    """The curves of these keys of a file of rows, or of all that are there, of those values that
+    were finite.
+    """
+    curves = {key: Curve() for key in keys or ()}
+    for step, values in numbered_rows(path):
+        for key, value in values.items():
+            if keys is None and len(curves) < MOST_CURVES:
+                curves.setdefault(key, Curve())
+            if key in curves:
+                curves[key].add(step, value)
     return curves
 
 

@@ -19,32 +19,18 @@ from pipeline.dag.stage import Input
 from pipeline.recipe.data import Data
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.stages import ReportRecipe
-from pipeline.report.curve import read_curves, thinning
-from pipeline.report.figures import Bar, Series, bar_chart, line_chart
+from pipeline.report.figures import Bar, bar_chart
 from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, nearest_rows, not_shown
 from pipeline.report.page import environment
 from pipeline.report.prototypes import prototype_gallery
 from pipeline.report.scores import SCORED_TRUNKS, scores_given
+from pipeline.report.training_curves import training_curves
 from pipeline.train.branch import read_parent
 from pipeline.train.steering import read_changes
 from pipeline.transfer.evaluations import EVALUATIONS
 from pipeline.transfer.features import Features, load_features
 
 TRUNK_TONES = {"trained": "t1", "random": "t2", "pixels": "t3"}
-# File of a run, key of its rows → title, meaning.
-CURVES = {
-    "metrics.jsonl": {
-        "loss": ("Loss", "of the whole batch; SwAV's starts at the logarithm of its prototypes"),
-        "knn": ("Nearest-neighbour accuracy", "percent, measured while training; it steers nothing"),
-        "lr": ("Learning rate", "warm-up, then the schedule"),
-        "invariance": ("Invariance", "how far the components of the two views are from agreeing"),
-        "redundancy": ("Redundancy", "how much the components of the embedding repeat each other"),
-        "prototype_entropy": ("Prototype entropy", "a fall to 0 would be a collapse"),
-        "embedding_std": ("Embedding spread", "1 on the whole sphere; 0 would be a collapse"),
-        "rankme": ("RankMe", "effective number of dimensions that the embedding uses"),
-    },
-    "timing.jsonl": {"images_per_second": ("Images per second", "source images, all crops of each")},
-}
 
 
 def build_report(
@@ -98,7 +84,7 @@ def build_report(
             machine=inputs["run"].receipt.machine,
             wall=inputs["run"].receipt.seconds,
             stages=stages_of(inputs),
-            curves=curves(run),
+            curves=training_curves({"": run}),
             crops=crops_seen(here, data_samples, data_labels, count=recipe.crop_rows),
             gallery=prototype_gallery(
                 run,
@@ -170,19 +156,6 @@ def _evaluations(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[
         }
         for name, found in scores.items()
     ]
-
-
-def curves(run: Path) -> list[dict[str, Any]]:
-    """Chart, title and meaning of each thing that a run records and that people look at."""
-    charts = []
-    for name, wanted in CURVES.items():
-        for key, curve in read_curves(run / name, wanted).items():
-            if curve.points:
-                title, meaning = wanted[key]
-                steps, values = curve.drawn
-                chart = line_chart([Series(name=title, x=steps, y=values)], title=title, x_label="step")
-                charts.append({"title": title, "meaning": meaning + thinning([curve]), "chart": chart})
-    return charts
 
 
 def hardware(run: Path) -> dict[str, Any]:

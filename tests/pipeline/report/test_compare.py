@@ -51,7 +51,7 @@ def make_run(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> Path:
 
 
 def row(step: int, **values: Any) -> dict[str, Any]:
-    return {"step": step, "loss": 1.0, "embedding_std": 0.9, "rankme": 6.0, **values}
+    return {"step": step, "loss": 1.0, "lr": 0.1, "embedding_std": 0.9, "rankme": 6.0, **values}
 
 
 def submit(*words: object) -> Result:
@@ -119,7 +119,7 @@ def test_a_graph_compares_its_runs_under_the_names_that_it_gives_them(graph: Any
     assert "Two &lt;runs&gt;" in page
     assert "method.stop_gradient=false" in page
     lines = Lines(page)
-    assert [panel.keys() - {"floor"} for panel in lines.panels] == [{"t1", "t2"}] * 3
+    assert [panel.keys() - {"floor"} for panel in lines.panels] == [{"t1", "t2"}] * 5
     assert {"script", "link", "img"}.isdisjoint(lines.tags)  # it needs nothing else
     assert "default-src 'none'" in page
 
@@ -146,7 +146,8 @@ def test_every_run_has_one_tone_in_all_panels_and_thresholds_are_at_their_height
     at_threshold = [row(step, embedding_std=0.1, rankme=2.0, knn=40.0) for step in (1, 2)]
     folders = {str(n): make_run(tmp_path / str(n), [row(1), row(2)]) for n in range(len(TONES) - 1)}
     folders["last"] = make_run(tmp_path / "last", at_threshold)
-    spread, rank, knn = Lines(comparison_page(compare_runs(folders), CompareRecipe())).panels
+    loss, lr, spread, rank, knn = Lines(comparison_page(compare_runs(folders), CompareRecipe())).panels
+    assert loss.keys() == {*TONES} and lr.keys() == {*TONES}
     for panel in (spread, rank):
         assert panel.keys() == {*TONES, "floor"}
         assert panel["floor"] == panel[TONES[-1]][:1] == panel[TONES[-1]][1:]
@@ -176,12 +177,12 @@ def test_a_long_run_costs_the_memory_and_the_page_of_a_screen(tmp_path: Path) ->
     tracemalloc.stop()
     assert peak < 20 * len(line) * MOST
     assert len(page) < 100_000
-    spread, rank, knn = Lines(page).panels
+    _, _, spread, rank, knn = Lines(page).panels
     assert [len(panel["t1"]) for panel in (spread, rank)] == [49, 49]
     assert MOST // 8 < len(spread["t2"]) < MOST
     assert max(spread["t2"]) > 2 * spread["t2"][0]  # the one row that has fallen
     assert knn.keys() == set()  # a single point is no line
-    assert page.count("thinned to the first, lowest, highest and last value of every 32 steps") == 2
+    assert page.count("thinned to the first, lowest, highest and last value of every 32 steps") == 4
     assert [(sign.name, sign.step) for sign in runs[1].collapse] == [("embedding_std", 20_001)]
 
 

@@ -21,8 +21,9 @@ from pipeline.dag.stage import Input, Receipt
 from pipeline.recipe.stages import ReportRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, doubling_ticks, line_chart, ticks
 from pipeline.report.page import duration
-from pipeline.report.run_report import build_report, curves
+from pipeline.report.run_report import build_report
 from pipeline.report.scores import scores_given
+from pipeline.report.training_curves import training_curves
 from pipeline.stages.kinds import KINDS
 from pipeline.train.loop import pretrain
 
@@ -303,9 +304,9 @@ def test_curves_leave_out_what_was_skipped(tmp_path):
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "timing.jsonl").write_text("")
-    found = curves(tmp_path)
-    assert [curve["title"] for curve in found] == ["Loss"]
-    assert "from 2 to 1" in found[0]["chart"]
+    found = training_curves({"": tmp_path})
+    assert [curve.title for curve in found] == ["Loss"]
+    assert "from 2 to 1" in found[0].chart
 
 
 @pytest.mark.parametrize(
