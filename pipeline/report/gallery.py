@@ -71,20 +71,20 @@ class CropRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbour:
-    """A training image near a query; `right` if they share the label."""
+    """An image near a query; `right` if they share the label; None where there are no labels."""
 
     picture: str
-    label: str
-    right: bool
+    label: str | None
+    right: bool | None
     similarity: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """A test image and its nearest training images, by trunk."""
+    """An image and those nearest to it, by trunk; a label, where there are any."""
 
     picture: str
-    label: str
+    label: str | None
     answers: dict[str, list[Neighbour]]
 
 
@@ -169,6 +169,37 @@ def nearest_rows(
             answers={name: rows[number] for name, rows in answers.items()},
         )
         for number, query in enumerate(chosen)
+    ]
+
+
+def near_each_other(
+    keys: Tensor, x: Tensor, samples: Samples, *, queries: int, neighbours: int
+) -> list[Query]:
+    """The first images of some that have no labels, and what of them all lies nearest to each.
+
+    Args:
+        keys, x: (n,) of samples in an order drawn by chance, and their features (n, d).
+    """
+    # Each is the nearest to itself, if no copy of it is.
+    similarity, index = nearest(x, x[:queries], k=min(neighbours + 1, len(x)))
+    return [
+        Query(
+            picture=data_uri(samples.image(int(keys[query]))),
+            label=None,
+            answers={
+                "trained": [
+                    Neighbour(
+                        picture=data_uri(samples.image(int(keys[row]))),
+                        label=None,
+                        right=None,
+                        similarity=float(value),
+                    )
+                    for row, value in zip(rows, values, strict=True)
+                    if row != query
+                ][:neighbours]
+            },
+        )
+        for query, (rows, values) in enumerate(zip(index, similarity, strict=True))
     ]
 
 

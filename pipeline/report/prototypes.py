@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset
-from pipeline.checkpoint.files import latest, read_tensors
+from pipeline.checkpoint.files import latest, read_tensors, step_of
 from pipeline.data.evaluation import Preprocessing, evaluation_preprocessing, image_batches, normalise
 from pipeline.data.training_set import open_training_set
 from pipeline.methods.build import assemble_method
@@ -122,15 +122,47 @@ def prototype_gallery(
         method = assemble_method(recipe, total_steps=1, group=None)
     if not isinstance(method, ScoresPrototypes):
         return None
-    load_newest(method, run).to(device)
+    load_newest(method, run)
     dataset = open_training_set(recipe.data).dataset
-    drawn = np.random.default_rng(seed).choice(len(dataset), min(sample, len(dataset)), replace=False)
-    prototypes, nearest = nearest_prototypes(
-        method,
+    drawn = draw_positions(dataset, sample, seed=seed)
+    return gallery_of(
+        method.to(device),
+        recipe,
         dataset,
-        np.sort(drawn),  # in the order of the shards: each is opened once
-        preprocessing=evaluation_preprocessing(recipe),
+        drawn,
+        samples=samples,
+        labels=labels,
+        rows=rows,
+        images=images,
         device=device,
+    )
+
+
+def draw_positions(dataset: Dataset, count: int, *, seed: int) -> NDArray[np.int64]:
+    """At most so many positions of a dataset, drawn by the seed, in the order of the shards: each is opened
+    once.
+    """
+    drawn = np.random.default_rng(seed).choice(len(dataset), min(count, len(dataset)), replace=False)
+    return np.sort(drawn)
+
+
+def gallery_of(
+    method: Method,
+    recipe: PretrainRecipe,
+    dataset: Dataset,
+    drawn: NDArray[np.int64],
+    *,
+    samples: Samples,
+    labels: Mapping[int, str],
+    rows: int,
+    images: int,
+    device: torch.device,
+) -> PrototypeGallery | None:
+    """The same of a method on the device, and of the images at some positions of the dataset."""
+    if not isinstance(method, ScoresPrototypes):
+        return None
+    prototypes, nearest = nearest_prototypes(
+        method, dataset, drawn, preprocessing=evaluation_preprocessing(recipe), device=device
     )
     counts = nearest.prototype.bincount()
     used = int(counts.count_nonzero())
@@ -145,18 +177,28 @@ def prototype_gallery(
     )
 
 
-def load_newest(method: Method, run: Path) -> Method:
-    """A method built on `meta` with the tensors of a run's newest checkpoint, in evaluation mode, float32 on
+def load_newest(method: Method, run: Path) -> int:
+    """Give a method built on `meta` the tensors of a run's newest checkpoint, in evaluation mode, float32 on
     the CPU.
+
+    Returns:
+        The checkpoint's step.
 
     Raises:
         UserError: if there is no whole checkpoint.
     """
-    checkpoint = latest(run)
-    if checkpoint is None:
-        raise UserError(f"{run} holds no checkpoint; give the folder of a run that has saved one")
-    method.load_state_dict(read_tensors(checkpoint, prefix=""), assign=True)
-    return method.float().eval()
+    while True:
+        checkpoint = latest(run)
+        if checkpoint is None:
+            raise UserError(f"{run} holds no checkpoint; give the folder of a run that has saved one")
+        try:
+            method.load_state_dict(read_tensors(checkpoint, prefix=""), assign=True)
+        except (OSError, UserError):
+            if latest(run) in (None, checkpoint):
+                raise
+            continue  # the run goes on: it has saved a newer one, and removed this
+        method.float().eval()
+        return step_of(checkpoint)
 
 
 def nearest_prototypes(

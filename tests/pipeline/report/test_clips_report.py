@@ -22,6 +22,7 @@ from pipeline.models.classifier import Classifier, LinearHead
 from pipeline.recipe.stages import Windows
 from pipeline.recipe.transfer import PredictRecipe
 from pipeline.report.clip_scores import score_rows
+from pipeline.report.run_page import run_page
 from pipeline.stages.kinds import KINDS
 from pipeline.transfer.extract import at_layer, extract_features
 from pipeline.transfer.features import load_features
@@ -165,3 +166,18 @@ def test_what_a_classifier_says_of_a_video_is_the_mean_over_its_windows(
 def test_a_report_without_scores_is_refused() -> None:
     with pytest.raises(UserError, match="give it one input at least, such as knn_video"):
         score_rows({})
+
+
+def test_a_run_of_clips_has_a_page_of_its_own_without_labels(
+    ended: tuple[Path, dict[str, Receipt]],
+) -> None:
+    latest, _ = ended
+    known = {"run": "cma", "folder": "x", "state": "completed", "why": "cma is completed", "attempt": 1}
+    known |= {"ranks": 1, "checkpoint": None, "progress": {}, "restarts": []}
+    source = run_page(latest / "cma", known, images=10, seed=0, device=torch.device("cpu"))
+    page = re.sub(r'"data:[^"]*"', '""', source)
+    assert "Cosine of a picture and its sound" in page
+    assert "What CMA takes for the same" in page
+    assert page.count("<video") >= 8
+    assert "Not all can be shown" not in page
+    assert "media-src data:" in page
