@@ -14,7 +14,8 @@ from cluster.job import DeviceName
 from cluster.run.trust import CHECKPOINTS, refuse_untrusted
 from cluster.site import users_site
 from pipeline.commands.options import RunName, Runs, Trust
-from pipeline.commands.runs import UNREADABLE, find_run, look_at, name_in
+from pipeline.commands.runs import find_run
+from pipeline.train.look import UNREADABLE, look_at, name_in
 
 
 def report(  # noqa: PLR0917 -- typer passes by name
@@ -51,7 +52,7 @@ def report(  # noqa: PLR0917 -- typer passes by name
             groups=users_site().trusted_groups,
             remedy="--images 0 leaves the checkpoint alone, and --trust reads it all the same",
         )
-    known = look_at(found, name_in(folder, found), Look([found]))
+    known = look_at(found, name_in(folder, found), Look([found]).status)
     if known["state"] == UNREADABLE:
         raise UserError(known["why"])
     page = run_page(found.path, known, images=images, seed=seed, device=choose_device(device))
