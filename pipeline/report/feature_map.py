@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch.nn.functional as F
@@ -11,11 +11,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.report.figures import svg
+from pipeline.report.gallery import Samples, data_uri
 
 MOST = 600  # images: t-SNE's time grows faster than their number
 _LEAST = 12  # of fewer a map says nothing
 _WIDTH, _HEIGHT, _PICTURE = 640, 440, 24
+_THUMBNAIL = 48  # pixels: a screen may have two for one of the page
 _NEIGHBOURS = 30.0  # t-SNE's perplexity
+
+
+def map_of(
+    keys: Tensor, x: Tensor, samples: Samples, labels: Mapping[int, str], *, seed: int
+) -> Markup | None:
+    """The map of the first images of some, MOST at most.
+
+    Args:
+        keys, x: (n,) of samples in an order drawn by chance, and their features (n, d).
+        labels: sample key → label, where it is known.
+    """
+    found = sorted(keys[:MOST].tolist())  # in the order of the shards: each is opened once
+    pictures = {key: data_uri(samples.image(key), longest=_THUMBNAIL) for key in found}
+    shown = keys[:MOST].tolist()
+    return feature_map(
+        x[:MOST], [pictures[key] for key in shown], [labels.get(key) for key in shown], seed=seed
+    )
 
 
 def feature_map(

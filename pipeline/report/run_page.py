@@ -28,8 +28,8 @@ from pipeline.methods.build import assemble_method
 from pipeline.methods.method import Method
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.report.clip_gallery import Player, PositiveSets, players, positive_sets
-from pipeline.report.feature_map import MOST, feature_map
-from pipeline.report.gallery import CropRow, Query, Samples, crops_seen, data_uri, near_each_other
+from pipeline.report.feature_map import map_of
+from pipeline.report.gallery import CropRow, Query, Samples, crops_seen, near_each_other
 from pipeline.report.page import environment
 from pipeline.report.prototypes import PrototypeGallery, draw_positions, gallery_of, load_newest
 from pipeline.report.training_curves import training_curves
@@ -37,7 +37,6 @@ from pipeline.train.branch import read_parent
 from pipeline.train.steering import read_changes
 
 _CROP_ROWS, _QUERIES, _NEIGHBOURS, _PROTOTYPES, _CLIPS = 6, 6, 8, 8, 8
-_THUMBNAIL = 48  # pixels on the map, of which a screen may show two for one
 
 
 @dataclass(kw_only=True)
@@ -97,6 +96,7 @@ def run_page(run: Path, known: Mapping[str, Any], *, images: int, seed: int, dev
             crops=seen.crops,
             gallery=seen.gallery,
             queries=seen.queries,
+            map=seen.map,
             recipe_text=yaml.safe_dump(
                 recipe.model_dump(mode="json", exclude={"run"}), sort_keys=False, width=80
             ),
@@ -158,8 +158,7 @@ def _look_through_trunk(
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
     keys, x = keys[order], x[order]
     seen.queries = near_each_other(keys, x, samples, queries=_QUERIES, neighbours=_NEIGHBOURS)
-    thumbnails = [data_uri(samples.image(key), longest=_THUMBNAIL) for key in keys[:MOST].tolist()]
-    seen.map = feature_map(x[:MOST], thumbnails, [None] * len(thumbnails), seed=seed)
+    seen.map = map_of(keys, x, samples, {}, seed=seed)
     seen.gallery = gallery_of(
         method,
         recipe,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from markupsafe import Markup
 
 from cluster.atomic_file import write_atomically
 from cluster.json_rows import read_rows
@@ -19,9 +20,12 @@ from pipeline.dag.stage import Input
 from pipeline.recipe.data import Data
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.stages import ReportRecipe
+from pipeline.recipe.transfer import KnnRecipe
+from pipeline.report.feature_map import MOST, map_of
 from pipeline.report.figures import Bar, bar_chart
 from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, nearest_rows, not_shown
 from pipeline.report.page import environment
+from pipeline.report.per_class import PerClass, per_class
 from pipeline.report.prototypes import prototype_gallery
 from pipeline.report.scores import SCORED_TRUNKS, scores_given
 from pipeline.report.training_curves import training_curves
@@ -105,6 +109,8 @@ def build_report(
                 neighbours=recipe.neighbours,
                 seed=recipe.seed,
             ),
+            map=_map(trained[1], test_samples, seed=recipe.seed),
+            per_class=_per_class(inputs, *trained, seed=recipe.seed, device=device),
             recipe_text=yaml.safe_dump(
                 pretrain.model_dump(mode="json", exclude={"run"}), sort_keys=False, width=80
             ),
@@ -134,6 +140,23 @@ def accuracy_chart(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str
         for name, of_trunks in scores.items()
     ]
     return bar_chart(groups, title="Accuracy on the test tiles")
+
+
+def _map(test: Features, samples: Samples, *, seed: int) -> Markup | None:
+    """Of test images drawn by the seed, with their labels."""
+    drawn = torch.randperm(len(test.y), generator=torch.Generator().manual_seed(seed))[:MOST]
+    labels = dict(zip(test.keys.tolist(), (test.classes[label] for label in test.y.tolist()), strict=True))
+    return map_of(test.keys[drawn], test.x[drawn], samples, labels, seed=seed)
+
+
+def _per_class(
+    inputs: Mapping[str, Input], train: Features, test: Features, *, seed: int, device: torch.device
+) -> PerClass | None:
+    """By the kNN that the page shows the accuracy of."""
+    if "knn" not in inputs:
+        return None
+    recipe = KnnRecipe.model_validate(inputs["knn"].receipt.recipe)
+    return per_class(train, test, k=recipe.k[0], temperature=recipe.temperature, seed=seed, device=device)
 
 
 def _trunks(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

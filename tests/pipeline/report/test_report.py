@@ -21,11 +21,13 @@ from pipeline.dag.stage import Input, Receipt
 from pipeline.recipe.stages import ReportRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, doubling_ticks, line_chart, ticks
 from pipeline.report.page import duration
+from pipeline.report.per_class import per_class
 from pipeline.report.run_report import build_report
 from pipeline.report.scores import scores_given
 from pipeline.report.training_curves import training_curves
 from pipeline.stages.kinds import KINDS
 from pipeline.train.loop import pretrain
+from pipeline.transfer.features import Features, load_features
 
 HOSTILE = "<script>alert('x')</script>"
 SMALL = [
@@ -201,6 +203,30 @@ def test_a_swav_report_shows_prototypes_and_one_of_another_method_does_not(demo,
     build_report(inputs, ReportRecipe(crop_rows=1), page, device=torch.device("cpu"))
     text = " ".join(" ".join(Page(page.read_text()).text).split())
     assert "go through the same test" not in text and "BatchNorm statistics" not in text
+
+
+def test_labels_are_scored_one_by_one_by_the_knn_of_the_page(demo):
+    run, folder = demo
+    results, _, _ = run()
+    features = [load_features(folder / "latest" / "features" / f"{p}.safetensors") for p in ("train", "test")]
+    knn = results["knn"].recipe
+    given = {"k": knn["k"][0], "temperature": knn["temperature"], "seed": 0, "device": torch.device("cpu")}
+    found = per_class(*features, **given)
+    right = round(40 * results["knn"].metrics["top1"])
+    assert f"{right} of 40 images were given their label" in found.confusion
+    counts = re.findall(r"<title>([^<]*) taken for ([^<]*): (\d+) of (\d+)</title>", found.confusion)
+    assert sum(int(count) for _, _, count, _ in counts) == 40
+    assert sum(int(count) for true, said, count, _ in counts if true == said) == right
+    for true, said, count, total in counts:
+        if true == said:
+            assert f"{100 * int(count) / int(total):.1f} %" in found.accuracies
+    page = (folder / "latest" / "report" / "report.html").read_text()
+    assert found.confusion in page and found.accuracies in page
+    assert "A map of the features" in page
+    many = Features(
+        x=torch.rand(41, 3), y=torch.arange(41), keys=torch.arange(41), classes=tuple(map(str, range(41)))
+    )
+    assert per_class(many, many, **given) is None  # no screen has room for them
 
 
 def test_a_report_without_a_score_of_the_trained_trunk_is_refused():
