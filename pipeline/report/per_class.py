@@ -90,7 +90,7 @@ def confusion_chart(names: Sequence[str], counts: NDArray[np.int64]) -> Markup:
                 *(letters, left + middle + 0.35 * letters, bottom + 9, _short(name)),
             )
         )
-        for column in np.flatnonzero(counts[row]):
+        for column in np.flatnonzero(counts[row]).tolist():
             count = int(counts[row, column])
             parts.append(
                 Markup(
@@ -117,7 +117,8 @@ def confusion_chart(names: Sequence[str], counts: NDArray[np.int64]) -> Markup:
 
 def _accuracies(names: Sequence[str], counts: NDArray[np.int64]) -> Markup:
     bars = []
-    for row in np.argsort(-_shares(counts), kind="stable"):
+    shares = _shares(counts)
+    for row in sorted(range(len(names)), key=lambda row: -shares[row]):
         if not (total := int(counts[row].sum())):
             continue  # no test image has it
         right = int(counts[row, row])
