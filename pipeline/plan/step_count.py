@@ -220,7 +220,7 @@ def _activations(peak: dict[str, int]) -> int:
     return peak["ACT"] + peak["TEMP"] + peak["OTH"]
 
 
-class _PeakTracker(MemTracker):
+class _PeakTracker(MemTracker):  # type: ignore[no-untyped-call]  # of its base
     """Keeps the fullest moment of all, and not that of each of hundreds of modules, which it would ask at
     each of tens of thousands of operations.
     """

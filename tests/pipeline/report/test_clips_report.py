@@ -102,7 +102,7 @@ def test_both_trunks_are_exported_and_take_the_bytes_of_a_video(
         inputs = trunk.preprocess(data)
         assert inputs.shape == shape
         assert trunk(inputs[None]).shape == (1, read_spec(latest / f"trunk_{name}").feature_dim)
-        with pytest.raises(TypeError, match="for videos"):
+        with pytest.raises(TypeError, match="is no video"):
             trunk.preprocess(None)  # type: ignore[arg-type]
 
 
