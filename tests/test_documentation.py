@@ -163,7 +163,7 @@ def test_the_method_that_is_added_learns() -> None:
 
 # Lengths that a reader wants, and what a test has time for.
 SHORTER = {
-    "train.steps=1500": "train.steps=2 optim.warmup_steps=0 data.batch_size=16",
+    "train.steps=3000": "train.steps=2 optim.warmup_steps=0 data.batch_size=16",
     "train.epochs=20": "train.epochs=1 data.batch_size=16",
 }
 

@@ -47,7 +47,7 @@ KEYS = {
     "cifar10": "2781ec92e8b6ed16",
     "cifar10_cpu": "97a9ee88f8d361d1",
     "collapse": "fcca985d6d2b6818",
-    "demo": "d6db06d469bf45a4",
+    "demo": "4391c556ce6361dd",
     "evals": "fefc1eca673437ec",
     "evals_finetune": "4d18fbbbb5187823",
     "seer": "e72fc3937fae946d",
