@@ -19,10 +19,13 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ingest.dataset.layout import EXTENSIONS
+from ingest.dataset.schema import VIDEO_SCHEMA
 from ingest.image.check import Checked
 
 # The mark of a record, the lengths of its text and of its bytes, and the CRC-32 of all but the bytes: these
@@ -80,6 +83,20 @@ class _Text(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
     phash: Annotated[int, Field(ge=0, lt=1 << 64)] | None
     columns: dict[str, str | int | float | bool | None]
+
+    @model_validator(mode="after")
+    def _fits_a_row(self) -> Self:
+        """Who writes to the folder must not end the crawl, nor damage the dataset."""
+        if self.status == "kept" and (
+            self.format not in EXTENSIONS or self.width is None or self.height is None
+        ):
+            raise ValueError("what is kept has a format and a size")
+        try:
+            for name, value in self.columns.items():
+                pa.scalar(value, VIDEO_SCHEMA.field(name).type)
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError("no column of clips") from error
+        return self
 
     def result(self) -> Result:
         verdict = self.model_dump(exclude={"row", "retryable", "http_status"})

@@ -5,6 +5,7 @@ what was kept of them is taken up as it was, or not at all.
 import hashlib
 import math
 import os
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ def result(row, data=b""):
     if row % 3:
         return Result(Checked(status="failed", reason=f"http_{row}"), True, 400 + row)
     digest = hashlib.sha256(data).hexdigest()
-    columns = {"frames": row, "loudness": -1.5, "media": None, "codec": "ä"}
+    columns = {"frames": row, "loudness_db": -1.5, "media": None, "video_codec": "ä"}
     verdict = Checked(
         status="kept", format="jpeg", width=row, height=1, sha256=digest, phash=2**64 - 1, columns=columns
     )
@@ -136,18 +137,41 @@ def test_D4_a_record_that_says_it_is_huge_is_no_record(tmp_path, size):
     assert found_in(path) == []
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"format": "exe"},
+        {"format": None},
+        {"width": None},
+        {"height": None},
+        {"columns": {"url": "http://example.org/"}},
+        {"columns": {"media": 1}},
+        {"columns": {"frames": -1}},
+        {"columns": {"frames": "many"}},
+    ],
+)
+def test_D4_what_no_row_can_say_is_not_taken_up(tmp_path, said):
+    true = result(3, b"x")
+    forged = true._replace(verdict=replace(true.verdict, **said))
+    results = results_of(9, Memory(0), tmp_path / "b", header=HEADER)
+    results.keep(())
+    assert list(results.put(3, forged, b"x")) == []
+    results.close()
+    assert found_in(tmp_path / "b") == []
+
+
 def test_the_first_of_two_results_of_a_row_counts(tmp_path):
     for name in ("a", "b", "c"):
         results = results_of(4, Memory(0), tmp_path / name, header=HEADER)
         results.keep(())
-        verdict = Checked(status="failed", reason=name, columns={"loudness": -math.inf})
+        verdict = Checked(status="failed", reason=name, columns={"loudness_db": -math.inf})
         assert list(results.put(2, Result(verdict), b"")) == []
         results.close()
     results = results_of(4, Memory(0), tmp_path / "d", header=HEADER)
     files = [os.open(tmp_path / name, os.O_RDONLY) for name in "cab"]
     found = list(results.load(files, lasts=lambda result: result.verdict.reason != "c"))
     assert [each.verdict.reason for each, _ in found] == ["a"]
-    assert found[0][0].verdict.columns == {"loudness": -math.inf}
+    assert found[0][0].verdict.columns == {"loudness_db": -math.inf}
     results.close()
 
 
