@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections import Counter
 
@@ -204,7 +205,10 @@ FORGED = {
 }
 
 
-@pytest.mark.parametrize("how", ["gone", "empty", "cut off", "a bit", "another unit's", "a folder", *FORGED])
+@pytest.mark.parametrize(
+    "how",
+    ["gone", "empty", "cut off", "a bit", "another unit's", "a folder", "a pipe", "a device", *FORGED],
+)
 def test_counts_that_are_damaged_foreign_or_forged_are_counted_again(dataset, how):
     path, _, found = dataset
     first, second = sorted(path.glob("counts/*/*"))
@@ -213,6 +217,10 @@ def test_counts_that_are_damaged_foreign_or_forged_are_counted_again(dataset, ho
     first.unlink()
     if how == "a folder":
         first.mkdir()
+    elif how == "a pipe":
+        os.mkfifo(first)
+    elif how == "a device":
+        first.symlink_to("/dev/zero")
     elif how == "empty":
         first.touch()
     elif how == "cut off":
