@@ -13,7 +13,7 @@ import re
 import secrets
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +26,8 @@ from ingest.store.posix import make_folder
 from ingest.store.store import Entry, Store
 
 _NAME = re.compile(rf"{layout.WAITING}/(\d{{8,}})-[0-9a-f]{{16}}\.results")
+# From a bucket: pieces of some MB.
+_READ_AT_ONCE = 8
 
 
 class Kept:
@@ -65,9 +67,13 @@ class Kept:
 
     def files(self, unit: int) -> Iterator[int]:
         """Descriptors of what others have kept of a unit."""
-        for name in self._files.get(unit, ()):
+        names = self._files.get(unit, [])
+        if self._folder is None and names:
+            yield self._downloaded(names)
+            return
+        for name in names:
             with suppress(OSError):  # of what is gone, or not to be read, all is asked for again
-                yield self._open(name)
+                yield os.open(self._path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def save(self, unit: int, results: Results) -> None:
         """See that what has come survives; does not wait until it does.
@@ -106,11 +112,12 @@ class Kept:
         for piece in pieces:
             self._store.replace(self._new_name(unit), piece)
 
-    def _open(self, name: str) -> int:
-        if self._folder is not None:
-            return os.open(self._path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def _downloaded(self, names: Sequence[str]) -> int:
+        """One file of all of them: a unit that was open for a day has a thousand, and files may lack."""
         with tempfile.TemporaryFile(prefix="ingest-") as file:
-            file.write(self._store.read(name))
+            with suppress(OSError):  # of what could not be read, all is asked for again
+                for data in self._store.read_many(names, at_once=_READ_AT_ONCE):
+                    file.write(data or b"")
             file.flush()
             return os.dup(file.fileno())
 

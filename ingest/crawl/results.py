@@ -161,13 +161,16 @@ class _ResultFile:
         return data
 
     def found(self, header: bytes) -> Iterator[_Found]:
-        """The records after this header, up to the first that is not whole."""
+        """The records after this header, which may come again, up to the first that is not whole."""
         record = self._text(0)
         if record is None or record[0] != header:
             return
         offset = record[1]
         while (record := self._text(offset)) is not None:
             text, start, size = record
+            if text == header:  # pieces follow each other
+                offset = start + size
+                continue
             try:
                 said = _Text.model_validate_json(text)
             except ValidationError:
