@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.errors import UserError
+from cluster.wording import several
 from ingest.dataset.plan_record import SourceRecord
 from ingest.dataset.schema import ITEMS_SCHEMA
 from ingest.plan.by_lane import ByLane
@@ -94,7 +95,11 @@ def freeze(
         )
     if plan is None:
         wanted = "nothing new" if plans else "nothing to ingest"
-        raise UserError(f"there is {wanted} in {', '.join(source.name for source in sources)}")
+        full = f": {several(urls.over_per_site, 'row')} left out, as their site has enough (--per-site)"
+        raise UserError(
+            f"there is {wanted} in {', '.join(source.name for source in sources)}"
+            + (full if urls.over_per_site else "")
+        )
     identity = identity_of(settings, described, extends=extends)
     if plan.fingerprint != fingerprint_of(identity):  # somebody else was faster, with other work
         raise UserError(f"{store.root} was planned {difference(plan.record, identity)}, or another --output")

@@ -24,6 +24,7 @@ from ingest.web.url import http_url
 
 _ANY = "*."
 _AS_OTHERS = "-"
+_LEAST = 0.001
 # Nothing of a URL but its host: of IPv6 in brackets.
 _NAME = re.compile(r"[^/?#@:\\\[\]*]+|\[[0-9A-Fa-f:.]+\]")
 
@@ -148,6 +149,8 @@ def _number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0.001 <= value < math.inf:
-        raise ValueError(f"{text} is no number greater than 0: give one, or {_AS_OTHERS} for that of others")
+    if not _LEAST <= value < math.inf:
+        raise ValueError(
+            f"{text} is no number from {_LEAST} on: give one, or {_AS_OTHERS} for that of others"
+        )
     return value

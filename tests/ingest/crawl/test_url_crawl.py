@@ -211,6 +211,8 @@ def test_a_site_is_planned_up_to_a_bound_of_which_the_plan_tells(tmp_path, serve
     assert max(sites.values()) == 4
     with pytest.raises(UserError, match=r"with --per-site 4, not 5: use --per-site 4 to go on"):
         url_crawl(tmp_path / "a.txt", tmp_path / "out", per_site=5)
+    with pytest.raises(UserError, match=r"nothing new in a\.txt: \d+ rows left out, .*--per-site"):
+        url_crawl(tmp_path / "a.txt", tmp_path / "out", per_site=1, extend=True)
     more = url_crawl(tmp_path / "a.txt", tmp_path / "out", per_site=5, extend=True)
     assert more.counts.planned == len(sites)
 
