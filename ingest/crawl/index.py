@@ -100,6 +100,7 @@ def _name(store: Store, place: str) -> str:
     if not place.startswith(f"{root}/"):
         return place
     name = place.removeprefix(f"{root}/")
-    if name.startswith((f"{layout.SHARDS}/", f"{layout.META}/", f"{layout.COUNTS}/")):
+    own = (layout.SHARDS, layout.META, layout.COUNTS, layout.WAITING)  # in which `ingest gc` removes files
+    if name.startswith(tuple(f"{folder}/" for folder in own)):
         raise UserError(f"{place} lies among the dataset's own files: move it, or use another --output")
     return name

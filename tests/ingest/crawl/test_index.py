@@ -272,6 +272,7 @@ def test_a_crawl_and_an_index_of_the_same_tar_are_different_work(tars, tmp_path,
             "http://a.example/x.tar", "http://a.example/x.tar cannot be used in place: copy it", id="http"
         ),
         pytest.param("out/shards/x.tar", "x.tar lies among the dataset's own files", id="among shards"),
+        pytest.param("out/waiting/x.tar", "x.tar lies among the dataset's own files", id="among what waits"),
         pytest.param("empty.tar", "there is nothing to ingest", id="empty"),
     ],
 )
@@ -282,8 +283,9 @@ def test_what_cannot_be_used_in_place_is_refused(given, sentence, tmp_path, tars
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
     (tmp_path / "text.txt").write_text("x" * 1000)
-    (tmp_path / "out" / "shards").mkdir(parents=True)
-    shutil.copy(paths[0], tmp_path / "out" / "shards" / "x.tar")
+    for folder in ("shards", "waiting"):
+        (tmp_path / "out" / folder).mkdir(parents=True)
+        shutil.copy(paths[0], tmp_path / "out" / folder / "x.tar")
     with pytest.raises(UserError, match=sentence):
         index([given if "://" in given else tmp_path / given], tmp_path / "out")
     assert not (tmp_path / "out" / "plan").exists()
