@@ -274,18 +274,23 @@ class Results:
     def load(
         self, descriptors: Iterable[int], *, lasts: Callable[[Result], bool] = lambda result: True
     ) -> Iterator[tuple[Result, int]]:
-        """Look for what earlier processes have kept; yields each result, and the number of its bytes.
+        """Look for what earlier processes have kept, before all else; yields each result, and the number of
+        its bytes.
 
         Args:
             descriptors: of their files.
             lasts: whether a result is one for this process, too.
         """
         for descriptor in descriptors:
-            file = self._add(descriptor)
+            file, of_use = self._add(descriptor), False
             for row, result, offset, size in file.found(self._header):
                 if 0 <= row < self._rows and self._kept[row] < 0 and lasts(result):
                     self._kept[row] = self._place(file, offset)
+                    of_use = True
                     yield result, size
+            if not of_use:  # anybody may put thousands there, and each takes a descriptor
+                self._files.remove(file)
+                file.close()
 
     def is_kept(self, row: int) -> bool:
         """Whether that has found this row."""

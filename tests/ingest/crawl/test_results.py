@@ -175,6 +175,22 @@ def test_the_first_of_two_results_of_a_row_counts(tmp_path):
     results.close()
 
 
+def test_files_of_no_use_are_let_go_at_once(tmp_path):
+    kept(tmp_path / "a")
+    (tmp_path / "empty").write_bytes(b"")
+    files = [os.open(tmp_path / name, os.O_RDONLY) for name in ("empty", "a", "a")]
+    results = results_of(9, Memory(0), tmp_path / "b", header=HEADER)
+    assert len(list(results.load(files))) == 6
+    for descriptor in (files[0], files[2]):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+    assert list(results.take_up(3)) == []
+    for row in (0, 1, 2):
+        due = list(results.put(row, result(row, data_of(row, 50)), data_of(row, 50)))
+    assert due == [(result(row, data_of(row, 50)), data_of(row, 50)) for row in (2, 3)]
+    results.close()
+
+
 def test_what_waits_is_let_go_when_a_unit_is_given_up(tmp_path):
     memory = Memory(2000)
     results = results_of(4, memory, tmp_path / "a")
