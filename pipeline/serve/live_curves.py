@@ -13,25 +13,21 @@ from cluster.json_rows import parse_row
 from pipeline.report.compare import PANELS
 from pipeline.report.curve import Curve, thinning
 from pipeline.report.figures import TONES, Series, line_chart, number
+from pipeline.report.training_curves import MEASURED
 from pipeline.serve.below import open_below
 from pipeline.train.collapse import COLLAPSED_BELOW
 
 MOST_RUNS = len(TONES)
-# Key in metrics.jsonl or timing.jsonl, title, unit, meaning; others come behind these, under their keys.
+# Key in metrics.jsonl or timing.jsonl → title, unit, meaning; others come behind these, under their keys.
 SHOWN = (
-    ("loss", "Loss", "", "of the whole batch"),
-    ("lr", "Learning rate", "", ""),
-    ("grad_norm", "Gradient norm", "", "before it is clipped"),
-    *PANELS,
-    ("prototype_entropy", "Entropy over prototypes", "", "of all images: low where few prototypes are used"),
-    ("assignment_entropy", "Entropy of an assignment", "", "of each image, on average"),
-    ("assignment_information", "Information in assignments", "", "about which image it is"),
-    ("images_per_second", "Images per second", "", "in all"),
-    ("data_wait_share", "Share of time without data", "", ""),
-    ("seconds", "Seconds per step", "", ""),
-    ("memory_mb", "Memory, MB", "", "the most that the first rank has used"),
-    ("stalled", "Seconds that a save held the training up", "", ""),
-    ("written", "Seconds that a save took", "", ""),
+    {key: (title, "", meaning) for file in MEASURED.values() for key, (title, meaning) in file.items()}
+    | {key: (title, unit, meaning) for key, title, unit, meaning in PANELS}
+    | {
+        "seconds": ("Seconds per step", "", ""),
+        "memory_mb": ("Memory, MB", "", "the most that the first rank has used"),
+        "stalled": ("Seconds that a save held the training up", "", ""),
+        "written": ("Seconds that a save took", "", ""),
+    }
 )
 FILES = ("metrics.jsonl", "timing.jsonl")
 _NO_CURVES = {"checkpoint", "epoch", "step", "time"}
@@ -151,8 +147,7 @@ class LiveCurves:
         version = " ".join(curves.version for _, curves in found)
         if version == have:
             return None
-        known = {key: rest for key, *rest in SHOWN}
-        keys = dict.fromkeys([*known, *sorted({key for _, curves in found for key in curves.keys})])
+        keys = dict.fromkeys([*SHOWN, *sorted({key for _, curves in found for key in curves.keys})])
         there = [key for key in keys if any(curves.curve(key) for _, curves in found)]
         return {
             "version": version,
@@ -160,7 +155,7 @@ class LiveCurves:
                 {"name": name, "tone": tone, "last": {key: number(run.last[key]) for key in run.keys}}
                 for tone, (name, run) in zip(TONES, found, strict=False)
             ],
-            "panels": [_panel(key, *known.get(key, [key, "", ""]), runs=found) for key in there],
+            "panels": [_panel(key, *SHOWN.get(key, (key, "", "")), runs=found) for key in there],
         }
 
     def _read(self, folder: Path) -> RunCurves:
