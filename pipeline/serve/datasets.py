@@ -28,7 +28,12 @@ _DAMAGED = "it cannot be read"
 
 @dataclass
 class Crawl:
-    """What is known of one dataset; its commits, which never change, are read once."""
+    """What is known of one dataset; its commits, which never change, are read once.
+
+    Attributes:
+        trouble: what the last look found wrong.
+        damaged: what is wrong with a commit that was read.
+    """
 
     folder: Path
     read: set[str] = field(default_factory=set)
@@ -43,6 +48,7 @@ class Crawl:
     sources: list[str] = field(default_factory=list)
     sealed: SealedHead | None = None
     trouble: str = ""
+    damaged: str = ""
     history: list[tuple[float, int]] = field(default_factory=list)
 
     def look(self) -> None:
@@ -52,6 +58,7 @@ class Crawl:
         self._seal()
         if not self.done:
             self._commits()
+            self.trouble = self.trouble or self.damaged
         self.history = [*self.history, (time.monotonic(), self.committed)][-30:]
 
     @property
@@ -91,6 +98,9 @@ class Crawl:
         except OSError:
             names = []
         self.committed = len(names)
+        if not self.read.issubset(names):  # the folder was made anew
+            self.read, self.kept, self.bytes, self.not_kept = set(), 0, 0, Counter()
+            self.newest, self.damaged, self.history = 0.0, "", []
         for name in [name for name in names if name not in self.read][:_AT_ONCE]:
             self.read.add(name)
             path = self.folder / layout.COMMITS / name
@@ -98,7 +108,7 @@ class Crawl:
                 record = CommitRecord.read(read_small(path), where=path, remedy="run the crawl again")
                 self.newest = max(self.newest, path.stat().st_mtime)
             except (OSError, UserError) as error:
-                self.trouble = str(error)
+                self.damaged = str(error)
                 continue
             self.kept += record.kept
             self.bytes += record.bytes

@@ -50,6 +50,23 @@ def test_commits_are_read_once_and_not_all_in_one_look(tmp_path: Path) -> None:
         assert (read.call_count, row["kept"]) == (3, 12)
 
 
+def test_a_damaged_commit_is_told_of_for_as_long_as_it_is_there(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "out", images=12)
+    (data / layout.DATASET).unlink()
+    commit = min((data / layout.COMMITS).iterdir())
+    whole = commit.read_bytes()
+    commit.write_text("{")
+    found = Datasets((tmp_path / "out",))
+    for _ in range(2):
+        (row,) = found.look().told()
+        assert row["state"] == "damaged" and commit.name in row["trouble"]
+    commit.unlink()
+    found.look()
+    commit.write_bytes(whole)
+    (row,) = found.look().told()
+    assert (row["state"], row["kept"]) == ("in progress", 12)
+
+
 def test_S1_what_is_no_dataset_or_damaged_hides_no_other(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for name, file, text in (
