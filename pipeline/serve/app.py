@@ -113,7 +113,7 @@ class Requests:
             "texts": await asyncio.to_thread(texts, entry.run),
             "pages": pages_in_short(pages, below=entry.run.path),
             "graph": path_id(entry.run.path.parent) if graphs.stage_of(entry.run.path) else None,
-            **await asyncio.to_thread(history, entry.run),
+            **await asyncio.to_thread(history, self._served.folder, entry.run),
         }
         return _answer(told)
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import BinaryIO
+
+from cluster.small_file import read_bounded
 
 LINK = "it is a link, or lies behind one, and links are not followed here"
 
 
-def open_below(root: Path, path: PurePath) -> BinaryIO:
+def open_below(root: Path, path: Path) -> BinaryIO:
     """Open a regular file to read.
 
     Args:
@@ -43,7 +45,17 @@ def open_below(root: Path, path: PurePath) -> BinaryIO:
     return file
 
 
-def _open(name: str, flags: int, place: int, path: PurePath) -> int:
+def read_below(root: Path, path: Path, *, most: int) -> bytes:
+    """All bytes of such a file.
+
+    Raises:
+        OSError: as `open_below` does, or if it has more than `most` bytes.
+    """
+    with open_below(root, path) as file:
+        return read_bounded(file, path, most=most)
+
+
+def _open(name: str, flags: int, place: int, path: Path) -> int:
     try:
         return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
     except OSError as error:

@@ -16,11 +16,12 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.job import State
+from cluster.json_rows import parse_row
 from cluster.run.status import in_words
-from cluster.small_file import read_small
 from pipeline.dag.drawing import Box, draw_boxes
 from pipeline.dag.progress import StageState
 from pipeline.dag.stage import Receipt, read_receipt
+from pipeline.serve.below import read_below
 from pipeline.serve.pages import Pages, pages_in_short
 from pipeline.serve.run_list import RunList, Stamp, path_id, stamp
 from pipeline.train.look import UNREADABLE
@@ -164,7 +165,7 @@ def _told(stage: StageFolder, by_key: Mapping[str, StageFolder], runs: RunList) 
         "started": receipt.started,
         "machine": receipt.machine,
         "key": receipt.key,
-        "source": _source(stage.folder),
+        "source": _source(runs.folder, stage.folder),
         "data": _data(receipt),
         "recipe": json.dumps(receipt.recipe, indent=2, ensure_ascii=False),
     }
@@ -219,7 +220,7 @@ def _unfinished(stage: StageFolder, runs: RunList) -> tuple[str, str]:
         if state is not State.COMPLETED:
             how = StageState.CANCELLED if state is State.CANCELLED else StageState.FAILED
             return how, known["why"].partition("\n")[0]
-    if (error := _last_line(stage.folder / "error.txt")) is not None:
+    if (error := _last_line(runs.folder, stage.folder / "error.txt")) is not None:
         return StageState.FAILED, error
     return StageState.MISSING, "begun, and not finished"
 
@@ -292,14 +293,15 @@ def _read(folder: Path, *, there: bool) -> StageFolder:
         return StageFolder(folder=folder, trouble=str(error))
 
 
-def _source(folder: Path) -> str:
+def _source(root: Path, folder: Path) -> str:
     """The version of the code that made it, as a run's starts tell it."""
     try:
-        rows = read_small(folder / "attempts.jsonl", most=8 << 20).splitlines()
-        last = json.loads(rows[-1])
-        return " ".join(str(last[key])[:12] for key in ("version", "commit") if last.get(key))
-    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        rows = read_below(root, folder / "attempts.jsonl", most=8 << 20).splitlines()
+    except OSError:
         return ""
+    last = parse_row(rows[-1]) if rows else None
+    told = [(last or {}).get(key) for key in ("version", "commit")]
+    return " ".join(value[:12] for value in told if isinstance(value, str))
 
 
 def _data(receipt: Receipt) -> str:
@@ -311,9 +313,9 @@ def _data(receipt: Receipt) -> str:
     return ", ".join(value for value in named if isinstance(value, str) and value)[:_FEW]
 
 
-def _last_line(path: Path) -> str | None:
+def _last_line(root: Path, path: Path) -> str | None:
     try:
-        lines = read_small(path, most=1 << 20).decode(errors="replace").strip().splitlines()
+        lines = read_below(root, path, most=1 << 20).decode(errors="replace").strip().splitlines()
     except OSError:
         return None
     return lines[-1][:_FEW] if lines else ""

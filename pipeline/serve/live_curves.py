@@ -66,6 +66,8 @@ class RowTail:
             file.seek(self.position)
             data = file.read(_AT_ONCE)
         whole = data[: data.rfind(b"\n") + 1]
+        if not whole and len(data) == _AT_ONCE:
+            whole = data  # no row of ours is so long: what comes behind it is shown all the same
         self.position += len(whole)
         rows = [parse_row(line) for line in whole.splitlines()]
         return anew, [row for row in rows if row is not None]

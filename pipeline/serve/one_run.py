@@ -11,8 +11,7 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.json_rows import parse_row
 from cluster.run.folder import RunFolder
-from cluster.small_file import read_small
-from pipeline.serve.below import open_below
+from pipeline.serve.below import open_below, read_below
 
 TAIL = 64 << 10  # bytes of a log that are shown at first
 AT_ONCE = 256 << 10  # bytes that are sent at a time
@@ -60,21 +59,24 @@ def read_text(root: Path, run: RunFolder, name: str, at: int | None) -> dict[str
     return {"text": text, "at": start + len(data) - len(pending), "size": size, "anew": anew}
 
 
-def history(run: RunFolder) -> dict[str, Any]:
+def history(root: Path, run: RunFolder) -> dict[str, Any]:
     """How it came to be: its recipe, and the starts of its ranks, the last first."""
-    return {"recipe": _recipe(run.path / "recipe.yaml"), "starts": _starts(run.path / "attempts.jsonl")}
+    return {
+        "recipe": _recipe(root, run.path / "recipe.yaml"),
+        "starts": _starts(root, run.path / "attempts.jsonl"),
+    }
 
 
-def _recipe(path: Path) -> str:
+def _recipe(root: Path, path: Path) -> str:
     try:
-        return read_small(path, most=_MOST_TEXT).decode(errors="replace")
+        return read_below(root, path, most=_MOST_TEXT).decode(errors="replace")
     except OSError:
         return ""
 
 
-def _starts(path: Path) -> list[dict[str, Any]]:
+def _starts(root: Path, path: Path) -> list[dict[str, Any]]:
     try:
-        lines = read_small(path, most=_MOST_ROWS).splitlines()
+        lines = read_below(root, path, most=_MOST_ROWS).splitlines()
     except OSError:
         return []
     rows = [parse_row(line) for line in reversed(lines[-_MOST_STARTS:])]

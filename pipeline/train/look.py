@@ -71,7 +71,9 @@ def _known(run: RunFolder, now: Status) -> dict[str, Any]:
         "gpu_hours": round(now.until_now().gpu_hours, 3),
         "checkpoint": newest_checkpoint(run),
         "set_aside": set_aside(run),
-        "unwatched": read_small(run.unwatched).decode(errors="replace").strip() if watched_by_nobody else "",
+        "unwatched": read_small(run.unwatched, links=False).decode(errors="replace").strip()
+        if watched_by_nobody
+        else "",
         "restarts": [asdict(restart) for restart in read_restarts(run)],
         "parent": None if parent is None else asdict(parent),
         "changes": [asdict(change) for change in read_changes(run.path)],

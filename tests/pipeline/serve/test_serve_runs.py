@@ -15,7 +15,7 @@ from serving import add_rows, asked, ids, make_run, told
 from cluster.job import State
 from cluster.run.folder import RunFolder
 from cluster.run.status import Failure, Status
-from pipeline.serve import run_list
+from pipeline.serve import live_curves, run_list
 from pipeline.serve.asked import ask
 from pipeline.serve.live_curves import LiveCurves
 from pipeline.serve.run_list import RunList
@@ -255,6 +255,30 @@ def test_a_log_is_told_from_its_end_and_then_from_where_it_was(tmp_path: Path) -
     assert (then["anew"], then["text"]) == (False, "a café\nhalf of ")
     assert (anew["anew"], anew["text"]) == (True, "anew\n")
     assert (nothing["text"], nothing["at"]) == ("", then["at"])
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "attempts.jsonl", "unwatched"])
+def test_S1_what_is_told_of_a_run_lies_in_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / "elsewhere").write_text('{"version": "a secret"}\n')
+    run = make_run(tmp_path / "runs" / "a", state=State.RUNNING, executor="slurm")
+    (run.path / name).symlink_to(tmp_path / "elsewhere")
+
+    async def ask(client: Any) -> str:
+        return json.dumps(await told(client, "/api/run", id=(await ids(client))["a"]))
+
+    with mock.patch.object(run_list.RunList, "_ask_elsewhere"):
+        assert "a secret" not in asked(tmp_path / "runs", ask)
+
+
+def test_S1_a_line_without_an_end_hides_no_row_behind_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    (run.path / "metrics.jsonl").write_text("1" * 300 + "\n")
+    add_rows(run, range(1, 3))
+    curves = LiveCurves(tmp_path)
+    with mock.patch.object(live_curves, "_AT_ONCE", 100):
+        for _ in range(5):
+            found = curves.panels([("a", run.path)], have="")
+    assert found is not None and found["runs"][0]["last"] == {"loss": "0.5"}
 
 
 @pytest.mark.parametrize(
