@@ -22,30 +22,29 @@ def features(  # noqa: PLR0917 -- typer passes by name
     ],
     view: Annotated[str | None, typer.Option("--view", help="A view of --data.")] = None,
     precision: Annotated[
-        FeaturePrecision, typer.Option("--precision", help="Of the numbers; Parquet has no bf16.")
+        FeaturePrecision, typer.Option("--precision", help="Precision of the features; Parquet has no bf16.")
     ] = "fp32",
     windows: WindowCount = 10,
     each: Annotated[
-        bool, typer.Option("--each/--mean", help="Of a video: a row for each window, or their mean.")
+        bool, typer.Option("--each/--mean", help="For videos: one row per window, or their mean.")
     ] = False,
     layer: LayerName = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     workers: Workers = 2,
     device: Device = "auto",
 ) -> None:
-    """Write a trunk's features of a dataset, with keys, paths, captions and labels."""
-    if output.exists() and not force:
-        raise UserError(f"{output} is there already: give another --output, or --force to replace it")
-
+    """Write the features of every sample of a dataset to a file, with keys, paths, captions and labels."""
     from rich.console import Console
 
     from cluster.rank.torch_dist import choose_device
     from ingest.dataset.open import open_dataset
     from ingest.progress.meter import Meter
-    from pipeline.transfer.feature_table import refuse_kind, rows_beside, write_table
+    from pipeline.transfer.feature_table import files_of, refuse_kind, rows_beside, write_table
     from pipeline.trunks.files import load_trunk
 
     refuse_kind(output, precision)
+    if not force and (taken := [file for file in files_of(output) if file.exists()]):
+        raise UserError(f"{taken[0]} already exists: name another --output, or use --force to replace it")
     where = choose_device(device)
     dataset, loaded = open_dataset(data, view=view), load_trunk(trunk).to(where)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -60,5 +59,5 @@ def features(  # noqa: PLR0917 -- typer passes by name
             videos=Windows(windows=windows, each=each, layer=layer),
             progress=lambda done, total: meter.tell(f"features of {data}", done=done, total=total),
         )
-    beside = f"; what each row is of: {rows_beside(output)}" if output.suffix == ".safetensors" else ""
+    beside = f"; its rows are described in {rows_beside(output)}" if output.suffix == ".safetensors" else ""
     typer.echo(f"{output}: {rows:,} rows{beside}")

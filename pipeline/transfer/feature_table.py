@@ -102,6 +102,11 @@ def refuse_kind(path: Path, precision: FeaturePrecision) -> None:
         raise UserError(f"{path}: Parquet knows no bf16: choose fp16 or fp32, or a .safetensors file")
 
 
+def files_of(path: Path) -> tuple[Path, ...]:
+    """All that is written for a file of features."""
+    return (path,) if path.suffix == ".parquet" else (path, rows_beside(path))
+
+
 def rows_beside(path: Path) -> Path:
     """Where what is said of the rows of a safetensors file stands."""
     return path.with_suffix(".rows.parquet")

@@ -88,15 +88,17 @@ def test_a_safetensors_file_has_its_rows_beside_it(
 ) -> None:
     out = tmp_path / "deep" / "f.safetensors"
     words = [trunk, "--data", dataset.path, "--output", out, "--precision", precision, "--workers", 0]
-    assert submit(*words) == f"{out}: 60 rows; what each row is of: {rows_beside(out)}\n"
+    assert submit(*words) == f"{out}: 60 rows; its rows are described in {rows_beside(out)}\n"
     features, keys, about = read(out, dtype)
     assert about["dataset"] == dataset.root
     expected = extract_features(nn.Flatten(), dataset, preprocessing=VIEW, workers=0, device=CPU)
     assert torch.equal(features, expected.x.to(dtype).float())
     assert keys == expected.keys.tolist() == pq.read_table(rows_beside(out))["key"].to_pylist()
     assert pq.read_table(rows_beside(out)).schema.names == ["key", "url", "caption", "labels"]
-    assert f"{out} is there already" in submit(*words)
+    assert f"{out} already exists" in submit(*words)
     assert "60 rows" in submit(*words, "--force")
+    out.unlink()
+    assert f"{rows_beside(out)} already exists" in submit(*words)
 
 
 def test_of_a_view_and_without_labels(trunk: Path, tmp_path: Path) -> None:
