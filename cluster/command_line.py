@@ -27,9 +27,7 @@ def _tell_version(ctx: Any, asked: bool) -> None:
 
 Version = Annotated[
     bool,
-    typer.Option(
-        "--version", callback=_tell_version, is_eager=True, help="Say which version this is, and stop."
-    ),
+    typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit."),
 ]
 
 

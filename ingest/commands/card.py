@@ -16,10 +16,10 @@ from ingest.store.posix import PosixStore
 def card(
     dataset: DatasetFolder,
     output: Annotated[
-        Path | None, typer.Option(help="The file, such as README.md. [default: printed]")
+        Path | None, typer.Option(help="The file to write, such as README.md. [default: print it]")
     ] = None,
 ) -> None:
-    """Write the dataset's card: sources, opt-outs, counts, settings, and how to ask for removal."""
+    """Write a dataset's card: sources, opt-outs, counts, settings, and how to request removal."""
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise UserError(f"--output {output} cannot be a file: name one in a folder that exists")
     text = dataset_card(dataset, counted(dataset), name=name_of(dataset))

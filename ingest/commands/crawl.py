@@ -146,7 +146,7 @@ def crawl(
     wait: Wait = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch or read images, or videos, check, shard and seal them. Run again, it goes on where it stopped."""
+    """Fetch or read images or videos, and check, shard and seal them. Run it again to continue."""
     for option, given in (("--crop", crop), ("--encoding", encoding), ("--quality", quality)):
         if given is not None and resize is None:
             raise UserError(f"{option} is used with --resize only: add --resize, or leave {option} out")

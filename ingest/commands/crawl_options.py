@@ -23,45 +23,57 @@ Sources = Annotated[
 Output = Annotated[
     str,
     typer.Option(
-        help="The dataset's folder or bucket (s3://, gs://, az://); a crawl that stopped goes on there."
+        help="The dataset's folder or bucket (s3://, gs://, az://); a crawl that stopped is continued there."
     ),
 ]
 Extend = Annotated[
     bool,
     typer.Option(
         "--extend",
-        help="Add to a dataset what it does not have: of other sources, or of its own that have grown.",
+        help="Add what a dataset does not have: from other sources, or from its own if they have grown.",
     ),
 ]
 FollowLinks = Annotated[
     bool,
-    typer.Option("--follow-links", help="Of folders, also those that lead out of them, and to folders."),
+    typer.Option(
+        "--follow-links",
+        help="In folders, also follow links to other folders, and links that lead out of them.",
+    ),
 ]
 
 # What is made of an image.
 Resize = Annotated[
-    int | None, typer.Option(min=1, help="Shorter side in pixels; without it, bytes are kept.")
+    int | None,
+    typer.Option(
+        min=1, help="Resize the shorter side to this many pixels; by default, files are kept as they are."
+    ),
 ]
 CropOption = Annotated[
     Crop | None,
-    typer.Option("--crop", help="All of it, or its middle square, with --resize. [default: keep_ratio]"),
+    typer.Option(
+        "--crop",
+        help="With --resize: keep all of the image, or only its central square. [default: keep_ratio]",
+    ),
 ]
 EncodingOption = Annotated[
-    Encoding | None, typer.Option("--encoding", help="What is stored, with --resize. [default: jpeg]")
+    Encoding | None, typer.Option("--encoding", help="With --resize: the format to store. [default: jpeg]")
 ]
 Quality = Annotated[
-    int | None, typer.Option(min=1, max=100, help="Of the encoder, with --resize. [default: 95]")
+    int | None, typer.Option(min=1, max=100, help="With --resize: the quality of the encoding. [default: 95]")
 ]
 Icc = Annotated[
     bool,
     typer.Option(
         "--icc/--no-icc",
-        help="Follow colour profiles: to sRGB with --resize, otherwise they stay in the file. Without, "
-        "they are left out, and the numbers stay.",
+        help="Honour colour profiles: with --resize, convert to sRGB; otherwise keep them in the file. "
+        "--no-icc drops them and leaves the pixel values as they are.",
     ),
 ]
 Phash = Annotated[
-    bool, typer.Option(help="Make the perceptual hash; without it, the pixels of a kept JPEG stay unread.")
+    bool,
+    typer.Option(
+        help="Compute a perceptual hash; without it, a JPEG that is kept as it is need not be decoded."
+    ),
 ]
 
 # Bounds, of which videos have others.
@@ -70,14 +82,14 @@ UnitRows = Annotated[
     typer.Option(
         min=1,
         max=KEY_SLOTS,
-        help=f"Attempts per work unit and shard. [default: {_D.unit_rows}; {VIDEOS.unit_rows} with --video]",
+        help=f"Rows per work unit and shard. [default: {_D.unit_rows}; {VIDEOS.unit_rows} with --video]",
     ),
 ]
 MaxBytes = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help=f"Larger files are rejected unread. [default: {_D.treatment.limits.max_bytes}; "
+        help=f"Reject larger files unread. [default: {_D.treatment.limits.max_bytes}; "
         f"{VIDEOS.treatment.limits.max_bytes} with --video]",
     ),
 ]
@@ -85,7 +97,7 @@ MaxPixels = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Pictures and frames that claim more are rejected undecoded. [default: "
+        help="Reject images and frames that claim more, without decoding them. [default: "
         f"{_D.treatment.limits.max_pixels}; {VIDEOS.treatment.limits.max_pixels} with --video]",
     ),
 ]
@@ -108,36 +120,40 @@ MemoryMb = Annotated[
 
 # What is made of a video.
 Video = Annotated[
-    bool, typer.Option("--video", help="Sources are videos: they become clips with their sound.")
+    bool, typer.Option("--video", help="Read the sources as videos, and cut them into clips with sound.")
 ]
 SegmentSeconds = Annotated[
     float | None,
-    typer.Option(help="With --video: a longer one becomes several clips, cut at keyframes. [default: 10]"),
+    typer.Option(
+        help="With --video: cut longer videos into clips of this length, at keyframes. [default: 10]"
+    ),
 ]
 AllowSilent = Annotated[
-    bool, typer.Option("--allow-silent", help="With --video: clips without a sound are kept, too.")
+    bool, typer.Option("--allow-silent", help="With --video: also keep clips without sound.")
 ]
 Decode = Annotated[
     bool,
     typer.Option(
         "--decode/--no-decode",
-        help="With --video: decode clips to their end. Without, damage, loudness and hash stay unknown.",
+        help="With --video: decode every clip to its end; otherwise damage, loudness and hash are unknown.",
     ),
 ]
 
 # How lists are read.
-UrlColumn = Annotated[str | None, typer.Option(help="Of lists. [default: seen from the names]")]
-CaptionColumn = Annotated[str | None, typer.Option(help="Of lists: alt text or caption.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Of lists: labels or hashtags.")]
+UrlColumn = Annotated[
+    str | None, typer.Option(help="In lists: the column of URLs. [default: recognised by its name]")
+]
+CaptionColumn = Annotated[str | None, typer.Option(help="In lists: the column of captions or alt texts.")]
+LabelColumn = Annotated[str | None, typer.Option(help="In lists: the column of labels or hashtags.")]
 ColumnNames = Annotated[
     str | None,
-    typer.Option(metavar="NAME,…", help="Of a csv or tsv without a header: its columns, in their order."),
+    typer.Option(metavar="NAME,…", help="The columns of a csv or tsv without a header, in order."),
 ]
 ColumnTypes = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=TYPE",
-        help=f"Of csv, tsv and JSON, whose values are text: {', '.join(TYPES)}. Repeatable.",
+        help=f"The type of a column in csv, tsv and JSON, otherwise text: {', '.join(TYPES)}. Repeatable.",
     ),
 ]
 
@@ -145,61 +161,62 @@ ColumnTypes = Annotated[
 Contact = Annotated[
     str | None,
     typer.Option(
-        envvar="INGEST_CONTACT", help="Where webmasters reach you: a URL or an e-mail, in the User-Agent."
+        envvar="INGEST_CONTACT",
+        help="A URL or e-mail address where webmasters can reach you; part of the User-Agent.",
     ),
 ]
-Deadline = Annotated[float, typer.Option(min=0.1, help="Seconds for one try of a URL, redirects included.")]
+Deadline = Annotated[float, typer.Option(min=0.1, help="Seconds for one request, including redirects.")]
 Tries = Annotated[
-    int, typer.Option("--attempts", min=1, help="How often a URL is tried that may succeed later.")
+    int, typer.Option("--attempts", min=1, help="How many times to try a URL that may succeed later.")
 ]
-MaxRedirects = Annotated[int, typer.Option(min=0, help="Followed in one try.")]
-PerHost = Annotated[int, typer.Option(min=1, help="Connections to a host at a time.")]
+MaxRedirects = Annotated[int, typer.Option(min=0, help="How many redirects to follow.")]
+PerHost = Annotated[int, typer.Option(min=1, help="Simultaneous connections to one host.")]
 PerAddress = Annotated[
-    int, typer.Option(min=1, help="Connections to an address at a time, whichever hosts it serves.")
+    int, typer.Option(min=1, help="Simultaneous connections to one IP address, whichever hosts it serves.")
 ]
-PerHostRate = Annotated[float | None, typer.Option(min=0.001, help="Requests to a host per second.")]
+PerHostRate = Annotated[float | None, typer.Option(min=0.001, help="Requests per second to one host.")]
 HostLimitsPath = Annotated[
     Path | None,
     typer.Option(
         "--host-limits",
-        help="Hosts with limits of their own, a line each: HOST CONNECTIONS RATE; - for that of others, "
-        "*.HOST for each host below. A Crawl-delay is kept all the same.",
+        help="A file of limits for single hosts, one per line: HOST CONNECTIONS RATE; - keeps the general "
+        "limit, *.HOST means every subdomain. A Crawl-delay is obeyed all the same.",
     ),
 ]
-Connections = Annotated[int, typer.Option(min=1, help="At a time, over all hosts.")]
+Connections = Annotated[int, typer.Option(min=1, help="Simultaneous connections to all hosts together.")]
 PerSite = Annotated[
     int | None,
-    typer.Option(
-        min=1, help="URLs of a site (of all its hosts) that are planned at most: the first of the lists."
-    ),
+    typer.Option(min=1, help="The most URLs to plan for one site (all of its hosts): the first ones listed."),
 ]
 GiveUp = Annotated[
     float | None,
     typer.Option(
         metavar="HOURS",
         min=0,
-        help="After planning; what was not asked for by then fails (given_up): `ingest retry` asks for it.",
+        help="Stop this long after planning. URLs not tried by then fail (given_up), and "
+        "`ingest retry` tries them.",
     ),
 ]
 IgnoreRobots = Annotated[
-    bool, typer.Option("--ignore-robots", help="Do not ask for robots.txt; the dataset says so.")
+    bool, typer.Option("--ignore-robots", help="Ignore robots.txt; the dataset records this.")
 ]
 AllowPrivate = Annotated[
     list[str] | None,
     typer.Option(
-        help="A network, as CIDR, that may be asked though it is not public; addresses of this machine "
-        "and of a cloud's services, one by one. Repeatable."
+        help="A network (CIDR) that may be accessed although it is private; addresses of this machine and "
+        "of cloud services must be given one by one. Repeatable."
     ),
 ]
 DenyNetwork = Annotated[
     list[str] | None,
-    typer.Option(help="A network, as CIDR, that may not be asked, whatever is allowed. Repeatable."),
+    typer.Option(help="A network (CIDR) never to access, whatever else is allowed. Repeatable."),
 ]
 
 MetricsPath = Annotated[
     Path | None,
     typer.Option(
         "--metrics-file",
-        help="Written every ten seconds, for Prometheus; *.prom in node-exporter's textfile folder.",
+        help="A file of metrics for Prometheus, written every ten seconds: for node-exporter, *.prom in its "
+        "textfile folder.",
     ),
 ]

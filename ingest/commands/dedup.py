@@ -32,12 +32,12 @@ from ingest.store.open import name_of, open_store
 def dedup(
     dataset: DatasetFolder,
     *,
-    name: Annotated[str, typer.Option(help="Of the new view.")],
+    name: Annotated[str, typer.Option(help="Name of the new view.")],
     near: Annotated[
         bool,
         typer.Option(
             "--near/--exact",
-            help="Also drop what looks alike, or equal bytes only: letters, logos and drawings look alike.",
+            help="Drop images that look alike, or only equal bytes; letters, logos and drawings look alike.",
         ),
     ] = True,
     hamming: Annotated[
@@ -45,38 +45,40 @@ def dedup(
         typer.Option(
             min=0,
             max=MAX_RADIUS,
-            help="Bits in which hashes of near duplicates may differ; as a rule they differ in 2, 4, 6, ...",
+            help="Bits in which the hashes of near duplicates may differ; mostly they differ in 2, 4, 6, ...",
         ),
     ] = 4,
     against: Annotated[
         list[str] | None,
-        typer.Option(metavar="DATASET", help="Drop what equals or looks like one of its images. Repeatable."),
+        typer.Option(
+            metavar="DATASET", help="Drop what equals or resembles an image of this dataset. Repeatable."
+        ),
     ] = None,
     within: Annotated[
-        str | None, typer.Option(metavar="VIEW", help="Look at this view's samples only.")
+        str | None, typer.Option(metavar="VIEW", help="Consider only the samples of this view.")
     ] = None,
     scratch: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for temporary files: 104 bytes per image at --hamming 4. For ray and slurm, one "
-            "that all nodes reach."
+            help="A folder for temporary files: 104 bytes per image at --hamming 4. For ray and slurm, one "
+            "that all nodes can reach."
         ),
     ] = None,
     workers: Workers = CORES,
     executor: Annotated[
-        ExecutorName, typer.Option(help="What compares; never changes the result.")
+        ExecutorName, typer.Option(help="What to run it on; never changes the result.")
     ] = "local",
     parts: Annotated[
         int | None,
         typer.Option(
-            min=1, help="For ray and slurm: how many compare at a time, on a core each; jobs of SLURM."
+            min=1, help="For ray and slurm: how many processes compare, each on one core; on SLURM, jobs."
         ),
     ] = None,
     cluster: Cluster = "default",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Make a view that keeps one of each group of duplicates: the first."""
+    """Make a view that keeps the first image of each group of duplicates."""
     started = time.monotonic()
     tasks = _executor(
         executor,

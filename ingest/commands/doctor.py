@@ -15,10 +15,10 @@ from ingest.image.doctor import image_checks
 
 
 def doctor(
-    folder: Annotated[Path, typer.Argument(help="Where datasets would be written.")] = Path(),
+    folder: Annotated[Path, typer.Argument(help="The folder that datasets would be written to.")] = Path(),
     as_json: Json = False,
 ) -> None:
-    """Say what is installed and active, and how to mend what is not."""
+    """Check what is installed and working, and say how to fix what is not."""
     pyav = package_check("av", remedy="pip install 'av>=18,<20'", purpose="videos: crawl-shards --video")
     checks: list[Finding] = [*image_checks(), pyav, fence_check(), *doctor_report(folder)]
     if as_json:

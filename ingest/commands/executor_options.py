@@ -21,31 +21,32 @@ from ingest.plan.plan import Plan
 from ingest.progress.counts import Counts, CrawlReport, Progress
 from ingest.web.settings import FetchSettings
 
-ExecutorOption = Annotated[ExecutorName, typer.Option("--executor", help="What runs the crawlers.")]
+ExecutorOption = Annotated[ExecutorName, typer.Option("--executor", help="What to run the crawlers on.")]
 Parts = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Crawlers, each a process that fetches and its workers; on SLURM each is a job. Never changes "
-        f"the result. [default: one for {WORKERS_PER_CRAWLER} workers; to be said for ray and slurm]",
+        help="How many crawlers to run, each with workers of its own; on SLURM, each is a job. Never changes "
+        f"the result. [default: one per {WORKERS_PER_CRAWLER} workers; required for ray and slurm]",
     ),
 ]
 PartWorkers = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Processes that check images; never changes the result. [default: as many as cores; for ray and "
-        f"slurm, of each part: the site's cpus_per_rank, or {WORKERS_PER_CRAWLER}]",
+        help="Processes that check images; never changes the result. [default: one per core; for ray and "
+        f"slurm, in each part: the site's cpus_per_rank, or {WORKERS_PER_CRAWLER}]",
     ),
 ]
 Cluster = Annotated[
     str,
     typer.Option(
-        envvar="SUBMIT_CLUSTER", help="For ray and slurm: the site, a .yaml file or one of configs/cluster."
+        envvar="SUBMIT_CLUSTER",
+        help="For ray and slurm: the site file, a .yaml file or a name in configs/cluster.",
     ),
 ]
-Runs = Annotated[Path, typer.Option(help="For slurm: where the folders of its jobs are made.")]
-Wait = Annotated[bool, typer.Option("--wait", help="For slurm: return when the crawl has ended.")]
+Runs = Annotated[Path, typer.Option(help="For slurm: the folder for its jobs.")]
+Wait = Annotated[bool, typer.Option("--wait", help="For slurm: return only when the crawl has ended.")]
 
 
 @dataclass(frozen=True, kw_only=True)

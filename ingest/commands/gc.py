@@ -16,11 +16,11 @@ def gc(
         typer.Argument(metavar="DATASET", help="A dataset: its folder or bucket (s3://, gs://, az://)."),
     ],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be deleted; delete nothing.")
+        bool, typer.Option("--dry-run", help="List what would be deleted, and delete nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete what committed units, plans and killed writes left, and nothing names. Safe during a crawl."""
+    """Delete leftover files that no plan or committed unit refers to. Safe during a crawl."""
     store, garbage = find_garbage(dataset)
     entries = []
     for entry in garbage:

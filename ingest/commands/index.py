@@ -33,19 +33,17 @@ def index(
         list[str],
         typer.Argument(
             metavar="TAR...",
-            help="Uncompressed tars: paths or s3://, gs:// or az:// URLs, also with * in the name.",
+            help="Uncompressed tars: paths or s3://, gs:// or az:// URLs; * in the name.",
         ),
     ],
     *,
     output: Annotated[
         str,
         typer.Option(
-            help="The dataset's folder, which may be that of the tars, or a bucket (s3://, gs://, az://)."
+            help="The dataset's folder or bucket (s3://, gs://, az://), which may be that of the tars."
         ),
     ],
-    extend: Annotated[
-        bool, typer.Option("--extend", help="Add to a dataset that was made from others.")
-    ] = False,
+    extend: Annotated[bool, typer.Option("--extend", help="Add these tars to an existing dataset.")] = False,
     labels_from: LabelsFrom = None,
     labels: LabelFiles = None,
     unit_rows: UnitRows = DEFAULTS.unit_rows,
@@ -56,7 +54,7 @@ def index(
     workers: Workers = CORES,
     as_json: Json = False,
 ) -> None:
-    """Make WebDataset tars a dataset without copying them: images stay in the tars, as they are.
+    """Turn WebDataset tars into a dataset without copying them: images stay in the tars, unchanged.
 
     Nothing is re-encoded, and no metadata is stripped. Run again, it goes on where it stopped.
     """

@@ -9,7 +9,9 @@ from ingest.labels.rule import PRESETS
 from ingest.web.opt_outs import OptOut
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
-Workers = Annotated[int, typer.Option(min=1, help="How many at a time; never changes the result.")]
+Workers = Annotated[
+    int, typer.Option(min=1, help="How many to run in parallel; the result is the same for any number.")
+]
 DatasetFolder = Annotated[
     str,
     typer.Argument(
@@ -20,7 +22,7 @@ LabelsFrom = Annotated[
     str | None,
     typer.Option(
         metavar="RULE",
-        help=f"How labels are seen from paths: {', '.join(PRESETS)}, or path:REGEX with a group "
+        help=f"How to derive labels from paths: {', '.join(PRESETS)}, or path:REGEX with a group "
         "(?P<label>…), and (?P<split>…). [default: the first folder]",
     ),
 ]
@@ -29,31 +31,31 @@ LabelFiles = Annotated[
     typer.Option(
         "--labels",
         metavar="FILE",
-        help="Labels, split and ignore by path, name or key: .csv, .tsv, .json, .jsonl, .parquet, .txt; "
-        "VOC's ImageSets/Main. Repeatable.",
+        help="A file of labels, split or ignore by path, name or key: .csv, .tsv, .json, .jsonl, .parquet, "
+        ".txt; or VOC's ImageSets/Main. Repeatable.",
     ),
 ]
-UnitRows = Annotated[int, typer.Option(min=1, max=KEY_SLOTS, help="Attempts per work unit and shard.")]
-MaxBytes = Annotated[int, typer.Option(min=1, help="Larger files are rejected unread.")]
-MaxPixels = Annotated[int, typer.Option(min=1, help="Images that claim more are rejected undecoded.")]
+UnitRows = Annotated[int, typer.Option(min=1, max=KEY_SLOTS, help="Rows per work unit and shard.")]
+MaxBytes = Annotated[int, typer.Option(min=1, help="Reject larger files unread.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Reject images that claim more, without decoding them.")]
 Seconds = Annotated[float, typer.Option(min=0.1, help="CPU time that checking one image may take.")]
 MemoryMb = Annotated[int, typer.Option(min=64, help="Memory that checking one image may take, MiB.")]
 IgnoreXRobots = Annotated[
     bool,
-    typer.Option("--ignore-x-robots", help="Do not heed X-Robots-Tag and robots <meta>; the output says so."),
+    typer.Option("--ignore-x-robots", help="Ignore X-Robots-Tag and robots <meta>; the output records this."),
 ]
 IgnoreTdmReservation = Annotated[
-    bool, typer.Option("--ignore-tdm-reservation", help="Do not heed TDM-Reservation: 1; the output says so.")
+    bool, typer.Option("--ignore-tdm-reservation", help="Ignore TDM-Reservation: 1; the output records this.")
 ]
 IgnoreContentSignal = Annotated[
     bool,
     typer.Option(
-        "--ignore-content-signal", help="Do not heed Content-Signal: ai-train=no; the output says so."
+        "--ignore-content-signal", help="Ignore Content-Signal: ai-train=no; the output records this."
     ),
 ]
 IgnoreContentUsage = Annotated[
     bool,
-    typer.Option("--ignore-content-usage", help="Do not heed Content-Usage: train-ai=n; the output says so."),
+    typer.Option("--ignore-content-usage", help="Ignore Content-Usage: train-ai=n; the output records this."),
 ]
 
 

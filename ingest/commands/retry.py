@@ -47,10 +47,11 @@ def retry(
     dataset: DatasetFolder,
     *,
     deadline: Annotated[
-        float | None, typer.Option(min=0.1, help="Seconds for one try. [default: as before]")
+        float | None, typer.Option(min=0.1, help="Seconds for one request. [default: as before]")
     ] = None,
     tries: Annotated[
-        int | None, typer.Option("--attempts", min=1, help="How often a URL is tried. [default: as before]")
+        int | None,
+        typer.Option("--attempts", min=1, help="How many times to try a URL. [default: as before]"),
     ] = None,
     contact: Contact = None,
     per_host: PerHost = DEFAULTS.per_host,
@@ -67,7 +68,7 @@ def retry(
     wait: Wait = False,
     as_json: Json = False,
 ) -> None:
-    """Try again what failed and may succeed later; what it gives is added to the dataset as a generation."""
+    """Try again what failed but may succeed now, and add the result to the dataset."""
     store = open_store(dataset)
     spread = Spread(executor=executor, parts=parts, workers=workers, cluster=cluster, runs=runs, wait=wait)
     with writing(store.root), Meter(Console(stderr=True)) as meter:

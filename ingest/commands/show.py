@@ -17,15 +17,15 @@ from ingest.store.posix import PosixStore
 def show(
     dataset: DatasetFolder,
     output: Annotated[
-        Path | None, typer.Option(help="The page. [default: the dataset's name + .html]")
+        Path | None, typer.Option(help="The page to write. [default: the dataset's name + .html]")
     ] = None,
     view: Annotated[
-        str | None, typer.Option(help="Show images of this view, and the duplicates that it leaves out.")
+        str | None, typer.Option(help="Show the images of this view, and the duplicates that it leaves out.")
     ] = None,
     samples: Annotated[int, typer.Option(min=0, max=2000, help="How many images to show.")] = 60,
-    seed: Annotated[int, typer.Option(help="Which images to show.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of images.")] = 0,
 ) -> None:
-    """Make one self-contained HTML page of a dataset: images, sizes, formats, and what was not kept."""
+    """Write a self-contained HTML page about a dataset: images, sizes, formats, and what was not kept."""
     from ingest.report import gallery
 
     page = Path(f"{name_of(dataset)}.html") if output is None else output

@@ -19,7 +19,7 @@ HOSTS_LISTED = 10
 
 
 def stats(dataset: DatasetFolder, as_json: Json = False) -> None:
-    """Count what is in a dataset: statuses and reasons, bytes, formats, sizes, labels."""
+    """Print statistics of a dataset: statuses and reasons, bytes, formats, sizes, labels."""
     found = counted(dataset)
     if as_json:
         typer.echo(json.dumps(found.as_json(), indent=2))

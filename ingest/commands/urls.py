@@ -37,9 +37,9 @@ def urls(
         ),
     ],
     *,
-    output: Annotated[Path, typer.Option(help="The list: .parquet or .csv.")],
+    output: Annotated[Path, typer.Option(help="The list to write: .parquet or .csv.")],
     ignore_opt_outs: Annotated[
-        bool, typer.Option("--ignore-opt-outs", help="Do not heed any of these; the list says so.")
+        bool, typer.Option("--ignore-opt-outs", help="Ignore all of these; the list records this.")
     ] = False,
     ignore_x_robots: IgnoreXRobots = False,
     ignore_tdm_reservation: IgnoreTdmReservation = False,
@@ -48,7 +48,7 @@ def urls(
     workers: Workers = CORES,
     as_json: Json = False,
 ) -> None:
-    """List the images that web pages show: url, alt, page_url, page_host; every address once."""
+    """List the images shown on web pages: url, alt, page_url, page_host; every URL once."""
     started = time.monotonic()
     named = [place for archive in archives for place in expand(archive)]
     with Meter(Console(stderr=True)) as meter:

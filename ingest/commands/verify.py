@@ -20,12 +20,12 @@ from ingest.store.open import open_store
 def verify(
     dataset: DatasetFolder,
     level: Annotated[
-        str, typer.Option(help="names, sizes, sha or decode: each also checks what the ones before it do.")
+        str, typer.Option(help="names, sizes, sha or decode; each includes the checks before it.")
     ] = "sha",
     workers: Workers = CORES,
     as_json: Json = False,
 ) -> None:
-    """Check that a dataset is whole, and name everything that is damaged. Exits with 1 if anything is."""
+    """Check that a dataset is intact, and name everything that is damaged; exit with 1 if anything is."""
     if level.upper() not in Level.__members__:
         raise UserError(f"--level {level} is not a level: use names, sizes, sha or decode")
     chosen = Level[level.upper()]

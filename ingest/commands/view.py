@@ -28,24 +28,28 @@ _SHORT_NAMED = 20
 def view(
     dataset: DatasetFolder,
     *,
-    name: Annotated[str | None, typer.Option(help="Of the new view; without it, views are listed.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the new view; without it, views are listed.")
+    ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
             metavar="CONDITION",
-            help="Keep what fulfils it: 'width >= 256', \"label in [cat, dog] or caption like '%cat%'\", "
+            help="Keep what matches: 'width >= 256', \"label in [cat, dog] or caption like '%cat%'\", "
             "with and, or, not, in, like, between, is null as in SQL. Repeatable: all.",
         ),
     ] = None,
     remove: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Drop the keys and URLs it lists: txt, csv, Parquet. Repeatable."),
+        typer.Option(
+            metavar="FILE", help="Drop the keys and URLs in this file: txt, csv, Parquet. Repeatable."
+        ),
     ] = None,
     keep: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Keep only the keys and URLs it lists; or the file names, if it has nothing else.",
+            help="Keep only the keys and URLs in this file, or the file names if it has nothing else.",
         ),
     ] = None,
     within: Annotated[
@@ -59,17 +63,17 @@ def view(
         typer.Option(
             min=1,
             metavar="N",
-            help="Of what is left, keep N images of each label, drawn at random; an image with several "
-            "labels is drawn for each.",
+            help="Of what is left, keep N images of each label, chosen at random; an image with several "
+            "labels counts for each.",
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=2**63 - 1, help="Of that draw.  [default: 0]")
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of the random choice. [default: 0]")
     ] = None,
     workers: Workers = CORES,
     as_json: Json = False,
 ) -> None:
-    """Make a view of the samples that fulfil every option; without --name, list the views."""
+    """Make a view of the samples that match every option; without --name, list the views."""
     if seed is not None and per_label is None:
         raise UserError("--seed is that of a draw: give --per-label N, or leave --seed out")
     wanted = Filter(

@@ -28,9 +28,7 @@ COLUMNS = (("loss", "loss"), ("embedding_std", "embedding std"), ("rankme", "Ran
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="RUN RUN...", help="Names of runs, or their folders; or files of predictions."
-        ),
+        typer.Argument(metavar="RUN RUN...", help="Names or folders of runs; or files of predictions."),
     ],
     out: Annotated[Path, typer.Option("--out", dir_okay=False, help="The page to write.")] = Path(
         "compare.html"
@@ -38,8 +36,8 @@ def compare(
     folder: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Compare runs: what differs between their recipes, how they went, and which of them collapsed. Or
-    classifiers, by the predictions.parquet of each on the same images: which one is better.
+    """Compare runs: how their recipes differ, how they went, and which of them collapsed. Or compare
+    classifiers by their predictions.parquet on the same images.
     """
     from pipeline.recipe.stages import CompareRecipe
     from pipeline.report.compare import compare_runs, comparison_page

@@ -29,22 +29,22 @@ def dag(  # noqa: PLR0917 -- typer passes by name
     overrides: Overrides = None,
     executor: StagesExecutor = "local",
     cluster: Cluster = "default",
-    plan: Annotated[bool, typer.Option("--plan", help="Show how far the stages are, and stop.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the state of each stage, and exit.")] = False,
     picture: Annotated[
-        Path | None, typer.Option("--picture", dir_okay=False, help="An SVG file to draw --plan into.")
+        Path | None, typer.Option("--picture", dir_okay=False, help="Draw --plan as this SVG file.")
     ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
             "--jobs",
             min=1,
-            help="Stages at a time on this machine; by default one per GPU, or per 8 cores.",
+            help="How many stages to run at a time on this machine; by default one per GPU, or per 8 cores.",
         ),
     ] = None,
     wait: Wait = False,
 ) -> None:
-    """Run the stages of a graph that have not run yet, as many at once as there is room for. SLURM gets all
-    of them, and goes on by itself.
+    """Run the stages of a graph that have not run yet, as many at a time as there is room for. On SLURM, all
+    of them are submitted at once, and need nobody to wait for them.
     """
     from pipeline.dag.graph import build_graph
     from pipeline.dag.recipe import load_dag

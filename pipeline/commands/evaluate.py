@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from pipeline.dag.recipe import DagRecipe
     from pipeline.dag.stage import Stage
 
-Graph = Annotated[str, typer.Option("--dag", help="The graph; its stage `checkpoint` is filled in.")]
+Graph = Annotated[str, typer.Option("--dag", help="The graph to run; its stage `checkpoint` is filled in.")]
 
 
 Newest = Annotated[bool, typer.Option("--newest", help="Only the newest checkpoint.")]
 StepsApart = Annotated[
-    int | None, typer.Option("--steps-apart", min=1, help="Only checkpoints that lie so many steps apart.")
+    int | None, typer.Option("--steps-apart", min=1, help="Only checkpoints at least this many steps apart.")
 ]
 GpuHours = Annotated[
     float | None,
-    typer.Option("--gpu-hours", min=0, help="The most that the evaluations of this run may take in all."),
+    typer.Option("--gpu-hours", min=0, help="The most GPU-hours that all evaluations of this run may take."),
 ]
 
 
@@ -44,7 +44,7 @@ def evaluate(  # noqa: PLR0917 -- typer passes by name
     cluster: Cluster = "default",
     trust: Trust = False,
 ) -> None:
-    """Evaluate the checkpoints of a run that have not been evaluated: with receipts, nothing runs twice."""
+    """Evaluate the checkpoints of a run that have not been evaluated yet; nothing runs twice."""
     from pipeline.checkpoint.files import newest_first, step_of
     from pipeline.commands.runs import find_run
     from pipeline.dag.stage import StopRequested
@@ -97,16 +97,23 @@ def _graph(dag: str, overrides: list[str] | None, checkpoint: Path) -> tuple[Dag
 
 def schedule(  # noqa: PLR0917 -- typer passes by name
     what: Annotated[
-        str, typer.Argument(metavar="DAG|list|remove", help="A graph such as evals; or list, remove.")
+        str,
+        typer.Argument(
+            metavar="DAG|list|remove", help="A graph to schedule, such as evals; or list; or remove."
+        ),
     ],
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...|NAME", help="Overrides; the name to remove.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...|NAME", help="Changes to the graph; or the name of the schedule to remove."
+        ),
     ] = None,
     every: Annotated[
         str | None, typer.Option("--every", help="When, as in cron: '0 2 * * *' is every night at two.")
     ] = None,
     run: Annotated[
-        str | None, typer.Option("--run", help="Whose checkpoints: a run's name, or its folder.")
+        str | None,
+        typer.Option("--run", help="The name or folder of the run whose checkpoints are evaluated."),
     ] = None,
     newest: Newest = False,
     steps_apart: StepsApart = None,
@@ -120,7 +127,7 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate the new checkpoints of a run on a timetable: by scrontab, or by jobs that queue each other."""
+    """Evaluate a run's new checkpoints on a schedule: by scrontab, or by jobs that submit the next."""
     from cluster.slurm import schedule as timetable
     from pipeline.commands.runs import find_run
 

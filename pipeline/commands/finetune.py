@@ -30,7 +30,9 @@ from pipeline.recipe.pretrain import PretrainRecipe
 def finetune(  # noqa: PLR0917 -- typer passes by name
     trunk: Annotated[
         Path,
-        typer.Argument(help="An exported trunk's folder; or a file of others' weights, with trunk.name=…."),
+        typer.Argument(
+            help="The folder of an exported trunk; or a file of other weights, with trunk.name=…."
+        ),
     ],
     train: Annotated[str, typer.Option("--train", help="The sealed dataset to learn the labels from.")],
     overrides: Overrides = None,

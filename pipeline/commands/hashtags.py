@@ -22,7 +22,7 @@ def hashtags(  # noqa: PLR0917 -- typer passes by name
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that read captions.")] = 2,
     as_json: Json = False,
 ) -> None:
-    """Find the nouns in captions, and write a vocabulary and each image's tags, for `submit pretrain
+    """Find the nouns in captions, and write a vocabulary and the tags of each image, for `submit pretrain
     data.tags=FOLDER` with method.name: classification. FOLDER/hashtags.html shows them.
     """
     from cluster.map.processes import processes

@@ -19,13 +19,11 @@ def init_site(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("site.yaml"),
     partition: Annotated[
         str | None,
-        typer.Option("--partition", help="Where trainings go; by default where most GPUs are."),
+        typer.Option("--partition", help="The partition for training; by default the one with most GPUs."),
     ] = None,
-    preflight: Annotated[
-        bool, typer.Option("--preflight", help="Try it: look whether two of its nodes are fit.")
-    ] = False,
+    preflight: Annotated[bool, typer.Option("--preflight", help="Check two of its nodes with it.")] = False,
 ) -> None:
-    """Write a site file with what SLURM says of its partitions, nodes and limits, to go on from."""
+    """Write a site file from what SLURM says about its partitions, nodes and limits, for you to edit."""
     from cluster.slurm.site_file import site_file
 
     if output.suffix not in (".yaml", ".yml"):

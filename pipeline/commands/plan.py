@@ -34,26 +34,26 @@ def plan(  # noqa: PLR0917 -- typer passes by name
     recipe_name: Annotated[
         str | None, typer.Option("--recipe", help="A .yaml file, or the name of a shipped recipe.")
     ] = None,
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines.")] = 1,
-    gpu: Annotated[GpuName, typer.Option("--gpu", help="What is in them.")] = "h100",
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Number of machines.")] = 1,
+    gpu: Annotated[GpuName, typer.Option("--gpu", help="The GPUs in them.")] = "h100",
     mfu: Annotated[
-        float, typer.Option("--mfu", min=0.01, max=1, help="The share of its peak that a GPU reaches.")
+        float, typer.Option("--mfu", min=0.01, max=1, help="The share of its peak that a GPU achieves.")
     ] = 0.4,
     samples: Annotated[
         int | None,
         typer.Option(
             "--samples",
             min=1,
-            help="Of the dataset; needed where train.epochs is set, or the method has a bank.",
+            help="Size of the dataset; needed if train.epochs is set, or the method has a memory bank.",
         ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="An SVG of time and memory from 1 to 512 GPUs.")
+        Path | None, typer.Option("--plot", help="Draw time and memory from 1 to 512 GPUs as this SVG file.")
     ] = None,
     cluster: Cluster = "default",
     as_json: Json = False,
 ) -> None:
-    """Say what memory, traffic and time a recipe takes, on these nodes and from 1 GPU to 512."""
+    """Estimate the memory, traffic and time that a recipe needs, on these nodes and from 1 to 512 GPUs."""
     from pipeline.plan.cost import GPUS, estimate
     from pipeline.plan.step_count import step_counter
 

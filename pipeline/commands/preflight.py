@@ -18,7 +18,7 @@ from pipeline.commands.place import site_on
 
 
 def preflight(  # noqa: PLR0917 -- typer passes by name
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines to look at.")] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="How many machines to check.")] = 1,
     ranks: Annotated[
         int | None, typer.Option("--ranks", min=1, help="Processes per machine; by default one per GPU.")
     ] = None,
@@ -26,11 +26,11 @@ def preflight(  # noqa: PLR0917 -- typer passes by name
     executor: ExecutorOption = None,
     cluster: Cluster = "default",
     readmit: Annotated[
-        str | None, typer.Option("--readmit", metavar="NODE", help="Use an excluded machine again, and stop.")
+        str | None, typer.Option("--readmit", metavar="NODE", help="Use an excluded machine again, and exit.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say which machines are fit for a large run, and leave the others out of the next ones."""
+    """Check which machines are fit for a large run, and exclude the others from later runs."""
     from cluster.preflight import exclusions
     from cluster.preflight.preflight import preflight as look_at
     from cluster.preflight.verdict import fitness_table, to_json

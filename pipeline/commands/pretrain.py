@@ -62,7 +62,7 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
         typer.Option(
             "--from",
             metavar="RUN/checkpoints/step-N",
-            help="Branch: a new run with that checkpoint's tensors, its run's recipe, and your changes.",
+            help="Start a new run from this checkpoint, with its run's recipe and your changes.",
         ),
     ] = None,
     nodes: Nodes = None,
@@ -75,7 +75,7 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
     follow: Follow = False,
     trust: Trust = False,
 ) -> None:
-    """Pretrain a trunk. The same command with the same --run goes on where the run was stopped."""
+    """Pretrain a trunk. Repeat the command with the same --run to continue a run that was stopped."""
     site = site_for_jobs(cluster)
     words = [*(overrides or []), *place_words(nodes=nodes, ranks=ranks, run_name=run_name)]
     checkpoint = None if start is None else find_checkpoint(start)
@@ -220,13 +220,14 @@ def resume(  # noqa: PLR0917 -- typer passes by name
     run: RunName,
     folder: Runs = Path("runs"),
     cluster: Annotated[
-        str | None, typer.Option("--cluster", help="Another site file than the one it was submitted with.")
+        str | None,
+        typer.Option("--cluster", help="A site file to use in place of the one it was submitted with."),
     ] = None,
     wait: Wait = False,
     follow: Follow = False,
     trust: Trust = False,
 ) -> None:
-    """Go on with a run that was stopped or has failed, as it was submitted (on a cluster, its source)."""
+    """Continue a run that was stopped or has failed, as it was submitted (on a cluster: same source)."""
     found = find_run(run, folder)
     if not trust:
         ours = users_site() if cluster is None else load_site(cluster)

@@ -36,14 +36,15 @@ WIDE = 200  # characters
 
 
 def status(
-    run: Annotated[str | None, typer.Argument(help="A run's name or folder; all runs without it.")] = None,
+    run: Annotated[str | None, typer.Argument(help="A run's name or folder; by default all runs.")] = None,
     folder: Runs = Path("runs"),
     state: Annotated[
-        str | None, typer.Option("--state", help=f"Only runs that are {', '.join(State)} or {UNREADABLE}.")
+        str | None,
+        typer.Option("--state", help=f"Show only runs that are {', '.join(State)} or {UNREADABLE}."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say where runs are and why."""
+    """Show the state of each run, and the reason for it."""
     if state is not None and state not in (*State, UNREADABLE):
         raise UserError(f"--state {state}: a run is {', '.join(State)} or {UNREADABLE}")
     looked_at = list_runs(folder) if run is None else [find_run(run, folder)]
@@ -151,7 +152,7 @@ def _date(seconds: float) -> str:
 
 
 def list_names(folder: Runs = Path("runs"), as_json: Json = False) -> None:
-    """Name the runs, one to a line."""
+    """List the names of the runs, one per line."""
     names = [name_in(folder, run) for run in list_runs(folder)]
     typer.echo(json.dumps(names) if as_json else "\n".join(map(visible, names)))
 
@@ -163,15 +164,15 @@ def find_run(run: str, folder: Path) -> RunFolder:
 
 def logs(
     run: RunName,
-    rank: Annotated[int, typer.Option("--rank", min=0, help="Whose log.")] = 0,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    rank: Annotated[int, typer.Option("--rank", min=0, help="The rank whose log to print.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run ends.")] = False,
     lines: Annotated[
         int | None,
-        typer.Option("--lines", "-n", min=1, help="Only so many, the last ones; with -f, to begin."),
+        typer.Option("--lines", "-n", min=1, help="Print only the last N lines; with -f, start with them."),
     ] = None,
     folder: Runs = Path("runs"),
 ) -> None:
-    """Print the log of a rank."""
+    """Print the log of one rank."""
     found = find_run(run, folder)
     if not found.log(rank).is_file():
         raise UserError(
@@ -184,7 +185,7 @@ def logs(
 
 
 def cancel(run: RunName, folder: Runs = Path("runs"), trust: Trust = False) -> None:
-    """End a run; it saves a checkpoint first."""
+    """Stop a run; it saves a checkpoint first."""
     found = find_run(run, folder)
     if not trust:
         refuse_untrusted(found.path, CONTROLS, groups=users_site().trusted_groups)
@@ -197,10 +198,10 @@ def cancel(run: RunName, folder: Runs = Path("runs"), trust: Trust = False) -> N
 
 
 def doctor(
-    folder: Annotated[Path, typer.Argument(help="Where runs would be written.")] = Path(),
+    folder: Annotated[Path, typer.Argument(help="The folder that runs would be written to.")] = Path(),
     as_json: Json = False,
 ) -> None:
-    """Say what is installed and active, and how to mend what is not."""
+    """Check what is installed and working, and say how to fix what is not."""
     from ingest.image.doctor import image_checks
 
     checks = [*image_checks(), *doctor_report(folder), *site_findings()]

@@ -23,25 +23,33 @@ def serve(
         typer.Option(
             "--data",
             metavar="FOLDER",
-            help="A dataset, or a folder of them; may be given several times. By default: out.",
+            help="A dataset, or a folder of datasets. Repeatable. [default: out]",
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", help="The address to listen at; all but the loopback need a token.")
+        str,
+        typer.Option(
+            "--host", help="The address to listen on; any but the loopback address requires a token."
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any that is free.")] = PORT,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="The port to listen on; 0 for any free one.")
+    ] = PORT,
     token: Annotated[
-        bool, typer.Option("--token", help="Ask for a token on this machine, too: others may work on it.")
+        bool,
+        typer.Option(
+            "--token", help="Require a token on the loopback address too, on a machine that others use."
+        ),
     ] = False,
 ) -> None:
-    """Show runs, graphs, reports and datasets in a browser. It looks, and starts, ends and writes nothing."""
+    """Show runs, graphs, reports and datasets in a browser. It is read-only."""
     from aiohttp import web
 
     from pipeline.serve.access import is_loopback, new_token
     from pipeline.serve.app import make_app
 
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: give the one with your runs as --folder")
+        raise UserError(f"there is no folder {folder}: name the folder of your runs as --folder")
     missing = [each for each in data or [] if not each.is_dir()]
     if missing:
         raise UserError(f"--data {missing[0]} is not a folder; name one with datasets in it")
@@ -55,12 +63,12 @@ def serve(
         typer.echo(f"http://{name}:{bound}/{'' if needed is None else f'?token={needed}'}")
         if is_loopback(host):
             here = socket.gethostname()
-            typer.echo(f"from your own machine, first: ssh -L {bound}:{name}:{bound} {here}")
+            typer.echo(f"from your own machine, first run: ssh -L {bound}:{name}:{bound} {here}")
             if needed is None:
-                typer.echo("whoever works on this machine can look, too; --token keeps them out")
+                typer.echo("other users of this machine can open it too; --token keeps them out")
         else:
-            typer.echo("what it sends is not encrypted: an ssh tunnel to --host 127.0.0.1 is")
-        typer.echo("Ctrl-C ends it")
+            typer.echo("it is not encrypted; an ssh tunnel to --host 127.0.0.1 is")
+        typer.echo("Ctrl-C stops it")
         web.run_app(app, sock=listener, print=None, access_log=None, handler_cancellation=True)
 
 

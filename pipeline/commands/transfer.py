@@ -22,25 +22,28 @@ from pipeline.recipe.stages import Layer, Windows
 from pipeline.transfer.evaluations import EVALUATIONS
 
 Trunk = Annotated[Path, typer.Argument(help="The folder of an exported trunk.")]
-Train = Annotated[str, typer.Option("--train", help="The sealed dataset to learn the labels from.")]
-Test = Annotated[str, typer.Option("--test", help="The sealed dataset to be scored on.")]
+Train = Annotated[str, typer.Option("--train", help="The labelled dataset to learn from.")]
+Test = Annotated[str, typer.Option("--test", help="The labelled dataset to test on.")]
 TrainView = Annotated[str | None, typer.Option("--train-view", help="A view of --train.")]
-TestView = Annotated[str | None, typer.Option("--test-view", help="A view of --test, which may be the same.")]
-WindowCount = Annotated[int, typer.Option("--windows", min=1, help="Of a video: so many parts are shown.")]
+TestView = Annotated[str | None, typer.Option("--test-view", help="A view of --test.")]
+WindowCount = Annotated[
+    int, typer.Option("--windows", min=1, help="For videos: how many windows of each to use.")
+]
 Each = Annotated[
-    bool, typer.Option("--each/--mean", help="Of a video: the windows' features one by one, or their mean.")
+    bool, typer.Option("--each/--mean", help="For videos: the features of each window, or their mean.")
 ]
 LayerName = Annotated[
-    Layer | None, typer.Option("--layer", help="Of AVID's trunks: this stage's map, pooled.")
+    Layer | None,
+    typer.Option("--layer", help="For AVID's trunks: pool the output of this stage instead of the last."),
 ]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that read images.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that load the data.")]
 
 
 def export(  # noqa: PLR0917 -- typer passes by name
     run: Annotated[
         Path,
         typer.Argument(
-            help="A run's name or folder, or one of its checkpoints/step-…; with --format also a trunk."
+            help="The run's name or folder, or one of its checkpoints/step-…; with --format, also a trunk."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
@@ -48,30 +51,30 @@ def export(  # noqa: PLR0917 -- typer passes by name
         Literal["student", "teacher", "audio"] | None,
         typer.Option(
             "--which",
-            help="The trunk that learns; its teacher, of a classifier its average; or AVID's for sound.",
+            help="The trained trunk; its teacher (of a classifier: averaged weights); or AVID's for sound.",
         ),
     ] = None,
     interpolation: Annotated[
         Interpolation | None,
         typer.Option(
             "--interpolation",
-            help="The filter that resizes images for it; by default as the run's recipe says.",
+            help="How images are resized for it; by default as in the run's recipe.",
         ),
     ] = None,
     classifier: Annotated[
-        bool, typer.Option("--classifier", help="Of a run with labels: the trunk and its head.")
+        bool, typer.Option("--classifier", help="Export the trunk with its head, of a run with labels.")
     ] = False,
     format_: Annotated[
         Literal["timm", "transformers", "onnx"] | None,
-        typer.Option("--format", help="As the folder that another library reads; by default as ours."),
+        typer.Option("--format", help="Write a folder for this library in place of ours."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Overwrite what another run or somebody else has put there.")
+        bool, typer.Option("--force", help="Overwrite files that did not come from the same run.")
     ] = False,
     folder: Runs = Path("runs"),
     trust: Trust = False,
 ) -> None:
-    """Write a run's trunk as safetensors with a model card, or for another library; or its classifier."""
+    """Write a run's trunk, or its classifier, as safetensors with a model card, or for another library."""
     from pipeline.trunks.export import convert_trunk, export_classifier, export_trunk
 
     if classifier and format_ is not None:
@@ -159,14 +162,15 @@ def predict(  # noqa: PLR0917 -- typer passes by name
     overrides: Overrides = None,
     test_view: TestView = None,
     output: Annotated[
-        Path | None, typer.Option("--output", dir_okay=False, help="A Parquet file, a row for each image.")
+        Path | None,
+        typer.Option("--output", dir_okay=False, help="A Parquet file to write, with one row per image."),
     ] = None,
     recipe_name: Annotated[str, typer.Option("--recipe")] = "predict",
     workers: Workers = 2,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Show a classifier a labelled test set, and say how often it is right."""
+    """Test a classifier on a labelled dataset."""
     from cluster.rank.torch_dist import choose_device
     from ingest.dataset.open import open_dataset
     from pipeline.recipe.transfer import Predict
@@ -198,7 +202,7 @@ def cross_modal(  # noqa: PLR0917 -- typer passes by name
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Say how often the sound of a video is the nearest of all to its picture, and the other way round."""
+    """Score AVID by how often a video's sound is the nearest of all to its picture, and vice versa."""
     from cluster.rank.torch_dist import choose_device
     from ingest.dataset.open import open_dataset
     from pipeline.transfer.cross_modal import cross_modal as score

@@ -130,7 +130,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "svm": Evaluation(
         recipe=SvmRecipe,
         function="pipeline.transfer.svm:svm",
-        about="Score a trunk by a support vector machine for each label; images may have several.",
+        about="Score a trunk by a support vector machine for each label; images may have several labels.",
         title="Support vector machines",
         column="SVM",
         explained="one for each of {classes} labels, its cost chosen by cross-validation",
@@ -140,7 +140,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "retrieve": Evaluation(
         recipe=RetrieveRecipe,
         function="pipeline.transfer.retrieve:retrieve",
-        about="Score a trunk by what it finds: --test are queries, for images of their label in --train.",
+        about="Score a trunk by retrieval: --test are queries, for images of their label in --train.",
         title="Retrieval",
         column="retrieval",
         explained="{database} images by cosine similarity, for each of {queries} queries",
