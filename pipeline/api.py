@@ -114,7 +114,7 @@ def score(
         UserError: there is no such evaluation, or it does not fit the data.
     """
     if evaluation not in EVALUATIONS:
-        raise UserError(f"there is no evaluation {evaluation!r}; there are {', '.join(EVALUATIONS)}")
+        raise UserError(f"no evaluation is called {evaluation!r}; choose one of {', '.join(EVALUATIONS)}")
     chosen, device = EVALUATIONS[evaluation], _device_of(trunk)
     recipe = load_recipe(chosen.recipe, evaluation, list(changes), kind="transfer")
     chosen.refuse(recipe, len(train))

@@ -296,15 +296,13 @@ def _print(report: CrawlReport, seconds: float, noun: str) -> None:
     for name, value in rows:
         typer.echo(f"{name:<9} {value}")
     if counts.rejected["link_outside"]:
-        typer.echo("Links out of a folder, or to another, are followed with --follow-links.")
+        typer.echo("--follow-links follows links that lead out of a folder or to another one.")
     if counts.failed["folder_unreadable"] or counts.failed["archive_unreadable"]:
-        typer.echo(
-            "What is in unreadable folders and archives is added, once they are readable, with --extend."
-        )
+        typer.echo("Once unreadable folders and archives can be read, --extend adds what is in them.")
     if counts.failed["given_up"]:
-        typer.echo("What was given up is asked for with `ingest retry`.")
+        typer.echo("`ingest retry` tries again what was given up.")
     if not counts.kept:
-        typer.echo("Nothing was kept: see the reasons above, and with `ingest show`.")
+        typer.echo("Nothing was kept: the reasons are above, and in `ingest show`.")
         if counts.rejected["not_an_image"]:
             typer.echo("If these are videos, crawl them with --video, to another --output.")
     decided = counts.done - counts.resumed

@@ -122,6 +122,6 @@ def _tell(parts: Sequence[Part]) -> None:
     if parts:
         folder = parts[0].run.path.parent
         typer.echo(
-            f"The last of them seals the dataset. `submit status --folder {folder}` tells how they go.",
+            f"The last of them seals the dataset. `submit status --folder {folder}` shows their progress.",
             err=True,
         )

@@ -101,4 +101,4 @@ def _tell_of_nothing(dataset: str, *, as_json: bool) -> None:
         nothing = CrawlReport(output=opened.store.root, root=opened.root, counts=Counts())
         typer.echo(json.dumps(crawl_json(nothing, 0.0), indent=2))
     else:
-        typer.echo("Nothing that failed may succeed later: there is nothing to retry.")
+        typer.echo("There is nothing to retry: nothing that failed may succeed later.")

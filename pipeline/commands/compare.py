@@ -67,7 +67,7 @@ def _compare_classifiers(files: Sequence[Path], out: Path, *, as_json: bool) -> 
     from pipeline.transfer.predict import read_predictions
 
     if len(set(files)) < len(files):
-        raise UserError("a file is named twice; name each once")
+        raise UserError("a file is named twice: name each once")
     # runs/A/predictions.parquet is called A, unless there are two of them.
     short = [file.absolute().parent.name if file.stem == "predictions" else file.stem for file in files]
     names = short if len(set(short)) == len(short) else [str(file) for file in files]

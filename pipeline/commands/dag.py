@@ -61,7 +61,7 @@ def dag(  # noqa: PLR0917 -- typer passes by name
     if plan:
         _show_progress(stages, picture)
     elif not run_on(executor, recipe, stages, site_for_jobs(cluster), jobs=jobs, wait=wait):
-        typer.echo(f"`submit dag {name} --plan`, with the same overrides, shows how far they are")
+        typer.echo(f"`submit dag {name} --plan`, with the same changes, shows the state of each stage")
 
 
 def run_on(

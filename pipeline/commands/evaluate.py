@@ -147,7 +147,7 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
     if what == "remove":
         if not words or len(words) != 1:
             raise UserError(
-                "say which schedule to remove: submit schedule remove NAME; `submit schedule list` names them"
+                "name the schedule to remove: submit schedule remove NAME; `submit schedule list` names them"
             )
         timetable.remove(schedules, words[0])
         typer.echo(f"removed {words[0]}")
@@ -167,4 +167,6 @@ def schedule(  # noqa: PLR0917 -- typer passes by name
     made = timetable.install(
         schedules, name or f"{what}-{Path(run).name}", every, command, site_for_jobs(cluster)
     )
-    typer.echo(f"{made.name}: {made.every}, by {made.fired_by}; `submit schedule remove {made.name}` ends it")
+    typer.echo(
+        f"{made.name}: {made.every}, by {made.fired_by}; `submit schedule remove {made.name}` removes it"
+    )

@@ -33,7 +33,7 @@ def hashtags(  # noqa: PLR0917 -- typer passes by name
 
     recipe = load_recipe(HashtagsRecipe, recipe_name, overrides, kind="transfer")
     if (folder / FILE).exists():
-        raise UserError(f"{folder} has tags already, and trainings may use them: give another folder")
+        raise UserError(f"{folder} already has tags, which trainings may use: name another folder")
     opened = open_dataset(dataset, view=recipe.view)
     with processes(workers) as map_tasks:
         found = make_tags(opened, recipe, folder, map_tasks=map_tasks)

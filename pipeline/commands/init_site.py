@@ -37,11 +37,9 @@ def init_site(
     except FileExistsError:
         raise UserError(f"{output} is there already: remove it, or write another by --output") from None
     load_site(str(output))
-    typer.echo(
-        f"{output} is for partition {nodes.partition}; see what it says, and put in what it cannot know"
-    )
+    typer.echo(f"{output} is for partition {nodes.partition}; read it, and fill in what SLURM does not know")
     tried = min(TRIED_ON, nodes.count)
     if preflight:
         look_at_nodes(nodes=tried, cluster=str(output))
     else:
-        typer.echo(f"to try it: submit preflight --nodes {tried} --cluster {output}")
+        typer.echo(f"to try it, run: submit preflight --nodes {tried} --cluster {output}")

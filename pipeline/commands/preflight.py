@@ -59,7 +59,7 @@ def preflight(  # noqa: PLR0917 -- typer passes by name
     if chosen != "local":
         for node in exclusions.exclude(folder, verdicts):
             typer.echo(
-                f"{node} is left out from now on; `submit preflight --readmit {node}` takes it back", err=True
+                f"{node} is excluded from now on; `submit preflight --readmit {node}` readmits it", err=True
             )
     raise typer.Exit(1)
 

@@ -81,7 +81,9 @@ def pretrain(  # noqa: PLR0917 -- typer passes by name
     checkpoint = None if start is None else find_checkpoint(start)
     if checkpoint is not None:
         if recipe_name is not None:
-            raise UserError("--from goes on with its run's recipe: leave --recipe out, and give KEY=VALUE")
+            raise UserError(
+                "--from continues with its run's recipe: leave out --recipe, and change keys by KEY=VALUE"
+            )
         if not trust:
             refuse_untrusted(checkpoint.parent.parent, CHECKPOINTS, groups=site.trusted_groups)
         recipe = branch_recipe(checkpoint, words)
@@ -234,7 +236,7 @@ def resume(  # noqa: PLR0917 -- typer passes by name
         refuse_untrusted(found.path, LEADS_TO_EXECUTION, groups=ours.trusted_groups)
     status = status_of(found)
     if status.state is State.COMPLETED:
-        raise UserError(f"the run in {found.path} is complete: there is nothing to go on with")
+        raise UserError(f"the run in {found.path} is complete: there is nothing left to do")
     kept = found.path / "site.yaml"
     site = read_site(kept) if cluster is None and kept.is_file() else site_for_jobs(cluster or "default")
     job = found.read_job()
@@ -256,7 +258,7 @@ def resume(  # noqa: PLR0917 -- typer passes by name
 
         address = find_again(found, site.ray_address)
         if address is not None and address != site.ray_address:
-            typer.echo(f"its Ray is looked for at {address}", err=True)
+            typer.echo(f"looking for its Ray at {address}", err=True)
         site = site.model_copy(update={"ray_address": address})
     launch(job, status.executor, site, wait=wait, follow=follow, trust=trust, resume=True)
 
@@ -325,8 +327,8 @@ def warn_of_memory(recipe: PretrainRecipe, site: Site, resources: Resources) -> 
     )
     if not plan.fits:
         typer.echo(
-            f"by `submit plan` this takes {sum(plan.memory.values()) / 1e9:,.0f} GB of each {gpu.name}, and "
-            f"it has {gpu.memory / 1e9:,.0f}: more --nodes, or what saves memory in `train`, would mend it",
+            f"`submit plan` estimates that this needs {sum(plan.memory.values()) / 1e9:,.0f} GB of each "
+            f"{gpu.name}, which has {gpu.memory / 1e9:,.0f}: use more --nodes, or save memory in `train`",
             err=True,
         )
 

@@ -77,10 +77,12 @@ def _listening(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except socket.gaierror as error:
-        raise UserError(f"--host {host} is no address of this machine: {error.strerror}") from error
+        raise UserError(f"--host {host} is not an address of this machine: {error.strerror}") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise UserError(f"port {port} is taken: give another one as --port, or --port 0") from error
+            raise UserError(
+                f"port {port} is in use: choose another --port, or --port 0 for any free one"
+            ) from error
         raise UserError(
-            f"cannot listen at {host}, port {port}: {error.strerror}; give another --host or --port"
+            f"cannot listen on {host}, port {port}: {error.strerror}; choose another --host or --port"
         ) from error

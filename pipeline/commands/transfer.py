@@ -95,7 +95,7 @@ def export(  # noqa: PLR0917 -- typer passes by name
         if which == "audio":
             raise UserError("a classifier has no trunk for sound: leave --which audio out")
         made = export_classifier(run, out, which=which, interpolation=interpolation, force=force)
-        typer.echo(f"{out}: a {made.architecture.name} that tells {len(made.classes)} classes apart")
+        typer.echo(f"{out}: a {made.architecture.name} with {len(made.classes)} classes")
         return
     spec = export_trunk(
         run, out, which=which or "student", interpolation=interpolation, format_=format_, force=force

@@ -140,8 +140,8 @@ def _give_rule(module: nn.Module, where: str) -> None:
         return
     if type(module).__name__ not in _ZERO and (unknown := held.keys() - _DRAWN - {"gamma"}):
         raise UserError(
-            f"trunk.name {where}, a {type(module).__name__}, holds {', '.join(sorted(unknown))}, and there "
-            "is no rule to draw that: choose a ConvNeXt or a ViT, such as timm/convnext_tiny"
+            f"trunk.name {where}, a {type(module).__name__}, holds {', '.join(sorted(unknown))}, which "
+            "cannot be initialised here: choose a ConvNeXt or a ViT, such as timm/convnext_tiny"
         )
     module.__class__ = _as(_Drawn, type(module))  # type: ignore[arg-type]
 

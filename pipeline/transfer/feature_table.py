@@ -97,9 +97,9 @@ def write_table(
 def refuse_kind(path: Path, precision: FeaturePrecision) -> None:
     """Raises UserError if there is no such file of features."""
     if path.suffix not in KINDS:
-        raise UserError(f"{path}: features become a file whose name ends in {' or '.join(KINDS)}")
+        raise UserError(f"{path}: the name of a file of features ends in {' or '.join(KINDS)}")
     if path.suffix == ".parquet" and precision == "bf16":
-        raise UserError(f"{path}: Parquet knows no bf16: choose fp16 or fp32, or a .safetensors file")
+        raise UserError(f"{path}: Parquet has no bf16: choose fp16 or fp32, or a .safetensors file")
 
 
 def files_of(path: Path) -> tuple[Path, ...]:

@@ -159,7 +159,7 @@ def refuse_foreign(out: Path, spec_file: str, provenance: Mapping[str, Any]) -> 
         mine = {"README.md", WEIGHTS, "trunk.json", "classifier.safetensors", "classifier.json"}
         if taken := sorted(there & mine):
             raise UserError(
-                f"{out} holds a {taken[0]} already: give another folder, or --force to overwrite it"
+                f"{out} already holds {taken[0]}: name another folder, or use --force to overwrite it"
             )
         return
     try:

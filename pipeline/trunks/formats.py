@@ -59,7 +59,9 @@ def save_as(format_: Format, network: nn.Module, spec: TrunkSpec, out: Path, *, 
     config = _CONFIGS[format_](architecture, spec)
     taken = sorted(name for name in _FILES[format_] if (out / name).exists())
     if taken and not force:
-        raise UserError(f"{out} holds a {taken[0]} already: give another folder, or --force to overwrite it")
+        raise UserError(
+            f"{out} already holds {taken[0]}: name another folder, or use --force to overwrite it"
+        )
     out.mkdir(parents=True, exist_ok=True)
     if format_ == "onnx":
         _write_onnx(network, spec, out / "trunk.onnx")
@@ -236,7 +238,7 @@ def _refuse_other_networks(architecture: Architecture, library: str) -> None:
 
 def _images(view: AnyPreprocessing, library: str) -> Preprocessing:
     if not isinstance(view, Preprocessing):
-        raise UserError(f"this trunk is for videos, and {library} has none such: export it as onnx")
+        raise UserError(f"this trunk is for videos, which {library} has no model for: export it as onnx")
     return view
 
 

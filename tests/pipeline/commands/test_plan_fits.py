@@ -20,7 +20,7 @@ def test_what_does_not_fit_the_memory_of_the_site_s_gpus_is_told(
     recipe, gpus = make_recipe(Path("nowhere")), Resources(ranks_per_node=2, gpus_per_rank=1)
     monkeypatch.setitem(GPUS, "h100", replace(GPUS["h100"], memory=1e5))
     warn_of_memory(recipe, Site(constraint="h100"), gpus)
-    assert "GB of each h100, and it has 0: more --nodes" in capsys.readouterr().err
+    assert "GB of each h100, which has 0: use more --nodes" in capsys.readouterr().err
     warn_of_memory(recipe, Site(gpu_type="unheard-of"), gpus)
     warn_of_memory(recipe, Site(gpu_type="h100"), Resources())
     assert capsys.readouterr().err == ""

@@ -16,4 +16,4 @@ def test_the_command_makes_tags_and_a_page_once(dataset: Path, tmp_path: Path) -
     assert (tmp_path / "tags" / "hashtags.html").is_file()
     again = CliRunner().invoke(app, words)
     assert again.exit_code != 0
-    assert "has tags already, and trainings may use them: give another folder" in again.output
+    assert "already has tags, which trainings may use: name another folder" in again.output

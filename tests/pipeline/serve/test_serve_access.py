@@ -119,10 +119,10 @@ def test_what_cannot_be_served_is_told_in_a_sentence(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for words, sentence in (
-            (["--folder", str(tmp_path / "none")], "give the one with your runs as --folder"),
+            (["--folder", str(tmp_path / "none")], "name the folder of your runs as --folder"),
             (["--folder", str(tmp_path), "--data", str(tmp_path / "none")], "is not a folder"),
-            (["--folder", str(tmp_path), "--port", port], f"port {port} is taken: give another"),
-            (["--folder", str(tmp_path), "--host", "host.invalid"], "--host host.invalid is no address"),
+            (["--folder", str(tmp_path), "--port", port], f"port {port} is in use: choose another"),
+            (["--folder", str(tmp_path), "--host", "host.invalid"], "--host host.invalid is not an address"),
         ):
             result = CliRunner().invoke(app, ["serve", *words])
             assert (result.exit_code, sentence in result.output) == (2, True), result.output

@@ -145,5 +145,5 @@ def test_what_fails_on_its_way_leaves_nothing(dataset: Dataset, tmp_path: Path) 
 
 def test_other_kinds_of_file_are_refused(dataset: Dataset, trunk: Path, tmp_path: Path) -> None:
     words = [trunk, "--data", dataset.path, "--output"]
-    assert r"whose name ends in .parquet or .safetensors" in submit(*words, tmp_path / "f.csv")
-    assert "Parquet knows no bf16" in submit(*words, tmp_path / "f.parquet", "--precision", "bf16")
+    assert r"of a file of features ends in .parquet or .safetensors" in submit(*words, tmp_path / "f.csv")
+    assert "Parquet has no bf16" in submit(*words, tmp_path / "f.parquet", "--precision", "bf16")

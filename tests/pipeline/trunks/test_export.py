@@ -375,7 +375,7 @@ def test_an_export_overwrites_no_other_files_unless_told_to(run, tmp_path):
     (notes / "README.md").write_text("# my notes")
     words = ["export", run, notes]
     told = CliRunner().invoke(app, [str(word) for word in words], prog_name="submit")
-    assert told.exit_code == 2 and "holds a README.md already" in told.output
+    assert told.exit_code == 2 and "already holds README.md" in told.output
     assert (notes / "README.md").read_text() == "# my notes"
     assert CliRunner().invoke(app, [*map(str, words), "--force"], prog_name="submit").exit_code == 0
     assert CliRunner().invoke(app, [str(word) for word in words], prog_name="submit").exit_code == 0

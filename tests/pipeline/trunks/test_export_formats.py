@@ -164,7 +164,7 @@ def test_an_exported_trunk_is_written_once_more_and_nothing_is_overwritten(tmp_p
     expected = load_trunk(tmp_path / "trunk").network.state_dict()["stem.conv.weight"]
     assert torch.equal(theirs["embedder.embedder.convolution.weight"], expected)
     status, told = submit(*words)
-    assert status == 2 and "out holds a README.md already: give another folder, or --force" in told
+    assert status == 2 and "out already holds README.md: name another folder, or use --force" in told
     assert submit(*words, "--force")[0] == 0
     status, told = submit(*words, "--which", "teacher", "--force")
     assert status == 2 and "was exported already: leave --which and --interpolation out" in told
