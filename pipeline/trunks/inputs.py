@@ -64,7 +64,12 @@ def inputs_of(sources: Iterable[Source], view: AnyPreprocessing, *, batch_size: 
 def outputs_of(
     network: nn.Module, sources: Iterable[Source], view: AnyPreprocessing, *, width: int, batch_size: int
 ) -> Tensor:
-    """What a network, in evaluation mode, makes of many sources: (N, width) float32, on the CPU."""
+    """What a network, in evaluation mode, makes of many sources: (N, width) float32, on the CPU.
+
+    Raises:
+        UserError, TypeError, ValueError: as `input_of` does, or for one source in the place of many.
+    """
+    _refuse_one(sources)
     device = next((tensor.device for tensor in network.parameters()), _CPU)
     was_training = network.training
     network.eval()
@@ -79,6 +84,13 @@ def outputs_of(
     return torch.cat([torch.empty(0, width), *found])
 
 
+def _refuse_one(sources: Iterable[Source]) -> None:
+    """A name has letters and a picture has rows: each would be taken for a picture."""
+    rows = isinstance(sources, Tensor | np.ndarray) and sources.ndim < 4
+    if rows or isinstance(sources, str | bytes | Path | Image.Image):
+        raise TypeError(f"one {type(sources).__name__} is given where many are taken: give a list, [picture]")
+
+
 def _image_of(source: Image.Image | NDArray[np.generic] | Tensor) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
@@ -89,7 +101,7 @@ def _image_of(source: Image.Image | NDArray[np.generic] | Tensor) -> Image.Image
     pixels = torch.as_tensor(source).detach().cpu()
     if isinstance(source, Tensor) and pixels.ndim == 3:
         pixels = pixels.permute(1, 2, 0)
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
+    if 0 in pixels.shape or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
         raise ValueError(
             f"pixels of shape {tuple(source.shape)} are no picture: give (H, W), an array (H, W, 3) or a "
             "tensor (3, H, W); four channels are with alpha"

@@ -89,6 +89,7 @@ def test_no_gradient_is_kept_and_the_mode_comes_back() -> None:
         (b"no picture", UserError, "the bytes given holds no picture that can be shown"),
         (np.zeros((2, 4, 4, 3), np.uint8), ValueError, r"of shape \(2, 4, 4, 3\) are no picture"),
         (np.zeros((3, 8, 8), np.uint8), ValueError, r"of shape \(3, 8, 8\) are no picture"),
+        (np.zeros((0, 8, 3), np.uint8), ValueError, r"of shape \(0, 8, 3\) are no picture"),
         (torch.zeros(8, 8, 3, dtype=torch.uint8), ValueError, r"of shape \(8, 8, 3\) are no picture"),
         (torch.randn(3, 8, 8), ValueError, "and these are torch.float32: what is normalised already"),
         (np.zeros((8, 8), np.uint16), ValueError, "and these are torch.uint16"),
@@ -100,6 +101,12 @@ def test_what_is_no_picture_is_said(
 ) -> None:
     with pytest.raises(error, match=told):
         trunk.features([source])
+
+
+@pytest.mark.parametrize("kind", ["image", "array", "tensor", "bytes", "path", "name"])
+def test_one_picture_is_not_taken_for_many(trunk: ExportedTrunk, tmp_path: Path, kind: str) -> None:
+    with pytest.raises(TypeError, match="give a list"):
+        trunk.features(kinds(tmp_path)[kind])  # type: ignore[arg-type]
 
 
 def test_a_classifier_takes_the_same(tmp_path: Path) -> None:
