@@ -85,8 +85,9 @@ def _refusal(request: web.Request, names: set[str], token: str | None) -> web.Re
         return None
     cookie = _cookie(request)
     if _same(request.query.get("token", ""), token):
-        # Away from the address, which browsers remember and people copy.
-        answer = web.Response(status=303, headers={"Location": request.path})
+        # Away from the address, which browsers remember and people copy; to the page, whatever path was asked
+        # for: //elsewhere would lead there.
+        answer = web.Response(status=303, headers={"Location": "/"})
         answer.set_cookie(cookie, token, httponly=True, samesite="Strict", path="/")
         return answer
     if _same(request.cookies.get(cookie, ""), token):

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from serving import asked, make_run, serving
 from typer.testing import CliRunner
+from yarl import URL
 
 from pipeline.cli import app
 
@@ -79,8 +80,10 @@ def test_S1_with_a_token_nothing_is_told_without_it(tmp_path: Path) -> None:
                     async with client.get(path + query) as answer:
                         assert answer.status == 403
                         assert token not in await answer.text()
-            async with client.get(f"/?token={token}", allow_redirects=False) as answer:
-                assert (answer.status, answer.headers["Location"]) == (303, "/")
+            for path in ("//elsewhere.example/", "/%0d%0aSet-Cookie:x", "/"):
+                address = URL(f"{client.make_url('/').origin()}{path}?token={token}", encoded=True)
+                async with client.session.get(address, allow_redirects=False) as answer:
+                    assert (answer.status, answer.headers["Location"]) == (303, "/")
                 cookie = answer.headers["Set-Cookie"]
             assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
             name = cookie.partition("=")[0]
