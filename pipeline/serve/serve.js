@@ -181,7 +181,7 @@ function runsPage() {
   return {
     title: "Runs",
     nodes: [el("h1", {}, "Runs"), tally, el("div", { class: "tools" },
-      el("label", {}, "Filter ", filter), el("label", {}, "State ", states), el("label", {}, "First ", sort), compare),
+      el("label", {}, "Filter ", filter), el("label", {}, "State ", states), el("label", {}, "Sort by ", sort), compare),
       el("div", { class: "scroll" }, table), more],
     async update() {
       const news = await get("api/runs", { since: version });
@@ -249,7 +249,7 @@ function aboutRun(run) {
       ["restarts", restarts.map((restart) => el("div", {}, `attempt ${restart.attempt}, ${moment(restart.time)}: ${restart.cause}`
         + `${restart.rank == null ? "" : `, rank ${restart.rank}`}${restart.node ? ` on ${restart.node}` : ""}: ${restart.message} [${restart.checkpoint || "nothing saved"}]`))],
       ["folder", el("code", {}, run.folder)],
-      ["graph", run.graph ? el("a", { href: `#/graph/${run.graph}` }, "what it was made from, and what of it") : ""],
+      ["graph", run.graph ? el("a", { href: `#/graph/${run.graph}` }, "what it was made from, and what was made from it") : ""],
       ["reports", (run.pages || []).length ? files(run.pages) : ""],
     ]),
   ].flat();
@@ -316,7 +316,7 @@ function logOf(id) {
   const follow = el("input", { type: "checkbox", id: "follow", checked: true });
   const text = el("pre", { class: "log", tabindex: "0", "aria-label": "log" });
   const node = el("section", { hidden: true }, el("h2", {}, "Log"),
-    el("div", { class: "tools" }, el("label", {}, "Of ", pick), el("label", {}, follow, " follow")), text);
+    el("div", { class: "tools" }, el("label", {}, "File ", pick), el("label", {}, follow, " follow")), text);
   async function read() {
     if (!name) return;
     const asked = name;
@@ -393,7 +393,7 @@ function stageOf(stage, stages) {
       ["used by", uses],
       ["data from outside", stage.data],
       ["source", stage.source],
-      ["found out", Object.entries(stage.facts).length ? facts(Object.entries(stage.facts)) : ""],
+      ["results", Object.entries(stage.facts).length ? facts(Object.entries(stage.facts)) : ""],
       ["made", stage.started ? `${moment(stage.started)} on ${stage.machine}` : ""],
       ["GPU-hours", stage.gpu_hours ? short(stage.gpu_hours) : ""],
       ["run", stage.run ? el("a", { href: `#/run/${stage.run}` }, "its log and curves") : ""],
@@ -418,14 +418,14 @@ function openStage(id) {
 function reportsPage() {
   const list = part(({ pages, word }) => {
     const found = pages.filter((page) => `${page.title}\n${page.folder}/${page.name}\n${page.kind}`.toLowerCase().includes(word));
-    return found.length ? files(found) : el("p", {}, pages.length ? "None fits." : "No reports here yet.");
+    return found.length ? files(found) : el("p", {}, pages.length ? "No report matches." : "No reports here yet.");
   });
   let pages = [];
   const filter = el("input", { type: "search", id: "filter", placeholder: "title, folder or kind", oninput: () => draw() });
   const draw = () => list.tell({ pages, word: filter.value.toLowerCase() });
   return {
     title: "Reports",
-    nodes: [el("h1", {}, "Reports"), el("p", { class: "quiet" }, "Reports, galleries, figures and cards, the newest first. They open as they are, and can do nothing."),
+    nodes: [el("h1", {}, "Reports"), el("p", { class: "quiet" }, "Reports, galleries, figures and cards, the newest first. They open as they are, but no script in them runs."),
       el("div", { class: "tools" }, el("label", {}, "Filter ", filter)), list.node],
     async update() { ({ pages } = await get("api/pages")); draw(); },
   };
@@ -447,7 +447,7 @@ function dataPage() {
           ["sources", data.sources.map((source) => el("div", {}, source))],
           ["root", data.root ? el("code", {}, data.root) : ""],
         ]))))
-    : el("p", {}, "No datasets here; `submit serve --data FOLDER` says where they are."));
+    : el("p", {}, "No datasets here; `submit serve --data FOLDER` shows those in FOLDER."));
   return {
     title: "Datasets",
     nodes: [el("h1", {}, "Datasets"), list.node],
