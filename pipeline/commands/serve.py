@@ -23,7 +23,7 @@ def serve(
         typer.Option(
             "--data",
             metavar="FOLDER",
-            help="A dataset, or a folder of datasets. Repeatable. [default: out]",
+            help="A dataset, or a folder of datasets; by default, out. Repeatable.",
         ),
     ] = None,
     host: Annotated[
