@@ -80,8 +80,16 @@ def open_run(run: str | Path) -> RunFolder:
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl: step, loss, learning rate and so on."""
-    return list(read_rows(Path(run) / "metrics.jsonl"))
+    """The rows of a run's metrics.jsonl: step, loss, learning rate and so on.
+
+    Raises:
+        UserError: there are none yet, or a row is damaged.
+    """
+    path = Path(run) / "metrics.jsonl"
+    try:
+        return list(read_rows(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; is {run} a run that has begun?") from error
 
 
 def write_features(

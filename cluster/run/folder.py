@@ -382,8 +382,9 @@ def start_token() -> str:
     return f"{slurm_job()}.{os.environ.get('SUBMIT_START', '0')}"
 
 
-def list_runs(folder: Path) -> list[RunFolder]:
+def list_runs(folder: str | Path) -> list[RunFolder]:
     """The runs in a folder, and those of graphs whose folders are there: run-2 before run-10."""
+    folder = Path(folder)
     if not folder.is_dir():
         return []
     found = {path.parent for pattern in ("*/status.json", "*/*/status.json") for path in folder.glob(pattern)}

@@ -13,6 +13,8 @@ from PIL import Image
 from tiny_training import make_dataset
 from torch import nn
 
+from cluster.errors import UserError
+from pipeline import api
 from pipeline.data.evaluation import Preprocessing
 from pipeline.trunks.files import Pixels, TrunkSpec, save_trunk
 
@@ -34,6 +36,15 @@ def here(tmp_path: Path) -> Path:
     Image.fromarray(pixels).save(tmp_path / "cat.jpg")
     Image.fromarray(pixels[:20]).save(tmp_path / "dog.png")
     return tmp_path
+
+
+@pytest.mark.parametrize("path", [str, Path])
+def test_runs_are_named_by_strings_and_paths(tmp_path: Path, path: type[str | Path]) -> None:
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "status.json").touch()
+    assert [run.path.name for run in api.list_runs(path(tmp_path / "runs"))] == ["one"]
+    with pytest.raises(UserError, match=r"one/metrics.jsonl cannot be read: No such file"):
+        api.read_metrics(path(tmp_path / "runs" / "one"))
 
 
 @pytest.mark.slow
