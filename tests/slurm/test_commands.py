@@ -80,7 +80,7 @@ def test_submitted_looked_at_cancelled_and_gone_on_with(
     wait_until(is_cancelled, "it has saved and ended")
     saved = run.rows()[-1]["step"]
     assert f"step-{saved:08d}" in submit("status", "two").stdout
-    wait_until(told.is_file, "somebody is told")
+    wait_until(lambda: told.is_file() and told.read_text(), "somebody is told")
     assert told.read_text().startswith("two is cancelled")
     slurm.wait_idle()
 

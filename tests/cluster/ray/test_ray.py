@@ -46,6 +46,7 @@ PATIENCE = 90.0
 FUNCTIONS = """
 import json, os, signal, sys, time
 from pathlib import Path
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from cluster.rank.preempt import Preempted, PreemptionFlag
 from cluster.run.folder import RunFolder
@@ -89,7 +90,8 @@ def save_and_stop_once():
 
 def work_until_asked_to_stop(folder):
     with PreemptionFlag(RunFolder(Path(folder))) as flag:
-        Path(folder, f"ready-{RANK}").write_text(f"{os.getpid()}")
+        # In one step: somebody waits for the file, and reads it at once.
+        write_atomically(Path(folder, f"ready-{RANK}"), f"{os.getpid()}")
         while not flag.requested:
             time.sleep(0.01)
     raise Preempted("saved")
