@@ -36,7 +36,7 @@ class PosixStore:
         make_folder(self.root)
 
     def read(self, name: str) -> bytes:
-        with self.open(name) as file:
+        with _open_regular(self.where(name)) as file:
             return file.read()
 
     def read_many(self, names: Sequence[str], *, at_once: int = READS_AT_ONCE) -> Iterator[bytes | None]:
@@ -47,17 +47,12 @@ class PosixStore:
                 yield None
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        with self.open(name) as file:
+        with _open_regular(self.where(name)) as file:
             file.seek(offset)
             return file.read(size)
 
     def open(self, name: str) -> io.BufferedIOBase:
-        path = self.where(name)
-        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a pipe or a device, which may never end
-            file.close()
-            raise OSError(errno.EIO, "it is no regular file", str(path))
-        return file
+        return _open_regular(self.where(name))
 
     def size(self, name: str) -> int:
         status = self.where(name).stat()
@@ -139,6 +134,14 @@ class PosixDraft:
     def _make_durable(self) -> None:
         self.file.flush()
         os.fsync(self.file.fileno())
+
+
+def _open_regular(path: Path) -> io.BufferedIOBase:
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a pipe or a device, which may never end
+        file.close()
+        raise OSError(errno.EIO, "it is no regular file", str(path))
+    return file
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -22,7 +22,7 @@ def test_S1_all_pages_have_the_gallery_s_policy() -> None:
         assert len(found) == 1
     assert [
         *("cifar10.html", "classifiers.html", "clips.html", "compare.html", "figures.html", "report.html"),
-        "tags.html",
+        *("run.html", "tags.html"),
     ] == PAGES
 
 

@@ -193,7 +193,7 @@ def test_only_a_checkpoint_that_is_there_and_a_run_of_its_own(folder: Path, jobs
         (["--from", "runs/a/checkpoints/step-4"], r"there are: runs/a/checkpoints/step-00000006, runs/a/"),
         (["--from", "runs/none"], "there is no such checkpoint"),
         (["--from", START, "--run", "a"], "holds a run that is no branch"),
-        (["--from", START, "--recipe", "r.yaml"], "leave --recipe out"),
+        (["--from", START, "--recipe", "r.yaml"], "leave out --recipe"),
         (["--from", START, "test.root=data"], "'test' is a value, not a section"),
     ]:
         answer = submit("pretrain", *words)
