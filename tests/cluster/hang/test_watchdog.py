@@ -150,6 +150,7 @@ def failure_of(run: RunFolder) -> Failure:
     return failure
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_named_and_everyone_is_dumped_and_ended(tmp_path: Path) -> None:
     state, run = run_job(tmp_path, "hang", seconds=1.0, how="stop_here", at=5)
     assert state is State.FAILED
@@ -170,6 +171,7 @@ def test_a_stopped_rank_is_named_and_everyone_is_dumped_and_ended(tmp_path: Path
     assert len(lines) == len(run.tail(0))
 
 
+@pytest.mark.slow
 def test_a_rank_in_an_endless_loop_is_seen_by_its_stack(tmp_path: Path) -> None:
     state, run = run_job(tmp_path, "hang", seconds=1.0, how="loop_here", at=3)
     assert state is State.FAILED

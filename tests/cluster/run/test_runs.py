@@ -98,6 +98,7 @@ def test_runs_are_listed_by_name(tmp_path: Path) -> None:
         RunFolder.open(tmp_path / "not-a-run")
 
 
+@pytest.mark.slow
 def test_a_log_is_followed_to_the_end_of_the_run(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "mine")
     run.write_status(make_status())

@@ -224,6 +224,7 @@ def test_a_run_that_has_ended_is_not_asked_about(tmp_path: Path) -> None:
     assert questions(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize("how", ["down", "hangs"])
 def test_with_a_silent_controller_runs_are_unknown_since_their_last_sign_and_it_is_waited_for_once(

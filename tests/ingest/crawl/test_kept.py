@@ -125,6 +125,7 @@ def test_D1_D3_what_was_kept_is_not_asked_for_again_whatever_kills_and_parts(tmp
     assert not (output / "waiting").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept_from", [0, 70])
 def test_D1_D3_what_came_before_a_mistake_is_not_asked_for_again(
     tmp_path, servers, urls, at_once, monkeypatch, kept_from
@@ -152,6 +153,7 @@ def test_D1_D3_what_came_before_a_mistake_is_not_asked_for_again(
     assert dataset_bytes(tmp_path / "out") == dataset_bytes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_D1_D3_what_went_to_a_bucket_is_not_asked_for_again(
     tmp_path, servers, urls, at_once, bucket, monkeypatch
 ):
@@ -186,6 +188,7 @@ def test_D1_D3_what_went_to_a_bucket_is_not_asked_for_again(
     assert list(store.list("waiting")) == []
 
 
+@pytest.mark.slow
 def test_D1_another_crawler_that_ends_first_takes_nothing_away(tmp_path, urls, at_once):
     expected = whole(urls, tmp_path / "whole")
     gone = 0
@@ -217,6 +220,7 @@ def test_D1_a_crawl_goes_on_after_a_full_disk_and_with_what_was_torn(tmp_path, s
     assert pictures(quick.asked).total() + counts.resumed < 2 * QUICK + SLOW
 
 
+@pytest.mark.slow
 def test_what_nobody_could_have_kept_is_neither_read_nor_removed(tmp_path, urls):
     expected = whole(urls, tmp_path / "whole")
     folder = tmp_path / "out" / "waiting"

@@ -134,6 +134,7 @@ def decide(text, columns):
 numbers = st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     values=st.lists(numbers, min_size=1, max_size=6),

@@ -21,6 +21,7 @@ def checked(images, *, workers=1, seconds=10.0, memory_mb=768):
         ]
 
 
+@pytest.mark.slow
 def test_D4_an_image_that_takes_too_long_costs_one_row(scene, encode, gif_of_comments):
     good = encode(scene(), "PNG")
     started = time.monotonic()

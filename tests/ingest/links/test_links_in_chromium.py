@@ -130,6 +130,7 @@ def test_thirty_pages_link_what_they_are_said_to():
         assert links == paths(ours, number), html
 
 
+@pytest.mark.slow
 def test_chromium_loads_what_is_linked(loaded):
     expected = {
         number: paths(ours if theirs is None else theirs, number)

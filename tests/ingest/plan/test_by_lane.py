@@ -41,6 +41,7 @@ def site_hashes(urls):
     return domain_hashes(pa.chunked_array([pa.array(urls, pa.string())])).tolist()
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     urls=st.lists(URLS, min_size=1, max_size=30), known=st.lists(URLS, max_size=5), size=st.integers(1, 40)
@@ -64,6 +65,7 @@ def test_D1_each_url_comes_once_and_a_site_is_in_one_lane_in_its_order(urls, kno
     assert all(len(lanes) == 1 for lanes in lanes_of_site.values())
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     urls=st.lists(URLS, min_size=1, max_size=30),

@@ -114,6 +114,7 @@ def test_D4_so_is_one_of_samples(tmp_path):
         read_sample_list(tmp_path / "l.parquet")
 
 
+@pytest.mark.slow
 def test_D4_images_that_take_too_much_have_a_reason_and_those_behind_are_read(tmp_path):
     path = tmp_path / "t.parquet"
     bomb = pa.DictionaryArray.from_arrays(

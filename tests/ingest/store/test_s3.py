@@ -85,6 +85,7 @@ def behind(s3_port, monkeypatch, quick):
     object_requests.forget_clients()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bucket", "google_bucket", "azure_container"])
 def test_D1_a_crawl_to_a_bucket_is_the_crawl_to_a_folder(tmp_path, folder, crawl, kind, request):
     source, bucket = folder(count=10), request.getfixturevalue(kind)

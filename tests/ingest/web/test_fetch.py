@@ -169,6 +169,7 @@ def test_robots_txt_is_asked_for_once_per_origin(server):
     assert sum("/robots.txt" in request for _, request in server.requests) == 1
 
 
+@pytest.mark.slow
 def test_a_dead_host_does_not_hold_up_the_others(server):
     with socket.socket() as unused:
         unused.bind(("127.0.1.250", 0))
@@ -242,6 +243,7 @@ def test_leaving_early_and_closing_leaves_no_thread_and_no_socket(server):
     assert sockets() == []
 
 
+@pytest.mark.slow
 def test_D4_bodies_that_unfold_and_then_stall_are_not_all_in_memory(server):
     rough = random.Random(0)
     unfolded = b"".join(bytes(2000) + rough.randbytes(6) for _ in range(8_000))

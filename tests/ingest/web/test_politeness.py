@@ -179,6 +179,7 @@ def test_connections_that_nothing_waits_for_are_bounded_in_all_and_at_an_address
             assert sum(each.raddr.port == server.port for each in mine) <= 10 + few.connections
 
 
+@pytest.mark.slow
 def test_D4_slow_bodies_cost_their_own_time_and_not_that_of_others():
     large = 5 << 18
     done = threading.Event()

@@ -409,6 +409,7 @@ def _save_behind(group: dist.ProcessGroup | None, folder: Path) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_T3_a_checkpoint_written_in_the_background_holds_the_step_it_was_asked_at(
     tmp_path: Path, run_on_ranks: Callable[..., list[Any]], ranks: int

@@ -267,6 +267,7 @@ def test_a_trainer_exits_with_its_workers_though_they_ignore_others(small_datase
     assert not any(psutil.pid_exists(pid) for pid in workers)
 
 
+@pytest.mark.slow
 def test_L1_batches_stay_as_they_were_while_they_are_kept(small_dataset: Path) -> None:
     """Some buffers are used again, some are kept, and in the end more are kept than there are."""
     expected = take(make_loader(small_dataset), 0, 30)

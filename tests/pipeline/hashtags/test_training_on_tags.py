@@ -136,6 +136,7 @@ def test_a_training_learns_its_tags_and_goes_on_with_no_others(
         set_up(pinned, tmp_path / "run", world_of(None))
 
 
+@pytest.mark.slow
 def test_hashtags_recover_the_class_and_the_less_the_more_captions_lie(tmp_path: Path, made: Made) -> None:
     """By the true labels of other images."""
     test = Loader(

@@ -76,6 +76,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Rec
     return folder / "latest", results  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 def test_the_graph_ends_in_a_page_with_scores_clips_and_positives(
     ended: tuple[Path, dict[str, Receipt]],
 ) -> None:
@@ -92,6 +93,7 @@ def test_the_graph_ends_in_a_page_with_scores_clips_and_positives(
     assert len(videos) == 8 + 3 * 6 + 3 * 6 + 4 * (1 + 3)
 
 
+@pytest.mark.slow
 def test_both_trunks_are_exported_and_take_the_bytes_of_a_video(
     ended: tuple[Path, dict[str, Receipt]],
 ) -> None:
@@ -106,6 +108,7 @@ def test_both_trunks_are_exported_and_take_the_bytes_of_a_video(
             trunk.preprocess(None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_features_are_means_over_windows_whatever_is_asked_of_a_trunk_at_once(
     ended: tuple[Path, dict[str, Receipt]],
 ) -> None:
@@ -132,6 +135,7 @@ def test_features_are_means_over_windows_whatever_is_asked_of_a_trunk_at_once(
     assert layer.x.shape == (48, trunk.feature_dim * 16)
 
 
+@pytest.mark.slow
 def test_what_a_classifier_says_of_a_video_is_the_mean_over_its_windows(
     ended: tuple[Path, dict[str, Receipt]],
 ) -> None:
@@ -168,6 +172,7 @@ def test_a_report_without_scores_is_refused() -> None:
         score_rows({})
 
 
+@pytest.mark.slow
 def test_a_run_of_clips_has_a_page_of_its_own_without_labels(
     ended: tuple[Path, dict[str, Receipt]],
 ) -> None:

@@ -218,6 +218,7 @@ def test_C2_side_by_side_leaves_what_one_after_the_other_leaves(
     assert again.keys() == there.keys() == {line.split()[0] for line in said}
 
 
+@pytest.mark.slow
 def test_threads_follow_from_the_graph_and_not_from_what_happens_to_run(tmp_path: Path) -> None:
     chain_and_fan: list[set[int]] = [set(), {0}, {0}, {0}, {1, 2, 3}]
     machine = FakeMachine(jobs=2, cores=8)

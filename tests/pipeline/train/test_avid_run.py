@@ -112,6 +112,7 @@ def killed_at(step: int, recipe: PretrainRecipe, folder: Path) -> None:
     assert os.WTERMSIG(status) == signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_T3_avid_and_cma_go_on_bit_for_bit_after_kills(data: Path, tmp_path: Path) -> None:
     """Killed before and after positives are sought anew; what they are is read, and not sought again."""
     recipe = recipe_of(data, cma=CMA)
