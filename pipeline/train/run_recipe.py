@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import socket
@@ -23,6 +22,7 @@ from pipeline.recipe.method import Classification
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.train.steering import check_may_go_on, record_change
 from pipeline.transfer.predict import check_test_set
+from pipeline.trunks.weight_files import digest_of
 
 
 def pin_dataset(recipe: PretrainRecipe, folder: Path) -> PretrainRecipe:
@@ -116,7 +116,5 @@ def record_attempt(folder: Path, *, ranks: int, device: str, of_clips: bool = Fa
 
 def record_warm_start(folder: Path, weights: Path) -> None:
     """Write init_from.json: which file the trunk's weights started from, and its digest."""
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    values = {"path": str(weights.absolute()), "sha256": digest}
+    values = {"path": str(weights.absolute()), "sha256": digest_of(weights)}
     write_atomically(folder / "init_from.json", json.dumps(values, indent=2) + "\n")

@@ -42,7 +42,8 @@ from pipeline.train.sound import sound_of_run
 from pipeline.train.stragglers import Stragglers, stragglers_of
 from pipeline.train.warm_start import begin_from, checkpoint_to_begin_from
 from pipeline.trunks.export import CLASSES
-from pipeline.trunks.interop import init_file, read_weights, warm_start
+from pipeline.trunks.interop import read_weights, warm_start
+from pipeline.trunks.weight_files import init_file
 
 logger = logging.getLogger(__name__)
 

@@ -1,23 +1,19 @@
 """Trunks of others as ours: what `trunk.init_from` may name.
 
-A file of others is data and not a program: pickles are read with `weights_only` (S1). Wherever in it the
-trunk stands, and whoever has named its tensors, it is found by the name of its first convolution: before that
-stand names of a method, a wrapper or a checkpoint, such as `state_dict.module.encoder_q.`.
+Wherever in a file the trunk stands, and whoever has named its tensors, it is found by the name of its first
+convolution: before that stand names of a method, a wrapper or a checkpoint, such as
+`state_dict.module.encoder_q.`.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cluster.errors import UserError
@@ -26,6 +22,7 @@ from pipeline.models.trunk import build_trunk
 from pipeline.recipe.trunk import Architecture
 from pipeline.trunks.layouts import LAYOUTS, without_wrappers
 from pipeline.trunks.tensor_file import not_finite, stem_in
+from pipeline.trunks.weight_files import init_file, tensors_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +30,13 @@ _CLASSIFIERS = ("head.fc.", "fc.")
 _COUNTS = ".num_batches_tracked"
 # What follows the trunk that learns, in methods that have two.
 _FOLLOWER = re.compile(r"momentum|teacher|target|ema|encoder_k|key")
-_DEEPEST = 8  # of the dictionaries in a checkpoint
 _SHOWN = 3  # differences in a message
-# In a folder: ours, and those that timm and transformers write.
-_IN_FOLDER = ("trunk.safetensors", "model.safetensors", "pytorch_model.bin")
 
 
 def read_weights(section: Architecture) -> dict[str, Tensor]:
     """The tensors that `trunk.init_from` names, under our names, on the CPU, mapped from the file.
 
-    It is the folder of an exported trunk, or a file, safetensors or a PyTorch checkpoint, that holds such a
+    It is the folder of an exported trunk, or a file, see `pipeline.trunks.weight_files`, that holds such a
     trunk under the names of timm, torchvision, transformers, VISSL or lightly, alone or within a method. Only
     the counts of batches that BatchNorm has seen may be missing.
 
@@ -53,7 +47,7 @@ def read_weights(section: Architecture) -> dict[str, Tensor]:
     if section.init_from is None:
         raise ValueError("this trunk starts from no file")
     path = init_file(section.init_from)
-    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    tensors = tensors_of(path)
     if (stem := stem_in(tensors)) not in (None, section.stem):
         raise UserError(f"trunk.init_from: {path} has another stem than this trunk: set trunk.stem={stem}")
     with torch.device("meta"):
@@ -67,23 +61,6 @@ def read_weights(section: Architecture) -> dict[str, Tensor]:
     return weights
 
 
-def init_file(init_from: str) -> Path:
-    """The file of weights that `trunk.init_from` means.
-
-    Raises:
-        UserError: if there is none.
-    """
-    path = Path(init_from)
-    if path.is_dir():
-        path = next((path / name for name in _IN_FOLDER if (path / name).is_file()), path / _IN_FOLDER[0])
-    if not path.is_file():
-        raise UserError(
-            f"trunk.init_from: there is no file {path}; give an exported trunk (`submit export`), or a "
-            "file of weights, such as timm, torchvision, transformers and VISSL publish"
-        )
-    return path
-
-
 @torch.no_grad()
 def warm_start(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy weights that `read_weights` has found to fit into a trunk, in place, in the trunk's precision.
@@ -93,43 +70,6 @@ def warm_start(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name, tensor in named_tensors(network):
         if name in weights:
             copy_own_piece(tensor, weights[name])
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"trunk.init_from: {path} is not a safetensors file ({_line(error)}); was it copied whole?"
-        ) from error
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        # Files from before torch 1.6 are no zip archives, and cannot be mapped.
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except UnpicklingError as error:
-        raise UserError(
-            f"trunk.init_from: {path} is no checkpoint, or holds more than tensors, and reading that could "
-            f"run its code ({_line(error)}); where you trust it, save its tensors alone, as safetensors"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(
-            f"trunk.init_from: {path} is not a PyTorch checkpoint ({_line(error)}); was it copied whole?"
-        ) from error
-    tensors = dict(_tensors_in(saved))
-    if not tensors:
-        raise UserError(f"trunk.init_from: {path} holds no tensors under names: is it a checkpoint?")
-    return tensors
-
-
-def _tensors_in(saved: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """All tensors in dictionaries, one within another, by their names with dots between."""
-    if isinstance(saved, Tensor):
-        yield prefix.removesuffix("."), saved
-    elif isinstance(saved, dict) and depth < _DEEPEST:
-        for name, value in saved.items():
-            yield from _tensors_in(value, f"{prefix}{name}.", depth + 1)
 
 
 class _Candidate(NamedTuple):
@@ -233,8 +173,3 @@ def _check(
         f"trunk.init_from: {path} does not hold the tensors of {section.name}: {', '.join(wrong[:_SHOWN])}"
         f"{more}; set trunk.name to the architecture of that file, or give another file"
     )
-
-
-def _line(error: Exception) -> str:
-    """The first sentence of torch's long messages."""
-    return " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
