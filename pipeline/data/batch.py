@@ -24,9 +24,9 @@ class Inputs:
             (b, 1, frames, bins).
         number: of the global batch, counted over all epochs; what a method draws for a batch is keyed by it.
         targets: the labels of the rows, on the device; None for a method that needs none.
-        positions: int64 (b,), on the device, where each sample is among all of the dataset, from 0, whatever
-            the epoch: what a method remembers of a sample is kept under it. None for a method that needs
-            none.
+        positions: int64 (b,), on the host, where each sample is among all of the dataset, from 0, whatever
+            the epoch: what a method remembers of a sample is kept under it, and what it draws for it is keyed
+            by it. None for a method that needs none.
     """
 
     views: Mapping[str, Tensor]

@@ -22,6 +22,7 @@ from ingest.image.decode import ImageError, decode
 from pipeline.data.listed import shown_batches
 from pipeline.data.node_cache import CachePlace
 from pipeline.data.reader import BadSampleError
+from pipeline.data.to_device import constant
 from pipeline.recipe.data import Interpolation
 from pipeline.recipe.pretrain import PretrainRecipe
 
@@ -106,8 +107,8 @@ def fit_image(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
 def normalise(images: Tensor, preprocessing: Preprocessing, device: torch.device) -> Tensor:
     """uint8 (n, 3, S, S) → float32 on the device, channels_last, zero mean and unit variance per channel."""
     moved = images.to(device=device, memory_format=torch.channels_last, non_blocking=True).float()
-    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255
+    mean = constant(preprocessing.mean, device).view(1, 3, 1, 1) * 255
+    std = constant(preprocessing.std, device).view(1, 3, 1, 1) * 255
     return moved.sub_(mean).div_(std)  # in place: a batch of crops of 224 is 154 MB
 
 

@@ -174,10 +174,7 @@ class Loader:
         views = {name: view.to(self._device, non_blocking=True) for name, view in batch.views.items()}
         inputs = self._modality.finish(views, batch.parameters, dtype=dtype)
         targets = batch.targets and batch.targets.to(self._device)
-        positions = batch.positions
-        if positions is not None:
-            positions = positions.to(self._device, non_blocking=True)
-        return replace(inputs, number=batch.number, targets=targets, positions=positions)
+        return replace(inputs, number=batch.number, targets=targets, positions=batch.positions)
 
 
 def order_identity(training_set: TrainingSet, order: Order, data: Data, *, targets: bool) -> dict[str, Any]:

@@ -29,26 +29,28 @@ def fetch_rows(chunk: Tensor, wanted: Tensor, *, rows: int, group: ProcessGroup 
 
     Args:
         chunk: this rank's, (len(own_rows), ...).
-        wanted: int64 (n,), distinct and ascending, on the device of `chunk`.
+        wanted: int64, of any shape, on the device of `chunk`; each row is sent once, however often it is
+            wanted.
         rows: of the whole table.
 
     Returns:
-        (n, ...), as the table is.
+        (*wanted.shape, ...), as the table is.
     """
     if group is None:
         return chunk[wanted]
+    distinct, places = torch.unique(wanted, return_inverse=True)
     ranks = world_size(group)
-    owner = wanted // rows_per_rank(rows, group)
+    owner = distinct // rows_per_rank(rows, group)
     asked = torch.bincount(owner, minlength=ranks)
     given = torch.empty_like(asked)
     dist.all_to_all_single(given, asked, group=group)
     inward, outward = asked.tolist(), given.tolist()
-    requests = wanted.new_empty(sum(outward))
-    dist.all_to_all_single(requests, wanted, outward, inward, group=group)
+    requests = distinct.new_empty(sum(outward))
+    dist.all_to_all_single(requests, distinct, outward, inward, group=group)
     answers = chunk[requests - own_rows(rows, group).start].contiguous()
-    found = chunk.new_empty((len(wanted), *chunk.shape[1:]))
+    found = chunk.new_empty((len(distinct), *chunk.shape[1:]))
     dist.all_to_all_single(found, answers, inward, outward, group=group)
-    return found
+    return found[places]
 
 
 @torch.no_grad()

@@ -117,17 +117,15 @@ def norms(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     """
     # Where parameters are offloaded, their pieces are in host memory and what is whole is not.
     place = own(tensors[0]).device
-    lengths = torch.stack(
-        [each.to(place) for each in torch._foreach_norm([own(tensor) for tensor in tensors])]
-    )
+    lengths = [each.to(place) for each in torch._foreach_norm([own(tensor) for tensor in tensors])]
     groups = [_ranks(parameter) for parameter in parameters]
-    ranks = next((group for group in groups if group is not None), None)
-    if ranks is None:
-        return lengths
-    split = torch.tensor([group is not None for group in groups], device=lengths.device)
-    squares = torch.where(split, lengths.square(), 0)
-    dist.all_reduce(squares, group=ranks)
-    return torch.where(split, squares.sqrt(), lengths)
+    split = [number for number, group in enumerate(groups) if group is not None]
+    if split:
+        squares = torch.stack([lengths[number] for number in split]).square()
+        dist.all_reduce(squares, group=groups[split[0]])
+        for number, length in zip(split, squares.sqrt().unbind(), strict=True):
+            lengths[number] = length
+    return torch.stack(lengths)
 
 
 def _ranks(parameter: Tensor) -> ProcessGroup | None:

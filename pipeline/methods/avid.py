@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup
 
 from cluster.errors import UserError
 from pipeline.data.batch import Inputs
+from pipeline.data.to_device import to_device
 from pipeline.distributed.collectives import all_gather_rows, all_reduce_sum, world_size
 from pipeline.distributed.rows import fetch_rows
 from pipeline.methods.bank import AUDIO, VIDEO, Bank, draw_negatives
@@ -130,15 +131,15 @@ class AVIDMethod(Method):
             raise ValueError("a bank needs to know the samples' positions")
         positives = self._positives_of(here)
         drawn = draw_negatives(
-            here.cpu().numpy(),
-            positives.cpu().numpy(),
+            here.numpy(),
+            positives.numpy(),
             samples=self.bank.samples,
             count=self.section.negatives,
             seed=self.seed,
             number=inputs.number,
         )
-        negatives = torch.from_numpy(drawn).to(here.device)
-        rows = self.bank.fetch(torch.cat([here[:, None], positives, negatives], dim=1))
+        wanted = torch.cat([here[:, None], positives, torch.from_numpy(drawn)], dim=1)
+        rows = self.bank.fetch(to_device(wanted, self.bank.chunk.device))
         count = positives.shape[1]
         return Recalled(rows[:, 0], rows[:, 1 : 1 + count], rows[:, 1 + count :])
 
@@ -182,14 +183,13 @@ class AVIDMethod(Method):
         return weights_and_the_rest(self.parameters())
 
     def _positives_of(self, here: Tensor) -> Tensor:
-        """Who agrees with each sample, (b, P) int64; P is 0 without CMA."""
+        """Who agrees with each sample, (b, P) int64, on the host; P is 0 without CMA."""
         if self.cma is None:
             return here.new_empty((len(here), 0))
         if self.positives is None:
             raise ValueError("nobody has filled in the positives")
-        distinct, places = torch.unique(here, return_inverse=True)
-        found = fetch_rows(self.positives, distinct, rows=self.bank.samples, group=self.group)
-        return found[places].long()
+        asked = to_device(here, self.positives.device)
+        return fetch_rows(self.positives, asked, rows=self.bank.samples, group=self.group).long().cpu()
 
     def _remember(self, inputs: Inputs, v: Tensor, a: Tensor, step: int) -> None:
         if not self.training:
@@ -197,7 +197,8 @@ class AVIDMethod(Method):
         if self._waiting_step != step:
             self._waiting, self._waiting_step, self._first = [], step, None
         assert inputs.positions is not None
-        self._waiting.append((inputs.positions, torch.stack([v, a], dim=1).detach()))
+        positions = to_device(inputs.positions, v.device)
+        self._waiting.append((positions, torch.stack([v, a], dim=1).detach()))
 
     def _terms(self, v: Tensor, a: Tensor, recalled: Recalled) -> dict[str, Tensor]:
         section, cma = self.section, self.cma

@@ -70,9 +70,8 @@ class Bank(nn.Module):
 
     def fetch(self, wanted: Tensor) -> Tensor:
         """Rows by number, all ranks together: (...) int64 to (..., 2, dim), in float32 or wider."""
-        distinct, places = torch.unique(wanted, return_inverse=True)
-        found = fetch_rows(self.chunk, distinct, rows=self.samples, group=self.group)
-        return found.to(torch.promote_types(found.dtype, torch.float32))[places]
+        found = fetch_rows(self.chunk, wanted, rows=self.samples, group=self.group)
+        return found.to(torch.promote_types(found.dtype, torch.float32))
 
     @torch.no_grad()
     def update(self, batches: Sequence[tuple[Tensor, Tensor]], *, momentum: float) -> None:
@@ -84,18 +83,21 @@ class Bank(nn.Module):
                 length, (b, 2, dim).
             momentum: what a row keeps of itself, before it is brought to unit length again.
         """
-        numbers = torch.cat([all_gather_rows(each, self.group) for each, _ in batches]).cpu().numpy()
+        numbers = torch.cat([all_gather_rows(each, self.group) for each, _ in batches])
         seen = torch.cat([all_gather_rows(each, self.group) for _, each in batches])
-        _, from_end = np.unique(numbers[::-1], return_index=True)
-        last = len(numbers) - 1 - from_end
         here = self.range
-        last = last[(numbers[last] >= here.start) & (numbers[last] < here.stop)]
-        if not len(last):
+        if not len(here):
             return
-        places = torch.from_numpy(numbers[last] - here.start).to(seen.device)
-        new = seen[torch.from_numpy(last).to(seen.device)]
-        old = self.chunk[places].to(new.dtype)
-        self.chunk[places] = F.normalize(old.lerp(new, 1 - momentum), dim=-1).to(self.dtype)
+        # Without asking the device how many there are: all are written, each as the last of its row, and what
+        # is another rank's as one that is this one's.
+        ascending, order = numbers.sort(stable=True)
+        last = order[torch.searchsorted(ascending, numbers, right=True) - 1]
+        inside = (numbers >= here.start) & (numbers < here.stop)
+        last = torch.where(inside, last, last.index_select(0, inside.byte().argmax(0, keepdim=True)))
+        places = (numbers[last] - here.start).clamp(0, len(here) - 1)
+        old, new = self.chunk[places], seen[last]
+        follows = F.normalize(old.to(new.dtype).lerp(new, 1 - momentum), dim=-1).to(self.dtype)
+        self.chunk[places] = torch.where(inside.any(), follows, old)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

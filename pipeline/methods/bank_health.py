@@ -50,8 +50,7 @@ def mutual_share(positives: Tensor, bank: Bank, *, seed: int) -> float:
     """
     rows = sample_rows(bank, seed=seed)
     of_each = fetch_rows(positives, rows, rows=bank.samples, group=bank.group).long()
-    others, places = torch.unique(of_each, return_inverse=True)
-    back = fetch_rows(positives, others, rows=bank.samples, group=bank.group)[places]
+    back = fetch_rows(positives, of_each, rows=bank.samples, group=bank.group)
     return float((back == rows[:, None, None]).any(-1).double().mean())
 
 

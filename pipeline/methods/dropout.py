@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.philox import uniforms
+from pipeline.data.to_device import to_device
 
 # No substitute stands so far behind, and what is mixed is drawn one place further.
 _STREAM = 0xFFFF_FFFE
@@ -39,4 +40,4 @@ def dropout(features: Tensor, probability: float, *, seed: int, number: int, fir
     )[:, 0]
     wide = torch.promote_types(features.dtype, torch.float32)
     scale = torch.from_numpy((draws >= probability) / (1 - probability))
-    return features.to(wide) * scale.to(features.device, wide)
+    return features.to(wide) * to_device(scale, features.device).to(wide)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.philox import uniforms
+from pipeline.data.to_device import to_device
 from pipeline.recipe.method import Classification
 
 # No substitute stands so far behind: these draws are nobody else's.
@@ -81,10 +82,10 @@ def mix(images: Tensor, shares: Tensor, drawn: Mix) -> tuple[Tensor, Tensor]:
     keep = torch.from_numpy(np.where(drawn.pastes, 1 - area, drawn.keep))
     blend = torch.from_numpy(np.where(drawn.pastes, 1.0, drawn.keep))
     pasted = _inside(torch.from_numpy(edges), height, width) & torch.from_numpy(drawn.pastes)[:, None, None]
-    blend, pasted = blend.to(images), pasted.to(images.device)
-    kept = torch.where(pasted, 0, blend[:, None, None])[:, None, None]
+    keep, blend, pasted = (to_device(each, images.device) for each in (keep, blend, pasted))
+    kept = torch.where(pasted, 0, blend.to(images.dtype)[:, None, None])[:, None, None]
     mixed = torch.lerp(own.flip(1), own, kept)
-    mixed_shares = torch.lerp(own_shares.flip(1), own_shares, keep.to(shares)[:, None, None])
+    mixed_shares = torch.lerp(own_shares.flip(1), own_shares, keep.to(shares.dtype)[:, None, None])
     return mixed.flatten(0, 1), mixed_shares.flatten(0, 1)
 
 

@@ -76,6 +76,7 @@ class SwAVMethod(Method):
             shape = (self.assignment_views, section.queue_length, section.head.output)
             self.register_buffer("queue", torch.zeros(shape))
             self.register_buffer("queue_filled", torch.zeros((), dtype=torch.int64))
+        self._full = False  # so that a device is asked no more once the queue is
         self._waiting: list[Tensor] = []
         self._waiting_step = -1
 
@@ -135,7 +136,7 @@ class SwAVMethod(Method):
 
     def forget_batches(self) -> None:
         """Drop what the next `after_step` would put into the queue: the training goes back."""
-        self._waiting, self._waiting_step = [], -1
+        self._waiting, self._waiting_step, self._full = [], -1, False
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Weights, and apart from them biases and norms, which some recipes leave undecayed."""
@@ -161,7 +162,8 @@ class SwAVMethod(Method):
         return assignments[:, : self.rank_rows]
 
     def _queue_is_full(self) -> bool:
-        return int(self.queue_filled) == self.queue.shape[1]
+        self._full = self._full or int(self.queue_filled) == self.queue.shape[1]
+        return self._full
 
     def _remember(self, views: Tensor, step: int) -> None:
         if not (self.section.queue_length and self.training):

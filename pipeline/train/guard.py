@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -122,20 +123,20 @@ class Guard:
         """Keep the running statistics as they are before the step's first forward pass."""
         _copy(self._buffers, self._copies)
 
-    def accepts(self, loss: Tensor, gradient_norm: Tensor) -> bool:
+    def accepts(self, loss: float, gradient_norm: float) -> bool:
         """Whether the step may be taken: the same answer on every rank, without a collective.
 
         The loss is the coupled batch's and the gradient is averaged already: a number that is not finite on
         one rank has reached them all.
         """
-        value, limit = float(loss), spike_threshold(self._losses, deviations=self._spike_deviations)
-        if not bool(torch.isfinite(loss + gradient_norm)):
+        limit = spike_threshold(self._losses, deviations=self._spike_deviations)
+        if not math.isfinite(loss + gradient_norm):
             self._why = "the loss or gradient was not finite"
-        elif limit is not None and value > limit:
-            self._why = f"the loss leapt to {value:.4g}, above {limit:.4g}"
+        elif limit is not None and loss > limit:
+            self._why = f"the loss leapt to {loss:.4g}, above {limit:.4g}"
         else:
             self.in_a_row, self._why = 0, ""
-            self._losses.append(value)
+            self._losses.append(loss)
         return not self._why
 
     @torch.no_grad()

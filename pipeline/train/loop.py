@@ -97,9 +97,9 @@ def loop(t: Training, preemption: PreemptionFlag) -> None:
             drop_all_but_the_head(t.optimizer)
         elif step == alone:
             t.optimizer.state.clear()  # of the head that has learned alone
-        norm = gradient_norm(t)
-        overflowed = t.scale.overflowed(terms["loss"], norm)
-        accepted = not overflowed and t.guard.accepts(terms["loss"], norm)
+        loss, norm = read_together(terms["loss"], gradient_norm(t))
+        overflowed = t.scale.overflowed(loss, norm)
+        accepted = not overflowed and t.guard.accepts(loss, norm)
         if accepted:
             if t.recipe.optim.clip_norm is not None:
                 clip(t.method, norm, limit=t.recipe.optim.clip_norm)
@@ -114,7 +114,7 @@ def loop(t: Training, preemption: PreemptionFlag) -> None:
                 "step %d: the gradient overflowed float16; the loss scale is %g now", done, t.scale.factor
             )
         elif accepted:
-            log(t, done, terms | {"grad_norm": norm}, embeddings[-1], lr=lr, watch=watch)
+            log(t, done, terms, embeddings[-1], grad_norm=norm, lr=lr, watch=watch)
         else:
             report_skip(t, done, batches, embeddings)
         last = done == t.total_steps
@@ -176,14 +176,28 @@ def gradient_norm(t: Training) -> Tensor:
     return length
 
 
-def clip(method: nn.Module, norm: Tensor, *, limit: float) -> None:
+def read_together(*numbers: Tensor) -> list[float]:
+    """Scalars on the host, which waits for the device: once in a step, and once more where it is logged."""
+    device = numbers[0].device
+    values: list[float] = torch.stack([number.to(device, torch.float64) for number in numbers]).tolist()
+    return values
+
+
+def clip(method: nn.Module, norm: float, *, limit: float) -> None:
     """Shorten the gradient to `limit` if its length, `norm`, is more."""
     gradients = [own(parameter.grad) for parameter in method.parameters() if parameter.grad is not None]
-    torch._foreach_mul_(gradients, min(1.0, limit / (float(norm) + 1e-6)))
+    torch._foreach_mul_(gradients, min(1.0, limit / (norm + 1e-6)))
 
 
 def log(
-    t: Training, done: int, terms: dict[str, Tensor], embedding: Tensor, *, lr: float, watch: Stopwatch
+    t: Training,
+    done: int,
+    terms: dict[str, Tensor],
+    embedding: Tensor,
+    *,
+    grad_norm: float,
+    lr: float,
+    watch: Stopwatch,
 ) -> None:
     """Now and then: one row of numbers. Called on all ranks together: some numbers are the global batch's."""
     run, last = t.recipe.run, done == t.total_steps
@@ -200,7 +214,7 @@ def log(
         t.watchdog.busy("probing")
         trunk = whole_trunk(t.method.trunk, t.recipe.trunk, keep=t.world.is_first)
     if t.metrics is not None:
-        scalars = {name: float(value) for name, value in terms.items()}
+        scalars = dict(zip(terms, read_together(*terms.values()), strict=True)) | {"grad_norm": grad_norm}
         values = {
             "epoch": _epoch(t, done),
             **scalars,

@@ -33,19 +33,19 @@ class LossScale:
         if self._enabled:
             torch._foreach_mul_(list(gradients), 1 / self.factor)
 
-    def overflowed(self, loss: Tensor, gradient_norm: Tensor) -> bool:
+    def overflowed(self, loss: float, gradient_norm: float) -> bool:
         """Whether the step is lost because the gradient left float16's range; the factor follows.
 
         At a factor of 1 a gradient that is not finite has another cause.
         """
         if not self._enabled:
             return False
-        if math.isfinite(float(gradient_norm)):
+        if math.isfinite(gradient_norm):
             self._taken += 1
             if self._taken == GROWTH_STEPS:
                 self.factor, self._taken = 2 * self.factor, 0
             return False
-        if self.factor == 1 or not math.isfinite(float(loss)):
+        if self.factor == 1 or not math.isfinite(loss):
             return False
         self.factor, self._taken = self.factor / 2, 0
         return True

@@ -70,6 +70,22 @@ def run(world: int, function: Callable[..., Any], arguments: tuple[Any, ...], *,
     return [value for _, value in answers]
 
 
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of `function(*arguments)` in a process of its own, with which goes what it changes."""
+    receiver, sender = _context.Pipe(duplex=False)
+    process = _context.Process(target=_answer, args=(sender, function, arguments))
+    try:
+        process.start()
+        sender.close()
+        ok, value = _receive(receiver, 0)
+    finally:
+        process.kill()
+        process.join()
+    if not ok:
+        raise AssertionError(value)
+    return value
+
+
 def _receive(receiver: Any, rank: int) -> tuple[bool, Any]:
     if not receiver.poll(TIMEOUT_SECONDS):
         return False, f"no answer in {TIMEOUT_SECONDS} s"
@@ -83,13 +99,21 @@ def _receive(receiver: Any, rank: int) -> tuple[bool, Any]:
 def _rank(
     rank: int, world: int, store: Path, sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    torch.set_num_threads(1)
-    shared_folder.PATIENCE = 0.0  # as in the tests' own process
-    try:
+    def joined() -> Any:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
         result = function(dist.group.WORLD, *arguments)
         dist.barrier()
         dist.destroy_process_group()
+        return result
+
+    _answer(sender, joined, ())
+
+
+def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    shared_folder.PATIENCE = 0.0  # as in the tests' own process
+    try:
+        result = function(*arguments)
     except Exception:
         sender.send((False, traceback.format_exc()))
     else:

@@ -26,6 +26,7 @@ from pipeline.data.clip.windows import evenly_spaced_begins, frame_times
 from pipeline.data.evaluation import Preprocessing, fit_image
 from pipeline.data.listed import shown_batches
 from pipeline.data.node_cache import CachePlace
+from pipeline.data.to_device import constant
 from pipeline.recipe.data import Audio, Clip, Data
 
 _MOST_PIXELS = 1 << 28  # of a clip; what an exported trunk asks for may come from anybody
@@ -168,7 +169,7 @@ def clip_inputs(clips: Tensor, clip: ClipPreprocessing, device: torch.device) ->
     """(n, windows, T, S, S, 3) → float32 (n·windows, 3, T, S, S) in channels_last_3d, normalised."""
     moved = clips.to(device, non_blocking=True).flatten(0, 1).permute(0, 4, 1, 2, 3).float()
     mean, std = (
-        torch.tensor(values, device=device).view(1, 3, 1, 1, 1) * 255
+        constant(values, device).view(1, 3, 1, 1, 1) * 255
         for values in (clip.pictures.mean, clip.pictures.std)
     )
     return (moved - mean) / std

@@ -53,6 +53,7 @@ def spectrogram(waveforms: Tensor, audio: Audio) -> Tensor:
 
 
 @lru_cache(maxsize=4)  # a copy to a GPU would wait for it at every step
+@torch.inference_mode(False)  # who asks first may infer only, and the next may train
 def mel_weights(audio: Audio, device: torch.device) -> Tensor:
     """Triangles on Slaney's scale, each of area 1, (window // 2 + 1, bins) float32."""
     highest = audio.rate / 2

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cluster.typed_json import read_record
+from pipeline.data.to_device import constant
 
 AUDIO_STATISTICS = "audio_statistics.json"  # in the folder of a run
 # A bin of silence has none.
@@ -30,7 +30,7 @@ class BinStatistics:
 
     def normalise(self, decibels: Tensor) -> Tensor:
         """(…, bins) with zero mean and unit variance."""
-        mean, std = _on_device(self, decibels.device)
+        mean, std = (constant(values, decibels.device) for values in (self.mean, self.std))
         return (decibels - mean) / (std + _LEAST_DEVIATION)
 
 
@@ -42,12 +42,6 @@ def read_statistics(folder: Path) -> BinStatistics:
     """
     remedy = "the run, given again, writes it anew if it is removed"
     return read_record(BinStatistics, folder / AUDIO_STATISTICS, remedy=remedy)
-
-
-@lru_cache(maxsize=4)  # a copy to a GPU would wait for it at every step
-def _on_device(statistics: BinStatistics, device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values, device=device) for values in (statistics.mean, statistics.std))
-    return mean, std
 
 
 def bin_statistics(spectrograms: Iterable[Tensor]) -> BinStatistics:

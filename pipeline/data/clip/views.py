@@ -21,6 +21,7 @@ from pipeline.data.clip.windows import Span, clip_begin, frame_times, sound_begi
 from pipeline.data.image.augment import PHOTOMETRIC_DRAWS, augment, draw_parameters
 from pipeline.data.image.crops import FLIP, GEOMETRY_DRAWS, crop_box
 from pipeline.data.targets import one_each
+from pipeline.data.to_device import to_device
 from pipeline.recipe.data import Audio, Clip, Data
 
 CLIP, AUDIO = "clip", "audio"
@@ -83,7 +84,7 @@ class ClipViews:
             found[CLIP] = self._coloured(views[CLIP], parameters[CLIP], dtype)
         if self.audio is not None:
             waveforms = views[AUDIO]
-            loud = parameters[AUDIO].to(waveforms.device, non_blocking=True)
+            loud = to_device(parameters[AUDIO], waveforms.device)
             decibels = spectrogram(waveforms * loud, self.audio)
             if self.statistics is not None:
                 decibels = self.statistics.normalise(decibels)

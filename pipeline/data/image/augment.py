@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.data.to_device import constant, to_device
 from pipeline.recipe.data import Photometric
 
 # Columns of the parameters. ORDER is a row of _ORDERS, −1 for no jitter; SIGMA, in pixels, is 0 for no blur.
@@ -81,12 +82,12 @@ def augment(
     """
     compute = torch.float64 if dtype == torch.float64 else torch.float32
 
-    def jitter(values: Tensor, order: int, parameters: Tensor) -> Tensor:
+    def jitter(values: Tensor, kind: int, parameters: Tensor) -> Tensor:
+        order, grey = divmod(kind, 2)
         values = values.to(compute).mul_(1 / 255).permute(0, 3, 1, 2).contiguous()
         for operation in _ORDERS[order] if order >= 0 else ():
-            _JITTER[operation](values, parameters[:, operation].to(values).view(-1, 1, 1, 1))
-        grey = parameters[:, GREY].to(values)
-        return values.lerp_(_luma(values), grey.view(-1, 1, 1, 1)) if parameters[:, GREY].any() else values
+            _JITTER[operation](values, parameters[:, operation].to(compute).view(-1, 1, 1, 1))
+        return values.copy_(_luma(values)) if grey else values
 
     def blur(values: Tensor, radius: int, parameters: Tensor) -> Tensor:
         return _blur(values, parameters[:, SIGMA], radius) if radius else values
@@ -97,11 +98,12 @@ def augment(
     widest = max(1, round(crops.shape[-1] / 20))
     radius = torch.ceil(parameters[:, SIGMA] * _BLUR_SIGMAS).clamp(max=widest)
     pixels = crops.permute(0, 2, 3, 1).contiguous()
-    x = _each(pixels, parameters, parameters[:, ORDER], jitter)
+    there = to_device(parameters, crops.device)
+    x = _each(pixels, there, 2 * parameters[:, ORDER] + parameters[:, GREY], jitter)
     if radius.any():
-        x = _each(x, parameters, radius, blur)
+        x = _each(x, there, radius, blur)
     if parameters[:, SOLARIZE].any():
-        x = _each(x, parameters, parameters[:, SOLARIZE], solarize)
+        x = _each(x, there, parameters[:, SOLARIZE], solarize)
     return _normalise(x, mean, std, dtype)
 
 
@@ -111,14 +113,18 @@ def _each(
     """`work` on the rows of each kind with their parameters, a piece at a time; rows keep their places.
 
     Rows are moved whole, by selection: writing them back by index would take a CPU longer than the work.
+
+    Args:
+        parameters: on the device of `x`; `kinds` are on the CPU.
     """
     most = max(1, (_CPU_VALUES if x.device.type == "cpu" else _GPU_VALUES) // x[0].numel())
-    done, places = [], []
-    for kind in torch.unique(kinds).tolist():
-        for rows in torch.split(torch.nonzero(kinds == kind).squeeze(1), most):
-            done.append(work(x.index_select(0, rows.to(x.device)), int(kind), parameters[rows]))
-            places.append(rows)
-    back = torch.argsort(torch.cat(places)).to(x.device)
+    order = torch.argsort(kinds, stable=True)
+    there, back = to_device(torch.stack([order, torch.argsort(order)]), x.device)
+    done, first = [], 0
+    for kind, count in zip(*(each.tolist() for each in torch.unique(kinds, return_counts=True)), strict=True):
+        for rows in torch.split(there[first : first + count], most):
+            done += [work(x.index_select(0, rows), int(kind), parameters.index_select(0, rows))]
+        first += count
     return torch.cat(done).index_select(0, back)
 
 
@@ -180,7 +186,7 @@ _JITTER: dict[int, Callable[[Tensor, Tensor], None]] = {
 def _blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Separable Gaussian blur, one sigma per crop, borders reflected."""
     n, _, height, width = x.shape
-    distance = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    distance = torch.arange(-radius, radius + 1, dtype=torch.float64, device=x.device)
     kernel = torch.exp(-0.5 * (distance / sigma.double().view(-1, 1)) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).to(x).view(n, -1, 1, 1, 1)
     # Tap by tap: on a CPU twice as fast as a depthwise convolution with one kernel per crop.
@@ -198,6 +204,6 @@ def _normalise(
     x: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float], dtype: torch.dtype
 ) -> Tensor:
     shape = (1, 3, 1, 1)
-    x.sub_(torch.tensor(mean, dtype=x.dtype, device=x.device).view(shape))
-    x.div_(torch.tensor(std, dtype=x.dtype, device=x.device).view(shape))
+    x.sub_(constant(mean, x.device, x.dtype).view(shape))
+    x.div_(constant(std, x.device, x.dtype).view(shape))
     return x.to(dtype, memory_format=torch.channels_last)

@@ -48,7 +48,7 @@ def make_guard(method: nn.Module | None = None, *, max_skipped: int = 3, in_a_ro
     ],
 )
 def test_a_step_needs_a_finite_loss_and_gradient(loss: float, norm: float, accepted: bool) -> None:
-    assert make_guard().accepts(torch.tensor(loss), torch.tensor(norm)) is accepted
+    assert make_guard().accepts(loss, norm) is accepted
 
 
 def test_a_skipped_step_leaves_no_trace_in_the_buffers() -> None:
@@ -94,13 +94,12 @@ def test_a_forward_pass_changes_no_buffer_but_those_that_the_guard_remembers(sec
 def test_the_run_stops_after_some_skips_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
     guard = make_guard(max_skipped=2)
     suspect = Suspect(rank=0, keys=(300_005,), what="the augmented crops")
-    good = torch.tensor(1.0)
     guard.remember()
     with caplog.at_level(logging.WARNING):
         guard.skip(7, [suspect])
     assert "step 7 skipped" in caplog.text
     assert "rank 0: the augmented crops of samples 0000000300005" in caplog.text
-    assert guard.accepts(good, good)
+    assert guard.accepts(1.0, 1.0)
     guard.skip(9, [suspect])
     with pytest.raises(UserError, match=r"not finite in 2 steps in a row, up to step 10 .*0000000300005"):
         guard.skip(10, [suspect])
@@ -158,20 +157,19 @@ def test_a_spike_is_far_above_the_median_of_a_full_window() -> None:
 
 
 def test_T3_a_spike_is_refused_alike_after_a_resume() -> None:
-    norm = torch.tensor(1.0)
     guard = make_guard(max_skipped=2)
     for loss in losses():
-        assert guard.accepts(torch.tensor(loss, dtype=torch.float64), norm)
+        assert guard.accepts(loss, 1.0)
     again = make_guard(max_skipped=2)
     again.load(json.loads(json.dumps(guard.state())))
     assert again.state() == guard.state()
     for one in (guard, again):
-        assert one.accepts(torch.tensor(6.9), norm) and not one.spiked
-        assert not one.accepts(torch.tensor(7.1), norm) and one.spiked
+        assert one.accepts(6.9, 1.0) and not one.spiked
+        assert not one.accepts(7.1, 1.0) and one.spiked
         suspect = batch_suspect(0, torch.tensor([300_005]))
         one.remember()
         assert one.skip(130, [suspect]) == [suspect]
-        assert not one.accepts(torch.tensor(8.0), norm)
+        assert not one.accepts(8.0, 1.0)
         with pytest.raises(Diverged, match=r"leapt to 8, above 6\.965 in 2 .*0000000300005") as told:
             one.skip(131, [suspect])
         assert told.value.spiked
@@ -179,5 +177,5 @@ def test_T3_a_spike_is_refused_alike_after_a_resume() -> None:
 
 def test_skipped_steps_do_not_count_as_losses() -> None:
     guard = make_guard()
-    assert not guard.accepts(torch.tensor(math.nan), torch.tensor(1.0))
+    assert not guard.accepts(math.nan, 1.0)
     assert guard.state()["losses"] == [] and not guard.spiked
