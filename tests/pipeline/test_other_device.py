@@ -73,8 +73,9 @@ CASES: dict[str, dict[str, Any]] = {
         "train__accumulate": 2,
         "optim__clip_norm": 0.1,
     },
-    "byol, lars": {
+    "byol, lars, groups of batch norm": {
         "data__crops": views(),
+        "train__sync_bn_samples": 6,
         "method": {"name": "byol", "projector": [16, 8], "predictor": 16},
         "optim": {"name": "lars", "lr": 0.1, "warmup_steps": 2, "weight_decay": 1e-6, "clip_trust": True},
     },
@@ -193,9 +194,8 @@ def _compare(recipe: PretrainRecipe, folder: Path, broken: int | None = None) ->
 def test_T1_a_step_elsewhere_is_the_cpus_and_waits_for_the_device_once(
     case: str, data: Path, tmp_path: Path
 ) -> None:
-    changes = {"train": {}, "run__log_every": 4, "run__checkpoint_every_steps": 100} | CASES[case]
-    accumulate = changes.pop("train__accumulate", 1)
-    changes["train"] = {"steps": STEPS, "precision": "fp64", "accumulate": accumulate}
+    changes = {"train": {"steps": STEPS, "precision": "fp64"}, "run__log_every": 4}
+    changes |= {"run__checkpoint_every_steps": 100} | CASES[case]
     waits = apart(_compare, make_recipe(data, **changes), tmp_path)
     # SwAV's queue is asked until it is full, in the fifth step; the fourth is logged.
     assert waits[5:7] == [EVERY_STEP] * 2
