@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from pipeline.report.readings import Line, Plot, readings
+
 WIDTH, HEIGHT = 300, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 14, 34
 TONES = ("t1", "t2", "t3", "t4", "t5", "t6", "t7", "t8")  # the colours of page.css
@@ -54,18 +56,12 @@ def line_chart(
         floor: a value that lines should stay above: drawn as a dotted line.
         doubling: every tick of the y axis is twice the one below it; for values above 0.
     """
-    clean = [
-        (
-            line,
-            [
-                (x, y)
-                for x, y in zip(line.x, line.y, strict=True)
-                if math.isfinite(y) and (y > 0 or not doubling)
-            ],
-        )
+    drawn = [
+        Line(name=line.name, tone=line.tone, points=points)
         for line in series
+        if (points := _kept(line, above_0=doubling))
     ]
-    points = [point for _, kept in clean for point in kept]
+    points = [point for line in drawn for point in line.points]
     if not points:
         return Markup("<p class='quiet'>No numbers were recorded for {}.</p>").format(title)
     heights = [y for _, y in points] + ([] if floor is None else [floor])
@@ -94,13 +90,14 @@ def line_chart(
         parts.append(
             Markup('<path class="floor" d="M{} {:.1f}H{}"/>').format(_LEFT, up(floor), WIDTH - _RIGHT)
         )
-    parts += [_polyline(line.tone, [(across(x), up(y)) for x, y in kept]) for line, kept in clean if kept]
+    parts += [_polyline(line.tone, [(across(x), up(y)) for x, y in line.points]) for line in drawn]
+    plot = Plot(left=_LEFT, right=WIDTH - _RIGHT, top=_TOP, bottom=HEIGHT - _BOTTOM, across=across, up=up)
+    parts.append(readings(drawn, plot, title=title, x_label=x_label, unit=unit))
     description = "; ".join(
-        f"{line.name}: from {number(kept[0][1])} to {number(kept[-1][1])}{unit}"
-        for line, kept in clean
-        if kept
+        f"{line.name}: from {number(line.points[0][1])} to {number(line.points[-1][1])}{unit}"
+        for line in drawn
     )
-    return svg(title, description, parts, WIDTH, HEIGHT)
+    return svg(title, description, parts, WIDTH, HEIGHT, role="group")
 
 
 def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) -> Markup:
@@ -184,10 +181,18 @@ class Scale:
         return self._start + (value - self._low) * self._factor
 
 
-def svg(title: str, description: str, parts: Sequence[Markup], width: float, height: float) -> Markup:
-    return Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}. {}">{}</svg>').format(
-        width, height, title, description, Markup("").join(parts)
+def svg(
+    title: str, description: str, parts: Sequence[Markup], width: float, height: float, *, role: str = "img"
+) -> Markup:
+    return Markup('<svg viewBox="0 0 {} {:.0f}" role="{}" aria-label="{}. {}">{}</svg>').format(
+        width, height, role, title, description, Markup("").join(parts)
     )
+
+
+def _kept(line: Series, *, above_0: bool) -> list[tuple[float, float]]:
+    return [
+        (x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y) and (y > 0 or not above_0)
+    ]
 
 
 def _polyline(tone: str, points: Sequence[tuple[float, float]]) -> Markup:

@@ -288,8 +288,11 @@ function curvesOf(ids) {
       for (const panel of news.panels) {
         const there = panels.get(panel.key) || { figure: el("figure", { class: "card" }), chart: "" };
         if (there.chart !== panel.chart) {
+          // The column that is being read keeps the focus.
+          const read = [...there.figure.querySelectorAll("input")].indexOf(document.activeElement);
           there.chart = panel.chart;
           there.figure.replaceChildren(el("h3", {}, panel.title), drawn(panel.chart), el("figcaption", {}, panel.meaning));
+          if (read >= 0) there.figure.querySelectorAll("input")[read]?.focus({ preventScroll: true });
         }
         panels.set(panel.key, there);
       }

@@ -72,7 +72,7 @@ class Lines(HTMLParser):
         values = {name: value or "" for name, value in attrs}
         if tag == "svg":
             self.panels.append({})
-        if tag == "path":
+        if tag == "path" and "class" in values:
             heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", values["d"])]
             self.panels[-1][values["class"].removeprefix("line ")] = heights
 
@@ -176,7 +176,7 @@ def test_a_long_run_costs_the_memory_and_the_page_of_a_screen(tmp_path: Path) ->
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 * len(line) * MOST
-    assert len(page) < 100_000
+    assert len(page) < 200_000
     _, _, spread, rank, knn = Lines(page).panels
     assert [len(panel["t1"]) for panel in (spread, rank)] == [49, 49]
     assert MOST // 8 < len(spread["t2"]) < MOST
@@ -237,7 +237,7 @@ def test_what_is_the_same_does_not_differ() -> None:
     [
         (["good"], "there is 1 run to compare: name two at least, and 8 at most"),
         (["good", "good"], "a run is named twice"),
-        (["good", "nowhere"], "there is no run in "),
+        (["good", "nowhere"], "there is no run nowhere: "),
         (["good", "silent"], "silent has no metrics yet"),
         (["good", "nan"], "nan has no metrics yet"),
         (["good", "other"], "other is not a run of pretraining: it has no recipe.yaml"),

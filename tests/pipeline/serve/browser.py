@@ -129,10 +129,24 @@ class Tab:
         )
 
     async def press(self, key: str, text: str = "") -> None:
-        code = {"Tab": 9, "Enter": 13, " ": 32}.get(key, ord(key[0]))
+        code = {"Tab": 9, "Enter": 13, " ": 32, "ArrowRight": 39}.get(key, ord(key[0]))
         down = {"key": key, "code": key, "windowsVirtualKeyCode": code, "text": text}
         await self.call("Input.dispatchKeyEvent", type="keyDown", **down)
         await self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key)
+
+    async def point(self, selector: str, number: int, *, tap: bool = False) -> None:
+        """Move the pointer to the middle of one of the elements like this, or tap there."""
+        element = f"document.querySelectorAll({json.dumps(selector)})[{number}]"
+        await self.value(f"{element}.scrollIntoView({{block: 'center'}})")
+        x, y = await self.value(
+            f"(box => [box.x + box.width / 2, box.y + box.height / 2])({element}.getBoundingClientRect())"
+        )
+        if tap:
+            await self.call("Emulation.setTouchEmulationEnabled", enabled=True)
+            await self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+            await self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        else:
+            await self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     async def picture(self, path: Path) -> None:
         answer = await self.call("Page.captureScreenshot", captureBeyondViewport=True)

@@ -20,6 +20,9 @@ from cluster.host import Process
 from cluster.job import State
 from cluster.run.folder import RunFolder
 from cluster.run.status import Failure
+from pipeline.recipe.stages import CompareRecipe
+from pipeline.report.compare import PANELS, ComparedRun, comparison_page
+from pipeline.report.curve import Curve
 from pipeline.serve.app import make_app
 
 HOSTILE = "<img src=x onerror=window.ran=1><script>window.ran=1</script>"
@@ -145,6 +148,62 @@ def test_a_run_that_goes_on_is_seen_to_without_a_reload(folder: Path) -> None:
         assert await tab.value("window.same")
 
     seen(folder, look)
+
+
+@pytest.mark.slow
+def test_a_chart_is_read_by_pointer_by_keyboard_and_by_touch(folder: Path) -> None:
+    live, curve = RunFolder(folder / "live"), Curve()
+    for step in range(10, 60, 10):
+        curve.add(step, step / 4)
+    compared = [
+        ComparedRun(
+            name=name,
+            folder="",
+            differs={},
+            last={"step": 50},
+            collapse=[],
+            curves={key: curve if key == "loss" else Curve() for key, *_ in PANELS},
+            branch="",
+        )
+        for name in ("one", "other")
+    ]
+    (folder / "compare.html").write_text(comparison_page(compared, CompareRecipe(title="Two runs")))
+    read = (
+        "[...document.querySelectorAll('.reading text')]"
+        ".filter(each => getComputedStyle(each).visibility === 'visible')"
+        ".map(each => [...each.children].map(row => row.textContent).join(' | ')).join(' and ')"
+    )
+
+    async def look(tab: Tab) -> None:
+        await tab.click("live")
+        await tab.until_count(".charts svg", 2)
+        await tab.point("main .at input", 1)
+        await tab.until(f"{read} === 'step 2 | 0.5'")
+        await tab.point("h1", 0)
+        await tab.until(f"{read} === ''")
+        # By keyboard; and a chart that is drawn anew meanwhile is still being read.
+        await tab.value("document.querySelector('main .at input').focus()")
+        await tab.until(f"{read} === 'step 1 | 1'")
+        await tab.press("ArrowRight")
+        await tab.until(f"{read} === 'step 2 | 0.5'")
+        progress(live, 20)
+        await tab.until_count("figure:first-child .at", 20)
+        await tab.until(f"{read} === 'step 2 | 0.5'")
+        await tab.press("ArrowRight")
+        await tab.until(f"{read} === 'step 3 | 0.3333'")
+        # A report is read in the same way, without a script.
+        await tab.click("Reports")
+        await tab.until_count(".files a", 2)
+        link = "[...document.querySelectorAll('.files a')].find(each => each.innerText === 'Two runs').href"
+        await tab.call("Page.navigate", url=await tab.value(link))
+        await tab.until("location.pathname.startsWith('/file/') && document.readyState === 'complete'")
+        await tab.value("document.querySelector('.at input').focus()")
+        await tab.press("ArrowRight")
+        await tab.until(f"{read} === 'step 20 | 5 one | 5 other'")
+        await tab.point(".at input", 2, tap=True)
+        await tab.until(f"{read} === 'step 30 | 7.5 one | 7.5 other'")
+
+    seen(folder, look, width=390, height=800)
 
 
 @pytest.mark.slow
