@@ -85,7 +85,9 @@ def run_on(
         UserError: if a stage failed.
     """
     from pipeline.dag.graph import conclude
+    from pipeline.dag.planned import write_planned
 
+    write_planned(stages)
     with contextlib.closing(ProgressLine(sys.stdout)) as progress:
 
         def say(text: str) -> None:

@@ -1,4 +1,5 @@
-"""Graphs as their receipts tell them: which stage made what, from what, and how far those are that have none.
+"""Graphs as their receipts tell them: which stage made what, from what, and how far those are that have none,
+of which the graph itself says what is planned.
 
 The file that a graph was read from is not needed, and nothing is run or imported to know it.
 """
@@ -9,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -19,6 +21,7 @@ from cluster.job import State
 from cluster.json_rows import parse_row
 from cluster.run.status import in_words
 from pipeline.dag.drawing import Box, draw_boxes
+from pipeline.dag.planned import PLANNED, Planned, parse_planned
 from pipeline.dag.progress import StageState
 from pipeline.dag.stage import Receipt, read_receipt
 from pipeline.serve.below import read_below
@@ -28,6 +31,7 @@ from pipeline.train.look import UNREADABLE
 
 DAMAGED = "damaged"  # in place of a state
 _STAGE = re.compile(r"[a-z][a-z0-9_]*-[0-9a-f]{12}")
+_MOST_PLANNED = 4 << 20  # bytes
 _FEW = 400  # characters of a metric, an error or a recipe's value
 
 
@@ -37,12 +41,14 @@ class StageFolder:
 
     Attributes:
         names: under which graphs point to it now; none once they point elsewhere.
+        planned: what the graph says of it, if it is a stage of the one that ran last here.
         receipt: None if it has not finished.
         trouble: why its receipt cannot be read.
     """
 
     folder: Path
     names: tuple[str, ...] = ()
+    planned: Planned | None = None
     receipt: Receipt | None = None
     trouble: str = ""
 
@@ -58,6 +64,18 @@ class StageFolder:
         """What it does."""
         return self.folder.name.rpartition("-")[0]
 
+    @property
+    def key(self) -> str:
+        """What others name it by; "" if nothing tells it."""
+        told = self.receipt or self.planned
+        return "" if told is None else told.key
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Role → key of the stage that fills it, and the path in its folder."""
+        told = self.receipt or self.planned
+        return {} if told is None else told.inputs
+
 
 @dataclass
 class Graphs:
@@ -70,17 +88,20 @@ class Graphs:
     def look(self) -> Graphs:
         """Look again; a receipt is read once."""
         found, read = {}, {}
-        for folder in _graph_folders(self.root):
-            names = _pointed_to(folder)
+        for folder in [self.root, *_folders(self.root)]:
+            to_be = _planned(self.root, folder)
+            planned, names = {each.folder: each for each in to_be}, _names(folder, to_be)
             stages = []
-            for stage in _stage_folders(folder):
+            for stage in sorted({*_stage_folders(folder), *(folder / name for name in planned)}):
                 seen = stamp(stage / "receipt.json")
                 before = self._receipts.get(stage)
                 if before is None or before[0] != seen:
                     before = seen, _read(stage, there=seen is not None)
                 read[stage] = before
-                stages.append(replace(before[1], names=names.get(stage.name, ())))
-            found[str(folder.relative_to(self.root.parent))] = stages
+                told = planned.get(stage.name)
+                stages.append(replace(before[1], names=names.get(stage.name, ()), planned=told))
+            if stages:
+                found[str(folder.relative_to(self.root.parent))] = stages
         self.found, self._receipts = found, read
         return self
 
@@ -109,7 +130,7 @@ def graph_in_full(graphs: Graphs, known_as: str, runs: RunList, pages: Pages) ->
     """
     for name, stages in graphs.found.items():
         if path_id(graphs.root.parent / name) == known_as:
-            by_key = {stage.receipt.key: stage for stage in stages if stage.receipt is not None}
+            by_key = {stage.key: stage for stage in stages if stage.key}
             told = [
                 _told(stage, by_key, runs) | {"pages": pages_in_short(pages, below=stage.folder)}
                 for stage in _in_order(stages, by_key)
@@ -133,31 +154,17 @@ def _told(stage: StageFolder, by_key: Mapping[str, StageFolder], runs: RunList) 
         "state": state,
         "detail": detail,
         "run": None if job is None else job[0],
-        "inputs": [],
+        "inputs": (inputs := _inputs(stage, by_key)),
         "outputs": [],
         "facts": {},
         "recipe": "",
     }
     if receipt is None:
         return told
-    inputs: list[dict[str, Any]] = []
-    for role, text in sorted(receipt.inputs.items()):
-        key, _, path = text.partition("/")
-        source = by_key.get(key)
-        inputs.append(
-            {
-                "role": role,
-                "name": key[:12] if source is None else source.name,
-                "id": None if source is None else path_id(source.folder),
-                "path": path,
-                "replaced": source is not None and not source.names and bool(stage.names),
-            }
-        )
     replaced = [str(each["name"]) for each in inputs if each["replaced"]]
     if state is StageState.FINISHED and replaced:
         told |= {"state": StageState.STALE, "detail": f"made from {', '.join(replaced)} as it was before"}
     return told | {
-        "inputs": inputs,
         "outputs": [{"path": path, "sha256": digest} for path, digest in sorted(receipt.outputs.items())],
         "facts": {name: _brief(value) for name, value in receipt.metrics.items()},
         "seconds": receipt.seconds,
@@ -169,6 +176,23 @@ def _told(stage: StageFolder, by_key: Mapping[str, StageFolder], runs: RunList) 
         "data": _data(receipt),
         "recipe": json.dumps(receipt.recipe, indent=2, ensure_ascii=False),
     }
+
+
+def _inputs(stage: StageFolder, by_key: Mapping[str, StageFolder]) -> list[dict[str, Any]]:
+    inputs: list[dict[str, Any]] = []
+    for role, text in sorted(stage.inputs.items()):
+        key, _, path = text.partition("/")
+        source = by_key.get(key)
+        inputs.append(
+            {
+                "role": role,
+                "name": key[:12] if source is None else source.name,
+                "id": None if source is None else path_id(source.folder),
+                "path": path,
+                "replaced": source is not None and not source.names and bool(stage.names),
+            }
+        )
+    return inputs
 
 
 def _picture(told: Sequence[dict[str, Any]]) -> str:
@@ -222,7 +246,7 @@ def _unfinished(stage: StageFolder, runs: RunList) -> tuple[str, str]:
             return how, known["why"].partition("\n")[0]
     if (error := _last_line(runs.folder, stage.folder / "error.txt")) is not None:
         return StageState.FAILED, error
-    return StageState.MISSING, "begun, and not finished"
+    return StageState.MISSING, "begun, and not finished" if stage.folder.exists() else ""
 
 
 def _job(stage: StageFolder, runs: RunList) -> tuple[str, dict[str, Any]] | None:
@@ -235,13 +259,11 @@ def _job(stage: StageFolder, runs: RunList) -> tuple[str, dict[str, Any]] | None
 
 
 def _in_order(stages: list[StageFolder], by_key: Mapping[str, StageFolder]) -> list[StageFolder]:
-    """Each after its inputs; those without a receipt last."""
+    """Each after its inputs; those of which nothing tells them last."""
     by_folder = {stage.folder: stage for stage in stages}
     before = {
         stage.folder: {
-            by_key[key].folder
-            for text in (stage.receipt.inputs.values() if stage.receipt is not None else ())
-            if (key := text.partition("/")[0]) in by_key
+            by_key[key].folder for text in stage.inputs.values() if (key := text.partition("/")[0]) in by_key
         }
         for stage in stages
     }
@@ -249,13 +271,7 @@ def _in_order(stages: list[StageFolder], by_key: Mapping[str, StageFolder]) -> l
         order = [by_folder[folder] for folder in TopologicalSorter(before).static_order()]
     except CycleError:  # receipts that somebody has made up
         order = list(stages)
-    return sorted(order, key=lambda stage: stage.receipt is None)
-
-
-def _graph_folders(root: Path) -> Iterator[Path]:
-    for folder in [root, *_folders(root)]:
-        if any(True for _ in _stage_folders(folder)):
-            yield folder
+    return sorted(order, key=lambda stage: not stage.key)
 
 
 def _stage_folders(folder: Path) -> Iterator[Path]:
@@ -270,17 +286,36 @@ def _folders(folder: Path) -> list[Path]:
         return []
 
 
-def _pointed_to(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Name of a stage's folder → the names that point to it."""
+def _planned(root: Path, folder: Path) -> list[Planned]:
+    """The stages of the graph that ran last here; none of an older version's."""
+    path = folder / PLANNED
+    try:
+        found = parse_planned(read_below(root, path, most=_MOST_PLANNED), where=str(path))
+    except (OSError, UserError):  # receipts tell what there is without it
+        return []
+    return [each for each in found if _STAGE.fullmatch(each.folder)]
+
+
+def _names(folder: Path, planned: Sequence[Planned]) -> dict[str, tuple[str, ...]]:
+    """Name of a stage's folder → its names: as planned, else as of the graph that finished it."""
+    now = {each.name: each.folder for each in planned}
     found: dict[str, tuple[str, ...]] = {}
+    for name, target in (_pointed_to(folder) | now).items():
+        found[target] = (*found.get(target, ()), name)
+    return found
+
+
+def _pointed_to(folder: Path) -> dict[str, str]:
+    """The names of finished stages → the names of their folders."""
     try:
         with os.scandir(folder / "latest") as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.is_symlink():
-                    target = Path(entry).readlink().name
-                    found[target] = (*found.get(target, ()), entry.name)
-    except OSError:
-        pass
+            links = sorted(entry.name for entry in entries if entry.is_symlink())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # none yet, or none for us
+        return {}
+    found = {}
+    for name in links:
+        with suppress(FileNotFoundError):  # a link that has just taken its name, see `point_to`
+            found[name] = (folder / "latest" / name).readlink().name
     return found
 
 

@@ -7,8 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
+from cluster.site import Site
 from cluster.typed_yaml import Section, check_recipe
+from pipeline.commands.dag import run_on
 from pipeline.dag.graph import Failed, build_graph, conclude, run_graph
+from pipeline.dag.planned import PLANNED, parse_planned
 from pipeline.dag.recipe import DagRecipe, StageSection, load_dag
 from pipeline.dag.stage import Kind, Result
 
@@ -76,6 +79,17 @@ def descendants(edges, start):
         if found & set(sources):
             found.add(index)
     return found
+
+
+def test_a_graph_is_written_down_whole_before_its_first_stage_fails(tmp_path):
+    recipe = graph(tmp_path / "runs" / "toys", [set(), {0}, {0, 1}], fail={0})
+    stages = build_graph(recipe, KINDS)
+    with pytest.raises(UserError, match="broken on purpose"):
+        run_on("local", recipe, stages, Site(), jobs=1)
+    path = stages[0].root / PLANNED
+    assert [(each.name, each.folder, each.inputs) for each in parse_planned(path.read_bytes(), where="")] == [
+        (stage.name, stage.folder.name, stage.input_keys) for stage in stages
+    ]
 
 
 random_graphs = st.integers(1, 7).flatmap(

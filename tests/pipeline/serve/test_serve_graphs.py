@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from serving import asked, make_run, told
 
 from cluster.job import State
+from pipeline.dag.planned import PLANNED, Planned
 from pipeline.dag.stage import Receipt
 
 
@@ -122,6 +125,41 @@ def test_a_graph_says_what_made_what_and_how_far_each_stage_is(graph: Path) -> N
                 assert order.index(source) < order.index(stage["folder"])
     assert short["states"]["damaged"] == 1
     assert full["picture"].count("<rect") == len(now)
+
+
+def test_stages_that_have_not_begun_are_missing_as_the_graph_has_planned_them(tmp_path: Path) -> None:
+    root = tmp_path / "runs" / "demo"
+    finish(root, "shards", "data")
+    finish(root, "knn", "knn@old")
+    folder_of(root, "pretrain", "pretrain").mkdir()
+    planned = [
+        Planned(
+            name=name.split("@", maxsplit=1)[0],
+            key=key(name),
+            folder=folder_of(root, kind, name).name,
+            inputs={"from": f"{key(source)}/"} if source else {},
+        )
+        for kind, name, source in (
+            ("shards", "data", ""),
+            ("pretrain", "pretrain", "data"),
+            ("knn", "knn@new", "pretrain"),
+        )
+    ]
+    planned.append(replace(planned[1], name="also_pretrain"))
+    (root / PLANNED).write_text(json.dumps([asdict(each) for each in planned]))
+    _, full = look(tmp_path / "runs")
+    now = [stage for stage in full["stages"] if stage["current"]]
+    assert [(each["name"], each["also"], each["state"], each["detail"]) for each in now] == [
+        ("data", [], "finished", ""),
+        ("pretrain", ["also_pretrain"], "missing", "begun, and not finished"),
+        ("knn", [], "missing", ""),
+    ]
+    assert [[source["name"] for source in each["inputs"]] for each in now] == [[], ["data"], ["pretrain"]]
+    assert full["picture"].count("<rect") == 3
+    (before,) = (stage for stage in full["stages"] if not stage["current"])
+    assert (before["name"], before["state"]) == ("knn", "stale")
+    (root / PLANNED).write_text("[")  # damaged, as one of another version may be: the receipts are left
+    assert [stage["state"] for stage in look(tmp_path / "runs")[1]["stages"]].count("missing") == 1
 
 
 def test_S1_receipts_that_were_made_up_are_shown_and_hang_nothing(tmp_path: Path) -> None:
