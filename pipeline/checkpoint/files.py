@@ -63,6 +63,18 @@ def latest(run_folder: Path) -> Path | None:
     return next(iter(newest_first(run_folder / "checkpoints")), None)
 
 
+def newest(run_folder: Path) -> Path:
+    """The same of a run that has to have one.
+
+    Raises:
+        UserError: if it has none, or there is no such run.
+    """
+    if (found := latest(run_folder)) is None:
+        there = "holds no checkpoint" if run_folder.is_dir() else "is no folder"
+        raise UserError(f"{run_folder} {there}; give the folder of a run that has saved one")
+    return found
+
+
 def broken_file(checkpoint: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
     """The first file that differs from the manifest, with what is wrong; None if there is none.
 

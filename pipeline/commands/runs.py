@@ -158,8 +158,23 @@ def list_names(folder: Runs = Path("runs"), as_json: Json = False) -> None:
 
 
 def find_run(run: str, folder: Path) -> RunFolder:
-    """A run by its folder, or by its name below `folder`."""
-    return RunFolder.open(Path(run) if (Path(run) / "status.json").is_file() else folder / run)
+    """A run by its folder, or by its name below `folder`.
+
+    Raises:
+        UserError: if there is none.
+    """
+    for path in (Path(run), folder / run):
+        if (path / "status.json").is_file():
+            return RunFolder(path)
+    raise no_run(run, folder)
+
+
+def no_run(run: str | Path, folder: Path) -> UserError:
+    """What to raise of a run that is not there."""
+    return UserError(
+        f"there is no run {run}: neither {run} nor {folder / run} is the folder of one; `submit status` "
+        "lists the runs"
+    )
 
 
 def logs(

@@ -17,6 +17,7 @@ from cluster.run.trust import CHECKPOINTS, refuse_untrusted
 from cluster.site import users_site
 from cluster.typed_yaml import load_recipe
 from pipeline.commands.options import Device, Json, Overrides, Runs, Trust
+from pipeline.commands.runs import no_run
 from pipeline.recipe.data import Interpolation
 from pipeline.recipe.stages import Layer, Windows
 from pipeline.transfer.evaluations import EVALUATIONS
@@ -87,8 +88,11 @@ def export(  # noqa: PLR0917 -- typer passes by name
         spec = convert_trunk(run, out, format_, force=force)
         typer.echo(f"{out}: {spec.architecture.name} for {format_}, {spec.feature_dim} features")
         return
-    run = run if run.is_dir() else folder / run
-    if run.is_dir() and not trust:
+    found = next((path for path in (run, folder / run) if path.is_dir()), None)
+    if found is None:
+        raise no_run(run, folder)
+    run = found
+    if not trust:
         a_checkpoint = (run / "manifest.json").is_file()
         refuse_untrusted(run, (".",) if a_checkpoint else CHECKPOINTS, groups=users_site().trusted_groups)
     if classifier:

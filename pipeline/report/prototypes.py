@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from ingest.dataset.open import Dataset
-from pipeline.checkpoint.files import latest, read_tensors, step_of
+from pipeline.checkpoint.files import latest, newest, read_tensors, step_of
 from pipeline.data.evaluation import Preprocessing, evaluation_preprocessing, image_batches, normalise
 from pipeline.data.training_set import open_training_set
 from pipeline.methods.build import assemble_method
@@ -188,9 +188,7 @@ def load_newest(method: Method, run: Path) -> int:
         UserError: if there is no whole checkpoint.
     """
     while True:
-        checkpoint = latest(run)
-        if checkpoint is None:
-            raise UserError(f"{run} holds no checkpoint; give the folder of a run that has saved one")
+        checkpoint = newest(run)
         try:
             method.load_state_dict(read_tensors(checkpoint, prefix=""), assign=True)
         except (OSError, UserError):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from cluster.typed_yaml import load_recipe
-from pipeline.checkpoint.files import latest, read_tensors
+from pipeline.checkpoint.files import newest, read_tensors
 from pipeline.data.clip.evaluation import AudioPreprocessing, ClipPreprocessing
 from pipeline.data.clip.statistics import read_statistics
 from pipeline.methods.build import assemble_method
@@ -47,9 +47,7 @@ def load_embedder(run: Path) -> Embedder:
     Raises:
         UserError: if there is no whole checkpoint there, or it is not one of AVID's.
     """
-    checkpoint = latest(run)
-    if checkpoint is None:
-        raise UserError(f"{run} holds no checkpoint; give the folder of a run that has saved one")
+    checkpoint = newest(run)
     recipe = load_recipe(PretrainRecipe, str(run / "recipe.yaml"), kind="pretrain")
     data = recipe.data
     if recipe.method.name != "avid" or data.clip is None or data.audio is None:

@@ -16,7 +16,7 @@ from cluster.errors import UserError
 from cluster.json_rows import last_row
 from cluster.small_file import read_small
 from cluster.typed_yaml import load_recipe
-from pipeline.checkpoint.files import latest, read_tensors
+from pipeline.checkpoint.files import newest, read_tensors
 from pipeline.data.clip.evaluation import AudioPreprocessing, ClipPreprocessing
 from pipeline.data.clip.statistics import read_statistics
 from pipeline.data.evaluation import evaluation_preprocessing
@@ -183,9 +183,7 @@ class _Opened:
 
 
 def _open(run: Path) -> _Opened:
-    checkpoint = run if (run / "manifest.json").is_file() else latest(run)
-    if checkpoint is None:
-        raise UserError(f"{run} holds no checkpoint; give the folder of a run that has saved one")
+    checkpoint = run if (run / "manifest.json").is_file() else newest(run)
     run = checkpoint.resolve().parent.parent
     recipe = load_recipe(PretrainRecipe, str(run / "recipe.yaml"), kind="pretrain")
     with torch.device("meta"):

@@ -166,8 +166,9 @@ def test_mistakes_are_told_in_one_line_and_in_full_with_debug(recipe: Path) -> N
     assert "there is no file nowhere" in line(
         submit("pretrain", "--recipe", recipe, "trunk.init_from=nowhere")
     )
-    assert "there is no run in runs/nothing" in line(submit("status", "nothing"))
+    assert "neither nothing nor runs/nothing" in line(submit("status", "nothing"))
     assert "there is no run" in line(submit("logs", "nothing"))
+    assert "there is no run runs/nothing: " in line(submit("export", "runs/nothing", "out"))
     assert "no runs in runs" in submit("status").output
     shown = subprocess.run(
         [*SUBMIT, "logs", "nothing", "--debug"], capture_output=True, text=True, check=False
