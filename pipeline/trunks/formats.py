@@ -14,14 +14,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-from cluster.atomic_file import replacing, write_atomically
+from cluster.atomic_file import write_atomically
 from cluster.errors import UserError
 from pipeline.data.clip.evaluation import AudioPreprocessing, ClipPreprocessing
 from pipeline.data.evaluation import Preprocessing
@@ -210,11 +212,17 @@ def _write_onnx(network: nn.Module, spec: TrunkSpec, path: Path) -> None:
     )
     if program is None:  # as the type says
         raise RuntimeError("torch has exported nothing")
-    if size > _LARGEST_ONNX:  # protobuf ends at 2 GB; the file names those beside it
-        program.save(str(path), external_data=True)
-        return
-    with replacing(path) as temporary:
-        program.save(str(temporary), external_data=False)
+    with TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        whole = Path(folder) / path.name
+        program.save(str(whole), external_data=size > _LARGEST_ONNX)  # protobuf ends at 2 GB
+        weights = [each for each in whole.parent.iterdir() if each != whole]
+        for each in (*weights, whole):
+            with each.open("r+b") as file:
+                os.fsync(file.fileno())
+        if weights:  # the file names them: it is not to be found beside those of another
+            path.unlink(missing_ok=True)
+        for each in (*weights, whole):
+            each.replace(path.parent / each.name)
 
 
 def _input_shape(view: AnyPreprocessing) -> tuple[int, ...]:

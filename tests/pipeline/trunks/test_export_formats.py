@@ -7,8 +7,10 @@ The libraries are not among what the tests need: where one is missing, what it w
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,8 +26,9 @@ from pipeline.data.evaluation import Preprocessing
 from pipeline.models.regnet import PRESETS
 from pipeline.models.trunk import build_trunk, declared
 from pipeline.recipe.trunk import Architecture
+from pipeline.trunks import formats
 from pipeline.trunks.files import ExportedTrunk, Pixels, TrunkSpec, load_trunk, save_trunk
-from pipeline.trunks.formats import Format, _timm_name, save_as
+from pipeline.trunks.formats import Format, _timm_name, _write_onnx, save_as
 from pipeline.trunks.interop import read_weights
 
 VIEW = Preprocessing(image_size=56, resize=64, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -148,6 +151,52 @@ def test_the_runtime_of_onnx_gives_equal_features_for_batches_of_any_size(tmp_pa
             (features,) = session.run(None, {"inputs": images(count).numpy()})
             same(torch.from_numpy(features), trunk, images(count))
         assert TrunkSpec.model_validate_json((out / "trunk.json").read_text()) == trunk.spec
+
+
+class Program:
+    """What torch's exporter returns."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def save(self, path: str, *, external_data: bool) -> None:
+        Path(path).write_text(self._text)
+        if external_data:
+            Path(f"{path}.data").write_text(self._text)
+
+
+@pytest.mark.parametrize("largest", [0, 1 << 30])
+def test_an_onnx_file_is_never_found_half_written_or_beside_the_weights_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    trunk, path, replace = trunk_of(name="resnet18"), tmp_path / "trunk.onnx", Path.replace
+    beside = [] if largest else ["trunk.onnx.data"]
+    monkeypatch.setattr(formats, "_LARGEST_ONNX", largest)
+
+    def write(text: str) -> None:
+        monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: Program(text))
+        _write_onnx(trunk.network, trunk.spec, path)
+
+    def found() -> dict[str, str]:
+        return {each.name: each.read_text() for each in tmp_path.glob("trunk*")}
+
+    def looked_at(source: Path, target: Path) -> Path:
+        seen.append(found())
+        return replace(source, target)
+
+    write("old")
+    assert found() == dict.fromkeys(["trunk.onnx", *beside], "old")
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", Mock(side_effect=OSError("no space")))
+        with pytest.raises(OSError, match="no space"):
+            write("half")
+    assert found() == dict.fromkeys(["trunk.onnx", *beside], "old")
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr(Path, "replace", looked_at)
+    write("new")
+    assert seen == ([{"trunk.onnx": "old"}] if largest else [{beside[0]: "old"}, {beside[0]: "new"}])
+    assert found() == dict.fromkeys(["trunk.onnx", *beside], "new")
+    assert {each.name for each in tmp_path.iterdir()} == {"trunk.onnx", *beside}
 
 
 def submit(*words: object) -> tuple[int, str]:
