@@ -23,6 +23,7 @@ COLOURS = {
 
 
 _COLUMN, _LINE, _WIDTH, _HEIGHT, _MARGIN = 250, 64, 190, 42, 14  # pixels
+_CHARACTER = 0.6  # of its size is as wide as a character is, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +105,20 @@ def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
 
 def _box(box: Box, place: tuple[float, float]) -> str:
     x, y = place
+    middle = x + _WIDTH / 2
     return (
         f'<rect x="{x:.0f}" y="{y:.0f}" width="{_WIDTH}" height="{_HEIGHT}" rx="6" '
         f'fill="{COLOURS[box.state]}" stroke="#555"/>'
-        f'<text x="{x + _WIDTH / 2:.0f}" y="{y + 18:.0f}" font-size="13">{escape(box.name)}</text>'
-        f'<text x="{x + _WIDTH / 2:.0f}" y="{y + 34:.0f}" font-size="10">{escape(box.words)}</text>'
+        f"{_text(box.name, middle, y + 18, size=13)}{_text(box.words, middle, y + 34, size=10)}"
     )
+
+
+def _text(text: str, x: float, y: float, *, size: int) -> str:
+    """In the middle of a box, pressed together where it would not fit into it."""
+    room = _WIDTH - 12
+    fits = len(text) * size * _CHARACTER <= room
+    pressed = "" if fits else f' textLength="{room}" lengthAdjust="spacingAndGlyphs"'
+    return f'<text x="{x:.0f}" y="{y:.0f}" font-size="{size}"{pressed}>{escape(text)}</text>'
 
 
 def _legend(state: StageState, x: float, y: float) -> str:

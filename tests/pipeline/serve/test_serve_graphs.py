@@ -127,6 +127,13 @@ def test_a_graph_says_what_made_what_and_how_far_each_stage_is(graph: Path) -> N
     assert full["picture"].count("<rect") == len(now)
 
 
+def test_a_long_name_is_pressed_into_its_box(tmp_path: Path) -> None:
+    for name in ("short", "pretrain_hashtags_chosen_noisy_0"):
+        finish(tmp_path / "runs" / "demo", "knn", name)
+    texts = look(tmp_path / "runs")[1]["picture"].split("<text")
+    assert ["pretrain_hashtags" in text for text in texts if "textLength" in text] == [True]
+
+
 def test_stages_that_have_not_begun_are_missing_as_the_graph_has_planned_them(tmp_path: Path) -> None:
     root = tmp_path / "runs" / "demo"
     finish(root, "shards", "data")
