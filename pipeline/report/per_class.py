@@ -11,7 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
-from pipeline.report.figures import Bar, bar_chart, svg
+from pipeline.report.figures import WIDTH, Bar, bar_chart, svg
 from pipeline.transfer.features import Features
 from pipeline.transfer.knn import knn_votes
 from pipeline.transfer.scores import shared_labels
@@ -112,7 +112,8 @@ def confusion_chart(names: Sequence[str], counts: NDArray[np.int64]) -> Markup:
     )
     right = int(np.trace(counts))
     description = f"{right} of {int(counts.sum())} images were given their label"
-    return svg("What is taken for what", description, parts, left + size + 6, bottom + 96)
+    # Of few labels no wider than of many: text is as large in both.
+    return svg("What is taken for what", description, parts, max(WIDTH, left + size + 6), bottom + 96)
 
 
 def _accuracies(names: Sequence[str], counts: NDArray[np.int64]) -> Markup:
