@@ -17,6 +17,7 @@ myst_enable_extensions = ["deflist"]
 html_theme = "furo"
 html_title = project
 html_copy_source = False
+html_show_copyright = False
 exclude_patterns = ["_build"]
 
 write_reference(HERE / "reference")
