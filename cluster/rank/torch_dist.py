@@ -126,6 +126,9 @@ def init_process_group(
 ) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
     """The group for tensors on `device` and the one for host-side messages; the same one on the CPU."""
     choose_interface()
+    # Ranks are connected when they first talk to each other: as a rule gloo connects each with all others,
+    # for each group anew, and hundreds of ranks would have thousands of open files.
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     store = _store_on_this_machine(size, timeout)
     if device.type == "cpu":
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)

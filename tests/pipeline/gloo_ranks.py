@@ -1,6 +1,7 @@
 """Functions on real gloo processes, for the tests of what ranks compute together."""
 
 import multiprocessing
+import os
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from cluster import shared_folder
+from cluster.rank.torch_dist import init_process_group
 
 _context = multiprocessing.get_context("forkserver")
 # What ranks import, once: each is then a cheap fork of a process that has run nothing.
@@ -100,8 +102,9 @@ def _rank(
     rank: int, world: int, store: Path, sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     def joined() -> Any:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-        result = function(dist.group.WORLD, *arguments)
+        os.environ["SUBMIT_STORE"] = str(store)
+        group, _ = init_process_group(torch.device("cpu"), rank=rank, size=world)
+        result = function(group, *arguments)
         dist.barrier()
         dist.destroy_process_group()
         return result
