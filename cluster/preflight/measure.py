@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -144,36 +145,44 @@ def disk(folder: Path) -> Disk:
     )
 
 
-def write_probe(folder: Path, rank: int) -> str:
-    """Write bytes that nobody has written before into the shared folder; their sha256."""
+def write_probe(folder: Path, node: str) -> str:
+    """Write bytes that nobody has written before into the shared folder; their sha256. Of a node's ranks one
+    does it, and the others return an empty text.
+    """
     content = os.urandom(PROBE_BYTES)
-    with (folder / f"probe-{rank}").open("wb") as file:
+    with contextlib.suppress(FileExistsError), _probe(folder, node).open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return hashlib.sha256(content).hexdigest()
+        return hashlib.sha256(content).hexdigest()
+    return ""
 
 
 def unseen_probes(
-    folder: Path, digests: Mapping[int, str], *, patience: float = PROBE_PATIENCE
-) -> tuple[list[int], float]:
-    """Wait until the files of other ranks are here.
+    folder: Path, digests: Mapping[str, str], *, patience: float = PROBE_PATIENCE
+) -> tuple[list[str], float]:
+    """Wait until the files of other nodes are here.
 
     Args:
-        folder: where `write_probe` wrote on each rank.
-        digests: what it returned, by rank.
+        folder: where `write_probe` wrote on each node.
+        digests: what it returned, by node.
         patience: seconds.
 
     Returns:
-        The ranks whose file is not here or has other bytes, and the seconds it took.
+        The nodes whose file is not here or has other bytes, and the seconds it took.
     """
     began, missing = time.monotonic(), sorted(digests)
     while True:
-        missing = [rank for rank in missing if _digest(folder / f"probe-{rank}") != digests[rank]]
+        missing = [node for node in missing if _digest(_probe(folder, node)) != digests[node]]
         took = time.monotonic() - began
         if not missing or took > patience:
             return missing, took
         time.sleep(0.05)
+
+
+def _probe(folder: Path, node: str) -> Path:
+    start = os.environ.get("SUBMIT_START", "0")  # the one before may have left its own
+    return folder / f"probe-{node}.{start}"
 
 
 def _digest(path: Path) -> str:

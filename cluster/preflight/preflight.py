@@ -1,7 +1,7 @@
 """Is every node fit for a large run? A short job that looks at all of them, alone and together.
 
-`{folder}/preflight/rank-N.json` is what rank N found. The judgement is made from these files, by whoever
-submitted the job: also when the job failed, which is when it matters.
+`{folder}/preflight/rank-N.jsonl` is what rank N has found, a row after each check. The judgement is made from
+these files, by whoever submitted the job: also when the job failed, which is when it matters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cluster.executors import Executor
 from cluster.host import node_name
 from cluster.job import Handle, Job, Resources, State
 from cluster.preflight import measure
-from cluster.preflight.report import WHOLE_SECONDS, Report, Reporter, read_reports
+from cluster.preflight.report import REPORTS, WHOLE_SECONDS, Report, Reporter, read_reports
 from cluster.preflight.verdict import Verdict, judge
 from cluster.run.folder import RunFolder
 from cluster.run.status import explain
@@ -66,7 +66,7 @@ def preflight(
     """
     reports = folder.absolute() / "preflight"
     reports.mkdir(parents=True, exist_ok=True)
-    for path in [*reports.glob("rank-*.json"), *reports.glob("probe-*")]:
+    for path in [*reports.glob(REPORTS), *reports.glob("probe-*")]:
         path.unlink(missing_ok=True)
     job = Job(
         name="preflight",
@@ -118,7 +118,7 @@ def _wait(handle: Handle, reports: Path) -> State | None:
     deadline, pause = None, 0.05
     while not (state := handle.state()).ended:
         if deadline is None:
-            if any(reports.glob("rank-*.json")):
+            if any(reports.glob(REPORTS)):
                 deadline = time.monotonic() + WHOLE_SECONDS + LATE_SECONDS
         elif state is State.PENDING or time.monotonic() > deadline:
             # A scheduler may be about to start a failed job again; it has told what it can.
@@ -181,7 +181,7 @@ def run_checks(folder: str, gpus_per_node: int = 0) -> None:
 
 
 def _check_alone(reporter: Reporter, reports: Path, gpus: int) -> str:
-    """What needs no other rank, before joining them; the digest of this rank's file."""
+    """What needs no other rank, before joining them; the digest of the node's file, if this rank wrote it."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     with reporter.check("devices") as report:
         report.devices = measure.devices(gpus=gpus, local_rank=local_rank)
@@ -193,7 +193,7 @@ def _check_alone(reporter: Reporter, reports: Path, gpus: int) -> str:
     with reporter.check("disk") as report:
         report.disk = measure.disk(reports)
     with reporter.check("writing to the shared folder") as report:
-        return measure.write_probe(reports, report.rank)
+        return measure.write_probe(reports, report.node)
 
 
 def _check_together(reporter: Reporter, reports: Path, digest: str, gpus: int) -> None:
@@ -211,9 +211,8 @@ def _check_together(reporter: Reporter, reports: Path, digest: str, gpus: int) -
         for rank, (node, _) in enumerate(peers):
             ranks.setdefault(node, []).append(rank)
         with reporter.check("reading the shared folder") as report:
-            expected = {mine[0]: peers[mine[0]][1] for mine in ranks.values()}
-            unseen, report.shared_seconds = measure.unseen_probes(reports, expected)
-            report.unseen = [peers[rank][0] for rank in unseen]
+            written = {node: digest for node, digest in peers if digest}
+            report.unseen, report.shared_seconds = measure.unseen_probes(reports, written)
         with reporter.check("clock") as report:
             report.clock_offset = measure.clock_offset(world, [mine[0] for mine in ranks.values()])
         _check_network(reporter, world, ranks)

@@ -19,9 +19,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.atomic_file import write_atomically
+from cluster.json_rows import lines_from_end, parse_row
 from cluster.rank.preempt import STOP_SIGNALS
 
+REPORTS = "rank-*.jsonl"
 WHOLE_SECONDS = 90.0  # for all checks of one rank
 CLOSING_SECONDS = 10.0  # to leave the process groups
 SIGN_IN_SECONDS = 20.0  # for ranks that start later than the first one
@@ -139,11 +140,12 @@ class Report(BaseModel):
 
 
 def read_reports(folder: Path) -> list[Report]:
-    """The reports of the job's last start, by rank. A torn file counts as none."""
+    """The reports of the job's last start, by rank: of each the last row that is whole."""
     reports = []
-    for path in sorted(folder.glob("rank-*.json")):
-        with contextlib.suppress(ValidationError, OSError):
-            reports.append(Report.model_validate_json(path.read_text()))
+    for path in folder.glob(REPORTS):
+        with contextlib.suppress(OSError, StopIteration, ValidationError):
+            rows = (parse_row(line) for _, line in lines_from_end(path))
+            reports.append(Report.model_validate(next(row for row in rows if row is not None)))
     last = max((report.start for report in reports), default=0)
     return sorted((r for r in reports if r.start == last), key=lambda report: report.rank)
 
@@ -157,7 +159,7 @@ class Reporter:
 
     def __init__(self, folder: Path, report: Report) -> None:
         self.report = report
-        self._path = folder / f"rank-{report.rank}.json"
+        self._path = folder / f"rank-{report.rank}.jsonl"
         self._deadline = time.monotonic() + WHOLE_SECONDS
         self._limit = self._deadline
         self._lock = threading.Lock()
@@ -211,16 +213,17 @@ class Reporter:
         """
         with self.check("signing in"):
             deadline, pause = time.monotonic() + SIGN_IN_SECONDS, 0.1
-            while len(list(self._path.parent.glob("rank-*.json"))) < ranks and time.monotonic() < deadline:
+            while len(list(self._path.parent.glob(REPORTS))) < ranks and time.monotonic() < deadline:
                 time.sleep(pause)
                 pause = min(2.0, 1.3 * pause)  # hundreds of ranks list hundreds of names each time
 
     def write(self) -> None:
-        """Put the report where others see it."""
-        with self._lock:
-            # A rank that was asked to end has a few seconds for its last words: it must not wait for a disk.
-            text = self.report.model_dump_json(indent=2) + "\n"
-            write_atomically(self._path, text, survives_power_cut=False)
+        """Put the report where others see it, as one more row: hundreds of ranks have one file each.
+
+        A rank that was asked to end has a few seconds for its last words: it does not wait for a disk.
+        """
+        with self._lock, self._path.open("a") as file:
+            file.write(self.report.model_dump_json() + "\n")
 
     def _end(self, how: Literal["finished", "failed", "overdue", "stopped"], error: str) -> None:
         if self.report.ended is None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from cluster.errors import UserError
 from cluster.preflight.exclusions import exclude, excluded_nodes, exclusions, readmit
 from cluster.preflight.measure import faults_in, link_rounds, unseen_probes, write_probe
-from cluster.preflight.report import CHECKS, Devices, Disk, Report
+from cluster.preflight.report import CHECKS, Devices, Disk, Report, read_reports
 from cluster.preflight.verdict import Verdict, fitness_table, judge, to_json
 from cluster.site import Thresholds, load_site
 
@@ -176,11 +176,12 @@ def test_nvidia_smi_answers_become_words() -> None:
 
 
 def test_a_probe_with_other_bytes_counts_as_unseen(tmp_path: Path) -> None:
-    digests = {rank: write_probe(tmp_path, rank) for rank in range(3)}
+    digests = {node: write_probe(tmp_path, node) for node in ("a", "b", "c")}
+    assert write_probe(tmp_path, "a") == ""  # by another rank of that node
     assert unseen_probes(tmp_path, digests, patience=0)[0] == []
-    (tmp_path / "probe-1").write_bytes(b"torn")
-    (tmp_path / "probe-2").unlink()
-    assert unseen_probes(tmp_path, digests, patience=0)[0] == [1, 2]
+    (tmp_path / "probe-b.0").write_bytes(b"torn")
+    (tmp_path / "probe-c.0").unlink()
+    assert unseen_probes(tmp_path, digests, patience=0)[0] == ["b", "c"]
 
 
 def test_verdicts_can_be_read_by_people_and_by_scripts() -> None:
@@ -257,3 +258,11 @@ def test_what_counts_as_fit_is_a_part_of_the_site(tmp_path: Path) -> None:
     (tmp_path / "site.yaml").write_text("preflight: {matmul: 80}\n")
     with pytest.raises(UserError, match=r"preflight\.matmul: .*less than or equal to 1"):
         load_site(str(tmp_path / "site.yaml"))
+
+
+def test_a_report_is_its_last_whole_row(tmp_path: Path) -> None:
+    rows = [well(0, done=[]), well(0, done=["signing in"])]
+    text = "".join(row.model_dump_json() + "\n" for row in rows)
+    (tmp_path / "rank-0.jsonl").write_text(text + text[:40])  # it died as it wrote the next one
+    (tmp_path / "rank-1.jsonl").write_text(text[:40])
+    assert read_reports(tmp_path) == rows[-1:]

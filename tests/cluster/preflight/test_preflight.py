@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.job import Handle, Job, Resources
+from cluster.json_rows import read_rows
 from cluster.local import LocalExecutor
 from cluster.preflight.preflight import preflight
 from cluster.preflight.report import Report
@@ -51,7 +51,7 @@ def something_wrong_everywhere(**arguments):
         now = time.time
         time.time = lambda: now() + 30
     if NODE == 1:
-        measure.write_probe = lambda folder, rank: real["write_probe"](Path(folder, "elsewhere"), rank)
+        measure.write_probe = lambda folder, node: real["write_probe"](Path(folder, "elsewhere"), node)
     if NODE == 3:
         measure.matmul_tflops = lambda device: real["matmul_tflops"](device, seconds=0.2) / 20
     preflight.run_checks(**arguments)
@@ -136,9 +136,9 @@ def reasons(verdicts: Mapping[str, Verdict]) -> dict[str, tuple[str, ...]]:
 @pytest.mark.slow
 def test_nodes_that_are_well_are_fit_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks of one node reduce among themselves, too; a report of an earlier job does not count."""
-    stale = tmp_path / "run" / "preflight" / "rank-7.json"
+    stale = tmp_path / "run" / "preflight" / "rank-7.jsonl"
     stale.parent.mkdir(parents=True)
-    stale.write_text(Report(rank=7, node="gone").model_dump_json())
+    stale.write_text(Report(rank=7, node="gone").model_dump_json() + "\n")
     monkeypatch.setenv("TEST_RANKS_PER_NODE", "2")
     started = time.monotonic()
     verdicts = look(tmp_path, "healthy", nodes=2, ranks_per_node=2)
@@ -150,11 +150,11 @@ def test_nodes_that_are_well_are_fit_and_measured(tmp_path: Path, monkeypatch: p
         assert verdict.unchecked == ()
         assert min(verdict.measured[key] for key in rates) > 0
         assert abs(verdict.measured["clock_ms"]) < 500
-    report = json.loads((tmp_path / "run" / "preflight" / "rank-3.json").read_text())
-    assert report["ended"] == "finished"
+    folder = tmp_path / "run" / "preflight"
+    assert sorted(path.name for path in folder.iterdir()) == [f"rank-{rank}.jsonl" for rank in range(4)]
+    first, *_, report = read_rows(folder / "rank-3.jsonl")
+    assert (first["done"], report["ended"]) == ([], "finished")
     assert list(report["links"]) == ["node0"]
-    assert not stale.exists()
-    assert not list((tmp_path / "run" / "preflight").glob("probe-*"))
 
 
 @pytest.mark.slow
