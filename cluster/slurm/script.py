@@ -43,6 +43,14 @@ _MEETING = (
     "done)",
     "export MASTER_ADDR=${SUBMIT_PEERS%%[[:space:]]*}",
 )
+# The script runs on the node where they meet. Another job may share it, and be listening there; a Ray that it
+# has started in its allocation takes ports above these.
+_MEETING_PORT = (
+    "export MASTER_PORT=$((12000 + (SLURM_JOB_ID * 7 + SUBMIT_START) % 8000))",
+    'while grep -qs ":$(printf %04X $MASTER_PORT) 0*:0000 0A" /proc/net/tcp /proc/net/tcp6; do',
+    "    MASTER_PORT=$((MASTER_PORT + 1))",
+    "done",
+)
 NOTHING_TO_DO = 3  # exit status of `cluster.slurm.batch begin`: the run is complete already
 
 
@@ -332,7 +340,7 @@ def _setup(job: Job, site: Site) -> list[str]:
         lines.append("export GLOO_SOCKET_IFNAME=lo")
     lines += [
         *_MEETING,
-        "export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + SUBMIT_START) % 12000))",
+        *_MEETING_PORT,
         _batch("begin"),
         f"case $? in 0) ;; {NOTHING_TO_DO}) exit 0 ;; *) exit 1 ;; esac",
         "# Only noted: this shell is to look at how the ranks end.",

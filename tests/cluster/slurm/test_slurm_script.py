@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.job import Job, Resources, State
+from cluster.ray.in_allocation import ports_of
 from cluster.run.folder import RunFolder
 from cluster.run.status import Status
 from cluster.site import CpuJobs, Notify, Site, load_site, read_site
@@ -121,6 +123,31 @@ def test_ranks_meet_where_slurm_knows_the_first_node(
         ["bash", "-c", script], check=True, capture_output=True, text=True, env={"PATH": path}
     )
     assert shown.stdout.split() == [met, *peers]
+
+
+def test_ranks_meet_at_a_port_that_no_other_job_of_the_node_listens_on() -> None:
+    lines = render(JOB, Site()).splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("export MASTER_PORT"))
+    end = lines.index("done", begin)
+    script = "\n".join([*lines[begin : end + 1], "echo $MASTER_PORT"])
+
+    def port(job: int, start: int = 0) -> int:
+        own = {"SLURM_JOB_ID": str(job), "SUBMIT_START": str(start)}
+        shown = subprocess.run(
+            ["bash", "-c", script], check=True, capture_output=True, text=True, env=os.environ | own
+        )
+        return int(shown.stdout)
+
+    numbers = range(4_000, 4_020)
+    found = [port(job, start) for job in numbers for start in range(2)]
+    assert len(set(found)) == len(found)
+    of_ray = {each for job in range(2_000) for each in ports_of(job).values()}
+    assert of_ray.isdisjoint(range(12_000, 20_000))
+    assert set(found) <= set(range(12_000, 20_000))
+    addresses = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::")]
+    for family, address in addresses[: 1 + Path("/proc/net/tcp6").exists()]:
+        with socket.create_server((address, port(numbers[0])), family=family) as other:
+            assert port(numbers[0]) == other.getsockname()[1] + 1
 
 
 def test_runs_of_one_name_in_two_folders_do_not_wait_for_each_other(tmp_path: Path) -> None:
