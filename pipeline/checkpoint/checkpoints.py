@@ -41,6 +41,7 @@ from pipeline.distributed.sharded import copy_own_piece, is_share, named_tensors
 logger = logging.getLogger(__name__)
 
 SOON = 60.0  # seconds after which a checkpoint that could not be saved is tried again
+WORTH_A_FILE = 64 << 20  # bytes, written in less than a second: hundreds of ranks need not have one each
 PAUSES = (5.0, 15.0, 30.0)  # seconds between the tries of one that is waited for
 
 
@@ -352,7 +353,8 @@ def collect(method: nn.Module, optimizer: Optimizer, *, world: World) -> Iterato
     for name, tensor, parameter in _named(method, optimizer):
         full = whole(tensor, parameter) if is_share(parameter) else tensor.detach()
         if not isinstance(full, DTensor):
-            rank = dealt.index(min(dealt))
+            least = dealt.index(min(dealt))
+            rank = next((rank for rank, size in enumerate(dealt) if size < WORTH_A_FILE), least)
             dealt[rank] += full.nbytes
             if rank != world.rank:
                 continue

@@ -25,7 +25,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.restarts import set_aside
 from pipeline.checkpoint import checkpoints as checkpoints_module
 from pipeline.checkpoint import writer
-from pipeline.checkpoint.checkpoints import Checkpoints
+from pipeline.checkpoint.checkpoints import Checkpoints, collect
 from pipeline.checkpoint.files import broken_file, latest, newest_first, read_tensors, step_of
 from pipeline.checkpoint.metadata import TensorReader
 from pipeline.checkpoint.period import young_daly
@@ -113,8 +113,9 @@ def test_T3_a_loaded_training_goes_on_as_if_nothing_had_happened(tmp_path: Path,
     assert same(method, again)
 
 
+@patch.object(checkpoints_module, "WORTH_A_FILE", 1)
 def _save_and_load(group: dist.ProcessGroup | None, folder: Path, seed: int, save: bool) -> Any:
-    """On every rank of a group: save after some steps, or load and go on."""
+    """On every rank of a group, each with its file: save after some steps, or load and go on."""
     rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
     world = World(
         rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), group=group, control=group
@@ -141,6 +142,21 @@ def test_T3_a_run_saved_on_n_ranks_goes_on_with_m(
     assert broken_file(newest_first(tmp_path / "checkpoints")[0]) is None
     for found in run_on_ranks(after, _save_and_load, tmp_path, 2, False):
         assert all((a == b).all() for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize(("worth", "files"), [(1, 3), (200, 2), (64 << 20, 1)])
+def test_whole_tensors_are_dealt_out_to_as_many_ranks_as_have_a_file_that_is_worth_it(
+    monkeypatch: pytest.MonkeyPatch, worth: int, files: int
+) -> None:
+    monkeypatch.setattr(checkpoints_module, "WORTH_A_FILE", worth)
+    method, optimizer = make(1)  # 512 bytes, the first tensor 432
+    cpu = torch.device("cpu")
+    worlds = [World(rank=r, size=3, local_rank=r, device=cpu, group=None, control=None) for r in range(3)]
+    parts = [dict(collect(method, optimizer, world=world)) for world in worlds]
+    assert sum(bool(part) for part in parts) == files
+    assert sorted(name for part in parts for name in part) == sorted(
+        f"method.{name}" for name in method.state_dict()
+    )
 
 
 def _read_whole_tensors(group: dist.ProcessGroup, saved: Path) -> Any:
@@ -417,6 +433,7 @@ def test_T3_a_checkpoint_written_in_the_background_holds_the_step_it_was_asked_a
     assert all(run_on_ranks(ranks, _save_behind, tmp_path))
 
 
+@patch.object(checkpoints_module, "WORTH_A_FILE", 1)
 def _save_on_a_full_disk(group: dist.ProcessGroup | None, folder: Path) -> str:
     rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
     world = World(
