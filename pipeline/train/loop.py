@@ -92,7 +92,8 @@ def loop(t: Training, preemption: PreemptionFlag) -> None:
         lr = learning_rate(t.recipe.optim, step=step, total_steps=t.total_steps)
         set_learning_rate(t.optimizer, lr)
         t.guard.remember()
-        terms, embeddings = forward_backward(t, batches, step)
+        with t.stragglers.computing():
+            terms, embeddings = forward_backward(t, batches, step)
         if step < alone:
             drop_all_but_the_head(t.optimizer)
         elif step == alone:
@@ -125,7 +126,6 @@ def loop(t: Training, preemption: PreemptionFlag) -> None:
             save(t, done, wait=stop or last)
         if last and t.world.is_first and not t.recipe.method.supervised:
             t.run.mark_done()
-        t.stragglers.left_the_others()
         tell_saved(t, done)
         t.profile.step(done)
         if stop and done < t.total_steps:

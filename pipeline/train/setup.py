@@ -39,7 +39,7 @@ from pipeline.train.probe import KnnProbe
 from pipeline.train.profile import Profile
 from pipeline.train.run_recipe import adopt, count_classes, record_attempt, record_warm_start
 from pipeline.train.sound import sound_of_run
-from pipeline.train.stragglers import Stragglers, stragglers_of
+from pipeline.train.stragglers import Stragglers
 from pipeline.train.warm_start import begin_from, checkpoint_to_begin_from
 from pipeline.trunks.export import CLASSES
 from pipeline.trunks.interop import read_weights, warm_start
@@ -173,7 +173,7 @@ def set_up(recipe: PretrainRecipe, folder: Path, world: World, watchdog: Watchdo
         probe=KnnProbe(recipe, device=world.device) if recipe.probe and world.is_first else None,
         watchdog=watchdog,
         positives=positives,
-        stragglers=stragglers_of(method, recipe, world, step=step),
+        stragglers=Stragglers(world, step=step),
         profile=Profile(folder, steps=recipe.run.profile, world=world),
         step=step,
         total_steps=total_steps,

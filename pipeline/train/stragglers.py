@@ -1,6 +1,9 @@
 """Ranks that hold the others up. Collectives make the steps of all ranks equally long: a slow one shows only
-in what it does alone. That is waiting for data and augmenting it on its device; on a CPU, where a clock
-tells, all from the end of a step until the next one needs the other ranks.
+in what it does alone. That is waiting for data and augmenting it on its device; on a CPU all the time of a
+step in which its thread computes, or waits for a core: whoever waits for other ranks sleeps, under every
+strategy.
+
+What a rank sleeps for by itself is not seen there, such as memory that is swapped out.
 """
 
 from __future__ import annotations
@@ -12,14 +15,11 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import nn
 
 from cluster.rank.torch_dist import World
-from pipeline.methods.method import Method
-from pipeline.parallel.batchnorm import CoupledBatchNorm
-from pipeline.recipe.pretrain import PretrainRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Pace:
         step: the whole step, as long on every rank.
         waiting: for data.
         augmenting: on the device.
-        on_cpu: from the end of a step until the next one needs the others; None on a device.
+        on_cpu: computing, or waiting for a core; None on a device.
     """
 
     host: str
@@ -49,7 +49,7 @@ class Pace:
     @property
     def alone(self) -> float:
         """What the rank does without the others."""
-        return self.waiting + self.augmenting if self.on_cpu is None else self.on_cpu
+        return self.waiting + (self.augmenting if self.on_cpu is None else self.on_cpu)
 
 
 def slow_ranks(paces: Sequence[Pace]) -> dict[int, str]:
@@ -88,46 +88,19 @@ def slow_ranks(paces: Sequence[Pace]) -> dict[int, str]:
     return slow
 
 
-def stragglers_of(method: Method, recipe: PretrainRecipe, world: World, *, step: int) -> Stragglers:
-    """Those of a training, which meet first in a batch norm of a trunk, or behind one without."""
-    # What is sharded or compiled is left alone: the first needs the others earlier, and a hook would cost the
-    # second a part of its graph.
-    known = world.device.type == "cpu" and recipe.train.strategy == "ddp" and not recipe.train.compile
-    before, after = [], []
-    for trunk in method.trunks().values() if known else ():
-        norms = [module for module in trunk.modules() if isinstance(module, CoupledBatchNorm)]
-        before += norms[:1]
-        after += [] if norms else [trunk]
-    return Stragglers(world, step=step, met_before=before, met_after=after)
-
-
 class Stragglers:
     """Measures what this rank does alone, and names slow ranks in the first one's log.
 
     Args:
         world: the ranks that are compared.
         step: where they begin.
-        met_before, met_after: modules before or after which a forward pass may first need the others.
     """
 
-    def __init__(
-        self,
-        world: World,
-        *,
-        step: int,
-        met_before: Sequence[nn.Module] = (),
-        met_after: Sequence[nn.Module] = (),
-    ) -> None:
+    def __init__(self, world: World, *, step: int) -> None:
         self._world = world
         self.begin_at(step)
-        self._seconds, self._alone = 0.0, 0.0
-        self._left: float | None = None  # when the others were left
+        self._seconds, self._computed = 0.0, 0.0
         self._on_cpu = world.device.type == "cpu"
-        self._meets_in_trunk = bool(met_before or met_after)
-        for module in met_before:
-            module.register_forward_pre_hook(self._meets)
-        for module in met_after:
-            module.register_forward_hook(self._meets)
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def begin_at(self, step: int) -> None:
@@ -135,15 +108,12 @@ class Stragglers:
         self._step = step
         self._in_a_row: dict[int, int] = {}
 
-    def left_the_others(self) -> None:
-        """A step is over, on all ranks at the same time."""
-        self._left = time.perf_counter()
-
-    def _meets(self, *_: object) -> None:
-        """The others may be needed now, perhaps for the first time in this step."""
-        if self._left is not None:
-            self._alone += time.perf_counter() - self._left
-            self._left = None
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Around what all ranks do alike in a step, augmentation included."""
+        before = _busy()
+        yield
+        self._computed += _busy() - before
 
     @contextlib.contextmanager
     def augmenting(self) -> Iterator[None]:
@@ -158,8 +128,6 @@ class Stragglers:
             before = time.perf_counter()
             yield
             self._seconds += time.perf_counter() - before
-            if not self._meets_in_trunk:
-                self._meets()
 
     def report(self, *, step: int, seconds: float, waiting: float) -> None:
         """Compare the ranks since the last report; called on all of them together.
@@ -173,9 +141,9 @@ class Stragglers:
             step=seconds,
             waiting=waiting,
             augmenting=self._lap() / (step - self._step),
-            on_cpu=self._alone / (step - self._step) if self._on_cpu else None,
+            on_cpu=self._computed / (step - self._step) if self._on_cpu else None,
         )
-        self._alone = 0.0
+        self._computed = 0.0
         self._step = step
         paces = self._world.gather(pace)
         slow = slow_ranks(paces)
@@ -201,6 +169,14 @@ class Stragglers:
         self._seconds = 0.0
         self._events.clear()
         return seconds
+
+
+def _busy() -> float:
+    """Seconds in which this thread has computed, or could have, but for others on its core."""
+    held_up = 0.0
+    with contextlib.suppress(OSError, IndexError):  # some kernels do not count it
+        held_up = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    return time.thread_time() + held_up
 
 
 def _event() -> torch.cuda.Event:

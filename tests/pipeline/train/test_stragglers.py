@@ -94,15 +94,32 @@ def test_named_after_three_intervals_in_a_row_then_ever_less_often(
     ]
 
 
+def compute(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def test_time_on_the_cpu_is_that_of_this_rank_alone() -> None:
+    world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
+    stragglers = Stragglers(world, step=0)
+    with stragglers.computing():
+        time.sleep(1.0)  # as one does who waits for others
+    assert stragglers._computed < 0.5
+    with stragglers.computing():
+        compute(0.1)
+    assert stragglers._computed >= 0.1
+
+
 def _train_slowly(
-    group: dist.ProcessGroup, values: dict[str, Any], folder: Path, slow_rank: int
+    group: dist.ProcessGroup, values: dict[str, Any], folder: Path, slow_rank: int | None
 ) -> list[str]:
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     cpu = torch.device("cpu")
     world = World(rank=rank, size=size, local_rank=rank, device=cpu, group=group, control=group)
     training = set_up(PretrainRecipe.model_validate(values), folder, world)
     if rank == slow_rank:
-        training.method.register_forward_pre_hook(lambda *_: time.sleep(0.3))
+        training.method.register_forward_pre_hook(lambda *_: compute(0.3))
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
@@ -114,12 +131,20 @@ def _train_slowly(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_slow_rank_of_a_real_training_is_named_by_the_first(
-    tmp_path: Path, run_on_ranks: Callable[..., list[Any]]
+    tmp_path: Path, run_on_ranks: Callable[..., list[Any]], strategy: str
 ) -> None:
-    data = make_dataset(tmp_path)
-    values = make_values(data, train__steps=6, run__log_every=2, run__checkpoint_every_steps=None)
+    values = make_values(
+        make_dataset(tmp_path),
+        train__steps=6,
+        train__strategy=strategy,
+        run__log_every=2,
+        run__checkpoint_every_steps=None,
+    )
     first, second = run_on_ranks(2, _train_slowly, values, tmp_path / "run", 1)
     assert [message.partition(" is slow, ")[0].split()[:2] for message in first] == [["rank", "1"]]
     assert "for 3 log intervals in a row up to step 6" in first[0]
     assert second == []
+    if strategy == "fsdp2":
+        assert run_on_ranks(2, _train_slowly, values, tmp_path / "even", None) == [[], []]
