@@ -4,7 +4,9 @@
 
 Ranks are forks that meet by gloo on the CPU. Each rank saves its pieces of `--tensors` sharded tensors twice,
 as SEER-10B has them with their momenta, and the first rank logs rows of 10 numbers. Open files are those of
-rank 0 with the group of all ranks and the one that writes checkpoints; on GPUs there is one of gloo more.
+rank 0 with the group of all ranks and the one that writes checkpoints; on GPUs there is one of gloo more, and
+where they are on several machines, one for each rank in torch's store. TORCH_GLOO_LAZY_INIT=0 has every rank
+connected to every other, as was before.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from cluster.rank.torch_dist import World
+from cluster.rank.torch_dist import World, init_process_group
 from pipeline.checkpoint.writer import Writer
 from pipeline.train.metrics import Metrics
 
@@ -75,13 +77,10 @@ def counted(ranks: int, tensors: int) -> dict[str, float]:
 def run(rank: int, ranks: int, tensors: int, folder: Path) -> None:
     """One rank's part."""
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), ranks)  # type: ignore[attr-defined]
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    group = dist.group.WORLD
-    assert group is not None
-    world = World(
-        rank=rank, size=ranks, local_rank=rank, device=torch.device("cpu"), group=group, control=group
-    )
+    os.environ["SUBMIT_STORE"] = str(folder / "store")
+    cpu = torch.device("cpu")
+    group, control = init_process_group(cpu, rank=rank, size=ranks)
+    world = World(rank=rank, size=ranks, local_rank=rank, device=cpu, group=group, control=control)
     mesh = init_device_mesh("cpu", (ranks,))
     pieces: dict[str, Any] = {
         f"method.trunk.block{number}.weight": DTensor.from_local(torch.zeros(2, 4), mesh, [Shard(0)])
