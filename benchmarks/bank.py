@@ -1,5 +1,6 @@
 """Claims: a bank in pieces takes each rank its share of the memory, and a step of it does not depend on how
-many rows there are; positives in cells are nearly those of all pairs, in a fraction of the time.
+many rows there are; positives in cells are nearly those of all pairs, in a fraction of the time, and those
+that are certified are the same.
 
     python benchmarks/bank.py steps [--rows N] [--ranks 1 2 4]
     python benchmarks/bank.py recall [--rows N]
@@ -7,7 +8,8 @@ many rows there are; positives in cells are nearly those of all pairs, in a frac
 `steps`: per number of ranks, of a coupled batch of 256 with 1,024 negatives and 32 positives each:
 milliseconds of a rank for what a step asks of the bank (draw, fetch, update), and what a rank holds of it;
 gloo, one thread each, all on this machine. `recall`: of banks with planted classes, some queries: the share
-of the best 32 of all pairs that cells find, and CPU seconds of both per thousand queries.
+of the best 32 of all pairs that cells find, the share of rows whose answer is certified and what is found of
+theirs, and CPU seconds of both per thousand queries.
 """
 
 from __future__ import annotations
@@ -87,29 +89,32 @@ def _steps(rank: int, ranks: int, rows: int, folder: Path) -> None:
 
 
 def recall(rows: int) -> None:
-    """Many small classes, and few large ones with much noise."""
+    """Many small classes, tight and loose, few large ones with much noise, and none at all."""
     torch.set_num_threads(1)
     print(
-        "| rows | classes | noise | cells | scanned | recall of 32 "
+        "| rows | classes | noise | cells | scanned | recall of 32 | certified | their recall "
         "| all pairs, s per 1,000 | cells, s per 1,000 |"
     )
-    print("|---|---|---|---|---|---|---|---|")
-    for classes, noise in ((rows // 500, 1.0), (50, 2.0)):
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for classes, noise in ((rows // 500, 0.1), (rows // 500, 1.0), (50, 2.0), (rows, 1.0)):
         bank = _bank_of(_planted(rows, classes, noise), rows, None)
         queries = torch.arange(0, rows, rows // 1024)[: nearest.QUERIES]
         before = time.process_time()
         exact = nearest.nearest(bank, queries, how="consensus", count=POSITIVES)
         of_pairs = 1000 * (time.process_time() - before) / len(queries)
         before = time.process_time()
-        found = nearest.nearest_in_cells(
+        everywhere = nearest.nearest_in_cells(
             bank, how="consensus", count=POSITIVES, seed=0, progress=lambda: None
-        )[queries].long()
+        )
         in_cells = 1000 * (time.process_time() - before) / rows
-        share = (found[:, :, None] == exact[:, None, :]).any(-1).double().mean()
+        found, certified = everywhere.rows[queries].long(), everywhere.certified[queries]
+        alike = (found[:, :, None] == exact[:, None, :]).any(-1).double()
+        of_those = f"{alike[certified].mean():.4f}" if certified.any() else "-"
         cells = nearest.cell_count(rows)
         print(
             f"| {rows:,} | {classes} | {noise} | {cells} | {min(1, nearest.PROBES / cells):.1%} "
-            f"| {share:.4f} | {of_pairs:.2f} | {in_cells:.2f} |",
+            f"| {alike.mean():.4f} | {everywhere.certified.double().mean():.1%} | {of_those} "
+            f"| {of_pairs:.2f} | {in_cells:.2f} |",
             flush=True,
         )
 

@@ -29,8 +29,7 @@ def shared_neighbourhoods(bank: Bank, *, count: int, seed: int) -> float:
     """
     rows = sample_rows(bank, seed=seed)
     own = bank.fetch(rows)
-    # Not each with the next: rows lie as files do, those of a label or of a film side by side.
-    mixed = own[torch.from_numpy(permute(np.arange(len(own)), len(own), derive_key(seed, _PAIRS)))]
+    mixed = _mixed(own, seed=seed)
     found = []
     ways: tuple[tuple[nearest.Agreement, int], ...] = (("video", AUDIO), ("audio", VIDEO))
     for how, other in ways:
@@ -39,6 +38,21 @@ def shared_neighbourhoods(bank: Bank, *, count: int, seed: int) -> float:
         any_two = (mixed[:, other] * mixed.roll(1, 0)[:, other]).sum(-1)
         found.append(float((alike - any_two.mean()) / any_two.std().clamp(min=1e-6)))
     return min(found)
+
+
+@torch.no_grad()
+def mean_cosines(bank: Bank, *, seed: int) -> dict[str, float]:
+    """Of some samples' two rows, and of two samples' rows within and across modalities, as metrics name
+    them.
+    """
+    mixed = _mixed(bank.fetch(sample_rows(bank, seed=seed)), seed=seed)
+    pairs = mixed.roll(1, 0)
+    return {
+        "pair_cosine": _mean_cosine(mixed[:, VIDEO], mixed[:, AUDIO]),
+        "random_cosine_across": _mean_cosine(mixed[:, VIDEO], pairs[:, AUDIO]),
+        "random_cosine_video": _mean_cosine(mixed[:, VIDEO], pairs[:, VIDEO]),
+        "random_cosine_audio": _mean_cosine(mixed[:, AUDIO], pairs[:, AUDIO]),
+    }
 
 
 @torch.no_grad()
@@ -60,3 +74,14 @@ def kept_share(before: Tensor, after: Tensor, bank: Bank, *, seed: int) -> float
     rows = sample_rows(bank, seed=seed)
     old, new = (fetch_rows(each, rows, rows=bank.samples, group=bank.group) for each in (before, after))
     return float((new[:, :, None] == old[:, None, :]).any(-1).double().mean())
+
+
+def _mixed(own: Tensor, *, seed: int) -> Tensor:
+    """Rows in another order. Not each with the next: rows lie as files do, those of a label or of a film side
+    by side.
+    """
+    return own[torch.from_numpy(permute(np.arange(len(own)), len(own), derive_key(seed, _PAIRS)))]
+
+
+def _mean_cosine(one: Tensor, other: Tensor) -> float:
+    return float((one * other).sum(-1).mean())

@@ -1,4 +1,4 @@
-"""Who agrees most with each sample of a bank: by comparing all pairs, or those of neighbouring cells.
+"""Who agrees most with each sample of a bank: by comparing all pairs, or first those of neighbouring cells.
 
 Nothing depends on how the rows lie over the ranks: pairs are compared in tiles of one shape, in float32, and
 of two that agree as much the smaller row comes first.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from pipeline.data.feistel import derive_key, permute
 from pipeline.distributed.collectives import all_gather_rows, rank_in
 from pipeline.distributed.rows import deliver_rows, own_rows, rows_per_rank
 from pipeline.methods.bank import AUDIO, VIDEO, Bank
+from pipeline.methods.cell_bounds import CellBounds
 
 Agreement = Literal["consensus", "union", "video", "audio"]
 Progress = Callable[[], None]
@@ -38,13 +39,10 @@ def agree(queries: Tensor, keys: Tensor, how: Agreement) -> Tensor:
 
     Morgado et al., 2021 (https://arxiv.org/abs/2004.12943).
     """
-    video = queries[:, VIDEO] @ keys[:, VIDEO].T if how != "audio" else None
-    audio = queries[:, AUDIO] @ keys[:, AUDIO].T if how != "video" else None
-    if video is None or audio is None:
-        one = video if audio is None else audio
-        assert one is not None
-        return one
-    return torch.minimum(video, audio) if how == "consensus" else torch.maximum(video, audio)
+    if how in {"video", "audio"}:
+        one = VIDEO if how == "video" else AUDIO
+        return queries[:, one] @ keys[:, one].T
+    return _of_both(queries[:, VIDEO] @ keys[:, VIDEO].T, queries[:, AUDIO] @ keys[:, AUDIO].T, how)
 
 
 class Best:
@@ -74,6 +72,12 @@ class Best:
     def rows(self) -> Tensor:
         """(queries, count), the best first."""
         return 0xFFFF_FFFF - (self.numbers & 0xFFFF_FFFF)
+
+    @property
+    def least(self) -> Tensor:
+        """How much the last of each query's best agrees, (queries,)."""
+        bits = self.numbers[:, -1] >> 32
+        return torch.where(bits < 0, bits ^ 0x7FFF_FFFF, bits).to(torch.int32).view(torch.float32)
 
 
 @torch.no_grad()
@@ -123,11 +127,57 @@ def nearest_of_all(bank: Bank, *, how: Agreement, count: int, progress: Progress
     return found
 
 
+class InCells(NamedTuple):
+    """What a search in cells has found for this rank's rows.
+
+    Attributes:
+        rows: (rows of the chunk, count), the best first.
+        certified: (rows of the chunk,), whether no other row of the bank can be among a row's best.
+    """
+
+    rows: Tensor
+    certified: Tensor
+
+
+@torch.no_grad()
+def nearest_in_two_stages(
+    bank: Bank,
+    *,
+    how: Agreement,
+    count: int,
+    seed: int,
+    again: bool,
+    progress: Progress,
+    probes: int = PROBES,
+) -> tuple[Tensor, float]:
+    """For each of this rank's rows who agrees most, in cells first.
+
+    Args:
+        again: rows whose answer is not certified are then compared with all rows, so that the answer is that
+            of all pairs. Otherwise they keep what their cells have.
+
+    Returns:
+        (rows of the chunk, count), and the share of rows that were certified, of all ranks.
+    """
+    group, here = bank.group, bank.range
+    found, certified = nearest_in_cells(
+        bank, how=how, count=count, seed=seed, progress=progress, probes=probes
+    )
+    padded = F.pad(certified, (0, rows_per_rank(bank.samples, group) - len(certified)))
+    left = (~all_gather_rows(padded, group)[: bank.samples]).nonzero().flatten()
+    for some in torch.split(left, tile_shape(bank.samples)[0]) if again else ():
+        rows = nearest(bank, some, how=how, count=count)
+        mine = (some >= here.start) & (some < here.stop)
+        found[some[mine] - here.start] = rows[mine].to(found)
+        progress()
+    return found, 1 - len(left) / bank.samples
+
+
 @torch.no_grad()
 def nearest_in_cells(
     bank: Bank, *, how: Agreement, count: int, seed: int, progress: Progress, probes: int = PROBES
-) -> Tensor:
-    """The same among the rows of the nearest cells alone, for banks too large to compare all pairs.
+) -> InCells:
+    """Who agrees most with each of this rank's rows among those of the nearest cells alone.
 
     Cells are k-means of both vectors together, whose inner product is the sum of both cosines: an upper bound
     of the lesser one, so that rows that agree in both lie near each other. Within the cells pairs are
@@ -135,6 +185,7 @@ def nearest_in_cells(
     """
     group, cells = bank.group, make_cells(bank, seed=seed)
     own = _cells_of(bank.chunk, cells)
+    bounds = CellBounds(bank.chunk, own, cells, group=group)
     own = F.pad(own, (0, rows_per_rank(bank.samples, group) - len(own)))
     of_row = all_gather_rows(own, group)[: bank.samples]
     order = torch.argsort(of_row, stable=True)
@@ -142,10 +193,10 @@ def nearest_in_cells(
     members = [order[start:stop] for start, stop in pairwise([0, *starts])]
     mine = own_rows(len(cells), group)
     near = (cells[mine.start : mine.stop] @ cells.T).argsort(dim=1, descending=True, stable=True)
-    asked, answers = [order[:0]], [order.new_empty((0, count))]
+    asked, answers = [order[:0]], [order.new_empty((0, count + 1))]
     for number in range(rows_per_rank(len(cells), group)):  # on each rank as often: they fetch together
-        probed = _probed(members, near[number], probes, least=count + 1) if number < len(mine) else order[:0]
-        rows = probed.sort().values
+        probed = _probed(members, near[number], probes, least=count + 1) if number < len(mine) else []
+        rows = torch.cat([order[:0], *(members[cell] for cell in probed)]).sort().values
         keys = bank.fetch(rows).float()
         queries = members[mine.start + number] if len(rows) else rows
         for some in torch.split(queries, QUERIES):
@@ -155,12 +206,16 @@ def nearest_in_cells(
                 others = rows[start : start + KEYS]
                 scores = agree(vectors, keys[start : start + KEYS], how)
                 best.add(scores.masked_fill_(some[:, None] == others, -torch.inf), others)
+            elsewhere = _of_both(*bounds.most(vectors), how)
+            elsewhere[:, probed] = -torch.inf
+            certified = best.least > elsewhere.amax(1)
             asked.append(some)
-            answers.append(best.rows)
+            answers.append(torch.cat([best.rows, certified[:, None]], dim=1))
         progress()
     numbers, where = torch.cat(asked).sort()
     found = torch.cat(answers)[where].to(row_type(bank.samples))
-    return deliver_rows(numbers, found, rows=bank.samples, group=group)
+    delivered = deliver_rows(numbers, found, rows=bank.samples, group=group)
+    return InCells(delivered[:, :count].contiguous(), delivered[:, count].bool())
 
 
 @torch.no_grad()
@@ -201,14 +256,23 @@ def row_type(samples: int) -> torch.dtype:
     return torch.int32 if samples < 1 << 31 else torch.int64
 
 
-def _probed(members: list[Tensor], near: Tensor, probes: int, *, least: int) -> Tensor:
-    """The rows of so many of the nearest cells; of more, where these have fewer rows than `least`."""
-    taken: list[Tensor] = []
+def _of_both(video: Tensor, audio: Tensor, how: Agreement) -> Tensor:
+    """Agreement by both cosines."""
+    if how in {"video", "audio"}:
+        return video if how == "video" else audio
+    return torch.minimum(video, audio) if how == "consensus" else torch.maximum(video, audio)
+
+
+def _probed(members: list[Tensor], near: Tensor, probes: int, *, least: int) -> list[int]:
+    """So many of the nearest cells; more, where these have fewer rows than `least`."""
+    taken: list[int] = []
+    rows = 0
     for cell in near.tolist():
-        if len(taken) >= probes and sum(map(len, taken)) >= least:
+        if len(taken) >= probes and rows >= least:
             break
-        taken.append(members[cell])
-    return torch.cat(taken)
+        taken.append(cell)
+        rows += len(members[cell])
+    return taken
 
 
 def _numbers(scores: Tensor, rows: Tensor) -> Tensor:

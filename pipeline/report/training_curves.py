@@ -39,6 +39,10 @@ MEASURED = {
             "how much more alike in one modality those are that are near in the other, in standard "
             "deviations",
         ),
+        "positives_certified": (
+            "Certified positives",
+            "share of the videos whose positives a search in cells shows to be the best of all",
+        ),
         "positives_mutual": ("Mutual positives", "share of the positives of which each is the other's"),
         "positives_kept": ("Positives kept", "share that the last search had found, too"),
         "embedding_std": ("Embedding spread", "1 on the whole sphere; 0 would be a collapse"),

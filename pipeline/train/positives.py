@@ -28,9 +28,9 @@ from cluster.hang.watchdog import Watchdog
 from cluster.rank.torch_dist import World
 from pipeline.checkpoint.files import newest_first
 from pipeline.checkpoint.writer import digest, sync_folder
-from pipeline.methods.bank_health import kept_share, mutual_share, shared_neighbourhoods
+from pipeline.methods.bank_health import kept_share, mean_cosines, mutual_share, shared_neighbourhoods
 from pipeline.methods.method import HasPositives
-from pipeline.methods.nearest import nearest_in_cells, nearest_of_all, row_type
+from pipeline.methods.nearest import nearest_in_two_stages, nearest_of_all, row_type
 
 logger = logging.getLogger(__name__)
 
@@ -83,24 +83,31 @@ class Positives:
         shared = shared_neighbourhoods(bank, count=section.positives, seed=method.seed)
         least = section.least_agreement
         if self._name is None and max(shared, 0.0) < least:
+            cosines = ", ".join(
+                f"{name} {value:.2f}" for name, value in mean_cosines(bank, seed=method.seed).items()
+            )
             raise UserError(
                 f"CMA cannot start: what is near in one modality is alike in the other by {shared:.2f} "
                 f"standard deviations, below method.cma.least_agreement {least:g}, so the bank has no "
-                "neighbourhoods to find positives in: start from a run of AVID (train.init_from), trained "
-                "longer or with a lower optim.lr; another --run with method.cma.least_agreement=0 starts "
-                "all the same"
+                f"neighbourhoods to find positives in ({cosines}): start from a run of AVID "
+                "(train.init_from), trained longer or with a lower optim.lr; another --run with "
+                "method.cma.least_agreement=0 starts all the same"
             )
         progress()
+        how, count = section.agreement, section.positives
+        self.health = {"bank_agreement": shared}
         if bank.samples <= section.exact_below:
-            found = nearest_of_all(bank, how=section.agreement, count=section.positives, progress=progress)
+            found = nearest_of_all(bank, how=how, count=count, progress=progress)
         else:
-            found = nearest_in_cells(
-                bank, how=section.agreement, count=section.positives, seed=method.seed, progress=progress
+            found, self.health["positives_certified"] = nearest_in_two_stages(
+                bank,
+                how=how,
+                count=count,
+                seed=method.seed,
+                again=section.search_uncertified,
+                progress=progress,
             )
-        self.health = {
-            "bank_agreement": shared,
-            "positives_mutual": mutual_share(found, bank, seed=method.seed),
-        }
+        self.health["positives_mutual"] = mutual_share(found, bank, seed=method.seed)
         if method.positives is not None:
             self.health["positives_kept"] = kept_share(method.positives, found, bank, seed=method.seed)
         method.positives = found

@@ -18,8 +18,8 @@ from pipeline.distributed.collectives import all_gather_rows
 from pipeline.distributed.rows import deliver_rows, fetch_rows, own_rows
 from pipeline.methods import nearest
 from pipeline.methods.bank import Bank
-from pipeline.methods.bank_health import kept_share, mutual_share, shared_neighbourhoods
-from pipeline.methods.nearest import Best, nearest_in_cells, nearest_of_all
+from pipeline.methods.bank_health import kept_share, mean_cosines, mutual_share, shared_neighbourhoods
+from pipeline.methods.nearest import Best, nearest_in_cells, nearest_in_two_stages, nearest_of_all
 
 Ranks = Callable[..., list[Any]]
 DIM = 16
@@ -87,11 +87,32 @@ def test_cells_find_nearly_all_of_what_all_pairs_find() -> None:
     every_cell = nearest_in_cells(
         bank, how="consensus", count=16, seed=0, progress=lambda: None, probes=10_000
     )
-    assert torch.equal(every_cell, exact)
-    some = nearest_in_cells(bank, how="consensus", count=16, seed=0, progress=lambda: None)
+    assert torch.equal(every_cell.rows, exact) and every_cell.certified.all()
+    some = nearest_in_cells(bank, how="consensus", count=16, seed=0, progress=lambda: None).rows
     assert (some[:, :, None] == exact[:, None, :]).any(-1).double().mean() > 0.95
-    few = nearest_in_cells(bank, how="consensus", count=200, seed=0, progress=lambda: None, probes=1)
+    few = nearest_in_cells(bank, how="consensus", count=200, seed=0, progress=lambda: None, probes=1).rows
     assert few.min() >= 0 and few.max() < 1500 and not (few == torch.arange(1500)[:, None]).any()
+
+
+@pytest.mark.parametrize("how", ["consensus", "union", "video", "audio"])
+@pytest.mark.parametrize("noise", [0.05, 0.3, 100.0])
+def test_certified_rows_are_those_of_all_pairs_and_the_others_are_sought_again(
+    how: Any, noise: float
+) -> None:
+    """In a bank of tight classes nearly all are certified, in one without classes hardly any."""
+    bank = bank_of(planted(900, 60, noise=noise))
+    options: Any = {"how": how, "count": 5, "progress": lambda: None}
+    exact = nearest_of_all(bank, **options)
+    found, certified = nearest_in_cells(bank, seed=0, probes=3, **options)
+    assert torch.equal(found[certified], exact[certified])
+    kept, _ = nearest_in_two_stages(bank, seed=0, again=False, probes=3, **options)
+    assert torch.equal(kept, found)
+    again, share = nearest_in_two_stages(bank, seed=0, again=True, probes=3, **options)
+    assert torch.equal(again, exact) and share == pytest.approx(certified.double().mean().item())
+    if noise == 0.05:
+        assert share > 0.8
+    elif noise == 100.0:
+        assert share < 0.1 and not torch.equal(found, exact)
 
 
 def _search(group: dist.ProcessGroup | None) -> dict[str, NDArray[Any]]:
@@ -99,7 +120,12 @@ def _search(group: dist.ProcessGroup | None) -> dict[str, NDArray[Any]]:
     bank = bank_of(planted(333, 11, noise=0.6), group)
     found = {
         "all": nearest_of_all(bank, how="consensus", count=7, progress=lambda: None),
-        "cells": nearest_in_cells(bank, how="consensus", count=7, seed=3, progress=lambda: None, probes=5),
+        "cells": nearest_in_cells(
+            bank, how="consensus", count=7, seed=3, progress=lambda: None, probes=5
+        ).rows,
+        "stages": nearest_in_two_stages(
+            bank, how="consensus", count=7, seed=3, again=True, progress=lambda: None, probes=5
+        )[0],
     }
     health = [
         shared_neighbourhoods(bank, count=7, seed=3),
@@ -141,6 +167,9 @@ def test_health_tells_a_bank_with_neighbourhoods_from_one_without(
     shuffled = torch.stack([rows[:, 0], rows[torch.randperm(2000), 1]], dim=1)
     assert abs(shared_neighbourhoods(bank_of(shuffled), count=8, seed=0)) < 0.1
     assert abs(shared_neighbourhoods(bank_of(rows[:1].expand(2000, 2, DIM)), count=8, seed=0)) < 0.1
+    collapsed = mean_cosines(bank_of(rows[:1].expand(2000, 2, DIM)), seed=0)
+    assert collapsed["random_cosine_video"] == pytest.approx(1) and abs(collapsed["pair_cosine"]) < 1
+    assert all(abs(value) < 0.1 for value in mean_cosines(drawn, seed=0).values())
     found = nearest_of_all(bank_of(rows), how="consensus", count=8, progress=lambda: None)
     assert kept_share(found, found, bank_of(rows), seed=0) == 1
     assert 0.1 < mutual_share(found, bank_of(rows), seed=0) < 1

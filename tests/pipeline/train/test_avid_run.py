@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from cluster.rank.torch_dist import World
 from pipeline.checkpoint.files import latest, newest_first
 from pipeline.distributed.sharded import named_tensors, whole
 from pipeline.recipe.pretrain import PretrainRecipe
-from pipeline.train.guard import running_statistics
+from pipeline.train import loop
+from pipeline.train.guard import Diverged, running_statistics
 from pipeline.train.loop import train
 from pipeline.train.setup import Training, set_up
 from tests.clips import clip_bytes
@@ -164,11 +166,64 @@ def test_T3_a_bank_of_two_ranks_goes_on_on_three_and_on_one(
             np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-7, err_msg=f"{case}: {name}")
 
 
+def _rolled_back(
+    group: dist.ProcessGroup | None, recipe: PretrainRecipe, folder: Path
+) -> tuple[Tensors, Tensors]:
+    """All that there is to see where the guard goes back, after three broken batches, and at the same step of
+    a run without them.
+    """
+    found: list[Tensors] = []
+
+    def shown(t: Training) -> Tensors:
+        assert t.method.positives is not None
+        return tensors(t) | {"positives": t.method.positives.numpy().copy()}
+
+    go_back = loop.roll_back
+
+    def watched(t: Training, failure: Diverged) -> Training:
+        assert t.positives is not None and str(t.positives._name).startswith("step-00000004-")
+        back = go_back(t, failure)
+        assert back.step == 3
+        found.append(shown(back))
+        return back
+
+    for name, until in (("disturbed", STEPS), ("calm", 3)):
+        t = replace(prepare(group, recipe, folder / name), total_steps=until)
+        forward = t.method.forward
+
+        def broken(inputs: Any, step: int, forward: Any = forward) -> Any:
+            terms = forward(inputs, step)
+            return terms | {"loss": terms["loss"] * float("nan")} if inputs.number in (4, 5, 6) else terms
+
+        t.method.forward = broken  # type: ignore[method-assign]
+        with patch.object(loop, "roll_back", watched):
+            train(t, Never())  # type: ignore[arg-type]
+        if t.metrics is not None:
+            t.metrics.close()
+    return found[0], shown(t)
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_T3_a_run_that_goes_back_has_the_bank_and_the_positives_of_then(
+    data: Path, tmp_path: Path, run_on_ranks: Ranks, ranks: int
+) -> None:
+    """Though positives were sought anew behind the checkpoint, and the bank had moved on."""
+    recipe = recipe_of(data, cma=CMA, strategy="ddp" if ranks == 1 else "fsdp2")
+    answers = (
+        [_rolled_back(None, recipe, tmp_path)]
+        if ranks == 1
+        else run_on_ranks(ranks, _rolled_back, recipe, tmp_path)
+    )
+    for back, calm in answers:
+        assert back.keys() == calm.keys() and {"bank.rows", "positives"} <= back.keys()
+        for name, value in calm.items():
+            np.testing.assert_array_equal(back[name], value, err_msg=name)
+
+
 def test_cma_begins_where_avid_has_ended(data: Path, tmp_path: Path) -> None:
     ended = _run(None, recipe_of(data), tmp_path / "avid")
-    with pytest.raises(
-        UserError, match=r"CMA cannot start: .* start from a run of AVID \(train\.init_from\)"
-    ):
+    told = r"CMA cannot start: .*\(pair_cosine .*\): start from a run of AVID \(train\.init_from\)"
+    with pytest.raises(UserError, match=told):
         _run(None, recipe_of(data, cma=CMA | {"least_agreement": 50.0}), tmp_path / "refused")
     recipe = recipe_of(data, cma=CMA, init_from=str(tmp_path / "avid"))
     t = prepare(None, recipe, tmp_path / "cma")
