@@ -30,7 +30,7 @@ class CellBounds:
     """
 
     def __init__(self, rows: Tensor, cell: Tensor, centres: Tensor, *, group: ProcessGroup | None) -> None:
-        self._directions = F.normalize(centres.unflatten(1, (2, -1)), dim=-1)
+        self._directions = F.normalize(centres.view(len(centres), 2, -1), dim=-1)
         nearest = centres.new_full((len(centres), 2), torch.inf)
         for some, theirs in zip(torch.split(rows, _TOGETHER), torch.split(cell, _TOGETHER), strict=True):
             cosines = (F.normalize(some.float(), dim=-1) * self._directions[theirs]).sum(-1)
@@ -40,16 +40,13 @@ class CellBounds:
         self._is_empty = nearest[:, 0].isinf()
         self._widths = _angle(nearest)
 
-    def most(self, queries: Tensor) -> Tensor:
-        """The greatest cosines of each query with a row of each cell, (q, 2, dim) to (2, q, cells); minus
+    def most(self, queries: Tensor, modality: int) -> Tensor:
+        """The greatest cosine of each query with a row of each cell, (q, 2, dim) to (q, cells); minus
         infinity for cells without rows.
         """
-        found = []
-        for modality in range(2):
-            angle = _angle(F.normalize(queries[:, modality], dim=-1) @ self._directions[:, modality].T)
-            bound = (angle - self._widths[:, modality]).clamp(min=0).cos() + _ROUNDING
-            found.append(bound.masked_fill(self._is_empty, -torch.inf))
-        return torch.stack(found)
+        angle = _angle(F.normalize(queries[:, modality], dim=-1) @ self._directions[:, modality].T)
+        bound = (angle - self._widths[:, modality]).clamp(min=0).cos() + _ROUNDING
+        return bound.masked_fill(self._is_empty, -torch.inf)
 
 
 def _angle(cosines: Tensor) -> Tensor:

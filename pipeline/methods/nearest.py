@@ -206,7 +206,7 @@ def nearest_in_cells(
                 others = rows[start : start + KEYS]
                 scores = agree(vectors, keys[start : start + KEYS], how)
                 best.add(scores.masked_fill_(some[:, None] == others, -torch.inf), others)
-            elsewhere = _of_both(*bounds.most(vectors), how)
+            elsewhere = _of_both(bounds.most(vectors, VIDEO), bounds.most(vectors, AUDIO), how)
             elsewhere[:, probed] = -torch.inf
             certified = best.least > elsewhere.amax(1)
             asked.append(some)
