@@ -1,5 +1,6 @@
 """Claim: videos become checked clips at 3 times the rate per CPU-second of the ffmpeg command, one call per
-stream or per file, as video2dataset and scripts like it run it.
+stream or per file, as video2dataset and scripts like it run it. Not held where streams are decoded and ffmpeg
+copies them: nine tenths of that time are FFmpeg's decoder, which a copy never calls.
 
     python benchmarks/video_ingest.py [--clips 64] [--films 8] [--rounds 3]
 
