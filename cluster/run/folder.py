@@ -25,7 +25,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -388,7 +388,19 @@ def list_runs(folder: str | Path) -> list[RunFolder]:
     if not folder.is_dir():
         return []
     found = {path.parent for pattern in ("*/status.json", "*/*/status.json") for path in folder.glob(pattern)}
-    return [RunFolder(path) for path in sorted(found, key=lambda path: _natural(path.relative_to(folder)))]
+    return [RunFolder(path) for path in each_once(folder, found)]
+
+
+def each_once(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Paths below a folder in their order, each place once, whatever links lead to it: by its own name, if
+    that is among them.
+    """
+    home, once = folder.resolve(), dict[Path, Path]()
+    for path in sorted(paths, key=lambda path: _natural(path.relative_to(folder))):
+        real = path.resolve()
+        if real not in once or real == home / path.relative_to(folder):
+            once[real] = path
+    return sorted(once.values(), key=lambda path: _natural(path.relative_to(folder)))
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -28,8 +28,6 @@ from ingest.fence.fence import fence
 
 # Computing time: to begin with, and per byte.
 SECONDS, SECONDS_PER_BYTE = 10.0, 10.0 / 100e6
-# Rows with odd quotes are read one by one; they count if each is of some bytes, as those with a URL are.
-_SECONDS_PER_ROW, _BYTES_PER_ROW = 20e-6, 32
 # Text shrinks to a thirtieth or so: what unpacks to more than this is a bomb.
 _LARGEST_EXPANSION = 256
 _EXPANSION_FREE = 256 << 20
@@ -41,7 +39,7 @@ class _Account:
 
     def __init__(self, place: str) -> None:
         self._place = place
-        self._packed = self._unpacked = self._made = self._rows = 0
+        self._packed = self._unpacked = self._made = 0
         self._began = time.process_time()
         self.add()
 
@@ -50,15 +48,15 @@ class _Account:
         self._unpacked += unpacked
         if made is not None:
             self._made += made.nbytes
-            self._rows += len(made)
         most = max(self._unpacked, self._made)
         if most > max(_EXPANSION_FREE, _LARGEST_EXPANSION * self._packed):
             raise UserError(
                 f"{self._place} unpacks from {in_bytes(self._packed)} to {in_bytes(most)} and more, as no "
                 "list does: if you trust it, write it anew without compression"
             )
-        rows = min(self._rows, self._packed // _BYTES_PER_ROW)
-        allowed = SECONDS + SECONDS_PER_BYTE * max(self._packed, most) + _SECONDS_PER_ROW * rows
+        read = max(self._packed, self._unpacked)
+        # Parquet unpacks where it is not seen; of rows with long reasons, more is made than was ever read.
+        allowed = SECONDS + SECONDS_PER_BYTE * max(read, min(self._made, 2 * read))
         left = allowed - (time.process_time() - self._began)
         signal.setitimer(signal.ITIMER_PROF, max(left, 0.001))
 

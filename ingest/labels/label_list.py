@@ -12,18 +12,22 @@ places365_val.txt                      a number per image; if categories_places3
 instances_*.json, val2018.json         COCO's form, which iNaturalist has, too
 ImageSets/Main                         VOC's folder, see `ingest.labels.voc`
 
-What is read is held in memory: some 150 bytes an image.
+What is read is held in memory, within a bound: some 150 bytes an image.
 """
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
+
 from cluster.errors import UserError
-from ingest.fence.reading import MEMORY, read_fenced
+from ingest.fence.reading import read_fenced
 from ingest.labels.label_rows import TRUTH, rows
 from ingest.labels.said import Said, joined
 from ingest.labels.voc import files_in_folder, read_split_files
@@ -32,6 +36,9 @@ from ingest.sources.expand import refuse_malformed
 from ingest.sources.remote_trouble import reading
 from ingest.sources.url_list import list_format
 from ingest.store.files import open_file
+
+# Bytes, for all images that a list names; and for each, besides its name.
+_MOST_HELD, _HELD_PER_IMAGE = 3 << 29, 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +74,36 @@ def read_label_list(location: str) -> LabelList:
             "any of them with .gz or .zst, or VOC's folder ImageSets/Main"
         )
     kind, compression = found
-    data = _read(location)
-    identity = identity_of(_name(location), data)
-    # One JSON value is held whole, in several times its bytes.
-    more = len(data) * (80 if compression else 8) if kind == "json" else 0
-    tables = read_fenced(
-        rows,
-        [io.BytesIO(data), *_beside(location)],
-        {"location": location, "name": _name(location), "kind": kind},
-        place=f"--labels {location}",
-        compression=compression,
-        memory=MEMORY + more,
+    with _opened(location) as file:
+        digest = hashlib.file_digest(file, "sha256")
+    identity = identity_of(_name(location), digest)
+    with _opened(location) as file, ExitStack() as stack:
+        tables = read_fenced(
+            rows,
+            [file, *(stack.enter_context(path.open("rb")) for path in _beside(location))],
+            {"location": location, "name": _name(location), "kind": kind},
+            place=f"--labels {location}",
+            compression=compression,
+        )
+        said, about = _collected(tables, location)
+    named = about.get(b"names", b"").decode()
+    return LabelList(
+        identity=f"{identity}{named}",
+        said=said,
+        has_labels=not about.get(b"no_labels"),
+        unnamed=bool(about.get(b"unnamed")),
     )
+
+
+def _collected(tables: Iterator[pa.Table], location: str) -> tuple[dict[str, Said], Mapping[bytes, bytes]]:
+    """What is said of each image, and what the last table tells of the names of labels.
+
+    Raises:
+        UserError: it contradicts itself, or is too much.
+    """
     said: dict[str, Said] = {}
+    about: Mapping[bytes, bytes] = {}
+    left = _MOST_HELD
     listed: list[Said] = []
     known: dict[Said, Said] = {}
     for new, batch in zip(tables, tables, strict=True):
@@ -102,14 +126,14 @@ def read_label_list(location: str) -> LabelList:
                     f"--labels {location}, row {number}: {image} has more than {MOST_LABELS:,} labels: give "
                     "those that it shows"
                 )
+            left -= 0 if image in said else len(image) + _HELD_PER_IMAGE
+            if left < 0:
+                raise UserError(
+                    f"--labels {location} names more than {len(said):,} images, which take too much "
+                    "memory: crawl the sources in parts, each with its own list"
+                )
             said[image] = known.setdefault(both, both)
-    named = about.get(b"names", b"").decode()
-    return LabelList(
-        identity=f"{identity}{named}",
-        said=said,
-        has_labels=not about.get(b"no_labels"),
-        unnamed=bool(about.get(b"unnamed")),
-    )
+    return said, about
 
 
 def _name(location: str) -> str:
@@ -117,28 +141,28 @@ def _name(location: str) -> str:
     return PurePosixPath(urlsplit(location).path if "://" in location else location).name
 
 
-def _beside(location: str) -> list[io.BytesIO]:
+def _beside(location: str) -> list[Path]:
     """The file beside the list that has names for its numbers, if there is one."""
     name = _name(location)
     if "://" in location or not (TRUTH.fullmatch(name) or name.startswith("places365")):
         return []
     path = Path(location).parent / ("meta.mat" if TRUTH.fullmatch(name) else "categories_places365.txt")
-    return [io.BytesIO(path.read_bytes())] if path.is_file() else []
+    return [path] if path.is_file() else []
 
 
-def identity_of(name: str, data: bytes) -> str:
-    """A file in the fingerprint of what was made with it."""
-    return f"{name} (sha256 {hashlib.sha256(data).hexdigest()[:16]})"
+def identity_of(name: str, digest: Any) -> str:
+    """A file in the fingerprint of what was made with it, by the digest of its bytes."""
+    return f"{name} (sha256 {digest.hexdigest()[:16]})"
 
 
-def _read(location: str) -> bytes:
+@contextmanager
+def _opened(location: str) -> Iterator[io.BufferedIOBase]:
     try:
         with (
             reading(f"--labels {location}"),
             open_file(location if "://" in location else Path(location)) as file,
         ):
-            data: bytes = file.read()
-            return data
+            yield file
     except ValueError as error:
         raise UserError(f"--labels {location} cannot be opened: {error}") from error
 
@@ -155,4 +179,6 @@ def _voc_folder(folder: Path) -> LabelList:
 def voc_list(files: Mapping[str, bytes]) -> LabelList:
     """The labels in VOC's split files."""
     digests = "".join(f"{name} {hashlib.sha256(data).hexdigest()}\n" for name, data in sorted(files.items()))
-    return LabelList(identity=identity_of("ImageSets/Main", digests.encode()), said=read_split_files(files))
+    return LabelList(
+        identity=identity_of("ImageSets/Main", hashlib.sha256(digests.encode())), said=read_split_files(files)
+    )

@@ -5,9 +5,10 @@ import hashlib
 import io
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
@@ -18,7 +19,8 @@ from ingest.labels.said import Said
 from ingest.sources.column_values import split_labels
 from ingest.sources.companions import MOST_LABELS
 from ingest.sources.folder_metadata import csv_rows
-from ingest.sources.text_blocks import encoding_of
+from ingest.sources.json_stream import JsonStream
+from ingest.sources.text_blocks import BLOCK_BYTES, encoding_of
 from ingest.sources.url_list import PARQUET_BUFFER, shown
 
 IMAGE_NAMES = (
@@ -33,6 +35,7 @@ _NO_PAIRS = (
     "--labels {} is no list of lines `image label`{}: a file of another form needs names of columns, such as "
     "path and label in a .csv"
 )
+_NO_JSON = 'it is neither a list, as [{"path": …, "label": …}, …], nor of COCO\'s form'
 _ROWS_AT_A_TIME = 1 << 15
 # Opens a file, unpacked, from its beginning.
 _Opened = Callable[[], AbstractContextManager[Any]]
@@ -132,19 +135,37 @@ def _json_lines(text: TextIO) -> Iterator[Mapping[str, Any]]:
 
 def _json(text: TextIO) -> Iterator[Mapping[str, Any]]:
     """A list of objects; or COCO's, whose annotations have an image and a category each."""
-    value = json.load(text)
-    if isinstance(value, dict) and {"images", "annotations", "categories"} <= value.keys():
+    stream = JsonStream(iter(partial(text.read, BLOCK_BYTES), ""))
+    if stream.next_character() == "{":
         try:
-            classes = {each["id"]: each.get("name", each["id"]) for each in value["categories"]}
-            images = {each["id"]: each["file_name"] for each in value["images"]}
-            for each in value["annotations"]:
-                yield {"file_name": images[each["image_id"]], "label": classes[each["category_id"]]}
+            yield from _coco(stream)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"COCO's images, annotations and categories do not fit: {error}") from error
         return
-    if not isinstance(value, list):
-        raise ValueError('it is neither a list, as [{"path": …, "label": …}, …], nor of COCO\'s form')
-    yield from map(_object, value)
+    if stream.next_character() != "[":
+        raise ValueError(_NO_JSON)
+    yield from map(_object, stream.items())
+
+
+def _coco(stream: JsonStream) -> Iterator[Mapping[str, Any]]:
+    """What is of use of each item: outlines of objects take hundreds of megabytes."""
+    found: dict[str, list[tuple[Any, Any]]] = {}
+    for name in stream.members():
+        items = stream.items() if stream.next_character() == "[" else iter([stream.value()])
+        match name:
+            case "images":
+                found[name] = [(each["id"], each["file_name"]) for each in items]
+            case "categories":
+                found[name] = [(each["id"], each.get("name", each["id"])) for each in items]
+            case "annotations":
+                found[name] = [(each["image_id"], each["category_id"]) for each in items]
+            case _:
+                deque(items, maxlen=0)
+    if len(found) < 3:
+        raise ValueError(_NO_JSON)
+    images, classes = dict(found["images"]), dict(found["categories"])
+    for image, category in found["annotations"]:
+        yield {"file_name": images[image], "label": classes[category]}
 
 
 def _object(row: Any) -> Mapping[str, Any]:

@@ -8,19 +8,45 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.errors import UserError
+from cluster.small_file import read_small
 from ingest.labels.said import NOTHING, Said, joined
 from ingest.problem import Problem
 from ingest.sources.opening import is_list, open_images
 
 _NAME = re.compile(r"(?P<label>[^/]+)_(?P<split>train|val|trainval|test)\.txt")
 _PLACE = re.compile(rf"(?:^|/)ImageSets/Main/{_NAME.pattern}$")
-_LARGEST = 64 << 20
+# All files of one class have some 200 KB, and those of all classes 6 MB.
+_LARGEST, _LARGEST_TOGETHER = 4 << 20, 32 << 20
 
 
 def files_in_folder(folder: Path) -> dict[str, bytes]:
-    """The split files of a folder, by their names."""
+    """The split files of a folder, by their names.
+
+    Raises:
+        UserError: one cannot be read, or is too large.
+    """
     paths = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
-    return {path.name: path.read_bytes() for path in paths}
+    found: dict[str, bytes] = {}
+    for path in paths:
+        try:
+            found[path.name] = read_small(path, most=_LARGEST)
+        except OSError as error:
+            raise UserError(f"the labels in {path} cannot be read: {error.strerror}") from error
+        _refuse_large(found)
+    return found
+
+
+def _refuse_large(files: Mapping[str, bytes]) -> None:
+    """Before all that they say is held in memory.
+
+    Raises:
+        UserError: they are larger than those of any such data set.
+    """
+    if sum(map(len, files.values())) > _LARGEST_TOGETHER:
+        raise UserError(
+            f"the files of labels beside {next(iter(files))} have more than {_LARGEST_TOGETHER >> 20} MB, as no "
+            "data set of VOC's layout has: give the labels with --labels, as a .csv or .parquet"
+        )
 
 
 def files_in_source(place: str) -> dict[str, bytes]:
@@ -44,6 +70,7 @@ def _files_within(place: str) -> dict[str, bytes]:
                 shown = item.path.decode("utf-8", "backslashreplace")
                 raise UserError(f"{place}: the labels in {shown} cannot be read: {data.reason}")
             found[item.path.rpartition(b"/")[2].decode("utf-8", "replace")] = data
+            _refuse_large(found)
         return found
     finally:
         source.close()

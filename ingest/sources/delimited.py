@@ -12,6 +12,8 @@ import csv
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -140,7 +142,7 @@ class _Reader:
                 self.line += text.count(b"\n")
                 return Part(table), b""
         part, left = self._carefully(text, last=last)
-        return part, b"".join(_LINE_END.split(block)[-left:]) if left else b""
+        return part, b"".join(block.splitlines(keepends=True)[-left:]) if left else b""
 
     def _has_odd_quotes(self, block: bytes) -> bool:
         """Whether a line's quotes are no pairs, or one neither begins nor ends a value."""
@@ -189,14 +191,15 @@ class _Reader:
 
     def _carefully(self, block: bytes, *, last: bool) -> tuple[Part, int]:
         """Line by line; the number of lines at the end whose value may go on in the next block."""
-        lines = _LINE_END.split(block)
+        lines = block.splitlines(keepends=True)
         unpaired = [bool(self.quoted) and line.count(b'"') % 2 == 1 for line in lines]
         rows: list[list[str]] = []
         odd: list[str] = []
         at = 0
         while at < len(lines):
             line = _text(lines[at]).rstrip("\r\n")
-            taken, row = 1, _values([line], self.delimiter) if self.quoted else line.split(self.delimiter)
+            by_rules = self.quoted and ('"' in line or not line)
+            taken, row = 1, _values([line], self.delimiter) if by_rules else line.split(self.delimiter)
             if row is None and unpaired[at]:
                 end = next((n for n in range(at + 1, len(lines)) if unpaired[n]), None)
                 value = lines[at:] if end is None else lines[at : end + 1]
@@ -259,10 +262,16 @@ def _is_quoted(block: bytes, delimiter: str, columns: int) -> bool:
 def _values(lines: Sequence[str], delimiter: str) -> list[str] | None:
     """The values of the one row that these lines are by the rules of CSV; None if they are none."""
     try:
-        rows = list(csv.reader(lines, delimiter=delimiter, strict=True))
+        rows = list(csv.reader(lines, _dialect(delimiter)))
     except csv.Error:
         return None
     return rows[0] if len(rows) == 1 else None
+
+
+@cache
+def _dialect(delimiter: str) -> Any:
+    """Made once: that takes longer than to read a line by it."""
+    return csv.reader([], delimiter=delimiter, strict=True).dialect
 
 
 def _text(data: bytes) -> str:

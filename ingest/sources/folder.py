@@ -18,10 +18,8 @@ from ingest.dataset.plan_record import SourceKind, SourceRecord
 from ingest.problem import PROBLEMS, Problem
 from ingest.sources.companions import COLUMNS, LARGEST_COMPANION, joined, member_of
 from ingest.sources.folder_metadata import NAMES, FolderMetadata, read_metadata
+from ingest.sources.remote_trouble import reading
 from ingest.sources.source import Item, first_folder
-
-# A file of metadata that is larger is one of the images that are none.
-_LARGEST_METADATA = 1 << 30
 
 
 class FolderSource:
@@ -95,8 +93,10 @@ class FolderSource:
     ) -> tuple[FolderMetadata | None, bytes]:
         """What the folder's metadata file says, and its name; None and "" without one."""
         for name in NAMES:
-            if name in names and isinstance(data := self._bytes(folder + name, _LARGEST_METADATA), bytes):
-                found = read_metadata(folder, name, data, root=self._root, above=above)
+            file = self.opened(folder + name) if name in names else None
+            if file is not None:
+                with file, reading(os.fsdecode(self._root + b"/" + folder + name)):
+                    found = read_metadata(folder, name, file, root=self._root, above=above)
                 if found is not None:
                     return found, name
         return None, b""

@@ -5,8 +5,8 @@ pyarrow reads blocks of lines; one in which it finds something odd is read line 
 
 import codecs
 import json
-import re
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -14,14 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.json as pa_json
 
 from ingest.sources.delimited import Part
+from ingest.sources.json_stream import JsonStream
 from ingest.sources.text_blocks import Opened, blocks, pieces
 
 # From here on, a float may stand for several whole numbers.
 _EXACT = 2.0**53
 _BATCH = 1 << 16
-# An item of an array that is longer has no end.
-_LONGEST_ITEM = 64 << 20
-_BETWEEN = re.compile(r"[ \t\r\n,]*")
+_END = object()
 
 
 def read_json(opened: Opened) -> Iterator[Part]:
@@ -159,29 +158,21 @@ def _sound(text: str) -> str:
 def _array(pieces: Iterator[bytes]) -> Iterator[Part]:
     """The objects of one JSON array, a batch at a time."""
     characters = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-    decoder = json.JSONDecoder()
-    text, at, number = characters.decode(next(pieces)).lstrip()[1:], 0, 0
+    items = JsonStream(map(characters.decode, pieces)).items()
     values: list[dict[str, Any]] = []
     odd: list[str] = []
-    while True:
-        at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
-        if text[at : at + 1] == "]":
-            break
+    for number in count(1):
         try:
-            value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            more = next(pieces, b"") if len(text) - at < _LONGEST_ITEM else b""
-            if not more:  # what follows cannot be told from it
-                odd.append(f"item {number + 1}")
-                break
-            text, at = text[at:] + characters.decode(more), 0
-            continue
-        number, at = number + 1, end
+            value = next(items, _END)
+        except (ValueError, RecursionError):  # what follows cannot be told from it
+            value, items = None, iter(())
+        if value is _END:
+            break
         if isinstance(value, dict):
             values.append(value)
         else:
             odd.append(f"item {number}")
-        if len(values) >= _BATCH:
+        if len(values) + len(odd) >= _BATCH:
             yield Part(_table(values), odd)
             values, odd = [], []
     if values or odd:

@@ -1,7 +1,6 @@
 """A text file in blocks of whole lines, as UTF-8, however it was written and packed."""
 
 import codecs
-import io
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -65,11 +64,6 @@ def encoding_of(beginning: bytes) -> str:
     if b"\0" in beginning[:2]:
         return "utf-16-le" if beginning[1:2] == b"\0" else "utf-16-be"
     return "utf-8"
-
-
-def as_utf8(data: bytes) -> bytes:
-    """A whole text; else as `blocks`."""
-    return b"".join(_as_utf8(io.BytesIO(data)))
 
 
 def _as_utf8(file: Any) -> Iterator[bytes]:

@@ -68,12 +68,16 @@ def pyav() -> Any:
     """PyAV.
 
     Raises:
-        UserError: it is not installed.
+        UserError: it is not installed, or cannot be imported.
     """
     try:
         import av
     except ModuleNotFoundError as error:
         raise UserError("video needs PyAV: pip install 'av>=18,<20'") from error
+    except ImportError as error:
+        raise UserError(
+            f"video needs PyAV, which cannot be imported ({error}): pip install --force-reinstall 'av>=18,<20'"
+        ) from error
     return av
 
 

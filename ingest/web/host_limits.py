@@ -25,6 +25,8 @@ from ingest.web.url import http_url
 _ANY = "*."
 _AS_OTHERS = "-"
 _LEAST = 0.001
+# Of a file, in bytes: a hundred thousand hosts.
+_LARGEST = 4 << 20
 # Nothing of a URL but its host: of IPv6 in brackets.
 _NAME = re.compile(r"[^/?#@:\\\[\]*]+|\[[0-9A-Fa-f:.]+\]")
 
@@ -87,7 +89,7 @@ def read_host_limits(path: Path, *, per_address: int) -> tuple[HostLimit, ...]:
         UserError: it cannot be read, or a line of it says something else.
     """
     try:
-        text = read_small(path).decode()
+        text = read_small(path, most=_LARGEST).decode()
     except OSError as error:
         raise UserError(
             f"--host-limits {path} cannot be read ({error.strerror}): name a file of lines "

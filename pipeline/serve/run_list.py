@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.job import State
-from cluster.run.folder import RunFolder, list_runs
+from cluster.run.folder import RunFolder, each_once, list_runs
 from cluster.run.status import Status, in_words
 from pipeline.serve.asked import ask
 from pipeline.train.look import UNREADABLE, look_at, name_in
@@ -100,7 +100,8 @@ class RunList:
 
     def _jobs(self) -> list[RunFolder]:
         """The jobs of graphs' stages, which lie one folder deeper."""
-        return [RunFolder(path.parent) for path in sorted(self.folder.glob("*/jobs/*/status.json"))]
+        found = [path.parent for path in self.folder.glob("*/jobs/*/status.json")]
+        return [RunFolder(path) for path in each_once(self.folder, found)]
 
     def _entry(self, known_as: str, run: RunFolder, version: int) -> Entry:
         before = self.entries.get(known_as)

@@ -181,3 +181,16 @@ def test_runs_are_listed_by_number_and_those_of_a_graph_with_them(tmp_path: Path
         (tmp_path / name / "status.json").touch()
     found = [str(run.path.relative_to(tmp_path)) for run in list_runs(tmp_path)]
     assert found == ["B", "demo/pretrain-1", "run-2", "run-10"]
+
+
+def test_a_run_is_listed_once_whatever_links_lead_to_it(tmp_path: Path) -> None:
+    for name in ("run-1", "demo/train-1"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "status.json").touch()
+    (tmp_path / "runs" / "all").symlink_to(tmp_path / "runs")
+    (tmp_path / "runs" / "a-copy").symlink_to("run-1")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "status.json").touch()
+    (tmp_path / "runs" / "borrowed").symlink_to(tmp_path / "elsewhere")
+    found = [str(run.path.relative_to(tmp_path / "runs")) for run in list_runs(tmp_path / "runs")]
+    assert found == ["borrowed", "demo/train-1", "run-1"]
