@@ -393,10 +393,10 @@ def list_runs(folder: str | Path) -> list[RunFolder]:
 
 def each_once(folder: Path, paths: Iterable[Path]) -> list[Path]:
     """Paths below a folder in their order, each place once, whatever links lead to it: by its own name, if
-    that is among them.
+    that is among them, or by the shortest.
     """
     home, once = folder.resolve(), dict[Path, Path]()
-    for path in sorted(paths, key=lambda path: _natural(path.relative_to(folder))):
+    for path in sorted(paths, key=lambda path: (len(path.parts), _natural(path))):
         real = path.resolve()
         if real not in once or real == home / path.relative_to(folder):
             once[real] = path

@@ -12,7 +12,15 @@ from cluster.host import CORES
 from cluster.wording import several, visible
 from ingest.commands.options import DatasetFolder, Json, Workers
 from ingest.dataset.plan_record import noun_of
-from ingest.dataset.verify import Damage, Level, read_seal, verify_root, verify_units
+from ingest.dataset.verify import (
+    DECODE_MB,
+    DECODE_SECONDS,
+    Damage,
+    Level,
+    read_seal,
+    verify_root,
+    verify_units,
+)
 from ingest.progress.meter import Meter
 from ingest.store.open import open_store
 
@@ -23,6 +31,13 @@ def verify(
         str, typer.Option(help="names, sizes, sha or decode; each includes the checks before it.")
     ] = "sha",
     workers: Workers = CORES,
+    *,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="At level decode: CPU time that one image or clip may take.")
+    ] = DECODE_SECONDS,
+    memory_mb: Annotated[
+        int, typer.Option(min=64, help="At level decode: memory that one image or clip may take, MiB.")
+    ] = DECODE_MB,
     as_json: Json = False,
 ) -> None:
     """Check that a dataset is intact, and name everything that is damaged; exit with 1 if anything is."""
@@ -35,7 +50,8 @@ def verify(
         if chosen >= Level.SHA:
             damages += verify_root(dataset, seal)
         with Meter(Console(stderr=True)) as meter:
-            for done, report in enumerate(verify_units(dataset, seal, chosen, workers=workers), 1):
+            units = verify_units(dataset, seal, chosen, workers=workers, seconds=seconds, memory_mb=memory_mb)
+            for done, report in enumerate(units, 1):
                 damages += report.damages
                 images += report.images
                 figures = [several(images, noun), f"{len(damages):,} damaged"]

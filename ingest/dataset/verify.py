@@ -3,8 +3,8 @@
 names   the seal is what it says, and every file that it names is there
 sizes   every file has the size that was sealed
 sha     every shard, metadata file and image has the sha256 that was sealed, and the commits give the root
-decode  every image, and every clip to its end, decodes to the size that its row says, within DECODE_SECONDS
-        and DECODE_MB, in a process that can do no harm
+decode  every image, and every clip to its end, decodes to the size that its row says, within bounds of CPU
+        time and memory, in a process that can do no harm
 
 Nothing is mended and nothing stops at the first fault: each damaged thing is told in a sentence of its own.
 """
@@ -37,6 +37,7 @@ from ingest.image.check_pool import Checker
 from ingest.store.open import home_of, open_store
 from ingest.store.store import Store
 from ingest.video.container import CONTAINERS, pyav
+from ingest.video.decode_worker import NO_PYAV
 
 # Of CPU time and memory for one image or clip: several times what a crawl allows, if nothing else is said.
 DECODE_SECONDS = 600.0
@@ -128,18 +129,31 @@ def read_seal(path: str | Path) -> tuple[Seal | None, list[Damage]]:
     return Seal(root=root, units=tuple(rows)), damages
 
 
-def verify_units(path: str | Path, seal: Seal, level: Level, *, workers: int) -> Iterator[UnitReport]:
+def verify_units(
+    path: str | Path,
+    seal: Seal,
+    level: Level,
+    *,
+    workers: int,
+    seconds: float = DECODE_SECONDS,
+    memory_mb: int = DECODE_MB,
+) -> Iterator[UnitReport]:
     """Check every unit, in order; `workers` threads share the work, each with a process that decodes. More of
     them ask an object store, which answers late, and many at once.
 
+    Args:
+        path, seal, level, workers: see above.
+        seconds: CPU time that one image or clip may take.
+        memory_mb: and memory.
+
     Raises:
-        UserError: there are clips to decode, and PyAV is not installed.
+        UserError: there are clips to decode, and PyAV cannot be imported.
     """
     store = open_store(path)
     if level < Level.DECODE and not isinstance(store.root, Path):
         workers = max(workers, _WORKERS_THAT_WAIT if level >= Level.SHA else _WORKERS_THAT_ASK)
     with ExitStack() as stack:
-        decoders = deque(stack.enter_context(_decoder()) for _ in range(workers))
+        decoders = deque(stack.enter_context(_decoder(seconds, memory_mb)) for _ in range(workers))
 
         def verified(unit: tuple[dict[str, Any], bool]) -> UnitReport:
             decoder = decoders.pop()
@@ -152,13 +166,13 @@ def verify_units(path: str | Path, seal: Seal, level: Level, *, workers: int) ->
             yield from pool.map(verified, _first_of_shard(seal.units))
 
 
-def _decoder() -> Checker[_Sample]:
+def _decoder(seconds: float, memory_mb: int) -> Checker[_Sample]:
     """Starts its process when it is first asked."""
     return Checker(
         Treatment(),
         workers=1,
-        seconds=DECODE_SECONDS,
-        memory_mb=DECODE_MB,
+        seconds=seconds,
+        memory_mb=memory_mb,
         module="ingest.video.decode_worker",
         detail=lambda sample: [sample["format"], sample["width"], sample["height"]],
     )
@@ -284,6 +298,11 @@ def _verify_images(
             deque(intact(), maxlen=0)
         else:
             for sample, _, checked in decoder.run(intact()):
+                if checked.reason == NO_PYAV:
+                    raise UserError(
+                        "PyAV cannot be imported where clips are decoded, so that none can be verified: "
+                        "pip install --force-reinstall 'av>=18,<20'"
+                    )
                 faults[sample["slot"]] = _decode_fault(sample, checked)
     for sample in kept:
         if found := faults.get(sample["slot"]):

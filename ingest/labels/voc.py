@@ -44,8 +44,8 @@ def _refuse_large(files: Mapping[str, bytes]) -> None:
     """
     if sum(map(len, files.values())) > _LARGEST_TOGETHER:
         raise UserError(
-            f"the files of labels beside {next(iter(files))} have more than {_LARGEST_TOGETHER >> 20} MB, as no "
-            "data set of VOC's layout has: give the labels with --labels, as a .csv or .parquet"
+            f"the files of labels beside {next(iter(files))} have more than {_LARGEST_TOGETHER >> 20} MB, "
+            "as no data set of VOC's layout has: give the labels with --labels, as a .csv or .parquet"
         )
 
 

@@ -76,7 +76,8 @@ def pyav() -> Any:
         raise UserError("video needs PyAV: pip install 'av>=18,<20'") from error
     except ImportError as error:
         raise UserError(
-            f"video needs PyAV, which cannot be imported ({error}): pip install --force-reinstall 'av>=18,<20'"
+            f"video needs PyAV, which cannot be imported ({error}): "
+            "pip install --force-reinstall 'av>=18,<20'"
         ) from error
     return av
 

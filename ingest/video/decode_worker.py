@@ -3,19 +3,34 @@
 As `ingest.image.check_worker`, which says how it is bounded and fenced in: datasets may be strangers', too.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+from cluster.errors import UserError
 from ingest.image.check import Checked
 from ingest.image.check_worker import serve
 from ingest.image.decode import ImageLimits, as_image_error, open_image
 from ingest.image.orientation import upright
 from ingest.image.pixels import as_rgb
-from ingest.video.container import CONTAINERS, MediaError
+from ingest.video.container import CONTAINERS, MediaError, pyav
 from ingest.video.watch import Bounds, watch
+
+# Nothing is wrong with the clip.
+NO_PYAV = "no_pyav"
+_NO_CLIP = Checked(status="failed", reason=NO_PYAV)
 
 
 def main() -> None:
-    serve(lambda order: _decoded)
+    serve(_prepared)
+
+
+def _prepared(_: dict[str, Any]) -> Callable[[bytes, Any], Checked]:
+    # What a library takes is not the first clip's; and behind the fence it may be unable to say what it lacks.
+    try:
+        pyav()
+    except UserError:
+        return lambda data, row: _decoded(data, row) if row[0] not in CONTAINERS else _NO_CLIP
+    return _decoded
 
 
 def _decoded(data: bytes, row: list[Any]) -> Checked:

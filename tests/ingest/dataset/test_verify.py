@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cluster.errors import UserError
-from ingest.dataset import layout, verify
+from ingest.dataset import layout
 from ingest.dataset.commit import commit
 from ingest.dataset.keys import key_name, key_of
 from ingest.dataset.open import open_dataset
@@ -298,12 +298,13 @@ def test_picture_larger_than_its_row_is_not_decoded(tmp_path, encode):
     assert "too_many_pixels" in found_from(dataset, Level.DECODE)[key(0, 0)]
 
 
-def test_pictures_are_decoded_in_a_process_that_is_bounded(tmp_path, encode, monkeypatch):
+def test_pictures_are_decoded_in_a_process_that_is_bounded(tmp_path, encode):
     large = encode(Image.new("RGB", (4000, 4000)), "PNG")
     dataset = sealed_with(tmp_path / "dataset", large, width=4000, height=4000)
     assert not found_from(dataset, Level.DECODE)
-    monkeypatch.setattr(verify, "DECODE_MB", 16)
-    assert found_from(dataset, Level.DECODE)[key(0, 0)].endswith("does not decode: memory_limit")
+    found, _ = read_seal(dataset)
+    (unit,) = verify_units(dataset, found, Level.DECODE, workers=1, memory_mb=16)
+    assert unit.damages[0].sentence.endswith("does not decode: memory_limit")
 
 
 def test_rows_that_disagree_with_the_commit_are_found_by_sha(dataset):

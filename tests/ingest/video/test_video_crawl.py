@@ -23,7 +23,6 @@ from typer.testing import CliRunner
 from cluster.errors import UserError
 from ingest import cli
 from ingest.crawl.crawl import crawl_shards
-from ingest.dataset import verify
 from ingest.dataset.open import open_dataset
 from ingest.dataset.plan_record import SourceRecord
 from ingest.dataset.schema import META_SCHEMA, VIDEO_SCHEMA
@@ -289,16 +288,25 @@ def test_verify_decodes_clips_in_a_process_that_is_bounded_and_says_what_it_need
     output, _ = made
     seal, _ = read_seal(output)
 
-    def faults():
-        units = verify_units(output, seal, Level.DECODE, workers=2)
+    def faults(**bounds):
+        units = verify_units(output, seal, Level.DECODE, workers=2, **bounds)
         return [damage.sentence.rpartition(") ")[2] for unit in units for damage in unit.damages]
 
     assert faults() == []
-    monkeypatch.setattr(verify, "DECODE_MB", 1)
-    assert len(told := faults()) == 8 and all(each.startswith("does not decode: ") for each in told)
+    assert len(told := faults(memory_mb=1)) == 8 and all(
+        each.startswith("does not decode: ") for each in told
+    )
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UserError, match="video needs PyAV: pip install"):
         faults()
+
+
+def test_a_PyAV_that_breaks_behind_the_fence_is_no_damage_of_clips(made, monkeypatch, tmp_path):
+    (tmp_path / "av.py").write_text("raise ImportError('libx.so.1: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    seal, _ = read_seal(made[0])
+    with pytest.raises(UserError, match="PyAV cannot be imported where clips are decoded"):
+        list(verify_units(made[0], seal, Level.DECODE, workers=1, memory_mb=999))
 
 
 @pytest.mark.parametrize("how", ["absent", "null"])
