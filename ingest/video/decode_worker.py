@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def _prepared(_: dict[str, Any]) -> Callable[[bytes, Any], Checked]:
-    # What a library takes is not the first clip's; and behind the fence it may be unable to say what it lacks.
+    # What a library takes is not the first clip's; and behind the fence it may fail to say what it lacks.
     try:
         pyav()
     except UserError:

@@ -8,6 +8,7 @@ import pytest
 from cluster.errors import UserError
 from ingest.dataset.open import open_dataset
 from ingest.image.check import Treatment
+from ingest.sources import folder_metadata
 from ingest.sources.folder import FolderSource
 
 
@@ -143,3 +144,19 @@ def test_D1_a_folder_and_its_companions_reach_the_rows(tmp_path, folder, crawl):
         "a caption",
         None,
     ]
+
+
+def test_D4_metadata_that_says_too_much_is_a_sentence_with_that_of_folders_above(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_metadata, "_MOST_HELD", 3_000)
+    for folder in ("set", "set/a"):
+        (tmp_path / folder).mkdir()
+        rows = [json.dumps({"file_name": f"{n}.jpg", "text": "x" * 100}) for n in range(5)]
+        (tmp_path / folder / "metadata.jsonl").write_text("\n".join(rows))
+    with pytest.raises(UserError, match=r"set/a/metadata\.jsonl says too much to be held in memory"):
+        list(FolderSource(tmp_path / "set").items())
+
+
+def test_D4_nested_metadata_is_a_sentence(tmp_path):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": ' + "[" * 200_000)
+    with pytest.raises(UserError, match=r"metadata\.jsonl cannot be read"):
+        list(FolderSource(tmp_path).items())

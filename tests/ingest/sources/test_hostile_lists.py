@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import os
+import signal
 import types
 
 import numpy as np
@@ -11,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
-from ingest.fence import reading
+from ingest.fence import reader, reading
 from ingest.fence.reading import read_fenced
 from ingest.filter.sample_list import read_sample_list
+from ingest.labels import label_list
 from ingest.labels.label_list import read_label_list
 from ingest.sources import url_listing
 from ingest.sources.image_table import ImageTable, image_column
@@ -106,6 +109,43 @@ def test_D4_so_is_one_of_labels(tmp_path, name, make, sentence):
         read_label_list(str(tmp_path / name))
     assert sentence in str(told.value)
     assert len(str(told.value)) < 500
+
+
+def test_D4_labels_in_json_are_read_an_item_at_a_time(tmp_path):
+    """Outlines take most of COCO's file, and are of no use: 80 MB, and nine times as much when parsed."""
+    outline = ",".join(["[]"] * 100_000)
+    items = ",".join(f'{{"image_id":{n},"category_id":1,"outline":[{outline}]}}' for n in range(270))
+    images = ",".join(f'{{"id":{n},"file_name":"{n}.jpg"}}' for n in range(270))
+    (tmp_path / "l.json").write_text(
+        f'{{"annotations":[{items}],"images":[{images}],"categories":[{{"id":1,"name":"cat"}}]}}'
+    )
+    assert read_label_list(str(tmp_path / "l.json")).said["269.jpg"].labels == ("cat",)
+
+
+def test_D4_a_list_of_more_images_than_fit_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_list, "_MOST_HELD", 2_000)
+    (tmp_path / "l.txt").write_text("".join(f"{number} cat\n" for number in range(100)))
+    with pytest.raises(UserError, match="names more than 15 images, which take too much memory"):
+        read_label_list(str(tmp_path / "l.txt"))
+
+
+def test_D4_what_is_made_of_a_list_buys_little_time():
+    """Rows of two bytes, each with its reason, took 33 s of 26 MB."""
+    account = reader._Account("l")
+    account.add(packed=1 << 20, made=pa.table({"reason": pa.array([bytes(100 << 20)])}))
+    left, _ = signal.setitimer(signal.ITIMER_PROF, 0)
+    assert left < 10.5
+
+
+def test_D4_voc_files_are_bounded(tmp_path):
+    os.mkfifo(tmp_path / "cat_train.txt")
+    with pytest.raises(UserError, match="it is no regular file"):
+        read_label_list(str(tmp_path))
+    (tmp_path / "cat_train.txt").unlink()
+    for number in range(9):
+        (tmp_path / f"cat{number}_train.txt").write_bytes(b"a 1\n" * (1 << 20))
+    with pytest.raises(UserError, match="more than 32 MB"):
+        read_label_list(str(tmp_path))
 
 
 def test_D4_so_is_one_of_samples(tmp_path):
