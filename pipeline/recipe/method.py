@@ -152,8 +152,9 @@ class CMA(Section):
 
     `weight` is that of the term which compares a clip with its positives, within each modality, and with the
     first `within_negatives` of its negatives. Up to `exact_below` clips every pair is compared; above, those
-    of neighbouring cells, and then, with `search_uncertified`, a clip with all others where no bound shows
-    that its best are among these. In a bank of loose neighbourhoods that is nearly every clip.
+    of neighbouring cells. With `search_uncertified` a clip is then compared with all others where no bound
+    shows that its best are among these: in a bank of loose neighbourhoods that is nearly every clip, and
+    takes as long as comparing every pair.
 
     A bank must have neighbourhoods that both modalities share: the nearest by one must be alike in the other,
     by `least_agreement` standard deviations more than any two; at 0 any bank will do. The default comes from
@@ -166,7 +167,7 @@ class CMA(Section):
     within_negatives: PositiveInt = 64
     weight: PositiveFloat = 1.0
     exact_below: NonNegativeInt = 20_000_000
-    search_uncertified: bool = True
+    search_uncertified: bool = False
     least_agreement: NonNegativeFloat = 1.0
 
 
