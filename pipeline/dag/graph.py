@@ -154,8 +154,11 @@ def _shown_value(shown: Shown, recipe: DagRecipe, result: Receipt | Failed) -> s
     assert isinstance(result, Receipt)  # a graph with a failure has no closing lines
     if shown.metric is None:
         return str(Path(recipe.folder) / "latest" / shown.stage / (shown.file or ""))
-    value = result.metrics[shown.metric]
-    return f"{100 * value:.1f} %" if isinstance(value, float) else str(value)
+    low, value, high = _metric(result, shown.metric, stage=shown.stage)
+    if not isinstance(value, float):
+        return str(value)
+    interval = f" ({100 * low:.1f} to {100 * high:.1f})" if low < high else ""
+    return f"{100 * value:.1f} %{interval}"
 
 
 def failed_checks(recipe: DagRecipe, results: Mapping[str, Receipt | Failed]) -> list[str]:

@@ -49,16 +49,30 @@ class LinearSgdRecipe(Section):
 AveragePrecision = Literal["interpolated", "eleven_points", "scikit_learn"]
 
 
+class LowShot(Section):
+    """Machines that learn each class from so many images with it, and (classes - 1) times as many without it,
+    again with others in each of `samplings`. Few images cannot choose a cost, so it is given.
+    """
+
+    shots: tuple[PositiveInt, ...] = Field((1, 2, 4, 8, 16, 32, 64, 96), min_length=1)
+    samplings: PositiveInt = 5
+    cost: PositiveFloat = 1.0
+
+
 class SvmRecipe(Section):
     """Linear support vector machines on frozen features, one for each class; each chooses its cost by
     cross-validation on the training set. `average_precision` is the one that counts; all three are told.
-    `draws` of test images, by `seed`, make its interval.
+    `draws` of test images, by `seed`, make its interval. With `low_shot`, machines that learn from few images
+    are scored, too.
     """
+
+    unwritten: ClassVar[frozenset[str]] = frozenset({"low_shot"})
 
     costs: tuple[PositiveFloat, ...] = Field((0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000), min_length=1)
     folds: Annotated[int, Field(ge=2)] = 3
     max_iterations: PositiveInt = 2000
     average_precision: AveragePrecision = "interpolated"
+    low_shot: LowShot | None = None
     draws: Annotated[int, Field(ge=100)] = 1000
     seed: NonNegativeInt = 0
 

@@ -27,7 +27,7 @@ from pipeline.report.gallery import Samples, crops_seen, data_uri, label_rows, n
 from pipeline.report.page import environment
 from pipeline.report.per_class import PerClass, per_class
 from pipeline.report.prototypes import prototype_gallery
-from pipeline.report.scores import SCORED_TRUNKS, scores_given
+from pipeline.report.scores import SCORED_TRUNKS, scores_given, several_labels, shots_in
 from pipeline.report.training_curves import training_curves
 from pipeline.train.branch import read_parent
 from pipeline.train.steering import read_changes
@@ -44,8 +44,8 @@ def build_report(
 
     Args:
         inputs: `data`, the images of the pretraining; `train` and `test`, the labelled images of the
-            evaluation; `run`, `trunk`, `features`, `features_random`; any of the roles in SCORES; and
-            `photographs`, how tiles were cut, if these are tiles of photographs.
+            evaluation; `run`, `trunk`, `features`, `features_random`; any of the roles in SCORES
+            and SEVERAL_LABELS; and `photographs`, how tiles were cut, if these are tiles of photographs.
         device: for the images that are shown to the prototypes of SwAV.
 
     Raises:
@@ -110,6 +110,8 @@ def build_report(
                 seed=recipe.seed,
             ),
             map=_map(trained[1], test_samples, seed=recipe.seed),
+            several_labels=several_labels(inputs),
+            shots=shots_in(several_labels(inputs)),
             per_class=_per_class(inputs, *trained, seed=recipe.seed, device=device),
             recipe_text=yaml.safe_dump(
                 pretrain.model_dump(mode="json", exclude={"run"}), sort_keys=False, width=80

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,9 @@ SCORES = {
     if row.metric == "top1"  # the report compares accuracies
     for trunk in SCORED_TRUNKS
 }
+
+# The same of images with several labels, which the report has a table for.
+SEVERAL_LABELS = {"svm" if trunk == "trained" else f"svm_{trunk}": trunk for trunk in SCORED_TRUNKS}
 
 
 def scores_given(inputs: Mapping[str, Input]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -40,3 +44,14 @@ def scores_given(inputs: Mapping[str, Input]) -> dict[str, dict[str, dict[str, A
                 f"of the trained trunk to hold it against: give it the input {evaluation}, too"
             )
     return found
+
+
+def several_labels(inputs: Mapping[str, Input]) -> dict[str, dict[str, Any]]:
+    """Trunk → metrics, of the scores of images with several labels among a report's inputs."""
+    return {trunk: inputs[role].receipt.metrics for role, trunk in SEVERAL_LABELS.items() if role in inputs}
+
+
+def shots_in(of_trunks: Mapping[str, Mapping[str, Any]]) -> list[int]:
+    """From how many images of each label machines have learnt, beside those that learn from all."""
+    names = {name for metrics in of_trunks.values() for name in metrics}
+    return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"map_(\d+)_shots", name)))

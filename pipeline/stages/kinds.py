@@ -34,7 +34,7 @@ from pipeline.recipe.stages import (
 from pipeline.recipe.transfer import PredictRecipe
 from pipeline.report.clip_scores import CLIP_SCORES
 from pipeline.report.published import TABLE_ROLES
-from pipeline.report.scores import SCORES
+from pipeline.report.scores import SCORES, SEVERAL_LABELS
 from pipeline.stages.machine import one_gpu, one_gpu_or_none
 from pipeline.train.job import resources_for
 from pipeline.transfer.evaluations import EVALUATIONS
@@ -165,7 +165,7 @@ KINDS: dict[str, Kind] = {
         run=Later("pipeline.stages.pages:report"),
         resources=one_gpu,
         inputs=frozenset({"data", "train", "test", "run", "trunk", "features", "features_random"}),
-        optional=frozenset({"photographs", *SCORES}),
+        optional=frozenset({"photographs", *SCORES, *SEVERAL_LABELS}),
         version=3,
     ),
     "compare": Kind(recipe=CompareRecipe, run=Later("pipeline.stages.pages:compare"), alike=2),

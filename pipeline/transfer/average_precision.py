@@ -51,3 +51,32 @@ def average_precisions(
         steps = np.diff(found, axis=1, prepend=0)
         found_out = (steps * precision).sum(axis=1) / np.maximum(positives[:, 0], 1)
     return np.where(positives[:, 0] > 0, found_out, np.nan)
+
+
+def of_classes(
+    scores: NDArray[np.float64],
+    target: NDArray[np.int8],
+    counts: NDArray[np.int64],
+    *,
+    definition: AveragePrecision,
+) -> NDArray[np.float64]:
+    """Average precision of each class in each sample, (d, classes), without the images to ignore for it.
+
+    Args:
+        scores: (n, classes).
+        target: (n, classes), 1 where an image has the class, -1 where the class is to be ignored.
+        counts: (d, n), as above.
+    """
+    each = []
+    for of_class, said in zip(scores.T, target.T, strict=True):
+        counted = said >= 0
+        right = said[counted] > 0
+        each.append(average_precisions(of_class[counted], right, counts[:, counted], definition=definition))
+    return np.stack(each, axis=1)
+
+
+def mean_of_classes(each: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the classes that a sample has, (d, classes) → (d,)."""
+    there = ~np.isnan(each)
+    mean: NDArray[np.float64] = np.nansum(each, axis=1) / np.maximum(there.sum(1), 1)
+    return mean

@@ -24,9 +24,10 @@ from cluster.errors import UserError
 from cluster.host import CORES
 from cluster.wording import visible
 from pipeline.recipe.transfer import AveragePrecision, SvmRecipe
-from pipeline.transfer.average_precision import average_precisions
+from pipeline.transfer.average_precision import mean_of_classes, of_classes
 from pipeline.transfer.features import Features
 from pipeline.transfer.labels import labels_in
+from pipeline.transfer.low_shot import OfShots, low_shot
 from pipeline.transfer.statistics import Interval, bootstrap
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class SvmScores:
         at_edge: classes whose best cost was the least or largest, so that a wider grid might do better.
         unconverged: classes whose fit had reached `max_iterations`.
         left_out: labels that lack an image with or without them in training, or one with them in the test.
+        low_shot: what machines that learn from few images score, where the recipe asks for them.
     """
 
     classes: tuple[str, ...]
@@ -53,6 +55,7 @@ class SvmScores:
     at_edge: int
     unconverged: int
     left_out: int
+    low_shot: tuple[OfShots, ...]
     train_samples: int
     test_samples: int
 
@@ -67,6 +70,7 @@ class SvmScores:
             **{f"map_{name}": value for name, value in found.items()},
             **{f"ap_{name}": value for name, value in zip(self.classes, of_classes, strict=True)},
             **{f"cost_{name}": value for name, value in zip(self.classes, self.costs, strict=True)},
+            **{name: value for each in self.low_shot for name, value in each.metrics().items()},
             "at_edge": self.at_edge,
             "unconverged": self.unconverged,
             "classes": len(self.classes),
@@ -97,6 +101,12 @@ def svm(
         )
     classes = [names[each] for each in scored]
     has, asked = has[:, scored], asked[:, scored]
+    of_few: tuple[OfShots, ...] = ()
+    if recipe.low_shot is not None:
+        machine = _machine(recipe.low_shot.cost, recipe)
+        of_few = low_shot(
+            machine, recipe, x=x, learnt=learnt[:, scored], outside=outside, asked=asked, classes=classes
+        )
     if len(recipe.costs) > 1:
         _refuse_few(classes, has, recipe)
     costs, fits = _fit_all(x, has, recipe)
@@ -106,11 +116,13 @@ def svm(
     scores = SvmScores(
         classes=tuple(classes),
         average_precision={
-            name: _precisions(ranks, asked, once, name)[0] for name in get_args(AveragePrecision)
+            name: of_classes(ranks, asked, once, definition=name)[0] for name in get_args(AveragePrecision)
         },
         definition=recipe.average_precision,
         interval=bootstrap(
-            lambda counts: _mean(_precisions(ranks, asked, counts, recipe.average_precision)),
+            lambda counts: mean_of_classes(
+                of_classes(ranks, asked, counts, definition=recipe.average_precision)
+            ),
             len(outside),
             draws=recipe.draws,
             seed=recipe.seed,
@@ -119,6 +131,7 @@ def svm(
         at_edge=sum(cost in edges for cost in costs),
         unconverged=sum(bool(np.max(fit.n_iter_) >= recipe.max_iterations) for fit in fits),
         left_out=len(names) - len(scored),
+        low_shot=of_few,
         train_samples=len(x),
         test_samples=len(outside),
     )
@@ -195,29 +208,3 @@ def _best_cost(x: NDArray[np.float64], sign: NDArray[np.int64], recipe: SvmRecip
 def _machine(cost: float, recipe: SvmRecipe) -> LinearSVC:
     # The primal problem has the dual's solution, and is solved where costs are large, too.
     return LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual=False, tol=1e-4, max_iter=recipe.max_iterations)
-
-
-def _precisions(
-    ranks: NDArray[np.float64],
-    target: NDArray[np.int8],
-    counts: NDArray[np.int64],
-    definition: AveragePrecision,
-) -> NDArray[np.float64]:
-    """Average precision of each class in each draw, (d, classes), without the images to ignore for it.
-
-    Args:
-        ranks: (n, classes) scores. target: (n, classes), see `_targets`. counts: (d, n).
-    """
-    each = []
-    for rank, of_class in zip(ranks.T, target.T, strict=True):
-        counted = of_class >= 0
-        right = of_class[counted] > 0
-        each.append(average_precisions(rank[counted], right, counts[:, counted], definition=definition))
-    return np.stack(each, axis=1)
-
-
-def _mean(each: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Over the classes that a draw of images has, (d, classes) → (d,)."""
-    there = ~np.isnan(each)
-    mean: NDArray[np.float64] = np.nansum(each, axis=1) / np.maximum(there.sum(1), 1)
-    return mean

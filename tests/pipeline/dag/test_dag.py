@@ -243,6 +243,9 @@ show:
     assert (tmp_path / "out" / "latest" / "two" / "out").read_text() == "7"
     with pytest.raises(UserError, match="no stage 'tow'; did you mean 'two'"):
         load_dag(str(path), ["stages.tow.recipe.number=7"])
+    path.write_text(path.read_text().replace("metric: share", "metric: shaer"))
+    with pytest.raises(UserError, match="stage two has no metric 'shaer'; did you mean 'share'"):
+        run_all(load_dag(str(path), []))
 
 
 def test_the_end_of_a_graph_names_the_failure_and_what_was_not_run(tmp_path):

@@ -20,10 +20,10 @@ from pipeline.dag.recipe import load_dag
 from pipeline.dag.stage import Input, Receipt
 from pipeline.recipe.stages import ReportRecipe
 from pipeline.report.figures import Bar, Series, bar_chart, doubling_ticks, line_chart, ticks
-from pipeline.report.page import duration
+from pipeline.report.page import duration, environment
 from pipeline.report.per_class import per_class
 from pipeline.report.run_report import build_report
-from pipeline.report.scores import scores_given
+from pipeline.report.scores import SCORED_TRUNKS, scores_given, several_labels, shots_in
 from pipeline.report.training_curves import training_curves
 from pipeline.stages.kinds import KINDS
 from pipeline.train.loop import pretrain
@@ -94,7 +94,7 @@ def test_C2_the_demo_reruns_nothing_and_a_change_reruns_exactly_its_descendants(
         "kNN accuracy, raw pixels",
         "report",
     ]
-    assert all(re.search(r"\d+\.\d %$", line) for line in closing[:3])
+    assert all(re.search(r"\d+\.\d % \(\d+\.\d to \d+\.\d\)$", line) for line in closing[:3])
     _, lines, _ = run("stages.knn_pixels.recipe.temperature=0.2")
     assert names(lines, "done") == {"knn_pixels", "report"}
     _, lines, _ = run("stages.test.recipe.unit_rows=7")
@@ -238,6 +238,38 @@ def test_a_report_without_a_score_of_the_trained_trunk_is_refused():
         UserError, match=r"a score linear of the raw pixels, .*: give it the input linear, too"
     ):
         scores_given({"knn": scored, "linear_pixels": scored})
+
+
+def test_scores_of_images_with_several_labels_have_a_table():
+    def scored(**few):
+        metrics = {"map": 0.5, "map_low": 0.45, "map_high": 0.55, "map_interpolated": 0.5}
+        return Input(
+            path=None,
+            receipt=SimpleNamespace(
+                metrics={**metrics, "map_eleven_points": 0.49, "map_scikit_learn": 0.48, **few}
+            ),
+        )
+
+    of_trunks = several_labels(
+        {
+            "svm": scored(map_1_shots=0.2, spread_1_shots=0.034, map_16_shots=0.4, spread_16_shots=0.01),
+            "svm_random": scored(),
+            "knn": scored(),
+        }
+    )
+    page = environment().get_template("several_labels.html")
+    text = page.render(several_labels=of_trunks, shots=shots_in(of_trunks), trunk_names=SCORED_TRUNKS)
+    assert re.findall(r"<th[^>]*>([^<]+)</th>", text) == [
+        "all images",
+        "11 points",
+        "scikit-learn",
+        "1 with it",
+        "16 with it",
+        "trained trunk",
+        "random trunk",
+    ]
+    assert "20.0 <small>± 3.4</small>" in text and "45.0 to 55.0" in text
+    assert not page.render(several_labels={}).strip()
 
 
 @pytest.mark.slow

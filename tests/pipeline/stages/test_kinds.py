@@ -51,7 +51,7 @@ KEYS = {
     "evals": "fefc1eca673437ec",
     "evals_finetune": "4d18fbbbb5187823",
     "seer": "e72fc3937fae946d",
-    "svm_voc07": "a35a3735256e0d2c",
+    "svm_voc07": "474e5067de564806",
     "transfer": "4b365db27f664e51",
     "weak_supervision": "f6acf77fe5fa4b9e",
     "weak_supervision_cifar10": "851b07c77ea83da0",

@@ -18,7 +18,7 @@ from ingest.crawl.crawl import crawl_shards
 from ingest.dataset.open import Dataset, open_dataset
 from ingest.plan.settings import CrawlSettings
 from pipeline.data.evaluation import Preprocessing
-from pipeline.recipe.transfer import KnnRecipe, SvmRecipe
+from pipeline.recipe.transfer import KnnRecipe, LowShot, SvmRecipe
 from pipeline.transfer.average_precision import average_precisions
 from pipeline.transfer.extract import extract_features
 from pipeline.transfer.features import Features, load_features, save_features
@@ -135,6 +135,51 @@ def test_scores_are_those_of_a_plain_loop_over_classes() -> None:
     assert found["map"] == found["map_interpolated"] == pytest.approx(np.mean(precisions), abs=1e-3)
     assert found["map_low"] < found["map"] < found["map_high"]
     assert found["map_eleven_points"] != found["map_scikit_learn"]
+
+
+def test_low_shot_scores_are_those_of_a_plain_loop_without_difficult_images() -> None:
+    rng = np.random.default_rng(3)
+    data = collages(rng, 240)
+    halves = [
+        Features(x=data.x[part], y=data.y[part], keys=data.keys[part], classes=data.classes)
+        for part in (slice(0, 120), slice(120, 240))
+    ]
+    few = LowShot(shots=(1, 8), samplings=3, cost=0.5)
+    found = svm(*halves, QUICK.model_copy(update={"low_shot": few})).metrics()
+    x, outside = (
+        part.x.numpy() / (np.linalg.norm(part.x.numpy(), axis=1)[:, None] + 1e-5) for part in halves
+    )
+    of_train, of_test = ([labels_in(data.classes[y]) for y in part.y] for part in halves)
+    for shots in few.shots:
+        maps = []
+        for sampling in range(3):
+            draws = np.random.default_rng([0, shots, sampling])
+            precisions = []
+            for label in ("bird", "cat", "dog"):
+                having = [row for row, (right, _) in enumerate(of_train) if label in right]
+                lacking = [row for row, each in enumerate(of_train) if label not in (*each[0], *each[1])]
+                shown = [
+                    *draws.choice(having, shots, replace=False),
+                    *draws.choice(lacking, min(2 * shots, len(lacking)), replace=False),
+                ]
+                assert not any(label in of_train[row][1] for row in shown)
+                sign = [1] * shots + [-1] * (len(shown) - shots)
+                machine = LinearSVC(C=0.5, class_weight={1: 2, -1: 1}, max_iter=20_000).fit(x[shown], sign)
+                counted = np.array([label not in ignored for _, ignored in of_test])
+                right = np.array([label in right for right, _ in of_test])[counted]
+                precisions.append(voc(machine.decision_function(outside[counted]), right, eleven=False))
+            maps.append(np.mean(precisions))
+        assert found[f"map_{shots}_shots"] == pytest.approx(np.mean(maps), abs=1e-3)
+        assert found[f"spread_{shots}_shots"] == pytest.approx(np.std(maps), abs=1e-3)
+    assert 0 < found["map_1_shots"] < found["map_8_shots"] < found["map"]
+    assert "map_1_shots" not in svm(*halves, QUICK).metrics()
+
+
+def test_a_class_with_fewer_images_than_shots_is_named() -> None:
+    part = features([(["a"], [])] * 10 + [(["b"], [])] * 5 + [([], ["b"])], np.eye(16))
+    recipe = QUICK.model_copy(update={"low_shot": LowShot(shots=(4, 6))})
+    with pytest.raises(UserError, match=r"has 5 images of b, and low_shot.shots asks for 6: leave out"):
+        svm(part, part, recipe)
 
 
 def test_labels_that_one_of_the_sets_lacks_are_counted_and_not_scored() -> None:
