@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from pipeline.distributed.sharded import norms, own
@@ -52,13 +53,24 @@ def build_optimizer(method: HasParamGroups, section: Optim) -> Optimizer:
         case "lars":
             return LARS(groups, lr=section.lr, momentum=section.momentum, trust=section.trust)
         case "sgd":
+            # On a CPU the fused kernel gives the same bits in one pass over memory; DTensors have none.
+            fused = all(_is_whole_on_cpu(each) for group in groups for each in group["params"])
             return torch.optim.SGD(
-                groups, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov, foreach=True
+                groups,
+                lr=section.lr,
+                momentum=section.momentum,
+                nesterov=section.nesterov,
+                foreach=not fused,
+                fused=fused,
             )
         case "adam":
             return torch.optim.Adam(groups, lr=section.lr, betas=section.betas, foreach=True)
         case "adamw":
             return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, foreach=True)
+
+
+def _is_whole_on_cpu(parameter: Tensor) -> bool:
+    return parameter.device.type == "cpu" and not isinstance(parameter, DTensor)
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
