@@ -321,6 +321,16 @@ def turned_by_exif():
     return exif
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 10, 10), (1, 3, 1, 1), (2, 3, 5, 7), (0, 3, 8, 8)])
+def test_images_are_normalised_channel_by_channel_to_the_bit_however_they_lie(shape):
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) * 255 for each in (VIEW.mean, VIEW.std))
+    for images in (pixels, pixels.to(memory_format=torch.channels_last)):
+        found = normalise(images, VIEW, CPU)
+        assert torch.equal(found, (pixels.float() - mean) / std)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_one_image_is_shown_as_evaluations_show_it_whatever_file_it_is_from(tmp_path):
     """Transparent, turned, deep and grey pictures: what `submit knn` sees is what `preprocess` gives."""
     network = tiny()
