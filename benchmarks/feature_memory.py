@@ -50,7 +50,8 @@ def write(path: Path, rows: int, width: int, classes: int) -> None:
     centres = torch.randn(classes, width, generator=generator) / 4
     y = torch.arange(rows) % classes
     names = [f"{label:04d}" for label in range(classes)]
-    with FeatureWriter(path, y=y, keys=y, classes=names, dim=width, precision="bf16") as file:
+    keys = torch.arange(rows)  # of as many samples: rows of one key are windows of one
+    with FeatureWriter(path, y=y, keys=keys, classes=names, dim=width, precision="bf16") as file:
         for start in range(0, rows, 1_000):
             part = y[start : start + 1_000]
             file.write(start, centres[part] + torch.randn(len(part), width, generator=generator))
