@@ -3,13 +3,14 @@
 Sites take turns in proportion, so that a lane ends with its slowest site. Where a site has enough URLs under
 way, its further ones are put aside and the lane goes on with others, up to a bound: for what is fetched ahead
 waits for its place in a shard. A crawler works on as many lanes as keep all its connections busy: one more
-whenever some are idle.
+whenever some are idle, the longest first, as the largest sites decide when all is over.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 Request = TypeVar("Request", bound=Sized)
@@ -19,9 +20,8 @@ Request = TypeVar("Request", bound=Sized)
 WINDOW = 16_384
 _OF_HOST = 64
 _FOR_EACH = 4
-# Rows that were begun and are not written, of 1.5 kB each: of all lanes, and of one.
+# Rows that were begun and are not written, of half a kB each, in all lanes together.
 _AHEAD = 1 << 20
-_LANE_AHEAD = 1 << 15
 MOST_AT_A_TIME = 64
 # Between one lane more and the next: it takes a moment until the URLs of one are under way.
 _PAUSE_S = 0.25
@@ -145,7 +145,7 @@ class Lanes(Generic[Request]):
         is_full: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._unopened = deque(lanes)
+        self._unopened = deque(sorted(lanes, key=itemgetter(0), reverse=True))
         self._open: deque[Lane[Request]] = deque()
         self._host_of = host_of
         self._per_host = per_host
@@ -177,23 +177,23 @@ class Lanes(Generic[Request]):
 
     def _turn(self) -> tuple[Lane[Request], Request] | None:
         """The next request of the next lane that has one."""
-        known = sum(lane.known for lane in self._open)
-        full = self._is_full()
+        ahead = 0 if self._is_full() else _AHEAD // max(len(self._open), 1)
         for _ in range(len(self._open)):
             lane = self._open.popleft()
-            ahead = 0 if full else min(_AHEAD // (len(self._open) + 1), _LANE_AHEAD)
-            request = lane.next(self._host_of, most_ahead=ahead) if self._has_room(lane, known) else None
+            request = lane.next(self._host_of, most_ahead=ahead) if self._has_room(lane) else None
             if not lane.is_done:
                 self._open.append(lane)
             if request is not None:
                 return lane, request
         return None
 
-    def _has_room(self, lane: Lane[Request], known: int) -> bool:
+    def _has_room(self, lane: Lane[Request]) -> bool:
         """Whether the window has room for more of a lane: half of it is kept for those that know little."""
         if not self._unopened:
             return lane.known < WINDOW // (len(self._open) + 1)
-        return known < WINDOW // 2 or lane.known < WINDOW // (2 * MOST_AT_A_TIME)
+        if lane.known < WINDOW // (2 * MOST_AT_A_TIME):
+            return True
+        return lane.known + sum(other.known for other in self._open) < WINDOW // 2
 
     def _may_open(self) -> bool:
         if not self._unopened or not self._open:

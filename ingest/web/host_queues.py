@@ -21,6 +21,7 @@ from ingest.web.turns import Host, Job, Place, Turn
 # Failures without one answer in between, after which a host is left alone.
 STRIKES = 8
 _LEFT_ALONE = 600.0
+_LONGEST_LEFT_ALONE = 86_400.0
 # A host that asks for more than this is left alone for that time: its URLs fail, for a later attempt.
 LONGEST_WAIT = 60.0
 LONGEST_DELAY = 30.0
@@ -166,13 +167,18 @@ class Hosts(Generic[Job]):
     def strike(self, name: str, now: float) -> None:
         """The host did not answer, or only to refuse work."""
         host = self._host(name)
+        if self._refusal(host, now) is not None:  # what was under way by then says nothing new
+            return
         host.strikes += 1
         if host.strikes >= STRIKES:
-            host.strikes = 0
-            self._leave_alone(host, HOST_UNREACHABLE, now + _LEFT_ALONE)
+            # While its lane lasts, rows of a host that is gone come up: one try tells, and ever more seldom.
+            host.strikes = STRIKES - 1
+            host.left_alone = min(max(2 * host.left_alone, _LEFT_ALONE), _LONGEST_LEFT_ALONE)
+            self._leave_alone(host, HOST_UNREACHABLE, now + host.left_alone)
 
     def answered(self, name: str) -> None:
-        self._host(name).strikes = 0
+        host = self._host(name)
+        host.strikes, host.left_alone = 0, 0.0
 
     def slow_down(self, name: str, delay: float, now: float) -> None:
         """Keep a Crawl-delay, also between this host and others of its address that ask for one."""

@@ -39,6 +39,7 @@ class Host(Generic[Job]):
         not_before: no request before this time.
         keys, places: its addresses.
         strikes: failures in a row.
+        left_alone: seconds for which it was left alone last, if it has not answered since.
         refusal: what is said of its URLs until `refused_until`, instead of asking.
         listed: it is in the ring, in the heap of those that wait, or among a place's waiters.
         soon: next time it is listed in front.
@@ -60,6 +61,7 @@ class Host(Generic[Job]):
     keys: tuple[str, ...] = ()
     places: tuple[Place, ...] = ()
     strikes: int = 0
+    left_alone: float = 0.0
     refusal: Problem | None = None
     refused_until: float = 0.0
     listed: bool = False

@@ -119,7 +119,7 @@ def test_what_was_put_aside_for_a_request_of_many_rows_comes_all_at_once():
 
 
 def test_what_is_fetched_ahead_of_a_slow_host_is_bounded(monkeypatch):
-    monkeypatch.setattr(module, "_LANE_AHEAD", 1000)
+    monkeypatch.setattr(module, "_AHEAD", 1000)
     taken = 0
     for turn in lanes_of([lane("a", 20_000, 2)], clock=Clock()):
         if turn is None:
@@ -148,6 +148,23 @@ def test_a_lane_that_stands_still_stops_no_other():
         if len(done) == 300:
             break
     assert stuck <= WINDOW
+
+
+def test_the_longest_lanes_are_begun_first():
+    """The largest sites are in these, and decide when all is over."""
+    begun: list[int] = []
+    lanes = Lanes(
+        ((rows, lane(rows, rows)) for rows in (50, 900, 20, 300)),
+        host_of=lambda request: request[0][::2],
+        per_host=lambda host: 1,
+        is_idle=lambda: True,
+        clock=Clock(),
+    )
+    for turn in filter(None, lanes):
+        end(turn)
+        if turn[1][0][0] not in begun:
+            begun.append(turn[1][0][0])
+    assert begun == [900, 300, 50, 20]
 
 
 def test_no_further_lane_is_begun_while_all_connections_are_busy():

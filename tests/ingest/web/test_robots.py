@@ -180,6 +180,26 @@ def test_a_host_that_keeps_failing_is_given_up_until_later():
     assert taken(hosts, 1e4) == [(3, None)]
 
 
+def test_of_a_host_that_was_given_up_one_try_tells_whether_it_is_back():
+    hosts = hosts_with(per_host=1, per_address=99, rate=None)
+    for _ in range(STRIKES + 1):
+        hosts.strike("a", 0.0)
+    for again in (700.0, 2000.0):
+        hosts.add("a", "a try", again)
+        assert taken(hosts, again) == [("a try", None)]
+        hosts.strike("a", again)
+        hosts.add("a", "the next", again)
+        assert taken(hosts, again) == [("the next", "host_unreachable")]
+    # Twice as long each time.
+    hosts.add("a", "too early", 4300.0)
+    assert taken(hosts, 4300.0) == [("too early", "host_unreachable")]
+    hosts.answered("a")
+    for _ in range(STRIKES - 1):
+        hosts.strike("a", 4500.0)
+    hosts.add("a", "well", 4500.0)
+    assert taken(hosts, 4500.0) == [("well", None)]
+
+
 def test_slowest_hosts_are_told_by_what_holds_them_back_and_not_by_our_turn():
     hosts = hosts_with(per_host=1, per_address=99, rate=None)
     for name in ("slow", "quick"):
