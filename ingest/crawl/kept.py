@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from ingest.crawl.results import Memory, Results
+from ingest.crawl.results import Memory, Results, whole
 from ingest.dataset import layout
 from ingest.dataset.records import canonical_json
 from ingest.plan.plan import Plan
@@ -26,6 +26,9 @@ from ingest.store.posix import make_folder
 from ingest.store.store import Entry, Store
 
 _NAME = re.compile(rf"{layout.WAITING}/(\d{{8,}})-[0-9a-f]{{16}}\.results")
+# Of a unit: more are made one, for whoever goes on with it holds them open.
+_MOST_FILES = 4
+_COPIED = 1 << 20  # at a time
 # From a bucket: pieces of some MB.
 _READ_AT_ONCE = 8
 
@@ -59,21 +62,20 @@ class Kept:
         """For the results of a unit; `load` them from `files`."""
         if unit in self._plan.local_units:
             return Results(rows, memory, new_file=_without_name)
-        header = {"plan": self._plan.fingerprint, "items": self._plan.record.items.sha256, "unit": unit}
         new_file: Callable[[], int] = _without_name
         if (folder := self._folder) is not None:
             new_file = lambda: self._new_file(folder, unit)  # noqa: E731
-        return Results(rows, memory, new_file=new_file, header=canonical_json(header))
+        return Results(rows, memory, new_file=new_file, header=self._header(unit))
 
     def files(self, unit: int) -> Iterator[int]:
         """Descriptors of what others have kept of a unit."""
         names = self._files.get(unit, [])
         if self._folder is None and names:
             yield self._downloaded(names)
-            return
-        for name in names:
-            with suppress(OSError):  # of what is gone, or not to be read, all is asked for again
-                yield os.open(self._path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        elif self._folder is not None and len(names) > _MOST_FILES:
+            yield self._merged(self._folder, unit)
+        else:
+            yield from (opened for name in names if (opened := self._opened(name)) is not None)
 
     def save(self, unit: int, results: Results) -> None:
         """See that what has come survives; does not wait until it does.
@@ -96,7 +98,36 @@ class Kept:
         if (saving := self._saves.pop(unit, None)) is not None and not saving.cancel():
             saving.exception()  # it was waited for, and is not needed any more
         for name in self._files.pop(unit, ()):
-            self._store.delete(Entry(name=name, bytes=0, modified=0.0))
+            self._delete(name)
+
+    def _header(self, unit: int) -> bytes:
+        record = self._plan.record
+        return canonical_json({"plan": self._plan.fingerprint, "items": record.items.sha256, "unit": unit})
+
+    def _opened(self, name: str) -> int | None:
+        """None: of what is gone, or not to be read, all is asked for again."""
+        try:
+            return os.open(self._path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+
+    def _merged(self, folder: Path, unit: int) -> int:
+        """One file in the place of all: each process that was killed has left one."""
+        names, merged = self._files.pop(unit), self._new_file(folder, unit)
+        for name in names:
+            if (descriptor := self._opened(name)) is None:
+                continue
+            size = whole(os.dup(descriptor), self._header(unit))
+            with os.fdopen(descriptor, "rb") as file:
+                while data := file.read(min(_COPIED, size - file.tell())):
+                    while data:  # a disk that is nearly full takes a part
+                        data = data[os.write(merged, data) :]
+            os.fsync(merged)
+            self._delete(name)
+        return merged
+
+    def _delete(self, name: str) -> None:
+        self._store.delete(Entry(name=name, bytes=0, modified=0.0))
 
     def _new_file(self, folder: Path, unit: int) -> int:
         make_folder(folder)

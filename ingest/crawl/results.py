@@ -212,6 +212,15 @@ class _ResultFile:
         return digest.hexdigest()
 
 
+def whole(descriptor: int, header: bytes) -> int:
+    """How many bytes of a file of results there are up to the first record that is not whole; closes it."""
+    file, end = _ResultFile(descriptor), 0
+    for found in file.found(header):
+        end = file.after(found.offset)
+    file.close()
+    return end
+
+
 class Pieces:
     """Some of a file's records as files by themselves, of bounded size; for another thread.
 

@@ -17,8 +17,9 @@ from cluster.errors import UserError
 from ingest.crawl.crawl import crawl_plan, crawl_shards, plan_shards
 from ingest.crawl.kept import Kept
 from ingest.crawl.on_this_machine import crawl_here
-from ingest.crawl.results import Memory
+from ingest.crawl.results import Memory, Result
 from ingest.dataset.gc import find_garbage
+from ingest.image.check import Checked
 from ingest.plan.plan import read_plans
 from ingest.plan.settings import CrawlSettings
 from ingest.progress.counts import Counts
@@ -218,6 +219,26 @@ def test_D1_a_crawl_goes_on_after_a_full_disk_and_with_what_was_torn(tmp_path, s
     assert report.root == expected.root
     assert counts.resumed > 10
     assert pictures(quick.asked).total() + counts.resumed < 2 * QUICK + SLOW
+
+
+def test_what_many_killed_crawlers_have_left_of_a_unit_becomes_one_file(tmp_path, urls):
+    plan = plan_shards([str(urls)], tmp_path / "out", SETTINGS, progress=quietly, counts=Counts())
+    rows = len(plan.table(0))
+    for row in range(rows):  # each killed while it wrote
+        results = Kept(plan, [0]).results(0, rows, Memory(0))
+        results.keep(())
+        list(results.put(row, Result(Checked(status="failed", reason="reset")), b""))
+        results.close()
+        newest = max((tmp_path / "out" / "waiting").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        with newest.open("ab") as file:
+            file.write(b"torn")
+    for _ in range(2):
+        kept = Kept(plan, [0])
+        results = kept.results(0, rows, Memory(0))
+        descriptors = list(kept.files(0))
+        assert len(descriptors) == len(list((tmp_path / "out" / "waiting").iterdir())) == 1
+        assert len(list(results.load(descriptors))) == rows
+        results.close()
 
 
 @pytest.mark.slow
