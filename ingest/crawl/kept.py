@@ -31,6 +31,7 @@ _MOST_FILES = 4
 _COPIED = 1 << 20  # at a time
 # From a bucket: pieces of some MB.
 _READ_AT_ONCE = 8
+_REMOVED_AT_ONCE = 32
 
 
 class Kept:
@@ -97,8 +98,9 @@ class Kept:
         """The unit is committed."""
         if (saving := self._saves.pop(unit, None)) is not None and not saving.cancel():
             saving.exception()  # it was waited for, and is not needed any more
-        for name in self._files.pop(unit, ()):
-            self._delete(name)
+        # Of a unit that was open for a day, a bucket has a thousand.
+        with ThreadPoolExecutor(_REMOVED_AT_ONCE) as threads:
+            list(threads.map(self._delete, self._files.pop(unit, ())))
 
     def _header(self, unit: int) -> bytes:
         record = self._plan.record
