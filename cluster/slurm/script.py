@@ -277,14 +277,14 @@ def _container(
     runtime: ContainerRuntime, image: str, *, mounts: Sequence[str], gpus: bool
 ) -> tuple[list[str], list[str]]:
     """Options of srun, and words before the command, that put each rank into a container."""
+    pairs = [mount if ":" in mount else f"{mount}:{mount}" for mount in mounts]
     match runtime:
         case "pyxis":
-            return [f"--container-image={image}", f"--container-mounts={','.join(mounts)}"], []
+            return [f"--container-image={image}", f"--container-mounts={','.join(pairs)}"], []
         case "apptainer":
-            binds = [word for mount in mounts for word in ("--bind", mount)]
+            binds = [word for pair in pairs for word in ("--bind", pair)]
             return [], ["apptainer", "exec", *["--nv"] * gpus, *binds, image]
         case "podman-hpc":
-            pairs = [mount if ":" in mount else f"{mount}:{mount}" for mount in mounts]
             volumes = [word for pair in pairs for word in ("--volume", pair)]
             of_host = ["--env-host", "--net=host", "--ipc=host"]
             return [], ["podman-hpc", "run", "--rm", *of_host, *["--gpu"] * gpus, *volumes, image]

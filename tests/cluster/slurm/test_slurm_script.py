@@ -241,8 +241,14 @@ def test_jobs_without_gpus_go_where_the_site_has_them_and_ask_for_nothing_of_its
 @pytest.mark.parametrize(
     ("runtime", "command"),
     [
-        ("pyxis", "--container-image=/i.sif --container-mounts=/shared/runs/train,/data:/in "),
-        ("apptainer", " apptainer exec --nv --bind /shared/runs/train --bind /data:/in /i.sif "),
+        (
+            "pyxis",
+            "--container-image=/i.sif --container-mounts=/shared/runs/train:/shared/runs/train,/data:/in ",
+        ),
+        (
+            "apptainer",
+            " apptainer exec --nv --bind /shared/runs/train:/shared/runs/train --bind /data:/in /i.sif ",
+        ),
         ("podman-hpc", " --gpu --volume /shared/runs/train:/shared/runs/train --volume /data:/in /i.sif "),
     ],
 )
