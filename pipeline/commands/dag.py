@@ -86,7 +86,11 @@ def run_on(
     """
     from pipeline.dag.graph import conclude
     from pipeline.dag.planned import write_planned
+    from pipeline.stages.fit import refuse_uneven_stages
 
+    if executor == "slurm":
+        site = site_on("slurm", site, whole_nodes=False)
+    refuse_uneven_stages(stages, gpus_per_node=None if executor == "local" else site.gpus_per_node)
     write_planned(stages)
     with contextlib.closing(ProgressLine(sys.stdout)) as progress:
 
@@ -108,7 +112,6 @@ def run_on(
             from cluster.slurm.executor import SlurmExecutor
             from pipeline.stages.jobs import submit_graph, wait_for_graph
 
-            site = site_on("slurm", site, whole_nodes=False)
             on_slurm = SlurmExecutor(site, exclude=tuple(excluded_nodes(Path(dag.folder).parent)))
             handles = submit_graph(dag, stages, on_slurm, gpus_per_node=site.gpus_per_node, say=say)
             if handles and not wait:
@@ -127,24 +130,16 @@ def _run_here(
     say: Callable[[str], None],
 ) -> dict[str, Receipt | Failed]:
     """One after the other in this process, or side by side in processes of their own."""
+    from pipeline.dag.ensure import is_finished
     from pipeline.dag.graph import run_graph
     from pipeline.stages.room import machine_here
     from pipeline.stages.side_by_side import run_side_by_side
 
-    if jobs != 1 and not all(map(_is_finished, stages)):
+    if jobs != 1 and not all(map(is_finished, stages)):
         machine = machine_here(jobs, stream=lambda stage: StageLines(stage, progress))
         if machine.jobs > 1:
             return run_side_by_side(dag, stages, machine, say=say)
     return run_graph(stages, LocalExecutor(stream=progress), say=say)
-
-
-def _is_finished(stage: Stage) -> bool:
-    from pipeline.dag.ensure import find_receipt
-
-    try:
-        return find_receipt(stage) is not None
-    except UserError:  # the receipt is damaged: that stage fails, and the others go on
-        return False
 
 
 def _show_progress(stages: Sequence[Stage], picture: Path | None) -> None:

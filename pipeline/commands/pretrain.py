@@ -187,13 +187,11 @@ def start_training(
 
 def _resources(recipe: PretrainRecipe, gpus_per_node: int | None) -> Resources:
     """What a recipe runs on; refused is what arithmetic alone can tell."""
-    from pipeline.train.fit import refuse_large_on_cpu, refuse_uneven
+    from pipeline.train.fit import refuse_unfit_ranks
     from pipeline.train.job import resources_for
 
     resources = resources_for(recipe.run, gpus_per_node=gpus_per_node)
-    if resources.gpus_per_rank == 0:
-        refuse_large_on_cpu(recipe)
-    refuse_uneven(recipe, ranks=resources.ranks, nodes=resources.nodes)
+    refuse_unfit_ranks(recipe, resources)
     return resources
 
 

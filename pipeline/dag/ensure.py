@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from cluster.errors import UserError
 from cluster.executors import Executor, status_of
 from cluster.file_lock import lock_file
 from cluster.job import Job, State
@@ -53,6 +54,14 @@ def ensure(stage: Stage, executor: Executor) -> Ensured:
             resources = stage.kind.resources(stage.recipe, None)
             run_job(stage.kind.job(work, resources), executor)
         return Ensured(finish(stage, work, started=started), ran=True)
+
+
+def is_finished(stage: Stage) -> bool:
+    """Whether it has a receipt; a damaged one is told by whoever runs the stage, and the others go on."""
+    try:
+        return find_receipt(stage) is not None
+    except UserError:
+        return False
 
 
 def prepare(stage: Stage, receipts: Mapping[str, Receipt]) -> Work:

@@ -127,6 +127,7 @@ class Kind:
         run: does the work in one process; for a kind with a job, sums up what the job has left.
         job: the work as a job of several ranks, which can be stopped and goes on from where it saved.
         resources: what it runs on, from the recipe and the GPUs of a node (None: as on this machine).
+        refuse: raises a UserError if the recipe could only fail on these resources, whatever its inputs are.
         inputs: roles that must be filled.
         optional: roles that may be filled.
         watching: of these, the roles of what only looks at the work, and is no part of its key.
@@ -140,6 +141,7 @@ class Kind:
     run: Callable[[Work], Result]
     job: Callable[[Work, Resources], Job] | None = None
     resources: Callable[[Any, int | None], Resources] = _one_process
+    refuse: Callable[[Any, Resources], None] | None = None
     inputs: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
     watching: frozenset[str] = frozenset()

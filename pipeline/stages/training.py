@@ -15,6 +15,7 @@ from pipeline.recipe.data import Data
 from pipeline.recipe.pretrain import PretrainRecipe
 from pipeline.recipe.transfer import Test
 from pipeline.stages.inputs import pinned
+from pipeline.train.fit import refuse_uneven
 from pipeline.train.job import pretrain_job
 from pipeline.train.run_recipe import pin_dataset
 from pipeline.trunks.files import start_of
@@ -52,6 +53,15 @@ def finetune_job(work: Work, resources: Resources) -> Job:
     if "test" in work.inputs:
         changes["test"] = (recipe.test or Test(root="")).model_copy(update=pinned(work.inputs["test"]))
     return pretrain_job(pin_dataset(recipe.model_copy(update=changes), work.folder), work.folder, resources)
+
+
+def refuse_finetuning(recipe: PretrainRecipe, resources: Resources) -> None:
+    """Refuse ranks that could not share the batch. Its trunk is not known before its input is there.
+
+    Raises:
+        UserError: saying what does not fit, and what would.
+    """
+    refuse_uneven(recipe, ranks=resources.ranks, nodes=resources.nodes)
 
 
 def _data(work: Work) -> Data:

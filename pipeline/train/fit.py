@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from cluster.errors import UserError
+from cluster.job import Resources
 from ingest.dataset.open import Dataset, open_dataset
 from pipeline.data.evaluation import evenly_spaced
 from pipeline.data.order import plan_order, rank_rows
@@ -79,6 +80,17 @@ def refuse_uneven(recipe: PretrainRecipe, *, ranks: int, nodes: int = 1) -> None
             "BatchNorm has no deviation of a single sample: give data.batch_size and "
             "train.sync_bn_samples of 2 at least"
         )
+
+
+def refuse_unfit_ranks(recipe: PretrainRecipe, resources: Resources) -> None:
+    """Refuse what arithmetic alone can tell: ranks that cannot share the batch, a large trunk without GPUs.
+
+    Raises:
+        UserError: saying what does not fit, and what would.
+    """
+    if resources.gpus_per_rank == 0:
+        refuse_large_on_cpu(recipe)
+    refuse_uneven(recipe, ranks=resources.ranks, nodes=resources.nodes)
 
 
 def refuse_large_on_cpu(recipe: PretrainRecipe) -> None:

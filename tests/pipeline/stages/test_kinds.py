@@ -30,7 +30,13 @@ def function_of(called: Callable[..., Any]) -> Callable[..., Any]:
 def test_every_kind_names_functions_that_exist_and_fit(name: str) -> None:
     kind = KINDS[name]
     assert issubclass(kind.recipe, Section)
-    for called, arguments in ((kind.run, 1), (kind.job, 2), (kind.resources, 2), (kind.outside, 1)):
+    for called, arguments in (
+        (kind.run, 1),
+        (kind.job, 2),
+        (kind.resources, 2),
+        (kind.refuse, 2),
+        (kind.outside, 1),
+    ):
         if called is not None:
             inspect.signature(function_of(called)).bind(*range(arguments))
     if not kind.recipe.model_json_schema().get("required"):
