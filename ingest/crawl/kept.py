@@ -118,6 +118,7 @@ class Kept:
         names, merged = self._files.pop(unit), self._new_file(folder, unit)
         for name in names:
             if (descriptor := self._opened(name)) is None:
+                self._files[unit].append(name)  # it goes with the others, once the unit is committed
                 continue
             size = whole(os.dup(descriptor), self._header(unit))
             with os.fdopen(descriptor, "rb") as file:

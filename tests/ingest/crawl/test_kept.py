@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -221,24 +222,66 @@ def test_D1_a_crawl_goes_on_after_a_full_disk_and_with_what_was_torn(tmp_path, s
     assert pictures(quick.asked).total() + counts.resumed < 2 * QUICK + SLOW
 
 
-def test_what_many_killed_crawlers_have_left_of_a_unit_becomes_one_file(tmp_path, urls):
-    plan = plan_shards([str(urls)], tmp_path / "out", SETTINGS, progress=quietly, counts=Counts())
+def left_by_killed_crawlers(urls, out):
+    """A plan, and for each row of its first unit a file of a crawler that was killed while it wrote."""
+    plan = plan_shards([str(urls)], out, SETTINGS, progress=quietly, counts=Counts())
     rows = len(plan.table(0))
-    for row in range(rows):  # each killed while it wrote
+    for row in range(rows):
         results = Kept(plan, [0]).results(0, rows, Memory(0))
         results.keep(())
         list(results.put(row, Result(Checked(status="failed", reason="reset")), b""))
         results.close()
-        newest = max((tmp_path / "out" / "waiting").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        newest = max((out / "waiting").iterdir(), key=lambda path: path.stat().st_mtime_ns)
         with newest.open("ab") as file:
             file.write(b"torn")
+    return plan, rows
+
+
+def files_and_rows_kept(plan, rows):
+    kept = Kept(plan, [0])
+    results = kept.results(0, rows, Memory(0))
+    descriptors = list(kept.files(0))
+    found = len(list(results.load(descriptors)))
+    results.close()
+    return len(descriptors), found
+
+
+def test_what_many_killed_crawlers_have_left_of_a_unit_becomes_one_file(tmp_path, urls):
+    plan, rows = left_by_killed_crawlers(urls, tmp_path / "out")
     for _ in range(2):
-        kept = Kept(plan, [0])
-        results = kept.results(0, rows, Memory(0))
-        descriptors = list(kept.files(0))
-        assert len(descriptors) == len(list((tmp_path / "out" / "waiting").iterdir())) == 1
-        assert len(list(results.load(descriptors))) == rows
-        results.close()
+        assert files_and_rows_kept(plan, rows) == (1, rows)
+        assert len(list((tmp_path / "out" / "waiting").iterdir())) == 1
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "unlink"])
+def test_D1_a_kill_while_files_become_one_takes_nothing_away(tmp_path, urls, monkeypatch, call):
+    for calls in range(SETTINGS.unit_rows):
+        plan, rows = left_by_killed_crawlers(urls, tmp_path / str(calls))
+        with monkeypatch.context() as patch:
+            left, real = [calls], getattr(os, call)
+
+            def killed(*arguments, left=left, real=real):
+                if not left[0]:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+                return real(*arguments)
+
+            patch.setattr(os, call, killed)
+            with suppress(KeyboardInterrupt):
+                list(Kept(plan, [0]).files(0))
+        assert files_and_rows_kept(plan, rows)[1] == rows
+
+
+def test_what_cannot_be_read_of_a_unit_goes_with_it(tmp_path, urls):
+    plan, _ = left_by_killed_crawlers(urls, tmp_path / "out")
+    kept = Kept(plan, [0])
+    file, *_ = (tmp_path / "out" / "waiting").iterdir()
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    for descriptor in kept.files(0):
+        os.close(descriptor)
+    kept.remove(0)
+    assert not list((tmp_path / "out" / "waiting").iterdir())
 
 
 @pytest.mark.slow
