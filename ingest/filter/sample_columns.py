@@ -1,5 +1,6 @@
-"""The columns of a list of samples, as a fenced process reads them (`ingest.filter.sample_list`)."""
+"""The entries of a list of samples, as a fenced process reads them (`ingest.filter.sample_list`)."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,8 +10,11 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
+from ingest.sources.text_blocks import blocks
 
 _COLUMNS = ("key", "url")
+_TABLES = (".parquet", ".csv", ".tsv")
+_KEY = re.compile(r"[0-9]{13}", re.ASCII)
 # Opens the file from its beginning.
 _Opened = Callable[[], AbstractContextManager[Any]]
 
@@ -21,6 +25,9 @@ def rows(opened: _Opened, *, location: str) -> Iterator[pa.Table]:
     Raises:
         UserError: it is not what its name says, has neither column, or keys that are none.
     """
+    if not location.lower().endswith(_TABLES):
+        yield from map(_entries, _texts_of_blocks(opened, location))
+        return
     try:
         batches = _parquet(opened) if location.lower().endswith(".parquet") else _delimited(opened, location)
         names = next(batches)
@@ -39,6 +46,24 @@ def rows(opened: _Opened, *, location: str) -> Iterator[pa.Table]:
         raise
     except (pa.ArrowException, EOFError) as error:
         raise UserError(f"{location} cannot be read: {str(error).splitlines()[0][:1_000]}") from error
+
+
+def _texts_of_blocks(opened: _Opened, location: str) -> Iterator[str]:
+    for block in blocks(opened):
+        try:
+            yield block.decode()
+        except UnicodeDecodeError:
+            if b"\0" in block:
+                raise UserError(f"{location} is no text: give .txt, .csv, .tsv or .parquet") from None
+            yield block.decode("utf-8", "backslashreplace")
+
+
+def _entries(text: str) -> pa.Table:
+    """Of a text with a key or a URL a line."""
+    entries = [entry for line in text.splitlines() if (entry := line.strip())]
+    keys = [entry if _KEY.fullmatch(entry) else None for entry in entries]
+    urls = [entry if key is None else None for entry, key in zip(entries, keys, strict=True)]
+    return pa.table({"key": pa.array(keys, pa.string()), "url": pa.array(urls, pa.string())})
 
 
 def _parquet(opened: _Opened) -> Iterator[Any]:

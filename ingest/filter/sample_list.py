@@ -26,7 +26,8 @@ from ingest.web.url import canonical
 
 # Their lines would be taken for URLs that name no sample.
 _OTHER_FORMATS = frozenset([".json", ".jsonl", ".ndjson"])
-_KEY = re.compile(r"[0-9]{13}", re.ASCII)
+# Bytes of texts, and for each entry, besides its text.
+_MOST_HELD, _HELD_PER_ENTRY = 4 << 30, 100
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +104,8 @@ def read_sample_list(path: str | Path) -> SampleList:
     """Read a list.
 
     Raises:
-        UserError: there is no such file, it is not what its name says, or it has neither keys nor urls.
+        UserError: there is no such file, it is not what its name says, or it has neither keys nor urls, or
+            too many.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -113,7 +115,7 @@ def read_sample_list(path: str | Path) -> SampleList:
         with path.open("rb") as file:
             if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                 raise UserError(f"{path} is UTF-16: save it as UTF-8")
-        keys, urls = _columns(path) if suffix in (".parquet", ".csv", ".tsv") else _text_lines(path)
+        keys, urls = _entries(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     distinct_keys, key_lines = np.unique(np.array(keys, np.uint64), return_counts=True)
@@ -136,24 +138,18 @@ def _file_name(url: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _text_lines(path: Path) -> tuple[list[int], list[str]]:
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        if b"\0" in data:
-            raise UserError(f"{path} is no text: give .txt, .csv, .tsv or .parquet") from None
-        text = data.decode("utf-8-sig", "backslashreplace")
-    lines = text.splitlines()
-    entries = [line.strip() for line in lines if line.strip()]
-    return [int(e) for e in entries if _KEY.fullmatch(e)], [e for e in entries if not _KEY.fullmatch(e)]
-
-
-def _columns(path: Path) -> tuple[list[int], list[str]]:
+def _entries(path: Path) -> tuple[list[int], list[str]]:
     keys: list[int] = []
     urls: list[str] = []
+    left = _MOST_HELD
     with path.open("rb") as file:
         for table in read_fenced(rows, [file], {"location": str(path)}, place=str(path)):
+            left -= table.nbytes + _HELD_PER_ENTRY * len(table)
+            if left < 0:
+                raise UserError(
+                    f"{path} names more than {len(keys) + len(urls):,} samples, which take too much memory: "
+                    "give it in parts, one after another"
+                )
             keys += map(int, table["key"].drop_null().to_pylist())
             urls += table["url"].drop_null().to_pylist()
     return keys, urls

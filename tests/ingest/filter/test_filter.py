@@ -16,6 +16,7 @@ from ingest.dataset.keys import key_of
 from ingest.dataset.open import open_dataset
 from ingest.dataset.view import read_view, write_view
 from ingest.filter import filter as filtering
+from ingest.filter import sample_list
 from ingest.filter.filter import Dropped, Filter, filter_view
 from ingest.filter.sample_list import read_sample_list
 
@@ -206,6 +207,13 @@ def test_lists_that_are_none_are_told(tmp_path, name, data, sentence):
         (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=sentence):
         read_sample_list(tmp_path / name)
+
+
+def test_a_list_of_more_samples_than_fit_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_list, "_MOST_HELD", 2_000)
+    (tmp_path / "l.txt").write_text("".join(f"{number:013d}\n" for number in range(100)))
+    with pytest.raises(UserError, match="take too much memory"):
+        read_sample_list(tmp_path / "l.txt")
 
 
 @settings(max_examples=50, deadline=None)
