@@ -94,7 +94,7 @@ def _begun(
         delimiter = next((other for other in _OTHER_DELIMITERS if other in text), delimiter)
     found = _values([text], delimiter) or text.split(delimiter)
     refuse_many_columns(place, len(found))
-    line = 1 + block[: len(block) - len(rows)].count(b"\n")
+    line = 1 + _line_ends(block[: len(block) - len(rows)])
     if names is not None and len(names) != len(found):
         raise UserError(
             f"{place} has {len(found)} values in its first line, and --columns names {len(names)}: name as "
@@ -127,7 +127,7 @@ class _Reader:
     def read(self, block: bytes, *, last: bool = False) -> tuple[Part, bytes]:
         """A block's rows, and what of it must be read with the next one."""
         if not block.strip(b"\r\n"):
-            self.line += block.count(b"\n")
+            self.line += _line_ends(block)
             return self._part([], []), b""
         if self.quoted is None and b'"' in block:
             self.quoted = _is_quoted(block, self.delimiter, len(self.names))
@@ -139,7 +139,7 @@ class _Reader:
         if not (self.quoted and b'"' in text and self._has_odd_quotes(text)):
             table = self._fast(text)
             if table is not None:
-                self.line += text.count(b"\n")
+                self.line += _line_ends(text)
                 return Part(table), b""
         part, left = self._carefully(text, last=last)
         return part, b"".join(block.splitlines(keepends=True)[-left:]) if left else b""
@@ -238,6 +238,11 @@ class _Reader:
     def _is_row(self, line: bytes) -> bool:
         row = _values([_text(line)], self.delimiter)
         return row is not None and len(row) == len(self.names)
+
+
+def _line_ends(text: bytes) -> int:
+    """Of lines as `bytes.splitlines` has them: old ones end with a carriage return."""
+    return text.count(b"\n") + text.count(b"\r") - text.count(b"\r\n")
 
 
 def _unescaped(text: bytes) -> bytes:

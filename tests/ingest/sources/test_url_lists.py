@@ -280,6 +280,15 @@ def test_D2_a_line_that_is_no_row_is_one_with_a_reason_and_the_others_are_read(t
     ]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_that_are_no_rows_are_named_by_their_numbers(tmp_path, monkeypatch, end):
+    monkeypatch.setattr("ingest.sources.text_blocks.BLOCK_BYTES", 30)
+    text = 'url,caption\nhttp://a/1,x\nhttp://a/2,x\n\n\n"http://a/3","x\ny"\nhttp://a/4\nhttp://a/5,x\nhttp://a/6\n'
+    (tmp_path / "a.csv").write_bytes(text.replace("\n", end).encode())
+    odd = [url for url, problem, _ in planned(tmp_path / "a.csv") if problem]
+    assert odd == ["a.csv line 8", "a.csv line 10"]
+
+
 def test_D2_a_row_without_a_url_is_one_with_a_reason(tmp_path):
     pq.write_table(
         pa.table({"url": ["http://a", None, " ", ""], "caption": list("abcd")}), tmp_path / "a.parquet"
