@@ -37,8 +37,9 @@ from ingest.sources.remote_trouble import reading
 from ingest.sources.url_list import list_format
 from ingest.store.files import open_file
 
-# Bytes, for all images that a list names; and for each, besides its name.
-_MOST_HELD, _HELD_PER_IMAGE = 3 << 29, 130
+# Bytes, for all images that a list names; for each, besides its name;
+# and for each label of further rows.
+_MOST_HELD, _HELD_PER_IMAGE, _HELD_PER_LABEL = 3 << 29, 130, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,6 @@ def _collected(tables: Iterator[pa.Table], location: str) -> tuple[dict[str, Sai
     about: Mapping[bytes, bytes] = {}
     left = _MOST_HELD
     listed: list[Said] = []
-    known: dict[Said, Said] = {}
     for new, batch in zip(tables, tables, strict=True):
         about = new.schema.metadata or {}
         listed += [
@@ -114,25 +114,30 @@ def _collected(tables: Iterator[pa.Table], location: str) -> tuple[dict[str, Sai
         columns = (batch[name].to_pylist() for name in ("row", "image", "said"))
         for number, written, code in zip(*columns, strict=True):
             image = written.removeprefix("./")  # as `find` writes paths
-            new_said = listed[code]
-            both = joined(said[image], new_said) if image in said else new_said
+            before, new_said = said.get(image), listed[code]
+            both = new_said if before is None else joined(before, new_said)
             if both is None:
                 raise UserError(
                     f"--labels {location}, row {number}: {image} is in the split {new_said.split}, and "
                     f"before in {said[image].split}"
                 )
+            if both == before:
+                continue
             if max(len(both.labels), len(both.ignore)) > MOST_LABELS:
                 raise UserError(
                     f"--labels {location}, row {number}: {image} has more than {MOST_LABELS:,} labels: give "
                     "those that it shows"
                 )
-            left -= 0 if image in said else len(image) + _HELD_PER_IMAGE
+            if before is None:
+                left -= len(image) + _HELD_PER_IMAGE
+            else:  # this image's alone
+                left -= _HELD_PER_LABEL * (len(new_said.labels) + len(new_said.ignore) + 1)
             if left < 0:
                 raise UserError(
                     f"--labels {location} names more than {len(said):,} images, which take too much "
                     "memory: crawl the sources in parts, each with its own list"
                 )
-            said[image] = known.setdefault(both, both)
+            said[image] = both
     return said, about
 
 

@@ -44,8 +44,8 @@ _Opened = Callable[[], AbstractContextManager[Any]]
 def rows(
     opened: _Opened, beside: _Opened | None = None, *, location: str, name: str, kind: str
 ) -> Iterator[pa.Table]:
-    """What the file's rows say: tables of row (from 1), image, and `said`, a number in the list that the
-    tables before them make up. Metadata of these tell of numbers and their names.
+    """What the file's rows say: tables of row (from 1; empty ones count), image, and `said`, a
+    number in the list that the tables before them make up. Metadata of these tell of numbers and their names.
 
     Args:
         opened: opens the file.
@@ -129,8 +129,7 @@ def _tsv(text: TextIO) -> Iterator[Mapping[str, Any]]:
 
 def _json_lines(text: TextIO) -> Iterator[Mapping[str, Any]]:
     for line in text:
-        if line.strip():
-            yield _object(json.loads(line))
+        yield _object(json.loads(line)) if line.strip() else {}
 
 
 def _json(text: TextIO) -> Iterator[Mapping[str, Any]]:
@@ -258,10 +257,10 @@ def _text_list(
     location: str, name: str, text: TextIO, beside: _Opened | None, about: dict[str, str]
 ) -> Iterator[tuple[int, str, Said]]:
     """The rows; `about` has what is to be said of their numbers."""
-    lines: Iterable[str] = (line.strip() for line in text if line.strip())
+    lines: Iterable[str] = map(str.strip, text)
     truth = TRUTH.fullmatch(name)
     if truth is not None:
-        lines = list(lines)
+        lines = list(filter(None, lines))
         if all(map(str.isdigit, lines)):
             names = _devkit_names(location, beside)
             about |= _about(names, unnamed=not names)
@@ -277,13 +276,15 @@ def _text_list(
 def _named_lines(
     location: str, lines: Iterable[str], names: Mapping[str, str]
 ) -> Iterator[tuple[int, str, Said]]:
-    number = 0
+    found = False
     for number, line in enumerate(lines, 1):
-        words = line.rsplit(None, 1)
+        if not line:
+            continue
+        found, words = True, line.rsplit(None, 1)
         if len(words) != 2:
             raise UserError(_NO_PAIRS.format(location, f", as {shown([line])!r} has one word only"))
         yield number, words[0], Said((names.get(words[1], words[1]),))
-    if not number:
+    if not found:
         raise UserError(_NO_PAIRS.format(location, ""))
 
 

@@ -27,24 +27,26 @@ def files_in_folder(folder: Path) -> dict[str, bytes]:
     """
     paths = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
     found: dict[str, bytes] = {}
+    together = 0
     for path in paths:
         try:
             found[path.name] = read_small(path, most=_LARGEST)
         except OSError as error:
             raise UserError(f"the labels in {path} cannot be read: {error.strerror}") from error
-        _refuse_large(found)
+        together += len(found[path.name])
+        _refuse_large(together, path.name)
     return found
 
 
-def _refuse_large(files: Mapping[str, bytes]) -> None:
-    """Before all that they say is held in memory.
+def _refuse_large(together: int, name: str) -> None:
+    """Before all that files say is held in memory.
 
     Raises:
         UserError: they are larger than those of any such data set.
     """
-    if sum(map(len, files.values())) > _LARGEST_TOGETHER:
+    if together > _LARGEST_TOGETHER:
         raise UserError(
-            f"the files of labels beside {next(iter(files))} have more than {_LARGEST_TOGETHER >> 20} MB, "
+            f"the files of labels beside {name} have more than {_LARGEST_TOGETHER >> 20} MB, "
             "as no data set of VOC's layout has: give the labels with --labels, as a .csv or .parquet"
         )
 
@@ -65,12 +67,15 @@ def _files_within(place: str) -> dict[str, bytes]:
     try:
         items = [item for item in source.items() if _PLACE.search(item.path.decode("utf-8", "replace"))]
         found: dict[str, bytes] = {}
+        together = 0
         for item, data in zip(items, source.read(items, max_bytes=_LARGEST), strict=True):
             if isinstance(data, Problem):
                 shown = item.path.decode("utf-8", "backslashreplace")
                 raise UserError(f"{place}: the labels in {shown} cannot be read: {data.reason}")
-            found[item.path.rpartition(b"/")[2].decode("utf-8", "replace")] = data
-            _refuse_large(found)
+            name = item.path.rpartition(b"/")[2].decode("utf-8", "replace")
+            found[name] = data
+            together += len(data)
+            _refuse_large(together, name)
         return found
     finally:
         source.close()

@@ -64,7 +64,8 @@ def _about(said: str) -> dict[str, Any]:
 
 
 def csv_rows(lines: Iterable[list[str]]) -> Iterator[dict[str, str]]:
-    """Rows by the names in the first; values that are left out at a row's end are not in it.
+    """Rows by the names in the first; values that are left out at a row's end are not in it. An empty row is
+    {}.
 
     Raises:
         ValueError: a row has more values than the first.
@@ -77,8 +78,7 @@ def csv_rows(lines: Iterable[list[str]]) -> Iterator[dict[str, str]]:
                 f"row {number} has {len(values)} values, and the header has {len(names)}: put quotes around "
                 "those with commas"
             )
-        if any(values):
-            yield dict(zip(names, values, strict=False))
+        yield dict(zip(names, values, strict=False)) if any(values) else {}
 
 
 def read_metadata(
@@ -146,7 +146,7 @@ def _rows(found: Iterator[Any]) -> Iterator[pa.Table]:
 def _csv(opened: Opened) -> Iterator[Any]:
     # Not line by line as `str.splitlines` has them: values have line ends of their own.
     text = (line.decode() for block in blocks(opened) for line in block.splitlines(keepends=True))
-    yield from csv_rows(csv.reader(text, strict=True))
+    yield from filter(None, csv_rows(csv.reader(text, strict=True)))
 
 
 def _json_lines(opened: Opened) -> Iterator[Any]:

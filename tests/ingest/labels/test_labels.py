@@ -206,8 +206,8 @@ def test_rows_about_one_image_add_up_and_may_not_contradict_each_other(tmp_path)
     path = tmp_path / "l.csv"
     path.write_text("path,label,split\n1,cat,val\n1,dog,\n1,cat,val\n")
     assert read_label_list(str(path)).said == {"1": Said(("cat", "dog"), "val")}
-    path.write_text("path,label,split\n1,cat,val\n1,dog,train\n")
-    with pytest.raises(UserError, match=r"row 2: 1 is in the split train, and before in val"):
+    path.write_text("path,label,split\n1,cat,val\n\n1,dog,train\n")
+    with pytest.raises(UserError, match=r"row 3: 1 is in the split train, and before in val"):
         read_label_list(str(path))
 
 

@@ -129,6 +129,14 @@ def test_D4_a_list_of_more_images_than_fit_is_a_sentence(tmp_path, monkeypatch):
         read_label_list(str(tmp_path / "l.txt"))
 
 
+def test_D4_so_is_one_of_images_with_more_labels_than_fit(tmp_path, monkeypatch):
+    """What the rows of an image said together was held for each of them: 1,000 rows took 4 MB."""
+    monkeypatch.setattr(label_list, "_MOST_HELD", 2_000)
+    (tmp_path / "l.txt").write_text("".join(f"1 cat{number}\n" for number in range(200)))
+    with pytest.raises(UserError, match="which take too much memory"):
+        read_label_list(str(tmp_path / "l.txt"))
+
+
 def test_D4_what_is_made_of_a_list_buys_little_time():
     """Rows of two bytes, each with its reason, took 33 s of 26 MB."""
     account = reader._Account("l")
@@ -149,6 +157,9 @@ def test_D4_voc_files_are_bounded(tmp_path):
 
 
 def test_D4_so_is_one_of_samples(tmp_path):
+    (tmp_path / "l.txt").write_bytes(b"a" * (80 << 20))
+    with pytest.raises(UserError, match="it has a line of more than 64 MB"):
+        read_sample_list(tmp_path / "l.txt")
     sixty_gigabytes(tmp_path / "l.parquet")
     with pytest.raises(UserError, match=r"asks for more than 1\.1 GB of memory"):
         read_sample_list(tmp_path / "l.parquet")
