@@ -177,7 +177,8 @@ class Lanes(Generic[Request]):
 
     def _turn(self) -> tuple[Lane[Request], Request] | None:
         """The next request of the next lane that has one."""
-        ahead = 0 if self._is_full() else _AHEAD // max(len(self._open), 1)
+        # Each as far as there is room yet, so that one that came first leaves half of it to others.
+        ahead = 0 if self._is_full() else _AHEAD - sum(lane.ahead for lane in self._open)
         for _ in range(len(self._open)):
             lane = self._open.popleft()
             request = lane.next(self._host_of, most_ahead=ahead) if self._has_room(lane) else None

@@ -127,7 +127,22 @@ def test_what_is_fetched_ahead_of_a_slow_host_is_bounded(monkeypatch):
         if turn[1][0][2] == 0:
             end(turn, written=False)
             taken += 1
-    assert taken == 500
+    assert taken == 251
+
+
+def test_all_lanes_together_are_no_further_ahead_than_there_is_room(monkeypatch):
+    """The first one was alone, and might have taken all."""
+    monkeypatch.setattr(module, "_AHEAD", 1000)
+    clock, ahead = Clock(), {}
+    for turn in lanes_of([lane(n, 20_000, 2) for n in range(9)], clock=clock):
+        clock.now += 0.1
+        if turn is not None:
+            ahead[turn[1][0][0]] = turn[0].ahead
+            if turn[1][0][2] == 0:
+                end(turn, written=False)
+        elif len(ahead) == 9:
+            break
+    assert 900 < sum(ahead.values()) <= 1000 + len(ahead)
 
 
 def test_while_the_disk_is_full_nothing_is_begun_but_by_a_lane_that_waits_for_nothing():
