@@ -1,5 +1,6 @@
 """The entries of a list of samples, as a fenced process reads them (`ingest.filter.sample_list`)."""
 
+import codecs
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -10,11 +11,11 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
-from ingest.sources.text_blocks import blocks
 
 _COLUMNS = ("key", "url")
 _TABLES = (".parquet", ".csv", ".tsv")
 _KEY = re.compile(r"[0-9]{13}", re.ASCII)
+_BLOCK_BYTES, _LONGEST_LINE = 8 << 20, 64 << 20
 # Opens the file from its beginning.
 _Opened = Callable[[], AbstractContextManager[Any]]
 
@@ -26,7 +27,7 @@ def rows(opened: _Opened, *, location: str) -> Iterator[pa.Table]:
         UserError: it is not what its name says, has neither column, or keys that are none.
     """
     if not location.lower().endswith(_TABLES):
-        yield from map(_entries, _texts_of_blocks(opened, location))
+        yield from map(_entries, _texts_of_lines(opened, location))
         return
     try:
         batches = _parquet(opened) if location.lower().endswith(".parquet") else _delimited(opened, location)
@@ -48,14 +49,20 @@ def rows(opened: _Opened, *, location: str) -> Iterator[pa.Table]:
         raise UserError(f"{location} cannot be read: {str(error).splitlines()[0][:1_000]}") from error
 
 
-def _texts_of_blocks(opened: _Opened, location: str) -> Iterator[str]:
-    for block in blocks(opened):
-        try:
-            yield block.decode()
-        except UnicodeDecodeError:
-            if b"\0" in block:
-                raise UserError(f"{location} is no text: give .txt, .csv, .tsv or .parquet") from None
-            yield block.decode("utf-8", "backslashreplace")
+def _texts_of_lines(opened: _Opened, location: str) -> Iterator[str]:
+    with opened() as file:
+        block = file.read(_BLOCK_BYTES).removeprefix(codecs.BOM_UTF8)
+        while block:
+            block += file.readline(_LONGEST_LINE)
+            if len(block) >= _LONGEST_LINE:
+                raise UserError(f"{location} has a line of more than {_LONGEST_LINE >> 20} MB: mend it")
+            try:
+                yield block.decode()
+            except UnicodeDecodeError:
+                if b"\0" in block:
+                    raise UserError(f"{location} is no text: give .txt, .csv, .tsv or .parquet") from None
+                yield block.decode("utf-8", "backslashreplace")
+            block = file.read(_BLOCK_BYTES)
 
 
 def _entries(text: str) -> pa.Table:

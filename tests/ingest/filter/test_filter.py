@@ -1,6 +1,8 @@
 """Views by conditions, lists and other views: what stays, and what is told of what does not."""
 
 import gzip
+from contextlib import nullcontext
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.csv
@@ -16,7 +18,7 @@ from ingest.dataset.keys import key_of
 from ingest.dataset.open import open_dataset
 from ingest.dataset.view import read_view, write_view
 from ingest.filter import filter as filtering
-from ingest.filter import sample_list
+from ingest.filter import sample_columns, sample_list
 from ingest.filter.filter import Dropped, Filter, filter_view
 from ingest.filter.sample_list import read_sample_list
 
@@ -207,6 +209,19 @@ def test_lists_that_are_none_are_told(tmp_path, name, data, sentence):
         (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=sentence):
         read_sample_list(tmp_path / name)
+
+
+def test_texts_are_read_in_blocks_of_lines(tmp_path, monkeypatch):
+    texts = [b"\xef\xbb\xbf" + "0000000000001\r\n\n é\n0000000000002".encode(), b"a\xff\nb", b""]
+    for text, found in zip(texts, [([1, 2], ["é"]), ([], ["a\\xff", "b"]), ([], [])], strict=True):
+        for size in (1, 3, 5, 100):
+            monkeypatch.setattr(sample_columns, "_BLOCK_BYTES", size + 3)
+            (tmp_path / "l.txt").write_bytes(text)
+            with (tmp_path / "l.txt").open("rb") as file:
+                opened = partial(nullcontext, file)
+                tables = list(sample_columns.rows(opened, location="l.txt"))
+            keys = [int(key) for table in tables for key in table["key"].drop_null().to_pylist()]
+            assert (keys, [u for t in tables for u in t["url"].drop_null().to_pylist()]) == found
 
 
 def test_a_list_of_more_samples_than_fit_is_a_sentence(tmp_path, monkeypatch):

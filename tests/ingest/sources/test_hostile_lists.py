@@ -158,7 +158,7 @@ def test_D4_voc_files_are_bounded(tmp_path):
 
 def test_D4_so_is_one_of_samples(tmp_path):
     (tmp_path / "l.txt").write_bytes(b"a" * (80 << 20))
-    with pytest.raises(UserError, match="it has a line of more than 64 MB"):
+    with pytest.raises(UserError, match="has a line of more than 64 MB"):
         read_sample_list(tmp_path / "l.txt")
     sixty_gigabytes(tmp_path / "l.parquet")
     with pytest.raises(UserError, match=r"asks for more than 1\.1 GB of memory"):
