@@ -268,7 +268,7 @@ def _text_list(
                 yield number, f"{truth[1]}_val_{number:08d}", Said((names.get(line, line),))
             return
         beside = None
-    names = _places_names(beside)
+    names = _places_names(location, beside)
     about |= _about(names, unnamed=not names and name.startswith("places365"))
     yield from _named_lines(location, lines, names)
 
@@ -316,12 +316,18 @@ def _devkit_names(location: str, beside: _Opened | None) -> dict[str, str]:
         ) from error
 
 
-def _places_names(beside: _Opened | None) -> dict[str, str]:
+def _places_names(location: str, beside: _Opened | None) -> dict[str, str]:
     """Names of Places' classes by their numbers, from the list of categories."""
     if beside is None:
         return {}
     with beside() as file:
         text = file.read().decode("utf-8", "replace")
     pairs = [line.split() for line in text.splitlines() if line.strip()]
+    for words in pairs:
+        if len(words) != 2:
+            raise UserError(
+                f"the categories_places365.txt beside {location} has a line that is no name and number, "
+                f"{shown([' '.join(words)])!r}: restore it, or move it away"
+            )
     # "/b/bow_window/indoor 58": the letter is no part of the name.
     return {number: name.strip("/").partition("/")[2] for name, number in pairs}

@@ -494,3 +494,12 @@ def test_labels_splits_and_what_to_ignore_are_columns_of_the_rows(tmp_path, fold
     ]
     crawl([source], tmp_path / "plain", treatment=KEEP_BYTES)
     assert "split" not in open_dataset(tmp_path / "plain").kept_rows(0).column_names
+
+
+def test_a_damaged_list_of_categories_is_told_by_its_name(tmp_path):
+    (tmp_path / "places365_val.txt").write_text("a.jpg 0\n")
+    (tmp_path / "categories_places365.txt").write_text("/a/airfield 0 3\n")
+    with pytest.raises(
+        UserError, match=r"the categories_places365\.txt beside .* '/a/airfield 0 3': restore"
+    ):
+        read_label_list(str(tmp_path / "places365_val.txt"))
