@@ -202,6 +202,7 @@ def test_a_slow_run_is_left_alone_and_leaves_nothing(tmp_path: Path) -> None:
     assert nothing_is_left(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_flight_recorder_is_asked_for_and_kept(tmp_path: Path) -> None:
     _, run = run_job(tmp_path, "hang_with_nccl", seconds=0.5)
     for rank in range(2):

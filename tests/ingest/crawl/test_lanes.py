@@ -182,6 +182,7 @@ def test_the_longest_lanes_are_begun_first():
     assert begun == [900, 300, 50, 20]
 
 
+@pytest.mark.slow
 def test_no_further_lane_is_begun_while_all_connections_are_busy():
     clock, idle, begun = Clock(), False, set()
     lanes = lanes_of([lane(n, 10**6) for n in range(500)], is_idle=lambda: idle, clock=clock)

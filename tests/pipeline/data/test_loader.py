@@ -105,6 +105,7 @@ def test_L1_batches_do_not_depend_on_ranks_or_resume(
     assert before.keys.tolist() != whole.keys.tolist()
 
 
+@pytest.mark.slow
 def test_L1_batches_do_not_depend_on_worker_count(small_dataset: Path) -> None:
     """Over the end of two epochs, from step 2."""
     expected = take(make_loader(small_dataset, workers=0), 2, 7)
@@ -283,6 +284,7 @@ def test_L1_batches_stay_as_they_were_while_they_are_kept(small_dataset: Path) -
         assert_same(batch, expected[step][1])
 
 
+@pytest.mark.slow
 def test_pinned_values_come_in_order(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pinned: list[int] = []
 

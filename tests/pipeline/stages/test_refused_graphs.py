@@ -43,6 +43,8 @@ def test_every_stage_that_could_only_fail_is_named_with_what_it_lacks() -> None:
 
 
 def test_large_trunks_without_gpus_are_told_and_with_them_taken() -> None:
-    with pytest.raises(UserError, match=r"^pretrain, pretrain_hashtags: there are no GPUs, and regnety_256gf"):
+    with pytest.raises(
+        UserError, match=r"^pretrain, pretrain_hashtags: there are no GPUs, and regnety_256gf"
+    ):
         refuse_uneven_stages(graph("seer"), gpus_per_node=0)
     refuse_uneven_stages(graph("seer"), gpus_per_node=8)

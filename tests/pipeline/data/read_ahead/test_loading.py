@@ -82,6 +82,7 @@ def rooms(cache: CachePlace) -> list[Path]:
     return [path for path in place_of(cache, "any").parent.iterdir() if path.is_dir()]
 
 
+@pytest.mark.slow
 def test_L1_from_an_object_store_as_from_a_folder(
     small_dataset: Path, as_objects: AsObjects, cache: CachePlace
 ) -> None:
