@@ -256,6 +256,7 @@ _SMALLER = {
 }
 
 
+@pytest.mark.slow
 def test_evaluations_elsewhere_are_the_cpus() -> None:
     for name, (ours, theirs) in apart(_scores).items():
         assert theirs == pytest.approx(ours, rel=1e-4), name
@@ -335,11 +336,13 @@ def _uses(use: Callable[..., dict[str, Any]], data: Path, recipe: PretrainRecipe
         np.testing.assert_allclose(np.asarray(theirs[name]), np.asarray(value), 1e-4, 1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_trunks_elsewhere_see_pictures_as_on_the_cpu(data: Path, tmp_path: Path) -> None:
     recipe = make_recipe(data, data__crops=views(), train={"steps": 2})
     apart(_uses, _pictures, data, recipe, tmp_path)
 
 
+@pytest.mark.slow
 def test_trunks_elsewhere_hear_as_on_the_cpu(clips: Path, tmp_path: Path) -> None:
     recipe = clip_recipe(clips, cma=None, audio=SMALL["audio"], loss="nce", steps=2)
     apart(_uses, _sound, clips, recipe, tmp_path)

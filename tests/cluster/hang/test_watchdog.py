@@ -223,6 +223,7 @@ def start_ranks(tmp_path: Path) -> list[subprocess.Popen[bytes]]:
     return ranks
 
 
+@pytest.mark.slow
 def test_the_watcher_ends_with_its_rank_however_that_ends(tmp_path: Path) -> None:
     ranks = start_ranks(tmp_path)
     (watcher,) = psutil.Process(ranks[0].pid).children()

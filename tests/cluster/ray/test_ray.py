@@ -519,6 +519,7 @@ print(submit(job, executor).wait())
     assert RunFolder(job.folder).read_status().state is State.PREEMPTED
 
 
+@pytest.mark.slow
 def test_the_product_imports_without_ray() -> None:
     code = """
 import importlib, pkgutil, sys

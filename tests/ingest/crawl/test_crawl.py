@@ -312,6 +312,7 @@ def test_nothing_is_written_beside_the_output(tmp_path, folder, crawl):
     assert not list((tmp_path / "out").rglob(".*"))
 
 
+@pytest.mark.slow
 def test_D4_files_as_large_as_may_be_fit_into_the_least_memory_that_may_be_given(tmp_path, crawl):
     source = tmp_path / "in"
     source.mkdir()

@@ -205,6 +205,7 @@ def test_D1_another_crawler_that_ends_first_takes_nothing_away(tmp_path, urls, a
     assert gone and report.root == expected.root
 
 
+@pytest.mark.slow
 def test_D1_a_crawl_goes_on_after_a_full_disk_and_with_what_was_torn(tmp_path, servers, urls, at_once):
     quick, _ = servers
     settings = CrawlSettings(unit_rows=200, fetch=FETCH)
@@ -299,6 +300,7 @@ def test_what_nobody_could_have_kept_is_neither_read_nor_removed(tmp_path, urls)
     assert {path.name for path in folder.iterdir()} == {*names[:3], "notes.txt"}
 
 
+@pytest.mark.slow
 def test_what_was_kept_of_a_committed_unit_is_garbage(tmp_path, urls):
     whole(urls, tmp_path / "out")
     (tmp_path / "out" / "waiting").mkdir()

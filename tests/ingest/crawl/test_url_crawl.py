@@ -252,6 +252,7 @@ def test_a_plan_without_lanes_is_extended_and_read_if_it_is_made_and_else_refuse
     assert not (part / "commits").exists()
 
 
+@pytest.mark.slow
 def test_the_slowest_host_is_told_with_all_its_urls_that_are_known(tmp_path, server, monkeypatch):
     monkeypatch.setattr("ingest.crawl.make_units._HOSTS_EVERY_S", 0)
     server.delay = 0.005

@@ -238,6 +238,7 @@ def test_within_a_view_only_its_samples_count(planted):
     assert view.slots.tolist() == [3, 3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows_per_task", "rows_per_partition", "workers"), [(1, 1, 1), (4, 3, 2), (9, 2, 1)]
 )

@@ -145,6 +145,7 @@ def test_D4_a_profile_that_cannot_be_used_is_passed_over(change, encode):
             assert levels(data if verdict.data is None else verdict.data, COLOUR) <= 3
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     profile=st.sampled_from([rgb_profile(*SPACES["p3"]), grey_profile(1.8), cmyk_profile()]),

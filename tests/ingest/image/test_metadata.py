@@ -215,6 +215,7 @@ def test_a_gif_without_its_end_keeps_its_whole_frames(scene, encode):
     assert same(frames(left), frames(data)[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_D4_every_truncation_ends_as_a_verdict(kind, scene, encode):
@@ -248,6 +249,7 @@ def test_D4_any_bytes_are_stripped_or_refused(magic, rest):
     assert stripped(left, sniff(data), 6) is left
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     kind=st.sampled_from(sorted(KINDS)),

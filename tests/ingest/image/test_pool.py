@@ -91,6 +91,7 @@ def test_D4_an_image_that_kills_its_checker_costs_one_row(deadly, scene, encode,
     assert "kills its checker: exit status -6" in caplog.text
 
 
+@pytest.mark.slow
 def test_D1_checkers_killed_from_outside_change_nothing(scene, encode):
     images = [encode(scene(number, 200, 150), "PNG") for number in range(160)]
     results, killed, before = [], 0, set(psutil.Process().children())

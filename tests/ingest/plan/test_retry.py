@@ -71,6 +71,7 @@ def rows_by_generation(output):
     return rows
 
 
+@pytest.mark.slow
 def test_D2_only_what_may_succeed_later_is_tried_again(tmp_path):
     broken = {"1": 503, "4": 404, "6": 503, "8": 503}
     output = tmp_path / "out"
@@ -131,6 +132,7 @@ def test_a_retry_that_keeps_nothing_says_so_and_ends_with_1(tmp_path):
         assert "Nothing was kept" in run("retry", output, "--contact", "a@b.org", code=1)
 
 
+@pytest.mark.slow
 def test_D1_a_retry_by_two_crawlers_is_that_by_one(tmp_path):
     broken = {str(number): 503 for number in range(12)}
     with server(broken) as base:

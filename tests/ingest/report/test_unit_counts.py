@@ -98,6 +98,7 @@ def answer(path, **how):
     return count(path, progress=silent, **how).as_json()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     units=st.lists(st.lists(ROW, min_size=1, max_size=12), min_size=1, max_size=4), missing=st.integers(0, 15)

@@ -156,6 +156,7 @@ def test_D4_voc_files_are_bounded(tmp_path):
         read_label_list(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_D4_so_is_one_of_samples(tmp_path):
     (tmp_path / "l.txt").write_bytes(b"a" * (80 << 20))
     with pytest.raises(UserError, match="has a line of more than 64 MB"):

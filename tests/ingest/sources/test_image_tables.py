@@ -121,6 +121,7 @@ def test_plain_bytes_are_images_if_they_begin_like_them(tmp_path):
     assert image_column(str(other), chosen="image") is None
 
 
+@pytest.mark.slow
 def test_bytes_are_read_in_any_order_and_what_has_none_has_a_reason(tmp_path):
     values = [{"bytes": JPEG + bytes([n]), "path": None} for n in range(40)]
     values[5] = {"bytes": None, "path": "elsewhere.jpg"}
@@ -176,6 +177,7 @@ def test_a_folder_of_parts_is_its_parts_and_a_folder_of_images_is_not(tmp_path):
     assert expand("s3://bucket/x.parquet") == ["s3://bucket/x.parquet"]
 
 
+@pytest.mark.slow
 def test_D2_a_folder_of_tables_is_crawled_whole_and_again_alike(tmp_path, scene, encode, crawl):
     names = huggingface(label={"_type": "ClassLabel", "names": ["cat", "dog"]})
     pictures = [encode(scene(n), "PNG") for n in range(4)]

@@ -117,6 +117,7 @@ def test_the_pipeline_reads_samples_and_views_of_a_dataset_on_s3(tmp_path, folde
     reader.close()
 
 
+@pytest.mark.slow
 def test_a_dataset_on_a_web_server_is_read_and_not_written(folder, crawl, bucket, behind):
     from pipeline.data.reader import Reader
 

@@ -42,6 +42,7 @@ def names(store, folder):
     return [entry.name for entry in store.list(folder)]
 
 
+@pytest.mark.slow
 def test_a_file_is_read_whole_by_range_and_as_a_file(store):
     store.prepare()
     data = bytes(range(256)) * 40
@@ -296,6 +297,7 @@ def test_posix_drafts_left_by_a_kill_are_unfinished_writes(tmp_path):
     assert list(store.unfinished("shards")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", [-1, 0, 1, 5 << 20, (5 << 20) + 1])
 def test_s3_uploads_in_parts_are_the_file(bucket, monkeypatch, over):
     monkeypatch.setattr(object_store, "PART_BYTES", 5 << 20)

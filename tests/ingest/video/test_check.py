@@ -191,6 +191,7 @@ def lit_and_heard(data):
     return np.array(lit), np.array(begins)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"container": "matroska"}, {"container": "mpegts"}, WEBM])
 def test_a_cut_keeps_picture_and_sound_together_and_loses_no_keyframe_group(options):
     source = flashes(**options)

@@ -258,6 +258,7 @@ def test_what_is_no_moment_is_refused(text):
         seconds_in(text)
 
 
+@pytest.mark.slow
 def test_the_commands_know_clips(made, tmp_path, monkeypatch):
     output, _ = made
     monkeypatch.chdir(tmp_path)

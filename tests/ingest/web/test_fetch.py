@@ -145,6 +145,7 @@ def test_a_contact_that_could_forge_headers_is_refused():
             Fetcher(replace(SETTINGS, contact=contact))
 
 
+@pytest.mark.slow
 def test_retry_after_holds_back_the_host_and_not_only_the_url(server):
     """Of two URLs of one host, the second waits too, though it was never refused."""
     patient = replace(SETTINGS, tries=2, per_host=1, robots=False)
@@ -201,6 +202,7 @@ def test_reads_no_further_ahead_than_the_window_and_lets_the_consumer_set_the_pa
     assert taken == 1000
 
 
+@pytest.mark.slow
 def test_requests_that_are_not_there_yet_are_asked_for_again(server):
     read = taken = 0
 

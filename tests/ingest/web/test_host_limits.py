@@ -89,6 +89,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
         read_host_limits(tmp_path / "none", per_address=32)
 
 
+@pytest.mark.slow
 def test_hosts_are_asked_as_their_limits_say_and_others_as_ever():
     limits = (HostLimit(name="127.0.1.1", connections=5), HostLimit(name="127.0.1.2", rate=20.0))
     with CountingServer(image, seconds=0.02).serving() as server:

@@ -108,6 +108,7 @@ def test_many_names_of_one_address_are_asked_by_few_at_a_time(names):
     assert server.most[CROWDED, "image"] == 10
 
 
+@pytest.mark.slow
 def test_a_crawl_delay_is_kept_by_the_address_of_those_who_ask_for_it(names):
     delay = 0.2
     slow, quick = robots(f"User-agent: *\nCrawl-delay: {delay}"), robots("")

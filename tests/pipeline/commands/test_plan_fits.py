@@ -14,6 +14,7 @@ from pipeline.commands.pretrain import warn_of_memory
 from pipeline.plan.cost import GPUS
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_the_memory_of_the_site_s_gpus_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

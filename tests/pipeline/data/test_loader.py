@@ -80,6 +80,7 @@ def damage(root: Path, keys: list[int]) -> None:
                 shard.write(bytes([byte ^ 1]))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch_size=sampled_from([4, 6, 8, 12, 45]),
@@ -303,6 +304,7 @@ def test_pinned_values_come_in_order(small_dataset: Path, monkeypatch: pytest.Mo
         pinned.clear()
 
 
+@pytest.mark.slow
 def test_an_abandoned_iterator_takes_its_workers_along(small_dataset: Path) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     batches = make_loader(small_dataset, workers=2).from_step(0)

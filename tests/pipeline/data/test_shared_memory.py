@@ -47,6 +47,7 @@ def test_what_does_not_fit_arrives_too(size: int) -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(out.tensors, STRANGE, strict=True))
 
 
+@pytest.mark.slow
 def test_a_slot_is_free_when_its_last_tensor_is_gone() -> None:
     buffers, free = Buffers(count=2, size=4_096), deque[int]()
     out = buffers.unpack(buffers.pack(Value(STRANGE, "name"), 1), free)

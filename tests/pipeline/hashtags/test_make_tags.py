@@ -69,6 +69,7 @@ def find_task(dataset: Dataset, found: Path, unit: int) -> making.FindTask:
     )
 
 
+@pytest.mark.slow
 def test_tags_are_the_same_bytes_from_any_number_of_processes_and_after_an_interruption(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Made
 ) -> None:

@@ -164,6 +164,7 @@ class StopAfter:
         return self.left == 0
 
 
+@pytest.mark.slow
 def test_T3_a_head_that_learns_first_goes_on_exactly_on_either_side_of_its_end(
     data: Path, tmp_path: Path
 ) -> None:
@@ -280,6 +281,7 @@ def test_T1_the_average_is_that_of_one_rank_and_equals_the_sum_of_its_past(
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", ["trunk", "batch_norm"])
 def test_what_is_frozen_stays_to_the_byte(data: Path, tmp_path: Path, freeze: str) -> None:
     recipe = recipe_of(

@@ -162,6 +162,7 @@ def test_runs_that_recorded_less_have_a_page_too(tmp_path: Path) -> None:
     assert "No numbers were recorded for Nearest-neighbour accuracy" in page
 
 
+@pytest.mark.slow
 def test_a_long_run_costs_the_memory_and_the_page_of_a_screen(tmp_path: Path) -> None:
     short = make_run(tmp_path / "short", [row(step) for step in range(1, 50)])
     long = make_run(tmp_path / "long", [])

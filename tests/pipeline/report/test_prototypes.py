@@ -100,6 +100,7 @@ def test_the_rows_are_the_strongest_prototypes_and_their_nearest_images(run, rec
     samples.close()
 
 
+@pytest.mark.slow
 def test_rows_end_with_the_prototypes_that_have_an_image_and_with_their_images(run, recipe, cosines):
     gallery = gallery_of(run, recipe, rows=1000, images=1000)
     assert len(gallery.rows) == gallery.used

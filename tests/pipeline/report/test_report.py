@@ -102,6 +102,7 @@ def test_C2_the_demo_reruns_nothing_and_a_change_reruns_exactly_its_descendants(
     assert names(lines, "reused") == unchanged  # test images only watch a pretraining
 
 
+@pytest.mark.slow
 def test_receipts_hold_what_happened(demo):
     results, _, _ = demo[0]()
     assert results["train"].metrics["kept"] == 240

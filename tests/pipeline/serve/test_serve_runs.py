@@ -68,6 +68,7 @@ def test_a_running_one_is_read_again_and_its_end_is_seen(tmp_path: Path) -> None
     assert (told["state"], told["rate"], told["left"]) == ("completed", None, None)
 
 
+@pytest.mark.slow
 def test_2000_runs_are_read_once_and_those_that_go_on_again(tmp_path: Path) -> None:
     text = (make_run(tmp_path / "one").path / "status.json").read_text()
     for number in range(1999):

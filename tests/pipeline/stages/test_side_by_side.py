@@ -226,6 +226,7 @@ def test_threads_follow_from_the_graph_and_not_from_what_happens_to_run(tmp_path
     assert machine.threads == {"s0": 8, "s1": 4, "s2": 4, "s3": 4, "s4": 8}
 
 
+@pytest.mark.slow
 def test_two_stages_of_one_key_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.stages.side_by_side.PATIENCE", 0.0)
     dag = graph(tmp_path, [set(), set()])
@@ -236,6 +237,7 @@ def test_two_stages_of_one_key_are_made_once(tmp_path: Path, monkeypatch: pytest
     assert sum("is being made elsewhere" in line for line in said) == 1
 
 
+@pytest.mark.slow
 def test_what_another_process_makes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.stages.side_by_side.PATIENCE", 0.0)
     dag = graph(tmp_path, [set(), set()])
@@ -282,6 +284,7 @@ def test_a_failure_says_where_its_log_is(tmp_path: Path) -> None:
     assert "ValueError: broken on purpose (its log is " in str(failed.error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_damaged_receipt_is_told_and_the_other_stages_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int

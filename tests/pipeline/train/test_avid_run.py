@@ -220,6 +220,7 @@ def test_T3_a_run_that_goes_back_has_the_bank_and_the_positives_of_then(
             np.testing.assert_array_equal(back[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_cma_begins_where_avid_has_ended(data: Path, tmp_path: Path) -> None:
     ended = _run(None, recipe_of(data), tmp_path / "avid")
     told = r"CMA cannot start: .*\(pair_cosine .*\): start from a run of AVID \(train\.init_from\)"
@@ -237,6 +238,7 @@ def test_cma_begins_where_avid_has_ended(data: Path, tmp_path: Path) -> None:
     assert noted["path"] == str(latest(tmp_path / "avid") / "manifest.json")  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_a_bank_of_other_data_is_refused(data: Path, tmp_path: Path) -> None:
     _run(None, recipe_of(data, steps=1), tmp_path / "avid")
     files = [clip_bytes(n, seconds=0.75, size=(32, 24), rate=8000) for n in range(12)]

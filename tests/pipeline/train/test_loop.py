@@ -234,6 +234,7 @@ def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step(
     assert [path.name for path in newest_first(tmp_path / "run" / "checkpoints")] == ["step-00000001"]
 
 
+@pytest.mark.slow
 def test_ranks_that_know_how_long_a_save_takes_stop_in_time_for_it(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

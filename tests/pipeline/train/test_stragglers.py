@@ -100,6 +100,7 @@ def compute(seconds: float) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_time_on_the_cpu_is_that_of_this_rank_alone() -> None:
     world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), group=None, control=None)
     stragglers = Stragglers(world, step=0)

@@ -164,6 +164,7 @@ def test_a_classifier_that_was_cut_or_edited_is_a_sentence(trained: Path, tmp_pa
         load_classifier(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [None, "[", '["one"]', '{"a": 1}'])
 def test_a_run_whose_classes_names_are_gone_is_a_sentence(
     trained: Path, tmp_path: Path, names: str | None

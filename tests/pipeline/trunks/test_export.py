@@ -151,6 +151,7 @@ TWO_GIGABYTES = 2 << 30
 REGNET = {"depth": 4, "w_0": 16, "w_a": 12.0, "w_m": 1.5, "group_width": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

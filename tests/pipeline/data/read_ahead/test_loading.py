@@ -97,6 +97,7 @@ def test_L1_from_an_object_store_as_from_a_folder(
         assert children() == rooms(cache) == []
 
 
+@pytest.mark.slow
 def test_L1_two_ranks_of_a_node_share_one_process(
     small_dataset: Path, as_objects: AsObjects, cache: CachePlace
 ) -> None:
@@ -121,6 +122,7 @@ def test_L1_two_ranks_of_a_node_share_one_process(
         first.close()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_bytes_that_are_wrong_in_the_cache_are_read_past_it(
     small_dataset: Path, as_objects: AsObjects, cache: CachePlace, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -202,6 +204,7 @@ def test_what_may_not_be_read_is_the_users_to_mend(cache: CachePlace) -> None:
     assert isinstance(refusal, _Refusal) and re.match(sentence, refusal.sentence)
 
 
+@pytest.mark.slow
 def test_evaluations_and_resident_images_are_read_ahead_too(
     own_dataset: Callable[..., Path], as_objects: AsObjects, cache: CachePlace, slow_object_server: Any
 ) -> None:

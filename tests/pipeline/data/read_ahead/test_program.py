@@ -230,6 +230,7 @@ def test_a_mistake_of_ours_in_a_window_is_told(
     assert caught.group_contains(RuntimeError, match="ours")
 
 
+@pytest.mark.slow
 def test_a_late_answer_is_asked_for_again_and_holds_up_no_other() -> None:
     began: list[int] = []
 

@@ -17,6 +17,7 @@ from pipeline.recipe.data import Data
 from pipeline.recipe.stages import HashtagsRecipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_L1_tagged_images_of_an_object_store_come_with_their_tags_as_from_a_folder(
     as_objects: Callable[..., str], tmp_path: Path, workers: int
