@@ -34,6 +34,8 @@ from cluster.slurm.status import (
 from cluster.slurm.watch import end_watch, set_watch
 
 POLL_SECONDS = 2.0
+# SLURM's names for limits of waiting jobs, such as AssocMaxSubmitJobLimit and QOSMaxSubmitJobPerUserLimit.
+_SUBMITTED_ENOUGH = re.compile(r"\b(Assoc|QOS)\w*Submit\w*Limit")
 ENDED_ALREADY = re.compile(r"already complet|invalid job id", re.IGNORECASE)
 
 
@@ -58,7 +60,7 @@ class SlurmExecutor:
         """Ask SLURM whether such a job could ever run.
 
         Raises:
-            UserError: if there is no SLURM here, or it could not.
+            UserError: if there is no SLURM here, it could not, or SLURM takes no more jobs of this user now.
         """
         if shutil.which("sbatch") is None:
             raise UserError(
@@ -71,6 +73,11 @@ class SlurmExecutor:
             raise UserError(
                 f"SLURM's controller cannot be reached from here: {_message(tested.stderr)}; to run on this "
                 "machine, say --executor local"
+            )
+        if tested.returncode != 0 and _SUBMITTED_ENOUGH.search(tested.stderr):
+            raise UserError(
+                f"SLURM takes no more of your jobs for now: {_message(tested.stderr)}; give the same command "
+                "again when some of those in `squeue --me` have ended"
             )
         if tested.returncode != 0:
             raise UserError(

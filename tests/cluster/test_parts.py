@@ -24,7 +24,8 @@ import os, pathlib, re, sys
 folder = pathlib.Path(os.environ["ANSWERS"])
 open(folder / "asked", "a").write("sbatch\\n")
 if sys.argv[1] == "--test-only":
-    sys.exit(0)
+    full = (folder / "room").read_text() == "0"
+    sys.exit("allocation failure: AssocMaxSubmitJobLimit; Job violates accounting/QOS policy" if full else 0)
 text = pathlib.Path(sys.argv[2]).read_text()
 numbers = []
 for piece in re.search("--array=(.*)", text)[1].split(","):
@@ -131,6 +132,8 @@ def test_what_slurm_takes_no_more_of_waits_and_is_said_and_goes_on_when_repeated
     with pytest.raises(UserError, match=r"SLURM has 12 parts.*AssocMaxSubmitJobLimit.* 13-of-20 to 20-of-20"):
         submitted.refuse_waiting("run it again")
     assert [run.path.name for run in list_runs(slurm / "runs")] == [run.path.name for run in submitted.runs]
+    with pytest.raises(UserError, match=r"takes no more of your jobs for now: .*AssocMaxSubmitJobLimit"):
+        queue(slurm, 20)
     (slurm / "room").write_text("1000")
     again = queue(slurm, 20)
     assert [part.new for part in again.parts] == [False] * 12 + [True] * 8
