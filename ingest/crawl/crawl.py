@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.output_trouble import writing
-from ingest.crawl.kept import remove_folder
+from ingest.crawl.kept import remove_rest
 from ingest.crawl.make_units import crawl_units
 from ingest.dataset import layout
 from ingest.dataset.commit import read_commits
@@ -255,12 +255,13 @@ def seal_plan(plan: Plan) -> str:
         UserError: a unit is missing, or was made under another plan.
     """
     plans = read_plans(plan.store)[: plan.generation + 1]
-    root = seal(plan.store, {unit: each.fingerprint for each in plans for unit in each.units})
+    fingerprints = {unit: each.fingerprint for each in plans for unit in each.units}
+    root = seal(plan.store, fingerprints)
     if not plan.store.exists(layout.sealed_name(root, "labels.parquet")):
         # The plan has the labels of all rows in one file; reading each unit's would take long.
         labelled = (each.columns_of_units(LABEL_COLUMNS) for each in plans if each.has_labels())
         publish_vocabulary(plan.store, root, distinct_labels(chain.from_iterable(labelled)))
-    remove_folder(plan.store)
+    remove_rest(plan.store, fingerprints)
     return root
 
 

@@ -13,7 +13,7 @@ import re
 import secrets
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -98,9 +98,7 @@ class Kept:
         """The unit is committed."""
         if (saving := self._saves.pop(unit, None)) is not None and not saving.cancel():
             saving.exception()  # it was waited for, and is not needed any more
-        # Of a unit that was open for a day, a bucket has a thousand.
-        with ThreadPoolExecutor(_REMOVED_AT_ONCE) as threads:
-            list(threads.map(self._delete, self._files.pop(unit, ())))
+        _delete(self._store, self._files.pop(unit, ()))
 
     def _header(self, unit: int) -> bytes:
         record = self._plan.record
@@ -126,11 +124,8 @@ class Kept:
                     while data:  # a disk that is nearly full takes a part
                         data = data[os.write(merged, data) :]
             os.fsync(merged)
-            self._delete(name)
+            _delete(self._store, [name])
         return merged
-
-    def _delete(self, name: str) -> None:
-        self._store.delete(Entry(name=name, bytes=0, modified=0.0))
 
     def _new_file(self, folder: Path, unit: int) -> int:
         make_folder(folder)
@@ -159,11 +154,21 @@ class Kept:
         return Path(self._store.where(name))
 
 
-def remove_folder(store: Store) -> None:
-    """Once all units are committed, of the folder nothing is left, unless others put something there."""
+def remove_rest(store: Store, units: Container[int]) -> None:
+    """Remove what is left of units that are committed: whoever is killed between a commit and the removal
+    leaves its files. Then the folder, unless others put something there.
+    """
+    names = _listed(store)
+    _delete(store, [name for name in names if (of := _NAME.fullmatch(name)) and int(of[1]) in units])
     if (folder := _folder(store)) is not None:
         with suppress(OSError):
             folder.rmdir()
+
+
+def _delete(store: Store, names: Iterable[str]) -> None:
+    """Many at a time: of a unit that was open for a day, a bucket has a thousand."""
+    with ThreadPoolExecutor(_REMOVED_AT_ONCE) as threads:
+        list(threads.map(lambda name: store.delete(Entry(name=name, bytes=0, modified=0.0)), names))
 
 
 def _folder(store: Store) -> Path | None:

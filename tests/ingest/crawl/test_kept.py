@@ -19,6 +19,7 @@ from ingest.crawl.crawl import crawl_plan, crawl_shards, plan_shards
 from ingest.crawl.kept import Kept
 from ingest.crawl.on_this_machine import crawl_here
 from ingest.crawl.results import Memory, Result
+from ingest.dataset import layout
 from ingest.dataset.gc import find_garbage
 from ingest.image.check import Checked
 from ingest.plan.plan import read_plans
@@ -298,6 +299,23 @@ def test_what_nobody_could_have_kept_is_neither_read_nor_removed(tmp_path, urls)
     (folder / "notes.txt").write_text("mine")
     assert whole(urls, tmp_path / "out").root == expected.root
     assert {path.name for path in folder.iterdir()} == {*names[:3], "notes.txt"}
+
+
+@pytest.mark.slow
+def test_what_a_kill_after_a_commit_has_left_goes_when_the_dataset_is_sealed(
+    tmp_path, servers, urls, at_once, monkeypatch
+):
+    output = tmp_path / "out"
+    with monkeypatch.context() as killed:
+        killed.setattr("ingest.crawl.kept.Kept.remove", lambda kept, unit: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            whole(urls, output)
+    left = [int(path.name[:8]) for path in output.glob("waiting/*.results")]
+    assert any((output / layout.commit_name(unit)).is_file() for unit in left)
+    (output / "waiting" / f"{9999:08d}-{1:016x}.results").write_bytes(b"")  # of no unit that is known
+    (plan,) = read_plans(open_store(output))
+    crawl_here(plan, fetch=FETCH, workers=1, parts=2, progress=quietly, counts=Counts())
+    assert [path.name[:8] for path in output.glob("waiting/*")] == ["00009999"]
 
 
 @pytest.mark.slow
